@@ -1,0 +1,33 @@
+# Two commands: `make demo` and `make test`. Both set up what they need below this directory, once.
+SHELL := /bin/bash
+BIN := .venv/bin
+export OMP_NUM_THREADS ?= 1
+export HF_HUB_OFFLINE ?= 1
+export TOKENIZERS_PARALLELISM ?= false
+
+.PHONY: help setup demo test lint clean
+
+help:
+	@echo "make demo   the whole job on real text: tokenise, pack, three stages, export, evaluate"
+	@echo "make test   linters, types and tests"
+	@echo "make setup  only the virtual environment in .venv"
+	@echo "make clean  remove what the demo made; .venv stays"
+
+setup: .venv/ready
+
+.venv/ready: scripts/setup.sh pyproject.toml constraints.txt
+	@bash scripts/setup.sh
+
+demo: setup
+	@$(BIN)/python scripts/demo.py
+
+lint: setup
+	@$(BIN)/ruff check .
+	@$(BIN)/ruff format --check .
+	@$(BIN)/mypy
+
+test: setup lint
+	@$(BIN)/python -m pytest -n 2 --dist worksteal $(PYTEST_ARGS)
+
+clean:
+	rm -rf runs

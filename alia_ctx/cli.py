@@ -1,0 +1,130 @@
+"""The command line: wiring only. Every command reads a configuration first, and checks it as a whole."""
+
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from alia_ctx.config import RunConfig, load_run
+from alia_ctx.errors import AliaError
+
+app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, help=__doc__)
+
+Config = Annotated[Path, typer.Argument(help="The run's YAML.", show_default=False)]
+Overrides = Annotated[list[str] | None, typer.Argument(help="Overrides, as in stages.32k.layout.cp=16.")]
+Stage = Annotated[str, typer.Option(help="Name of the stage.", show_default=False)]
+Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace what is there.")]
+
+
+@app.command()
+def check(config: Config, overrides: Overrides = None) -> None:
+    """Check a configuration as a whole; list every violation with its remedy."""
+    run = load_run(config, overrides or ())
+    for name, stage in run.stages.items():
+        tokens = stage.rows_per_update * stage.context
+        typer.echo(f"{name}: {stage.updates:,} updates of {stage.rows_per_update} x {stage.context:,} = {tokens:,} tokens, "
+                   f"{stage.updates * tokens:,} in all")
+    if run.root is not None and run.deferred(run.root):
+        typer.echo(f"note: root {run.root} is not on this machine; files below it were not looked for")
+    typer.echo(f"{config}: no problems")
+
+
+@app.command()
+def tokenize(config: Config, overrides: Overrides = None,
+             source: Annotated[list[str] | None, typer.Option(help="Only this source; may be repeated.")] = None,
+             overwrite: Overwrite = False) -> None:
+    """Turn text into Megatron .bin/.idx token stores."""
+    from alia_ctx import workflow
+
+    workflow.tokenize(load_run(config, overrides or ()), source or (), overwrite=overwrite)
+
+
+@app.command()
+def pack(config: Config, stage: Stage, overrides: Overrides = None, overwrite: Overwrite = False) -> None:
+    """Plan the rows of a stage."""
+    from alia_ctx import workflow
+
+    workflow.pack(load_run(config, overrides or ()), stage, overwrite=overwrite)
+
+
+@app.command()
+def train(config: Config, stage: Stage, overrides: Overrides = None) -> None:
+    """Train a stage, from where it stands, on the ranks that torchrun started (or on this process alone)."""
+    from alia_ctx import workflow
+
+    path = workflow.train(load_run(config, overrides or ()), stage)
+    if _is_main():
+        typer.echo(str(path))
+
+
+@app.command()
+def evaluate(config: Config, overrides: Overrides = None,
+             stage: Annotated[str | None, typer.Option(help="Only this stage (default: the report's comparison).")] = None,
+             context: Annotated[int | None, typer.Option(help="Tokens shown at a time (default: the stage's).")] = None,
+             ) -> None:
+    """Measure the loss by position on held-out documents."""
+    from alia_ctx import workflow
+
+    run = load_run(config, overrides or ())
+    evaluations = workflow.standard_evaluations(run)
+    if stage is not None:
+        wanted = context or run.stage(stage).context
+        evaluations = [workflow.Evaluation(f"{stage}, {wanted:,} tokens", stage, wanted)]
+    results = workflow.evaluate(run, evaluations)
+    if _is_main():
+        _print_table(results)
+
+
+@app.command()
+def report(config: Config, overrides: Overrides = None) -> None:
+    """Tables, plot and verdicts of the evaluations."""
+    from alia_ctx import workflow
+
+    _show_report(workflow.report(load_run(config, overrides or ())))
+
+
+@app.command()
+def run(config: Config, overrides: Overrides = None) -> None:
+    """Every step on this machine: tokenize, pack, train each stage, evaluate, report."""
+    from alia_ctx import workflow
+
+    loaded = load_run(config, overrides or ())
+    _show_report(workflow.run_all(config, overrides or (), loaded))
+
+
+def _print_table(results: Any) -> None:
+    from rich.console import Console
+
+    from alia_ctx.evaluation.report import loss_table
+
+    Console().print(loss_table(results))
+
+
+def _show_report(written: Any) -> None:
+    typer.echo(written.markdown.read_text(encoding="utf-8"))
+    typer.echo(f"report: {written.markdown}\nplot:   {written.plot}")
+
+
+def _is_main() -> bool:
+    return os.environ.get("RANK", "0") == "0"
+
+
+def main() -> None:
+    """Entry point: a user's mistake becomes one message on standard error and exit status 2."""
+    try:
+        app()
+    except AliaError as error:
+        name = type(error).__name__
+        rank = f"rank {os.environ['RANK']}: " if "RANK" in os.environ else ""
+        print(f"{rank}{name}: {error}", file=sys.stderr)
+        sys.exit(error.exit_code)
+    except KeyboardInterrupt:
+        sys.exit(130)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,50 @@
+"""The errors that a user can cause, each naming what is wrong and what to do about it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Problem:
+    """One violated rule: `key` (dotted, as in the YAML), its `value`, the `rule`, and the `remedy`."""
+
+    key: str
+    value: object
+    rule: str
+    remedy: str
+
+    def __str__(self) -> str:
+        return f"{self.key}={_short(self.value)}: {self.rule}; {self.remedy}"
+
+
+def _short(value: object, limit: int = 120) -> str:
+    text = str(value)
+    return text if len(text) <= limit else f"{text[: limit - 1]}…"
+
+
+class AliaError(Exception):
+    """Base of everything that the command line reports in one message, without a traceback."""
+
+    exit_code = 2
+
+
+class ConfigError(AliaError):
+    """The configuration breaks one or more rules; `problems` holds them all."""
+
+    def __init__(self, message: str, problems: Sequence[Problem] = ()) -> None:
+        self.problems = tuple(problems)
+        super().__init__("\n".join([message, *(f"  {problem}" for problem in self.problems)]))
+
+
+class DataError(AliaError):
+    """An input file, token store, or pack plan is missing, broken, or not the one it should be."""
+
+
+class LayoutError(AliaError):
+    """A parallel layout or kernel does not fit the model, the row, or the machine."""
+
+
+class CheckpointError(AliaError):
+    """A checkpoint or Hugging Face directory is missing, incomplete, corrupt, or of another model."""

@@ -1,0 +1,212 @@
+"""The table, plot and verdicts that say whether the extension worked."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import IO, Any
+
+from rich.table import Table
+
+from alia_ctx.errors import DataError
+from alia_ctx.evaluation.positions import BandLoss, PairedDifference, PositionBands, paired_difference
+from alia_ctx.files import atomic_file
+
+CLEAR = 3.0  # standard errors by which a loss must be lower to be called clearly lower
+TOLERANCE = 0.02  # how much of the base's loss the last stage may add inside the base context
+_PLOT_TOKENS = 30  # a curve point of fewer tokens is noise and is not drawn
+
+Results = Mapping[str, PositionBands]
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """One claim about the results: `holds` is None where it could not be decided."""
+
+    claim: str
+    holds: bool | None
+    detail: str
+
+    def __str__(self) -> str:
+        return f"{ {True: 'yes', False: 'NO', None: 'undecided'}[self.holds] }: {self.claim}: {self.detail}"
+
+
+@dataclass(frozen=True)
+class Report:
+    """The files written and the verdicts in them; `holds` is true where every verdict is."""
+
+    markdown: Path
+    json: Path
+    plot: Path
+    verdicts: tuple[Verdict, ...]
+
+    @property
+    def holds(self) -> bool:
+        return all(verdict.holds is True for verdict in self.verdicts)
+
+
+def write_report(
+    results: Results,
+    out_dir: str | Path,
+    *,
+    base: str,
+    final: str,
+    baselines: Sequence[str] = (),
+    title: str = "Loss by position in the document",
+    notes: Sequence[str] = (),
+) -> Report:
+    """Write `report.md`, `report.json` and `loss_by_position.png` in `out_dir`, over earlier ones.
+
+    `results` maps a model's display name to its losses, in the order to show them. `base` is judged against
+    `final` inside the base context, `baselines` (default: the base) at the positions past it. `notes` are lines
+    on how it was measured. DataError: a name is not among the results, or their edges differ.
+    """
+    verdicts = judge(results, base=base, final=final, baselines=baselines)
+    out_dir = Path(out_dir)
+    report = Report(out_dir / "report.md", out_dir / "report.json", out_dir / "loss_by_position.png", verdicts)
+    data = {
+        "title": title,
+        "notes": list(notes),
+        "verdicts": [asdict(verdict) for verdict in verdicts],
+        "results": {name: _result_json(bands) for name, bands in results.items()},
+    }
+    try:
+        out_dir.mkdir(parents=True, exist_ok=True)
+        with atomic_file(report.plot) as stream:
+            _plot(results, stream, title)
+        _write_text(report.json, json.dumps(data, indent=1, allow_nan=False) + "\n")
+        _write_text(report.markdown, _markdown(results, verdicts, title, notes, report.plot.name))
+    except OSError as error:
+        raise DataError(f"cannot write the report in {out_dir}: {error.strerror or error}") from error
+    return report
+
+
+def judge(results: Results, *, base: str, final: str, baselines: Sequence[str] = ()) -> tuple[Verdict, ...]:
+    """Compare `final` with the base inside the first band and with each of `baselines` in every later band."""
+    _check_names(results, (base, final, *baselines))
+    edges = results[base].edges
+    bands = list(zip(edges, edges[1:], strict=False))
+    verdicts = [_no_worse(results, base, final, *bands[0])]
+    verdicts += [
+        _clearly_better(results, name, final, start, stop) for name in baselines or (base,) for start, stop in bands[1:]
+    ]
+    return tuple(verdicts)
+
+
+def _no_worse(results: Results, base: str, final: str, start: int, stop: int) -> Verdict:
+    claim = f"{final} loses at most {TOLERANCE:.0%} to {base} at positions {start:,}-{stop - 1:,}"
+    paired = paired_difference(results[base], results[final], start, stop)
+    if paired.documents < 2:
+        return Verdict(claim, None, _too_few(paired))
+    change = paired.difference / paired.first
+    detail = (
+        f"{paired.first:.4f} -> {paired.second:.4f} ({change:+.2%}, standard error "
+        f"{paired.standard_error / paired.first:.2%}, {paired.documents} documents)"
+    )
+    return Verdict(claim, bool(change <= TOLERANCE), detail)
+
+
+def _clearly_better(results: Results, baseline: str, final: str, start: int, stop: int) -> Verdict:
+    claim = f"{final} is clearly better than {baseline} at positions {start:,}-{stop - 1:,}"
+    paired = paired_difference(results[baseline], results[final], start, stop)
+    if paired.documents < 2:
+        return Verdict(claim, None, _too_few(paired))
+    gain, error = -paired.difference, paired.standard_error
+    detail = (
+        f"{paired.first:.4f} -> {paired.second:.4f}: {gain:.4f} lower, standard error {error:.4f}, "
+        f"{paired.documents} documents; clear is {CLEAR:g} standard errors"
+    )
+    return Verdict(claim, bool(gain > CLEAR * error), detail)
+
+
+def _too_few(paired: PairedDifference) -> str:
+    return f"{paired.documents} documents were measured with both, at least 2 are needed; evaluate more text"
+
+
+def loss_table(results: Results, title: str = "Loss by position in the document (nats per token)") -> Table:
+    """A line per model, a column per band; perplexity in brackets."""
+    table = Table(title=title)
+    table.add_column("model")
+    bands = [result.bands() for result in results.values()]
+    for band in bands[0] if bands else ():
+        table.add_column(_heading(band), justify="right")
+    table.add_column("tokens", justify="right")
+    for name, row in zip(results, bands, strict=True):
+        table.add_row(name, *(_cell(band) for band in row), f"{results[name].tokens:,}")
+    return table
+
+
+def _check_names(results: Results, names: Sequence[str]) -> None:
+    missing = [name for name in names if name not in results]
+    if missing:
+        raise DataError(f"no result named {', '.join(missing)}; there are: {', '.join(results) or 'none'}")
+    edges = {result.edges for result in results.values()}
+    if len(edges) > 1:
+        raise DataError(f"the results have different band edges, {sorted(edges)}; evaluate all with the same")
+
+
+def _heading(band: BandLoss) -> str:
+    return f"{band.start:,}-{band.stop - 1:,}"
+
+
+def _cell(band: BandLoss) -> str:
+    return f"{band.loss:.4f} ({math.exp(min(band.loss, 700.0)):,.2f})" if band.tokens else "-"
+
+
+def _result_json(bands: PositionBands) -> dict[str, Any]:
+    positions, losses, tokens = bands.curve()
+    summary = [{**asdict(band), "loss": band.loss if band.tokens else None} for band in bands.bands()]
+    curve = {"position": positions.tolist(), "loss": losses.tolist(), "tokens": tokens.tolist()}
+    return {"bands": summary, "curve": curve, "sums": bands.to_json()}
+
+
+def _markdown(results: Results, verdicts: Sequence[Verdict], title: str, notes: Sequence[str], plot: str) -> str:
+    first = next(iter(results.values()))
+    headings = ["model", *(_heading(band) for band in first.bands()), "documents", "tokens"]
+    rows = [
+        [name, *(_cell(band) for band in result.bands()), f"{result.documents:,}", f"{result.tokens:,}"]
+        for name, result in results.items()
+    ]
+    table = [
+        _markdown_row(headings),
+        _markdown_row(["---"] + ["---:"] * (len(headings) - 1)),
+        *map(_markdown_row, rows),
+    ]
+    lines = [f"# {title}", "", *(f"- {verdict}" for verdict in verdicts), ""]
+    lines += ["Loss in nats per token (perplexity), by position of the input token in its document.", "", *table, ""]
+    lines += [f"![loss against position]({plot})", "", *(f"- {note}" for note in notes)]
+    return "\n".join(lines).rstrip() + "\n"
+
+
+def _write_text(path: Path, text: str) -> None:
+    with atomic_file(path) as stream:
+        stream.write(text.encode())
+
+
+def _markdown_row(cells: Sequence[str]) -> str:
+    return f"| {' | '.join(cell.replace('|', chr(92) + '|') for cell in cells)} |"
+
+
+def _plot(results: Results, stream: IO[bytes], title: str) -> None:
+    """Loss against position, one line a model, dotted lines at the band edges; no display and no global state."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(9, 5), layout="constrained")
+    FigureCanvasAgg(figure)
+    axes = figure.add_subplot()
+    for name, result in results.items():
+        positions, losses, tokens = result.curve()
+        drawn = tokens >= _PLOT_TOKENS
+        axes.plot(positions[drawn] + 1, losses[drawn], marker="o", markersize=2.5, linewidth=1.4, label=name)
+    for edge in next(iter(results.values())).edges[1:-1]:
+        axes.axvline(edge, color="grey", linestyle=":", linewidth=1)
+    axes.set_xscale("log", base=2)
+    axes.set(title=title, xlabel="tokens of the document seen so far", ylabel="loss (nats per token)")
+    axes.xaxis.set_major_formatter(lambda value, _: f"{value:,.0f}")
+    axes.grid(alpha=0.3)
+    axes.legend()
+    figure.savefig(stream, format="png", dpi=130)

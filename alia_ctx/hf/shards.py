@@ -1,0 +1,102 @@
+"""Safetensors shards written as a stream: the header follows from the shapes, the rows come one block at a time.
+
+The safetensors library can only save tensors that are in memory; its format (8 bytes of header length, a JSON
+header, the tensors without gaps) needs no such thing. Its reader is what the tests read our files with.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from alia_ctx.hf.reader import DTYPE_NAMES, SAFETENSORS, SAFETENSORS_INDEX
+from alia_ctx.hf.rules import RowMap, WeightMap
+from alia_ctx.tensorfile import as_bytes
+
+_BLOCK_BYTES = 16 << 20
+_NAMES = {dtype: name for name, dtype in DTYPE_NAMES.items()}
+ReadRows = Callable[[str, RowMap, int, Tensor], None]
+
+
+@dataclass(frozen=True)
+class Shard:
+    """One file and its tensors: name, shape, dtype, and where the rows come from."""
+
+    name: str
+    tensors: tuple[tuple[str, tuple[int, ...], torch.dtype, RowMap], ...]
+
+    @property
+    def nbytes(self) -> int:
+        return sum(math.prod(shape) * dtype.itemsize for _, shape, dtype, _ in self.tensors)
+
+
+def plan(weights: WeightMap, dtype_of: Callable[[RowMap], torch.dtype], shard_bytes: int) -> list[Shard]:
+    """Cut the model's tensors, in the order of its layers, in files of at most `shard_bytes` (or one tensor)."""
+    groups: list[list[tuple[str, tuple[int, ...], torch.dtype, RowMap]]] = [[]]
+    filled = 0
+    for name, shape, home in weights.huggingface_tensors():
+        dtype = dtype_of(home)
+        size = math.prod(shape) * dtype.itemsize
+        if groups[-1] and filled + size > shard_bytes:
+            groups.append([])
+            filled = 0
+        groups[-1].append((name, shape, dtype, home))
+        filled += size
+    count = len(groups)
+    names = [f"model-{i:05d}-of-{count:05d}.safetensors" for i in range(1, count + 1)] if count > 1 else [SAFETENSORS]
+    # Wider dtypes first keeps every tensor aligned to its own width.
+    return [Shard(name, tuple(sorted(group, key=lambda t: -t[2].itemsize)))
+            for name, group in zip(names, groups, strict=True)]
+
+
+def write(shard: Shard, directory: Path, read_rows: ReadRows) -> None:
+    """Write one shard; `read_rows(name, row_map, start, out)` must fill `out` with rows of tensor `name`."""
+    with (directory / shard.name).open("wb", buffering=0) as stream:
+        stream.write(_header(shard))
+        buffer = np.empty(max(min(_BLOCK_BYTES, shard.nbytes), _widest_row(shard)), dtype=np.uint8)
+        for name, shape, dtype, home in shard.tensors:
+            row = math.prod(shape[1:]) * dtype.itemsize
+            step = max(1, len(buffer) // row)
+            for start in range(0, shape[0], step):
+                count = min(step, shape[0] - start)
+                block = torch.from_numpy(buffer[: count * row]).view(dtype).view(count, *shape[1:])
+                read_rows(name, home, start, block)
+                _write_all(stream, as_bytes(block))
+
+
+def write_index(plan: Sequence[Shard], directory: Path) -> None:
+    """Write the index that says which shard holds which tensor; a single file has none."""
+    if len(plan) == 1:
+        return
+    weight_map = {name: shard.name for shard in plan for name, *_ in shard.tensors}
+    document = {"metadata": {"total_size": sum(shard.nbytes for shard in plan)}, "weight_map": weight_map}
+    (directory / SAFETENSORS_INDEX).write_text(json.dumps(document, indent=2) + "\n", encoding="utf-8")
+
+
+def _header(shard: Shard) -> bytes:
+    header: dict[str, object] = {"__metadata__": {"format": "pt"}}
+    position = 0
+    for name, shape, dtype, _ in shard.tensors:
+        end = position + math.prod(shape) * dtype.itemsize
+        header[name] = {"dtype": _NAMES[dtype], "shape": list(shape), "data_offsets": [position, end]}
+        position = end
+    text = json.dumps(header, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % 8)
+    return len(text).to_bytes(8, "little") + text
+
+
+def _widest_row(shard: Shard) -> int:
+    return max(math.prod(shape[1:]) * dtype.itemsize for _, shape, dtype, _ in shard.tensors)
+
+
+def _write_all(stream: object, data: np.ndarray) -> None:
+    view = memoryview(data)
+    while view:
+        view = view[stream.write(view) :]  # type: ignore[attr-defined]  # a raw file may write less than asked

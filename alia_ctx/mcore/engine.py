@@ -1,0 +1,394 @@
+"""The engine: one stage's model, gradients and optimizer on Megatron-Core, behind a small interface.
+
+The trainer sees updates of rows, losses and directories; everything about process groups, pipelines, buckets
+and sharded states stays here.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+import tempfile
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import torch.distributed as dist
+from megatron.core import dist_checkpointing, parallel_state, tensor_parallel
+from megatron.core.distributed import (
+    DistributedDataParallel,
+    DistributedDataParallelConfig,
+    finalize_model_grads,
+)
+from megatron.core.optimizer import OptimizerConfig as MegatronOptimizerConfig
+from megatron.core.optimizer import get_megatron_optimizer
+from megatron.core.pipeline_parallel import get_forward_backward_func
+from megatron.core.process_groups_config import ProcessGroupCollection
+from megatron.core.transformer.module import Float16Module
+
+from alia_ctx.config import EngineConfig, OptimizerConfig
+from alia_ctx.errors import CheckpointError, LayoutError
+from alia_ctx.layout import Layout, zigzag_chunks
+from alia_ctx.mcore import adam, host
+from alia_ctx.mcore.attention import RowGeometry, row_geometry
+from alia_ctx.mcore.kernels import resolve_kernel
+from alia_ctx.mcore.loss import vocab_parallel_loss
+from alia_ctx.mcore.model import DTYPES, ModelOptions, build_model, initialize, transformer_config
+from alia_ctx.model import ModelSpec, RopeSpec
+from alia_ctx.packing import PackedRow
+from alia_ctx.trainer import RowLosses, UpdateResult
+
+_Pending = list[tuple[PackedRow, torch.Tensor, torch.Tensor]]
+_SHARDING = {"distrib_optim_sharding_type": "fully_reshardable"}
+
+
+@dataclass(frozen=True)
+class Batch:
+    """One row on this CP rank: t = T/cp tokens. `tokens` only where the pipeline starts, `targets` where it ends."""
+
+    row: PackedRow
+    geometry: RowGeometry
+    tokens: torch.Tensor | None
+    targets: torch.Tensor | None
+
+
+class Distributed:
+    """The process group of the run, for as long as the context is entered.
+
+    Under torchrun all of its ranks; without it, this process alone. NCCL on GPUs, gloo on hosts.
+    """
+
+    def __init__(self, config: EngineConfig) -> None:
+        self.config = config
+        self._rendezvous: tempfile.TemporaryDirectory[str] | None = None
+
+    def __enter__(self) -> Distributed:
+        if self.config.device == "cuda" and not torch.cuda.is_available():
+            raise LayoutError("engine.device=cuda: this machine shows no CUDA device; use auto or cpu")
+        on_host = host.activate() if self.config.device != "cuda" else False
+        adam.use_group_step_adam()
+        timeout = timedelta(minutes=self.config.timeout_minutes)
+        if not on_host:
+            torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")))
+        backend = "gloo" if on_host else "cpu:gloo,cuda:nccl"
+        if "RANK" in os.environ:
+            dist.init_process_group(backend, timeout=timeout)
+        else:
+            self._rendezvous = tempfile.TemporaryDirectory(prefix="alia-ctx-")
+            store = f"file://{self._rendezvous.name}/store"
+            dist.init_process_group(backend, init_method=store, rank=0, world_size=1, timeout=timeout)
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        if parallel_state.model_parallel_is_initialized():
+            parallel_state.destroy_model_parallel()
+        dist.destroy_process_group()
+        if self._rendezvous:
+            self._rendezvous.cleanup()
+
+
+class MegatronEngine:
+    """Megatron-Core behind `alia_ctx.trainer.Engine`. Needs an entered `Distributed`.
+
+    Args:
+        model: sizes of the model.
+        rope: rotary embedding of this stage.
+        context: tokens of a row, T.
+        layout: parallel sizes; data parallelism takes what is left of the world.
+        engine: precision, kernel, communication.
+        optimizer: AdamW's constants; None builds no optimizer and no gradient buffers (evaluation).
+        recompute: activation recomputation: none, selective (MLP), full.
+        seed: of the random weights, where a stage starts from random.
+
+    Raises LayoutError, before any memory is taken, where the layout fits neither model, row nor world, or
+    where the attention kernel is not installed.
+    """
+
+    def __init__(
+        self,
+        model: ModelSpec,
+        rope: RopeSpec,
+        context: int,
+        layout: Layout,
+        engine: EngineConfig,
+        optimizer: OptimizerConfig | None,
+        *,
+        recompute: Any = "none",
+        seed: int = 1234,
+    ) -> None:
+        self.model, self.rope, self.context, self.layout, self.config = model, rope, context, layout, engine
+        world = dist.get_world_size()
+        problems = layout.problems("layout", model, context, world)
+        if problems:
+            raise LayoutError("\n".join(["the layout does not fit", *(f"  {p}" for p in problems)]))
+        self.device = torch.device(torch.cuda.current_device())
+        kernel = resolve_kernel(engine.attention, self.device.type).name
+        self._start_groups(seed)
+        options = ModelOptions(engine.precision, kernel, recompute, engine.deterministic, self.device.type == "cuda")
+        self._transformer = transformer_config(model, layout, options)
+        module = build_model(model, self._transformer, context, options, self.groups)
+        initialize(module, model, self._transformer, seed, self.groups)
+        self._wrap(module, optimizer)
+
+    # -- construction ---------------------------------------------------------------------------------------
+
+    def _start_groups(self, seed: int) -> None:
+        if parallel_state.model_parallel_is_initialized():
+            parallel_state.destroy_model_parallel()
+        parallel_state.initialize_model_parallel(
+            self.layout.tp, self.layout.pp, context_parallel_size=self.layout.cp
+        )
+        tensor_parallel.model_parallel_cuda_manual_seed(seed, force_reset_rng=True)
+        self.groups = ProcessGroupCollection.use_mpu_process_groups()
+        self.is_first_stage = parallel_state.is_pipeline_first_stage()
+        self.is_last_stage = parallel_state.is_pipeline_last_stage()
+
+    def _wrap(self, module: torch.nn.Module, optimizer: OptimizerConfig | None) -> None:
+        self._module = module
+        wrapped: Any = module if self.config.precision == "fp32" else Float16Module(self._transformer, module)
+        self._optimizer: Any = None
+        if optimizer is None:
+            self._chunk = wrapped.eval()
+            return
+        overlap = self.config.overlap_communication and self.device.type == "cuda"
+        settings = DistributedDataParallelConfig(
+            use_distributed_optimizer=True,
+            overlap_grad_reduce=overlap,
+            overlap_param_gather=overlap,
+            grad_reduce_in_fp32=True,
+        )
+        self._chunk = DistributedDataParallel(self._transformer, settings, wrapped)
+        self._optimizer = get_megatron_optimizer(self._optimizer_config(optimizer, overlap), [self._chunk])
+        self._transformer.finalize_model_grads_func = finalize_model_grads
+        self._transformer.grad_scale_func = self._optimizer.scale_loss
+        if overlap:
+            self._transformer.no_sync_func = self._chunk.no_sync
+            self._transformer.param_sync_func = self._chunk.start_param_sync
+
+    def _optimizer_config(self, optimizer: OptimizerConfig, overlap: bool) -> MegatronOptimizerConfig:
+        return MegatronOptimizerConfig(
+            optimizer="adam",
+            lr=0.0,
+            adam_beta1=optimizer.beta1,
+            adam_beta2=optimizer.beta2,
+            adam_eps=optimizer.epsilon,
+            weight_decay=optimizer.weight_decay,
+            clip_grad=optimizer.clip_grad,
+            bf16=self.config.precision == "bf16",
+            params_dtype=DTYPES[self.config.precision],
+            use_distributed_optimizer=True,
+            overlap_param_gather=overlap,
+        )
+
+    # -- where this rank stands -----------------------------------------------------------------------------
+
+    @property
+    def rank(self) -> int:
+        return dist.get_rank()
+
+    @property
+    def world_size(self) -> int:
+        return dist.get_world_size()
+
+    @property
+    def data_parallel_rank(self) -> int:
+        return self.groups.dp.rank()
+
+    @property
+    def data_parallel_size(self) -> int:
+        return self.groups.dp.size()
+
+    @property
+    def reports_losses(self) -> bool:
+        """Whether this rank's losses count: the last pipeline stage, once per tensor-parallel group."""
+        return self.is_last_stage and self.groups.tp.rank() == 0
+
+    # -- training -------------------------------------------------------------------------------------------
+
+    def train_update(self, rows: Sequence[PackedRow], learning_rate: float) -> UpdateResult:
+        """One optimizer update over `rows`, those of this data-parallel rank; ranks may bring unequal numbers.
+
+        The loss is the sum over the update's predicted tokens of all ranks divided once by their number.
+        Raises nothing on a NaN or infinite gradient: the update is then skipped and the result says so.
+        """
+        started = time.perf_counter()
+        self._set_learning_rate(learning_rate)
+        self._chunk.zero_grad_buffer()
+        self._optimizer.zero_grad()
+        losses = self._run(rows, forward_only=False)
+        loss, predicted = self._reduce_loss(losses)
+        computed = time.perf_counter()
+        norm = self._step_if_finite(loss)
+        return UpdateResult(
+            loss=loss,
+            predicted_tokens=predicted,
+            gradient_norm=norm,
+            applied=math.isfinite(loss) and math.isfinite(norm),
+            losses=tuple(losses),
+            compute_seconds=computed - started,
+            step_seconds=time.perf_counter() - computed,
+        )
+
+    def row_losses(self, rows: Sequence[PackedRow]) -> tuple[RowLosses, ...]:
+        """Per-token losses of `rows` without training, on the ranks that report losses (empty elsewhere)."""
+        self._chunk.eval()
+        try:
+            with torch.no_grad():
+                return tuple(self._run(rows, forward_only=True))
+        finally:
+            if self._optimizer is not None:
+                self._chunk.train()
+
+    def logits(self, row: PackedRow) -> torch.Tensor | None:
+        """fp32 logits [t, vocab] of this CP rank's tokens; for verification at small sizes, layouts with pp=1 only."""
+        if self.layout.pp > 1:
+            raise LayoutError("logits are for verification on one pipeline stage; use pp=1")
+        batch = self._batch(row)
+        with torch.no_grad():
+            local = self._chunk(batch.tokens, None, None, packed_seq_params=batch.geometry)
+            full = tensor_parallel.gather_from_tensor_model_parallel_region(local, group=self.groups.tp)
+        return full[0, :, : self.model.vocab_size].float()
+
+    def _step_if_finite(self, loss: float) -> float:
+        """Step the optimizer unless loss or gradient norm (returned) are not finite: every rank decides alike.
+
+        Upstream clips by a NaN norm into NaN weights, so the norm is looked at before its step is called.
+        """
+        if not math.isfinite(loss):
+            return math.nan
+        self._optimizer.prepare_grads()
+        norm = float(self._optimizer.get_grad_norm())
+        if math.isfinite(norm):
+            self._optimizer.step()
+        return norm
+
+    def _set_learning_rate(self, learning_rate: float) -> None:
+        for group in self._optimizer.param_groups:
+            group["lr"] = learning_rate
+
+    def _run(self, rows: Sequence[PackedRow], *, forward_only: bool) -> list[RowLosses]:
+        """Drive upstream's schedule over `rows`; a rank without rows runs one that predicts nothing."""
+        rows = list(rows) or [PackedRow.from_documents([], self.context)]
+        pending: _Pending = []
+        get_forward_backward_func()(
+            forward_step_func=self._forward_step(pending),
+            data_iterator=(self._batch(row) for row in rows),
+            model=[self._chunk],
+            num_microbatches=len(rows),
+            seq_length=self.context,
+            micro_batch_size=1,
+            forward_only=forward_only,
+        )
+        if not self.reports_losses:
+            return []
+        ranges = zigzag_chunks(self.context, self.layout.cp, self.groups.cp.rank())
+        return [RowLosses(row, ranges, v.cpu().numpy(), t.cpu().numpy() >= 0) for row, v, t in pending]
+
+    def _forward_step(self, pending: _Pending) -> Any:
+        def step(batches: Iterator[Batch], chunk: Any) -> tuple[torch.Tensor, Any]:
+            batch = next(batches)
+            output = chunk(
+                batch.tokens, None, None, labels=batch.targets, packed_seq_params=batch.geometry,
+                output_processor=self._output_loss, output_processor_context=(batch, pending),
+            )
+            return output, lambda loss: (loss, self._predicted(batch), {})
+
+        return step
+
+    def _predicted(self, batch: Batch) -> torch.Tensor:
+        return (batch.targets >= 0).sum().to(torch.int32)
+
+    def _output_loss(self, *, hidden_states: torch.Tensor, output_layer: Any, output_weight: Any, context: Any,
+                     **ignored: Any) -> torch.Tensor:
+        """Upstream calls this in place of head and loss, so that whole logits never exist."""
+        batch, pending = context
+        weight = output_layer.weight if output_weight is None else output_weight
+        loss, token_losses = vocab_parallel_loss(
+            hidden_states,
+            weight,
+            batch.targets,
+            tp_group=self.groups.tp,
+            vocab_size=self.model.vocab_size,
+            chunk_tokens=self.config.loss_chunk_tokens,
+            sequence_parallel=self.layout.tp > 1,
+        )
+        pending.append((batch.row, token_losses, batch.targets))
+        return loss
+
+    def _batch(self, row: PackedRow) -> Batch:
+        """This CP rank's part of a row: only its chunks are read and turned into tensors."""
+        cp, rank = self.layout.cp, self.groups.cp.rank()
+        ranges = zigzag_chunks(self.context, cp, rank)
+
+        def local(read: Any) -> torch.Tensor:
+            return torch.from_numpy(np.concatenate([read(a, b) for a, b in ranges])).to(self.device)
+
+        return Batch(
+            row=row,
+            geometry=row_geometry(
+                row.doc_offsets, self.context, cp, rank, rope=self.rope, head_dim=self.model.head_dim,
+                device=self.device,
+            ),
+            tokens=local(row.tokens)[None] if self.is_first_stage else None,
+            targets=local(row.targets) if self.is_last_stage else None,
+        )
+
+    def _reduce_loss(self, losses: Sequence[RowLosses]) -> tuple[float, int]:
+        sums = [[part.values.sum(dtype=np.float64), part.predicted.sum()] for part in losses]
+        total, predicted = self.sum_over_ranks(np.array(sums or [[0.0, 0.0]], dtype=np.float64).sum(axis=0))
+        return total / max(predicted, 1), int(predicted)
+
+    def sum_over_ranks(self, values: np.ndarray) -> np.ndarray:
+        """Sum of a float64 array over all ranks, on every rank."""
+        tensor = torch.from_numpy(np.ascontiguousarray(values, dtype=np.float64)).to(self.device)
+        dist.all_reduce(tensor)
+        return tensor.cpu().numpy()
+
+    def gather_objects(self, value: Any) -> list[Any]:
+        """`value` of every rank, on every rank; for small things."""
+        gathered: list[Any] = [None] * self.world_size
+        dist.all_gather_object(gathered, value)
+        return gathered
+
+    def barrier(self) -> None:
+        dist.barrier()
+
+    # -- weights and state on disk --------------------------------------------------------------------------
+
+    def save(self, directory: Path, *, with_optimizer: bool = True) -> None:
+        """Write weights, and optimizer state where there is one, as a Megatron distributed checkpoint. Collective."""
+        state = self._sharded_state(is_loading=False, with_optimizer=with_optimizer and self._optimizer is not None)
+        dist_checkpointing.save(state, str(directory))
+
+    def load(self, directory: Path, *, with_optimizer: bool) -> None:
+        """Load what `save` or an import wrote, under any layout. Collective.
+
+        Without the optimizer its state starts afresh from the loaded weights.
+        Raises CheckpointError naming the directory where a tensor is missing, misshapen or unreadable.
+        """
+        state = self._sharded_state(is_loading=True, with_optimizer=with_optimizer)
+        try:
+            loaded = dist_checkpointing.load(state, str(directory))
+        except Exception as error:  # upstream raises many kinds for one cause: this state is not of this model
+            raise CheckpointError(
+                f"{directory}: does not load into this model ({type(error).__name__}: {error}); "
+                "check that the configuration's model is the checkpoint's"
+            ) from error
+        self._module.load_state_dict(loaded["model"], strict=False)
+        if with_optimizer:
+            self._optimizer.load_state_dict(loaded["optimizer"])
+        elif self._optimizer is not None:
+            self._optimizer.reload_model_params()
+
+    def _sharded_state(self, *, is_loading: bool, with_optimizer: bool) -> dict[str, Any]:
+        state: dict[str, Any] = {"model": self._module.sharded_state_dict()}
+        if with_optimizer:
+            state["optimizer"] = self._optimizer.sharded_state_dict(
+                state["model"], is_loading=is_loading, metadata=_SHARDING
+            )
+        return state

@@ -1,0 +1,212 @@
+"""The Megatron-Core model: the one place that chooses upstream's model class and layer modules.
+
+Upstream 0.19 deprecates `GPTModel` in favour of `HybridModel`. We stay with `GPTModel`, whose checkpoint names
+are those that every Megatron tool reads, and keep the choice in this file.
+
+Position embedding is "none": our core attention rotates q and k from per-token positions (see attention.py).
+Norms are ours because upstream's torch norm rejects sequence parallelism; the linear layers, the MLP, the
+embedding, the residual stream and the pipeline are upstream's.
+"""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import logging
+import math
+import re
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+from megatron.core.models.gpt import gpt_layer_specs
+from megatron.core.models.gpt import gpt_model as upstream_gpt_model
+from megatron.core.process_groups_config import ProcessGroupCollection
+from megatron.core.transformer.spec_utils import ModuleSpec
+from megatron.core.transformer.transformer_block import TransformerBlockSubmodules, get_num_layers_to_build
+from megatron.core.transformer.transformer_config import TransformerConfig
+from megatron.core.transformer.transformer_layer import get_transformer_layer_offset
+
+from alia_ctx.layout import Layout
+from alia_ctx.mcore.attention import PackedAttention
+from alia_ctx.model import ModelSpec
+
+Precision = Literal["fp32", "bf16"]
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
+
+
+@dataclass(frozen=True)
+class ModelOptions:
+    """How the model is computed: nothing here changes what it computes beyond rounding."""
+
+    precision: Precision
+    kernel: str
+    recompute: Literal["none", "selective", "full"]
+    deterministic: bool
+    on_gpu: bool
+
+
+class RMSNorm(torch.nn.Module):
+    """Root mean square norm (arXiv 1910.07467) whose weight gradient is summed over sequence-parallel ranks.
+
+    Computed in fp32 and rounded before the weight is applied, as Hugging Face's Llama does.
+    """
+
+    def __init__(self, config: TransformerConfig, hidden_size: int, eps: float = 1e-5, **ignored: Any) -> None:
+        super().__init__()
+        self.eps = config.layernorm_epsilon if config.layernorm_epsilon is not None else eps
+        self.weight = torch.nn.Parameter(
+            torch.ones(hidden_size, dtype=config.params_dtype, device=torch.cuda.current_device())
+        )
+        self.weight.sequence_parallel = config.sequence_parallel
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return torch.nn.functional.rms_norm(x, (x.shape[-1],), self.weight, self.eps)
+
+
+def transformer_config(model: ModelSpec, layout: Layout, options: ModelOptions) -> TransformerConfig:
+    """Upstream's configuration of `model` on `layout`."""
+    dtype = DTYPES[options.precision]
+    full = options.recompute == "full"
+    return TransformerConfig(
+        num_layers=model.num_hidden_layers,
+        hidden_size=model.hidden_size,
+        ffn_hidden_size=model.intermediate_size,
+        num_attention_heads=model.num_attention_heads,
+        num_query_groups=model.num_key_value_heads,
+        kv_channels=model.head_dim,
+        layernorm_epsilon=model.rms_norm_eps,
+        normalization="RMSNorm",
+        gated_linear_unit=True,
+        activation_func=torch.nn.functional.silu,
+        add_bias_linear=False,
+        add_qkv_bias=model.attention_bias,
+        qk_layernorm=model.qk_norm,
+        hidden_dropout=0.0,
+        attention_dropout=0.0,
+        init_method_std=model.initializer_range,
+        perform_initialization=False,
+        use_cpu_initialization=not options.on_gpu,
+        bf16=options.precision == "bf16",
+        params_dtype=dtype,
+        pipeline_dtype=dtype,
+        autocast_dtype=dtype,
+        tensor_model_parallel_size=layout.tp,
+        pipeline_model_parallel_size=layout.pp,
+        context_parallel_size=layout.cp,
+        sequence_parallel=layout.tp > 1,
+        calculate_per_token_loss=True,
+        deterministic_mode=options.deterministic,
+        recompute_granularity=None if options.recompute == "none" else options.recompute,
+        recompute_method="uniform" if full else None,
+        recompute_num_layers=1 if full else None,
+        recompute_modules=["mlp"] if options.recompute == "selective" else None,
+        gradient_accumulation_fusion=False,
+        masked_softmax_fusion=False,
+        persist_layer_norm=False,
+        apply_rope_fusion=False,
+        bias_dropout_fusion=False,
+        bias_activation_fusion=options.on_gpu,
+        variable_seq_lengths=False,
+    )
+
+
+def layer_specification(config: TransformerConfig, kernel: str) -> ModuleSpec:
+    """Upstream's plain decoder layer with our norms and core attention."""
+    layer = gpt_layer_specs.get_gpt_layer_local_spec(
+        qk_layernorm=config.qk_layernorm, normalization=config.normalization
+    )
+    parts = layer.submodules
+    parts.input_layernorm = RMSNorm
+    parts.pre_mlp_layernorm = RMSNorm
+    attention = parts.self_attention.submodules
+    attention.core_attention = functools.partial(PackedAttention, kernel=kernel)
+    if config.qk_layernorm:
+        attention.q_layernorm = RMSNorm
+        attention.k_layernorm = RMSNorm
+    return layer
+
+
+def padded_vocabulary(model: ModelSpec, tp: int) -> int:
+    """Rows of the vocabulary tables in memory: the next multiple of `tp`. The checkpoint keeps the real ones."""
+    return math.ceil(model.vocab_size / tp) * tp
+
+
+def build_model(
+    model: ModelSpec, config: TransformerConfig, context: int, options: ModelOptions, groups: ProcessGroupCollection
+) -> torch.nn.Module:
+    """This rank's part of the model, with uninitialised weights, on the current device."""
+    logging.getLogger(upstream_gpt_model.__name__).setLevel(logging.ERROR)
+    stage, stages = groups.pp.rank(), groups.pp.size()
+    layer = layer_specification(config, options.kernel)
+    block = TransformerBlockSubmodules(
+        layer_specs=[layer] * get_num_layers_to_build(config, pp_rank=stage), layer_norm=RMSNorm
+    )
+    module = upstream_gpt_model.GPTModel(
+        config=config,
+        transformer_layer_spec=block,
+        vocab_size=padded_vocabulary(model, groups.tp.size()),
+        max_sequence_length=context,
+        pre_process=stage == 0,
+        post_process=stage == stages - 1,
+        share_embeddings_and_output_weights=model.tie_word_embeddings,
+        position_embedding_type="none",
+        pg_collection=groups,
+    )
+    return module.to(torch.cuda.current_device())
+
+
+def initialize(module: torch.nn.Module, model: ModelSpec, config: TransformerConfig, seed: int,
+               groups: ProcessGroupCollection) -> None:
+    """Draw random weights that depend on `seed` and the weight's name alone, never on the layout.
+
+    Every rank draws the whole of each of its tensors and keeps its own slice: fine for the small models that
+    start from random, and what makes dp2, cp2, tp2 and pp2 train the same model from scratch.
+    Normal(0, initializer_range), scaled by 1/sqrt(2*layers) where a block writes into the residual stream.
+    """
+    first_layer = get_transformer_layer_offset(config, pp_rank=groups.pp.rank())
+    for name, parameter in module.named_parameters():
+        if name.endswith("layernorm.weight"):
+            continue
+        if name.endswith(".bias"):
+            parameter.data.zero_()
+            continue
+        std = model.initializer_range
+        if name.endswith(("linear_proj.weight", "linear_fc2.weight")):
+            std /= math.sqrt(2 * model.num_hidden_layers)
+        key = _global_name(name, first_layer, model.tie_word_embeddings)
+        full = _draw(key, _full_shape(parameter, groups.tp.size()), model.vocab_size, std, seed)
+        parameter.data.copy_(_shard(full, parameter, name, groups.tp))
+
+
+def _global_name(name: str, first_layer: int, tied: bool) -> str:
+    if tied and name == "output_layer.weight":
+        return "embedding.word_embeddings.weight"
+    return re.sub(r"layers\.(\d+)\.", lambda m: f"layers.{int(m[1]) + first_layer}.", name)
+
+
+def _full_shape(parameter: torch.nn.Parameter, tp: int) -> list[int]:
+    shape = list(parameter.shape)
+    if getattr(parameter, "tensor_model_parallel", False):
+        shape[parameter.partition_dim] *= tp
+    return shape
+
+
+def _draw(name: str, shape: list[int], vocabulary: int, std: float, seed: int) -> torch.Tensor:
+    digest = hashlib.sha256(f"{seed}:{name}".encode()).digest()
+    generator = torch.Generator(device="cpu").manual_seed(int.from_bytes(digest[:7], "big"))
+    is_table = name in ("embedding.word_embeddings.weight", "output_layer.weight")
+    drawn = [vocabulary, *shape[1:]] if is_table else shape
+    values = torch.empty(drawn, dtype=torch.float32, device="cpu").normal_(0.0, std, generator=generator)
+    # The padding of the vocabulary depends on tp, so it must not take part in the draw.
+    return torch.nn.functional.pad(values, (0, 0, 0, shape[0] - vocabulary)) if is_table else values
+
+
+def _shard(full: torch.Tensor, parameter: torch.nn.Parameter, name: str, tp: Any) -> torch.Tensor:
+    if not getattr(parameter, "tensor_model_parallel", False):
+        return full
+    dim, size, rank = parameter.partition_dim, tp.size(), tp.rank()
+    if name.endswith("linear_fc1.weight"):
+        gate, up = full.chunk(2, dim=0)
+        return torch.cat([gate.chunk(size, dim=0)[rank], up.chunk(size, dim=0)[rank]])
+    return full.chunk(size, dim=dim)[rank]

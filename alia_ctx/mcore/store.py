@@ -1,0 +1,296 @@
+"""Megatron's distributed checkpoint (`torch_dist`) written and read as a stream, without building a model.
+
+Upstream's own writer takes tensors that exist and keeps one of each name until the file is closed; a
+conversion has no room for that. The format is PyTorch's distributed checkpoint (DCP): `.distcp` files of
+`torch.save` records, one a chunk of a global tensor, and a pickled `.metadata` that says which record is where
+(torch/distributed/checkpoint/filesystem.py, megatron/core/dist_checkpointing/strategies/torch.py). Any layout
+loads any chunking, so we cut tensors along rows in chunks small enough to stay in the processor's cache: one
+buffer is the whole memory of a conversion, and a tensor-parallel rank that loads reads little beyond its slice.
+
+Nothing here imports Megatron: starting it takes seconds and hundreds of megabytes that a conversion does not need.
+"""
+
+from __future__ import annotations
+
+import json
+import pickle
+import re
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import xxhash
+from torch import Tensor
+from torch.distributed.checkpoint import FileSystemReader
+from torch.distributed.checkpoint.filesystem import CURRENT_DCP_VERSION, _StorageInfo
+from torch.distributed.checkpoint.metadata import (
+    BytesStorageMetadata,
+    ChunkStorageMetadata,
+    Metadata,
+    MetadataIndex,
+    StorageMeta,
+    TensorProperties,
+    TensorStorageMetadata,
+)
+
+from alia_ctx.errors import CheckpointError
+from alia_ctx.tensorfile import GlobalTensor, TensorFiles, TensorPlace, archive_tensors
+
+CHUNK_BYTES = 16 << 20
+_METADATA = ".metadata"
+_BACKEND = {"sharded_backend": "torch_dist", "sharded_backend_version": 1}
+_LINEAR = re.compile(r"(decoder\.layers\.(?:self_attention|mlp)\.linear_\w+)\.weight")
+Fill = Callable[[GlobalTensor, int | None, int, Tensor], None]
+
+
+@dataclass(frozen=True)
+class Chunk:
+    """Rows [start, stop) of a global tensor (of one of its layers): what one record holds."""
+
+    tensor: GlobalTensor
+    layer: int | None
+    start: int
+    stop: int
+
+    @property
+    def nbytes(self) -> int:
+        return (self.stop - self.start) * self.tensor.row_bytes
+
+    @property
+    def offsets(self) -> tuple[int, ...]:
+        lead = () if self.layer is None else (self.layer,)
+        return (*lead, self.start, *(0 for _ in self.tensor.shape[1:]))
+
+    @property
+    def sizes(self) -> tuple[int, ...]:
+        lead = () if self.layer is None else (1,)
+        return (*lead, self.stop - self.start, *self.tensor.shape[1:])
+
+
+@dataclass
+class Part:
+    """What one writer wrote: the place of each record by (name, offsets), and the checksum of its file."""
+
+    records: dict[tuple[str, tuple[int, ...] | None], tuple[str, int, int]] = field(default_factory=dict)
+    files: dict[str, dict[str, Any]] = field(default_factory=dict)
+
+
+def write_part(
+    state: Path, tensors: Sequence[GlobalTensor], fill: Fill, *, part: int = 0, parts: int = 1,
+    chunk_bytes: int = CHUNK_BYTES,
+) -> Part:
+    """Write the `part`-th of `parts` shares of `tensors` to a file of its own below `state`.
+
+    `fill(tensor, layer, start, out)` must fill `out` [n, *tensor.shape[1:]] with rows [start, start + n).
+    The shares are contiguous and of about equal size. Memory is one chunk, or one row where that is larger.
+    """
+    chunks = list(_chunks(tensors, chunk_bytes))
+    mine = _share(chunks, part, parts)
+    buffer = np.empty(max((chunk.nbytes for chunk in mine), default=0), dtype=np.uint8)
+    name, written = f"__{part}_0.distcp", Part()
+    with (state / name).open("wb", buffering=1 << 16) as stream, _without_crc():
+        file = _HashedFile(stream)
+        for chunk in mine:
+            rows = _carve(buffer, chunk)
+            fill(chunk.tensor, chunk.layer, chunk.start, rows)
+            written.records[chunk.tensor.name, chunk.offsets] = file.record(name, rows.view(chunk.sizes))
+        if part == 0:
+            for key, value in _objects(tensors):
+                written.records[key, None] = file.record(name, [value])
+    written.files[name] = {"bytes": file.position, "xxh3_128": file.digest.hexdigest()}
+    return written
+
+
+def finish(state: Path, tensors: Sequence[GlobalTensor], parts: Sequence[Part],
+           chunk_bytes: int = CHUNK_BYTES) -> None:
+    """Write the metadata that turns the files of all parts into a checkpoint that Megatron loads."""
+    described: dict[str, Any] = {
+        tensor.name: TensorStorageMetadata(TensorProperties(dtype=tensor.dtype), torch.Size(tensor.global_shape), [])
+        for tensor in tensors
+    }
+    for chunk in _chunks(tensors, chunk_bytes):
+        place = ChunkStorageMetadata(torch.Size(chunk.offsets), torch.Size(chunk.sizes))
+        described[chunk.tensor.name].chunks.append(place)
+    described |= {key: BytesStorageMetadata() for key, _ in _objects(tensors)}
+    storage = {
+        MetadataIndex(key, offsets): _StorageInfo(*record)
+        for part in parts for (key, offsets), record in part.records.items()
+    }
+    metadata = Metadata(state_dict_metadata=described, planner_data={}, storage_data=storage,
+                        storage_meta=StorageMeta(), version=CURRENT_DCP_VERSION)
+    (state / _METADATA).write_bytes(pickle.dumps(metadata))
+    (state / "metadata.json").write_text(json.dumps(_BACKEND), encoding="utf-8")
+
+
+def open_state(state: Path) -> StateReader:
+    """A reader of the checkpoint in `state`; CheckpointError where it is none."""
+    return StateReader(state)
+
+
+class StateReader:
+    """Rows of the global tensors of a checkpoint's `state/`, from whatever layout wrote it. Use with `with`."""
+
+    def __init__(self, state: Path) -> None:
+        self._state = Path(state)
+        metadata = _read_metadata(self._state)
+        self._storage: Mapping[Any, Any] = metadata.storage_data
+        self._described = {
+            name: entry for name, entry in metadata.state_dict_metadata.items()
+            if isinstance(entry, TensorStorageMetadata)
+        }
+        self._places: dict[MetadataIndex, TensorPlace] = {}
+        self._files = TensorFiles()
+
+    def __enter__(self) -> StateReader:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self._files.__exit__()
+
+    @property
+    def tensors(self) -> dict[str, tuple[tuple[int, ...], torch.dtype]]:
+        """Global shape and dtype by name; layers are stacked along the first axis."""
+        return {name: (tuple(entry.size), entry.properties.dtype) for name, entry in self._described.items()}
+
+    def read_rows(self, name: str, layer: int | None, start: int, out: Tensor) -> None:
+        """Fill contiguous `out` [n, ...] with rows [start, start + n) of tensor `name` (of one layer).
+
+        Raises CheckpointError where chunks are missing or damaged.
+        """
+        covered = 0
+        for chunk in self._described[name].chunks:
+            offsets, sizes = tuple(chunk.offsets), tuple(chunk.sizes)
+            if layer is not None:
+                if not offsets[0] <= layer < offsets[0] + sizes[0]:
+                    continue
+                offsets, sizes = offsets[1:], sizes[1:]
+            first, last = max(offsets[0], start), min(offsets[0] + sizes[0], start + out.shape[0])
+            if first < last:
+                place = self._place(name, chunk, layer)
+                covered += self._copy(place, first - offsets[0], offsets[1:], out[first - start : last - start])
+        if covered != out.numel():
+            raise CheckpointError(f"{self._state}: {name} has only {covered} of the {out.numel()} values of rows "
+                                  f"{start} to {start + out.shape[0]}; the checkpoint is incomplete")
+
+    def _copy(self, place: TensorPlace, first: int, offsets: tuple[int, ...], out: Tensor) -> int:
+        """Copy rows of one chunk into `out`; a chunk of a row-parallel weight holds only some columns of them."""
+        if place.shape[1:] == tuple(out.shape[1:]):
+            self._files.read_rows(place, first, out)
+            return out.numel()
+        columns = torch.empty((out.shape[0], *place.shape[1:]), dtype=out.dtype)
+        self._files.read_rows(place, first, columns)
+        out[:, offsets[0] : offsets[0] + columns.shape[1]].copy_(columns)
+        return columns.numel()
+
+    def _place(self, name: str, chunk: ChunkStorageMetadata, layer: int | None) -> TensorPlace:
+        """Where the chunk's values (of one layer) lie."""
+        index = MetadataIndex(name, chunk.offsets)
+        if index not in self._places:
+            record = self._storage.get(index)
+            if record is None or getattr(record, "transform_descriptors", None):
+                raise CheckpointError(f"{self._state / _METADATA}: {name} at {list(chunk.offsets)} has no plain "
+                                      "record; the checkpoint is incomplete or compressed")
+            found = archive_tensors(self._state / record.relative_path, record.offset, record.length)
+            self._check(name, chunk, found)
+            self._places[index] = found
+        place = self._places[index]
+        if layer is None:
+            return place
+        skipped = (layer - chunk.offsets[0]) * place.row_bytes
+        return TensorPlace(place.file, place.offset + skipped, place.shape[1:], place.dtype)
+
+    def _check(self, name: str, chunk: ChunkStorageMetadata, found: Any) -> None:
+        dtype = self._described[name].properties.dtype
+        if not isinstance(found, TensorPlace) or found.shape != tuple(chunk.sizes) or found.dtype != dtype:
+            raise CheckpointError(f"{self._state}: the record of {name} at {list(chunk.offsets)} holds {found}, "
+                                  f"expected {list(chunk.sizes)} of {dtype}; the checkpoint is damaged")
+
+
+def _read_metadata(state: Path) -> Metadata:
+    try:
+        metadata = FileSystemReader(state).read_metadata()
+    except FileNotFoundError:
+        raise CheckpointError(f"{state / _METADATA}: missing; the directory is no distributed checkpoint") from None
+    except Exception as error:  # whatever a damaged pickle raises
+        raise CheckpointError(f"{state / _METADATA}: not readable ({error}); use another checkpoint") from error
+    if not isinstance(metadata, Metadata) or not metadata.storage_data:
+        raise CheckpointError(f"{state / _METADATA}: describes no stored tensors; use another checkpoint")
+    return metadata
+
+
+def _chunks(tensors: Sequence[GlobalTensor], chunk_bytes: int) -> Iterator[Chunk]:
+    """All chunks, layer by layer, so that shards of a model are read in their order."""
+    depth = max((tensor.layers or 0 for tensor in tensors), default=0)
+    stacked = [index for index, tensor in enumerate(tensors) if tensor.layers is not None]
+    before = tensors[: stacked[0]] if stacked else tensors
+    after = [tensor for tensor in tensors[len(before) :] if tensor.layers is None]
+    order: list[tuple[GlobalTensor, int | None]] = [(tensor, None) for tensor in before]
+    order += [(tensors[index], layer) for layer in range(depth) for index in stacked]
+    order += [(tensor, None) for tensor in after]
+    for tensor, layer in order:
+        step = max(1, chunk_bytes // tensor.row_bytes)
+        for start in range(0, tensor.shape[0], step):
+            yield Chunk(tensor, layer, start, min(start + step, tensor.shape[0]))
+
+
+def _share(chunks: Sequence[Chunk], part: int, parts: int) -> list[Chunk]:
+    """The `part`-th of `parts` contiguous shares of about equal bytes; every chunk is in exactly one."""
+    total, before, mine = sum(chunk.nbytes for chunk in chunks), 0, []
+    for chunk in chunks:
+        if before * parts // total == part:
+            mine.append(chunk)
+        before += chunk.nbytes
+    return mine
+
+
+def _carve(buffer: np.ndarray, chunk: Chunk) -> Tensor:
+    """The start of `buffer` as a tensor whose storage ends with it: torch.save writes whole storages."""
+    flat = torch.from_numpy(buffer[: chunk.nbytes]).view(chunk.tensor.dtype)
+    return flat.view(chunk.stop - chunk.start, *chunk.tensor.shape[1:])
+
+
+def _objects(tensors: Sequence[GlobalTensor]) -> Iterator[tuple[str, Any]]:
+    """What Megatron expects beside weights: its empty common state, and each linear layer's unused extra state."""
+    yield "common_state/shard_0_1", {}
+    for tensor in tensors:
+        match = _LINEAR.fullmatch(tensor.name)
+        for layer in range(tensor.layers or 0 if match else 0):
+            yield f"{match[1]}._extra_state/shard_{layer}_{tensor.layers}", None  # type: ignore[index]
+
+
+class _HashedFile:
+    """A file that knows its position and checksum as it grows, so that nothing is read again for it."""
+
+    def __init__(self, stream: Any) -> None:
+        self._stream, self.position, self.digest = stream, 0, xxhash.xxh3_128()
+
+    def write(self, data: Any) -> int:
+        self.digest.update(data)
+        self.position += len(data)
+        return self._stream.write(data)
+
+    def flush(self) -> None:
+        """torch.save calls it after each record; the file is flushed once, when it is closed."""
+
+    def record(self, name: str, value: Any) -> tuple[str, int, int]:
+        """Append one `torch.save` record; returns its file, offset and length."""
+        start = self.position
+        torch.save(value, self)
+        return name, start, self.position - start
+
+
+@contextmanager
+def _without_crc() -> Iterator[None]:
+    """torch.save without CRC32, which takes longer than the copy; torch never checks it, our manifest has xxh3."""
+    before = torch.serialization.get_crc32_options()
+    torch.serialization.set_crc32_options(False)
+    try:
+        yield
+    finally:
+        torch.serialization.set_crc32_options(before)
+
+

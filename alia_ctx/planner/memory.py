@@ -1,0 +1,137 @@
+"""Memory of a GPU, item by item, for each pipeline rank.
+
+The items follow what the engine keeps: Megatron-Core's DistributedDataParallel (contiguous fp32 gradients) and
+distributed optimizer (arXiv 1910.02054, stage 1, over dp*cp), sequence-parallel activations (arXiv 2205.05198), our
+attention, which keeps the keys and values that it collected, and our loss, which forms the head's gradient with the
+loss. Sizes are bytes until `RankMemory` turns them to GiB.
+
+Letters in formulas: t tokens of a row on a CP rank, s = t/tp where sequence parallelism cuts them, b bytes of a number.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from alia_ctx.model import ModelSpec
+from alia_ctx.planner.workload import Workload
+
+GIB = float(1 << 30)
+_FP32 = 4
+
+
+@dataclass(frozen=True)
+class RankMemory:
+    """GiB by item on the GPUs of one pipeline rank, at the peak of an update."""
+
+    pipeline_rank: int
+    parameters: int
+    in_flight: int
+    items: dict[str, float]
+
+    @property
+    def total(self) -> float:
+        return sum(self.items.values())
+
+    @property
+    def largest(self) -> str:
+        """Name of the largest item."""
+        return max(self.items, key=lambda name: self.items[name])
+
+
+def rank_memory(work: Workload, pipeline_rank: int, overhead_gib: float) -> RankMemory:
+    """Memory of one pipeline rank; the most loaded CP and DP rank is taken (CP rank 0 collects the whole row)."""
+    parameters = rank_parameters(work, pipeline_rank)
+    in_flight = min(max(1, work.rows_per_rank[1]), work.layout.pp - pipeline_rank)
+    saved, collected = _layer_activations(work)
+    layers = in_flight * work.layers_per_stage
+    once = 1 if work.recompute == "full" else layers
+    sizes = {
+        "weights": parameters * work.bytes,
+        "gradients": parameters * _FP32,
+        "optimizer": _optimizer_bytes(work, parameters),
+        "activations": layers * saved,
+        "collected keys and values": once * collected,
+        "working memory": _working_bytes(work, collected),
+        **_head_bytes(work, pipeline_rank),
+    }
+    items = {name: size / GIB for name, size in sizes.items() if size}
+    return RankMemory(pipeline_rank, parameters, in_flight, {**items, "overhead (guess)": overhead_gib})
+
+
+def rank_parameters(work: Workload, pipeline_rank: int) -> int:
+    """Parameters on one GPU of a pipeline rank: matrices cut by tp, norms whole; a tied table is on both ends."""
+    model, tp, pp = work.model, work.layout.tp, work.layout.pp
+    per_layer = model.layer_parameters() - _norms(model)
+    count = work.layers_per_stage * (per_layer // tp + _norms(model))
+    table = -(-model.vocab_size // tp) * model.hidden_size
+    is_first, is_last = pipeline_rank == 0, pipeline_rank == pp - 1
+    count += table * is_first
+    if is_last:
+        count += model.hidden_size + (0 if model.tie_word_embeddings and is_first else table)
+    return count
+
+
+def _norms(model: ModelSpec) -> int:
+    return 2 * model.hidden_size + (2 * model.head_dim if model.qk_norm else 0)
+
+
+def _optimizer_bytes(work: Workload, parameters: int) -> int:
+    """Two moments, and an fp32 copy of bf16 weights, sharded over dp*cp."""
+    per_parameter = 2 * _FP32 + (_FP32 if work.precision == "bf16" else 0)
+    return parameters * per_parameter // (work.data_parallel * work.layout.cp)
+
+
+def _layer_activations(work: Workload) -> tuple[int, int]:
+    """(bytes saved for backward by a layer, bytes of the keys and values it attends to)."""
+    model, tp, b = work.model, work.layout.tp, work.bytes
+    t = work.local_tokens
+    s_hidden = t // tp * model.hidden_size * b
+    query = t * model.query_size // tp * b
+    collected = work.context * 2 * model.key_value_size // tp * b
+    if work.recompute == "full":
+        return s_hidden, collected
+    statistics = t * model.num_attention_heads // tp * _FP32
+    # Inputs of both norms and their outputs; rotated queries; the attention's output, and its log-sum-exp.
+    saved = 4 * s_hidden + 2 * query + statistics
+    return saved + (0 if work.recompute == "selective" else _mlp_bytes(work)), collected
+
+
+def _mlp_bytes(work: Workload) -> int:
+    """Gate and up projections, and their product, which the down projection keeps."""
+    return work.local_tokens * 3 * work.model.intermediate_size // work.layout.tp * work.bytes
+
+
+def _working_bytes(work: Workload, collected: int) -> int:
+    """What backward of one layer holds beside the saved: what it recomputes, and the larger of two peaks.
+
+    The MLP's peak has the gradients of its three wide tensors, the regathered input and its gradient; the attention's
+    has dQ in fp32, as FlashAttention accumulates it, and the gradients of all collected keys and values.
+    """
+    model, tp, t, b = work.model, work.layout.tp, work.local_tokens, work.bytes
+    mlp = _mlp_bytes(work) + 2 * t * model.hidden_size * b
+    query = t * model.query_size // tp
+    attention = query * (_FP32 + 2 * b) + 2 * collected
+    recomputed = 0
+    if work.recompute != "none":
+        recomputed = _mlp_bytes(work)
+    if work.recompute == "full":
+        recomputed += 4 * t // tp * model.hidden_size * b + 2 * query * b
+    return recomputed + max(mlp, attention)
+
+
+def _head_bytes(work: Workload, pipeline_rank: int) -> dict[str, int]:
+    """The loss on the last pipeline rank: one chunk of logits, and the gradients it forms at once.
+
+    A chunk's logits stand in fp32 and in the weights' type. The head's gradient is summed in fp32, and on a GPU each
+    chunk's product needs a second buffer of that size; hidden states, normed and not, and their gradient.
+    """
+    if pipeline_rank != work.layout.pp - 1:
+        return {}
+    model, tp, b = work.model, work.layout.tp, work.bytes
+    words = -(-model.vocab_size // tp)
+    chunk = min(work.loss_chunk_tokens, work.local_tokens)
+    return {
+        "head gradient": words * model.hidden_size * _FP32 * 2,
+        "logits of a chunk": chunk * words * (_FP32 + (b if work.precision == "bf16" else 0)),
+        "hidden states of the head": 3 * work.local_tokens // tp * model.hidden_size * b,
+    }

@@ -1,0 +1,112 @@
+"""Plans as rich tables."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+from rich.table import Table
+
+from alia_ctx.layout import Layout
+from alia_ctx.planner.rope import plain_bases
+from alia_ctx.planner.stage import LayoutChoice, StagePlan
+
+
+def plan_table(plan: StagePlan, name: str = "stage", mfu: float = 0.4) -> Table:
+    """The plan line by line: tokens, rows, FLOPs, time at `mfu` and as estimated, RoPE, memory verdict."""
+    table = Table(title=f"Plan of {name}", show_header=False)
+    for line in _lines(plan, mfu):
+        table.add_row(*line)
+    return table
+
+
+def _lines(plan: StagePlan, mfu: float) -> Iterator[tuple[str, str]]:
+    work, timing = plan.work, plan.timing
+    fewest, most = work.rows_per_rank
+    linear, attention = plan.flops_per_token
+    yield "layout", f"{_layout(work.layout)}, dp={work.data_parallel} on {work.world_size} GPUs, {work.precision}"
+    yield "recompute", work.recompute
+    yield (
+        "update",
+        (
+            f"{work.rows_per_update:,} rows x {work.context:,} = {work.tokens_per_update:,} tokens "
+            f"({work.update_tokens:,} asked for), {_span(fewest, most)} rows a data-parallel rank"
+        ),
+    )
+    yield (
+        "stage",
+        f"{work.updates:,} updates = {work.updates * work.tokens_per_update:,} tokens ({work.tokens:,} asked for)",
+    )
+    yield (
+        "FLOPs per token",
+        (f"{linear + attention:.3g} = {linear:.3g} linear + {attention:.3g} attention, one document a row"),
+    )
+    yield f"at {mfu:.0%} MFU", f"{plan.seconds_at_mfu(mfu):.1f} s an update, {_duration(plan.days_at_mfu(mfu))}"
+    yield (
+        "estimate, not measured",
+        (
+            f"{timing.total:.1f} s an update ({timing.mfu:.0%} MFU), {_duration(plan.days)}: compute {timing.compute:.1f}, "
+            f"tp {timing.tensor_parallel:.1f}, cp {timing.context_parallel:.1f}, dp {timing.data_parallel:.1f}, "
+            f"pipeline idle {timing.pipeline_idle:.1f}; no overlap"
+        ),
+    )
+    yield "RoPE (heuristic)", _reach(plan)
+    yield "logits never formed", f"{plan.row_logits_gib:.2f} GiB a row in fp32"
+    yield "memory", plan.verdict
+    if plan.idle_ranks:
+        yield "idle", f"{plan.idle_ranks} data-parallel ranks have no row; use more cp or pp, or a larger update"
+
+
+def _reach(plan: StagePlan) -> str:
+    first = plan.reach.first_negative
+    smallest, safe = plain_bases(plan.work.model.head_dim, plan.work.context)
+    ours = "holds over the context" if first is None else f"sum of cosines first below 0 at distance {first:,}"
+    if smallest is None or safe is None:
+        return f"{ours}; no plain base up to 1e9 holds"
+    return f"{ours}; the smallest plain base that holds is {smallest:.1e}, all from {safe:.1e} do"
+
+
+def memory_table(plan: StagePlan) -> Table:
+    """GiB of each item, a column per pipeline rank (the first, second, and last where there are more than four)."""
+    shown = plan.memory if len(plan.memory) <= 4 else (*plan.memory[:2], plan.memory[-1])
+    table = Table(title=f"Memory per GPU (GiB of {plan.gpu.memory_gib:g})")
+    table.add_column("item")
+    for rank in shown:
+        table.add_column(f"pp rank {rank.pipeline_rank}", justify="right")
+    names = dict.fromkeys(name for rank in shown for name in rank.items)
+    for name in names:
+        table.add_row(name, *(f"{rank.items[name]:.2f}" if name in rank.items else "-" for rank in shown))
+    table.add_section()
+    table.add_row("total", *(f"{rank.total:.2f}" for rank in shown))
+    return table
+
+
+def choices_table(choices: Sequence[LayoutChoice], limit: int = 20) -> Table:
+    """The first `limit` layouts of `suggest_layouts`."""
+    table = Table(title="Layouts by estimated time of an update (arithmetic, not measured)")
+    for heading in ("layout", "recompute", "dp", "rows a rank", "s/update", "MFU", "GiB", "remark"):
+        table.add_column(heading, justify="left" if heading in ("layout", "recompute", "remark") else "right")
+    for choice in choices[:limit]:
+        plan = choice.plan
+        table.add_row(
+            _layout(choice.layout),
+            choice.recompute,
+            str(plan.work.data_parallel),
+            _span(*plan.work.rows_per_rank),
+            f"{plan.timing.total:.1f}",
+            f"{plan.timing.mfu:.0%}",
+            f"{plan.fullest.total:.1f}",
+            choice.reason or "fits",
+        )
+    return table
+
+
+def _layout(layout: Layout) -> str:
+    return f"tp={layout.tp} cp={layout.cp} pp={layout.pp}"
+
+
+def _duration(days: float) -> str:
+    return f"{days:.1f} days" if days >= 2 else f"{days * 24:.1f} hours"
+
+
+def _span(fewest: int, most: int) -> str:
+    return str(most) if fewest == most else f"{fewest} to {most}"

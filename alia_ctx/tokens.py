@@ -1,0 +1,424 @@
+"""Documents -> token store: many processes, restartable per shard, the same bytes however often it is interrupted."""
+
+from __future__ import annotations
+
+import fcntl
+import glob
+import json
+import multiprocessing
+import os
+import shutil
+import threading
+import time
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures.process import BrokenProcessPool
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import xxhash
+
+from alia_ctx.documents import Document, DocumentCounts, Slice, SourceSpec, find_inputs, plan_shards, read_slice
+from alia_ctx.errors import DataError
+from alia_ctx.files import atomic_file, file_checksum, file_fingerprint, write_json
+from alia_ctx.text_encoder import TextEncoder, tokenizer_fingerprint
+from alia_ctx.token_store import TokenStore, token_dtype, write_index, write_store
+
+__all__ = ["TokenStore", "TokenizeProgress", "TokenizeReport", "token_dtype", "tokenize_source", "write_store"]
+
+_FORMAT = 1
+_BATCH_CHARACTERS = 1 << 20  # one encode call: enough to amortise it, little enough to bound memory
+SHARD_BYTES = 64 << 20
+
+
+@dataclass(frozen=True)
+class TokenizeProgress:
+    """State after one more shard: input bytes, shards, documents and tokens so far, and bytes and shards in all."""
+
+    bytes_done: int
+    bytes_total: int
+    shards_done: int
+    shards_total: int
+    documents: int
+    tokens: int
+
+
+@dataclass(frozen=True)
+class TokenizeReport:
+    """What a finished store holds; `unchanged` if it was there already and nothing was done."""
+
+    name: str
+    prefix: Path
+    tokens: int
+    counts: DocumentCounts
+    ignored_files: tuple[str, ...]
+    bin_checksum: str
+    shards: int
+    shards_reused: int
+    unchanged: bool
+    seconds: float
+
+
+@dataclass(frozen=True)
+class _Job:
+    """All that a worker process needs."""
+
+    spec: SourceSpec
+    tokenizer: str
+    append_eos: bool
+    prepend_bos: bool
+    work: Path
+
+
+def tokenize_source(
+    spec: SourceSpec,
+    name: str,
+    tokenizer_dir: str | Path,
+    out_dir: str | Path,
+    *,
+    workers: int = 1,
+    append_eos: bool = True,
+    prepend_bos: bool = False,
+    overwrite: bool = False,
+    progress: Callable[[TokenizeProgress], None] | None = None,
+    shard_bytes: int = SHARD_BYTES,
+) -> TokenizeReport:
+    """Tokenise a source into `OUT_DIR/NAME.bin`, `.idx`, `.documents.parquet` (id and file of each) and `.json`.
+
+    Shards are finished one by one under `OUT_DIR/NAME.work` and joined at the end, `.json` last; a run that was
+    stopped, however, goes on where it was, and the files depend on nothing but inputs, tokenizer and options (not on
+    `workers`). Needs room for the tokens twice. A finished store of the same inputs is left as it is.
+    Each worker is one process on one core.
+
+    Raises DataError: inputs missing or broken, no usable document, or another store or unfinished run in the
+    way and `overwrite` not set.
+    """
+    began = time.monotonic()
+    inputs = find_inputs(spec.inputs)
+    encoder = TextEncoder(tokenizer_dir, append_eos=append_eos, prepend_bos=prepend_bos)
+    prefix = Path(out_dir) / name
+    identity = _identity(spec, inputs.files, encoder, shard_bytes)
+    finished = _finished(prefix, identity, overwrite)
+    if finished is not None:
+        return _report(name, prefix, finished, shards_reused=0, unchanged=True, seconds=time.monotonic() - began)
+    shards = plan_shards(inputs.files, spec, shard_bytes)
+    with _work_folder(prefix, identity, overwrite) as work:
+        job = _Job(spec, str(tokenizer_dir), append_eos, prepend_bos, work)
+        reused = _encode_all(job, encoder, shards, workers, progress)
+        sidecar = _join(prefix, work, len(shards), encoder, {"identity": identity, "ignored_files": inputs.ignored})
+    shutil.rmtree(work, ignore_errors=True)
+    return _report(name, prefix, sidecar, shards_reused=reused, unchanged=False, seconds=time.monotonic() - began)
+
+
+def _identity(spec: SourceSpec, files: Iterable[str], encoder: TextEncoder, shard_bytes: int) -> dict[str, Any]:
+    return {
+        "format": _FORMAT,
+        "inputs": {name: file_fingerprint(Path(name)) for name in files},
+        "text_key": spec.text_key,
+        "id_key": spec.id_key,
+        "max_document_bytes": spec.max_document_bytes,
+        "tokenizer": tokenizer_fingerprint(encoder.directory),
+        "special_ids": encoder.special_ids,
+        "shard_bytes": shard_bytes,
+    }
+
+
+def _differences(old: dict[str, Any], new: dict[str, Any]) -> str:
+    lines = []
+    for key in sorted({*old, *new}):
+        before, after = old.get(key), new.get(key)
+        if isinstance(before, dict) and isinstance(after, dict) and key == "inputs":
+            changed = sorted(name for name in {*before, *after} if before.get(name) != after.get(name))
+            if changed:
+                lines.append(f"  inputs: {len(changed)} added, removed or changed, {', '.join(changed[:3])} among them")
+        elif before != after:
+            lines.append(f"  {key}: {before} there, {after} asked")
+    return "\n".join(lines)
+
+
+def _paths(prefix: Path) -> tuple[Path, Path, Path, Path]:
+    """`.bin`, `.idx`, `.documents.parquet` and `.json`, in the order in which they get their names."""
+    return tuple(  # type: ignore[return-value]
+        prefix.with_name(prefix.name + suffix) for suffix in (".bin", ".idx", ".documents.parquet", ".json")
+    )
+
+
+def _finished(prefix: Path, identity: dict[str, Any], overwrite: bool) -> dict[str, Any] | None:
+    """The sidecar of a finished store of this identity, None if there is work to do, else DataError."""
+    data, index, _, sidecar_path = _paths(prefix)
+    if sidecar_path.is_file():
+        sidecar = TokenStore(prefix).sidecar if data.is_file() and index.is_file() else {}
+        old = sidecar.get("identity")
+        if old == identity:
+            shutil.rmtree(_work_path(prefix), ignore_errors=True)
+            return sidecar
+        if not overwrite:
+            raise DataError(
+                f"{prefix}: a finished store is there already and differs:\n"
+                f"{_differences(old if isinstance(old, dict) else {}, identity)}\n"
+                "choose another name or allow overwriting"
+            )
+    elif (data.exists() or index.exists()) and not overwrite and not _work_path(prefix).is_dir():
+        raise DataError(f"{prefix}.bin/.idx exist and are not ours; choose another name or allow overwriting")
+    return None
+
+
+def _work_path(prefix: Path) -> Path:
+    return prefix.with_name(prefix.name + ".work")
+
+
+@contextmanager
+def _work_folder(prefix: Path, identity: dict[str, Any], overwrite: bool) -> Iterator[Path]:
+    """The folder of finished shards for this identity, locked against a second run."""
+    work = _work_path(prefix)
+    work.mkdir(parents=True, exist_ok=True)
+    with open(work / "lock", "wb") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise DataError(f"{work}: another run is writing this store; wait for it or stop it") from error
+        except OSError:
+            pass  # a file system without locks; shards are renamed into place, so a second run does no harm to them
+        _claim(work, identity, overwrite)
+        _paths(prefix)[3].unlink(missing_ok=True)  # where overwriting: from here on the old store is not finished
+        for final in _paths(prefix):
+            for leftover in final.parent.glob(f".{glob.escape(final.name)}.*.tmp"):
+                leftover.unlink()
+        yield work
+
+
+def _claim(work: Path, identity: dict[str, Any], overwrite: bool) -> None:
+    path = work / "identity.json"
+    if path.is_file():
+        old = json.loads(path.read_text("utf-8"))
+        if old == identity:
+            return
+        if not overwrite:
+            raise DataError(
+                f"{work}: holds an unfinished run that differs:\n{_differences(old, identity)}\n"
+                "finish it as it was, or allow overwriting to start anew"
+            )
+        for file in work.glob("shard-*"):
+            file.unlink()
+    write_json(path, identity)
+
+
+def _encode_all(
+    job: _Job,
+    encoder: TextEncoder,
+    shards: list[tuple[Slice, ...]],
+    workers: int,
+    progress: Callable[[TokenizeProgress], None] | None,
+) -> int:
+    """Encode the shards that are not there yet; returns how many were."""
+    sizes = [sum(part.size for part in shard) for shard in shards]
+    total = TokenizeProgress(0, sum(sizes), 0, len(shards), 0, 0)
+    missing = [number for number in range(len(shards)) if not _shard_path(job.work, number, "json").is_file()]
+    done = [number for number in range(len(shards)) if number not in set(missing)]
+    for number in done:
+        total = _advance(total, sizes[number], _read_shard_note(job.work, number), progress)
+    for number, note in _encode_missing(job, encoder, shards, missing, workers):
+        total = _advance(total, sizes[number], note, progress)
+    return len(done)
+
+
+def _advance(
+    total: TokenizeProgress, size: int, note: dict[str, Any], progress: Callable[[TokenizeProgress], None] | None
+) -> TokenizeProgress:
+    total = TokenizeProgress(
+        total.bytes_done + size,
+        total.bytes_total,
+        total.shards_done + 1,
+        total.shards_total,
+        total.documents + note["counts"]["documents"],
+        total.tokens + note["tokens"],
+    )
+    if progress is not None:
+        progress(total)
+    return total
+
+
+def _encode_missing(
+    job: _Job, encoder: TextEncoder, shards: list[tuple[Slice, ...]], missing: list[int], workers: int
+) -> Iterator[tuple[int, dict[str, Any]]]:
+    if min(workers, len(missing)) <= 1:
+        for number in missing:
+            yield number, _encode_shard(job, encoder, number, shards[number])
+        return
+    # spawn, not fork: the tokenizer's Rust threads do not survive a fork
+    context = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(min(workers, len(missing)), context, _start_worker, (job,)) as pool:
+        futures = {pool.submit(_work_on, number, shards[number]): number for number in missing}
+        try:
+            for future in as_completed(futures):
+                yield futures[future], future.result()
+        except BrokenProcessPool as error:
+            raise DataError(
+                f"{job.work}: a worker process died (out of memory?); finished shards are kept, "
+                "so run again with fewer workers or a smaller max_document_bytes"
+            ) from error
+        finally:
+            pool.shutdown(wait=True, cancel_futures=True)
+
+
+_worker: tuple[_Job, TextEncoder] | None = None  # per process, set once by _start_worker
+
+
+def _start_worker(job: _Job) -> None:
+    global _worker
+    os.environ["TOKENIZERS_PARALLELISM"] = "false"  # one worker, one core
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+    encoder = TextEncoder(job.tokenizer, append_eos=job.append_eos, prepend_bos=job.prepend_bos)
+    _worker = (job, encoder)
+
+
+def _end_with_parent() -> None:
+    """A pool's workers wait for ever when their parent is killed: leave with it instead."""
+    parent = multiprocessing.parent_process()
+    if parent is not None:
+        parent.join()
+        os._exit(1)
+
+
+def _work_on(number: int, shard: tuple[Slice, ...]) -> dict[str, Any]:
+    if _worker is None:
+        raise RuntimeError("worker process was not initialised")
+    job, encoder = _worker
+    return _encode_shard(job, encoder, number, shard)
+
+
+def _shard_path(work: Path, number: int, kind: str) -> Path:
+    return work / f"shard-{number:06d}.{kind}"
+
+
+def _read_shard_note(work: Path, number: int) -> dict[str, Any]:
+    return dict(json.loads(_shard_path(work, number, "json").read_text("utf-8")))
+
+
+def _encode_shard(job: _Job, encoder: TextEncoder, number: int, shard: tuple[Slice, ...]) -> dict[str, Any]:
+    """Write tokens, lengths, ids of one shard, and last the note that says that it is whole."""
+    counts = DocumentCounts()
+    lengths: list[int] = []
+    ids: list[str] = []
+    files: list[str] = []
+    digest = xxhash.xxh3_128()
+    with atomic_file(_shard_path(job.work, number, "bin")) as stream:
+        documents = (document for part in shard for document in read_slice(part, job.spec, counts))
+        for batch in _batches(documents):
+            for document, tokens in zip(batch, encoder.encode([each.text for each in batch]), strict=True):
+                if not tokens.size:
+                    counts.documents -= 1
+                    counts.leave_out("empty", f"{document.id} (no token)")
+                    continue
+                data = tokens.tobytes()
+                stream.write(data)
+                digest.update(data)
+                lengths.append(tokens.size)
+                ids.append(document.id)
+                files.append(document.file)
+    with atomic_file(_shard_path(job.work, number, "npy")) as stream:
+        np.save(stream, np.array(lengths, np.int32))
+    _write_ids(_shard_path(job.work, number, "parquet"), ids, files)
+    note = {"tokens": sum(lengths), "counts": asdict(counts), "checksum": digest.hexdigest()}
+    write_json(_shard_path(job.work, number, "json"), note)
+    return note
+
+
+def _batches(documents: Iterable[Document]) -> Iterator[list[Document]]:
+    batch: list[Document] = []
+    size = 0
+    for document in documents:
+        if batch and size + len(document.text) > _BATCH_CHARACTERS:
+            yield batch
+            batch, size = [], 0
+        batch.append(document)
+        size += len(document.text)
+    if batch:
+        yield batch
+
+
+def _write_ids(path: Path, ids: list[str], files: list[str]) -> None:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    with atomic_file(path) as stream:
+        pq.write_table(pa.table({"id": pa.array(ids, pa.string()), "file": pa.array(files, pa.string())}), stream)
+
+
+def _join(prefix: Path, work: Path, shards: int, encoder: TextEncoder, about: dict[str, Any]) -> dict[str, Any]:
+    """Join the shards to the final files; the sidecar comes last and says that all are whole."""
+    import pyarrow.parquet as pq
+
+    data_path, index_path, ids_path, sidecar_path = _paths(prefix)
+    notes = [_read_shard_note(work, number) for number in range(shards)]
+    counts = DocumentCounts()
+    for note in notes:
+        counts.add(DocumentCounts(**note["counts"]))
+    if not counts.documents:
+        raise DataError(f"{prefix.name}: no usable document in the inputs; left out: {_left_out(counts)}")
+    lengths = np.concatenate([np.load(_shard_path(work, number, "npy")) for number in range(shards)])
+    with atomic_file(data_path) as stream:
+        bin_checksum = _append_shards(stream, work, notes)
+    with atomic_file(index_path) as stream:
+        write_index(stream, lengths, encoder.dtype)
+    with atomic_file(ids_path) as stream:
+        writer = None
+        for number in range(shards):
+            table = pq.read_table(_shard_path(work, number, "parquet"))
+            writer = writer or pq.ParquetWriter(stream, table.schema)
+            writer.write_table(table)
+        if writer is not None:
+            writer.close()
+    sidecar = {
+        **about,
+        "ignored_files": list(about["ignored_files"]),
+        "tokens": int(lengths.sum(dtype=np.int64)),
+        "vocabulary": encoder.vocabulary,
+        "counts": asdict(counts),
+        "shards": shards,
+        "bin_checksum": bin_checksum,
+        "idx_checksum": file_checksum(index_path),
+        "documents_checksum": file_checksum(ids_path),
+    }
+    write_json(sidecar_path, sidecar)
+    return sidecar
+
+
+def _append_shards(stream: Any, work: Path, notes: list[dict[str, Any]]) -> str:
+    whole = xxhash.xxh3_128()
+    for number, note in enumerate(notes):
+        path = _shard_path(work, number, "bin")
+        digest = xxhash.xxh3_128()
+        with open(path, "rb") as shard:
+            while block := shard.read(16 << 20):
+                stream.write(block)
+                digest.update(block)
+                whole.update(block)
+        if digest.hexdigest() != note["checksum"]:
+            raise DataError(f"{path}: is not what was written there; delete {path.with_suffix('.json')} and run again")
+    return whole.hexdigest()
+
+
+def _left_out(counts: DocumentCounts) -> str:
+    reasons = {name: number for name, number in asdict(counts).items() if name not in ("documents", "examples")}
+    return ", ".join(f"{number} {name}" for name, number in reasons.items() if number) or "nothing"
+
+
+def _report(
+    name: str, prefix: Path, sidecar: dict[str, Any], *, shards_reused: int, unchanged: bool, seconds: float
+) -> TokenizeReport:
+    return TokenizeReport(
+        name=name,
+        prefix=prefix,
+        tokens=sidecar["tokens"],
+        counts=DocumentCounts(**sidecar["counts"]),
+        ignored_files=tuple(sidecar["ignored_files"]),
+        bin_checksum=sidecar["bin_checksum"],
+        shards=sidecar["shards"],
+        shards_reused=shards_reused,
+        unchanged=unchanged,
+        seconds=seconds,
+    )

@@ -1,0 +1,261 @@
+"""The steps of a run, one function each, with their places on disk:
+
+    OUTPUT/tokens/SOURCE.{bin,idx}       tokenize
+    OUTPUT/plans/STAGE/                  pack
+    OUTPUT/stages/STAGE/checkpoints/     train
+    OUTPUT/evaluation/NAME.json          evaluate
+    OUTPUT/report/                       report
+    OUTPUT/hf/STAGE/                     export
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from alia_ctx import checkpoint
+from alia_ctx.config import RunConfig, StageConfig
+from alia_ctx.errors import AliaError, CheckpointError, ConfigError, DataError, Problem
+from alia_ctx.evaluation.heldout import held_out_rows
+from alia_ctx.evaluation.positions import PositionBands
+from alia_ctx.evaluation.report import Report, write_report
+from alia_ctx.files import write_json
+from alia_ctx.packing import PackPlan, build_plan
+from alia_ctx.progress import meter, say
+from alia_ctx.tokens import TokenizeProgress, TokenStore, tokenize_source
+from alia_ctx.trainer import StageTrainer, checkpoints_directory, finished_checkpoint
+
+HELD_OUT = "held_out"
+
+
+# -- tokenize and pack --------------------------------------------------------------------------------------
+
+
+def tokenize(run: RunConfig, sources: Sequence[str] = (), *, overwrite: bool = False) -> None:
+    """Tokenise the named sources (default: all, and the held-out text) into OUTPUT/tokens."""
+    known = dict(run.data.sources)
+    if run.evaluation.held_out is not None:
+        known[HELD_OUT] = run.evaluation.held_out
+    for name in sources or known:
+        if name not in known:
+            raise ConfigError("", [Problem("--source", name, "is not a source", f"there are {', '.join(known)}")])
+        spec = known[name]
+        if spec.store:
+            say(f"{name}: uses the store {spec.store} as it is")
+            continue
+        with meter(f"tokenize {name}", 1.0, "token") as bar:
+            def show(state: TokenizeProgress, bar: Any = bar) -> None:
+                bar.total = max(state.tokens * state.bytes_total / max(state.bytes_done, 1), 1)
+                if bar.bar is not None:
+                    bar.bar.update(bar.task, total=bar.total)
+                bar.update(state.tokens)
+
+            report = tokenize_source(
+                spec, name, run.tokenizer, run.directory("tokens"),
+                workers=run.data.workers or os.cpu_count() or 1,
+                append_eos=run.data.append_eos, prepend_bos=run.data.prepend_bos,
+                overwrite=overwrite, progress=show,
+            )
+        state = "is there already" if report.unchanged else f"took {report.seconds:.1f} s"
+        left_out = f", {report.counts.left_out} left out" if report.counts.left_out else ""
+        say(f"{name}: {report.tokens:,} tokens of {report.counts.documents:,} documents{left_out}; {state}")
+
+
+def open_store(run: RunConfig, source: str) -> TokenStore:
+    """The token store of a source; DataError tells to tokenise first where there is none."""
+    spec = run.evaluation.held_out if source == HELD_OUT else run.data.sources[source]
+    if spec is None:
+        raise DataError("there is no held-out text; name some under evaluation.held_out")
+    prefix = Path(spec.store) if spec.store else run.directory("tokens", source)
+    if not prefix.with_name(prefix.name + ".idx").is_file():
+        raise DataError(f"{prefix}.idx: no such file; run `alia-ctx tokenize` first")
+    return TokenStore(prefix)
+
+
+def open_stores(run: RunConfig) -> dict[str, TokenStore]:
+    return {name: open_store(run, name) for name in run.data.sources}
+
+
+def plan_directory(run: RunConfig, stage: str) -> Path:
+    return run.directory("plans", stage)
+
+
+def pack(run: RunConfig, name: str, *, overwrite: bool = False) -> PackPlan:
+    """Plan the rows of a stage into OUTPUT/plans/STAGE; a finished identical plan is left as it is."""
+    stage = run.stage(name)
+    return build_plan(
+        open_stores(run), stage.pack, stage.context, stage.rows, plan_directory(run, name),
+        seed=run.seed, overwrite=overwrite,
+    )
+
+
+def open_plan(run: RunConfig, name: str) -> PackPlan:
+    directory = plan_directory(run, name)
+    if not directory.is_dir():
+        raise DataError(f"{directory}: stage {name} has no plan; run `alia-ctx pack CONFIG --stage {name}` first")
+    stage = run.stage(name)
+    return PackPlan.open(directory, open_stores(run), spec=stage.pack, row_length=stage.context, seed=run.seed)
+
+
+# -- train --------------------------------------------------------------------------------------------------
+
+
+def train(run: RunConfig, name: str) -> Path:
+    """Train a stage to its end on the ranks that this process is one of. Returns the last checkpoint."""
+    from alia_ctx.mcore.engine import Distributed, MegatronEngine
+
+    stage = run.stage(name)
+    plan = open_plan(run, name)
+    with Distributed(run.engine):
+        engine = MegatronEngine(
+            run.model, stage.rope, stage.context, stage.layout, run.engine, run.optimizer,
+            recompute=stage.recompute, seed=run.seed,
+        )
+        with meter(f"train {name}", stage.rows * stage.context, "token", shown=engine.rank == 0) as bar:
+            trainer = StageTrainer(run, name, engine, plan, report=lambda line: _show_update(bar, stage, line))
+            bar.begin_at(trainer.prepare() * stage.rows_per_update * stage.context)
+            return trainer.train()
+
+
+def _show_update(bar: Any, stage: StageConfig, line: dict[str, Any]) -> None:
+    note = f"update {line['update']}/{stage.updates} loss {line['loss']:.4f} grad norm {line['gradient_norm']:.2f}"
+    bar.update(line["update"] * stage.rows_per_update * stage.context, note)
+
+
+# -- evaluate and report ------------------------------------------------------------------------------------
+
+
+@dataclasses.dataclass(frozen=True)
+class Evaluation:
+    """One curve of the report: a stage's last checkpoint, shown `context` tokens at a time."""
+
+    name: str
+    stage: str
+    context: int
+
+
+def standard_evaluations(run: RunConfig) -> list[Evaluation]:
+    """Every stage at its own context, and the first one given the longest input."""
+    longest = longest_context(run)
+    first = next(iter(run.stages))
+    every = [Evaluation(name, name, stage.context) for name, stage in run.stages.items()]
+    if run.stages[first].context < longest:
+        every.insert(1, Evaluation(f"{first}, given {longest:,} tokens", first, longest))
+    return every
+
+
+def longest_context(run: RunConfig) -> int:
+    return max(stage.context for stage in run.stages.values())
+
+
+def band_edges(run: RunConfig) -> tuple[int, ...]:
+    """Band limits: the contexts of the stages."""
+    return (0, *sorted({stage.context for stage in run.stages.values()}))
+
+
+def evaluate(run: RunConfig, evaluations: Sequence[Evaluation]) -> dict[str, PositionBands]:
+    """Measure losses by position on the held-out text; collective, results on every rank and in OUTPUT/evaluation."""
+    from alia_ctx.mcore.engine import Distributed
+
+    store = open_store(run, HELD_OUT)
+    paths = {e.name: finished_checkpoint(run, e.stage) for e in evaluations}
+    with Distributed(run.engine):
+        return {e.name: _evaluate_one(run, e, paths[e.name], store) for e in evaluations}
+
+
+def _evaluate_one(run: RunConfig, evaluation: Evaluation, path: Path, store: TokenStore) -> PositionBands:
+    from alia_ctx.mcore.engine import MegatronEngine
+
+    stage = run.stage(evaluation.stage)
+    manifest = checkpoint.read_manifest(path)
+    engine = MegatronEngine(manifest.model, manifest.rope, evaluation.context, stage.layout, run.engine, None)
+    engine.load(path / checkpoint.STATE, with_optimizer=False)
+    rows = held_out_rows(
+        store, context=evaluation.context, length=longest_context(run), documents=run.evaluation.documents
+    )
+    mine = rows[engine.data_parallel_rank :: engine.data_parallel_size]
+    bands = PositionBands(band_edges(run))
+    with meter(f"evaluate {evaluation.name}", len(mine), "row", shown=engine.rank == 0) as bar:
+        for number, held_out in enumerate(mine, start=1):
+            for losses in engine.row_losses([held_out.row]):
+                bands.add(held_out.row, losses.as_row(), [held_out.position_offset])
+            bar.update(number)
+    total = PositionBands(band_edges(run))
+    for part in engine.gather_objects(bands.to_json()):
+        total.merge(PositionBands.from_json(part))
+    if engine.rank == 0:
+        write_json(_result_path(run, evaluation), {"checkpoint": str(path), **total.to_json()})
+    return total
+
+
+def _result_path(run: RunConfig, evaluation: Evaluation) -> Path:
+    return run.directory("evaluation", f"{evaluation.stage}-{evaluation.context}.json")
+
+
+def report(run: RunConfig) -> Report:
+    """Tables, plot and verdicts of the standard evaluations, in OUTPUT/report."""
+    results = {}
+    for evaluation in standard_evaluations(run):
+        path = _result_path(run, evaluation)
+        if not path.is_file():
+            raise DataError(f"{path}: no such file; run `alia-ctx evaluate CONFIG` first")
+        results[evaluation.name] = PositionBands.from_json(json.loads(path.read_text(encoding="utf-8")))
+    names = list(results)
+    base = next(iter(run.stages))
+    return write_report(
+        results, run.directory("report"), base=base, final=list(run.stages)[-1],
+        baselines=[name for name in names if name == base or name.startswith(f"{base}, ")],
+        title=f"{run.name}: loss by position in the document",
+        notes=_report_notes(run),
+    )
+
+
+def _report_notes(run: RunConfig) -> list[str]:
+    notes = ["Held-out documents; a model sees its own context, or what its name says, in blocks from the start."]
+    for name in run.stages:
+        ledger = checkpoint.read_manifest(finished_checkpoint(run, name)).ledger[-1]
+        notes.append(f"{name}: context {ledger.context:,}, RoPE {ledger.rope.type}, {ledger.updates} updates, "
+                     f"{ledger.tokens:,} tokens, learning rate {ledger.learning_rate:g}")
+    return notes
+
+
+# -- all of it ----------------------------------------------------------------------------------------------
+
+
+def run_all(config: Path, overrides: Sequence[str], run: RunConfig) -> Report:
+    """Every step on this machine; training and evaluation in processes of their own, started with torchrun.
+
+    Steps that are finished are not done again, so a stopped run goes on where it was.
+    """
+    ranks = run.cluster.ranks_per_node
+    if run.cluster.nodes != 1:
+        raise AliaError(f"`run` works on one machine, cluster.nodes={run.cluster.nodes}; use launch/slurm_stage.sbatch")
+    tokenize(run)
+    for name in run.stages:
+        pack(run, name)
+        if not _is_finished(run, name):
+            torchrun(ranks, ["train", str(config), "--stage", name, *overrides])
+    if not all(_result_path(run, e).is_file() for e in standard_evaluations(run)):
+        torchrun(ranks, ["evaluate", str(config), *overrides])
+    return report(run)
+
+
+def _is_finished(run: RunConfig, name: str) -> bool:
+    newest = checkpoint.latest(checkpoints_directory(run, name))
+    return newest is not None and checkpoint.read_manifest(newest).update >= run.stage(name).updates
+
+
+def torchrun(ranks: int, arguments: Sequence[str]) -> None:
+    """Run `alia-ctx ARGUMENTS` on `ranks` processes of this machine; CheckpointError where it fails."""
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={ranks}",
+               "-m", "alia_ctx.cli", *arguments]
+    environment = {"OMP_NUM_THREADS": str(max(1, (os.cpu_count() or 1) // ranks)), **os.environ}
+    code = subprocess.run(command, env=environment, check=False).returncode
+    if code:
+        raise CheckpointError(f"`alia-ctx {' '.join(arguments)}` stopped with exit status {code}; its messages are above")
