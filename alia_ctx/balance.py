@@ -6,6 +6,7 @@ The gradient is a sum over all rows of the update, so any split gives the same u
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import accumulate
 
 _ROUNDS = 1000  # exchanges made per update at most; some ten are usual
 _ENOUGH = 1.001  # of the lower bound: what is closer to the best possible than this is not worth the search
@@ -32,16 +33,21 @@ def assign_rows(work: Sequence[float], ranks: int, stages: int = 1) -> list[list
 def least_possible(work: Sequence[float], ranks: int) -> float:
     """A lower bound on the largest sum of work of a rank, for any split of these rows.
 
-    The mean; the largest row; and, as some rank gets two of the first ranks+1 rows (k+1 of the first k*ranks+1), the
-    smallest such rows together.
+    The largest of: the mean; the largest row; for each k, the k+1 smallest of the k*ranks+1 largest rows, as some rank
+    gets k+1 of those; and for each k, what must happen as either some rank gets more than k rows, which weigh at least
+    as much as the k+1 lightest, or no rank does, and the one with the largest row has enough others to leave no more.
     """
     if not work:
         return 0.0
     falling = sorted(work, reverse=True)
-    bounds = [sum(falling) / ranks, falling[0]]
-    for k in range(1, (len(falling) - 1) // ranks + 1):
-        first = falling[: k * ranks + 1]
-        bounds.append(sum(first[-(k + 1) :]))
+    rows = len(falling)
+    lightest = [0.0, *accumulate(reversed(falling))]  # sum of the n lightest
+    bounds = [lightest[-1] / ranks, falling[0]]
+    for k in range(1, (rows - 1) // ranks + 1):
+        bounds.append(sum(falling[k * ranks - k : k * ranks + 1]))
+    for k in range(-(-rows // ranks), rows):
+        others = max(0, rows - (ranks - 1) * k - 1)
+        bounds.append(min(lightest[k + 1], falling[0] + lightest[others]))
     return max(bounds)
 
 

@@ -22,9 +22,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import xxhash
-
 from alia_ctx.errors import CheckpointError
+from alia_ctx.files import file_checksum
 from alia_ctx.model import ModelSpec, RopeSpec
 
 MANIFEST = "manifest.json"
@@ -181,7 +180,7 @@ def verify_files(path: Path, manifest: Manifest, *, part: int = 0, parts: int = 
         size = file.stat().st_size
         if size != expected["bytes"]:
             raise CheckpointError(f"{file}: {size} bytes instead of {expected['bytes']}; use an older checkpoint")
-        if checksum(file) != expected["xxh3_128"]:
+        if file_checksum(file) != expected["xxh3_128"]:
             raise CheckpointError(f"{file}: checksum differs, bytes were changed; use an older checkpoint")
 
 
@@ -196,6 +195,14 @@ def latest(root: Path) -> Path | None:
     """The newest committed checkpoint below `root`, or None."""
     found = list_checkpoints(root)
     return found[-1] if found else None
+
+
+def set_aside(path: Path) -> Path:
+    """Rename a damaged checkpoint so that nothing takes it for one; it is kept for whoever wants to look."""
+    aside = path.with_name(path.name + ".damaged")
+    shutil.rmtree(aside, ignore_errors=True)
+    os.rename(path, aside)
+    return aside
 
 
 def retain(root: Path, *, keep_last: int, keep_every: int = 0, keep: Iterable[Path] = ()) -> list[Path]:
@@ -213,32 +220,32 @@ def retain(root: Path, *, keep_last: int, keep_every: int = 0, keep: Iterable[Pa
     return removed
 
 
-def checksum(file: Path) -> str:
-    """xxh3_128 of a file's bytes, in hexadecimal."""
-    digest = xxhash.xxh3_128()
-    with file.open("rb", buffering=0) as stream:
-        while block := stream.read(1 << 22):
-            digest.update(block)
-    return digest.hexdigest()
+def file_entry(file: Path) -> dict[str, Any]:
+    """Size and checksum of a file as the manifest lists them; flushes the file to disk first."""
+    _flush_file(file)
+    return {"bytes": file.stat().st_size, "xxh3_128": file_checksum(file)}
 
 
 def _checksums(directory: Path, known: Mapping[str, Mapping[str, Any]]) -> dict[str, dict[str, Any]]:
     files = sorted(p for p in directory.rglob("*") if p.is_file() and p.name != MANIFEST)
     names = {str(p.relative_to(directory)): p for p in files}
     return {
-        name: dict(known[name]) if name in known else {"bytes": p.stat().st_size, "xxh3_128": checksum(p)}
+        name: dict(known[name]) if name in known else file_entry(p)
         for name, p in names.items()
     }
 
 
 def _flush(directory: Path) -> None:
-    for path in directory.rglob("*"):
-        if path.is_file():
-            with path.open("rb") as stream:
-                os.fsync(stream.fileno())
-        else:
+    for path in (*directory.rglob("*"), directory):
+        if path.is_dir():
             _flush_directory(path)
-    _flush_directory(directory)
+        else:
+            _flush_file(path)
+
+
+def _flush_file(path: Path) -> None:
+    with path.open("rb") as stream:
+        os.fsync(stream.fileno())
 
 
 def _flush_directory(directory: Path) -> None:

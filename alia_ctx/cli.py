@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import os
 import sys
+import warnings
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
-from alia_ctx.config import RunConfig, load_run
+from alia_ctx import cli_hf
+from alia_ctx.config import load_run
 from alia_ctx.errors import AliaError
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, help=__doc__)
@@ -26,17 +28,37 @@ def check(config: Config, overrides: Overrides = None) -> None:
     run = load_run(config, overrides or ())
     for name, stage in run.stages.items():
         tokens = stage.rows_per_update * stage.context
-        typer.echo(f"{name}: {stage.updates:,} updates of {stage.rows_per_update} x {stage.context:,} = {tokens:,} tokens, "
-                   f"{stage.updates * tokens:,} in all")
+        typer.echo(
+            f"{name}: {stage.updates:,} updates of {stage.rows_per_update} x {stage.context:,} = {tokens:,} tokens, "
+            f"{stage.updates * tokens:,} in all"
+        )
     if run.root is not None and run.deferred(run.root):
         typer.echo(f"note: root {run.root} is not on this machine; files below it were not looked for")
     typer.echo(f"{config}: no problems")
 
 
 @app.command()
-def tokenize(config: Config, overrides: Overrides = None,
-             source: Annotated[list[str] | None, typer.Option(help="Only this source; may be repeated.")] = None,
-             overwrite: Overwrite = False) -> None:
+def plan(
+    config: Config,
+    overrides: Overrides = None,
+    stage: Annotated[list[str] | None, typer.Option(help="Only this stage; may be repeated.")] = None,
+) -> None:
+    """Say what each stage needs, item by item, and which layouts fit, before the queue does."""
+    from rich.console import Console
+
+    from alia_ctx import workflow
+
+    for table in workflow.plan_stages(load_run(config, overrides or ()), stage or ()):
+        Console().print(table)
+
+
+@app.command()
+def tokenize(
+    config: Config,
+    overrides: Overrides = None,
+    source: Annotated[list[str] | None, typer.Option(help="Only this source; may be repeated.")] = None,
+    overwrite: Overwrite = False,
+) -> None:
     """Turn text into Megatron .bin/.idx token stores."""
     from alia_ctx import workflow
 
@@ -52,20 +74,31 @@ def pack(config: Config, stage: Stage, overrides: Overrides = None, overwrite: O
 
 
 @app.command()
-def train(config: Config, stage: Stage, overrides: Overrides = None) -> None:
-    """Train a stage, from where it stands, on the ranks that torchrun started (or on this process alone)."""
+def train(
+    config: Config,
+    stage: Stage,
+    overrides: Overrides = None,
+    exit_before: Annotated[
+        str | None, typer.Option(help="Save and exit with status 75 before this much time has passed, as in 23:50:00.")
+    ] = None,
+) -> None:
+    """Train a stage, from where it stands, on the ranks that torchrun or srun started (or on this process alone)."""
     from alia_ctx import workflow
+    from alia_ctx.signals import parse_duration
 
-    path = workflow.train(load_run(config, overrides or ()), stage)
+    limit = parse_duration(exit_before) if exit_before else None
+    path = workflow.train(load_run(config, overrides or ()), stage, exit_before=limit)
     if _is_main():
         typer.echo(str(path))
 
 
 @app.command()
-def evaluate(config: Config, overrides: Overrides = None,
-             stage: Annotated[str | None, typer.Option(help="Only this stage (default: the report's comparison).")] = None,
-             context: Annotated[int | None, typer.Option(help="Tokens shown at a time (default: the stage's).")] = None,
-             ) -> None:
+def evaluate(
+    config: Config,
+    overrides: Overrides = None,
+    stage: Annotated[str | None, typer.Option(help="Only this stage (default: the report's comparison).")] = None,
+    context: Annotated[int | None, typer.Option(help="Tokens shown at a time (default: the stage's).")] = None,
+) -> None:
     """Measure the loss by position on held-out documents."""
     from alia_ctx import workflow
 
@@ -96,6 +129,9 @@ def run(config: Config, overrides: Overrides = None) -> None:
     _show_report(workflow.run_all(config, overrides or (), loaded))
 
 
+cli_hf.register(app)
+
+
 def _print_table(results: Any) -> None:
     from rich.console import Console
 
@@ -115,6 +151,9 @@ def _is_main() -> bool:
 
 def main() -> None:
     """Entry point: a user's mistake becomes one message on standard error and exit status 2."""
+    # Upstream warns of its own deprecations and missing extras on every start; they are not the user's.
+    warnings.filterwarnings("ignore", module=r"(megatron|torch)\.")
+    warnings.filterwarnings("ignore", message=r".*\.grad attribute of a Tensor that is not a leaf.*")
     try:
         app()
     except AliaError as error:

@@ -21,6 +21,7 @@ from yaml import YAMLError
 from alia_ctx.documents import SourceSpec
 from alia_ctx.errors import ConfigError, Problem
 from alia_ctx.layout import Layout
+from alia_ctx.metrics import Sink, sink_problems
 from alia_ctx.model import ModelSpec, RopeSpec
 from alia_ctx.packing import PackSpec
 from alia_ctx.schema import build
@@ -48,7 +49,9 @@ class EngineConfig:
     loss_chunk_tokens: int = 1024
     overlap_communication: bool = True
     deterministic: bool = False
+    offload_activations: bool = False
     timeout_minutes: float = 20.0
+    hang_minutes: float = 30.0
 
 
 @dataclass(frozen=True)
@@ -79,6 +82,13 @@ class EvaluationConfig:
     held_out: SourceSpec | None = None
     documents: int = 64
     every_updates: int = 0
+
+
+@dataclass(frozen=True)
+class MetricsConfig:
+    """Where the numbers of each update go beside `metrics.jsonl`, which is always written."""
+
+    sinks: list[Sink] = field(default_factory=lambda: ["tensorboard"])
 
 
 @dataclass(frozen=True)
@@ -142,6 +152,7 @@ class RunConfig:
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
     checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
     evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
+    metrics: MetricsConfig = field(default_factory=MetricsConfig)
 
     def stage(self, name: str) -> StageConfig:
         """The stage called `name`; ConfigError lists the known ones."""
@@ -189,10 +200,11 @@ def run_problems(run: RunConfig) -> list[Problem]:
     """Every rule that the values of `run` break, in the order of the file."""
     found = run.model.problems("model")
     found += _positive("cluster", run.cluster, "nodes", "ranks_per_node", "memory_gib", "peak_tflops")
-    found += _positive("engine", run.engine, "loss_chunk_tokens", "timeout_minutes")
+    found += _positive("engine", run.engine, "loss_chunk_tokens", "timeout_minutes", "hang_minutes")
     found += _positive("checkpoint", run.checkpoint, "every_updates", "keep_last")
     found += _positive("evaluation", run.evaluation, "documents")
     found += _optimizer_problems(run.optimizer)
+    found += sink_problems(run.metrics.sinks, "metrics.sinks")
     found += _path_problems(run)
     if not run.stages:
         found.append(Problem("stages", "{}", "there is no stage", "add one; configs/tiny.yaml shows three"))
@@ -215,7 +227,8 @@ def _read(path: Path, overrides: Sequence[str]) -> Any:
 def _overrides(items: Sequence[str]) -> Any:
     problems = [
         Problem(item, None, "is not of the form key=value", "write for example stages.32k.layout.cp=8")
-        for item in items if "=" not in item or item.startswith("=")
+        for item in items
+        if "=" not in item or item.startswith("=")
     ]
     if problems:
         raise ConfigError(f"{_count(problems)} in the overrides", problems)
@@ -232,7 +245,7 @@ def _partial_problems(raw: Any, known: list[Problem]) -> list[Problem]:
         found += model.problems("model")
     cluster = build(ClusterConfig, raw.get("cluster", {}), "cluster", []) or ClusterConfig()
     stages = raw.get("stages")
-    for name, entry in (stages.items() if isinstance(stages, Mapping) else ()):
+    for name, entry in stages.items() if isinstance(stages, Mapping) else ():
         stage = build(StageConfig, entry, f"stages.{name}", [])
         if stage is not None:
             found += _stage_value_problems(f"stages.{name}", stage)
@@ -249,7 +262,8 @@ def _count(problems: Sequence[Problem]) -> str:
 def _positive(key: str, part: object, *names: str) -> list[Problem]:
     return [
         Problem(f"{key}.{name}", getattr(part, name), "must be above 0", f"the default is {_default(part, name)}")
-        for name in names if not getattr(part, name) > 0
+        for name in names
+        if not getattr(part, name) > 0
     ]
 
 
@@ -261,10 +275,18 @@ def _optimizer_problems(optimizer: OptimizerConfig) -> list[Problem]:
     found = _positive("optimizer", optimizer, "epsilon", "clip_grad")
     for name in ("beta1", "beta2"):
         if not 0 <= getattr(optimizer, name) < 1:
-            found.append(Problem(f"optimizer.{name}", getattr(optimizer, name), "must be in [0, 1)",
-                                 f"the default is {_default(optimizer, name)}"))
+            found.append(
+                Problem(
+                    f"optimizer.{name}",
+                    getattr(optimizer, name),
+                    "must be in [0, 1)",
+                    f"the default is {_default(optimizer, name)}",
+                )
+            )
     if not optimizer.weight_decay >= 0:
-        found.append(Problem("optimizer.weight_decay", optimizer.weight_decay, "must not be negative", "0 turns it off"))
+        found.append(
+            Problem("optimizer.weight_decay", optimizer.weight_decay, "must not be negative", "0 turns it off")
+        )
     return found
 
 
@@ -280,8 +302,14 @@ def _path_problems(run: RunConfig) -> list[Problem]:
         if not paths or not all(run.deferred(path) for path in paths):
             found += source.problems(key)
     if not run.deferred(run.tokenizer) and not _is_tokenizer(Path(run.tokenizer)):
-        found.append(Problem("tokenizer", run.tokenizer, "is not a Hugging Face tokenizer directory",
-                             "give a directory with tokenizer.json or tokenizer.model"))
+        found.append(
+            Problem(
+                "tokenizer",
+                run.tokenizer,
+                "is not a Hugging Face tokenizer directory",
+                "give a directory with tokenizer.json or tokenizer.model",
+            )
+        )
     return found
 
 
@@ -303,20 +331,35 @@ def _stage_value_problems(key: str, stage: StageConfig) -> list[Problem]:
         return found
     found += stage.rope.problems(f"{key}.rope", stage.context)
     if stage.update_tokens < stage.context:
-        found.append(Problem(f"{key}.update_tokens", stage.update_tokens, f"is below one row of {stage.context} tokens",
-                             f"use at least {stage.context}"))
+        found.append(
+            Problem(
+                f"{key}.update_tokens",
+                stage.update_tokens,
+                f"is below one row of {stage.context} tokens",
+                f"use at least {stage.context}",
+            )
+        )
     elif stage.tokens < stage.rows_per_update * stage.context:
-        found.append(Problem(f"{key}.tokens", stage.tokens,
-                             f"is below one update of {stage.rows_per_update * stage.context} tokens",
-                             "raise it, or lower update_tokens"))
+        found.append(
+            Problem(
+                f"{key}.tokens",
+                stage.tokens,
+                f"is below one update of {stage.rows_per_update * stage.context} tokens",
+                "raise it, or lower update_tokens",
+            )
+        )
     return found
 
 
 def _positive_stage(key: str, stage: StageConfig) -> list[Problem]:
     found = [
         Problem(f"{key}.{name}", getattr(stage, name), "must be above 0", remedy)
-        for name, remedy in (("context", "give the row length in tokens"), ("tokens", "give the budget in tokens"),
-                             ("update_tokens", "ALIA uses about 4 million"), ("learning_rate", "ALIA uses 9e-7"))
+        for name, remedy in (
+            ("context", "give the row length in tokens"),
+            ("tokens", "give the budget in tokens"),
+            ("update_tokens", "ALIA uses about 4 million"),
+            ("learning_rate", "ALIA uses 9e-7"),
+        )
         if not getattr(stage, name) > 0
     ]
     if stage.nodes is not None and stage.nodes < 1:
@@ -338,8 +381,14 @@ def _chain_problems(run: RunConfig, name: str, stage: StageConfig) -> list[Probl
         seen = [name]
         while origin in run.stages:
             if origin in seen:
-                return [Problem(key, stage.init_from, f"goes in a circle: {' <- '.join([*seen, origin])}",
-                                "let the first stage start from a checkpoint or from random")]
+                return [
+                    Problem(
+                        key,
+                        stage.init_from,
+                        f"goes in a circle: {' <- '.join([*seen, origin])}",
+                        "let the first stage start from a checkpoint or from random",
+                    )
+                ]
             seen.append(origin)
             origin = run.stages[origin].init_from
         return []

@@ -38,30 +38,60 @@ class Layout:
         sizes = {"tp": self.tp, "cp": self.cp, "pp": self.pp}
         found = [
             Problem(f"{key}.{name}", size, "must be at least 1", "1 turns it off")
-            for name, size in sizes.items() if size < 1
+            for name, size in sizes.items()
+            if size < 1
         ]
         if found:
             return found
         found += self._tensor_problems(key, model)
         if context % (2 * self.cp):
-            found.append(Problem(f"{key}.cp", self.cp, f"{context} is not a multiple of 2*cp={2 * self.cp}",
-                                 f"{_near_divisors(context // 2, self.cp)} fit"))
+            found.append(
+                Problem(
+                    f"{key}.cp",
+                    self.cp,
+                    f"{context} is not a multiple of 2*cp={2 * self.cp}",
+                    f"{_near_divisors(context // 2, self.cp)} fit",
+                )
+            )
         elif self.tp > 1 and (context // self.cp) % self.tp:
-            found.append(Problem(f"{key}.tp", self.tp,
-                                 f"sequence parallelism cuts the {context // self.cp} tokens of a CP rank in tp parts",
-                                 f"{_near_divisors(context // self.cp, self.tp)} fit"))
+            found.append(
+                Problem(
+                    f"{key}.tp",
+                    self.tp,
+                    f"sequence parallelism cuts the {context // self.cp} tokens of a CP rank in tp parts",
+                    f"{_near_divisors(context // self.cp, self.tp)} fit",
+                )
+            )
         if model.num_hidden_layers % self.pp:
-            found.append(Problem(f"{key}.pp", self.pp, f"does not divide {model.num_hidden_layers} layers",
-                                 f"{_near_divisors(model.num_hidden_layers, self.pp)} fit"))
+            found.append(
+                Problem(
+                    f"{key}.pp",
+                    self.pp,
+                    f"does not divide {model.num_hidden_layers} layers",
+                    f"{_near_divisors(model.num_hidden_layers, self.pp)} fit",
+                )
+            )
         if world_size % self.model_ranks:
-            found.append(Problem(key, f"tp*cp*pp={self.model_ranks}", f"does not divide {world_size} ranks",
-                                 "change the layout or the number of nodes"))
+            found.append(
+                Problem(
+                    key,
+                    f"tp*cp*pp={self.model_ranks}",
+                    f"does not divide {world_size} ranks",
+                    "change the layout or the number of nodes",
+                )
+            )
         return found
 
     def _tensor_problems(self, key: str, model: ModelSpec) -> list[Problem]:
         if self.tp > model.num_key_value_heads:
-            return [Problem(f"{key}.tp", self.tp, f"is above num_key_value_heads={model.num_key_value_heads}",
-                            f"{_near_divisors(model.num_key_value_heads, self.tp)} fit")]
+            return [
+                Problem(
+                    f"{key}.tp",
+                    self.tp,
+                    f"is above num_key_value_heads={model.num_key_value_heads}",
+                    f"{_near_divisors(model.num_key_value_heads, self.tp)} fit",
+                )
+            ]
         checked = {
             "num_key_value_heads": model.num_key_value_heads,
             "num_attention_heads": model.num_attention_heads,
@@ -69,7 +99,8 @@ class Layout:
         }
         return [
             Problem(f"{key}.tp", self.tp, f"does not divide {name}={size}", f"{_near_divisors(size, self.tp)} fit")
-            for name, size in checked.items() if size % self.tp
+            for name, size in checked.items()
+            if size % self.tp
         ]
 
 
@@ -89,8 +120,10 @@ def zigzag_chunks(row_length: int, cp: int, rank: int) -> tuple[tuple[int, int],
     if cp == 1:
         return ((0, row_length),)
     if row_length % (2 * cp):
-        raise LayoutError(f"a row of {row_length} tokens cannot be cut in 2*cp={2 * cp} equal chunks; "
-                          f"cp={_near_divisors(row_length // 2, cp)} fit")
+        raise LayoutError(
+            f"a row of {row_length} tokens cannot be cut in 2*cp={2 * cp} equal chunks; "
+            f"cp={_near_divisors(row_length // 2, cp)} fit"
+        )
     size = row_length // (2 * cp)
     mirror = 2 * cp - 1 - rank
     return ((rank * size, (rank + 1) * size), (mirror * size, (mirror + 1) * size))

@@ -53,9 +53,7 @@ class RopeSpec:
             found.append(Problem(f"{key}.theta", self.theta, "the base must be above 1", "10000 is Llama's"))
         for name in _ROPE_FIELDS[self.type]:
             if getattr(self, name) is None:
-                found.append(
-                    Problem(f"{key}.{name}", None, f"RoPE type {self.type} needs it", f"set {key}.{name}")
-                )
+                found.append(Problem(f"{key}.{name}", None, f"RoPE type {self.type} needs it", f"set {key}.{name}"))
         found += self._surplus(key)
         found += self._out_of_range(key, context)
         return found
@@ -74,18 +72,35 @@ class RopeSpec:
             found.append(Problem(f"{key}.factor", self.factor, "must be at least 1", "use context / original length"))
         original = self.original_max_position_embeddings
         if original is not None and original < 1:
-            found.append(Problem(f"{key}.original_max_position_embeddings", original, "must be positive",
-                                 "use the length that the base model was trained at"))
+            found.append(
+                Problem(
+                    f"{key}.original_max_position_embeddings",
+                    original,
+                    "must be positive",
+                    "use the length that the base model was trained at",
+                )
+            )
         elif original is not None and self.factor and self.type in ("yarn", "llama3"):
             reach = int(original * self.factor)
             if reach < context:
-                found.append(Problem(f"{key}.factor", self.factor,
-                                     f"reaches {reach} = {original} x {self.factor:g} tokens, the context is {context}",
-                                     f"use a factor of {context / original:g} or more"))
+                found.append(
+                    Problem(
+                        f"{key}.factor",
+                        self.factor,
+                        f"reaches {reach} = {original} x {self.factor:g} tokens, the context is {context}",
+                        f"use a factor of {context / original:g} or more",
+                    )
+                )
         low, high = self.low_freq_factor, self.high_freq_factor
         if low is not None and high is not None and not 0 < low < high:
-            found.append(Problem(f"{key}.low_freq_factor", low, f"must be above 0 and below high_freq_factor={high:g}",
-                                 "Llama 3 and ALIA use 1 and 4"))
+            found.append(
+                Problem(
+                    f"{key}.low_freq_factor",
+                    low,
+                    f"must be above 0 and below high_freq_factor={high:g}",
+                    "Llama 3 and ALIA use 1 and 4",
+                )
+            )
         return found
 
 
@@ -122,14 +137,26 @@ class ModelSpec:
         """Rules that the sizes break among themselves."""
         found = [
             Problem(f"{key}.{name}", getattr(self, name), "must be positive", "take it from the model's config.json")
-            for name in ("num_hidden_layers", "hidden_size", "intermediate_size", "num_attention_heads",
-                         "num_key_value_heads", "head_dim", "vocab_size")
+            for name in (
+                "num_hidden_layers",
+                "hidden_size",
+                "intermediate_size",
+                "num_attention_heads",
+                "num_key_value_heads",
+                "head_dim",
+                "vocab_size",
+            )
             if getattr(self, name) < 1
         ]
         if not found and self.num_attention_heads % self.num_key_value_heads:
-            found.append(Problem(f"{key}.num_key_value_heads", self.num_key_value_heads,
-                                 f"does not divide num_attention_heads={self.num_attention_heads}",
-                                 "grouped-query attention shares each KV head among equally many query heads"))
+            found.append(
+                Problem(
+                    f"{key}.num_key_value_heads",
+                    self.num_key_value_heads,
+                    f"does not divide num_attention_heads={self.num_attention_heads}",
+                    "grouped-query attention shares each KV head among equally many query heads",
+                )
+            )
         if not found and self.head_dim % 2:
             found.append(Problem(f"{key}.head_dim", self.head_dim, "must be even", "RoPE rotates pairs"))
         return found
@@ -149,7 +176,9 @@ class ModelSpec:
     def parameters(self) -> int:
         """Parameters in all; ALIA-40b has 40,433,885,184."""
         tables = 1 if self.tie_word_embeddings else 2
-        return self.num_hidden_layers * self.layer_parameters() + tables * self.embedding_parameters() + self.hidden_size
+        return (
+            self.num_hidden_layers * self.layer_parameters() + tables * self.embedding_parameters() + self.hidden_size
+        )
 
     def linear_flops_per_token(self) -> float:
         """Forward + backward FLOPs of all matrix products with weights, per token (the head, not the embedding)."""

@@ -62,8 +62,14 @@ def meter(title: str, total: float, unit: str, *, shown: bool = True) -> Iterato
         silent = Progress(disable=True)
         yield Meter(title, total, unit, silent)
     elif console.is_terminal:
-        columns = (TextColumn("{task.description}"), BarColumn(), TextColumn("{task.percentage:>3.0f}%"),
-                   TextColumn("{task.fields[note]}"), TimeElapsedColumn(), TimeRemainingColumn())
+        columns = (
+            TextColumn("{task.description}"),
+            BarColumn(),
+            TextColumn("{task.percentage:>3.0f}%"),
+            TextColumn("{task.fields[note]}"),
+            TimeElapsedColumn(),
+            TimeRemainingColumn(),
+        )
         with Progress(*columns, console=console) as bar:
             yield Meter(title, total, unit, bar)
     else:

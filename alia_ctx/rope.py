@@ -10,6 +10,7 @@ Shapes: T tokens, h heads, d head_dim, f = d/2 frequencies.
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -144,11 +145,11 @@ def _turn(x_Thd: Tensor, cos_Tf: Tensor, sin_Tf: Tensor, out_Thd: Tensor | None 
 
 class _Rotate(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, x_Thd: Tensor, cos_Tf: Tensor, sin_Tf: Tensor) -> Tensor:
+    def forward(ctx: Any, x_Thd: Tensor, cos_Tf: Tensor, sin_Tf: Tensor) -> Tensor:
         ctx.save_for_backward(cos_Tf, sin_Tf)
         return _turn(x_Thd, cos_Tf, sin_Tf)
 
     @staticmethod
-    def backward(ctx, grad_Thd: Tensor) -> tuple[Tensor, None, None]:
+    def backward(ctx: Any, grad_Thd: Tensor) -> tuple[Tensor, None, None]:
         cos_Tf, sin_Tf = ctx.saved_tensors
         return _turn(grad_Thd, cos_Tf, -sin_Tf), None, None

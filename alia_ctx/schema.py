@@ -5,17 +5,15 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import types
-import typing
 from collections.abc import Mapping
-from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
+from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
 from alia_ctx.errors import Problem
 
-T = TypeVar("T")
 _INVALID = object()
 
 
-def build(cls: type[T], raw: object, key: str, problems: list[Problem]) -> T | None:
+def build[T](cls: type[T], raw: object, key: str, problems: list[Problem]) -> T | None:
     """Make a `cls` of `raw`; adds a problem for every unknown, missing, or wrongly typed key below `key`.
 
     Returns None where anything in this part is wrong. `raw` is never changed.

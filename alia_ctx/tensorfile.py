@@ -88,8 +88,10 @@ class TensorFiles:
         while target:
             count = os.preadv(descriptor, [target], position)
             if count == 0:
-                raise CheckpointError(f"{place.file}: ends at byte {position}, a tensor goes on for {len(target)} "
-                                      "more; the file is truncated, copy it again")
+                raise CheckpointError(
+                    f"{place.file}: ends at byte {position}, a tensor goes on for {len(target)} "
+                    "more; the file is truncated, copy it again"
+                )
             target, position = target[count:], position + count
 
     def _open(self, file: Path) -> int:
@@ -115,23 +117,22 @@ def is_finite(tensor: Tensor) -> bool:
 def archive_tensors(file: Path, offset: int = 0, length: int | None = None) -> Any:
     """What `torch.save` wrote at [offset, offset + length) of `file`, with each tensor as its TensorPlace.
 
-    The result is a TensorPlace, or a dict of them by name. No weight is read: `torch.load` under FakeTensorMode
-    makes tensors without storage and notes where each storage lies (PyTorch's serialization notes,
-    `_checkpoint_offset`). Raises CheckpointError where it is no zip archive of contiguous tensors.
+    The result is a TensorPlace, or a dict of them by name. No weight is read: `torch.load` to the meta device makes
+    tensors without storage and notes where each storage lies (PyTorch's serialization notes, `_checkpoint_offset`).
+    Raises CheckpointError where it is no zip archive of contiguous tensors.
     """
-    from torch._subclasses.fake_tensor import FakeTensorMode
-
     try:
-        with file.open("rb") as stream, FakeTensorMode(), warnings.catch_warnings():
+        with file.open("rb") as stream, warnings.catch_warnings():
             warnings.simplefilter("ignore")
             size = os.fstat(stream.fileno()).st_size
             view = _Window(stream, offset, size - offset if length is None else length)
-            loaded = torch.load(io.BufferedReader(view, 1 << 16), weights_only=True)
+            loaded = torch.load(io.BufferedReader(view, 1 << 16), map_location="meta", weights_only=True)
     except Exception as error:  # torch raises RuntimeError, UnpicklingError, ValueError, OSError by what is broken
         where = f" at byte {offset}" if offset else ""
         reason = str(error).strip().split("\n")[0]
-        raise CheckpointError(f"{file}{where}: not a readable torch archive ({reason}); copy it again, or save it "
-                              "as safetensors") from error
+        raise CheckpointError(
+            f"{file}{where}: not a readable torch archive ({reason}); copy it again, or save it as safetensors"
+        ) from error
     if isinstance(loaded, Tensor):
         return _place(file, offset, "tensor", loaded)
     if not isinstance(loaded, Mapping):

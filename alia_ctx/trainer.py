@@ -7,7 +7,6 @@ leaves a trail (`metrics.jsonl`, checkpoints with manifests) from which a stage 
 from __future__ import annotations
 
 import dataclasses
-import json
 import math
 import time
 from collections.abc import Callable, Sequence
@@ -18,11 +17,15 @@ from typing import Any, Protocol
 import numpy as np
 
 from alia_ctx import checkpoint
-from alia_ctx.balance import assign_rows
+from alia_ctx.balance import assign_rows, imbalance
 from alia_ctx.checkpoint import Manifest, StageLedger
-from alia_ctx.config import RANDOM, RunConfig, StageConfig
-from alia_ctx.errors import CheckpointError
+from alia_ctx.config import RANDOM, RunConfig
+from alia_ctx.errors import AliaError, CheckpointError
+from alia_ctx.metrics import GroupedLoss, JsonLines, SpikeDetector, flatten, open_sinks
 from alia_ctx.packing import PackedRow, PackPlan
+from alia_ctx.signals import RequeueError, StopRequests, Watchdog
+
+PATIENCE = 3  # updates in a row without a finite gradient before a run stops
 
 
 @dataclass(frozen=True)
@@ -55,11 +58,23 @@ class UpdateResult:
     applied: bool
     losses: tuple[RowLosses, ...]
     compute_seconds: float
+    communication_seconds: float
     step_seconds: float
 
 
+class PendingSave(Protocol):
+    """A checkpoint being written in the background. `finish` is collective."""
+
+    stall_seconds: float
+
+    @property
+    def done(self) -> bool: ...
+
+    def finish(self) -> dict[str, dict[str, Any]]: ...
+
+
 class Engine(Protocol):
-    """What the trainer needs of a compute engine. Every method but the properties is collective."""
+    """What the trainer needs of a compute engine. Every method is collective."""
 
     @property
     def rank(self) -> int: ...
@@ -83,9 +98,17 @@ class Engine(Protocol):
 
     def barrier(self) -> None: ...
 
-    def save(self, directory: Path, *, with_optimizer: bool = True) -> None: ...
+    def memory_bytes(self) -> int: ...
+
+    def begin_save(self, directory: Path, *, with_optimizer: bool = True) -> PendingSave: ...
 
     def load(self, directory: Path, *, with_optimizer: bool) -> None: ...
+
+
+class DivergedError(AliaError):
+    """Too many updates in a row had no finite loss or gradient. The last good checkpoint is intact."""
+
+    exit_code = 3
 
 
 def stage_directory(run: RunConfig, stage: str) -> Path:
@@ -118,6 +141,10 @@ class StageTrainer:
         engine: built for that stage's model, RoPE, context and layout.
         plan: the stage's packed rows; update k is rows [k*R, (k+1)*R) of it, whatever the layout.
         report: called on rank 0 after each update with the line that goes to `metrics.jsonl`.
+        notice: called on rank 0 with what a person should know: a damaged checkpoint, a skipped update, a spike.
+        evaluate: called on every rank after updates at which an evaluation is due; its result goes to the log.
+        stop: asked after each update why to stop, if at all.
+        watchdog: told of every sign of life.
     """
 
     def __init__(
@@ -128,9 +155,16 @@ class StageTrainer:
         plan: PackPlan,
         *,
         report: Callable[[dict[str, Any]], None] = lambda metrics: None,
+        notice: Callable[[str], None] = lambda text: None,
+        evaluate: Callable[[], dict[str, Any]] | None = None,
+        stop: StopRequests | None = None,
+        watchdog: Watchdog | None = None,
     ) -> None:
         self.run, self.name, self.stage = run, stage, run.stage(stage)
-        self.engine, self.plan, self.report = engine, plan, report
+        self.engine, self.plan = engine, plan
+        self.report, self.notice, self.evaluate = report, notice, evaluate
+        self.stop = stop or StopRequests()
+        self.watchdog = watchdog
         self.directory = stage_directory(run, stage)
         self.checkpoints = checkpoints_directory(run, stage)
         self.history: tuple[StageLedger, ...] = ()
@@ -143,67 +177,76 @@ class StageTrainer:
         )
         self.parent: str | None = None
         self.update = 0
+        self._pending: tuple[PendingSave, Path, Path, Manifest] | None = None
+        self._save_seconds = 0.0
+        self._longest_update = 0.0
+        self._skipped_in_a_row = 0
+        self._spikes = SpikeDetector()
+
+    # -- the stage ------------------------------------------------------------------------------------------
 
     def prepare(self) -> int:
-        """Load the newest checkpoint of this stage, or what it starts from. Returns the next update."""
-        newest = checkpoint.latest(self.checkpoints)
-        if newest is not None:
-            self._resume(newest)
-        elif self.stage.init_from != RANDOM:
+        """Load the newest whole checkpoint of this stage, or what it starts from. Returns the next update."""
+        if not self._resume_newest() and self.stage.init_from != RANDOM:
             self._start_from(self._origin())
         if self.engine.rank == 0:
             self.checkpoints.mkdir(parents=True, exist_ok=True)
-            _keep_metrics_before(self.directory / "metrics.jsonl", self.update)
         self.engine.barrier()
         return self.update
 
     def train(self) -> Path:
-        """Run all updates that are left. Returns the stage's last checkpoint."""
-        start = self.prepare()
-        for update in range(start, self.stage.updates):
-            metrics = self._one_update(update)
-            if self.engine.rank == 0:
-                _append_line(self.directory / "metrics.jsonl", metrics)
-                self.report(metrics)
-            if self._save_is_due():
-                self.save()
-        return checkpoint.latest(self.checkpoints) or self.save()
+        """Run all updates that are left and return the stage's last checkpoint. Call `prepare` first.
 
-    def save(self) -> Path:
-        """Write a checkpoint of the state after `self.update` updates; atomic, kept by the retention rules."""
-        final = self.checkpoints / checkpoint.checkpoint_name(self.update)
-        temporary = checkpoint.temporary_path(final)
-        if self.engine.rank == 0:
-            checkpoint.begin(final)
-        self.engine.barrier()
-        self.engine.save(temporary / checkpoint.STATE)
-        self.engine.barrier()
-        if self.engine.rank == 0:
-            checkpoint.commit(temporary, final, self._manifest(), overwrite=True)
-            rules = self.run.checkpoint
-            checkpoint.retain(self.checkpoints, keep_last=rules.keep_last, keep_every=rules.keep_every)
-        self.engine.barrier()
-        return final
+        Raises RequeueError where it was asked to stop (everything is saved then), DivergedError after three updates
+        in a row without a finite gradient, CheckpointError where the last checkpoint could not be written.
+        """
+        log = self._open_log()
+        try:
+            while self.update < self.stage.updates:
+                line = self._one_update()
+                self._log(log, line)
+                self._check_diverged(line)
+                reason = self._agreed_stop()
+                if reason and self.update < self.stage.updates:
+                    self._save_now()
+                    raise RequeueError(f"stopped by {reason} after update {self.update}; saved, start again to go on")
+                if self._save_is_due():
+                    self._begin_save()
+            if checkpoint.latest(self.checkpoints) != self._final_path() or self._pending:
+                self._save_now()
+            return self._final_path()
+        finally:
+            for writer in log:
+                writer.close()
 
-    def _one_update(self, update: int) -> dict[str, Any]:
+    def _one_update(self) -> dict[str, Any]:
         started = time.perf_counter()
-        first = update * self.stage.rows_per_update
+        first = self.update * self.stage.rows_per_update
         numbers = range(first, first + self.stage.rows_per_update)
         rows = [self.plan.row(i) for i in numbers]
         work = self._work(numbers)
-        share = assign_rows(work, self.engine.data_parallel_size, self.stage.layout.pp)[self.engine.data_parallel_rank]
-        data_seconds = time.perf_counter() - started
-        result = self.engine.train_update([rows[i] for i in share], self.stage.learning_rate)
-        self.update = update + 1
+        shares = assign_rows(work, self.engine.data_parallel_size, self.stage.layout.pp)
+        read = time.perf_counter()
+        mine = [rows[i] for i in shares[self.engine.data_parallel_rank]]
+        result = self.engine.train_update(mine, self.stage.learning_rate)
+        self._beat()
+        self.update += 1
+        self._count(rows, result)
+        line = self._metrics(rows, work, shares, result)
+        seconds = time.perf_counter() - started
+        self._longest_update = max(self._longest_update, seconds)
+        return {**line, **self._times(seconds, read - started, result, line["update_tokens"], sum(work))}
+
+    def _count(self, rows: Sequence[PackedRow], result: UpdateResult) -> None:
+        self._skipped_in_a_row = 0 if result.applied else self._skipped_in_a_row + 1
         self.ledger = dataclasses.replace(
             self.ledger,
             updates=self.ledger.updates + 1,
             skipped_updates=self.ledger.skipped_updates + (not result.applied),
             rows=self.ledger.rows + len(rows),
             tokens=self.ledger.tokens + sum(row.real_tokens for row in rows),
-            predicted_tokens=self.ledger.predicted_tokens + result.predicted_tokens,
+            predicted_tokens=self.ledger.predicted_tokens + sum(row.predicted for row in rows),
         )
-        return self._metrics(result, rows, time.perf_counter() - started, data_seconds)
 
     def _work(self, rows: range) -> list[float]:
         """FLOPs of each row, which balancing makes even over the data-parallel ranks."""
@@ -211,10 +254,15 @@ class StageTrainer:
         attention = self.run.model.attention_flops([1]) * self.plan.attention_pairs(slice(rows.start, rows.stop))
         return list(linear + attention)
 
+    # -- what is logged -------------------------------------------------------------------------------------
+
     def _metrics(
-        self, result: UpdateResult, rows: Sequence[PackedRow], seconds: float, data_seconds: float
+        self, rows: Sequence[PackedRow], work: Sequence[float], shares: Sequence[Sequence[int]], result: UpdateResult
     ) -> dict[str, Any]:
-        tokens = sum(row.real_tokens for row in rows)
+        grouped = GroupedLoss(position_edges(self.run), list(self.run.data.sources))
+        for part in result.losses:
+            grouped.add(part.row.doc_offsets, part.row.sources, part.as_row())
+        totals = self.engine.sum_over_ranks(grouped.values)
         return {
             "stage": self.name,
             "update": self.update,
@@ -222,19 +270,162 @@ class StageTrainer:
             "gradient_norm": result.gradient_norm,
             "learning_rate": self.stage.learning_rate,
             "applied": result.applied,
+            "spike": self._spikes.is_spike(result.loss),
+            "rows": [rows[0].index, rows[-1].index + 1],
             "tokens": self.ledger.tokens,
+            "update_tokens": sum(row.real_tokens for row in rows),
             "predicted_tokens": result.predicted_tokens,
-            "update_tokens": tokens,
-            "tokens_per_second": tokens / seconds,
-            "tokens_per_second_per_rank": tokens / seconds / self.engine.world_size,
+            "imbalance": imbalance(work, shares),
+            "memory_gib": self.engine.memory_bytes() / 2**30,
+            **grouped.means(totals),
+        }
+
+    def _times(
+        self, seconds: float, data_seconds: float, result: UpdateResult, tokens: int, flops: float
+    ) -> dict[str, Any]:
+        """Speed and where the time went. `save_seconds` is what saving kept this update's loop from training."""
+        ranks = self.engine.world_size
+        peak = self.run.cluster.peak_tflops * 1e12 * ranks
+        save_seconds, self._save_seconds = self._save_seconds, 0.0
+        return {
             "seconds": seconds,
+            "tokens_per_second": tokens / seconds,
+            "tokens_per_second_per_rank": tokens / seconds / ranks,
+            "mfu": flops / seconds / peak,
+            "mfu_6n": 6.0 * self.run.model.parameters() * tokens / seconds / peak,
             "data_seconds": data_seconds,
             "compute_seconds": result.compute_seconds,
+            "communication_seconds": result.communication_seconds,
             "step_seconds": result.step_seconds,
+            "save_seconds": save_seconds,
         }
+
+    def _open_log(self) -> list[Any]:
+        """On rank 0 the JSON lines first, then the sinks; nothing elsewhere."""
+        if self.engine.rank:
+            return []
+        lines = JsonLines(self.directory / "metrics.jsonl", self.update)
+        for line in lines.kept:
+            self._spikes.is_spike(math.nan if line["loss"] is None else line["loss"])
+        sinks = open_sinks(self.run.metrics.sinks, self.directory, self.run.name, self.name, self.run.to_dict())
+        return [lines, *sinks]
+
+    def _log(self, log: Sequence[Any], line: dict[str, Any]) -> None:
+        if self._evaluation_is_due() and self.evaluate is not None:
+            line = {**line, "held_out": self.evaluate()}
+            self._beat()
+        if not log:
+            return
+        log[0].append(line)
+        for sink in log[1:]:
+            sink.write(self.update, flatten(line))
+        self.report(line)
+        if not line["applied"]:
+            self.notice(f"update {self.update}: loss {line['loss']}, gradient norm {line['gradient_norm']}; skipped")
+        if line["spike"]:
+            self.notice(f"update {self.update}: loss {line['loss']:.4f} is a spike; rows {line['rows']}")
+
+    def _evaluation_is_due(self) -> bool:
+        every = self.run.evaluation.every_updates
+        return bool(every) and (self.update % every == 0 or self.update == self.stage.updates)
+
+    def _check_diverged(self, line: dict[str, Any]) -> None:
+        if self._skipped_in_a_row < PATIENCE:
+            return
+        first, last = line["rows"]
+        documents = [
+            f"row {i}: "
+            + ", ".join(f"{self.plan.sources[s]}/{d}" for s, d in zip(row.sources[:8], row.doc_ids[:8], strict=True))
+            + (f" and {len(row.doc_ids) - 8} more" if len(row.doc_ids) > 8 else "")
+            for i, row in ((i, self.plan.row(i)) for i in range(first, last))
+        ]
+        newest = checkpoint.latest(self.checkpoints)
+        raise DivergedError(
+            f"stage {self.name}: {PATIENCE} updates in a row, the last being {self.update}, had no finite loss or "
+            f"gradient (loss {line['loss']}, gradient norm {line['gradient_norm']}); nothing was changed by them.\n"
+            f"Last good checkpoint: {newest or 'none yet'}. Documents of the last update (source/number):\n  "
+            + "\n  ".join(documents)
+        )
+
+    # -- stopping -------------------------------------------------------------------------------------------
+
+    def _agreed_stop(self) -> str | None:
+        """Why to stop, if any rank has a reason; also where finished background saves are committed."""
+        reason = self.stop.reason(still_to_come=2 * self._longest_update + self._longest_save())
+        waiting = self._pending is not None and not self._pending[0].done
+        stops, writers = self.engine.sum_over_ranks(np.array([reason is not None, waiting], dtype=np.float64))
+        if self._pending is not None and not writers:
+            self._finish_save()
+        return (reason or "another rank's signal") if stops else None
+
+    def _longest_save(self) -> float:
+        return 30.0 if self.update > 1 else 0.0
+
+    def _beat(self) -> None:
+        if self.watchdog is not None:
+            self.watchdog.beat()
+
+    # -- saving ---------------------------------------------------------------------------------------------
 
     def _save_is_due(self) -> bool:
         return self.update == self.stage.updates or self.update % self.run.checkpoint.every_updates == 0
+
+    def _final_path(self) -> Path:
+        return self.checkpoints / checkpoint.checkpoint_name(self.update)
+
+    def _begin_save(self) -> None:
+        """Start a checkpoint of the state after `self.update` updates. A failure is loud, and not the end."""
+        started = time.perf_counter()
+        self._finish_save()
+        final = self._final_path()
+        if self.engine.rank == 0:
+            checkpoint.begin(final)
+        self.engine.barrier()
+        temporary = checkpoint.temporary_path(final)
+        pending = self.engine.begin_save(temporary)
+        self._pending = (pending, temporary, final, self._manifest())
+        if not self.run.checkpoint.background:
+            self._finish_save()
+        self._save_seconds += time.perf_counter() - started
+
+    def _finish_save(self, *, must_succeed: bool = False) -> None:
+        """Commit what `_begin_save` began, if anything; every rank learns of a failure."""
+        if self._pending is None:
+            return
+        started = time.perf_counter()
+        pending, temporary, final, manifest = self._pending
+        self._pending = None
+        error = self._commit(pending, temporary, final, manifest)
+        if error is not None:
+            if must_succeed:
+                raise CheckpointError(error)
+            self.notice(f"{error}; training goes on, the checkpoint before it is intact")
+        self._beat()
+        self._save_seconds += time.perf_counter() - started
+
+    def _commit(self, pending: PendingSave, temporary: Path, final: Path, manifest: Manifest) -> str | None:
+        error = None
+        try:
+            files = pending.finish()
+            if self.engine.rank == 0:
+                checkpoint.commit(temporary, final, manifest, known=files, overwrite=True)
+                rules = self.run.checkpoint
+                checkpoint.retain(self.checkpoints, keep_last=rules.keep_last, keep_every=rules.keep_every)
+        except (CheckpointError, OSError) as failure:
+            error = str(failure)
+        found = [text for text in self.engine.gather_objects(error) if text]
+        if found and self.engine.rank == 0:
+            checkpoint.discard(temporary)
+        return found[0] if found else None
+
+    def _save_now(self) -> None:
+        """A checkpoint of this very update, whole before we go on."""
+        if self._pending is None or self._pending[2] != self._final_path():
+            self._finish_save()
+            if checkpoint.latest(self.checkpoints) == self._final_path():
+                return
+            self._begin_save()
+        self._finish_save(must_succeed=True)
 
     def _manifest(self) -> Manifest:
         return Manifest(
@@ -249,6 +440,47 @@ class StageTrainer:
             config=self.run.to_dict(),
         )
 
+    # -- loading --------------------------------------------------------------------------------------------
+
+    def _resume_newest(self) -> bool:
+        """Resume from the newest whole checkpoint; damaged ones are set aside, loudly."""
+        damaged = []
+        for path in reversed(checkpoint.list_checkpoints(self.checkpoints)):
+            error = self._damage(path)
+            if error is None:
+                self._resume(path)
+                return True
+            damaged.append(path)
+            if self.engine.rank == 0:
+                self.notice(f"{error}\n{path} is set aside as {checkpoint.set_aside(path).name}")
+            self.engine.barrier()
+        if damaged:
+            raise CheckpointError(
+                f"every checkpoint of stage {self.name} is damaged ({', '.join(p.name for p in damaged)} in "
+                f"{self.checkpoints}); restore one, or empty the directory to begin the stage anew"
+            )
+        return False
+
+    def _damage(self, path: Path) -> str | None:
+        """What is wrong with the files of a checkpoint; each rank reads its share, all learn the result."""
+        problem = None
+        try:
+            manifest = checkpoint.read_manifest(path)
+            checkpoint.verify_files(path, manifest, part=self.engine.rank, parts=self.engine.world_size)
+        except CheckpointError as error:
+            problem = str(error)
+        found = [text for text in self.engine.gather_objects(problem) if text]
+        self._beat()
+        return "\n".join(dict.fromkeys(found)) or None
+
+    def _resume(self, path: Path) -> None:
+        manifest = checkpoint.read_manifest(path)
+        self._same_model(path, manifest)
+        self._same_stage(path, manifest)
+        self.engine.load(path / checkpoint.STATE, with_optimizer=True)
+        self.history, self.ledger = manifest.ledger[:-1], manifest.ledger[-1]
+        self.update, self.parent = manifest.update, manifest.parent
+
     def _origin(self) -> Path:
         if self.stage.init_from in self.run.stages:
             return finished_checkpoint(self.run, self.stage.init_from)
@@ -262,29 +494,11 @@ class StageTrainer:
             raise CheckpointError(
                 f"{path} holds no optimizer state; set stages.{self.name}.optimizer_state=reset, or start from a stage"
             )
-        self._verify(path, manifest)
+        error = self._damage(path)
+        if error is not None:
+            raise CheckpointError(error)
         self.engine.load(path / checkpoint.STATE, with_optimizer=keep)
         self.history, self.parent = manifest.ledger, str(path)
-
-    def _resume(self, path: Path) -> None:
-        manifest = checkpoint.read_manifest(path)
-        self._same_model(path, manifest)
-        self._same_stage(path, manifest)
-        self._verify(path, manifest)
-        self.engine.load(path / checkpoint.STATE, with_optimizer=True)
-        self.history, self.ledger = manifest.ledger[:-1], manifest.ledger[-1]
-        self.update, self.parent = manifest.update, manifest.parent
-
-    def _verify(self, path: Path, manifest: Manifest) -> None:
-        """Checksums, each rank its share of the files; every rank learns of any rank's finding."""
-        problem = None
-        try:
-            checkpoint.verify_files(path, manifest, part=self.engine.rank, parts=self.engine.world_size)
-        except CheckpointError as error:
-            problem = str(error)
-        found = [text for text in self.engine.gather_objects(problem) if text]
-        if found:
-            raise CheckpointError("\n".join(found))
 
     def _same_model(self, path: Path, manifest: Manifest) -> None:
         if manifest.model != self.run.model:
@@ -310,18 +524,6 @@ class StageTrainer:
             )
 
 
-def _append_line(path: Path, metrics: dict[str, Any]) -> None:
-    clean = {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in metrics.items()}
-    with path.open("a", encoding="utf-8") as stream:
-        stream.write(json.dumps(clean) + "\n")
-
-
-def _keep_metrics_before(path: Path, update: int) -> None:
-    """Drop the lines of updates that a resumed run does again."""
-    if not path.is_file():
-        return
-    lines = path.read_text(encoding="utf-8").splitlines()
-    kept = [line for line in lines if line.endswith("}") and json.loads(line)["update"] <= update]
-    temporary = path.with_suffix(".tmp")
-    temporary.write_text("".join(f"{line}\n" for line in kept), encoding="utf-8")
-    temporary.replace(path)
+def position_edges(run: RunConfig) -> tuple[int, ...]:
+    """Limits of the position bands that losses are reported in: the contexts of the stages."""
+    return (0, *sorted({stage.context for stage in run.stages.values()}))

@@ -1,11 +1,11 @@
 """The steps of a run, one function each, with their places on disk:
 
-    OUTPUT/tokens/SOURCE.{bin,idx}       tokenize
-    OUTPUT/plans/STAGE/                  pack
-    OUTPUT/stages/STAGE/checkpoints/     train
-    OUTPUT/evaluation/NAME.json          evaluate
-    OUTPUT/report/                       report
-    OUTPUT/hf/STAGE/                     export
+OUTPUT/tokens/SOURCE.{bin,idx}       tokenize
+OUTPUT/plans/STAGE/                  pack
+OUTPUT/stages/STAGE/checkpoints/     train
+OUTPUT/evaluation/NAME.json          evaluate
+OUTPUT/report/                       report
+OUTPUT/hf/STAGE/                     export
 """
 
 from __future__ import annotations
@@ -15,23 +15,55 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
+
+from rich.markup import escape
 
 from alia_ctx import checkpoint
 from alia_ctx.config import RunConfig, StageConfig
 from alia_ctx.errors import AliaError, CheckpointError, ConfigError, DataError, Problem
-from alia_ctx.evaluation.heldout import held_out_rows
+from alia_ctx.evaluation.heldout import HeldOutRow, held_out_rows
 from alia_ctx.evaluation.positions import PositionBands
 from alia_ctx.evaluation.report import Report, write_report
 from alia_ctx.files import write_json
 from alia_ctx.packing import PackPlan, build_plan
 from alia_ctx.progress import meter, say
+from alia_ctx.signals import StopRequests, Watchdog
 from alia_ctx.tokens import TokenizeProgress, TokenStore, tokenize_source
-from alia_ctx.trainer import StageTrainer, checkpoints_directory, finished_checkpoint
+from alia_ctx.trainer import (
+    StageTrainer,
+    checkpoints_directory,
+    finished_checkpoint,
+    position_edges,
+    stage_directory,
+)
 
 HELD_OUT = "held_out"
+
+
+# -- plan ---------------------------------------------------------------------------------------------------
+
+
+def plan_stages(run: RunConfig, names: Sequence[str] = ()) -> list[Any]:
+    """What each stage needs, as rich tables: tokens, time, RoPE, memory by item, and the layouts that would fit."""
+    from alia_ctx.planner import GpuSpec, choices_table, memory_table, plan_stage, plan_table, suggest_layouts
+
+    cluster = run.cluster
+    gpu = GpuSpec(memory_gib=cluster.memory_gib, bf16_tflops=cluster.peak_tflops, gpus_per_node=cluster.ranks_per_node)
+    tables: list[Any] = []
+    for name in names or run.stages:
+        stage = run.stage(name)
+        world = run.world_size(stage)
+        sizes = (world, stage.tokens, stage.update_tokens)
+        shared = {"precision": run.engine.precision, "gpu": gpu, "loss_chunk_tokens": run.engine.loss_chunk_tokens}
+        plan = plan_stage(
+            run.model, stage.rope, stage.context, stage.layout, *sizes, recompute=stage.recompute, **shared
+        )
+        choices = suggest_layouts(run.model, stage.rope, stage.context, *sizes, **shared)
+        tables += [plan_table(plan, name), memory_table(plan), choices_table(choices)]
+    return tables
 
 
 # -- tokenize and pack --------------------------------------------------------------------------------------
@@ -50,6 +82,7 @@ def tokenize(run: RunConfig, sources: Sequence[str] = (), *, overwrite: bool = F
             say(f"{name}: uses the store {spec.store} as it is")
             continue
         with meter(f"tokenize {name}", 1.0, "token") as bar:
+
             def show(state: TokenizeProgress, bar: Any = bar) -> None:
                 bar.total = max(state.tokens * state.bytes_total / max(state.bytes_done, 1), 1)
                 if bar.bar is not None:
@@ -57,10 +90,15 @@ def tokenize(run: RunConfig, sources: Sequence[str] = (), *, overwrite: bool = F
                 bar.update(state.tokens)
 
             report = tokenize_source(
-                spec, name, run.tokenizer, run.directory("tokens"),
+                spec,
+                name,
+                run.tokenizer,
+                run.directory("tokens"),
                 workers=run.data.workers or os.cpu_count() or 1,
-                append_eos=run.data.append_eos, prepend_bos=run.data.prepend_bos,
-                overwrite=overwrite, progress=show,
+                append_eos=run.data.append_eos,
+                prepend_bos=run.data.prepend_bos,
+                overwrite=overwrite,
+                progress=show,
             )
         state = "is there already" if report.unchanged else f"took {report.seconds:.1f} s"
         left_out = f", {report.counts.left_out} left out" if report.counts.left_out else ""
@@ -90,8 +128,13 @@ def pack(run: RunConfig, name: str, *, overwrite: bool = False) -> PackPlan:
     """Plan the rows of a stage into OUTPUT/plans/STAGE; a finished identical plan is left as it is."""
     stage = run.stage(name)
     return build_plan(
-        open_stores(run), stage.pack, stage.context, stage.rows, plan_directory(run, name),
-        seed=run.seed, overwrite=overwrite,
+        open_stores(run),
+        stage.pack,
+        stage.context,
+        stage.rows,
+        plan_directory(run, name),
+        seed=run.seed,
+        overwrite=overwrite,
     )
 
 
@@ -106,21 +149,75 @@ def open_plan(run: RunConfig, name: str) -> PackPlan:
 # -- train --------------------------------------------------------------------------------------------------
 
 
-def train(run: RunConfig, name: str) -> Path:
-    """Train a stage to its end on the ranks that this process is one of. Returns the last checkpoint."""
+def train(run: RunConfig, name: str, *, exit_before: float | None = None) -> Path:
+    """Train a stage to its end on the ranks that this process is one of. Returns the last checkpoint.
+
+    `exit_before`: seconds from the start of the process by which it must have saved and left (RequeueError).
+    """
     from alia_ctx.mcore.engine import Distributed, MegatronEngine
 
     stage = run.stage(name)
     plan = open_plan(run, name)
-    with Distributed(run.engine):
+    with StopRequests(exit_before) as stop, Distributed(run.engine):
         engine = MegatronEngine(
-            run.model, stage.rope, stage.context, stage.layout, run.engine, run.optimizer,
-            recompute=stage.recompute, seed=run.seed,
+            run.model,
+            stage.rope,
+            stage.context,
+            stage.layout,
+            run.engine,
+            run.optimizer,
+            recompute=stage.recompute,
+            seed=run.seed,
         )
-        with meter(f"train {name}", stage.rows * stage.context, "token", shown=engine.rank == 0) as bar:
-            trainer = StageTrainer(run, name, engine, plan, report=lambda line: _show_update(bar, stage, line))
+        main = engine.rank == 0
+        hang = Watchdog(run.engine.hang_minutes * 60, stage_directory(run, name), engine.rank)
+        with hang, meter(f"train {name}", stage.rows * stage.context, "token", shown=main) as bar:
+            trainer = StageTrainer(
+                run,
+                name,
+                engine,
+                plan,
+                stop=stop,
+                watchdog=hang,
+                report=lambda line: _show_update(bar, stage, line),
+                notice=(lambda text: say(f"[bold red]{escape(text)}")) if main else (lambda text: None),
+                evaluate=_held_out_evaluation(run, name, engine) if run.evaluation.every_updates else None,
+            )
             bar.begin_at(trainer.prepare() * stage.rows_per_update * stage.context)
             return trainer.train()
+
+
+def _held_out_evaluation(run: RunConfig, name: str, engine: Any) -> Callable[[], dict[str, Any]]:
+    """Held-out loss of the model in training, at its own length and at those of the stages before it."""
+    contexts = previous_contexts(run, name)
+    store = open_store(run, HELD_OUT)
+    rows = {
+        n: held_out_rows(
+            store,
+            context=n,
+            length=max(contexts),
+            documents=run.evaluation.documents,
+            row_length=run.stage(name).context,
+        )
+        for n in contexts
+    }
+
+    def measure() -> dict[str, Any]:
+        results = {}
+        for n, held_out in rows.items():
+            bands = measure_bands(engine, held_out, position_edges(run))
+            results[str(n)] = {f"{b.start}-{b.stop - 1}": b.loss for b in bands.bands() if b.tokens}
+        return results
+
+    return measure
+
+
+def previous_contexts(run: RunConfig, name: str) -> list[int]:
+    """The stage's context and those of the stages that it comes from, the shortest first."""
+    found = {run.stage(name).context}
+    while (name := run.stage(name).init_from) in run.stages:
+        found.add(run.stage(name).context)
+    return sorted(found)
 
 
 def _show_update(bar: Any, stage: StageConfig, line: dict[str, Any]) -> None:
@@ -154,9 +251,24 @@ def longest_context(run: RunConfig) -> int:
     return max(stage.context for stage in run.stages.values())
 
 
-def band_edges(run: RunConfig) -> tuple[int, ...]:
-    """Band limits: the contexts of the stages."""
-    return (0, *sorted({stage.context for stage in run.stages.values()}))
+def measure_bands(
+    engine: Any, rows: Sequence[HeldOutRow], edges: Sequence[int], progress: Callable[[int], None] = lambda done: None
+) -> PositionBands:
+    """Losses of `rows` by position; collective, the same on every rank."""
+    bands = PositionBands(edges)
+    ranks = engine.data_parallel_size
+    for first in range(0, len(rows), ranks):
+        part = rows[first : first + ranks]
+        mine = part[engine.data_parallel_rank : engine.data_parallel_rank + 1]
+        # A rank without a row takes part all the same: gathering the weights may be collective.
+        for losses in engine.row_losses([held_out.row for held_out in mine]):
+            if mine:
+                bands.add(losses.row, losses.as_row(), mine[0].position_offsets)
+        progress(first + len(part))
+    total = PositionBands(edges)
+    for gathered in engine.gather_objects(bands.to_json()):
+        total.merge(PositionBands.from_json(gathered))
+    return total
 
 
 def evaluate(run: RunConfig, evaluations: Sequence[Evaluation]) -> dict[str, PositionBands]:
@@ -179,17 +291,10 @@ def _evaluate_one(run: RunConfig, evaluation: Evaluation, path: Path, store: Tok
     rows = held_out_rows(
         store, context=evaluation.context, length=longest_context(run), documents=run.evaluation.documents
     )
-    mine = rows[engine.data_parallel_rank :: engine.data_parallel_size]
-    bands = PositionBands(band_edges(run))
-    with meter(f"evaluate {evaluation.name}", len(mine), "row", shown=engine.rank == 0) as bar:
-        for number, held_out in enumerate(mine, start=1):
-            for losses in engine.row_losses([held_out.row]):
-                bands.add(held_out.row, losses.as_row(), [held_out.position_offset])
-            bar.update(number)
-    total = PositionBands(band_edges(run))
-    for part in engine.gather_objects(bands.to_json()):
-        total.merge(PositionBands.from_json(part))
+    with meter(f"evaluate {evaluation.name}", len(rows), "row", shown=engine.rank == 0) as bar:
+        total = measure_bands(engine, rows, position_edges(run), bar.update)
     if engine.rank == 0:
+        _result_path(run, evaluation).parent.mkdir(parents=True, exist_ok=True)
         write_json(_result_path(run, evaluation), {"checkpoint": str(path), **total.to_json()})
     return total
 
@@ -209,7 +314,10 @@ def report(run: RunConfig) -> Report:
     names = list(results)
     base = next(iter(run.stages))
     return write_report(
-        results, run.directory("report"), base=base, final=list(run.stages)[-1],
+        results,
+        run.directory("report"),
+        base=base,
+        final=list(run.stages)[-1],
         baselines=[name for name in names if name == base or name.startswith(f"{base}, ")],
         title=f"{run.name}: loss by position in the document",
         notes=_report_notes(run),
@@ -220,8 +328,10 @@ def _report_notes(run: RunConfig) -> list[str]:
     notes = ["Held-out documents; a model sees its own context, or what its name says, in blocks from the start."]
     for name in run.stages:
         ledger = checkpoint.read_manifest(finished_checkpoint(run, name)).ledger[-1]
-        notes.append(f"{name}: context {ledger.context:,}, RoPE {ledger.rope.type}, {ledger.updates} updates, "
-                     f"{ledger.tokens:,} tokens, learning rate {ledger.learning_rate:g}")
+        notes.append(
+            f"{name}: context {ledger.context:,}, RoPE {ledger.rope.type}, {ledger.updates} updates, "
+            f"{ledger.tokens:,} tokens, learning rate {ledger.learning_rate:g}"
+        )
     return notes
 
 
@@ -253,9 +363,19 @@ def _is_finished(run: RunConfig, name: str) -> bool:
 
 def torchrun(ranks: int, arguments: Sequence[str]) -> None:
     """Run `alia-ctx ARGUMENTS` on `ranks` processes of this machine; CheckpointError where it fails."""
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={ranks}",
-               "-m", "alia_ctx.cli", *arguments]
+    command = [
+        sys.executable,
+        "-m",
+        "alia_ctx.launch",
+        "--standalone",
+        f"--nproc-per-node={ranks}",
+        "-m",
+        "alia_ctx.cli",
+        *arguments,
+    ]
     environment = {"OMP_NUM_THREADS": str(max(1, (os.cpu_count() or 1) // ranks)), **os.environ}
     code = subprocess.run(command, env=environment, check=False).returncode
     if code:
-        raise CheckpointError(f"`alia-ctx {' '.join(arguments)}` stopped with exit status {code}; its messages are above")
+        raise CheckpointError(
+            f"`alia-ctx {' '.join(arguments)}` stopped with exit status {code}; its messages are above"
+        )

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import pairwise
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from alia_ctx.layout import zigzag_chunks
 from alia_ctx.model import RopeSpec
 from alia_ctx.rope import inverse_frequencies
 
@@ -35,7 +37,7 @@ def packed(q: Tensor, k: Tensor, v: Tensor, offsets: Sequence[int], rope: RopeSp
     """Each document [offsets[i], offsets[i+1]) alone; the fill after the last one too. Rotated if `rope` is given."""
     ends = [*offsets, len(q)] if offsets[-1] < len(q) else list(offsets)
     outputs = []
-    for start, stop in zip(ends, ends[1:], strict=False):
+    for start, stop in pairwise(ends):
         parts = [x[start:stop] for x in (q, k, v)]
         if rope is not None:
             parts[:2] = [turn(x, rope, len(q)) for x in parts[:2]]
@@ -45,7 +47,12 @@ def packed(q: Tensor, k: Tensor, v: Tensor, offsets: Sequence[int], rope: RopeSp
 
 def relative_error(ours: Tensor, expected: Tensor) -> float:
     """Norm of the difference over the norm of what is expected."""
-    return float((ours.double() - expected).norm() / expected.norm())
+    return float((ours.detach().double() - expected.detach()).norm() / expected.detach().norm())
+
+
+def rank_tokens(length: int, cp: int, rank: int) -> np.ndarray:
+    """Row tokens that a rank of the zigzag holds, in the order in which it holds them."""
+    return np.concatenate([np.arange(start, stop) for start, stop in zigzag_chunks(length, cp, rank)])
 
 
 def random_offsets(generator: np.random.Generator, length: int, documents: int, fill: bool) -> np.ndarray:

@@ -44,7 +44,10 @@ def make_model(family: str, rope: str = "default", dtype: torch.dtype = torch.bf
         for name, parameter in model.named_parameters():
             noise = torch.randn_like(parameter)
             parameter.copy_(1 + 0.3 * noise if "norm" in name else 0.2 * noise)
-    return model.to(dtype).eval()
+            # Not model.to(dtype): that would round the RoPE frequencies too, which no weight file holds.
+            parameter.data = parameter.to(dtype)
+    model.config.dtype = dtype
+    return model.eval()
 
 
 def save_model(directory: Path, family: str = "llama", rope: str = "default", *, shards: str = "80KB",
@@ -57,9 +60,10 @@ def save_model(directory: Path, family: str = "llama", rope: str = "default", *,
 
 
 def write_tokenizer(directory: Path, size: int) -> None:
-    from tokenizers import Tokenizer, models
+    from tokenizers import Tokenizer, models, pre_tokenizers
 
     tokenizer = Tokenizer(models.WordLevel({f"word{i}": i for i in range(size)}, unk_token="word0"))
+    tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
     tokenizer.save(str(directory / "tokenizer.json"))
     settings = {"tokenizer_class": "PreTrainedTokenizerFast", "model_max_length": 16, "unk_token": "word0"}
     (directory / "tokenizer_config.json").write_text(json.dumps(settings), encoding="utf-8")

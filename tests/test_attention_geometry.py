@@ -2,13 +2,21 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from alia_ctx.errors import DataError, LayoutError
-from alia_ctx.mcore.geometry import RankGeometry, Transfer, attention_offsets, rank_geometry, rank_tokens
+from alia_ctx.mcore.geometry import Balance, RankGeometry, Transfer, attention_offsets, rank_geometry
+
+CUTS = st.sampled_from([None, Balance(pairs_per_token=0), Balance(pairs_per_token=5, most_cuts=2, tolerance=1.5)])
+
+
+def row_tokens(geometry: RankGeometry) -> np.ndarray:
+    return np.concatenate([np.arange(*r) for r in geometry.ranges])
 
 
 @st.composite
@@ -26,8 +34,8 @@ def pairs_of(geometry: RankGeometry) -> set[tuple[int, int]]:
     found = set()
     for chunk in geometry.chunks:
         queries, keys = np.arange(*chunk.row), buffer[slice(*chunk.keys)]
-        documents = zip(chunk.query_offsets, chunk.query_offsets[1:], chunk.key_offsets, chunk.key_offsets[1:], strict=False)
-        for q0, q1, k0, k1 in documents:
+        documents = zip(pairwise(chunk.query_offsets), pairwise(chunk.key_offsets), strict=True)
+        for (q0, q1), (k0, k1) in documents:
             for i in range(q0, q1):
                 visible = k1 - (q1 - 1 - i)  # bottom-right alignment
                 found |= {(int(queries[i]), int(key)) for key in keys[k0:visible]}
@@ -65,26 +73,32 @@ def test_one_document_moves_three_quarters_of_a_gather() -> None:
     assert moved == [(2 * cp - rank - 2) * chunk for rank in range(cp)]
 
 
-@given(rows())
-def test_the_ranks_attend_exactly_the_mask(row: tuple[np.ndarray, int, int]) -> None:
+@settings(deadline=None)
+@given(rows(), CUTS)
+def test_the_ranks_attend_exactly_the_mask(row: tuple[np.ndarray, int, int], balance: Balance | None) -> None:
     offsets, length, cp = row
     document = np.searchsorted(attention_offsets(offsets, length), np.arange(length), side="right")
     expected = {(q, k) for q in range(length) for k in range(q + 1) if document[q] == document[k]}
-    ranks = [rank_geometry(offsets, length, cp, rank) for rank in range(cp)]
+    ranks = [rank_geometry(offsets, length, cp, rank, balance) for rank in range(cp)]
     parts = [pairs_of(geometry) for geometry in ranks]
     assert set().union(*parts) == expected
     assert sum(map(len, parts)) == len(expected)
     assert sum(c.attended_pairs() for g in ranks for c in g.chunks) == len(expected)
 
 
-@given(rows())
-def test_transfers_fill_each_buffer_once_with_the_right_tokens(row: tuple[np.ndarray, int, int]) -> None:
+@settings(deadline=None)
+@given(rows(), CUTS)
+def test_transfers_fill_each_buffer_once_with_the_right_tokens(
+    row: tuple[np.ndarray, int, int], balance: Balance | None
+) -> None:
     offsets, length, cp = row
     if cp == 1:
         return
-    held = [rank_tokens(length, cp, rank) for rank in range(cp)]
-    ranks = [rank_geometry(offsets, length, cp, rank) for rank in range(cp)]
+    ranks = [rank_geometry(offsets, length, cp, rank, balance) for rank in range(cp)]
+    held = [row_tokens(geometry) for geometry in ranks]
+    assert sorted(np.concatenate(held)) == list(range(length))
     for rank, geometry in enumerate(ranks):
+        assert geometry.tokens == length // cp
         buffer = np.full(geometry.buffer_tokens, -1)
         for move in (*geometry.local, *geometry.receives):
             assert move.target == rank
@@ -95,6 +109,37 @@ def test_transfers_fill_each_buffer_once_with_the_right_tokens(row: tuple[np.nda
         # Both sides list the messages between two ranks in one order, or they would be mixed up.
         for other, peer in enumerate(ranks):
             assert [t for t in geometry.receives if t.source == other] == [t for t in peer.sends if t.target == rank]
+
+
+@pytest.mark.parametrize("cp", [2, 3, 8])
+def test_balancing_leaves_one_document_to_the_zigzag(cp: int) -> None:
+    length = 48 * cp
+    for rank in range(cp):
+        plain = rank_geometry(np.array([0, length]), length, cp, rank)
+        assert rank_geometry(np.array([0, length]), length, cp, rank, Balance(0)).positions.tolist() == (
+            plain.positions.tolist()
+        )
+
+
+def test_balancing_evens_out_a_long_document_that_ends_early() -> None:
+    """A zigzag of 4 ranks gives the rank that holds the long document's end 1.75 times the mean."""
+    offsets, length = np.array([0, 2048, *range(2056, 4097, 8)]), 4096
+
+    def busiest(balance: Balance | None) -> float:
+        ranks = [rank_geometry(offsets, length, 4, rank, balance) for rank in range(4)]
+        loads = [sum(c.attended_pairs() for c in g.chunks) for g in ranks]
+        return max(loads) / np.mean(loads)
+
+    assert busiest(None) > 1.7
+    assert busiest(Balance(0, most_cuts=2)) < busiest(None)
+    assert busiest(Balance(0, most_cuts=8)) < 1.05
+
+
+def test_balancing_cuts_no_further_than_it_must() -> None:
+    """Where linear layers dominate, attention's imbalance is within the tolerance and two chunks a rank are kept."""
+    offsets = np.array([0, 2048, *range(2056, 4097, 8)])
+    assert len(rank_geometry(offsets, 4096, 4, 0, Balance(pairs_per_token=1e6)).chunks) <= 2
+    assert len(rank_geometry(offsets, 4096, 4, 0, Balance(pairs_per_token=0)).chunks) > 2
 
 
 def test_a_row_that_cp_does_not_divide() -> None:

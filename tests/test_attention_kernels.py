@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
@@ -100,6 +100,7 @@ def test_strided_keys_and_values_are_accepted() -> None:
     assert torch.equal(out, blocked_attention(q, k.contiguous(), v.contiguous(), tiles(offsets, offsets), 1.0))
 
 
+@settings(deadline=None)
 @given(st.lists(st.integers(1, 60), min_size=1, max_size=12), st.integers(0, 90), st.integers(1, 64))
 def test_tiles_cover_each_query_once(lengths: list[int], prefix: int, size: int) -> None:
     query_offsets = np.concatenate([[0], np.cumsum(lengths)])
@@ -117,9 +118,8 @@ def visible_by_tile(tile: Tile) -> list[set[int]]:
     square = tile.key_stop - tile.queries
     starts = [0] * tile.queries if tile.starts is None else tile.starts.tolist()
     assert tile.starts is None or square == tile.key_start
-    return [
-        set(range(tile.key_start, square)) | set(range(square + start, square + i + 1)) for i, start in enumerate(starts)
-    ]
+    unmasked = set(range(tile.key_start, square))
+    return [unmasked | set(range(square + start, square + i + 1)) for i, start in enumerate(starts)]
 
 
 def visible_by_offsets(tile: Tile, query_offsets: np.ndarray, key_offsets: np.ndarray) -> list[set[int]]:
@@ -193,14 +193,14 @@ def test_deterministic_mode_reaches_the_kernel(modules: Any) -> None:
 def test_torch_varlen_gets_a_causal_window_and_grouped_heads(modules: Any, knows_gqa: bool) -> None:
     seen: dict[str, Any] = {}
 
-    def answer(q, k, v, cu_q, cu_k, scale):  # noqa: ANN001, ANN202
+    def answer(q, k, v, cu_q, cu_k, scale):
         return blocked_attention(q, k, v, tiles(cu_q.numpy(), cu_k.numpy()), scale)
 
-    def with_gqa(q, k, v, cu_q, cu_k, max_q, max_k, *, scale=None, window_size=(-1, -1), enable_gqa=False):  # noqa: ANN001, ANN202
+    def with_gqa(q, k, v, cu_q, cu_k, max_q, max_k, *, scale=None, window_size=(-1, -1), enable_gqa=False):
         seen.update(window=window_size, gqa=enable_gqa)
         return answer(q, k, v, cu_q, cu_k, scale)
 
-    def without_gqa(q, k, v, cu_q, cu_k, max_q, max_k, *, scale=None, window_size=(-1, -1)):  # noqa: ANN001, ANN202
+    def without_gqa(q, k, v, cu_q, cu_k, max_q, max_k, *, scale=None, window_size=(-1, -1)):
         seen.update(window=window_size, gqa=None)
         return answer(q, k, v, cu_q, cu_k, scale)
 

@@ -28,9 +28,15 @@ BROKEN = {
     "world": (["cluster.nodes=10"], ["stages.160k.layout", "does not divide 40 ranks"]),
     "missing rope": (["stages.32k.rope=null"], ["stages.32k.rope", "must be a mapping"]),
     "rope without factor": (["stages.32k.rope.factor=null"], ["stages.32k.rope.factor", "llama3 needs it"]),
-    "rope with surplus": (["stages.32k.rope.beta_fast=32"], ["stages.32k.rope.beta_fast=32", "ignores it", "remove it"]),
+    "rope with surplus": (
+        ["stages.32k.rope.beta_fast=32"],
+        ["stages.32k.rope.beta_fast=32", "ignores it", "remove it"],
+    ),
     "rope too short": (["stages.160k.rope.factor=8"], ["stages.160k.rope.factor=8", "reaches 32768", "40 or more"]),
-    "rope unknown": (["stages.32k.rope.type=ntk"], ["stages.32k.rope.type=ntk", "default, linear, dynamic, yarn, llama3"]),
+    "rope unknown": (
+        ["stages.32k.rope.type=ntk"],
+        ["stages.32k.rope.type=ntk", "default, linear, dynamic, yarn, llama3"],
+    ),
     "missing data": (["data.sources.long.inputs=[/no/such/file.jsonl]"], ["data.sources.long.inputs", "/no/such/file"]),
     "no data": (["data.sources.long.inputs=[]"], ["data.sources.long"]),
     "budget below one update": (["stages.160k.tokens=1000000"], ["stages.160k.tokens=1000000", "4096000"]),
@@ -68,20 +74,26 @@ def test_broken_variant_names_key_rule_and_remedy(case: str) -> None:
 
 
 def test_all_violations_at_once() -> None:
-    overrides = [o for case in ("unknown key", "wrong type", "cp does not divide", "budget below one update")
-                 for o in BROKEN[case][0]]
+    overrides = [
+        o
+        for case in ("unknown key", "wrong type", "cp does not divide", "budget below one update")
+        for o in BROKEN[case][0]
+    ]
     with pytest.raises(ConfigError) as caught:
         load_run(ALIA, overrides)
     keys = {problem.key for problem in caught.value.problems}
     assert keys >= {"stages.32k.layout.cpp", "stages.32k.context", "stages.160k.layout.cp", "stages.160k.tokens"}
 
 
-@pytest.mark.parametrize("text,expected", [
-    ("model: [", "cannot be read"),
-    ("just text", "cannot be read"),
-    ("name: a\nname: b\n", "cannot be read"),
-    ("", "name"),
-])
+@pytest.mark.parametrize(
+    "text,expected",
+    [
+        ("model: [", "cannot be read"),
+        ("just text", "cannot be read"),
+        ("name: a\nname: b\n", "cannot be read"),
+        ("", "name"),
+    ],
+)
 def test_broken_yaml(tmp_path: Path, text: str, expected: str) -> None:
     path = tmp_path / "broken.yaml"
     path.write_text(text)
@@ -99,7 +111,9 @@ def test_command_line_exit_status_and_no_traceback() -> None:
     good = subprocess.run(command, capture_output=True, text=True, timeout=120)
     assert good.returncode == 0, good.stderr
     assert "128 x 32,768" in good.stdout
-    bad = subprocess.run([*command, "stages.160k.layout.cp=24", "nonsense=1"], capture_output=True, text=True, timeout=120)
+    bad = subprocess.run(
+        [*command, "stages.160k.layout.cp=24", "nonsense=1"], capture_output=True, text=True, timeout=120
+    )
     assert bad.returncode == 2
     assert "Traceback" not in bad.stderr
     assert "stages.160k.layout.cp=24" in bad.stderr and "nonsense=1" in bad.stderr

@@ -121,7 +121,7 @@ def test_a_stored_copy_of_a_tied_head_is_dropped(tmp_path: Path) -> None:
     import_hf(tmp_path / "hf", tmp_path / "ck", store)
     assert verify(tmp_path / "hf", tmp_path / "ck", store).ok
     save_file({**weights, "lm_head.weight": weights["model.embed_tokens.weight"] + 1}, file)
-    with pytest.raises(CheckpointError, match="lm_head.weight differs"):
+    with pytest.raises(CheckpointError, match=r"lm_head.weight differs"):
         import_hf(tmp_path / "hf", tmp_path / "ck2", store)
 
 
@@ -161,13 +161,14 @@ def test_logits_agree_for_every_family_and_rope(tmp_path: Path, family: str, rop
 
 def test_verify_names_the_first_different_weight(tmp_path: Path, source: Path) -> None:
     import_hf(source, tmp_path / "ck", store)
-    file = next(f for f in sorted(source.glob("*.safetensors")) if "model.layers.1.self_attn.k_proj.weight" in load_file(f))
+    name = "model.layers.1.self_attn.k_proj.weight"
+    file = next(f for f in sorted(source.glob("*.safetensors")) if name in load_file(f))
     weights = load_file(file)
-    weights["model.layers.1.self_attn.k_proj.weight"][5, 7] += 0.5
+    weights[name][5, 7] += 0.5
     save_file(weights, file, metadata={"format": "pt"})
     report = verify(source, tmp_path / "ck", store)
     assert len(report.weight_differences) == 1 and not report.ok
-    assert report.weight_differences[0].startswith("model.layers.1.self_attn.k_proj.weight[5, 7] is ")
+    assert report.weight_differences[0].startswith(f"{name}[5, 7] is ")
     assert report.logits is not None and "layer 1" in str(report.logits.first)
 
 
@@ -183,8 +184,12 @@ def test_verify_notices_a_wrong_base(tmp_path: Path, source: Path) -> None:
 def test_another_model_cannot_be_compared(tmp_path: Path, source: Path) -> None:
     import_hf(source, tmp_path / "ck", store)
     save_model(tmp_path / "other", num_hidden_layers=3)
-    with pytest.raises(CheckpointError, match="not one model"):
+    with pytest.raises(CheckpointError, match="not one model: num_hidden_layers is 3 .* 4 in the checkpoint"):
         verify(tmp_path / "other", tmp_path / "ck", store)
+    edit_json(source / "config.json", rms_norm_eps=1e-3)
+    report = verify(source, tmp_path / "ck", store)
+    assert report.config_differences == ("rms_norm_eps is 0.001 in config.json, 1e-05 in the checkpoint",)
+    assert not report.ok and report.logits is not None and report.logits.short > 1e-4
 
 
 # -- what can be wrong ------------------------------------------------------------------------------------------
@@ -267,7 +272,7 @@ CORRUPTIONS: dict[str, tuple[Callable[[Path], Any], str]] = {
     "integer weights": (lambda d: _edit_shard(d, _integers), "is torch.int8, supported are"),
     "foreign tokenizer": (lambda d: write_tokenizer(d, 200), "tokenizer.json: has token id 199.*vocab_size is 96"),
     "untied head called tied": (_swap_head, "lm_head.weight differs"),
-    "config of another model": (lambda d: edit_json(d / "config.json", hidden_size=32, head_dim=16), "config.json makes"),
+    "other sizes": (lambda d: edit_json(d / "config.json", hidden_size=32, head_dim=16), "config.json makes"),
     "config cut short": (lambda d: _truncate(d / "config.json"), "config.json: not readable as JSON"),
     "no config": (lambda d: (d / "config.json").unlink(), "config.json: there is no such file"),
     "rope we lack": (lambda d: edit_json(d / "config.json", rope_parameters={"rope_type": "longrope"}), "longrope"),
@@ -395,13 +400,14 @@ def test_kill_9_leaves_nothing_that_loads_and_the_next_run_succeeds(tmp_path: Pa
 
 
 def _convert_on_ranks(rank: int, folder: str) -> str:
-    root, team = Path(folder), Team.from_environment()
-    import_hf(root / "hf", root / "ck", store, team=team)
-    export_hf(root / "ck", root / "out", store, shard_bytes=100_000, team=team)
-    try:
-        import_hf(root / "bad", root / "bad-ck", store, team=team)
-    except CheckpointError as error:
-        return str(error)
+    root = Path(folder)
+    with Team.from_environment() as team:
+        import_hf(root / "hf", root / "ck", store, team=team)
+        export_hf(root / "ck", root / "out", store, shard_bytes=100_000, team=team)
+        try:
+            import_hf(root / "bad", root / "bad-ck", store, team=team)
+        except CheckpointError as error:
+            return str(error)
     return "no error"
 
 
@@ -424,8 +430,11 @@ def test_ranks_share_the_work(tmp_path: Path, source: Path) -> None:
 # -- through Megatron -------------------------------------------------------------------------------------------
 
 # Every RoPE type and every family; bf16 weights load into an fp32 model, which widens them exactly.
-THROUGH = [("llama", "default", torch.float32), ("llama", "dynamic", torch.float32), ("mistral", "linear", torch.float32),
-           ("qwen2", "yarn", torch.float32), ("qwen3", "llama3", torch.bfloat16)]
+# 97 words are padded to 98 rows by tp=2.
+THROUGH: list[tuple[str, str, torch.dtype, dict[str, int]]] = [
+    ("llama", "default", torch.float32, {"vocab_size": 97}), ("llama", "dynamic", torch.float32, {}),
+    ("mistral", "linear", torch.float32, {}), ("qwen2", "yarn", torch.float32, {}),
+    ("qwen3", "llama3", torch.bfloat16, {})]
 
 
 def _load_and_save(rank: int, folder: str) -> list[np.ndarray | None]:
@@ -441,7 +450,7 @@ def _load_and_save(rank: int, folder: str) -> list[np.ndarray | None]:
     os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=(Path(folder) / "port").read_text())
     config = EngineConfig(device="cpu", precision="fp32", attention="reference")
     with Distributed(config):
-        for family, rope, _ in THROUGH:
+        for family, rope, *_ in THROUGH:
             path = Path(folder) / f"{family}-{rope}"
             manifest = checkpoint.read_manifest(path / "ck")
             engine = MegatronEngine(manifest.model, manifest.rope, CONTEXT, Layout(tp=2, pp=2), config, None)
@@ -460,12 +469,13 @@ def _load_and_save(rank: int, folder: str) -> list[np.ndarray | None]:
 
 def test_through_tp2_pp2_and_back(tmp_path: Path) -> None:
     models = {}
-    for family, rope, dtype in THROUGH:
+    for family, rope, dtype, changes in THROUGH:
         path = tmp_path / f"{family}-{rope}"
-        models[path] = save_model(path / "hf", family, rope, dtype=dtype)
+        models[path] = save_model(path / "hf", family, rope, dtype=dtype, **changes)
         import_hf(path / "hf", path / "ck", store)
     (tmp_path / "port").write_text(str(_free_port()))
-    losses = next(found for found in run_distributed(_load_and_save, 4, str(tmp_path), timeout=300) if found[0] is not None)
+    found = run_distributed(_load_and_save, 4, str(tmp_path), timeout=300)
+    losses = next(of_rank for of_rank in found if of_rank[0] is not None)
     for (path, model), ours in zip(models.items(), losses, strict=True):
         expected = logits(model)
         theirs = torch.nn.functional.cross_entropy(expected[:-1], tokens()[1:], reduction="none").numpy()
@@ -498,6 +508,7 @@ def test_the_exported_model_generates(tmp_path: Path, source: Path) -> None:
     prompt = AutoTokenizer.from_pretrained(tmp_path / "out")("word5 word7 word9", return_tensors="pt").input_ids
     assert prompt.tolist() == [[5, 7, 9]]
     written, original = (
-        load_model(d).generate(prompt, max_new_tokens=8, do_sample=False, eos_token_id=None) for d in (tmp_path / "out", source)
+        load_model(directory).generate(prompt, max_new_tokens=8, do_sample=False, eos_token_id=None)
+        for directory in (tmp_path / "out", source)
     )
     assert written.shape == (1, 11) and torch.equal(written, original)

@@ -83,7 +83,7 @@ def test_a_second_build_is_the_same_to_the_byte(built: CorpusReport, tmp_path: P
 
 def test_it_overwrites_only_when_told(built: CorpusReport, monkeypatch: pytest.MonkeyPatch) -> None:
     before = built.files["docs"].read_bytes()
-    with pytest.raises(DataError, match="already holds docs.jsonl.*--overwrite"):
+    with pytest.raises(DataError, match=r"already holds docs.jsonl.*--overwrite"):
         build_demo_corpus(built.out_dir, megabytes=MEGABYTES)
     assert built.files["docs"].read_bytes() == before
 
@@ -131,7 +131,7 @@ def test_progress_counts_up_within_each_kind(candidates: dict[str, list[CorpusTe
 def test_more_than_there_is_is_an_error_with_the_amount(
     candidates: dict[str, list[CorpusText]], tmp_path: Path
 ) -> None:
-    with pytest.raises(DataError, match="carry .* MB of suitable text, 50 MB were asked for"):
+    with pytest.raises(DataError, match=r"carry .* MB of suitable text, 50 MB were asked for"):
         build_demo_corpus(tmp_path, megabytes=50)
     assert not list(tmp_path.iterdir())
 
@@ -215,7 +215,7 @@ def test_the_tokenizers_mistakes_are_named(tokenizer_dir: Path, tmp_path: Path) 
         train_tokenizer([good], tmp_path / "t", 200)
     with pytest.raises(DataError, match="gives only"):
         train_tokenizer([good], tmp_path / "t", 4096)
-    with pytest.raises(DataError, match="bad.jsonl:2"):
+    with pytest.raises(DataError, match=r"bad\.jsonl:2"):
         train_tokenizer([bad], tmp_path / "t", 300)
     with pytest.raises(DataError, match="cannot read"):
         train_tokenizer([tmp_path / "none.jsonl"], tmp_path / "t", 300)

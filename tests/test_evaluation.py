@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import math
 from pathlib import Path
@@ -76,7 +77,7 @@ def test_nothing_is_lost_or_counted_twice(rows: list[list[int]], seed: int) -> N
         row = row_of(*lengths, length=sum(lengths) + number)
         losses = losses_of(row, seed + number)
         bands.add(row, losses)
-        total += float(np.nansum(losses))
+        total += float(np.nansum(losses, dtype=np.float64))
         count += int(np.sum(~np.isnan(losses)))
     _, curve_loss, curve_tokens = bands.curve()
     assert sum(band.tokens for band in bands.bands()) == curve_tokens.sum() == count
@@ -264,7 +265,7 @@ def test_the_report_is_whole(tmp_path: Path) -> None:
 
 
 def test_the_table_has_a_line_a_model_and_a_column_a_band() -> None:
-    console = Console(width=120, record=True, quiet=True)
+    console = Console(width=120, record=True, file=io.StringIO())
     console.print(loss_table({"base": evaluated(), "last": evaluated(0.1)}))
     shown = console.export_text()
     near = evaluated().band(0, 4).loss

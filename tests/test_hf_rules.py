@@ -44,7 +44,8 @@ def test_alia_40b_has_its_parameters() -> None:
     weights = WeightMap(model)
     count = sum(shape[0] * (shape[1] if len(shape) > 1 else 1) for shape in weights.huggingface_shapes().values())
     assert count == model.parameters() == 40_433_885_184
-    assert list(weights.huggingface_shapes())[0] == EMBEDDING and list(weights.huggingface_shapes())[-1] == HEAD
+    names = list(weights.huggingface_shapes())
+    assert (names[0], names[-1]) == (EMBEDDING, HEAD)
 
 
 @pytest.mark.parametrize("change, tensors", [({}, 9 * 2 + 3), ({"tie_word_embeddings": True}, 9 * 2 + 2),
@@ -59,9 +60,9 @@ def test_which_tensors_a_model_has(change: dict[str, bool], tensors: int) -> Non
        bias=st.booleans(), norm=st.booleans(), tied=st.booleans())
 def test_every_row_has_one_home_and_comes_back(groups: int, queries: int, half: int, layers: int, bias: bool,
                                                norm: bool, tied: bool) -> None:
-    model = ModelSpec(num_hidden_layers=layers, hidden_size=6, intermediate_size=5, num_attention_heads=groups * queries,
-                      num_key_value_heads=groups, head_dim=2 * half, vocab_size=7, attention_bias=bias, qk_norm=norm,
-                      tie_word_embeddings=tied)
+    model = ModelSpec(num_hidden_layers=layers, hidden_size=6, intermediate_size=5,
+                      num_attention_heads=groups * queries, num_key_value_heads=groups, head_dim=2 * half,
+                      vocab_size=7, attention_bias=bias, qk_norm=norm, tie_word_embeddings=tied)
     weights = WeightMap(model)
     there = {
         (name, layer, row): (run.name, run.start + offset)

@@ -12,6 +12,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any, Protocol
 
 import numpy as np
@@ -151,7 +152,7 @@ class PositionBands:
 
     def bands(self) -> tuple[BandLoss, ...]:
         """The mean loss of each band, in order of position."""
-        return tuple(self.band(start, stop) for start, stop in zip(self.edges, self.edges[1:], strict=False))
+        return tuple(self.band(start, stop) for start, stop in pairwise(self.edges))
 
     def band(self, start: int, stop: int) -> BandLoss:
         """The mean loss of [start, stop), both of which must be edges."""

@@ -6,6 +6,7 @@ import json
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
+from itertools import pairwise
 from pathlib import Path
 from typing import IO, Any
 
@@ -88,7 +89,7 @@ def judge(results: Results, *, base: str, final: str, baselines: Sequence[str] =
     """Compare `final` with the base inside the first band and with each of `baselines` in every later band."""
     _check_names(results, (base, final, *baselines))
     edges = results[base].edges
-    bands = list(zip(edges, edges[1:], strict=False))
+    bands = list(pairwise(edges))
     verdicts = [_no_worse(results, base, final, *bands[0])]
     verdicts += [
         _clearly_better(results, name, final, start, stop) for name in baselines or (base,) for start, stop in bands[1:]

@@ -111,7 +111,7 @@ def export_hf(
         plan = shards.plan(weights, lambda row_map: dtype or kinds[row_map.runs[0].name], shard_bytes)
         with _building(hf_dir, team, lambda: _begin_export(hf_dir)) as temporary:
             source = _Source(state, kinds, progress, sum(shard.nbytes for shard in plan) // team.size)
-            team.all(lambda: [shards.write(shard, temporary, source) for shard in plan[team.rank :: team.size]])
+            team.all(lambda: shards.write_all(plan[team.rank :: team.size], temporary, source))
             team.first(lambda: _complete_export(temporary, hf_dir, manifest, plan, carried, tokenizer))
     return manifest
 
@@ -121,16 +121,19 @@ def stored_dtypes(weights: WeightMap, state: StateReader, where: str) -> dict[st
 
     Vocabulary tables may have more rows than the vocabulary: a tensor-parallel run may have padded them.
     """
-    stored, problems, kinds = state.tensors, [], {}
+    stored, kinds = state.tensors, {}
+    problems: list[str] = []
     for name, (shape, layers) in weights.megatron_shapes().items():
         wanted = shape if layers is None else (layers, *shape)
-        has, kind = stored.get(name, (None, None))
-        padded = has is not None and layers is None and has[1:] == wanted[1:] and has[0] >= wanted[0]
-        if has != wanted and not (padded and len(shape) == 2):
-            problems.append(f"  {name}: {'missing' if has is None else list(has)}, expected {list(wanted)}")
-        elif kind not in FLOATS:
-            problems.append(f"  {name}: is {kind}, supported are {', '.join(map(str, FLOATS))}")
-        kinds[name] = kind
+        if name not in stored:
+            problems.append(f"  {name}: missing, expected {list(wanted)}")
+            continue
+        has, kinds[name] = stored[name]
+        padded = len(has) == 2 == len(wanted) and has[1] == wanted[1] and has[0] >= wanted[0]
+        if has != wanted and not padded:
+            problems.append(f"  {name}: {list(has)}, expected {list(wanted)}")
+        elif kinds[name] not in FLOATS:
+            problems.append(f"  {name}: is {kinds[name]}, supported are {', '.join(map(str, FLOATS))}")
     if problems:
         raise CheckpointError("\n".join([f"{where}: state/ does not hold the model of its manifest", *problems[:10]]))
     return kinds

@@ -4,6 +4,8 @@ One layer at a time, fp32, no cache, one document of sparse positions. Shapes: T
 k KV heads, d head_dim.
 """
 
+# ruff: noqa: N803, N806 - shape suffixes are part of tensor names
+
 from __future__ import annotations
 
 from collections.abc import Mapping

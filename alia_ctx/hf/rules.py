@@ -156,7 +156,9 @@ class WeightMap:
                 yield template.format(layer=layer), self._shape(template), self.targets(template, layer)
 
     def _templates(self) -> Iterator[tuple[int | None, list[str]]]:
-        before, each, after = [], [], []
+        before: list[str] = []
+        each: list[str] = []
+        after: list[str] = []
         for rule in self.rules.values():
             part = each if rule.per_layer else (after if each else before)
             part += rule.sources

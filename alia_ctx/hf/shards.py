@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -69,6 +69,12 @@ def write(shard: Shard, directory: Path, read_rows: ReadRows) -> None:
                 block = torch.from_numpy(buffer[: count * row]).view(dtype).view(count, *shape[1:])
                 read_rows(name, home, start, block)
                 _write_all(stream, as_bytes(block))
+
+
+def write_all(shards: Iterable[Shard], directory: Path, read_rows: ReadRows) -> None:
+    """Write several shards, one after the other."""
+    for shard in shards:
+        write(shard, directory, read_rows)
 
 
 def write_index(plan: Sequence[Shard], directory: Path) -> None:

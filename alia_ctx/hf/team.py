@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from datetime import timedelta
 from typing import Any
 
 import torch.distributed as dist
 
 from alia_ctx.errors import CheckpointError
+
+# A rank waits for the slowest share: hours of copying are no fault.
+_PATIENCE = timedelta(hours=24)
 
 
 class Team:
@@ -18,14 +23,20 @@ class Team:
         self.rank, self.size = rank, size
 
     @classmethod
-    def from_environment(cls) -> Team:
-        """The team that torchrun describes (gloo over its rendezvous), or one process."""
-        size = int(os.environ.get("WORLD_SIZE", "1"))
-        if size == 1:
-            return cls()
-        if not dist.is_initialized():
-            dist.init_process_group("gloo")
-        return cls(dist.get_rank(), dist.get_world_size())
+    @contextmanager
+    def from_environment(cls) -> Iterator[Team]:
+        """The team that torchrun describes (gloo over its rendezvous), or one process; for a `with` block."""
+        if int(os.environ.get("WORLD_SIZE", "1")) == 1:
+            yield cls()
+            return
+        mine = not dist.is_initialized()
+        if mine:
+            dist.init_process_group("gloo", timeout=_PATIENCE)
+        try:
+            yield cls(dist.get_rank(), dist.get_world_size())
+        finally:
+            if mine:
+                dist.destroy_process_group()
 
     def all(self, work: Callable[[], Any]) -> list[Any]:
         """Run `work` on every rank and return all ranks' results, by rank, on every rank.

@@ -4,6 +4,8 @@ Weights are compared as bytes, a block at a time. Logits come from `transformers
 from our reference decoder on the checkpoint's weights on the other, in fp32, one layer in memory at a time.
 """
 
+# ruff: noqa: N803, N806 - shape suffixes are part of tensor names
+
 from __future__ import annotations
 
 import importlib
@@ -80,14 +82,16 @@ def verify(
     """Compare the model in `hf_dir` with the checkpoint at `ckpt_dir`; see VerifyReport for what is found.
 
     Raises CheckpointError where one of them is damaged, or where their sizes differ so that nothing can be
-    compared.
+    compared; other differences of their configurations are part of the report.
     """
     hf_dir, ckpt_dir = Path(hf_dir), Path(ckpt_dir)
     manifest = checkpoint.read_manifest(ckpt_dir)
     model, rope, context = config.read_config(hf_dir)
-    if model != manifest.model:
-        raise CheckpointError(f"{hf_dir} has {model}, {ckpt_dir} has {manifest.model}; they are not one model")
     weights, found = WeightMap(model), locate_weights(hf_dir)
+    apart = [f"{name} is {getattr(model, name)!r} in config.json, {value!r} in the checkpoint"
+             for name, value in vars(manifest.model).items() if getattr(model, name) != value]
+    if weights.huggingface_shapes() != WeightMap(manifest.model).huggingface_shapes():
+        raise CheckpointError(f"{hf_dir} and {ckpt_dir} are not one model: {'; '.join(apart)}")
     drop_tied_head(model.tie_word_embeddings, found)
     rules.check_huggingface(weights, found, str(hf_dir))
     with store.open_state(ckpt_dir / checkpoint.STATE) as state, TensorFiles() as files:
@@ -95,7 +99,7 @@ def verify(
         differences = tuple(pair.weight_differences(progress))
         return VerifyReport(
             tensors=len(found), bytes=sum(place.nbytes for place in found.values()),
-            config_differences=tuple(_config_differences(rope, context, manifest)),
+            config_differences=(*apart, *_config_differences(rope, context, manifest)),
             weight_differences=differences,
             logits=_compare_logits(hf_dir, pair, manifest, tolerance) if logits else None,
             tolerance=tolerance, notes=tuple(pair.notes()),

@@ -29,12 +29,12 @@ class GroupStepAdamW(torch.optim.Optimizer):
         weight_decay: float = 0.0,
         **ignored: Any,
     ) -> None:
-        super().__init__(params, {"lr": lr, "betas": betas, "eps": eps, "weight_decay": weight_decay})
+        super().__init__(params, {"lr": lr, "betas": betas, "eps": eps, "weight_decay": weight_decay, "step": 0})
 
     @torch.no_grad()
     def step(self, closure: Any = None) -> None:  # type: ignore[override]
         for group in self.param_groups:
-            group["step"] = group.get("step", 0) + 1
+            group["step"] += 1
             params = [p for p in group["params"] if p.grad is not None]
             if params:
                 self._update(group, params)

@@ -25,7 +25,7 @@ from torch import Tensor
 
 from alia_ctx.errors import LayoutError
 from alia_ctx.mcore.exchange import exchange_keys, open_channels
-from alia_ctx.mcore.geometry import RankGeometry, rank_geometry
+from alia_ctx.mcore.geometry import Balance, RankGeometry, rank_geometry
 from alia_ctx.mcore.kernels import Kernel, VarlenSpec, resolve_kernel, varlen_attention
 from alia_ctx.model import RopeSpec
 from alia_ctx.rope import cos_sin, inverse_frequencies, rotate
@@ -56,14 +56,16 @@ def row_geometry(
     head_dim: int,
     device: torch.device | str = "cpu",
     context: int | None = None,
+    balance: Balance | None = None,
 ) -> RowGeometry:
     """Prepare a packed row for `cp_rank` of `cp`.
 
     `doc_offsets` (int [n+1]) bounds the documents, from 0 to the real tokens; tokens after them are fill and attend
-    among themselves only. `context` (default `row_length`) is the stage's, for `dynamic` RoPE. Raises LayoutError if
-    the row is not a multiple of 2*cp (cp > 1), DataError for broken offsets.
+    among themselves only. `context` (default `row_length`) is the stage's, for `dynamic` RoPE. The rank's tokens are
+    those of `rank.ranges` of the result, in that order: the zigzag, or what `balance` makes of this row. Raises
+    LayoutError if the row is not a multiple of 2*cp (cp > 1), DataError for broken offsets.
     """
-    rank = rank_geometry(doc_offsets, row_length, cp, cp_rank)
+    rank = rank_geometry(doc_offsets, row_length, cp, cp_rank, balance)
     frequencies, scaling = inverse_frequencies(rope, head_dim, context or row_length)
     cos, sin = cos_sin(torch.from_numpy(rank.positions).to(device), frequencies, scaling)
     specs = tuple(VarlenSpec.build(chunk.query_offsets, chunk.key_offsets, device) for chunk in rank.chunks)
@@ -121,9 +123,7 @@ class PackedAttention(MegatronModule):
         return attend(query, key_values, row, self.kernel, self.softmax_scale).flatten(1)
 
 
-def attend(
-    query_thd: Tensor, key_values: Any, row: RowGeometry, kernel: Kernel, softmax_scale: float
-) -> Tensor:
+def attend(query_thd: Tensor, key_values: Any, row: RowGeometry, kernel: Kernel, softmax_scale: float) -> Tensor:
     """Output [t, h, d] of rotated queries [t, h, d]: one kernel call a chunk on its (key, value) of `key_values`."""
     outputs = [
         varlen_attention(query_thd[slice(*chunk.queries)], key, value, spec, kernel, softmax_scale)

@@ -6,8 +6,11 @@ and sharded states stays here.
 
 from __future__ import annotations
 
+import contextlib
+import logging
 import math
 import os
+import resource
 import tempfile
 import time
 from collections.abc import Iterator, Sequence
@@ -30,6 +33,7 @@ from megatron.core.optimizer import get_megatron_optimizer
 from megatron.core.pipeline_parallel import get_forward_backward_func
 from megatron.core.process_groups_config import ProcessGroupCollection
 from megatron.core.transformer.module import Float16Module
+from torch.distributed.checkpoint.api import CheckpointException
 
 from alia_ctx.config import EngineConfig, OptimizerConfig
 from alia_ctx.errors import CheckpointError, LayoutError
@@ -39,11 +43,14 @@ from alia_ctx.mcore.attention import RowGeometry, row_geometry
 from alia_ctx.mcore.kernels import resolve_kernel
 from alia_ctx.mcore.loss import vocab_parallel_loss
 from alia_ctx.mcore.model import DTYPES, ModelOptions, build_model, initialize, transformer_config
+from alia_ctx.mcore.saving import BackgroundSave
 from alia_ctx.model import ModelSpec, RopeSpec
 from alia_ctx.packing import PackedRow
 from alia_ctx.trainer import RowLosses, UpdateResult
 
 _Pending = list[tuple[PackedRow, torch.Tensor, torch.Tensor]]
+# Loggers whose warnings are about upstream's own plans, on every start and every save.
+_CHATTY = ("megatron", "torch.distributed.elastic", "DistributedDataParallel")
 _SHARDING = {"distrib_optim_sharding_type": "fully_reshardable"}
 
 
@@ -57,37 +64,51 @@ class Batch:
     targets: torch.Tensor | None
 
 
+def _last_line(error: BaseException) -> str:
+    return str(error).strip().rsplit("\n", 1)[-1] or type(error).__name__
+
+
 class Distributed:
-    """The process group of the run, for as long as the context is entered.
+    """The process group of the run, for as long as the context is entered; one that is there already is used.
 
     Under torchrun all of its ranks; without it, this process alone. NCCL on GPUs, gloo on hosts.
     """
 
     def __init__(self, config: EngineConfig) -> None:
         self.config = config
+        self._owned = False
         self._rendezvous: tempfile.TemporaryDirectory[str] | None = None
 
     def __enter__(self) -> Distributed:
         if self.config.device == "cuda" and not torch.cuda.is_available():
             raise LayoutError("engine.device=cuda: this machine shows no CUDA device; use auto or cpu")
-        on_host = host.activate() if self.config.device != "cuda" else False
+        if self.config.device == "cpu" and torch.cuda.is_available():
+            raise LayoutError("engine.device=cpu: hide the GPUs with CUDA_VISIBLE_DEVICES= to train on the host")
+        on_host = host.activate()
         adam.use_group_step_adam()
-        timeout = timedelta(minutes=self.config.timeout_minutes)
+        for name in _CHATTY:
+            logging.getLogger(name).setLevel(logging.ERROR)
         if not on_host:
             torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")))
-        backend = "gloo" if on_host else "cpu:gloo,cuda:nccl"
+        if not dist.is_initialized():
+            self._owned = True
+            self._start("gloo" if on_host else "cpu:gloo,cuda:nccl")
+        return self
+
+    def _start(self, backend: str) -> None:
+        timeout = timedelta(minutes=self.config.timeout_minutes)
         if "RANK" in os.environ:
             dist.init_process_group(backend, timeout=timeout)
-        else:
-            self._rendezvous = tempfile.TemporaryDirectory(prefix="alia-ctx-")
-            store = f"file://{self._rendezvous.name}/store"
-            dist.init_process_group(backend, init_method=store, rank=0, world_size=1, timeout=timeout)
-        return self
+            return
+        self._rendezvous = tempfile.TemporaryDirectory(prefix="alia-ctx-")
+        store = f"file://{self._rendezvous.name}/store"
+        dist.init_process_group(backend, init_method=store, rank=0, world_size=1, timeout=timeout)
 
     def __exit__(self, *exception: object) -> None:
         if parallel_state.model_parallel_is_initialized():
             parallel_state.destroy_model_parallel()
-        dist.destroy_process_group()
+        if self._owned:
+            dist.destroy_process_group()
         if self._rendezvous:
             self._rendezvous.cleanup()
 
@@ -140,9 +161,7 @@ class MegatronEngine:
     def _start_groups(self, seed: int) -> None:
         if parallel_state.model_parallel_is_initialized():
             parallel_state.destroy_model_parallel()
-        parallel_state.initialize_model_parallel(
-            self.layout.tp, self.layout.pp, context_parallel_size=self.layout.cp
-        )
+        parallel_state.initialize_model_parallel(self.layout.tp, self.layout.pp, context_parallel_size=self.layout.cp)
         tensor_parallel.model_parallel_cuda_manual_seed(seed, force_reset_rng=True)
         self.groups = ProcessGroupCollection.use_mpu_process_groups()
         self.is_first_stage = parallel_state.is_pipeline_first_stage()
@@ -152,6 +171,7 @@ class MegatronEngine:
         self._module = module
         wrapped: Any = module if self.config.precision == "fp32" else Float16Module(self._transformer, module)
         self._optimizer: Any = None
+        self._communication = 0.0
         if optimizer is None:
             self._chunk = wrapped.eval()
             return
@@ -164,7 +184,10 @@ class MegatronEngine:
         )
         self._chunk = DistributedDataParallel(self._transformer, settings, wrapped)
         self._optimizer = get_megatron_optimizer(self._optimizer_config(optimizer, overlap), [self._chunk])
-        self._transformer.finalize_model_grads_func = finalize_model_grads
+        for part in getattr(self._optimizer, "chained_optimizers", [self._optimizer]):
+            # The moments exist from the start: memory runs out now or never, and update 0 can be saved.
+            part.init_state_fn(part.optimizer, part.config)
+        self._transformer.finalize_model_grads_func = self._reduce_gradients
         self._transformer.grad_scale_func = self._optimizer.scale_loss
         if overlap:
             self._transformer.no_sync_func = self._chunk.no_sync
@@ -208,6 +231,10 @@ class MegatronEngine:
         """Whether this rank's losses count: the last pipeline stage, once per tensor-parallel group."""
         return self.is_last_stage and self.groups.tp.rank() == 0
 
+    def parameters(self) -> Iterator[torch.nn.Parameter]:
+        """This rank's parameters."""
+        return self._module.parameters()
+
     # -- training -------------------------------------------------------------------------------------------
 
     def train_update(self, rows: Sequence[PackedRow], learning_rate: float) -> UpdateResult:
@@ -223,6 +250,7 @@ class MegatronEngine:
         losses = self._run(rows, forward_only=False)
         loss, predicted = self._reduce_loss(losses)
         computed = time.perf_counter()
+        communication, self._communication = self._communication, 0.0
         norm = self._step_if_finite(loss)
         return UpdateResult(
             loss=loss,
@@ -230,7 +258,8 @@ class MegatronEngine:
             gradient_norm=norm,
             applied=math.isfinite(loss) and math.isfinite(norm),
             losses=tuple(losses),
-            compute_seconds=computed - started,
+            compute_seconds=computed - started - communication,
+            communication_seconds=communication,
             step_seconds=time.perf_counter() - computed,
         )
 
@@ -253,6 +282,14 @@ class MegatronEngine:
             local = self._chunk(batch.tokens, None, None, packed_seq_params=batch.geometry)
             full = tensor_parallel.gather_from_tensor_model_parallel_region(local, group=self.groups.tp)
         return full[0, :, : self.model.vocab_size].float()
+
+    def _reduce_gradients(self, *arguments: Any, **options: Any) -> None:
+        """Upstream's reduction at the end of an update; what it takes is the communication that nothing hid."""
+        torch.cuda.synchronize()
+        started = time.perf_counter()
+        finalize_model_grads(*arguments, **options)
+        torch.cuda.synchronize()
+        self._communication += time.perf_counter() - started
 
     def _step_if_finite(self, loss: float) -> float:
         """Step the optimizer unless loss or gradient norm (returned) are not finite: every rank decides alike.
@@ -292,19 +329,32 @@ class MegatronEngine:
     def _forward_step(self, pending: _Pending) -> Any:
         def step(batches: Iterator[Batch], chunk: Any) -> tuple[torch.Tensor, Any]:
             batch = next(batches)
-            output = chunk(
-                batch.tokens, None, None, labels=batch.targets, packed_seq_params=batch.geometry,
-                output_processor=self._output_loss, output_processor_context=(batch, pending),
-            )
+            with self._activation_storage():
+                output = chunk(
+                    batch.tokens,
+                    None,
+                    None,
+                    labels=batch.targets,
+                    packed_seq_params=batch.geometry,
+                    output_processor=self._output_loss,
+                    output_processor_context=(batch, pending),
+                )
             return output, lambda loss: (loss, self._predicted(batch), {})
 
         return step
 
+    def _activation_storage(self) -> contextlib.AbstractContextManager[Any]:
+        """Where the forward keeps what the backward needs: on the device, or in host memory (slow, but it fits)."""
+        if not self.config.offload_activations:
+            return contextlib.nullcontext()
+        return torch.autograd.graph.save_on_cpu(pin_memory=self.device.type == "cuda")
+
     def _predicted(self, batch: Batch) -> torch.Tensor:
         return (batch.targets >= 0).sum().to(torch.int32)
 
-    def _output_loss(self, *, hidden_states: torch.Tensor, output_layer: Any, output_weight: Any, context: Any,
-                     **ignored: Any) -> torch.Tensor:
+    def _output_loss(
+        self, *, hidden_states: torch.Tensor, output_layer: Any, output_weight: Any, context: Any, **ignored: Any
+    ) -> torch.Tensor:
         """Upstream calls this in place of head and loss, so that whole logits never exist."""
         batch, pending = context
         weight = output_layer.weight if output_weight is None else output_weight
@@ -331,7 +381,12 @@ class MegatronEngine:
         return Batch(
             row=row,
             geometry=row_geometry(
-                row.doc_offsets, self.context, cp, rank, rope=self.rope, head_dim=self.model.head_dim,
+                row.doc_offsets,
+                self.context,
+                cp,
+                rank,
+                rope=self.rope,
+                head_dim=self.model.head_dim,
                 device=self.device,
             ),
             tokens=local(row.tokens)[None] if self.is_first_stage else None,
@@ -358,15 +413,21 @@ class MegatronEngine:
     def barrier(self) -> None:
         dist.barrier()
 
+    def memory_bytes(self) -> int:
+        """Peak memory of this rank: allocated on its GPU, or resident on the host."""
+        if self.device.type == "cuda":
+            return torch.cuda.max_memory_allocated()
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+
     # -- weights and state on disk --------------------------------------------------------------------------
 
-    def save(self, directory: Path, *, with_optimizer: bool = True) -> None:
-        """Write weights, and optimizer state where there is one, as a Megatron distributed checkpoint. Collective."""
+    def begin_save(self, directory: Path, *, with_optimizer: bool = True) -> BackgroundSave:
+        """Start writing weights, and optimizer state where there is one, into a begun checkpoint. Collective."""
         state = self._sharded_state(is_loading=False, with_optimizer=with_optimizer and self._optimizer is not None)
-        dist_checkpointing.save(state, str(directory))
+        return BackgroundSave(state, directory)
 
     def load(self, directory: Path, *, with_optimizer: bool) -> None:
-        """Load what `save` or an import wrote, under any layout. Collective.
+        """Load the `state` directory of what `begin_save` or an import wrote, under any layout. Collective.
 
         Without the optimizer its state starts afresh from the loaded weights.
         Raises CheckpointError naming the directory where a tensor is missing, misshapen or unreadable.
@@ -374,9 +435,9 @@ class MegatronEngine:
         state = self._sharded_state(is_loading=True, with_optimizer=with_optimizer)
         try:
             loaded = dist_checkpointing.load(state, str(directory))
-        except Exception as error:  # upstream raises many kinds for one cause: this state is not of this model
+        except (Exception, CheckpointException) as error:  # many kinds for one cause; the latter is no Exception
             raise CheckpointError(
-                f"{directory}: does not load into this model ({type(error).__name__}: {error}); "
+                f"{directory}: does not load into this model ({_last_line(error)}); "
                 "check that the configuration's model is the checkpoint's"
             ) from error
         self._module.load_state_dict(loaded["model"], strict=False)

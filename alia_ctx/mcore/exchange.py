@@ -50,9 +50,7 @@ def open_channels(group: Any, device: torch.device | str) -> None:
         dist.all_reduce(torch.zeros(1, device=device), group=group)
 
 
-def _start(
-    operations: Sequence[tuple[Callable[..., Any], Tensor, int]], group: Any, pending: list[Any]
-) -> None:
+def _start(operations: Sequence[tuple[Callable[..., Any], Tensor, int]], group: Any, pending: list[Any]) -> None:
     """Post `(isend or irecv, tensor, group rank)` in one batch; the tensors must live until `pending` is waited for."""
     if not operations:
         return
@@ -70,7 +68,9 @@ def _target(tensor: Tensor, transfer: Transfer) -> Tensor:
 
 class _ExchangeKeys(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, key_tgd: Tensor, value_tgd: Tensor, geometry: RankGeometry, group: Any, pending: list[Any]):
+    def forward(
+        ctx: Any, key_tgd: Tensor, value_tgd: Tensor, geometry: RankGeometry, group: Any, pending: list[Any]
+    ) -> tuple[Tensor, ...]:
         own = torch.stack((key_tgd, value_tgd), dim=1)
         buffer = own.new_empty((geometry.buffer_tokens, *own.shape[1:]))
         receives = [(dist.irecv, _target(buffer, t), t.source) for t in geometry.receives]
@@ -83,11 +83,11 @@ class _ExchangeKeys(torch.autograd.Function):
         return tuple(part[:, which] for part in parts for which in (0, 1))
 
     @staticmethod
-    def backward(ctx, *grads: Tensor):
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         geometry, shape = ctx.geometry, ctx.shape
         partial = grads[0].new_zeros((geometry.buffer_tokens, *shape[1:]))
         for index, grad in enumerate(grads):
-            partial[slice(*geometry.chunks[index // 2].keys), index % 2] += grad
+            partial[slice(*geometry.chunks[index // 2].keys), index % 2] = grad
         own = _return_gradients(partial, geometry, ctx.group)
         return own[:, 0], own[:, 1], None, None, None
 

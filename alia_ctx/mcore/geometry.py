@@ -1,21 +1,46 @@
 """Which tokens a context-parallel rank holds, which keys it needs, and who sends them: numpy on the host, once a row.
 
-A row is cut in 2*cp chunks and rank r holds chunks r and 2*cp-1-r (`layout.zigzag_chunks`). The keys that the
-queries of a chunk [a, b) can see form one contiguous slice of the row: from the start of the document that holds
-token a up to b. A rank keeps the union of its two slices in one buffer, in row order, and receives only the parts
-of it that others hold.
+A row is cut in ranges of tokens that are dealt to the ranks: by default the zigzag of `layout.zigzag_chunks`, or with
+`Balance` finer cuts dealt by the work that this row's documents put in them. The keys that the queries of a range
+[a, b) can see form one contiguous slice of the row: from the start of the document that holds token a up to b. A rank
+keeps the union of its slices in one buffer, in row order, and receives only the parts of it that others hold.
 """
 
 from __future__ import annotations
 
+import heapq
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from itertools import pairwise
 
 import numpy as np
 
 from alia_ctx.errors import DataError
 from alia_ctx.layout import zigzag_chunks
+from alia_ctx.model import ModelSpec
 
 Range = tuple[int, int]
+
+
+@dataclass(frozen=True)
+class Balance:
+    """How far to cut a row for an even share of work on every rank.
+
+    A zigzag is even for one document but not for several: a long document that ends early in the row leaves its
+    dearest chunks to few ranks. `most_cuts` times as many chunks (a power of two; each costs a kernel call a layer)
+    are dealt to the ranks, heaviest first; the fewest are taken that bring the busiest rank within `tolerance` of
+    the mean. `pairs_per_token` is the linear layers' work on a token in units of one attended pair.
+    """
+
+    pairs_per_token: float
+    most_cuts: int = 8
+    tolerance: float = 1.02
+
+    @classmethod
+    def of(cls, model: ModelSpec) -> Balance:
+        """Weights of `model`: its matrices against the 4 * query_size FLOPs of a pair, both forward."""
+        matrices = model.hidden_size * (2 * model.query_size + 2 * model.key_value_size + 3 * model.intermediate_size)
+        return cls(pairs_per_token=2 * matrices / (4 * model.query_size))
 
 
 @dataclass(frozen=True)
@@ -54,12 +79,14 @@ class Transfer:
 class RankGeometry:
     """What one rank does for one row. `positions` (int64 [t]) restart at each document.
 
-    `local` lists the copies from the rank's own tokens to its buffer, `sends` and `receives` the exchange with
-    others, in one order on both sides. With cp=1 the buffer is the rank's own tokens and all three are empty.
+    `ranges` are the row's tokens that the rank holds, in row order. `local` lists the copies from the rank's own
+    tokens to its buffer, `sends` and `receives` the exchange with others, in one order on both sides. With cp=1
+    the buffer is the rank's own tokens and all three are empty.
     """
 
     cp: int
     rank: int
+    ranges: tuple[Range, ...]
     positions: np.ndarray
     chunks: tuple[ChunkGeometry, ...]
     key_ranges: tuple[Range, ...]
@@ -90,89 +117,124 @@ def attention_offsets(doc_offsets: np.ndarray, row_length: int) -> np.ndarray:
     return offsets if offsets[-1] == row_length else np.append(offsets, row_length)
 
 
-def rank_geometry(doc_offsets: np.ndarray, row_length: int, cp: int, rank: int) -> RankGeometry:
+def rank_geometry(
+    doc_offsets: np.ndarray, row_length: int, cp: int, rank: int, balance: Balance | None = None
+) -> RankGeometry:
     """Geometry of `rank` of `cp` for a row; LayoutError if `row_length` is not a multiple of 2*cp.
 
-    Every rank computes the same transfers from the same offsets, so nothing is negotiated.
+    Every rank computes the same cuts and transfers from the same offsets, so nothing is negotiated.
     """
     offsets = attention_offsets(doc_offsets, row_length)
-    ranges = [_key_ranges(offsets, row_length, cp, other) for other in range(cp)]
-    transfers = [] if cp == 1 else _transfers(ranges, row_length, cp)
+    held = _cut(offsets, row_length, cp, balance)
+    needed = [_union((_document_start(offsets, start), stop) for start, stop in ranges) for ranges in held]
+    tokens = np.concatenate([np.arange(start, stop) for start, stop in held[rank]])
     return RankGeometry(
         cp=cp,
         rank=rank,
-        positions=_positions(offsets, row_length, cp, rank),
-        chunks=_chunks(offsets, ranges[rank], row_length, cp, rank),
-        key_ranges=ranges[rank],
-        local=tuple(t for t in transfers if t.source == rank == t.target),
-        sends=tuple(t for t in transfers if t.source == rank != t.target),
-        receives=tuple(t for t in transfers if t.target == rank != t.source),
+        ranges=held[rank],
+        positions=tokens - offsets[np.searchsorted(offsets, tokens, side="right") - 1],
+        chunks=tuple(_chunks(offsets, held[rank], needed[rank])),
+        key_ranges=needed[rank],
+        local=tuple(_transfers(rank, rank, held, needed)) if cp > 1 else (),
+        sends=tuple(t for other in range(cp) if other != rank for t in _transfers(rank, other, held, needed)),
+        receives=tuple(t for other in range(cp) if other != rank for t in _transfers(other, rank, held, needed)),
     )
 
 
-def rank_tokens(row_length: int, cp: int, rank: int) -> np.ndarray:
-    """Row indices (int64) of the tokens that `rank` holds, in the order in which it holds them."""
-    return np.concatenate([np.arange(start, stop) for start, stop in zigzag_chunks(row_length, cp, rank)])
+def _cut(offsets: np.ndarray, row_length: int, cp: int, balance: Balance | None) -> list[tuple[Range, ...]]:
+    """Ranges of each rank, in row order."""
+    zigzag = [zigzag_chunks(row_length, cp, rank) for rank in range(cp)]
+    if cp == 1 or balance is None:
+        return zigzag
+    best, least = zigzag, np.inf
+    cuts = 1
+    while cuts <= balance.most_cuts and row_length % (2 * cp * cuts) == 0:
+        bounds = np.linspace(0, row_length, 2 * cp * cuts + 1).astype(np.int64)
+        work = np.diff(_pairs_before(offsets, bounds)) + balance.pairs_per_token * np.diff(bounds)
+        owners = _deal(work, cp)
+        load = np.bincount(owners, weights=work, minlength=cp)
+        if load.max() < least:
+            least = load.max()
+            pieces = [(int(a), int(b)) for a, b in pairwise(bounds)]
+            best = [_union(pieces[c] for c in np.flatnonzero(owners == rank)) for rank in range(cp)]
+        if least <= balance.tolerance * load.mean():
+            break
+        cuts *= 2
+    return best
+
+
+def _pairs_before(offsets: np.ndarray, tokens: np.ndarray) -> np.ndarray:
+    """Attended pairs whose query comes before each of `tokens`."""
+    lengths = np.diff(offsets)
+    whole = np.concatenate([[0], np.cumsum(lengths * (lengths + 1) // 2)])
+    document = np.minimum(np.searchsorted(offsets, tokens, side="right") - 1, len(lengths))
+    inside = tokens - offsets[document]
+    return whole[document] + inside * (inside + 1) // 2
+
+
+def _deal(work: np.ndarray, cp: int) -> np.ndarray:
+    """Owner of each chunk: heaviest first to the least loaded rank, each taking equally many.
+
+    For one document and 2*cp chunks this is the zigzag.
+    """
+    owners = np.empty(len(work), dtype=np.int64)
+    ranks = [(0.0, rank, len(work) // cp) for rank in range(cp)]
+    for chunk in np.argsort(-work, kind="stable"):
+        load, rank, room = heapq.heappop(ranks)
+        owners[chunk] = rank
+        if room > 1:
+            heapq.heappush(ranks, (load + float(work[chunk]), rank, room - 1))
+    return owners
 
 
 def _document_start(offsets: np.ndarray, token: int) -> int:
     return int(offsets[np.searchsorted(offsets, token, side="right") - 1])
 
 
-def _key_ranges(offsets: np.ndarray, row_length: int, cp: int, rank: int) -> tuple[Range, ...]:
-    """Union, in row order, of the key slices of the rank's chunks."""
-    slices = [(_document_start(offsets, start), stop) for start, stop in zigzag_chunks(row_length, cp, rank)]
-    if len(slices) == 2 and slices[1][0] <= slices[0][1]:
-        return ((slices[0][0], slices[1][1]),)
-    return tuple(slices)
+def _union(ranges: Iterable[Range]) -> tuple[Range, ...]:
+    """Union of ranges given by rising start and stop."""
+    merged: list[Range] = []
+    for start, stop in ranges:
+        if merged and start <= merged[-1][1]:
+            merged[-1] = (merged[-1][0], stop)
+        else:
+            merged.append((start, stop))
+    return tuple(merged)
 
 
-def _positions(offsets: np.ndarray, row_length: int, cp: int, rank: int) -> np.ndarray:
-    tokens = rank_tokens(row_length, cp, rank)
-    return tokens - offsets[np.searchsorted(offsets, tokens, side="right") - 1]
-
-
-def _chunks(
-    offsets: np.ndarray, key_ranges: tuple[Range, ...], row_length: int, cp: int, rank: int
-) -> tuple[ChunkGeometry, ...]:
-    found, held = [], 0
-    for start, stop in zigzag_chunks(row_length, cp, rank):
+def _chunks(offsets: np.ndarray, held: tuple[Range, ...], needed: tuple[Range, ...]) -> Iterator[ChunkGeometry]:
+    before = 0
+    for start, stop in held:
         first = np.searchsorted(offsets, start, side="right") - 1
         bounds = offsets[first : np.searchsorted(offsets, stop, side="left") + 1]
-        key_start = _in_buffer(key_ranges, int(bounds[0]))
-        found.append(
-            ChunkGeometry(
-                row=(start, stop),
-                queries=(held, held + stop - start),
-                keys=(key_start, key_start + stop - int(bounds[0])),
-                query_offsets=np.clip(bounds, start, stop) - start,
-                key_offsets=np.minimum(bounds, stop) - bounds[0],
-            )
+        key_start = _in_buffer(needed, int(bounds[0]))
+        yield ChunkGeometry(
+            row=(start, stop),
+            queries=(before, before + stop - start),
+            keys=(key_start, key_start + stop - int(bounds[0])),
+            query_offsets=np.clip(bounds, start, stop) - start,
+            key_offsets=np.minimum(bounds, stop) - bounds[0],
         )
-        held += stop - start
-    return tuple(found)
+        before += stop - start
 
 
-def _in_buffer(key_ranges: tuple[Range, ...], token: int) -> int:
-    """Place in the buffer of a row token that the buffer holds."""
+def _in_buffer(ranges: tuple[Range, ...], token: int) -> int:
+    """Place in a buffer that holds `ranges` one after another of a row token that it holds."""
     before = 0
-    for start, stop in key_ranges:
+    for start, stop in ranges:
         if token < stop:
             return before + token - start
         before += stop - start
-    raise IndexError(f"token {token} is in none of {key_ranges}")
+    raise IndexError(f"token {token} is in none of {ranges}")
 
 
-def _transfers(ranges: list[tuple[Range, ...]], row_length: int, cp: int) -> list[Transfer]:
-    found = []
-    for source in range(cp):
-        held = 0
-        for start, stop in zigzag_chunks(row_length, cp, source):
-            for target, key_ranges in enumerate(ranges):
-                for key_start, key_stop in key_ranges:
-                    low, high = max(start, key_start), min(stop, key_stop)
-                    if low < high:
-                        place = _in_buffer(key_ranges, low)
-                        found.append(Transfer(source, held + low - start, target, place, high - low))
-            held += stop - start
-    return found
+def _transfers(
+    source: int, target: int, held: list[tuple[Range, ...]], needed: list[tuple[Range, ...]]
+) -> Iterator[Transfer]:
+    """All that `target` needs of what `source` holds, in row order."""
+    for start, stop in held[source]:
+        for key_start, key_stop in needed[target]:
+            low, high = max(start, key_start), min(stop, key_stop)
+            if low < high:
+                places = _in_buffer(held[source], low), _in_buffer(needed[target], low)
+                yield Transfer(source, places[0], target, places[1], high - low)

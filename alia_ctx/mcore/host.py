@@ -19,9 +19,7 @@ from torch.overrides import TorchFunctionMode
 
 _CPU = torch.device("cpu")
 # Megatron's optimizers tell half from full precision by these names.
-_CUDA_TYPE_NAMES = {
-    f"torch.{name}": f"torch.cuda.{name}" for name in ("FloatTensor", "HalfTensor", "BFloat16Tensor")
-}
+_CUDA_TYPE_NAMES = {f"torch.{name}": f"torch.cuda.{name}" for name in ("FloatTensor", "HalfTensor", "BFloat16Tensor")}
 _active: HostDevice | None = None
 
 
@@ -56,7 +54,7 @@ def _on_host(kwargs: dict[str, Any]) -> dict[str, Any]:
 def _names_cuda(device: object) -> bool:
     if isinstance(device, torch.device):
         return device.type == "cuda"
-    return isinstance(device, str) and device.startswith("cuda") or (type(device) is int)
+    return (isinstance(device, str) and device.startswith("cuda")) or (type(device) is int)
 
 
 class _HostStream:

@@ -11,6 +11,7 @@ import importlib
 import inspect
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -32,7 +33,13 @@ class VarlenSpec:
     cu_seqlens_k: Tensor
     max_seqlen_q: int
     max_seqlen_k: int
-    tiles: tuple[Tile, ...]
+    query_offsets: np.ndarray
+    key_offsets: np.ndarray
+
+    @cached_property
+    def tiles(self) -> tuple[Tile, ...]:
+        """The reference's cuts, formed once a row where it is used."""
+        return tiles(self.query_offsets, self.key_offsets)
 
     @classmethod
     def build(cls, query_offsets: np.ndarray, key_offsets: np.ndarray, device: torch.device | str) -> VarlenSpec:
@@ -43,8 +50,8 @@ class VarlenSpec:
             cu_seqlens_k=on_device[1],
             max_seqlen_q=int(np.diff(query_offsets).max()),
             max_seqlen_k=int(np.diff(key_offsets).max()),
-            # Only the reference reads these, but it may be compared with a GPU kernel on the GPU.
-            tiles=tiles(query_offsets, key_offsets),
+            query_offsets=query_offsets,
+            key_offsets=key_offsets,
         )
 
 

@@ -1,9 +1,9 @@
 """Linear layer and cross entropy over a vocabulary that tensor parallelism splits, without the logits.
 
 Tokens pass in chunks: each chunk's logits are formed, reduced to its losses, turned into the gradients of hidden
-states and weight on the spot, and dropped, so the peak is one chunk of fp32 logits however long the row. The
-forward thus does the backward's two matrix products too; the backward only scales. What would cost 156 GiB for a row of
-163,840 tokens and 256,000 words costs 1,024 tokens' worth.
+states and weight on the spot, and dropped, so the peak is one chunk of fp32 logits however long the row: 1 GiB for
+1,024 tokens and 256,000 words, where a row of 163,840 tokens would take 156 GiB. The forward thus does the backward's
+two matrix products too; the backward only scales.
 
 Shapes: T tokens of this context-parallel rank, c tokens of a chunk, H hidden size, v words of this rank's shard.
 """
@@ -41,9 +41,10 @@ def vocab_parallel_loss(
     predicted: such tokens have loss 0 and gradient 0, even where all of a rank's tokens are such.
 
     Logits, their softmax, and the sums over chunks and TP ranks are fp32 (fp64 for fp64 inputs); gradients are
-    rounded once, at the end. The token losses are detached. All TP ranks return the same values. The gradient of
-    `hidden` is that of the whole vocabulary: already summed over TP. Raises LayoutError if the shapes do not fit,
-    DataError for a target outside the vocabulary (on CPU, where looking costs no synchronisation).
+    rounded once, at the end. (On a GPU with bf16 weights the logits' gradients enter the matrix products in bf16.)
+    The token losses are detached. All TP ranks return the same values. The gradient of `hidden` is that of the whole
+    vocabulary: already summed over TP. Raises LayoutError if the shapes do not fit, DataError for a target outside
+    the vocabulary (on CPU, where looking costs no synchronisation).
     """
     tokens_H = hidden.reshape(-1, hidden.shape[-1])
     head = _Head(tp_group, vocab_size, sequence_parallel, chunk_tokens)
@@ -121,7 +122,9 @@ class _Head:
 
 class _LinearCrossEntropy(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, own_TH: Tensor, weight_vH: Tensor, targets_T: Tensor, head: _Head, differentiate: bool):
+    def forward(
+        ctx: Any, own_TH: Tensor, weight_vH: Tensor, targets_T: Tensor, head: _Head, differentiate: bool
+    ) -> tuple[Tensor, Tensor]:
         compute = torch.promote_types(weight_vH.dtype, torch.float32)
         weight = _operand(weight_vH[: head.words(weight_vH.shape[0])])
         targets = head.targets(targets_T)
@@ -147,9 +150,10 @@ class _LinearCrossEntropy(torch.autograd.Function):
         return total, losses_T
 
     @staticmethod
-    def backward(ctx, grad_total: Tensor, _: Tensor):
+    def backward(ctx: Any, grad_total: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
         grad_hidden, grad_weight = ctx.saved_tensors
-        return grad_hidden * grad_total, grad_weight * grad_total, None, None, None
+        # In place: a second weight gradient would be the largest thing here. Autograd refuses a second backward.
+        return grad_hidden.mul_(grad_total), grad_weight.mul_(grad_total), None, None, None
 
 
 def _cross_entropy(
@@ -190,4 +194,4 @@ def _add_product(total: Tensor, a: Tensor, b: Tensor) -> None:
     if a.dtype == total.dtype:
         total.addmm_(a, b)
     else:
-        total.copy_(torch.addmm(total, a, b, out_dtype=total.dtype))
+        torch.addmm(total, a, b, out_dtype=total.dtype, out=total)

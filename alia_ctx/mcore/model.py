@@ -156,8 +156,9 @@ def build_model(
     return module.to(torch.cuda.current_device())
 
 
-def initialize(module: torch.nn.Module, model: ModelSpec, config: TransformerConfig, seed: int,
-               groups: ProcessGroupCollection) -> None:
+def initialize(
+    module: torch.nn.Module, model: ModelSpec, config: TransformerConfig, seed: int, groups: ProcessGroupCollection
+) -> None:
     """Draw random weights that depend on `seed` and the weight's name alone, never on the layout.
 
     Every rank draws the whole of each of its tensors and keeps its own slice: fine for the small models that

@@ -12,6 +12,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import lru_cache
+from typing import Any
 
 import numpy as np
 import torch
@@ -69,9 +70,7 @@ def _shared_tile(documents: list[int], query_offsets: np.ndarray, key_offsets: n
     return Tile(int(queries[0]), int(queries[1]), int(keys[0]), int(keys[1]), starts)
 
 
-def _document_tiles(
-    document: int, query_offsets: np.ndarray, key_offsets: np.ndarray, size: int
-) -> Iterator[Tile]:
+def _document_tiles(document: int, query_offsets: np.ndarray, key_offsets: np.ndarray, size: int) -> Iterator[Tile]:
     start, stop = (int(o) for o in query_offsets[document : document + 2])
     key_start, key_stop = (int(o) for o in key_offsets[document : document + 2])
     for low in range(start, stop, size):
@@ -100,14 +99,14 @@ def _square_bias(tile: Tile, dtype: torch.dtype, device: torch.device) -> Tensor
 
 
 def _key_blocks(tile: Tile) -> Iterator[tuple[int, int, bool]]:
-    """(start, stop, is_square) of the tile's key blocks; the masked square is one block of its own or all there is."""
+    """(start, stop, has_square) of the tile's key blocks; the first has the square, and so a key of each query."""
     square = tile.key_stop - tile.queries
     if tile.key_stop - tile.key_start <= BLOCK_KEYS:
         yield tile.key_start, tile.key_stop, True
         return
+    yield square, tile.key_stop, True
     for low in range(tile.key_start, square, BLOCK_KEYS):
         yield low, min(low + BLOCK_KEYS, square), False
-    yield square, tile.key_stop, True
 
 
 def _grouped(x_qhd: Tensor, groups: int, dtype: torch.dtype) -> Tensor:
@@ -118,14 +117,14 @@ def _grouped(x_qhd: Tensor, groups: int, dtype: torch.dtype) -> Tensor:
 
 
 def _ungrouped(x_gqd: Tensor, shape: torch.Size, dtype: torch.dtype) -> Tensor:
-    tokens, heads, dim = shape
+    tokens, _, dim = shape
     x = x_gqd.view(x_gqd.shape[0], tokens, -1, dim).permute(1, 0, 2, 3)
     return x.to(dtype).reshape(shape)
 
 
 class _BlockedAttention(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, q_qhd: Tensor, k_kgd: Tensor, v_kgd: Tensor, tiles: tuple[Tile, ...], scale: float) -> Tensor:
+    def forward(ctx: Any, q_qhd: Tensor, k_kgd: Tensor, v_kgd: Tensor, tiles: tuple[Tile, ...], scale: float) -> Tensor:
         compute, groups = torch.promote_types(q_qhd.dtype, torch.float32), k_kgd.shape[1]
         q, k, v = (_grouped(x, groups, compute) for x in (q_qhd, k_kgd, v_kgd))
         out, lse = torch.empty_like(q), q.new_empty(q.shape[:2])
@@ -139,7 +138,7 @@ class _BlockedAttention(torch.autograd.Function):
         return out_qhd
 
     @staticmethod
-    def backward(ctx, grad_qhd: Tensor):
+    def backward(ctx: Any, grad_qhd: Tensor) -> tuple[Tensor | None, ...]:
         q_qhd, k_kgd, v_kgd, out_qhd, lse = ctx.saved_tensors
         groups = k_kgd.shape[1]
         q, k, v, out, grad = (_grouped(x, groups, lse.dtype) for x in (q_qhd, k_kgd, v_kgd, out_qhd, grad_qhd))
@@ -169,22 +168,18 @@ def _mask_square(scores: Tensor, tile: Tile) -> None:
 
 
 def _tile_forward(q: Tensor, k: Tensor, v: Tensor, tile: Tile, out: Tensor, lse: Tensor) -> None:
-    """Fill `out` [g, n*r, d] and `lse` [g, n*r] of one tile; `q` is scaled. The square comes first: it bounds every row."""
-    peak = total = None
-    for start, stop, is_square in reversed(list(_key_blocks(tile))):
+    """Fill `out` [g, n*r, d] and `lse` [g, n*r] of one tile; `q` is scaled."""
+    out.zero_()
+    peak, total = q.new_full((*q.shape[:2], 1), -torch.inf), q.new_zeros((*q.shape[:2], 1))
+    for start, stop, has_square in _key_blocks(tile):
         scores = torch.bmm(q, k[:, start:stop].transpose(1, 2))
-        if is_square:
+        if has_square:
             _mask_square(scores, tile)
-        block_peak = scores.amax(-1, keepdim=True)
-        new_peak = block_peak if peak is None else torch.maximum(peak, block_peak)
+        new_peak = torch.maximum(peak, scores.amax(-1, keepdim=True))
+        shrink = peak.sub_(new_peak).exp_()
         scores.sub_(new_peak).exp_()
-        if peak is None:
-            total = scores.sum(-1, keepdim=True)
-            torch.bmm(scores, v[:, start:stop], out=out) if out.is_contiguous() else out.copy_(torch.bmm(scores, v[:, start:stop]))
-        else:
-            shrink = (peak - new_peak).exp_()
-            total.mul_(shrink).add_(scores.sum(-1, keepdim=True))
-            out.mul_(shrink).baddbmm_(scores, v[:, start:stop])
+        total.mul_(shrink).add_(scores.sum(-1, keepdim=True))
+        out.mul_(shrink).baddbmm_(scores, v[:, start:stop])
         peak = new_peak
     out.div_(total)
     lse.copy_(total.log_().add_(peak).squeeze(-1))
@@ -196,10 +191,10 @@ def _tile_backward(
 ) -> None:  # fmt: skip
     """Fill `dq` of one tile (not yet scaled) and add its share to `dk` and `dv`; `q` is scaled."""
     dq.zero_()
-    for start, stop, is_square in _key_blocks(tile):
+    for start, stop, has_square in _key_blocks(tile):
         k_block, v_block = k[:, start:stop], v[:, start:stop]
         weights = torch.bmm(q, k_block.transpose(1, 2))
-        if is_square:
+        if has_square:
             _mask_square(weights, tile)
         weights.sub_(lse[..., None]).exp_()
         dv[:, start:stop].baddbmm_(weights.transpose(1, 2), grad)

@@ -279,7 +279,7 @@ class _HashedFile:
     def record(self, name: str, value: Any) -> tuple[str, int, int]:
         """Append one `torch.save` record; returns its file, offset and length."""
         start = self.position
-        torch.save(value, self)
+        torch.save(value, self)  # type: ignore[arg-type]  # it needs write and flush only
         return name, start, self.position - start
 
 

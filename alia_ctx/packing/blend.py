@@ -10,7 +10,7 @@ import xxhash
 
 from alia_ctx.errors import DataError
 from alia_ctx.packing.spec import PackSpec
-from alia_ctx.token_store import TokenStore
+from alia_ctx.tokens import TokenStore
 
 _GOLDEN = np.uint64(0x9E3779B97F4A7C15)
 _MIN_SEGMENT_ROWS = 32

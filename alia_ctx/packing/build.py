@@ -16,7 +16,7 @@ from alia_ctx.packing.blend import Corpus, Stratum, check_repetition, gather_cor
 from alia_ctx.packing.plan import ARRAYS, FORMAT, PLAN_FILE, PackPlan, differences, identity_fingerprint, read_note
 from alia_ctx.packing.policies import Pieces, best_fit, concat
 from alia_ctx.packing.spec import PackSpec
-from alia_ctx.token_store import TokenStore
+from alia_ctx.tokens import TokenStore
 
 _MAX_ROW = 1 << 24  # the packer sorts by length in 24 bits
 Progress = Callable[[str, float], None]

@@ -14,7 +14,7 @@ from alia_ctx.errors import DataError
 from alia_ctx.files import checksum
 from alia_ctx.packing.row import PackedRow
 from alia_ctx.packing.spec import PackSpec
-from alia_ctx.token_store import TokenStore
+from alia_ctx.tokens import TokenStore
 
 FORMAT = 1
 PLAN_FILE = "plan.json"
@@ -130,7 +130,7 @@ def _load(directory: Path, name: str, shape: int) -> np.ndarray:
     path = directory / f"{name}.npy"
     try:
         array = np.load(path, mmap_mode="r" if shape else None, allow_pickle=False)
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, EOFError) as error:
         raise DataError(f"{path}: missing or broken ({error}); build the plan again") from error
     if array.shape != (shape,) or array.dtype != ARRAYS[name]:
         raise DataError(

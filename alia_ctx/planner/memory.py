@@ -10,7 +10,7 @@ Letters in formulas: t tokens of a row on a CP rank, s = t/tp where sequence par
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from alia_ctx.model import ModelSpec
 from alia_ctx.planner.workload import Workload
@@ -42,7 +42,7 @@ def rank_memory(work: Workload, pipeline_rank: int, overhead_gib: float) -> Rank
     """Memory of one pipeline rank; the most loaded CP and DP rank is taken (CP rank 0 collects the whole row)."""
     parameters = rank_parameters(work, pipeline_rank)
     in_flight = min(max(1, work.rows_per_rank[1]), work.layout.pp - pipeline_rank)
-    saved, collected = _layer_activations(work)
+    saved, collected = layer_activations(work)
     layers = in_flight * work.layers_per_stage
     once = 1 if work.recompute == "full" else layers
     sizes = {
@@ -51,7 +51,7 @@ def rank_memory(work: Workload, pipeline_rank: int, overhead_gib: float) -> Rank
         "optimizer": _optimizer_bytes(work, parameters),
         "activations": layers * saved,
         "collected keys and values": once * collected,
-        "working memory": _working_bytes(work, collected),
+        "working memory": _working_bytes(work),
         **_head_bytes(work, pipeline_rank),
     }
     items = {name: size / GIB for name, size in sizes.items() if size}
@@ -81,18 +81,21 @@ def _optimizer_bytes(work: Workload, parameters: int) -> int:
     return parameters * per_parameter // (work.data_parallel * work.layout.cp)
 
 
-def _layer_activations(work: Workload) -> tuple[int, int]:
-    """(bytes saved for backward by a layer, bytes of the keys and values it attends to)."""
+def layer_activations(work: Workload) -> tuple[int, int]:
+    """(bytes saved for backward by a layer, bytes of the keys and values it attends to); a test counts them."""
     model, tp, b = work.model, work.layout.tp, work.bytes
     t = work.local_tokens
     s_hidden = t // tp * model.hidden_size * b
     query = t * model.query_size // tp * b
     collected = work.context * 2 * model.key_value_size // tp * b
+    if work.layout.cp == 1:  # nothing is copied: the values are a view that keeps the whole QKV product alive
+        collected += query + collected // 2
     if work.recompute == "full":
         return s_hidden, collected
     statistics = t * model.num_attention_heads // tp * _FP32
-    # Inputs of both norms and their outputs; rotated queries; the attention's output, and its log-sum-exp.
-    saved = 4 * s_hidden + 2 * query + statistics
+    # Inputs of both norms and their outputs; rotated queries; the attention's output, with cp > 1 that of each chunk
+    # and of both joined; its log-sum-exp.
+    saved = 4 * s_hidden + (2 if work.layout.cp == 1 else 3) * query + statistics
     return saved + (0 if work.recompute == "selective" else _mlp_bytes(work)), collected
 
 
@@ -101,7 +104,7 @@ def _mlp_bytes(work: Workload) -> int:
     return work.local_tokens * 3 * work.model.intermediate_size // work.layout.tp * work.bytes
 
 
-def _working_bytes(work: Workload, collected: int) -> int:
+def _working_bytes(work: Workload) -> int:
     """What backward of one layer holds beside the saved: what it recomputes, and the larger of two peaks.
 
     The MLP's peak has the gradients of its three wide tensors, the regathered input and its gradient; the attention's
@@ -110,13 +113,14 @@ def _working_bytes(work: Workload, collected: int) -> int:
     model, tp, t, b = work.model, work.layout.tp, work.local_tokens, work.bytes
     mlp = _mlp_bytes(work) + 2 * t * model.hidden_size * b
     query = t * model.query_size // tp
-    attention = query * (_FP32 + 2 * b) + 2 * collected
-    recomputed = 0
-    if work.recompute != "none":
-        recomputed = _mlp_bytes(work)
-    if work.recompute == "full":
-        recomputed += 4 * t // tp * model.hidden_size * b + 2 * query * b
-    return recomputed + max(mlp, attention)
+    keys = work.context * 2 * model.key_value_size // tp
+    attention = query * (_FP32 + 2 * b) + 2 * keys * b
+    recomputed = {
+        "none": 0,
+        "selective": _mlp_bytes(work),
+        "full": layer_activations(replace(work, recompute="none"))[0],
+    }
+    return recomputed[work.recompute] + max(mlp, attention)
 
 
 def _head_bytes(work: Workload, pipeline_rank: int) -> dict[str, int]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 
 from rich.table import Table
 
@@ -14,46 +14,53 @@ from alia_ctx.planner.stage import LayoutChoice, StagePlan
 def plan_table(plan: StagePlan, name: str = "stage", mfu: float = 0.4) -> Table:
     """The plan line by line: tokens, rows, FLOPs, time at `mfu` and as estimated, RoPE, memory verdict."""
     table = Table(title=f"Plan of {name}", show_header=False)
-    for line in _lines(plan, mfu):
-        table.add_row(*line)
+    for heading, text in {**_size_lines(plan), **_time_lines(plan, mfu), **_limit_lines(plan)}.items():
+        table.add_row(heading, text)
     return table
 
 
-def _lines(plan: StagePlan, mfu: float) -> Iterator[tuple[str, str]]:
-    work, timing = plan.work, plan.timing
-    fewest, most = work.rows_per_rank
+def _size_lines(plan: StagePlan) -> dict[str, str]:
+    work = plan.work
+    update = f"{work.rows_per_update:,} rows x {work.context:,} = {work.tokens_per_update:,} tokens"
+    share = f"{_span(*work.rows_per_rank)} rows a data-parallel rank"
+    reached = work.updates * work.tokens_per_update
+    return {
+        "layout": f"{_layout(work.layout)}, dp={work.data_parallel} on {work.world_size} GPUs, {work.precision}",
+        "recompute": work.recompute,
+        "update": f"{update} ({work.update_tokens:,} asked for), {share}",
+        "stage": f"{work.updates:,} updates = {reached:,} tokens ({work.tokens:,} asked for)",
+    }
+
+
+def _time_lines(plan: StagePlan, mfu: float) -> dict[str, str]:
+    timing = plan.timing
     linear, attention = plan.flops_per_token
-    yield "layout", f"{_layout(work.layout)}, dp={work.data_parallel} on {work.world_size} GPUs, {work.precision}"
-    yield "recompute", work.recompute
-    yield (
-        "update",
-        (
-            f"{work.rows_per_update:,} rows x {work.context:,} = {work.tokens_per_update:,} tokens "
-            f"({work.update_tokens:,} asked for), {_span(fewest, most)} rows a data-parallel rank"
-        ),
-    )
-    yield (
-        "stage",
-        f"{work.updates:,} updates = {work.updates * work.tokens_per_update:,} tokens ({work.tokens:,} asked for)",
-    )
-    yield (
-        "FLOPs per token",
-        (f"{linear + attention:.3g} = {linear:.3g} linear + {attention:.3g} attention, one document a row"),
-    )
-    yield f"at {mfu:.0%} MFU", f"{plan.seconds_at_mfu(mfu):.1f} s an update, {_duration(plan.days_at_mfu(mfu))}"
-    yield (
-        "estimate, not measured",
-        (
-            f"{timing.total:.1f} s an update ({timing.mfu:.0%} MFU), {_duration(plan.days)}: compute {timing.compute:.1f}, "
-            f"tp {timing.tensor_parallel:.1f}, cp {timing.context_parallel:.1f}, dp {timing.data_parallel:.1f}, "
-            f"pipeline idle {timing.pipeline_idle:.1f}; no overlap"
-        ),
-    )
-    yield "RoPE (heuristic)", _reach(plan)
-    yield "logits never formed", f"{plan.row_logits_gib:.2f} GiB a row in fp32"
-    yield "memory", plan.verdict
+    parts = {
+        "compute": timing.compute,
+        "tp": timing.tensor_parallel,
+        "cp": timing.context_parallel,
+        "dp": timing.data_parallel,
+        "pipeline idle": timing.pipeline_idle,
+    }
+    shares = ", ".join(f"{name} {seconds:.1f}" for name, seconds in parts.items())
+    estimate = f"{timing.total:.1f} s an update ({timing.mfu:.0%} MFU), {_duration(plan.days)}"
+    flops = f"{linear + attention:.3g} = {linear:.3g} linear + {attention:.3g} attention"
+    return {
+        "FLOPs per token": f"{flops}, one document a row",
+        f"at {mfu:.0%} MFU": f"{plan.seconds_at_mfu(mfu):.1f} s an update, {_duration(plan.days_at_mfu(mfu))}",
+        "estimate, not measured": f"{estimate}: {shares}; no overlap",
+    }
+
+
+def _limit_lines(plan: StagePlan) -> dict[str, str]:
+    lines = {
+        "RoPE (heuristic)": _reach(plan),
+        "logits never formed": f"{plan.row_logits_gib:.2f} GiB a row in fp32",
+        "memory": plan.verdict,
+    }
     if plan.idle_ranks:
-        yield "idle", f"{plan.idle_ranks} data-parallel ranks have no row; use more cp or pp, or a larger update"
+        lines["idle"] = f"{plan.idle_ranks} data-parallel ranks have no row; use more cp or pp, or a larger update"
+    return lines
 
 
 def _reach(plan: StagePlan) -> str:

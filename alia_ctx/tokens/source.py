@@ -1,18 +1,13 @@
-"""Documents -> token store: many processes, restartable per shard, the same bytes however often it is interrupted."""
+"""A source -> its token store: restartable, the same bytes however often it is interrupted."""
 
 from __future__ import annotations
 
 import fcntl
 import glob
 import json
-import multiprocessing
-import os
 import shutil
-import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import ProcessPoolExecutor, as_completed
-from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -21,29 +16,15 @@ from typing import Any
 import numpy as np
 import xxhash
 
-from alia_ctx.documents import Document, DocumentCounts, Slice, SourceSpec, find_inputs, plan_shards, read_slice
+from alia_ctx.documents import DocumentCounts, SourceSpec, find_inputs, plan_shards
 from alia_ctx.errors import DataError
 from alia_ctx.files import atomic_file, file_checksum, file_fingerprint, write_json
-from alia_ctx.text_encoder import TextEncoder, tokenizer_fingerprint
-from alia_ctx.token_store import TokenStore, token_dtype, write_index, write_store
-
-__all__ = ["TokenStore", "TokenizeProgress", "TokenizeReport", "token_dtype", "tokenize_source", "write_store"]
+from alia_ctx.tokens.encoder import TextEncoder, tokenizer_fingerprint
+from alia_ctx.tokens.shards import Job, TokenizeProgress, encode_all, read_shard_note, shard_path
+from alia_ctx.tokens.store import TokenStore, write_index
 
 _FORMAT = 1
-_BATCH_CHARACTERS = 1 << 20  # one encode call: enough to amortise it, little enough to bound memory
 SHARD_BYTES = 64 << 20
-
-
-@dataclass(frozen=True)
-class TokenizeProgress:
-    """State after one more shard: input bytes, shards, documents and tokens so far, and bytes and shards in all."""
-
-    bytes_done: int
-    bytes_total: int
-    shards_done: int
-    shards_total: int
-    documents: int
-    tokens: int
 
 
 @dataclass(frozen=True)
@@ -60,17 +41,6 @@ class TokenizeReport:
     shards_reused: int
     unchanged: bool
     seconds: float
-
-
-@dataclass(frozen=True)
-class _Job:
-    """All that a worker process needs."""
-
-    spec: SourceSpec
-    tokenizer: str
-    append_eos: bool
-    prepend_bos: bool
-    work: Path
 
 
 def tokenize_source(
@@ -106,8 +76,8 @@ def tokenize_source(
         return _report(name, prefix, finished, shards_reused=0, unchanged=True, seconds=time.monotonic() - began)
     shards = plan_shards(inputs.files, spec, shard_bytes)
     with _work_folder(prefix, identity, overwrite) as work:
-        job = _Job(spec, str(tokenizer_dir), append_eos, prepend_bos, work)
-        reused = _encode_all(job, encoder, shards, workers, progress)
+        job = Job(spec, str(tokenizer_dir), append_eos, prepend_bos, work)
+        reused = encode_all(job, encoder, shards, workers, progress)
         sidecar = _join(prefix, work, len(shards), encoder, {"identity": identity, "ignored_files": inputs.ignored})
     shutil.rmtree(work, ignore_errors=True)
     return _report(name, prefix, sidecar, shards_reused=reused, unchanged=False, seconds=time.monotonic() - began)
@@ -206,160 +176,18 @@ def _claim(work: Path, identity: dict[str, Any], overwrite: bool) -> None:
     write_json(path, identity)
 
 
-def _encode_all(
-    job: _Job,
-    encoder: TextEncoder,
-    shards: list[tuple[Slice, ...]],
-    workers: int,
-    progress: Callable[[TokenizeProgress], None] | None,
-) -> int:
-    """Encode the shards that are not there yet; returns how many were."""
-    sizes = [sum(part.size for part in shard) for shard in shards]
-    total = TokenizeProgress(0, sum(sizes), 0, len(shards), 0, 0)
-    missing = [number for number in range(len(shards)) if not _shard_path(job.work, number, "json").is_file()]
-    done = [number for number in range(len(shards)) if number not in set(missing)]
-    for number in done:
-        total = _advance(total, sizes[number], _read_shard_note(job.work, number), progress)
-    for number, note in _encode_missing(job, encoder, shards, missing, workers):
-        total = _advance(total, sizes[number], note, progress)
-    return len(done)
-
-
-def _advance(
-    total: TokenizeProgress, size: int, note: dict[str, Any], progress: Callable[[TokenizeProgress], None] | None
-) -> TokenizeProgress:
-    total = TokenizeProgress(
-        total.bytes_done + size,
-        total.bytes_total,
-        total.shards_done + 1,
-        total.shards_total,
-        total.documents + note["counts"]["documents"],
-        total.tokens + note["tokens"],
-    )
-    if progress is not None:
-        progress(total)
-    return total
-
-
-def _encode_missing(
-    job: _Job, encoder: TextEncoder, shards: list[tuple[Slice, ...]], missing: list[int], workers: int
-) -> Iterator[tuple[int, dict[str, Any]]]:
-    if min(workers, len(missing)) <= 1:
-        for number in missing:
-            yield number, _encode_shard(job, encoder, number, shards[number])
-        return
-    # spawn, not fork: the tokenizer's Rust threads do not survive a fork
-    context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(min(workers, len(missing)), context, _start_worker, (job,)) as pool:
-        futures = {pool.submit(_work_on, number, shards[number]): number for number in missing}
-        try:
-            for future in as_completed(futures):
-                yield futures[future], future.result()
-        except BrokenProcessPool as error:
-            raise DataError(
-                f"{job.work}: a worker process died (out of memory?); finished shards are kept, "
-                "so run again with fewer workers or a smaller max_document_bytes"
-            ) from error
-        finally:
-            pool.shutdown(wait=True, cancel_futures=True)
-
-
-_worker: tuple[_Job, TextEncoder] | None = None  # per process, set once by _start_worker
-
-
-def _start_worker(job: _Job) -> None:
-    global _worker
-    os.environ["TOKENIZERS_PARALLELISM"] = "false"  # one worker, one core
-    threading.Thread(target=_end_with_parent, daemon=True).start()
-    encoder = TextEncoder(job.tokenizer, append_eos=job.append_eos, prepend_bos=job.prepend_bos)
-    _worker = (job, encoder)
-
-
-def _end_with_parent() -> None:
-    """A pool's workers wait for ever when their parent is killed: leave with it instead."""
-    parent = multiprocessing.parent_process()
-    if parent is not None:
-        parent.join()
-        os._exit(1)
-
-
-def _work_on(number: int, shard: tuple[Slice, ...]) -> dict[str, Any]:
-    if _worker is None:
-        raise RuntimeError("worker process was not initialised")
-    job, encoder = _worker
-    return _encode_shard(job, encoder, number, shard)
-
-
-def _shard_path(work: Path, number: int, kind: str) -> Path:
-    return work / f"shard-{number:06d}.{kind}"
-
-
-def _read_shard_note(work: Path, number: int) -> dict[str, Any]:
-    return dict(json.loads(_shard_path(work, number, "json").read_text("utf-8")))
-
-
-def _encode_shard(job: _Job, encoder: TextEncoder, number: int, shard: tuple[Slice, ...]) -> dict[str, Any]:
-    """Write tokens, lengths, ids of one shard, and last the note that says that it is whole."""
-    counts = DocumentCounts()
-    lengths: list[int] = []
-    ids: list[str] = []
-    files: list[str] = []
-    digest = xxhash.xxh3_128()
-    with atomic_file(_shard_path(job.work, number, "bin")) as stream:
-        documents = (document for part in shard for document in read_slice(part, job.spec, counts))
-        for batch in _batches(documents):
-            for document, tokens in zip(batch, encoder.encode([each.text for each in batch]), strict=True):
-                if not tokens.size:
-                    counts.documents -= 1
-                    counts.leave_out("empty", f"{document.id} (no token)")
-                    continue
-                data = tokens.tobytes()
-                stream.write(data)
-                digest.update(data)
-                lengths.append(tokens.size)
-                ids.append(document.id)
-                files.append(document.file)
-    with atomic_file(_shard_path(job.work, number, "npy")) as stream:
-        np.save(stream, np.array(lengths, np.int32))
-    _write_ids(_shard_path(job.work, number, "parquet"), ids, files)
-    note = {"tokens": sum(lengths), "counts": asdict(counts), "checksum": digest.hexdigest()}
-    write_json(_shard_path(job.work, number, "json"), note)
-    return note
-
-
-def _batches(documents: Iterable[Document]) -> Iterator[list[Document]]:
-    batch: list[Document] = []
-    size = 0
-    for document in documents:
-        if batch and size + len(document.text) > _BATCH_CHARACTERS:
-            yield batch
-            batch, size = [], 0
-        batch.append(document)
-        size += len(document.text)
-    if batch:
-        yield batch
-
-
-def _write_ids(path: Path, ids: list[str], files: list[str]) -> None:
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
-    with atomic_file(path) as stream:
-        pq.write_table(pa.table({"id": pa.array(ids, pa.string()), "file": pa.array(files, pa.string())}), stream)
-
-
 def _join(prefix: Path, work: Path, shards: int, encoder: TextEncoder, about: dict[str, Any]) -> dict[str, Any]:
     """Join the shards to the final files; the sidecar comes last and says that all are whole."""
     import pyarrow.parquet as pq
 
     data_path, index_path, ids_path, sidecar_path = _paths(prefix)
-    notes = [_read_shard_note(work, number) for number in range(shards)]
+    notes = [read_shard_note(work, number) for number in range(shards)]
     counts = DocumentCounts()
     for note in notes:
         counts.add(DocumentCounts(**note["counts"]))
     if not counts.documents:
         raise DataError(f"{prefix.name}: no usable document in the inputs; left out: {_left_out(counts)}")
-    lengths = np.concatenate([np.load(_shard_path(work, number, "npy")) for number in range(shards)])
+    lengths = np.concatenate([np.load(shard_path(work, number, "npy")) for number in range(shards)])
     with atomic_file(data_path) as stream:
         bin_checksum = _append_shards(stream, work, notes)
     with atomic_file(index_path) as stream:
@@ -367,7 +195,7 @@ def _join(prefix: Path, work: Path, shards: int, encoder: TextEncoder, about: di
     with atomic_file(ids_path) as stream:
         writer = None
         for number in range(shards):
-            table = pq.read_table(_shard_path(work, number, "parquet"))
+            table = pq.read_table(shard_path(work, number, "parquet"))
             writer = writer or pq.ParquetWriter(stream, table.schema)
             writer.write_table(table)
         if writer is not None:
@@ -390,7 +218,7 @@ def _join(prefix: Path, work: Path, shards: int, encoder: TextEncoder, about: di
 def _append_shards(stream: Any, work: Path, notes: list[dict[str, Any]]) -> str:
     whole = xxhash.xxh3_128()
     for number, note in enumerate(notes):
-        path = _shard_path(work, number, "bin")
+        path = shard_path(work, number, "bin")
         digest = xxhash.xxh3_128()
         with open(path, "rb") as shard:
             while block := shard.read(16 << 20):

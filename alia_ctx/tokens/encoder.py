@@ -12,7 +12,7 @@ import numpy as np
 
 from alia_ctx.errors import DataError
 from alia_ctx.files import checksum, file_fingerprint
-from alia_ctx.token_store import token_dtype
+from alia_ctx.tokens.store import token_dtype
 
 _FILES = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", "tokenizer.model",
           "vocab.json", "merges.txt", "vocab.txt", "spiece.model", "sentencepiece.bpe.model")  # fmt: skip

@@ -1,0 +1,195 @@
+"""What is written about each update: JSON lines always, TensorBoard by default, W&B and MLflow by extra."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal, Protocol
+
+import numpy as np
+
+from alia_ctx.errors import ConfigError, Problem
+
+Sink = Literal["tensorboard", "wandb", "mlflow"]
+_EXTRAS = {"tensorboard": "torch.utils.tensorboard", "wandb": "wandb", "mlflow": "mlflow"}
+
+
+class Writer(Protocol):
+    def write(self, step: int, values: Mapping[str, float]) -> None: ...
+
+    def close(self) -> None: ...
+
+
+class JsonLines:
+    """One line an update; lines of updates that a resumed run does again are dropped when it opens the file."""
+
+    def __init__(self, path: Path, resume_at: int) -> None:
+        self.path = path
+        self.kept = [line for line in read_lines(path) if line["update"] <= resume_at]
+        path.parent.mkdir(parents=True, exist_ok=True)
+        temporary = path.with_suffix(".tmp")
+        temporary.write_text("".join(json.dumps(line) + "\n" for line in self.kept), encoding="utf-8")
+        temporary.replace(path)
+        self._stream = path.open("a", encoding="utf-8")
+
+    def append(self, line: Mapping[str, Any]) -> None:
+        self._stream.write(json.dumps(_finite(line)) + "\n")
+        self._stream.flush()
+
+    def close(self) -> None:
+        self._stream.close()
+
+
+def read_lines(path: Path) -> list[dict[str, Any]]:
+    """Whole lines of a JSON lines file; a last line that a killed writer cut off is left out."""
+    if not path.is_file():
+        return []
+    lines = []
+    for text in path.read_text(encoding="utf-8").splitlines():
+        try:
+            lines.append(json.loads(text))
+        except ValueError:
+            break
+    return lines
+
+
+def _finite(value: Any) -> Any:
+    """JSON has no NaN: a number that is not finite becomes null."""
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    if isinstance(value, Mapping):
+        return {key: _finite(entry) for key, entry in value.items()}
+    return value
+
+
+def sink_problems(sinks: Iterable[str], key: str) -> list[Problem]:
+    """Sinks whose package is not installed."""
+    return [
+        Problem(key, sink, "its package is not installed", f"pip install 'alia-ctx[{sink}]', or leave it out")
+        for sink in sinks
+        if not _importable(_EXTRAS[sink].split(".")[0] if sink != "tensorboard" else "tensorboard")
+    ]
+
+
+def _importable(package: str) -> bool:
+    return importlib.util.find_spec(package) is not None
+
+
+def open_sinks(sinks: Sequence[Sink], directory: Path, run: str, stage: str, config: Mapping[str, Any]) -> list[Writer]:
+    """Writers for the named sinks; ConfigError where a package is missing."""
+    problems = sink_problems(sinks, "metrics.sinks")
+    if problems:
+        raise ConfigError("metrics cannot be written", problems)
+    makers = {"tensorboard": _TensorBoard, "wandb": _WandB, "mlflow": _MLflow}
+    return [makers[sink](directory, run, stage, config) for sink in sinks]
+
+
+def flatten(line: Mapping[str, Any], prefix: str = "") -> dict[str, float]:
+    """Numbers of a metrics line with slash-joined names, as the sinks want them."""
+    flat: dict[str, float] = {}
+    for name, value in line.items():
+        if isinstance(value, Mapping):
+            flat.update(flatten(value, f"{prefix}{name}/"))
+        elif isinstance(value, (int, float, np.number)) and not isinstance(value, bool):
+            flat[f"{prefix}{name}"] = float(value)
+    return flat
+
+
+class _TensorBoard:
+    def __init__(self, directory: Path, run: str, stage: str, config: Mapping[str, Any]) -> None:
+        from torch.utils.tensorboard import SummaryWriter
+
+        self._writer = SummaryWriter(str(directory / "tensorboard"))
+
+    def write(self, step: int, values: Mapping[str, float]) -> None:
+        for name, value in values.items():
+            self._writer.add_scalar(name, value, step)
+
+    def close(self) -> None:
+        self._writer.close()
+
+
+class _WandB:
+    def __init__(self, directory: Path, run: str, stage: str, config: Mapping[str, Any]) -> None:
+        import wandb
+
+        self._run = wandb.init(
+            project=run, name=stage, id=f"{run}-{stage}", resume="allow", dir=str(directory), config=dict(config)
+        )
+
+    def write(self, step: int, values: Mapping[str, float]) -> None:
+        self._run.log(dict(values), step=step)
+
+    def close(self) -> None:
+        self._run.finish()
+
+
+class _MLflow:
+    def __init__(self, directory: Path, run: str, stage: str, config: Mapping[str, Any]) -> None:
+        import mlflow
+
+        mlflow.set_experiment(run)
+        self._mlflow = mlflow
+        mlflow.start_run(run_name=stage)
+
+    def write(self, step: int, values: Mapping[str, float]) -> None:
+        self._mlflow.log_metrics({name.replace("%", ""): value for name, value in values.items()}, step=step)
+
+    def close(self) -> None:
+        self._mlflow.end_run()
+
+
+class GroupedLoss:
+    """Sums of losses by position band and by source, as one vector that ranks can add up.
+
+    `edges` bound the bands of the position within the document piece; positions past the last edge fall into the
+    last band.
+    """
+
+    def __init__(self, edges: Sequence[int], sources: Sequence[str]) -> None:
+        self.edges, self.sources = tuple(edges), tuple(sources)
+        self._bands = [f"{a}-{b - 1}" for a, b in zip(self.edges, self.edges[1:], strict=False)]
+        self.values = np.zeros((len(self._bands) + len(self.sources), 2))
+
+    def add(self, doc_offsets: np.ndarray, sources: np.ndarray, losses: np.ndarray) -> None:
+        """`losses` fp32 [T] of one row, NaN where nothing is predicted here."""
+        kept = np.flatnonzero(np.isfinite(losses))
+        piece = np.searchsorted(doc_offsets, kept, side="right") - 1
+        band = np.searchsorted(self.edges, kept - doc_offsets[piece], side="right") - 1
+        self._count(np.minimum(band, len(self._bands) - 1), losses[kept], 0)
+        self._count(sources[piece], losses[kept], len(self._bands))
+
+    def _count(self, group: np.ndarray, losses: np.ndarray, first: int) -> None:
+        size = len(self.values) - first
+        self.values[first:, 0] += np.bincount(group, weights=losses, minlength=size)
+        self.values[first:, 1] += np.bincount(group, minlength=size)
+
+    def means(self, totals: np.ndarray) -> dict[str, dict[str, float]]:
+        """Mean losses by name of `totals`, the sum of all ranks' `values`; groups without tokens are left out."""
+        named = [*(("position", band) for band in self._bands), *(("source", source) for source in self.sources)]
+        out: dict[str, dict[str, float]] = {"position": {}, "source": {}}
+        for (kind, name), (total, count) in zip(named, totals, strict=True):
+            if count:
+                out[kind][name] = total / count
+        return {f"loss_by_{kind}": values for kind, values in out.items()}
+
+
+class SpikeDetector:
+    """Flags a loss that is far above those before it: more than `height` standard deviations of the last `window`."""
+
+    def __init__(self, window: int = 64, height: float = 6.0, least: int = 16) -> None:
+        self.window, self.height, self.least = window, height, least
+        self._losses: list[float] = []
+
+    def is_spike(self, loss: float) -> bool:
+        """Whether `loss` is one; remembers it."""
+        recent = np.array(self._losses[-self.window :])
+        spike = False
+        if len(recent) >= self.least and math.isfinite(loss):
+            spike = bool(loss > recent.mean() + self.height * max(recent.std(), 1e-3 * abs(recent.mean())))
+        if math.isfinite(loss):
+            self._losses = [*self._losses[-self.window :], loss]
+        return spike

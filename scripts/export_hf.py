@@ -1,0 +1,9 @@
+"""Convert a checkpoint to a Hugging Face model: `python scripts/export_hf.py CKPT HF_DIR`; see --help."""
+
+import sys
+
+from alia_ctx import cli
+
+if __name__ == "__main__":
+    sys.argv.insert(1, "export-hf")
+    cli.main()

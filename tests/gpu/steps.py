@@ -1,0 +1,65 @@
+"""Training updates of a decoder with ALIA's layer shapes; a process of its own, for the host adapter is process-wide.
+
+    python -m tests.gpu.steps --precision fp32 --attention reference
+    CUDA_VISIBLE_DEVICES= python -m tests.gpu.steps --precision fp32 --attention reference
+
+Prints one JSON line: for each update its loss, gradient norm and number of predicted tokens.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+
+import numpy as np
+
+from alia_ctx.config import EngineConfig, OptimizerConfig
+from alia_ctx.layout import Layout
+from alia_ctx.mcore.engine import Distributed, MegatronEngine
+from alia_ctx.model import ModelSpec
+from alia_ctx.packing import PackedRow
+from tests.dense import ALIA_160K
+
+CONTEXT = 256
+UPDATES = 3
+# One layer is 754,991,104 parameters. The vocabulary is cut from 256,000 to keep the optimizer's state on a host small.
+ALIA_LAYER = {
+    "num_hidden_layers": 1, "hidden_size": 8192, "intermediate_size": 24_576, "num_attention_heads": 64,
+    "num_key_value_heads": 8, "head_dim": 128, "vocab_size": 1024,
+}  # fmt: skip
+DOCUMENTS = ((130, 1, 60), (256,))  # lengths in the two rows of an update; the first row ends in fill
+
+
+def rows(vocabulary: int) -> list[PackedRow]:
+    generator = np.random.default_rng(0)
+    return [
+        PackedRow.from_documents([generator.integers(0, vocabulary, n) for n in lengths], CONTEXT, index=i)
+        for i, lengths in enumerate(DOCUMENTS)
+    ]
+
+
+def train(model: ModelSpec, engine_config: EngineConfig, recompute: str) -> list[tuple[float, float, int]]:
+    """`UPDATES` updates over the same rows at a rate that visibly changes the loss."""
+    with Distributed(engine_config):
+        engine = MegatronEngine(
+            model, ALIA_160K, CONTEXT, Layout(), engine_config, OptimizerConfig(), recompute=recompute
+        )
+        results = [engine.train_update(rows(model.vocab_size), 1e-5) for _ in range(UPDATES)]
+    return [(r.loss, r.gradient_norm, r.predicted_tokens) for r in results]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--precision", default="bf16")
+    parser.add_argument("--attention", default="auto")
+    parser.add_argument("--recompute", default="none")
+    parser.add_argument("--model", type=json.loads, default={}, help="sizes to change, as JSON")
+    options = parser.parse_args()
+    config = EngineConfig(precision=options.precision, attention=options.attention, loss_chunk_tokens=100)
+    json.dump(train(ModelSpec(**{**ALIA_LAYER, **options.model}), config, options.recompute), sys.stdout)
+    print()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,67 @@
+"""The helper that runs process groups: results, a child's traceback, time-outs, and nothing left behind."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import time
+from pathlib import Path
+
+import pytest
+import torch
+import torch.distributed as dist
+
+from tests.distributed import run_distributed
+
+
+def sum_of_ranks(rank: int, factor: int) -> float:
+    value = torch.tensor([float(rank * factor)])
+    dist.all_reduce(value)
+    return value.item()
+
+
+def fail_on_rank_one(rank: int) -> None:
+    if rank == 1:
+        raise ValueError("a reason of its own")
+    dist.barrier()
+
+
+def hang_with_a_grandchild(rank: int, folder: str) -> None:
+    grandchild = subprocess.Popen(["sleep", "600"])
+    (Path(folder) / str(rank)).write_text(f"{os.getpid()} {grandchild.pid}")
+    time.sleep(600)
+
+
+def die(rank: int) -> None:
+    os._exit(7)
+
+
+def test_results_come_back_by_rank() -> None:
+    assert run_distributed(sum_of_ranks, 3, 10) == [30.0] * 3
+
+
+def test_a_childs_traceback_is_raised() -> None:
+    with pytest.raises(AssertionError, match=r"(?s)rank 1 failed.*fail_on_rank_one.*a reason of its own"):
+        run_distributed(fail_on_rank_one, 2)
+
+
+def test_a_dead_child_is_noticed() -> None:
+    with pytest.raises(AssertionError, match="ended with status 7"):
+        run_distributed(die, 2)
+
+
+def test_a_time_out_kills_children_and_grandchildren(tmp_path: Path) -> None:
+    with pytest.raises(TimeoutError, match=r"ranks \[0, 1\] gave no result in 5 s"):
+        run_distributed(hang_with_a_grandchild, 2, str(tmp_path), timeout=5)
+    started = [int(pid) for file in tmp_path.iterdir() for pid in file.read_text().split()]
+    assert len(started) == 4
+    for pid in started:
+        assert not is_running(pid)
+
+
+def is_running(pid: int) -> bool:
+    """Whether `pid` lives; a killed grandchild may be a zombie until its new parent looks."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] not in "ZX"
+    except FileNotFoundError:
+        return False
