@@ -123,10 +123,10 @@ def main() -> None:
     print("Made by `python benchmarks/attention_work.py`; counts of the same rows, so the machine does not matter.\n")
     print((__doc__ or "").split("\n\n", 2)[2].strip() + "\n")
     print(
-        "Columns: pairs and tiles over the least; the busiest rank's attention, and its whole layer (attention and linear,\n"
-        "ALIA-40b), over the mean; padding tokens added; MiB that the busiest rank receives a layer forward (ALIA-40b,\n"
-        "all 8 KV heads in bf16; divide by TP; backward returns as much); kernel calls a layer of the rank with most;\n"
-        "and the busiest rank's layer work over an even share of what is needed, which a step waits for.\n"
+        "Columns: pairs and tiles over the least; the busiest rank's attention, and its whole layer (attention and\n"
+        "linear, ALIA-40b), over the mean; padding tokens added; MiB that the busiest rank receives a layer forward\n"
+        "(all 8 KV heads in bf16; divide by TP; backward returns as much); kernel calls a layer of the rank with\n"
+        "most; and the busiest rank's layer work over an even share of what is needed, which a step waits for.\n"
         f"Means of {ROWS} rows.\n"
     )
     splits = {

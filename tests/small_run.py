@@ -67,7 +67,12 @@ def command(*arguments: str, ranks: int = 1) -> list[str]:
 
 def alia(*arguments: str, ranks: int = 1, timeout: float = 180) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
-        command(*arguments, ranks=ranks), capture_output=True, text=True, timeout=timeout, env=environment(), check=False
+        command(*arguments, ranks=ranks),
+        capture_output=True,
+        text=True,
+        timeout=timeout,
+        env=environment(),
+        check=False,
     )
 
 

@@ -44,8 +44,6 @@ def open_parquet(name: str, text_key: str, id_key: str | None) -> Iterator[Any]:
 @contextmanager
 def open_bytes(name: str) -> Iterator[ByteStream]:
     """The file's bytes, decompressed by suffix; what goes wrong while reading becomes a DataError."""
-    import pyarrow as pa
-
     suffix = Path(name).suffix
     try:
         with open(name, "rb") as raw:
@@ -53,6 +51,8 @@ def open_bytes(name: str) -> Iterator[ByteStream]:
                 with gzip.GzipFile(fileobj=raw) as stream:
                     yield stream
             elif suffix == ".zst":
+                import pyarrow as pa
+
                 # Arrow's reader has bounded output and an error on a cut-off frame; zstandard's have one or the other.
                 with io.BufferedReader(pa.CompressedInputStream(pa.PythonFile(raw, "r"), "zstd"), 1 << 20) as stream:
                     yield stream

@@ -396,7 +396,7 @@ class MegatronEngine:
     def _reduce_loss(self, losses: Sequence[RowLosses]) -> tuple[float, int]:
         sums = [[part.values.sum(dtype=np.float64), part.predicted.sum()] for part in losses]
         total, predicted = self.sum_over_ranks(np.array(sums or [[0.0, 0.0]], dtype=np.float64).sum(axis=0))
-        return total / max(predicted, 1), int(predicted)
+        return float(total / max(predicted, 1)), int(predicted)
 
     def sum_over_ranks(self, values: np.ndarray) -> np.ndarray:
         """Sum of a float64 array over all ranks, on every rank."""

@@ -87,7 +87,7 @@ class _ExchangeKeys(torch.autograd.Function):
         geometry, shape = ctx.geometry, ctx.shape
         partial = grads[0].new_zeros((geometry.buffer_tokens, *shape[1:]))
         for index, grad in enumerate(grads):
-            partial[slice(*geometry.chunks[index // 2].keys), index % 2] = grad
+            partial[slice(*geometry.chunks[index // 2].keys), index % 2] += grad
         own = _return_gradients(partial, geometry, ctx.group)
         return own[:, 0], own[:, 1], None, None, None
 

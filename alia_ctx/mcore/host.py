@@ -58,7 +58,12 @@ def _names_cuda(device: object) -> bool:
 
 
 class _HostStream:
-    """A CUDA stream where there is only program order: every wait is already over."""
+    """A CUDA stream where there is only program order: every wait is already over.
+
+    It stands in for a class, and libraries write `torch.cuda.Stream | None` in annotations, so it is one.
+    """
+
+    def __init__(self, *args: object, **kwargs: object) -> None: ...
 
     def wait_stream(self, stream: object) -> None: ...
 
@@ -82,7 +87,7 @@ def _stand_ins() -> dict[str, Callable[..., Any]]:
         "empty_cache": lambda: None,
         "current_stream": lambda *args, **kwargs: _HostStream(),
         "default_stream": lambda *args, **kwargs: _HostStream(),
-        "Stream": lambda *args, **kwargs: _HostStream(),
+        "Stream": _HostStream,
         "stream": lambda stream: contextlib.nullcontext(),
         "get_rng_state": lambda *args, **kwargs: torch.get_rng_state(),
         "set_rng_state": lambda state, *args, **kwargs: torch.set_rng_state(state),

@@ -162,7 +162,9 @@ def _encode_shard(job: Job, encoder: TextEncoder, number: int, shard: tuple[Slic
                 files.append(document.file)
     with atomic_file(shard_path(job.work, number, "npy")) as stream:
         np.save(stream, np.array(lengths, np.int32))
-    _write_ids(shard_path(job.work, number, "parquet"), ids, files)
+    # as JSON: importing a Parquet library would cost each worker more than all its files
+    with atomic_file(shard_path(job.work, number, "ids")) as stream:
+        stream.write(json.dumps({"id": ids, "file": files}).encode())
     note = {"tokens": sum(lengths), "counts": asdict(counts), "checksum": digest.hexdigest()}
     write_json(shard_path(job.work, number, "json"), note)
     return note
@@ -179,11 +181,3 @@ def _batches(documents: Iterable[Document]) -> Iterator[list[Document]]:
         size += len(document.text)
     if batch:
         yield batch
-
-
-def _write_ids(path: Path, ids: list[str], files: list[str]) -> None:
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
-    with atomic_file(path) as stream:
-        pq.write_table(pa.table({"id": pa.array(ids, pa.string()), "file": pa.array(files, pa.string())}), stream)

@@ -178,8 +178,6 @@ def _claim(work: Path, identity: dict[str, Any], overwrite: bool) -> None:
 
 def _join(prefix: Path, work: Path, shards: int, encoder: TextEncoder, about: dict[str, Any]) -> dict[str, Any]:
     """Join the shards to the final files; the sidecar comes last and says that all are whole."""
-    import pyarrow.parquet as pq
-
     data_path, index_path, ids_path, sidecar_path = _paths(prefix)
     notes = [read_shard_note(work, number) for number in range(shards)]
     counts = DocumentCounts()
@@ -193,13 +191,7 @@ def _join(prefix: Path, work: Path, shards: int, encoder: TextEncoder, about: di
     with atomic_file(index_path) as stream:
         write_index(stream, lengths, encoder.dtype)
     with atomic_file(ids_path) as stream:
-        writer = None
-        for number in range(shards):
-            table = pq.read_table(shard_path(work, number, "parquet"))
-            writer = writer or pq.ParquetWriter(stream, table.schema)
-            writer.write_table(table)
-        if writer is not None:
-            writer.close()
+        _append_ids(stream, work, shards)
     sidecar = {
         **about,
         "ignored_files": list(about["ignored_files"]),
@@ -228,6 +220,17 @@ def _append_shards(stream: Any, work: Path, notes: list[dict[str, Any]]) -> str:
         if digest.hexdigest() != note["checksum"]:
             raise DataError(f"{path}: is not what was written there; delete {path.with_suffix('.json')} and run again")
     return whole.hexdigest()
+
+
+def _append_ids(stream: Any, work: Path, shards: int) -> None:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    schema = pa.schema([("id", pa.string()), ("file", pa.string())])
+    with pq.ParquetWriter(stream, schema) as writer:
+        for number in range(shards):
+            columns = json.loads(shard_path(work, number, "ids").read_bytes())
+            writer.write_table(pa.table(columns, schema))
 
 
 def _left_out(counts: DocumentCounts) -> str:
