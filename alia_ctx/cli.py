@@ -16,6 +16,8 @@ from alia_ctx.errors import AliaError
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, help=__doc__)
 
+cli_hf.register(app)
+
 Config = Annotated[Path, typer.Argument(help="The run's YAML.", show_default=False)]
 Overrides = Annotated[list[str] | None, typer.Argument(help="Overrides, as in stages.32k.layout.cp=16.")]
 Stage = Annotated[str, typer.Option(help="Name of the stage.", show_default=False)]

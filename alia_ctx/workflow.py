@@ -335,6 +335,22 @@ def _report_notes(run: RunConfig) -> list[str]:
     return notes
 
 
+# -- export -------------------------------------------------------------------------------------------------
+
+
+def export(run: RunConfig, name: str) -> Path:
+    """The last checkpoint of a finished stage as a Hugging Face directory, OUTPUT/hf/STAGE; left as it is if there."""
+    from alia_ctx.hf import convert
+    from alia_ctx.mcore import store
+
+    path, directory = finished_checkpoint(run, name), run.directory("hf", name)
+    if not directory.is_dir():
+        directory.parent.mkdir(parents=True, exist_ok=True)
+        convert.export_hf(path, directory, store, tokenizer_dir=Path(run.tokenizer))
+        say(f"{name}: exported to {directory}")
+    return directory
+
+
 # -- all of it ----------------------------------------------------------------------------------------------
 
 
@@ -351,6 +367,7 @@ def run_all(config: Path, overrides: Sequence[str], run: RunConfig) -> Report:
         pack(run, name)
         if not _is_finished(run, name):
             torchrun(ranks, ["train", str(config), "--stage", name, *overrides])
+    export(run, list(run.stages)[-1])
     if not all(_result_path(run, e).is_file() for e in standard_evaluations(run)):
         torchrun(ranks, ["evaluate", str(config), *overrides])
     return report(run)

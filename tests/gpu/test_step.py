@@ -7,6 +7,7 @@ some 440 predicted tokens averages; the same from one kernel to another.
 
 from __future__ import annotations
 
+import functools
 import json
 import os
 import subprocess
@@ -26,6 +27,7 @@ PREDICTED = 129 + 0 + 59 + 255
 Losses = list[tuple[float, float, int]]
 
 
+@functools.cache
 def train(precision: str, attention: str, *, on_gpu: bool, recompute: str = "none") -> Losses:
     arguments = ["--precision", precision, "--attention", attention, "--recompute", recompute]
     environment = {k: v for k, v in os.environ.items() if on_gpu or k != "OMP_NUM_THREADS"}
