@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import sys
-import warnings
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -12,7 +11,7 @@ import typer
 
 from alia_ctx import cli_hf
 from alia_ctx.config import load_run
-from alia_ctx.errors import AliaError
+from alia_ctx.errors import AliaError, ConfigError, Problem
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, help=__doc__)
 
@@ -68,11 +67,27 @@ def tokenize(
 
 
 @app.command()
-def pack(config: Config, stage: Stage, overrides: Overrides = None, overwrite: Overwrite = False) -> None:
+def pack(
+    config: Config,
+    stage: Stage,
+    overrides: Overrides = None,
+    inspect: Annotated[bool, typer.Option("--inspect", help="Show what the plan holds, as tables and a plot.")] = False,
+    overwrite: Overwrite = False,
+) -> None:
     """Plan the rows of a stage."""
-    from alia_ctx import workflow
+    from rich.console import Console
 
-    workflow.pack(load_run(config, overrides or ()), stage, overwrite=overwrite)
+    from alia_ctx import workflow
+    from alia_ctx.packing import draw_plan, plan_table
+
+    made = workflow.pack(load_run(config, overrides or ()), stage, overwrite=overwrite)
+    typer.echo(f"{made.directory}: {len(made):,} rows, fingerprint {made.fingerprint}")
+    if inspect:
+        for table in plan_table(made):
+            Console().print(table)
+        plot = made.directory.with_name(f"{stage}.png")
+        draw_plan(made, plot)
+        typer.echo(f"plot: {plot}")
 
 
 @app.command()
@@ -100,11 +115,19 @@ def evaluate(
     overrides: Overrides = None,
     stage: Annotated[str | None, typer.Option(help="Only this stage (default: the report's comparison).")] = None,
     context: Annotated[int | None, typer.Option(help="Tokens shown at a time (default: the stage's).")] = None,
+    update: Annotated[int | None, typer.Option(help="Recompute the logged loss of this update of the stage.")] = None,
 ) -> None:
-    """Measure the loss by position on held-out documents."""
+    """Measure the loss by position on held-out documents, or recompute a loss of the log."""
     from alia_ctx import workflow
 
     run = load_run(config, overrides or ())
+    if stage is None and (context or update):
+        raise ConfigError("", [Problem("--stage", None, "is needed with --context and --update", "name the stage")])
+    if update is not None:
+        recomputed = workflow.recompute(run, stage or "", update)
+        if _is_main():
+            typer.echo(str(recomputed))
+        return
     evaluations = workflow.standard_evaluations(run)
     if stage is not None:
         wanted = context or run.stage(stage).context
@@ -153,9 +176,6 @@ def _is_main() -> bool:
 
 def main() -> None:
     """Entry point: a user's mistake becomes one message on standard error and exit status 2."""
-    # Upstream warns of its own deprecations and missing extras on every start; they are not the user's.
-    warnings.filterwarnings("ignore", module=r"(megatron|torch)\.")
-    warnings.filterwarnings("ignore", message=r".*\.grad attribute of a Tensor that is not a leaf.*")
     try:
         app()
     except AliaError as error:

@@ -35,7 +35,8 @@ class ConfigError(AliaError):
 
     def __init__(self, message: str, problems: Sequence[Problem] = ()) -> None:
         self.problems = tuple(problems)
-        super().__init__("\n".join([message, *(f"  {problem}" for problem in self.problems)]))
+        lines = [f"  {problem}" for problem in self.problems]
+        super().__init__("\n".join([message, *lines] if message else [line.strip() for line in lines]))
 
 
 class DataError(AliaError):

@@ -7,13 +7,16 @@ Takes torchrun's own arguments and exits with the status of the first rank that 
 
 from __future__ import annotations
 
+import os
 import sys
 
+from torch.distributed.elastic.multiprocessing.api import SignalException
 from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 from torch.distributed.run import parse_args, run
 
 
 def main(arguments: list[str] | None = None) -> int:
+    os.environ.setdefault("OMP_NUM_THREADS", "1")  # torchrun's own default, without its warning
     try:
         run(parse_args(arguments))
     except ChildFailedError as error:
@@ -22,6 +25,8 @@ def main(arguments: list[str] | None = None) -> int:
         code = failure.exitcode if failure.exitcode > 0 else 128 - failure.exitcode
         print(f"rank {rank} stopped first, with exit status {code}", file=sys.stderr)
         return code
+    except SignalException as signalled:
+        return 128 + int(signalled.sigval)
     return 0
 
 

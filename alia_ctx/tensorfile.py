@@ -23,7 +23,9 @@ from torch import Tensor
 from alia_ctx.errors import CheckpointError
 
 # What a value is whose exponent bits are all ones: infinite or NaN.
-_EXPONENT = {torch.bfloat16: np.uint16(0x7F80), torch.float16: np.uint16(0x7C00), torch.float32: np.uint32(0x7F800000)}
+_EXPONENT: dict[torch.dtype, Any] = {
+    torch.bfloat16: np.uint16(0x7F80), torch.float16: np.uint16(0x7C00), torch.float32: np.uint32(0x7F800000)
+}
 FLOATS = tuple(_EXPONENT)
 _SCAN_BYTES = 512 << 10
 

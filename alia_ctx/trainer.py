@@ -200,24 +200,28 @@ class StageTrainer:
         Raises RequeueError where it was asked to stop (everything is saved then), DivergedError after three updates
         in a row without a finite gradient, CheckpointError where the last checkpoint could not be written.
         """
-        log = self._open_log()
+        log = self.open_log()
         try:
             while self.update < self.stage.updates:
-                line = self._one_update()
-                self._log(log, line)
-                self._check_diverged(line)
-                reason = self._agreed_stop()
-                if reason and self.update < self.stage.updates:
-                    self._save_now()
-                    raise RequeueError(f"stopped by {reason} after update {self.update}; saved, start again to go on")
-                if self._save_is_due():
-                    self._begin_save()
+                self.advance(log)
             if checkpoint.latest(self.checkpoints) != self._final_path() or self._pending:
                 self._save_now()
             return self._final_path()
         finally:
             for writer in log:
                 writer.close()
+
+    def advance(self, log: Sequence[Any]) -> None:
+        """One update with all that belongs to it: log line, evaluation, checkpoint, reasons to stop."""
+        line = self._one_update()
+        self._log(log, line)
+        self._check_diverged(line)
+        reason = self._agreed_stop()
+        if reason and self.update < self.stage.updates:
+            self._save_now()
+            raise RequeueError(f"stopped by {reason} after update {self.update}; saved, start again to go on")
+        if self._save_is_due():
+            self._begin_save()
 
     def _one_update(self) -> dict[str, Any]:
         started = time.perf_counter()
@@ -300,8 +304,8 @@ class StageTrainer:
             "save_seconds": save_seconds,
         }
 
-    def _open_log(self) -> list[Any]:
-        """On rank 0 the JSON lines first, then the sinks; nothing elsewhere."""
+    def open_log(self) -> list[Any]:
+        """Writers of `advance`: on rank 0 the JSON lines first, then the sinks; nothing elsewhere."""
         if self.engine.rank:
             return []
         lines = JsonLines(self.directory / "metrics.jsonl", self.update)

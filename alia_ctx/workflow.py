@@ -22,12 +22,13 @@ from typing import Any
 from rich.markup import escape
 
 from alia_ctx import checkpoint
-from alia_ctx.config import RunConfig, StageConfig
+from alia_ctx.config import RANDOM, RunConfig, StageConfig
 from alia_ctx.errors import AliaError, CheckpointError, ConfigError, DataError, Problem
 from alia_ctx.evaluation.heldout import HeldOutRow, held_out_rows
 from alia_ctx.evaluation.positions import PositionBands
 from alia_ctx.evaluation.report import Report, write_report
 from alia_ctx.files import write_json
+from alia_ctx.metrics import read_lines
 from alia_ctx.packing import PackPlan, build_plan
 from alia_ctx.progress import meter, say
 from alia_ctx.signals import StopRequests, Watchdog
@@ -127,15 +128,17 @@ def plan_directory(run: RunConfig, stage: str) -> Path:
 def pack(run: RunConfig, name: str, *, overwrite: bool = False) -> PackPlan:
     """Plan the rows of a stage into OUTPUT/plans/STAGE; a finished identical plan is left as it is."""
     stage = run.stage(name)
-    return build_plan(
-        open_stores(run),
-        stage.pack,
-        stage.context,
-        stage.rows,
-        plan_directory(run, name),
-        seed=run.seed,
-        overwrite=overwrite,
-    )
+    with meter(f"pack {name}", 1.0, "plan") as bar:
+        return build_plan(
+            open_stores(run),
+            stage.pack,
+            stage.context,
+            stage.rows,
+            plan_directory(run, name),
+            seed=run.seed,
+            overwrite=overwrite,
+            progress=lambda what, done: bar.update(done, what),
+        )
 
 
 def open_plan(run: RunConfig, name: str) -> PackPlan:
@@ -297,6 +300,61 @@ def _evaluate_one(run: RunConfig, evaluation: Evaluation, path: Path, store: Tok
         _result_path(run, evaluation).parent.mkdir(parents=True, exist_ok=True)
         write_json(_result_path(run, evaluation), {"checkpoint": str(path), **total.to_json()})
     return total
+
+
+@dataclasses.dataclass(frozen=True)
+class RecomputedLoss:
+    """The loss of one update of the log, computed again from the plan and the checkpoint before it."""
+
+    update: int
+    loss: float
+    logged: float | None
+
+    def __str__(self) -> str:
+        if self.logged is None:
+            return f"update {self.update}: loss {self.loss:.9f}; the log has none (skipped, or not there)"
+        difference = abs(self.loss - self.logged) / abs(self.logged)
+        return f"update {self.update}: loss {self.loss:.9f}, in the log {self.logged:.9f}, relative {difference:.1e}"
+
+
+def recompute(run: RunConfig, name: str, update: int) -> RecomputedLoss:
+    """Compute the training loss of `update` again: forward only, on any layout. Collective.
+
+    CheckpointError where no checkpoint holds the state before it, naming the updates that can be recomputed.
+    """
+    from alia_ctx.mcore.engine import Distributed, MegatronEngine
+
+    stage = run.stage(name)
+    plan = open_plan(run, name)
+    path = _state_before(run, name, update)
+    with Distributed(run.engine):
+        engine = MegatronEngine(run.model, stage.rope, stage.context, stage.layout, run.engine, None, seed=run.seed)
+        if path is not None:
+            engine.load(path / checkpoint.STATE, with_optimizer=False)
+        first = (update - 1) * stage.rows_per_update
+        rows = range(first, first + stage.rows_per_update)[engine.data_parallel_rank :: engine.data_parallel_size]
+        losses = engine.row_losses([plan.row(i) for i in rows])
+        loss, _ = engine.reduce_losses(losses if rows else ())
+    log = {line["update"]: line["loss"] for line in read_lines(stage_directory(run, name) / "metrics.jsonl")}
+    return RecomputedLoss(update, loss, log.get(update))
+
+
+def _state_before(run: RunConfig, name: str, update: int) -> Path | None:
+    """The checkpoint that update `update` started from; None where that was random weights."""
+    stage = run.stage(name)
+    found = {int(p.name.rsplit("-", 1)[1]): p for p in checkpoint.list_checkpoints(checkpoints_directory(run, name))}
+    if update == 1 and stage.init_from == RANDOM:
+        return None
+    if update == 1:
+        known = stage.init_from in run.stages
+        return finished_checkpoint(run, stage.init_from) if known else Path(stage.init_from)
+    if update - 1 in found and update <= stage.updates:
+        return found[update - 1]
+    possible = [1, *(u + 1 for u in sorted(found) if u < stage.updates)]
+    raise CheckpointError(
+        f"no checkpoint of stage {name} holds the state before update {update}; "
+        f"updates {', '.join(map(str, possible))} can be recomputed (checkpoint.keep_every keeps more)"
+    )
 
 
 def _result_path(run: RunConfig, evaluation: Evaluation) -> Path:

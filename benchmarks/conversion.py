@@ -5,7 +5,7 @@
 The model has ALIA-40b's proportions cut down: 24 layers of hidden size 3,072 and the whole vocabulary of 256,000,
 8.2 GB in bf16. `cp` copies its directory and flushes it to disk, as the conversions do; each round runs all of
 them, and the fastest of each counts, since the machine may be busy with other things. Every run is a process of
-its own, whose peak resident memory (ru_maxrss, Python and torch included) is reported. DIR needs four times the
+its own, whose peak resident memory (VmHWM, Python and torch included) is reported. DIR needs four times the
 model's size. Speeds are bytes of the model over the time of the conversion, start of Python excluded.
 """
 
@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import resource
 import shutil
 import subprocess
 import sys
@@ -82,8 +81,8 @@ def child(name: str, work: Path) -> None:
     started = time.perf_counter()
     TASKS[name](work)
     seconds = time.perf_counter() - started
-    who = resource.RUSAGE_CHILDREN if name.startswith("cp") else resource.RUSAGE_SELF
-    print(json.dumps({"seconds": seconds, "rss": resource.getrusage(who).ru_maxrss * 1024 / 1e9}))
+    peak = next(line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("VmHWM"))
+    print(json.dumps({"seconds": seconds, "rss": int(peak.split()[1]) * 1024 / 1e9}))
 
 
 def report(size: int, results: dict[str, list[dict[str, float]]]) -> str:
@@ -92,9 +91,9 @@ def report(size: int, results: dict[str, list[dict[str, float]]]) -> str:
     lines = [f"model: {size / 1e9:.2f} GB in bf16", "", "| task | seconds | GB/s | of cp's speed | peak RSS |",
              "|---|---|---|---|---|"]
     for name, runs in results.items():
-        rss = max(run["rss"] for run in runs)
+        rss = "" if name.startswith("cp") else f"{max(run['rss'] for run in runs):.2f} GB"
         lines.append(f"| {name} | {best[name]:.1f} | {size / best[name] / 1e9:.2f} | "
-                     f"{best['cp + sync'] / best[name]:.0%} | {rss:.2f} GB |")
+                     f"{best['cp + sync'] / best[name]:.0%} | {rss} |")
     alia = 2 * ALIA_PARAMETERS
     lines += ["", f"ALIA-40b is {alia / 1e9:.0f} GB: at these speeds " + ", ".join(
         f"{name} {alia / size * seconds / 60:.1f} min" for name, seconds in best.items()) + "."]

@@ -10,7 +10,8 @@ timed apart: under data parallelism each rank steps its share only.
 
 Causal MFU: FLOPs of all products with weights (head included) and of the attention that the causal mask and the
 documents let through, forward and backward, over compute time, over the rate of an 8192^3 bf16 product of random
-numbers measured in the same process right before. Recomputation is not counted as useful work.
+numbers in the same process: the better of one measurement right before the steps and one right after. Recomputation
+is not counted as useful work.
 
 Weights are drawn on the GPU here: the engine's own draw is on the host, the same on every machine, and slow.
 """
@@ -37,7 +38,6 @@ from alia_ctx.packing import PackedRow
 
 GIB = 2**30
 ROPE = RopeSpec("llama3", 1e4, 40.0, 4096, low_freq_factor=1.0, high_freq_factor=4.0)
-WARM_UP = 2
 
 
 @dataclass(frozen=True)
@@ -71,7 +71,7 @@ def make_row(case: Case, vocabulary: int) -> PackedRow:
     return PackedRow.from_documents([generator.integers(0, vocabulary, n) for n in lengths], case.context)
 
 
-def matrix_rate(size: int = 8192, repeats: int = 60) -> float:
+def matrix_rate(size: int = 8192, repeats: int = 110) -> float:
     """TFLOP/s of a bf16 product of random square matrices: median of single products after a warm-up."""
     a, b = (torch.randn(size, size, device="cuda", dtype=torch.bfloat16) for _ in range(2))
     times = []
@@ -121,15 +121,16 @@ def measure(case: Case, vocabulary: int, repeats: int, attention: str, profile: 
     engine_module.initialize = draw_on_device
     settings = EngineConfig(attention=attention)
     with Distributed(settings):
-        rate = matrix_rate()
+        rates = [matrix_rate()]
         torch.cuda.empty_cache()
         model = alia_stack(case.layers, vocabulary)
         engine = MegatronEngine(
             model, ROPE, case.context, Layout(), settings, OptimizerConfig(), recompute=case.recompute
         )
         row, memory = make_row(case, vocabulary), Memory(engine)
-        peaks = peaks_of_a_step(engine, row)
-        results = [engine.train_update([row], 1e-6) for _ in range(repeats + WARM_UP)][WARM_UP:]
+        peaks = peaks_of_a_step(engine, row)  # two steps, which warm up
+        results = [engine.train_update([row], 1e-6) for _ in range(repeats)]
+        rates.append(matrix_rate())
         flops = model.linear_flops_per_token() * case.context + model.attention_flops(np.diff(row.doc_offsets).tolist())
         compute = statistics.median(r.compute_seconds for r in results)
         if profile:
@@ -143,26 +144,27 @@ def measure(case: Case, vocabulary: int, repeats: int, attention: str, profile: 
             "spread": (max(r.compute_seconds for r in results) - min(r.compute_seconds for r in results)) / compute,
             "tokens_per_second": case.context / compute,
             "tflops": flops / compute / 1e12,
-            "matrix_tflops": rate,
-            "mfu": flops / compute / 1e12 / rate,
+            "matrix_tflops": max(rates),
+            "mfu": flops / compute / 1e12 / max(rates),
             "memory": memory.report(engine, peaks),
             "losses": [r.loss for r in results],
         }
 
 
 def peaks_of_a_step(engine: MegatronEngine, row: PackedRow) -> tuple[int, int]:
-    """Peak bytes allocated up to the gradients, and in the optimizer's step."""
-    optimizer, compute = engine._optimizer, [0]
+    """Peak bytes allocated up to the gradients, and in the optimizer's step. Takes two steps; the first compiles."""
+    optimizer, compute = engine._optimizer, []
     prepare = optimizer.prepare_grads
 
     def noting() -> Any:
-        compute[0] = torch.cuda.max_memory_allocated()
-        torch.cuda.reset_peak_memory_stats()
+        if not compute:  # the engine calls it first, the optimizer's step once more
+            compute.append(torch.cuda.max_memory_allocated())
+            torch.cuda.reset_peak_memory_stats()
         return prepare()
 
-    optimizer.prepare_grads = noting
-    engine.train_update([row], 1e-6)  # compiles, and grows what is grown once
+    engine.train_update([row], 1e-6)
     torch.cuda.reset_peak_memory_stats()
+    optimizer.prepare_grads = noting
     engine.train_update([row], 1e-6)
     optimizer.prepare_grads = prepare
     return compute[0], torch.cuda.max_memory_allocated()
@@ -174,8 +176,8 @@ def print_profile(engine: MegatronEngine, row: PackedRow) -> None:
     with profile(activities=[ProfilerActivity.CUDA, ProfilerActivity.CPU]) as profiler:
         engine.train_update([row], 1e-6)
         torch.cuda.synchronize()
-    events = [e for e in profiler.key_averages() if e.self_device_time_total and not e.key.startswith("aten::")]
-    kernels = [e for e in events if e.device_type == torch.autograd.DeviceType.CUDA]
+    events = [e for e in profiler.key_averages() if e.device_type == torch.autograd.DeviceType.CUDA]
+    kernels = [e for e in events if e.self_device_time_total and "#" not in e.key]  # "Optimizer.step#" spans kernels
     total = sum(e.self_device_time_total for e in kernels)
     print("| kernel | calls | ms | share |\n|---|---|---|---|", file=sys.stderr)
     for event in sorted(kernels, key=lambda e: -e.self_device_time_total)[:25]:
@@ -205,7 +207,7 @@ def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("--case", action="append", required=True)
     parser.add_argument("--vocabulary", type=int, default=8192)
-    parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--attention", default="auto")
     parser.add_argument("--profile", action="store_true", help="print the kernels of one more step on stderr")
     parser.add_argument("--in-process", action="store_true", help="run the one case here and print JSON")

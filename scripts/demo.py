@@ -1,7 +1,7 @@
 """The whole job on this machine, on real text: what `make demo` runs.
 
-    python scripts/demo.py                       text from the installed packages
-    python scripts/demo.py --text FILE ...       your own text files, jsonl or parquet instead
+    python scripts/demo.py                                            text from the installed packages
+    python scripts/demo.py --text notes/ corpus.jsonl --output runs/mine   your own: .txt .md .jsonl(.gz|.zst) .parquet
 
 Text and tokenizer are made once; every step that is finished is left as it is, so a second run is quick.
 """
@@ -9,59 +9,113 @@ Text and tokenizer are made once; every step that is finished is left as it is, 
 from __future__ import annotations
 
 import argparse
+import json
 import shutil
 import sys
 import time
 from pathlib import Path
+from typing import Any
+
+import yaml
 
 from alia_ctx import corpus, workflow
 from alia_ctx.config import load_run
-from alia_ctx.errors import AliaError
+from alia_ctx.documents import DocumentCounts, SourceSpec, read_documents
+from alia_ctx.errors import AliaError, DataError
 from alia_ctx.progress import say
 from alia_ctx.tokenizer import train_tokenizer
 
 ROOT = Path(__file__).resolve().parent.parent
 CONFIG = ROOT / "configs" / "tiny.yaml"
-OUTPUT = Path("runs/tiny")
-VOCABULARY = 2048
+HELD_OUT_EVERY = 8  # of the user's long documents
+LONG_CHARACTERS = 25_000  # about 7,000 tokens: longer than the longest context
 
 
 def main() -> int:
     arguments = parse()
     started = time.monotonic()
     try:
-        overrides = prepare_text(arguments.text)
-        run = load_run(CONFIG, [*overrides, *arguments.overrides])
-        report = workflow.run_all(CONFIG, [*overrides, *arguments.overrides], run)
+        config = prepare(arguments)
+        run = load_run(config, arguments.overrides)
+        report = workflow.run_all(config, arguments.overrides, run)
     except AliaError as error:
         print(f"{type(error).__name__}: {error}", file=sys.stderr)
         return error.exit_code
     print(report.markdown.read_text(encoding="utf-8"))
     say(f"took {time.monotonic() - started:.0f} s")
-    print(f"report: {report.markdown}\nplot:   {report.plot}")
-    return 0 if report.holds else 1
+    print(f"model:  {run.directory('hf', list(run.stages)[-1])}\nreport: {report.markdown}\nplot:   {report.plot}")
+    print("what it shows: " + ("every claim holds" if report.holds else "a claim does NOT hold, see above"))
+    return 0 if report.holds or arguments.text else 1
 
 
 def parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--text", nargs="+", default=[], metavar="FILE", help="your own text, in place of the demo's")
-    parser.add_argument("overrides", nargs="*", help="overrides of configs/tiny.yaml, as in stages.base.tokens=1e6")
-    return parser.parse_args()
+    parser.add_argument("--text", nargs="+", default=[], metavar="PATH", help="your own text, in place of the demo's")
+    parser.add_argument("--output", type=Path, metavar="DIR", help="where everything goes (runs/tiny, or runs/mine)")
+    parser.add_argument("--set", nargs="+", default=[], dest="overrides", metavar="KEY=VALUE",
+                        help="overrides of configs/tiny.yaml, as in stages.base.tokens=1e6")  # fmt: skip
+    arguments = parser.parse_args()
+    arguments.output = arguments.output or Path("runs/mine" if arguments.text else "runs/tiny")
+    return arguments
 
 
-def prepare_text(own: list[str]) -> list[str]:
-    """Make the text and the tokenizer, where they are not there yet. Returns the overrides that point to them."""
-    text, tokenizer = OUTPUT / "text", OUTPUT / "tokenizer"
-    if not (text / corpus.SOURCES_FILE).is_file():
+def prepare(arguments: argparse.Namespace) -> Path:
+    """Make the text and the tokenizer where they are not there yet. Returns the configuration that points to them."""
+    output: Path = arguments.output
+    text, tokenizer = output / "text", output / "tokenizer"
+    if not (text / "heldout.jsonl").is_file():
         shutil.rmtree(text, ignore_errors=True)
-        say("gathering text from the installed packages")
-        made = corpus.build_demo_corpus(text)
-        for kind, count in made.documents.items():
-            say(f"  {kind}: {count} documents, {made.characters[kind]:,} characters")
+        gather_own(arguments.text, text) if arguments.text else gather_installed(text)
+    raw = yaml.safe_load(CONFIG.read_text(encoding="utf-8"))
+    files = sorted(path for path in text.glob("*.jsonl") if path.stem != "heldout")
     if not (tokenizer / "tokenizer.json").is_file():
-        say(f"training a tokenizer of {VOCABULARY} tokens")
-        train_tokenizer([text / f"{kind}.jsonl" for kind in corpus.KINDS], tokenizer, VOCABULARY)
-    return []
+        say(f"training a tokenizer of {raw['model']['vocab_size']} tokens")
+        train_tokenizer(files, tokenizer, raw["model"]["vocab_size"])
+    if output == Path(raw["output"]):
+        return CONFIG
+    return write_config(raw, output, files)
+
+
+def write_config(raw: dict[str, Any], output: Path, files: list[Path]) -> Path:
+    """configs/tiny.yaml with another place and other sources, as OUTPUT/config.yaml."""
+    raw |= {"name": output.name, "root": str(output), "output": str(output), "tokenizer": str(output / "tokenizer")}
+    raw["data"]["sources"] = {path.stem: {"inputs": [str(path)]} for path in files}
+    raw["evaluation"]["held_out"] = {"inputs": [str(output / "text" / "heldout.jsonl")]}
+    path = output / "config.yaml"
+    path.write_text(yaml.safe_dump(raw, sort_keys=False), encoding="utf-8")
+    return path
+
+
+def gather_installed(text: Path) -> None:
+    say("gathering text from the installed packages")
+    made = corpus.build_demo_corpus(text)
+    for kind, count in made.documents.items():
+        say(f"  {kind}: {count} documents, {made.characters[kind]:,} characters")
+
+
+def gather_own(paths: list[str], text: Path) -> None:
+    """The user's documents as one source, every eighth of the long ones held out."""
+    spec = SourceSpec(inputs=paths)
+    problems = spec.problems("--text")
+    if problems:
+        raise DataError("\n".join(str(problem) for problem in problems))
+    text.mkdir(parents=True)
+    counts, long_ones, kept = DocumentCounts(), 0, {"own": 0, "heldout": 0}
+    with (text / "own.tmp").open("w", encoding="utf-8") as own, (text / "held.tmp").open("w", encoding="utf-8") as held:
+        for document in read_documents(spec, counts):
+            long_ones += len(document.text) >= LONG_CHARACTERS
+            hold = len(document.text) >= LONG_CHARACTERS and long_ones % HELD_OUT_EVERY == 1
+            line = json.dumps({"id": document.id, "text": document.text}, ensure_ascii=False) + "\n"
+            (held if hold else own).write(line)
+            kept["heldout" if hold else "own"] += 1
+    if kept["heldout"] < 2 or not kept["own"]:
+        raise DataError(
+            f"{' '.join(paths)}: {long_ones} documents have {LONG_CHARACTERS:,} characters or more; "
+            f"give at least {HELD_OUT_EVERY + 1} such, so that two can be held out to measure the long context"
+        )
+    (text / "own.tmp").replace(text / "own.jsonl")
+    (text / "held.tmp").replace(text / "heldout.jsonl")
+    say(f"your text: {kept['own']} documents to train on, {kept['heldout']} long ones held out")
 
 
 if __name__ == "__main__":

@@ -33,10 +33,11 @@ def dense_chunk(q: Tensor, k: Tensor, v: Tensor, query_offsets: Any, key_offsets
 CHUNKS = {
     "one document": ([0, 700], [0, 700]),
     "long prefix": ([0, 300, 310, 700], [0, 2500, 2510, 2900]),
-    "many short": ([0, 1, 2, 3, 50, 51, 250, 256, 257], [0, 1, 2, 3, 50, 51, 250, 256, 257]),
+    "many short": ([0, 1, 2, 3, 50, 51, 64, 70, 134, 250, 257], [0, 1, 2, 3, 50, 51, 64, 70, 134, 250, 257]),
     "short after prefix": ([0, 1, 2, 40], [0, 1030, 1031, 1069]),
     "single token": ([0, 1], [0, 1]),
-    "exactly one tile": ([0, 256], [0, 1280]),
+    "exactly one tile": ([0, 64], [0, 1088]),
+    "whole tiles and blocks": ([0, 256], [0, 1280]),
 }
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import multiprocessing
 import os
@@ -18,6 +19,7 @@ from safetensors.torch import load_file, save_file
 
 from alia_ctx import checkpoint
 from alia_ctx.errors import AliaError, CheckpointError
+from alia_ctx.hf import shards
 from alia_ctx.hf.convert import export_hf, import_hf
 from alia_ctx.hf.team import Team
 from alia_ctx.hf.verify import verify
@@ -184,7 +186,7 @@ def test_verify_notices_a_wrong_base(tmp_path: Path, source: Path) -> None:
 def test_another_model_cannot_be_compared(tmp_path: Path, source: Path) -> None:
     import_hf(source, tmp_path / "ck", store)
     save_model(tmp_path / "other", num_hidden_layers=3)
-    with pytest.raises(CheckpointError, match="not one model: num_hidden_layers is 3 .* 4 in the checkpoint"):
+    with pytest.raises(CheckpointError, match=r"not one model: num_hidden_layers is 3 .* 4 in the checkpoint"):
         verify(tmp_path / "other", tmp_path / "ck", store)
     edit_json(source / "config.json", rms_norm_eps=1e-3)
     report = verify(source, tmp_path / "ck", store)
@@ -396,6 +398,63 @@ def test_kill_9_leaves_nothing_that_loads_and_the_next_run_succeeds(tmp_path: Pa
     assert sorted(p.name for p in tmp_path.iterdir()) == ["ck", "hf", "out"]
 
 
+# -- pieces smaller than a tensor -------------------------------------------------------------------------------
+
+
+class SmallPieces:
+    """The store with chunks of 5,000 bytes in blocks of 1,000: what tensors above 32 MiB go through."""
+
+    chunk_bytes = 5_000
+    open_state = staticmethod(store.open_state)
+
+    def write_part(self, *args: Any, **options: Any) -> Any:
+        return store.write_part(*args, **options, chunk_bytes=self.chunk_bytes)
+
+    def finish(self, *args: Any) -> None:
+        store.finish(*args, chunk_bytes=self.chunk_bytes)
+
+
+@pytest.fixture
+def small_pieces(monkeypatch: pytest.MonkeyPatch) -> SmallPieces:
+    monkeypatch.setattr(store, "_BLOCK_BYTES", 1_000)
+    monkeypatch.setattr(shards, "_BLOCK_BYTES", 1_000)
+    return SmallPieces()
+
+
+def test_small_pieces_are_the_same_model(tmp_path: Path, source: Path, small_pieces: SmallPieces) -> None:
+    from torch.distributed.checkpoint.format_utils import dcp_to_torch_save
+
+    import_hf(source, tmp_path / "ck", small_pieces)
+    with store.open_state(tmp_path / "ck/state") as state:
+        chunks = state._described["decoder.layers.mlp.linear_fc1.weight"].chunks
+    assert len(chunks) == 4 * 5  # 4 layers of 192 rows of 128 bytes, 39 rows a chunk
+    export_hf(tmp_path / "ck", tmp_path / "out", small_pieces)
+    assert verify(source, tmp_path / "ck", small_pieces).ok
+    assert same_weights(load_model(tmp_path / "out"), load_model(source))
+    # PyTorch's own reader agrees that these are plain records of whole global tensors.
+    dcp_to_torch_save(tmp_path / "ck/state", tmp_path / "plain.pt")
+    plain = torch.load(tmp_path / "plain.pt", weights_only=False)
+    assert plain["decoder.layers.mlp.linear_fc1.weight"].shape == (4, 192, 64)
+    assert torch.equal(plain["output_layer.weight"], load_model(source).lm_head.weight)
+
+
+def test_errors_while_a_record_is_written(
+    tmp_path: Path, source: Path, small_pieces: SmallPieces, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(self: Any, data: Any) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(store._RecordFile, "_put", full)
+        for pieces in (small_pieces, store):
+            with pytest.raises(CheckpointError, match=r"ck: cannot be written .No space left"):
+                import_hf(source, tmp_path / "ck", pieces)
+    _edit_shard(source, _poison(float("nan")))
+    with pytest.raises(CheckpointError, match=r"NaN or infinite .* in row 3"):
+        import_hf(source, tmp_path / "ck", small_pieces)
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["hf"]
+
+
 # -- several ranks ----------------------------------------------------------------------------------------------
 
 
@@ -461,7 +520,7 @@ def _load_and_save(rank: int, folder: str) -> list[np.ndarray | None]:
                 (path / "trained/state").mkdir(parents=True)
                 shutil.copytree(path / "ck/assets", path / "trained/assets")
             dist.barrier()
-            engine.save(path / "trained/state", with_optimizer=False)
+            engine.begin_save(path / "trained", with_optimizer=False).finish()
         dist.barrier()
     dist.init_process_group("gloo", init_method=(Path(folder) / "end").as_uri(), rank=rank, world_size=4)
     return losses

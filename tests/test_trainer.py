@@ -78,6 +78,26 @@ def test_ledger_counts_real_tokens(uninterrupted: Path) -> None:
     assert ledger.predicted_tokens == sum(line["predicted_tokens"] for line in metrics(uninterrupted))
 
 
+def recompute(rank: int, path: str, update: int) -> Any:
+    try:
+        return workflow.recompute(load_run(path), "short", update)
+    except AliaError as error:
+        return str(error)
+
+
+@pytest.mark.parametrize("update", [1, 10])
+def test_logged_loss_can_be_recomputed(update: int, uninterrupted: Path) -> None:
+    """Forward only, rows dealt otherwise: the same fp32 losses, summed in another order."""
+    for result in run_distributed(recompute, 2, str(uninterrupted / "run.yaml"), update):
+        assert result.logged == metrics(uninterrupted)[update - 1]["loss"]
+        assert result.loss == pytest.approx(result.logged, rel=1e-6)
+
+
+def test_update_without_its_checkpoint_cannot_be_recomputed(uninterrupted: Path) -> None:
+    message = run_distributed(recompute, 1, str(uninterrupted / "run.yaml"), 5)[0]
+    assert "no checkpoint" in message and "updates 1, 10 can be recomputed" in message
+
+
 def test_metrics_say_what_they_should(uninterrupted: Path) -> None:
     lines = metrics(uninterrupted)
     assert [line["update"] for line in lines] == list(range(1, 13))
@@ -261,14 +281,14 @@ class BreakUpdates:
     def __call__(self, rank: int) -> None:
         from alia_ctx.mcore.engine import MegatronEngine
 
-        original, calls = MegatronEngine._reduce_loss, [0]
+        original, calls = MegatronEngine.reduce_losses, [0]
 
         def broken(engine: Any, losses: Any) -> tuple[float, int]:
             calls[0] += 1
             loss, predicted = original(engine, losses)
             return (math.nan if calls[0] in self.updates else loss), predicted
 
-        MegatronEngine._reduce_loss = broken  # type: ignore[method-assign]
+        MegatronEngine.reduce_losses = broken  # type: ignore[method-assign]
 
 
 def test_nan_update_is_skipped_and_counted(tmp_path: Path) -> None:

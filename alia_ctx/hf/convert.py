@@ -210,7 +210,7 @@ def _same_bytes(one: TensorPlace, other: TensorPlace) -> bool:
     """Whether two stored tensors are equal to the bit."""
     if (one.shape, one.dtype) != (other.shape, other.dtype):
         return False
-    step = max(1, (16 << 20) // max(1, one.row_bytes))
+    step = max(1, (2 << 20) // max(1, one.row_bytes))
     with TensorFiles() as files:
         for start in range(0, one.shape[0], step):
             blocks = [torch.empty((min(step, one.shape[0] - start), *one.shape[1:]), dtype=one.dtype) for _ in "ab"]

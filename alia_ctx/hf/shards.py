@@ -20,7 +20,7 @@ from alia_ctx.hf.reader import DTYPE_NAMES, SAFETENSORS, SAFETENSORS_INDEX
 from alia_ctx.hf.rules import RowMap, WeightMap
 from alia_ctx.tensorfile import as_bytes
 
-_BLOCK_BYTES = 16 << 20
+_BLOCK_BYTES = 2 << 20  # stays in the processor's cache
 _NAMES = {dtype: name for name, dtype in DTYPE_NAMES.items()}
 ReadRows = Callable[[str, RowMap, int, Tensor], None]
 

@@ -28,7 +28,7 @@ from alia_ctx.hf.reference import ReferenceDecoder, spread_positions
 from alia_ctx.hf.rules import EMBEDDING, FINAL_NORM, HEAD, RowMap, WeightMap
 from alia_ctx.tensorfile import TensorFiles, TensorPlace, as_bytes
 
-_BLOCK_BYTES = 16 << 20
+_BLOCK_BYTES = 2 << 20  # stays in the processor's cache
 DEFAULT_TOLERANCE = 1e-4
 
 
@@ -186,7 +186,7 @@ def _compare_logits(hf_dir: Path, pair: _Pair, manifest: Manifest, tolerance: fl
     # The last position is context - 1, so that transformers' dynamic RoPE scales for the whole context.
     positions = spread_positions(manifest.context)
     tokens = torch.randint(0, pair.model.vocab_size, positions.shape, generator=torch.Generator().manual_seed(0))
-    reference = ReferenceDecoder(pair.model, manifest.rope, manifest.context, positions)
+    reference = ReferenceDecoder(manifest.model, manifest.rope, manifest.context, positions)
     other = _TransformersLayers(hf_dir, pair.model.architecture, positions)
     x_TH, y_TH = (torch.cat([side(EMBEDDING, int(token), 1) for token in tokens]).float()
                   for side in (pair.ours, pair.theirs))
@@ -197,7 +197,7 @@ def _compare_logits(hf_dir: Path, pair: _Pair, manifest: Manifest, tolerance: fl
         y_TH = other.layer(layer, y_TH, _layer_weights(pair, prefix, pair.theirs))
         first = first or _parting(x_TH, y_TH, positions, tolerance, f"the output of layer {layer}")
     x_TH = reference.norm(x_TH, pair.ours(FINAL_NORM, 0, pair.rows(FINAL_NORM)).float())
-    y_TH = reference.norm(y_TH, pair.theirs(FINAL_NORM, 0, pair.rows(FINAL_NORM)).float())
+    y_TH = other.norm(y_TH, pair.theirs(FINAL_NORM, 0, pair.rows(FINAL_NORM)).float())
     by_position = _logit_differences(pair, x_TH, y_TH)
     over = (by_position > tolerance).nonzero()
     if len(over):
@@ -249,11 +249,19 @@ class _TransformersLayers:
         self._config = AutoConfig.from_pretrained(hf_dir)
         self._config._attn_implementation = "eager"
         self._layer = getattr(module, f"{family}DecoderLayer")
+        self._norm = getattr(module, f"{family}RMSNorm")
         self._positions = positions_T[None]
         rotary = getattr(module, f"{family}RotaryEmbedding")(config=self._config)
         self._cos_sin = rotary(torch.empty(1, dtype=torch.float32), self._positions)
         size = positions_T.shape[0]
         self._mask = torch.full((size, size), float("-inf")).triu(1)[None, None]
+
+    @torch.no_grad()
+    def norm(self, x_TH: Tensor, weight: Tensor) -> Tensor:
+        """The norm before the head."""
+        module = self._norm(x_TH.shape[-1], eps=self._config.rms_norm_eps)
+        module.load_state_dict({"weight": weight}, assign=True)
+        return module(x_TH)
 
     @torch.no_grad()
     def layer(self, index: int, x_TH: Tensor, weights: dict[str, Tensor]) -> Tensor:

@@ -171,11 +171,13 @@ class MegatronEngine:
         self._module = module
         wrapped: Any = module if self.config.precision == "fp32" else Float16Module(self._transformer, module)
         self._optimizer: Any = None
+        self._chunk: Any
+        self._gathers_late = False  # whether an update's weights reach the other ranks only in the next forward
         self._communication = 0.0
         if optimizer is None:
             self._chunk = wrapped.eval()
             return
-        overlap = self.config.overlap_communication and self.device.type == "cuda"
+        overlap = self._gathers_late = self.config.overlap_communication and self.device.type == "cuda"
         settings = DistributedDataParallelConfig(
             use_distributed_optimizer=True,
             overlap_grad_reduce=overlap,
@@ -248,7 +250,7 @@ class MegatronEngine:
         self._chunk.zero_grad_buffer()
         self._optimizer.zero_grad()
         losses = self._run(rows, forward_only=False)
-        loss, predicted = self._reduce_loss(losses)
+        loss, predicted = self.reduce_losses(losses)
         computed = time.perf_counter()
         communication, self._communication = self._communication, 0.0
         norm = self._step_if_finite(loss)
@@ -358,6 +360,9 @@ class MegatronEngine:
         """Upstream calls this in place of head and loss, so that whole logits never exist."""
         batch, pending = context
         weight = output_layer.weight if output_weight is None else output_weight
+        if self._gathers_late:
+            # The output layer's own forward, which would wait for its weight, is never called.
+            self._chunk.param_to_bucket_group[weight].finish_param_sync()
         loss, token_losses = vocab_parallel_loss(
             hidden_states,
             weight,
@@ -393,7 +398,8 @@ class MegatronEngine:
             targets=local(row.targets) if self.is_last_stage else None,
         )
 
-    def _reduce_loss(self, losses: Sequence[RowLosses]) -> tuple[float, int]:
+    def reduce_losses(self, losses: Sequence[RowLosses]) -> tuple[float, int]:
+        """Mean loss over the predicted tokens of all ranks' `losses`, and their number. Collective."""
         sums = [[part.values.sum(dtype=np.float64), part.predicted.sum()] for part in losses]
         total, predicted = self.sum_over_ranks(np.array(sums or [[0.0, 0.0]], dtype=np.float64).sum(axis=0))
         return float(total / max(predicted, 1)), int(predicted)
@@ -424,7 +430,16 @@ class MegatronEngine:
     def begin_save(self, directory: Path, *, with_optimizer: bool = True) -> BackgroundSave:
         """Start writing weights, and optimizer state where there is one, into a begun checkpoint. Collective."""
         state = self._sharded_state(is_loading=False, with_optimizer=with_optimizer and self._optimizer is not None)
-        return BackgroundSave(state, directory)
+        return BackgroundSave(state, directory, self._live_tensors())
+
+    def _live_tensors(self) -> Iterator[torch.Tensor]:
+        """Everything that an update changes in place."""
+        yield from self._module.parameters()
+        for part in getattr(self._optimizer, "chained_optimizers", [self._optimizer] if self._optimizer else []):
+            for group in part.optimizer.param_groups:
+                yield from group["params"]
+            for state in part.optimizer.state.values():
+                yield from (value for value in state.values() if torch.is_tensor(value))
 
     def load(self, directory: Path, *, with_optimizer: bool) -> None:
         """Load the `state` directory of what `begin_save` or an import wrote, under any layout. Collective.
@@ -447,6 +462,8 @@ class MegatronEngine:
             self._optimizer.reload_model_params()
 
     def _sharded_state(self, *, is_loading: bool, with_optimizer: bool) -> dict[str, Any]:
+        if self._gathers_late:
+            self._chunk.start_param_sync(force_sync=True)
         state: dict[str, Any] = {"model": self._module.sharded_state_dict()}
         if with_optimizer:
             state["optimizer"] = self._optimizer.sharded_state_dict(

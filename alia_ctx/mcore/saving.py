@@ -13,6 +13,7 @@ import contextlib
 import queue
 import threading
 import time
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -43,10 +44,11 @@ class _LastPut(queue.Queue[Any]):
 class BackgroundSave:
     """A save under way into `directory` (a checkpoint that was begun). Construction and `finish` are collective.
 
-    `stall_seconds`: how long construction kept the caller from training.
+    `live` are the tensors that the next update will change. `stall_seconds`: how long construction kept the
+    caller from training.
     """
 
-    def __init__(self, state: dict[str, Any], directory: Path) -> None:
+    def __init__(self, state: dict[str, Any], directory: Path, live: Iterable[torch.Tensor]) -> None:
         started = time.perf_counter()
         self.directory = directory
         self.error: str | None = None
@@ -62,7 +64,8 @@ class BackgroundSave:
         )
         self._buckets = self._request.preload_fn() if self._request.preload_fn else []
         if not torch.cuda.is_available():
-            self._buckets = [_copied(bucket) for bucket in self._buckets]
+            storages = {tensor.untyped_storage().data_ptr() for tensor in live}
+            self._buckets = [_copied(bucket, storages) for bucket in self._buckets]
         self._thread = threading.Thread(target=self._guard, args=(self._write,), name="checkpoint writer")
         self._thread.start()
         self.stall_seconds = time.perf_counter() - started
@@ -131,7 +134,11 @@ class BackgroundSave:
         return {name: entry for part in parts for name, entry in part.items()}
 
 
-def _copied(bucket: Any) -> Any:
-    """On a host, staging to the CPU copies nothing: the next update would change what is being written."""
+def _copied(bucket: Any, live: set[int]) -> Any:
+    """On a host, staging to the CPU copies nothing: the next update would change what is being written.
+
+    What was gathered for this save (optimizer state) is nobody else's and needs no second copy.
+    """
     path, key, (bytes_data, tensor_data) = bucket
-    return path, key, (bytes_data, [(item, tensor.clone()) for item, tensor in tensor_data])
+    copies = [(item, t.clone() if t.untyped_storage().data_ptr() in live else t) for item, t in tensor_data]
+    return path, key, (bytes_data, copies)

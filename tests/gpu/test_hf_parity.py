@@ -35,10 +35,19 @@ SLACK = 1.1
 PACKINGS = {"one document": (CONTEXT,), "packed": (50_000, 1, 2, 100_000, 9_000, 4_000)}  # the latter ends in fill
 
 
+def repeated_sdpa(module: Any, query: Tensor, key: Tensor, value: Tensor, attention_mask: None, scaling: float,
+                  **_: Any) -> tuple[Tensor, None]:  # fmt: skip
+    """SDPA with the key/value heads repeated: in fp32 its grouped form has only the backend that forms all scores."""
+    key, value = (x.repeat_interleave(module.num_key_value_groups, dim=1) for x in (key, value))
+    out = torch.nn.functional.scaled_dot_product_attention(query, key, value, is_causal=True, scale=scaling)
+    return out.transpose(1, 2).contiguous(), None
+
+
 def make_llama(context: int = CONTEXT) -> Any:
     """A random Llama in bf16 whose attention is sharp enough to depend on distant positions."""
-    from transformers import LlamaConfig, LlamaForCausalLM
+    from transformers import AttentionInterface, LlamaConfig, LlamaForCausalLM
 
+    AttentionInterface.register("repeated_sdpa", repeated_sdpa)  # no mask is made for it: causal is all there is
     rope = {
         "rope_type": "llama3", "rope_theta": ALIA_160K.theta, "factor": ALIA_160K.factor, "low_freq_factor": 1.0,
         "high_freq_factor": 4.0, "original_max_position_embeddings": 4096,
@@ -46,7 +55,7 @@ def make_llama(context: int = CONTEXT) -> Any:
     config = LlamaConfig(
         vocab_size=VOCABULARY, hidden_size=1024, intermediate_size=2048, num_hidden_layers=4, num_attention_heads=8,
         num_key_value_heads=2, head_dim=128, max_position_embeddings=context, rms_norm_eps=1e-5,
-        rope_parameters=rope, bos_token_id=1, eos_token_id=2, pad_token_id=3, attn_implementation="sdpa",
+        rope_parameters=rope, bos_token_id=1, eos_token_id=2, pad_token_id=3, attn_implementation="repeated_sdpa",
     )  # fmt: skip
     torch.manual_seed(7)
     model = LlamaForCausalLM(config)

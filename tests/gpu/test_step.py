@@ -13,23 +13,28 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 pytestmark = [pytest.mark.gpu(1), pytest.mark.timeout(900)]
 
-# Relative. The gradient norm sums squares over 772 million entries, and Adam turns a gradient's sign into a whole
-# step: where an entry is next to nothing that sign is rounding, so later updates agree less than the first.
-FP32 = {"first loss": 1e-5, "first norm": 1e-4, "later loss": 1e-4, "later norm": 1e-3}
-BF16 = {"first loss": 1e-3, "first norm": 1e-2, "later loss": 5e-3, "later norm": 5e-2}
+# Relative. A bf16 gradient is a sum of terms each rounded to 2**-9, a parameter's norm averages over its entries.
+# Adam turns a gradient's sign into a whole step: where an entry is next to nothing that sign is rounding, so later
+# updates agree less than the first.
+FP32 = {"first loss": 1e-6, "later losses": 1e-4, "norms": 1e-4}
+BF16 = {"first loss": 1e-3, "later losses": 5e-3, "norms": 1e-2}
 PREDICTED = 129 + 0 + 59 + 255
 
-Losses = list[tuple[float, float, int]]
+Result = dict[str, Any]
 
 
 @functools.cache
-def train(precision: str, attention: str, *, on_gpu: bool, recompute: str = "none") -> Losses:
-    arguments = ["--precision", precision, "--attention", attention, "--recompute", recompute]
+def train(
+    precision: str, attention: str, *, on_gpu: bool, recompute: str = "none", model: str = "{}", overlap: bool = True
+) -> Result:
+    arguments = ["--precision", precision, "--attention", attention, "--recompute", recompute, "--model", model]
+    arguments += [] if overlap else ["--no-overlap"]
     environment = {k: v for k, v in os.environ.items() if on_gpu or k != "OMP_NUM_THREADS"}
     if not on_gpu:
         environment["CUDA_VISIBLE_DEVICES"] = ""
@@ -41,22 +46,22 @@ def train(precision: str, attention: str, *, on_gpu: bool, recompute: str = "non
     return json.loads(done.stdout.splitlines()[-1])
 
 
-def compare(ours: Losses, expected: Losses, tolerance: dict[str, float]) -> None:
-    print(f"GPU {ours}\nCPU {expected}")
-    for update, ((loss, norm, tokens), (loss_0, norm_0, tokens_0)) in enumerate(zip(ours, expected, strict=True)):
-        when = "later" if update else "first"
-        assert tokens == tokens_0 == PREDICTED
-        assert loss == pytest.approx(loss_0, rel=tolerance[f"{when} loss"]), update
-        assert norm == pytest.approx(norm_0, rel=tolerance[f"{when} norm"]), update
-    assert ours[-1][0] < ours[0][0], "the updates do not lower the loss"
+def compare(ours: Result, expected: Result, tolerance: dict[str, float]) -> None:
+    print(f"\nlosses {ours['losses']} against {expected['losses']}")
+    print(f"norms {ours['norms']}\n      {expected['norms']}")
+    assert ours["predicted"] == expected["predicted"] == PREDICTED
+    assert ours["losses"][0] == pytest.approx(expected["losses"][0], rel=tolerance["first loss"])
+    assert ours["losses"][1:] == pytest.approx(expected["losses"][1:], rel=tolerance["later losses"])
+    assert ours["norms"] == pytest.approx(expected["norms"], rel=tolerance["norms"])
+    assert ours["losses"][-1] < ours["losses"][0], "the updates do not lower the loss"
 
 
 @pytest.fixture(scope="module")
-def exact() -> Losses:
+def exact() -> Result:
     return train("fp32", "reference", on_gpu=False)
 
 
-def test_fp32_update_equals_the_cpu(exact: Losses) -> None:
+def test_fp32_update_equals_the_cpu(exact: Result) -> None:
     compare(train("fp32", "reference", on_gpu=True), exact, FP32)
 
 
@@ -64,8 +69,9 @@ def test_bf16_update_equals_the_cpu() -> None:
     compare(train("bf16", "auto", on_gpu=True), train("bf16", "reference", on_gpu=False), BF16)
 
 
-def test_bf16_loss_is_near_fp32(exact: Losses) -> None:
-    assert train("bf16", "auto", on_gpu=True)[0][0] == pytest.approx(exact[0][0], rel=BF16["first loss"])
+def test_bf16_loss_is_near_fp32(exact: Result) -> None:
+    ours = train("bf16", "auto", on_gpu=True)
+    assert ours["losses"][0] == pytest.approx(exact["losses"][0], rel=BF16["first loss"])
 
 
 @pytest.mark.parametrize("recompute", ["selective", "full"])
@@ -76,5 +82,16 @@ def test_recomputation_changes_nothing(recompute: str) -> None:
     """
     plain = train("bf16", "auto", on_gpu=True)
     again = train("bf16", "auto", on_gpu=True, recompute=recompute)
-    assert again[0][0] == plain[0][0]
+    assert again["losses"][0] == plain["losses"][0]
     compare(again, plain, BF16)
+
+
+def test_overlapped_communication_changes_nothing() -> None:
+    """Several buckets, so that weights are gathered one bucket ahead of the forward; the head has one of its own."""
+    wide = {"num_hidden_layers": 3, "hidden_size": 2048, "intermediate_size": 8192, "num_attention_heads": 16,
+            "num_key_value_heads": 2, "vocab_size": 32_000}  # fmt: skip
+    plain, overlapped = (
+        train("bf16", "auto", on_gpu=True, model=json.dumps(wide), overlap=overlap) for overlap in (False, True)
+    )
+    assert overlapped["losses"][0] == plain["losses"][0]
+    assert overlapped["losses"][1:] == pytest.approx(plain["losses"][1:], rel=BF16["later losses"])
