@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib.util
 import json
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
@@ -83,7 +83,7 @@ def open_sinks(sinks: Sequence[Sink], directory: Path, run: str, stage: str, con
     problems = sink_problems(sinks, "metrics.sinks")
     if problems:
         raise ConfigError("metrics cannot be written", problems)
-    makers = {"tensorboard": _TensorBoard, "wandb": _WandB, "mlflow": _MLflow}
+    makers: dict[str, Callable[..., Writer]] = {"tensorboard": _TensorBoard, "wandb": _WandB, "mlflow": _MLflow}
     return [makers[sink](directory, run, stage, config) for sink in sinks]
 
 

@@ -10,9 +10,8 @@ import dataclasses
 import math
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 
@@ -20,89 +19,14 @@ from alia_ctx import checkpoint
 from alia_ctx.balance import assign_rows, imbalance
 from alia_ctx.checkpoint import Manifest, StageLedger
 from alia_ctx.config import RANDOM, RunConfig
+from alia_ctx.engine import Engine, UpdateResult
 from alia_ctx.errors import AliaError, CheckpointError
+from alia_ctx.keeper import CheckpointKeeper
 from alia_ctx.metrics import GroupedLoss, JsonLines, SpikeDetector, flatten, open_sinks
 from alia_ctx.packing import PackedRow, PackPlan
 from alia_ctx.signals import RequeueError, StopRequests, Watchdog
 
 PATIENCE = 3  # updates in a row without a finite gradient before a run stops
-
-
-@dataclass(frozen=True)
-class RowLosses:
-    """Losses of one row on one rank: `values` fp32 [t] and `predicted` bool [t] over the row's `ranges`, in order."""
-
-    row: PackedRow
-    ranges: tuple[tuple[int, int], ...]
-    values: np.ndarray
-    predicted: np.ndarray
-
-    def as_row(self) -> np.ndarray:
-        """fp32 [T]: losses in row order, NaN where nothing is predicted or another rank holds the token."""
-        out = np.full(self.row.length, np.nan, dtype=np.float32)
-        start = 0
-        for a, b in self.ranges:
-            part = slice(start, start + b - a)
-            out[a:b] = np.where(self.predicted[part], self.values[part], np.nan)
-            start += b - a
-        return out
-
-
-@dataclass(frozen=True)
-class UpdateResult:
-    """What one update did. `loss` is the mean over the predicted tokens of all ranks, `losses` this rank's own."""
-
-    loss: float
-    predicted_tokens: int
-    gradient_norm: float
-    applied: bool
-    losses: tuple[RowLosses, ...]
-    compute_seconds: float
-    communication_seconds: float
-    step_seconds: float
-
-
-class PendingSave(Protocol):
-    """A checkpoint being written in the background. `finish` is collective."""
-
-    stall_seconds: float
-
-    @property
-    def done(self) -> bool: ...
-
-    def finish(self) -> dict[str, dict[str, Any]]: ...
-
-
-class Engine(Protocol):
-    """What the trainer needs of a compute engine. Every method is collective."""
-
-    @property
-    def rank(self) -> int: ...
-
-    @property
-    def world_size(self) -> int: ...
-
-    @property
-    def data_parallel_rank(self) -> int: ...
-
-    @property
-    def data_parallel_size(self) -> int: ...
-
-    def train_update(self, rows: Sequence[PackedRow], learning_rate: float) -> UpdateResult: ...
-
-    def row_losses(self, rows: Sequence[PackedRow]) -> tuple[RowLosses, ...]: ...
-
-    def sum_over_ranks(self, values: np.ndarray) -> np.ndarray: ...
-
-    def gather_objects(self, value: Any) -> list[Any]: ...
-
-    def barrier(self) -> None: ...
-
-    def memory_bytes(self) -> int: ...
-
-    def begin_save(self, directory: Path, *, with_optimizer: bool = True) -> PendingSave: ...
-
-    def load(self, directory: Path, *, with_optimizer: bool) -> None: ...
 
 
 class DivergedError(AliaError):
@@ -166,7 +90,7 @@ class StageTrainer:
         self.stop = stop or StopRequests()
         self.watchdog = watchdog
         self.directory = stage_directory(run, stage)
-        self.checkpoints = checkpoints_directory(run, stage)
+        self.keeper = CheckpointKeeper(engine, checkpoints_directory(run, stage), run.checkpoint, notice, self._beat)
         self.history: tuple[StageLedger, ...] = ()
         self.ledger = StageLedger(
             stage=stage,
@@ -177,8 +101,6 @@ class StageTrainer:
         )
         self.parent: str | None = None
         self.update = 0
-        self._pending: tuple[PendingSave, Path, Path, Manifest] | None = None
-        self._save_seconds = 0.0
         self._longest_update = 0.0
         self._skipped_in_a_row = 0
         self._spikes = SpikeDetector()
@@ -187,11 +109,11 @@ class StageTrainer:
 
     def prepare(self) -> int:
         """Load the newest whole checkpoint of this stage, or what it starts from. Returns the next update."""
-        if not self._resume_newest() and self.stage.init_from != RANDOM:
+        newest = self.keeper.newest_whole()
+        if newest is not None:
+            self._resume(newest)
+        elif self.stage.init_from != RANDOM:
             self._start_from(self._origin())
-        if self.engine.rank == 0:
-            self.checkpoints.mkdir(parents=True, exist_ok=True)
-        self.engine.barrier()
         return self.update
 
     def train(self) -> Path:
@@ -204,9 +126,7 @@ class StageTrainer:
         try:
             while self.update < self.stage.updates:
                 self.advance(log)
-            if checkpoint.latest(self.checkpoints) != self._final_path() or self._pending:
-                self._save_now()
-            return self._final_path()
+            return self.keeper.save(self._manifest())
         finally:
             for writer in log:
                 writer.close()
@@ -218,10 +138,10 @@ class StageTrainer:
         self._check_diverged(line)
         reason = self._agreed_stop()
         if reason and self.update < self.stage.updates:
-            self._save_now()
+            self.keeper.save(self._manifest())
             raise RequeueError(f"stopped by {reason} after update {self.update}; saved, start again to go on")
-        if self._save_is_due():
-            self._begin_save()
+        if self.update % self.run.checkpoint.every_updates == 0 or self.update == self.stage.updates:
+            self.keeper.begin(self._manifest())
 
     def _one_update(self) -> dict[str, Any]:
         started = time.perf_counter()
@@ -290,7 +210,6 @@ class StageTrainer:
         """Speed and where the time went. `save_seconds` is what saving kept this update's loop from training."""
         ranks = self.engine.world_size
         peak = self.run.cluster.peak_tflops * 1e12 * ranks
-        save_seconds, self._save_seconds = self._save_seconds, 0.0
         return {
             "seconds": seconds,
             "tokens_per_second": tokens / seconds,
@@ -301,7 +220,7 @@ class StageTrainer:
             "compute_seconds": result.compute_seconds,
             "communication_seconds": result.communication_seconds,
             "step_seconds": result.step_seconds,
-            "save_seconds": save_seconds,
+            "save_seconds": self.keeper.take_seconds(),
         }
 
     def open_log(self) -> list[Any]:
@@ -343,7 +262,7 @@ class StageTrainer:
             + (f" and {len(row.doc_ids) - 8} more" if len(row.doc_ids) > 8 else "")
             for i, row in ((i, self.plan.row(i)) for i in range(first, last))
         ]
-        newest = checkpoint.latest(self.checkpoints)
+        newest = checkpoint.latest(self.keeper.root)
         raise DivergedError(
             f"stage {self.name}: {PATIENCE} updates in a row, the last being {self.update}, had no finite loss or "
             f"gradient (loss {line['loss']}, gradient norm {line['gradient_norm']}); nothing was changed by them.\n"
@@ -355,81 +274,16 @@ class StageTrainer:
 
     def _agreed_stop(self) -> str | None:
         """Why to stop, if any rank has a reason; also where finished background saves are committed."""
-        reason = self.stop.reason(still_to_come=2 * self._longest_update + self._longest_save())
-        waiting = self._pending is not None and not self._pending[0].done
+        reason = self.stop.reason(still_to_come=2 * self._longest_update + self.keeper.longest_seconds)
+        waiting = self.keeper.is_writing
         stops, writers = self.engine.sum_over_ranks(np.array([reason is not None, waiting], dtype=np.float64))
-        if self._pending is not None and not writers:
-            self._finish_save()
+        if not writers:
+            self.keeper.finish()
         return (reason or "another rank's signal") if stops else None
-
-    def _longest_save(self) -> float:
-        return 30.0 if self.update > 1 else 0.0
 
     def _beat(self) -> None:
         if self.watchdog is not None:
             self.watchdog.beat()
-
-    # -- saving ---------------------------------------------------------------------------------------------
-
-    def _save_is_due(self) -> bool:
-        return self.update == self.stage.updates or self.update % self.run.checkpoint.every_updates == 0
-
-    def _final_path(self) -> Path:
-        return self.checkpoints / checkpoint.checkpoint_name(self.update)
-
-    def _begin_save(self) -> None:
-        """Start a checkpoint of the state after `self.update` updates. A failure is loud, and not the end."""
-        started = time.perf_counter()
-        self._finish_save()
-        final = self._final_path()
-        if self.engine.rank == 0:
-            checkpoint.begin(final)
-        self.engine.barrier()
-        temporary = checkpoint.temporary_path(final)
-        pending = self.engine.begin_save(temporary)
-        self._pending = (pending, temporary, final, self._manifest())
-        if not self.run.checkpoint.background:
-            self._finish_save()
-        self._save_seconds += time.perf_counter() - started
-
-    def _finish_save(self, *, must_succeed: bool = False) -> None:
-        """Commit what `_begin_save` began, if anything; every rank learns of a failure."""
-        if self._pending is None:
-            return
-        started = time.perf_counter()
-        pending, temporary, final, manifest = self._pending
-        self._pending = None
-        error = self._commit(pending, temporary, final, manifest)
-        if error is not None:
-            if must_succeed:
-                raise CheckpointError(error)
-            self.notice(f"{error}; training goes on, the checkpoint before it is intact")
-        self._beat()
-        self._save_seconds += time.perf_counter() - started
-
-    def _commit(self, pending: PendingSave, temporary: Path, final: Path, manifest: Manifest) -> str | None:
-        error = None
-        try:
-            files = pending.finish()
-            if self.engine.rank == 0:
-                checkpoint.commit(temporary, final, manifest, known=files, overwrite=True)
-                rules = self.run.checkpoint
-                checkpoint.retain(self.checkpoints, keep_last=rules.keep_last, keep_every=rules.keep_every)
-        except (CheckpointError, OSError) as failure:
-            error = str(failure)
-        found = [text for text in self.engine.gather_objects(error) if text]
-        if found and self.engine.rank == 0:
-            checkpoint.discard(temporary)
-        return found[0] if found else None
-
-    def _save_now(self) -> None:
-        """A checkpoint of this very update, whole before we go on."""
-        if self._pending is None or self._pending[2] != self._final_path():
-            self._finish_save()
-            if checkpoint.latest(self.checkpoints) == self._final_path():
-                return
-            self._begin_save()
-        self._finish_save(must_succeed=True)
 
     def _manifest(self) -> Manifest:
         return Manifest(
@@ -445,37 +299,6 @@ class StageTrainer:
         )
 
     # -- loading --------------------------------------------------------------------------------------------
-
-    def _resume_newest(self) -> bool:
-        """Resume from the newest whole checkpoint; damaged ones are set aside, loudly."""
-        damaged = []
-        for path in reversed(checkpoint.list_checkpoints(self.checkpoints)):
-            error = self._damage(path)
-            if error is None:
-                self._resume(path)
-                return True
-            damaged.append(path)
-            if self.engine.rank == 0:
-                self.notice(f"{error}\n{path} is set aside as {checkpoint.set_aside(path).name}")
-            self.engine.barrier()
-        if damaged:
-            raise CheckpointError(
-                f"every checkpoint of stage {self.name} is damaged ({', '.join(p.name for p in damaged)} in "
-                f"{self.checkpoints}); restore one, or empty the directory to begin the stage anew"
-            )
-        return False
-
-    def _damage(self, path: Path) -> str | None:
-        """What is wrong with the files of a checkpoint; each rank reads its share, all learn the result."""
-        problem = None
-        try:
-            manifest = checkpoint.read_manifest(path)
-            checkpoint.verify_files(path, manifest, part=self.engine.rank, parts=self.engine.world_size)
-        except CheckpointError as error:
-            problem = str(error)
-        found = [text for text in self.engine.gather_objects(problem) if text]
-        self._beat()
-        return "\n".join(dict.fromkeys(found)) or None
 
     def _resume(self, path: Path) -> None:
         manifest = checkpoint.read_manifest(path)
@@ -498,7 +321,7 @@ class StageTrainer:
             raise CheckpointError(
                 f"{path} holds no optimizer state; set stages.{self.name}.optimizer_state=reset, or start from a stage"
             )
-        error = self._damage(path)
+        error = self.keeper.damage(path)
         if error is not None:
             raise CheckpointError(error)
         self.engine.load(path / checkpoint.STATE, with_optimizer=keep)
@@ -524,7 +347,7 @@ class StageTrainer:
         if differing:
             raise CheckpointError(
                 f"{path} was trained with other settings ({'; '.join(differing)}); restore them to resume, "
-                f"or remove {self.checkpoints} to begin the stage anew"
+                f"or remove {self.keeper.root} to begin the stage anew"
             )
 
 

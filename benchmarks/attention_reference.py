@@ -64,8 +64,8 @@ def main() -> None:
     print("# The blocked reference on a CPU\n")
     print(
         "Made by `python benchmarks/attention_reference.py` on 2 cores of an x86-64 server, 24 GiB, torch "
-        f"{torch.__version__.split('+')[0]}, {options.threads} thread(s), fp32, forward and backward, medians of CPU time "
-        f"of {options.repeats} runs. Tiles of {TILE_QUERIES} queries, blocks of {BLOCK_KEYS} keys.\n"
+        f"{torch.__version__.split('+')[0]}, {options.threads} thread(s), fp32, forward and backward, medians "
+        f"of CPU time of {options.repeats} runs. Tiles of {TILE_QUERIES} queries, blocks of {BLOCK_KEYS} keys.\n"
     )
     print("| tokens | heads | head_dim | documents | way | CPU ms | of the reference |\n|---|---|---|---|---|---|---|")
     for tokens, heads, groups, dim in SHAPES:

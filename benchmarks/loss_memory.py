@@ -4,8 +4,9 @@
 
 Both do forward and backward of head and cross entropy for one tensor-parallel shard, fp32 on CPU, from the same
 inputs. Time is the process's CPU time: what waiting for busy neighbours adds is not in it. Each measurement is a
-fresh process; the two alternate, so that both see the same neighbours on the machine. Memory is what the process's peak rises above its peak before the loss, inputs being resident: logits, scratch, and
-the gradients of hidden states and weight, which both return.
+fresh process; the two alternate, so that both see the same neighbours on the machine. Memory is what the process's
+peak rises above its peak before the loss, inputs being resident: logits, scratch, and the gradients of hidden states
+and weight, which both return.
 """
 
 from __future__ import annotations

@@ -89,7 +89,7 @@ def test_all_violations_at_once() -> None:
     "text,expected",
     [
         ("model: [", "cannot be read"),
-        ("just text", "cannot be read"),
+        ("just text", "unknown key"),
         ("name: a\nname: b\n", "cannot be read"),
         ("", "name"),
     ],

@@ -349,7 +349,7 @@ def test_all_damaged_is_an_error_that_says_so(tmp_path: Path) -> None:
     for found in checkpoint.list_checkpoints(last(tmp_path).parent):
         damage_cut(found)
     message = start(path)
-    assert "every checkpoint of stage short is damaged" in message
+    assert "every checkpoint in" in message and "is damaged" in message
 
 
 class FullDisk:

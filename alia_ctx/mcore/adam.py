@@ -41,7 +41,7 @@ class GroupStepAdamW(torch.optim.Optimizer):
 
     def _update(self, group: dict[str, Any], params: list[torch.Tensor]) -> None:
         first, second = self._moments(params)
-        grads = [p.grad for p in params]
+        grads: list[Any] = [p.grad for p in params]
         beta1, beta2 = group["betas"]
         step, rate = group["step"], group["lr"]
         if group["weight_decay"]:

@@ -36,6 +36,7 @@ from megatron.core.transformer.module import Float16Module
 from torch.distributed.checkpoint.api import CheckpointException
 
 from alia_ctx.config import EngineConfig, OptimizerConfig
+from alia_ctx.engine import RowLosses, UpdateResult
 from alia_ctx.errors import CheckpointError, LayoutError
 from alia_ctx.layout import Layout, zigzag_chunks
 from alia_ctx.mcore import adam, host
@@ -46,7 +47,6 @@ from alia_ctx.mcore.model import DTYPES, ModelOptions, build_model, initialize, 
 from alia_ctx.mcore.saving import BackgroundSave
 from alia_ctx.model import ModelSpec, RopeSpec
 from alia_ctx.packing import PackedRow
-from alia_ctx.trainer import RowLosses, UpdateResult
 
 _Pending = list[tuple[PackedRow, torch.Tensor, torch.Tensor]]
 # Loggers whose warnings are about upstream's own plans, on every start and every save.
@@ -168,7 +168,7 @@ class MegatronEngine:
         self.is_last_stage = parallel_state.is_pipeline_last_stage()
 
     def _wrap(self, module: torch.nn.Module, optimizer: OptimizerConfig | None) -> None:
-        self._module = module
+        self._module: Any = module
         wrapped: Any = module if self.config.precision == "fp32" else Float16Module(self._transformer, module)
         self._optimizer: Any = None
         self._chunk: Any
@@ -352,7 +352,9 @@ class MegatronEngine:
         return torch.autograd.graph.save_on_cpu(pin_memory=self.device.type == "cuda")
 
     def _predicted(self, batch: Batch) -> torch.Tensor:
-        return (batch.targets >= 0).sum().to(torch.int32)
+        if batch.targets is None:  # upstream asks on the last pipeline stage alone
+            raise LayoutError("only the last pipeline stage counts predicted tokens")
+        return torch.sum(batch.targets >= 0).to(torch.int32)
 
     def _output_loss(
         self, *, hidden_states: torch.Tensor, output_layer: Any, output_weight: Any, context: Any, **ignored: Any

@@ -58,7 +58,7 @@ class RMSNorm(torch.nn.Module):
         self.weight = torch.nn.Parameter(
             torch.ones(hidden_size, dtype=config.params_dtype, device=torch.cuda.current_device())
         )
-        self.weight.sequence_parallel = config.sequence_parallel
+        setattr(self.weight, "sequence_parallel", config.sequence_parallel)  # noqa: B010
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         return torch.nn.functional.rms_norm(x, (x.shape[-1],), self.weight, self.eps)
@@ -186,7 +186,7 @@ def _global_name(name: str, first_layer: int, tied: bool) -> str:
     return re.sub(r"layers\.(\d+)\.", lambda m: f"layers.{int(m[1]) + first_layer}.", name)
 
 
-def _full_shape(parameter: torch.nn.Parameter, tp: int) -> list[int]:
+def _full_shape(parameter: Any, tp: int) -> list[int]:
     shape = list(parameter.shape)
     if getattr(parameter, "tensor_model_parallel", False):
         shape[parameter.partition_dim] *= tp
@@ -203,7 +203,7 @@ def _draw(name: str, shape: list[int], vocabulary: int, std: float, seed: int) -
     return torch.nn.functional.pad(values, (0, 0, 0, shape[0] - vocabulary)) if is_table else values
 
 
-def _shard(full: torch.Tensor, parameter: torch.nn.Parameter, name: str, tp: Any) -> torch.Tensor:
+def _shard(full: torch.Tensor, parameter: Any, name: str, tp: Any) -> torch.Tensor:
     if not getattr(parameter, "tensor_model_parallel", False):
         return full
     dim, size, rank = parameter.partition_dim, tp.size(), tp.rank()
