@@ -66,7 +66,7 @@ def export_hf(
     overwrite: Overwrite = False,
     shard_size: Annotated[str, typer.Option(help="Most bytes in a file, as in 5GB.")] = "5GB",
     tokenizer: Annotated[Path | None, typer.Option(help="Take tokenizer files from here instead.")] = None,
-    check: Annotated[bool, typer.Option(help="Compare the checkpoint's checksums first.")] = True,
+    check: Annotated[bool, typer.Option(help="Compare the checkpoint's checksums.")] = True,
 ) -> None:
     """Convert a checkpoint's weights to safetensors shards with config.json, tokenizer and model card."""
     from alia_ctx.hf import convert

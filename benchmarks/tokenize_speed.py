@@ -174,7 +174,8 @@ def compare(folder: Path, rounds: int, workers: int) -> None:
     )  # fmt: skip
     for kind in kinds:
         table.add_row(
-            kind, f"{tokens[kind]:,}", f"{size / min(clock[kind]):.2f}", f"{min(clock[kind]) / min(clock['ours']):.3f}x",
+            kind, f"{tokens[kind]:,}", f"{size / min(clock[kind]):.2f}",
+            f"{min(clock[kind]) / min(clock['ours']):.3f}x",
             ratio(clock[kind], clock["ours"]), ratio(cpu[kind], cpu["ours"]),
         )  # fmt: skip
     table.title = f"{size:.0f} MB of JSON lines, {workers} cores, {rounds} rounds"

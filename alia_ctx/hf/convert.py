@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -91,7 +92,7 @@ def export_hf(
     """Convert the weights of the checkpoint at `ckpt_dir` to a Hugging Face directory at `hf_dir`.
 
     RoPE and context come from the checkpoint's manifest, never from the configuration it was once imported
-    with. `check` compares every file's checksum first. `tokenizer_dir` replaces the tokenizer that the
+    with. `check` compares every file's checksum beside the copying. `tokenizer_dir` replaces the tokenizer that the
     checkpoint carries. Raises CheckpointError, leaving nothing that loads: a damaged or foreign checkpoint,
     NaN or infinite weights, a foreign tokenizer, a target that is not empty.
     """
@@ -104,16 +105,30 @@ def export_hf(
         raise CheckpointError(f"{tokenizer}: there is no such directory; give one with tokenizer files")
     assets.check_tokenizer(tokenizer, manifest.model)
     _check_target(hf_dir, ckpt_dir, overwrite)
-    if check:
-        team.all(lambda: checkpoint.verify_files(ckpt_dir, manifest, part=team.rank, parts=team.size))
     with store.open_state(ckpt_dir / checkpoint.STATE) as state:
         kinds = stored_dtypes(weights, state, str(ckpt_dir))
         plan = shards.plan(weights, lambda row_map: dtype or kinds[row_map.runs[0].name], shard_bytes)
         with _building(hf_dir, team, lambda: _begin_export(hf_dir)) as temporary:
             source = _Source(state, kinds, progress, sum(shard.nbytes for shard in plan) // team.size)
-            team.all(lambda: shards.write_all(plan[team.rank :: team.size], temporary, source))
+
+            def write() -> None:
+                with _checking(ckpt_dir, manifest, team) if check else nullcontext():
+                    shards.write_all(plan[team.rank :: team.size], temporary, source)
+
+            team.all(write)
             team.first(lambda: _complete_export(temporary, hf_dir, manifest, plan, carried, tokenizer))
     return manifest
+
+
+@contextmanager
+def _checking(ckpt_dir: Path, manifest: Manifest, team: Team) -> Iterator[None]:
+    """Compare this rank's share of the checksums beside the block; what they find explains what the block met."""
+    with ThreadPoolExecutor(1) as pool:
+        verdict = pool.submit(checkpoint.verify_files, ckpt_dir, manifest, part=team.rank, parts=team.size)
+        try:
+            yield
+        finally:
+            verdict.result()
 
 
 def stored_dtypes(weights: WeightMap, state: StateReader, where: str) -> dict[str, torch.dtype]:
