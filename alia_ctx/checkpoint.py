@@ -229,10 +229,7 @@ def file_entry(file: Path) -> dict[str, Any]:
 def _checksums(directory: Path, known: Mapping[str, Mapping[str, Any]]) -> dict[str, dict[str, Any]]:
     files = sorted(p for p in directory.rglob("*") if p.is_file() and p.name != MANIFEST)
     names = {str(p.relative_to(directory)): p for p in files}
-    return {
-        name: dict(known[name]) if name in known else file_entry(p)
-        for name, p in names.items()
-    }
+    return {name: dict(known[name]) if name in known else file_entry(p) for name, p in names.items()}
 
 
 def _flush(directory: Path) -> None:

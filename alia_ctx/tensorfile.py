@@ -11,7 +11,8 @@ import io
 import math
 import os
 import warnings
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -24,7 +25,9 @@ from alia_ctx.errors import CheckpointError
 
 # What a value is whose exponent bits are all ones: infinite or NaN.
 _EXPONENT: dict[torch.dtype, Any] = {
-    torch.bfloat16: np.uint16(0x7F80), torch.float16: np.uint16(0x7C00), torch.float32: np.uint32(0x7F800000)
+    torch.bfloat16: np.uint16(0x7F80),
+    torch.float16: np.uint16(0x7C00),
+    torch.float32: np.uint32(0x7F800000),
 }
 FLOATS = tuple(_EXPONENT)
 _SCAN_BYTES = 512 << 10
@@ -108,6 +111,55 @@ class TensorFiles:
                 raise CheckpointError(f"{file}: cannot be opened ({error.strerror})") from error
             os.posix_fadvise(self._descriptors[file], 0, 0, os.POSIX_FADV_SEQUENTIAL)
         return self._descriptors[file]
+
+
+class BlockPipe:
+    """Blocks of rows on their way to a file: `sink(bytes)` writes one in a thread while the caller fills the next.
+
+    Two buffers of `block_bytes` (or one row, where that is larger) are all the memory. Use with `with`; leaving
+    it waits for the last block. An error of `sink` is raised by the next `put` or `drain`.
+    """
+
+    def __init__(self, sink: Callable[[Any], None], block_bytes: int) -> None:
+        self._sink, self._block_bytes = sink, block_bytes
+        self._buffers = [np.empty(block_bytes, np.uint8) for _ in range(2)]
+        self._pool = ThreadPoolExecutor(1)
+        self._written: Future[None] | None = None
+
+    def __enter__(self) -> BlockPipe:
+        return self
+
+    def __exit__(self, kind: object, *exception: object) -> None:
+        try:
+            if kind is None:
+                self.drain()
+        finally:
+            self._pool.shutdown()
+
+    def blocks(self, start: int, stop: int, row_bytes: int) -> Iterator[tuple[int, int]]:
+        """First row and number of rows of blocks that cover rows [start, stop)."""
+        step = max(1, self._block_bytes // max(1, row_bytes))
+        for first in range(start, stop, step):
+            yield first, min(step, stop - first)
+
+    def empty(self, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
+        """The free buffer as an uninitialised tensor; its storage ends with it, as torch.save writes whole storages."""
+        size = math.prod(shape) * dtype.itemsize
+        if size > self._buffers[0].nbytes:
+            self._buffers[0] = np.empty(size, np.uint8)
+        return torch.from_numpy(self._buffers[0][:size]).view(dtype).view(shape)
+
+    def put(self, block: Tensor) -> None:
+        """Send on what `empty` gave, once the block before it is written; the buffers change places."""
+        self.drain()
+        self._written = self._pool.submit(self._sink, as_bytes(block))
+        self._buffers.reverse()
+
+    def drain(self) -> None:
+        """Wait until everything that was put is written."""
+        if self._written is not None:
+            written, self._written = self._written, None
+            written.result()
 
 
 def as_bytes(tensor: Tensor) -> Any:

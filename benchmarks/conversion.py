@@ -37,8 +37,15 @@ POOL = 1 << 24
 
 def synthesize(directory: Path, layers: int) -> int:
     """Write a random bf16 model; returns its bytes."""
-    model = ModelSpec(num_hidden_layers=layers, hidden_size=3072, intermediate_size=9216, num_attention_heads=24,
-                      num_key_value_heads=3, head_dim=128, vocab_size=256_000)
+    model = ModelSpec(
+        num_hidden_layers=layers,
+        hidden_size=3072,
+        intermediate_size=9216,
+        num_attention_heads=24,
+        num_key_value_heads=3,
+        head_dim=128,
+        vocab_size=256_000,
+    )
     pool = torch.randn(2 * POOL, generator=torch.Generator().manual_seed(0)).mul_(0.02).to(torch.bfloat16)
     state = [0]
 
@@ -88,15 +95,25 @@ def child(name: str, work: Path) -> None:
 def report(size: int, results: dict[str, list[dict[str, float]]]) -> str:
     """A table in Markdown, and what ALIA-40b would take at these speeds."""
     best = {name: min(run["seconds"] for run in runs) for name, runs in results.items()}
-    lines = [f"model: {size / 1e9:.2f} GB in bf16", "", "| task | seconds | GB/s | of cp's speed | peak RSS |",
-             "|---|---|---|---|---|"]
+    lines = [
+        f"model: {size / 1e9:.2f} GB in bf16",
+        "",
+        "| task | seconds | GB/s | of cp's speed | peak RSS |",
+        "|---|---|---|---|---|",
+    ]
     for name, runs in results.items():
         rss = "" if name.startswith("cp") else f"{max(run['rss'] for run in runs):.2f} GB"
-        lines.append(f"| {name} | {best[name]:.1f} | {size / best[name] / 1e9:.2f} | "
-                     f"{best['cp + sync'] / best[name]:.0%} | {rss} |")
+        lines.append(
+            f"| {name} | {best[name]:.1f} | {size / best[name] / 1e9:.2f} | "
+            f"{best['cp + sync'] / best[name]:.0%} | {rss} |"
+        )
     alia = 2 * ALIA_PARAMETERS
-    lines += ["", f"ALIA-40b is {alia / 1e9:.0f} GB: at these speeds " + ", ".join(
-        f"{name} {alia / size * seconds / 60:.1f} min" for name, seconds in best.items()) + "."]
+    lines += [
+        "",
+        f"ALIA-40b is {alia / 1e9:.0f} GB: at these speeds "
+        + ", ".join(f"{name} {alia / size * seconds / 60:.1f} min" for name, seconds in best.items())
+        + ".",
+    ]
     return "\n".join(lines)
 
 

@@ -11,9 +11,17 @@ from torch import Tensor
 
 CONTEXT = 128
 SIZES = {
-    "vocab_size": 96, "hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 4, "num_attention_heads": 4,
-    "num_key_value_heads": 2, "max_position_embeddings": CONTEXT, "rms_norm_eps": 1e-5,
-    "bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 3,
+    "vocab_size": 96,
+    "hidden_size": 64,
+    "intermediate_size": 96,
+    "num_hidden_layers": 4,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "max_position_embeddings": CONTEXT,
+    "rms_norm_eps": 1e-5,
+    "bos_token_id": 1,
+    "eos_token_id": 2,
+    "pad_token_id": 3,
 }
 FAMILIES: dict[str, dict[str, Any]] = {
     "llama": {},
@@ -25,10 +33,24 @@ ROPES: dict[str, dict[str, Any]] = {
     "default": {"rope_type": "default", "rope_theta": 500000.0},
     "linear": {"rope_type": "linear", "rope_theta": 10000.0, "factor": 4.0},
     "dynamic": {"rope_type": "dynamic", "rope_theta": 10000.0, "factor": 4.0},
-    "yarn": {"rope_type": "yarn", "rope_theta": 10000.0, "factor": 4.0, "original_max_position_embeddings": 32,
-             "attention_factor": 1.2, "beta_fast": 16.0, "beta_slow": 2.0, "truncate": False},
-    "llama3": {"rope_type": "llama3", "rope_theta": 10000.0, "factor": 4.0, "original_max_position_embeddings": 32,
-               "low_freq_factor": 1.0, "high_freq_factor": 4.0},
+    "yarn": {
+        "rope_type": "yarn",
+        "rope_theta": 10000.0,
+        "factor": 4.0,
+        "original_max_position_embeddings": 32,
+        "attention_factor": 1.2,
+        "beta_fast": 16.0,
+        "beta_slow": 2.0,
+        "truncate": False,
+    },
+    "llama3": {
+        "rope_type": "llama3",
+        "rope_theta": 10000.0,
+        "factor": 4.0,
+        "original_max_position_embeddings": 32,
+        "low_freq_factor": 1.0,
+        "high_freq_factor": 4.0,
+    },
 }
 
 
@@ -50,8 +72,15 @@ def make_model(family: str, rope: str = "default", dtype: torch.dtype = torch.bf
     return model.eval()
 
 
-def save_model(directory: Path, family: str = "llama", rope: str = "default", *, shards: str = "80KB",
-               dtype: torch.dtype = torch.bfloat16, **changes: Any) -> Any:
+def save_model(
+    directory: Path,
+    family: str = "llama",
+    rope: str = "default",
+    *,
+    shards: str = "80KB",
+    dtype: torch.dtype = torch.bfloat16,
+    **changes: Any,
+) -> Any:
     """Save such a model with a tokenizer to `directory`; returns it."""
     model = make_model(family, rope, dtype, **changes)
     model.save_pretrained(directory, max_shard_size=shards)

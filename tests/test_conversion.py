@@ -79,8 +79,14 @@ def test_what_travels_along(tmp_path: Path, source: Path) -> None:
     import_hf(source, tmp_path / "ck", store)
     export_hf(tmp_path / "ck", tmp_path / "out", store)
     assert files_below(tmp_path / "out") == {
-        "config.json", "generation_config.json", "tokenizer.json", "tokenizer_config.json", "chat_template.jinja",
-        "model.safetensors", "README.md"}
+        "config.json",
+        "generation_config.json",
+        "tokenizer.json",
+        "tokenizer_config.json",
+        "chat_template.jinja",
+        "model.safetensors",
+        "README.md",
+    }
     assert (tmp_path / "out/tokenizer.json").read_bytes() == (source / "tokenizer.json").read_bytes()
     # A tokenizer that stops at the base model's 16 tokens would cut every long input.
     assert json.loads((tmp_path / "out/tokenizer_config.json").read_text())["model_max_length"] == CONTEXT
@@ -132,8 +138,17 @@ def test_a_later_stage_exports_its_rope_and_ledger(tmp_path: Path, source: Path)
     rope = RopeSpec("llama3", 10000.0, 8.0, CONTEXT, low_freq_factor=1.0, high_freq_factor=4.0)
     entry = checkpoint.StageLedger("32k", 8 * CONTEXT, rope, 9e-7, updates=5, rows=20, tokens=1234567)
     document = json.loads((tmp_path / "ck/manifest.json").read_text())
-    later = checkpoint.Manifest(**{**manifest.__dict__, "stage": "32k", "rope": rope, "context": 8 * CONTEXT,
-                                   "ledger": (entry,), "parent": "import", "files": document["files"]})
+    later = checkpoint.Manifest(
+        **{
+            **manifest.__dict__,
+            "stage": "32k",
+            "rope": rope,
+            "context": 8 * CONTEXT,
+            "ledger": (entry,),
+            "parent": "import",
+            "files": document["files"],
+        }
+    )
     (tmp_path / "ck/manifest.json").write_text(json.dumps(later.to_json()))
     export_hf(tmp_path / "ck", tmp_path / "out", store)
     config = json.loads((tmp_path / "out/config.json").read_text())
@@ -316,8 +331,14 @@ STATE_CORRUPTIONS: dict[str, tuple[Callable[[Path], Any], bool, str]] = {
     "missing file, unchecked": (lambda c: (c / "state/__0_0.distcp").unlink(), False, "__0_0.distcp"),
     "metadata cut": (lambda c: _truncate(c / "state/.metadata"), False, ".metadata: not readable"),
     "metadata missing": (lambda c: (c / "state/.metadata").unlink(), False, ".metadata: missing"),
-    "another model": (lambda c: edit_json(c / "manifest.json", model={
-        **json.loads((c / "manifest.json").read_text())["model"], "num_hidden_layers": 5}), False, "does not hold"),
+    "another model": (
+        lambda c: edit_json(
+            c / "manifest.json",
+            model={**json.loads((c / "manifest.json").read_text())["model"], "num_hidden_layers": 5},
+        ),
+        False,
+        "does not hold",
+    ),
     "no manifest": (lambda c: (c / "manifest.json").unlink(), True, "not a checkpoint"),
     "NaN": (_nan_in_state, False, "lm_head.weight has NaN or infinite values"),
     "foreign tokenizer": (lambda c: write_tokenizer(c / "assets", 97), False, "token id 96"),
@@ -491,9 +512,12 @@ def test_ranks_share_the_work(tmp_path: Path, source: Path) -> None:
 # Every RoPE type and every family; bf16 weights load into an fp32 model, which widens them exactly.
 # 97 words are padded to 98 rows by tp=2.
 THROUGH: list[tuple[str, str, torch.dtype, dict[str, int]]] = [
-    ("llama", "default", torch.float32, {"vocab_size": 97}), ("llama", "dynamic", torch.float32, {}),
-    ("mistral", "linear", torch.float32, {}), ("qwen2", "yarn", torch.float32, {}),
-    ("qwen3", "llama3", torch.bfloat16, {})]
+    ("llama", "default", torch.float32, {"vocab_size": 97}),
+    ("llama", "dynamic", torch.float32, {}),
+    ("mistral", "linear", torch.float32, {}),
+    ("qwen2", "yarn", torch.float32, {}),
+    ("qwen3", "llama3", torch.bfloat16, {}),
+]
 
 
 def _load_and_save(rank: int, folder: str) -> list[np.ndarray | None]:

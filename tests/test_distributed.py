@@ -27,8 +27,17 @@ def fail_on_rank_one(rank: int) -> None:
 
 
 def hang_with_a_grandchild(rank: int, folder: str) -> None:
+    """Both ranks start a process; then rank 1 fails while rank 0 hangs."""
     grandchild = subprocess.Popen(["sleep", "600"])
-    (Path(folder) / str(rank)).write_text(f"{os.getpid()} {grandchild.pid}")
+    note = Path(folder) / f"{rank}.part"
+    note.write_text(f"{os.getpid()} {grandchild.pid}")
+    note.rename(Path(folder) / str(rank))
+    while rank == 0 or not (Path(folder) / "0").exists():
+        time.sleep(0.05)
+    raise ValueError("after both have started")
+
+
+def hang(rank: int) -> None:
     time.sleep(600)
 
 
@@ -50,9 +59,14 @@ def test_a_dead_child_is_noticed() -> None:
         run_distributed(die, 2)
 
 
-def test_a_time_out_kills_children_and_grandchildren(tmp_path: Path) -> None:
-    with pytest.raises(TimeoutError, match=r"ranks \[0, 1\] gave no result in 5 s"):
-        run_distributed(hang_with_a_grandchild, 2, str(tmp_path), timeout=5)
+def test_a_time_out_names_the_silent_ranks() -> None:
+    with pytest.raises(TimeoutError, match=r"ranks \[0, 1\] gave no result in 3 s"):
+        run_distributed(hang, 2, timeout=3)
+
+
+def test_children_and_grandchildren_are_killed(tmp_path: Path) -> None:
+    with pytest.raises(AssertionError, match="after both have started"):
+        run_distributed(hang_with_a_grandchild, 2, str(tmp_path))
     started = [int(pid) for file in tmp_path.iterdir() for pid in file.read_text().split()]
     assert len(started) == 4
     for pid in started:

@@ -17,8 +17,15 @@ from alia_ctx.model import ModelSpec, RopeSpec
 from alia_ctx.rope import inverse_frequencies
 from tests.hf_models import CONTEXT, FAMILIES, ROPES, SIZES, logits, make_model
 
-ALIA = ModelSpec(num_hidden_layers=48, hidden_size=8192, intermediate_size=24576, num_attention_heads=64,
-                 num_key_value_heads=8, head_dim=128, vocab_size=256000)
+ALIA = ModelSpec(
+    num_hidden_layers=48,
+    hidden_size=8192,
+    intermediate_size=24576,
+    num_attention_heads=64,
+    num_key_value_heads=8,
+    head_dim=128,
+    vocab_size=256000,
+)
 ALIA_160K = RopeSpec("llama3", 10000.0, 40.0, 4096, low_freq_factor=1.0, high_freq_factor=4.0)
 
 
@@ -27,8 +34,14 @@ def config_of(family: str, rope: str, **changes: Any) -> dict[str, Any]:
 
     values = {**SIZES, **FAMILIES[family], **changes, "rope_parameters": dict(ROPES[rope])}
     config = AutoConfig.for_model(family, architectures=[f"{family.capitalize()}ForCausalLM"], **values).to_dict()
-    config["architectures"] = [{"llama": "LlamaForCausalLM", "mistral": "MistralForCausalLM",
-                                "qwen2": "Qwen2ForCausalLM", "qwen3": "Qwen3ForCausalLM"}[family]]
+    config["architectures"] = [
+        {
+            "llama": "LlamaForCausalLM",
+            "mistral": "MistralForCausalLM",
+            "qwen2": "Qwen2ForCausalLM",
+            "qwen3": "Qwen3ForCausalLM",
+        }[family]
+    ]
     return config
 
 
@@ -83,11 +96,22 @@ def test_the_form_of_transformers_4_is_the_same_model(tmp_path: Path, rope: str)
 def test_a_later_stage_states_its_own_rope_and_context(tmp_path: Path) -> None:
     from transformers import AutoConfig
 
-    base = {"model_type": "llama", "rope_theta": 10000.0, "rope_scaling": None, "max_position_embeddings": 4096,
-            "eos_token_id": 2, "_comment": "kept"}
+    base = {
+        "model_type": "llama",
+        "rope_theta": 10000.0,
+        "rope_scaling": None,
+        "max_position_embeddings": 4096,
+        "eos_token_id": 2,
+        "_comment": "kept",
+    }
     written = write_config(ALIA, ALIA_160K, 163840, torch.bfloat16, base)
-    wanted = {"rope_type": "llama3", "factor": 40.0, "original_max_position_embeddings": 4096,
-              "low_freq_factor": 1.0, "high_freq_factor": 4.0}
+    wanted = {
+        "rope_type": "llama3",
+        "factor": 40.0,
+        "original_max_position_embeddings": 4096,
+        "low_freq_factor": 1.0,
+        "high_freq_factor": 4.0,
+    }
     assert written["rope_scaling"] == wanted
     assert written["rope_parameters"] == {**wanted, "rope_theta": 10000.0}
     assert (written["max_position_embeddings"], written["eos_token_id"], written["_comment"]) == (163840, 2, "kept")
@@ -112,8 +136,17 @@ def test_dynamic_keeps_its_original_length_where_transformers_looks_for_it(tmp_p
 
 
 def test_absent_keys_mean_what_transformers_makes_of_them(tmp_path: Path) -> None:
-    config = {key: SIZES[key] for key in ("vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers",
-                                          "num_attention_heads", "max_position_embeddings")}
+    config = {
+        key: SIZES[key]
+        for key in (
+            "vocab_size",
+            "hidden_size",
+            "intermediate_size",
+            "num_hidden_layers",
+            "num_attention_heads",
+            "max_position_embeddings",
+        )
+    }
     model, rope, context = read_config(put(tmp_path, {**config, "model_type": "llama"}))
     assert (model.num_key_value_heads, model.head_dim, model.rms_norm_eps) == (4, 16, 1e-6)
     assert (rope, context) == (RopeSpec("default", 10000.0), CONTEXT)
@@ -123,29 +156,32 @@ def test_absent_keys_mean_what_transformers_makes_of_them(tmp_path: Path) -> Non
     assert read_config(put(tmp_path, {**config, "model_type": "qwen3", "num_attention_heads": 32}))[0].head_dim == 128
 
 
-@pytest.mark.parametrize("changes, said", [
-    ({"model_type": "gemma2"}, "model_type='gemma2'"),
-    ({"architectures": ["LlamaForSequenceClassification"]}, "LlamaForSequenceClassification"),
-    ({"hidden_act": "gelu"}, "hidden_act=gelu"),
-    ({"attention_bias": True}, "attention_bias=True"),
-    ({"mlp_bias": True}, "mlp_bias=True"),
-    ({"partial_rotary_factor": 0.5}, "partial_rotary_factor=0.5"),
-    ({"quantization_config": {"quant_method": "gptq"}}, "quantization_config="),
-    ({"layer_types": ["full_attention", "sliding_attention"]}, "sliding_attention"),
-    ({"sliding_window": 4096}, "sliding_window=4096"),
-    ({"hidden_size": None}, "hidden_size=None"),
-    ({"num_hidden_layers": "4"}, "num_hidden_layers=4"),
-    ({"num_key_value_heads": 3}, "num_key_value_heads=3"),
-    ({"head_dim": 15}, "head_dim=15"),
-    ({"rope_parameters": {"rope_type": "longrope", "short_factor": [1]}}, "longrope"),
-    ({"rope_parameters": {"rope_type": "llama3", "rope_theta": 1e4, "factor": 8.0}}, "low_freq_factor"),
-    ({"rope_parameters": {"rope_type": "linear", "factor": "4"}}, "factor='4'"),
-    ({"rope_parameters": {"rope_type": "yarn", "factor": 4.0, "mrope_section": [1]}}, "mrope_section"),
-    ({"rope_parameters": {"rope_type": "default", "partial_rotary_factor": 0.25}}, "partial_rotary_factor"),
-    ({"rope_parameters": {"rope_type": "default", "factor": 2.0}}, "factor=2.0"),
-    ({"rope_scaling": {"rope_type": "linear", "factor": 2.0}}, "rope_parameters gives"),
-    ({"rope_parameters": "yarn"}, "rope_parameters='yarn'"),
-])
+@pytest.mark.parametrize(
+    "changes, said",
+    [
+        ({"model_type": "gemma2"}, "model_type='gemma2'"),
+        ({"architectures": ["LlamaForSequenceClassification"]}, "LlamaForSequenceClassification"),
+        ({"hidden_act": "gelu"}, "hidden_act=gelu"),
+        ({"attention_bias": True}, "attention_bias=True"),
+        ({"mlp_bias": True}, "mlp_bias=True"),
+        ({"partial_rotary_factor": 0.5}, "partial_rotary_factor=0.5"),
+        ({"quantization_config": {"quant_method": "gptq"}}, "quantization_config="),
+        ({"layer_types": ["full_attention", "sliding_attention"]}, "sliding_attention"),
+        ({"sliding_window": 4096}, "sliding_window=4096"),
+        ({"hidden_size": None}, "hidden_size=None"),
+        ({"num_hidden_layers": "4"}, "num_hidden_layers=4"),
+        ({"num_key_value_heads": 3}, "num_key_value_heads=3"),
+        ({"head_dim": 15}, "head_dim=15"),
+        ({"rope_parameters": {"rope_type": "longrope", "short_factor": [1]}}, "longrope"),
+        ({"rope_parameters": {"rope_type": "llama3", "rope_theta": 1e4, "factor": 8.0}}, "low_freq_factor"),
+        ({"rope_parameters": {"rope_type": "linear", "factor": "4"}}, "factor='4'"),
+        ({"rope_parameters": {"rope_type": "yarn", "factor": 4.0, "mrope_section": [1]}}, "mrope_section"),
+        ({"rope_parameters": {"rope_type": "default", "partial_rotary_factor": 0.25}}, "partial_rotary_factor"),
+        ({"rope_parameters": {"rope_type": "default", "factor": 2.0}}, "factor=2.0"),
+        ({"rope_scaling": {"rope_type": "linear", "factor": 2.0}}, "rope_parameters gives"),
+        ({"rope_parameters": "yarn"}, "rope_parameters='yarn'"),
+    ],
+)
 def test_what_we_cannot_compute_is_refused_by_name(tmp_path: Path, changes: dict[str, Any], said: str) -> None:
     config = {**config_of("llama", "default"), **changes}
     with pytest.raises(CheckpointError, match=r"config\.json") as caught:
@@ -182,14 +218,24 @@ for folder in map(Path, sys.argv[1:]):
 """
 
 
-@pytest.mark.skipif(not _OTHER_PYTHON.exists(), reason="no transformers 4.57 environment: make venv-tf4, or set "
-                    "ALIA_CTX_TRANSFORMERS4 to its python")
+@pytest.mark.skipif(
+    not _OTHER_PYTHON.exists(),
+    reason="no transformers 4.57 environment: make venv-tf4, or set ALIA_CTX_TRANSFORMERS4 to its python",
+)
 def test_transformers_4_computes_the_same_logits_from_what_we_write(tmp_path: Path) -> None:
     from tests.hf_models import tokens
 
     expected = {}
-    for family, rope in [("llama", "llama3"), ("llama", "dynamic"), ("mistral", "default"), ("mistral", "linear"),
-                         ("qwen2", "yarn"), ("qwen3", "default"), ("llama", "yarn"), ("qwen3", "llama3")]:
+    for family, rope in [
+        ("llama", "llama3"),
+        ("llama", "dynamic"),
+        ("mistral", "default"),
+        ("mistral", "linear"),
+        ("qwen2", "yarn"),
+        ("qwen3", "default"),
+        ("llama", "yarn"),
+        ("qwen3", "llama3"),
+    ]:
         folder = tmp_path / f"{family}-{rope}"
         model = make_model(family, rope, torch.float32)
         model.save_pretrained(folder)

@@ -47,8 +47,12 @@ def test_an_archive_at_an_offset(tmp_path: Path) -> None:
 
 def test_what_is_no_archive_of_tensors(tmp_path: Path) -> None:
     file = tmp_path / "file"
-    for value, said in [([1], "holds list"), ({"a": 1}, "a is int"), ({"a": torch.device("cpu")}, "a is device"),
-                        ({"a": torch.ones(3, 4).T}, "a is a non-contiguous")]:
+    for value, said in [
+        ([1], "holds list"),
+        ({"a": 1}, "a is int"),
+        ({"a": torch.device("cpu")}, "a is device"),
+        ({"a": torch.ones(3, 4).T}, "a is a non-contiguous"),
+    ]:
         torch.save(value, file)
         with pytest.raises(CheckpointError, match=said):
             archive_tensors(file)

@@ -162,7 +162,7 @@ MOMENTS = {
 @pytest.mark.parametrize("moment", MOMENTS)
 def test_killed_and_resumed_is_bit_identical(moment: str, tmp_path: Path, uninterrupted: Path) -> None:
     path = write_run(tmp_path)
-    with pytest.raises(AssertionError, match="ended with status -9|failed"):
+    with pytest.raises(AssertionError, match=r"ended with status -9|failed"):
         start(path, ranks=2, sabotage=MOMENTS[moment])
     assert start(path, ranks=2) == ""
     assert numbers(tmp_path) == numbers(uninterrupted)
@@ -175,7 +175,7 @@ def test_killed_and_resumed_is_bit_identical(moment: str, tmp_path: Path, uninte
 
 
 def test_layout_changes_at_each_resume(tmp_path: Path, uninterrupted: Path) -> None:
-    """dp2 -> tp2 -> pp2 -> cp2 -> dp1, two updates each but the last: same rows, same ledger, same losses to fp32 rounding."""
+    """dp2 -> tp2 -> pp2 -> cp2 -> dp1, two updates each but the last: same rows and ledger, same losses to rounding."""
     path = write_run(tmp_path)
     for number, (layout, ranks) in enumerate([("{}", 2), ("{tp: 2}", 2), ("{pp: 2}", 2), ("{cp: 2}", 2), ("{}", 1)]):
         stop = [StopAfter(2)] if number < 4 else [None]

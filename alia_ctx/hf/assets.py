@@ -13,9 +13,18 @@ from alia_ctx.errors import CheckpointError
 from alia_ctx.hf.config import CONFIG, load_json, rope_parameters
 from alia_ctx.model import ModelSpec, RopeSpec
 
-TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "tokenizer.model", "special_tokens_map.json",
-                   "added_tokens.json", "vocab.json", "merges.txt", "chat_template.jinja", "chat_template.json",
-                   "additional_chat_templates")
+TOKENIZER_FILES = (
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "tokenizer.model",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "vocab.json",
+    "merges.txt",
+    "chat_template.jinja",
+    "chat_template.json",
+    "additional_chat_templates",
+)
 _OTHER_FILES = ("generation_config.json", "LICENSE", "LICENSE.txt", "LICENSE.md", "NOTICE")
 CARRIED = (CONFIG, *TOKENIZER_FILES, *_OTHER_FILES)
 
@@ -34,20 +43,27 @@ def check_tokenizer(directory: Path, model: ModelSpec) -> None:
     """Raise CheckpointError where a tokenizer file of `directory` has an id that the model has no embedding for."""
     for file, largest in _largest_ids(directory):
         if largest >= model.vocab_size:
-            raise CheckpointError(f"{file}: has token id {largest}, the model's vocab_size is {model.vocab_size}; "
-                                  "this is another model's tokenizer, use the one it was trained with")
+            raise CheckpointError(
+                f"{file}: has token id {largest}, the model's vocab_size is {model.vocab_size}; "
+                "this is another model's tokenizer, use the one it was trained with"
+            )
 
 
 def _largest_ids(directory: Path) -> Iterable[tuple[Path, int]]:
-    readers = {"tokenizer.json": _ids_of_tokenizer, "added_tokens.json": _ids_of_vocabulary,
-               "vocab.json": _ids_of_vocabulary, "tokenizer_config.json": _ids_of_decoder}
+    readers = {
+        "tokenizer.json": _ids_of_tokenizer,
+        "added_tokens.json": _ids_of_vocabulary,
+        "vocab.json": _ids_of_vocabulary,
+        "tokenizer_config.json": _ids_of_decoder,
+    }
     for name, ids in readers.items():
         if (directory / name).is_file():
             try:
                 yield directory / name, max(ids(load_json(directory / name)), default=-1)
             except (TypeError, ValueError, KeyError, AttributeError) as error:
-                raise CheckpointError(f"{directory / name}: is not what tokenizers write ({error}); copy it again "
-                                      "from the model's source") from error
+                raise CheckpointError(
+                    f"{directory / name}: is not what tokenizers write ({error}); copy it again from the model's source"
+                ) from error
     if (directory / "tokenizer.model").is_file():
         yield directory / "tokenizer.model", _sentencepiece_size(directory / "tokenizer.model") - 1
 
@@ -88,8 +104,9 @@ def _sentencepiece_size(file: Path) -> int:
             pieces += tag >> 3 == 1
             position += varint()
     except (IndexError, ValueError) as error:
-        raise CheckpointError(f"{file}: is no SentencePiece model ({error}); copy it again from the model's source"
-                              ) from error
+        raise CheckpointError(
+            f"{file}: is no SentencePiece model ({error}); copy it again from the model's source"
+        ) from error
     return pieces
 
 
@@ -109,10 +126,17 @@ def model_card(manifest: Manifest, dtype: str) -> str:
     """A README stub that says what the weights are and how they came about; its author adds the rest."""
     model = manifest.model
     lines = [
-        "---", "library_name: transformers", "pipeline_tag: text-generation", "---", "",
-        f"# {model.architecture} model, {model.parameters():,} parameters, {manifest.context:,} tokens of context", "",
+        "---",
+        "library_name: transformers",
+        "pipeline_tag: text-generation",
+        "---",
+        "",
+        f"# {model.architecture} model, {model.parameters():,} parameters, {manifest.context:,} tokens of context",
+        "",
         "Written by alia-ctx. To be completed by the author: intended use, languages, training data, licence, risks.",
-        "", "| | |", "|---|---|",
+        "",
+        "| | |",
+        "|---|---|",
         f"| layers | {model.num_hidden_layers} |",
         f"| hidden size | {model.hidden_size} |",
         f"| attention heads / KV heads | {model.num_attention_heads} / {model.num_key_value_heads} |",
@@ -121,7 +145,9 @@ def model_card(manifest: Manifest, dtype: str) -> str:
         f"| RoPE | {_rope_text(manifest.rope)} |",
         f"| parent checkpoint | {manifest.parent or 'none'} |",
         *([f"| imported from | {manifest.extra['source']} |"] if "source" in manifest.extra else []),
-        "", "## Training ledger", "",
+        "",
+        "## Training ledger",
+        "",
         *_ledger_lines(manifest.ledger),
     ]
     return "\n".join(lines) + "\n"
@@ -143,6 +169,9 @@ def _rope_text(rope: RopeSpec) -> str:
     parameters = rope_parameters(rope)
     if rope.type == "dynamic":
         parameters["original_max_position_embeddings"] = rope.original_max_position_embeddings
-    rest = [f"{name} {value:g}" if isinstance(value, float) else f"{name} {value}"
-            for name, value in parameters.items() if name != "rope_type"]
+    rest = [
+        f"{name} {value:g}" if isinstance(value, float) else f"{name} {value}"
+        for name, value in parameters.items()
+        if name != "rope_type"
+    ]
     return ", ".join([rope.type, f"theta {rope.theta:g}", *rest])

@@ -30,8 +30,16 @@ from alia_ctx.model import ModelSpec, RopeSpec
 CONFIG = "config.json"
 _SIZES = ("num_hidden_layers", "hidden_size", "intermediate_size", "num_attention_heads", "vocab_size")
 _ROPE_TYPES = ("default", "linear", "dynamic", "yarn", "llama3")
-_ROPE_NUMBERS = ("factor", "low_freq_factor", "high_freq_factor", "attention_factor", "beta_fast", "beta_slow",
-                 "mscale", "mscale_all_dim")
+_ROPE_NUMBERS = (
+    "factor",
+    "low_freq_factor",
+    "high_freq_factor",
+    "attention_factor",
+    "beta_fast",
+    "beta_slow",
+    "mscale",
+    "mscale_all_dim",
+)
 _ROPE_KEYS = ("original_max_position_embeddings", "truncate", *_ROPE_NUMBERS)
 _ROPE_NAMES = ("rope_type", "type", "rope_theta", "partial_rotary_factor")
 _HAS_ORIGINAL = ("yarn", "llama3")
@@ -143,25 +151,34 @@ def _refusal(path: Path, found: list[Problem]) -> CheckpointError:
 def _family(path: Path, config: Mapping[str, Any]) -> Family:
     family = FAMILIES.get(str(config.get("model_type")))
     if family is None:
-        raise CheckpointError(f"{path}: model_type={config.get('model_type')!r} is not supported; "
-                              f"supported are {', '.join(FAMILIES)}")
+        raise CheckpointError(
+            f"{path}: model_type={config.get('model_type')!r} is not supported; supported are {', '.join(FAMILIES)}"
+        )
     named = config.get("architectures") or [family.class_name]
     if named != [family.class_name]:
-        raise CheckpointError(f"{path}: architectures={named} is not supported; {family.model_type} converts "
-                              f"as [{family.class_name!r}]")
+        raise CheckpointError(
+            f"{path}: architectures={named} is not supported; {family.model_type} converts as [{family.class_name!r}]"
+        )
     return family
 
 
 def _unsupported(values: Mapping[str, Any], family: Family) -> list[Problem]:
     found = [
         Problem(key, values[key], "is not supported", _REMEDY)
-        for key, inert in _INERT.items() if key in values and values[key] not in inert
+        for key, inert in _INERT.items()
+        if key in values and values[key] not in inert
     ]
     # Qwen configurations name a window that is off until use_sliding_window turns it on.
     window = values.get("sliding_window")
     if window is not None and "use_sliding_window" not in family.fixed:
-        found.append(Problem("sliding_window", window, "sliding-window attention is not supported",
-                             "set it to null only if the model was trained with full attention"))
+        found.append(
+            Problem(
+                "sliding_window",
+                window,
+                "sliding-window attention is not supported",
+                "set it to null only if the model was trained with full attention",
+            )
+        )
     kinds = set(values.get("layer_types") or ()) - {"full_attention"}
     if kinds:
         found.append(Problem("layer_types", sorted(kinds), "only full_attention is supported", _REMEDY))
@@ -180,8 +197,10 @@ def _model(path: Path, values: Mapping[str, Any], family: Family) -> ModelSpec:
     heads, hidden = values["num_attention_heads"], values["hidden_size"]
     head_dim = values.get("head_dim")
     if head_dim is None and hidden % heads:
-        raise CheckpointError(f"{path}: head_dim is absent and num_attention_heads={heads} does not divide "
-                              f"hidden_size={hidden}; add head_dim")
+        raise CheckpointError(
+            f"{path}: head_dim is absent and num_attention_heads={heads} does not divide "
+            f"hidden_size={hidden}; add head_dim"
+        )
     kv_heads = values.get("num_key_value_heads")
     return ModelSpec(
         **{name: values[name] for name in _SIZES},
@@ -200,23 +219,26 @@ def _rope(path: Path, values: Mapping[str, Any], context: int) -> RopeSpec:
     """The one RoPE that all given descriptions agree on."""
     specs = {
         key: _rope_from(path, key, values[key], values, context)
-        for key in ("rope_scaling", "rope_parameters") if values.get(key)
+        for key in ("rope_scaling", "rope_parameters")
+        if values.get(key)
     } or {"rope_theta": _rope_from(path, "rope_theta", {}, values, context)}
     (first, spec), *others = specs.items()
     for key, other in others:
         if other != spec:
-            raise CheckpointError(f"{path}: {first} gives {spec}, {key} gives {other}; keep the one that the model "
-                                  "was trained with")
+            raise CheckpointError(
+                f"{path}: {first} gives {spec}, {key} gives {other}; keep the one that the model was trained with"
+            )
     return spec
 
 
 def _rope_from(path: Path, key: str, given: Any, values: Mapping[str, Any], context: int) -> RopeSpec:
     if not isinstance(given, Mapping):
-        raise CheckpointError(f"{path}: {key}={given!r} is not an object; use {{\"rope_type\": ...}} or null")
+        raise CheckpointError(f'{path}: {key}={given!r} is not an object; use {{"rope_type": ...}} or null')
     kind = given.get("rope_type", given.get("type", "default"))
     if kind not in _ROPE_TYPES:
-        raise CheckpointError(f"{path}: {key}.rope_type={kind!r} is not supported; "
-                              f"supported are {', '.join(_ROPE_TYPES)}")
+        raise CheckpointError(
+            f"{path}: {key}.rope_type={kind!r} is not supported; supported are {', '.join(_ROPE_TYPES)}"
+        )
     surplus = [name for name in given if name not in (*_ROPE_KEYS, *_ROPE_NAMES)]
     if surplus or given.get("partial_rotary_factor") not in (None, 1, 1.0):
         name = surplus[0] if surplus else "partial_rotary_factor"
@@ -239,8 +261,9 @@ def _check_number(path: Path, key: str, name: str, value: Any) -> None:
         raise CheckpointError(f"{path}: {key}={value!r} must be {' or '.join(t.__name__ for t in wanted)}")
 
 
-def _original_length(path: Path, key: str, kind: str, fields: Mapping[str, Any], values: Mapping[str, Any],
-                     context: int) -> dict[str, int]:
+def _original_length(
+    path: Path, key: str, kind: str, fields: Mapping[str, Any], values: Mapping[str, Any], context: int
+) -> dict[str, int]:
     """The original length as transformers resolves it; dynamic knows only `max_position_embeddings`."""
     if kind == "dynamic":
         return {"original_max_position_embeddings": context}

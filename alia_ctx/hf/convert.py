@@ -48,8 +48,14 @@ class StateStore(Protocol):
 
 
 def import_hf(
-    hf_dir: Path, ckpt_dir: Path, store: StateStore, *, dtype: torch.dtype | None = None, overwrite: bool = False,
-    progress: Progress | None = None, team: Team | None = None,
+    hf_dir: Path,
+    ckpt_dir: Path,
+    store: StateStore,
+    *,
+    dtype: torch.dtype | None = None,
+    overwrite: bool = False,
+    progress: Progress | None = None,
+    team: Team | None = None,
 ) -> Manifest:
     """Convert the Hugging Face model in `hf_dir` to a checkpoint at `ckpt_dir`; returns its manifest.
 
@@ -66,7 +72,11 @@ def import_hf(
     tensors = rules.megatron_tensors(weights, found, dtype, str(hf_dir))
     _check_target(ckpt_dir, hf_dir, overwrite)
     manifest = Manifest(
-        stage="import", update=0, model=model, rope=rope, context=context,
+        stage="import",
+        update=0,
+        model=model,
+        rope=rope,
+        context=context,
         extra={"source": hf_dir.resolve().name, "dtype": _dtype_names(t.dtype for t in tensors)},
     )
     with _building(ckpt_dir, team, lambda: checkpoint.begin(ckpt_dir)) as temporary, TensorFiles() as files:
@@ -85,9 +95,17 @@ def import_hf(
 
 
 def export_hf(
-    ckpt_dir: Path, hf_dir: Path, store: StateStore, *, dtype: torch.dtype | None = None,
-    shard_bytes: int = DEFAULT_SHARD_BYTES, tokenizer_dir: Path | None = None, overwrite: bool = False,
-    check: bool = True, progress: Progress | None = None, team: Team | None = None,
+    ckpt_dir: Path,
+    hf_dir: Path,
+    store: StateStore,
+    *,
+    dtype: torch.dtype | None = None,
+    shard_bytes: int = DEFAULT_SHARD_BYTES,
+    tokenizer_dir: Path | None = None,
+    overwrite: bool = False,
+    check: bool = True,
+    progress: Progress | None = None,
+    team: Team | None = None,
 ) -> Manifest:
     """Convert the weights of the checkpoint at `ckpt_dir` to a Hugging Face directory at `hf_dir`.
 
@@ -157,8 +175,14 @@ def stored_dtypes(weights: WeightMap, state: StateReader, where: str) -> dict[st
 class _Filler:
     """Fills rows of Megatron tensors from Hugging Face's files."""
 
-    def __init__(self, weights: WeightMap, found: dict[str, TensorPlace], files: TensorFiles,
-                 progress: Progress | None, total: int) -> None:
+    def __init__(
+        self,
+        weights: WeightMap,
+        found: dict[str, TensorPlace],
+        files: TensorFiles,
+        progress: Progress | None,
+        total: int,
+    ) -> None:
         self._weights, self._found, self._files = weights, found, files
         self._progress, self._total, self._done = progress, total, 0
 
@@ -182,8 +206,9 @@ class _Filler:
 class _Source:
     """Rows of Hugging Face tensors from a checkpoint's state, in a dtype of the caller's choice."""
 
-    def __init__(self, state: StateReader, kinds: dict[str, torch.dtype], progress: Progress | None, total: int
-                 ) -> None:
+    def __init__(
+        self, state: StateReader, kinds: dict[str, torch.dtype], progress: Progress | None, total: int
+    ) -> None:
         self._state, self._kinds = state, kinds
         self._progress, self._total, self._done = progress, total, 0
 
@@ -206,8 +231,10 @@ def _check_finite(block: Tensor, name: str, start: int) -> None:
     if is_finite(block):
         return
     row = int((~torch.isfinite(block)).reshape(block.shape[0], -1).any(dim=1).nonzero()[0]) + start
-    raise CheckpointError(f"{name} has NaN or infinite values in {block.dtype}, first in row {row}; the weights are "
-                          "damaged or overflow this dtype: use another checkpoint or dtype")
+    raise CheckpointError(
+        f"{name} has NaN or infinite values in {block.dtype}, first in row {row}; the weights are "
+        "damaged or overflow this dtype: use another checkpoint or dtype"
+    )
 
 
 def drop_tied_head(tied: bool, found: dict[str, TensorPlace]) -> None:
@@ -216,8 +243,10 @@ def drop_tied_head(tied: bool, found: dict[str, TensorPlace]) -> None:
         return
     head, embedding = found[HEAD], found[EMBEDDING]
     if not _same_bytes(head, embedding):
-        raise CheckpointError(f"{head.file}: {HEAD} differs from {EMBEDDING}, but config.json has "
-                              "tie_word_embeddings=true; set it to false if the head was trained on its own")
+        raise CheckpointError(
+            f"{head.file}: {HEAD} differs from {EMBEDDING}, but config.json has "
+            "tie_word_embeddings=true; set it to false if the head was trained on its own"
+        )
     del found[HEAD]
 
 
@@ -253,8 +282,9 @@ def _building(target: Path, team: Team, begin: Callable[[], Path]) -> Iterator[P
         temporary = Path(team.first(lambda: str(begin())))
         yield temporary
     except OSError as error:
-        raise CheckpointError(f"{target}: cannot be written ({error.strerror or error}); free the space or choose "
-                              "another place") from error
+        raise CheckpointError(
+            f"{target}: cannot be written ({error.strerror or error}); free the space or choose another place"
+        ) from error
     finally:
         if temporary is not None and team.rank == 0:
             checkpoint.discard(temporary)  # after a commit the name is gone and this does nothing
@@ -267,8 +297,9 @@ def _begin_export(hf_dir: Path) -> Path:
     return temporary
 
 
-def _complete_export(temporary: Path, final: Path, manifest: Manifest, plan: Sequence[shards.Shard], carried: Path,
-                     tokenizer: Path) -> None:
+def _complete_export(
+    temporary: Path, final: Path, manifest: Manifest, plan: Sequence[shards.Shard], carried: Path, tokenizer: Path
+) -> None:
     """Add everything but the weights. `config.json` comes last: until then nothing loads the directory."""
     shards.write_index(plan, temporary)
     others = [name for name in assets.CARRIED if name not in (config.CONFIG, *assets.TOKENIZER_FILES)]
@@ -278,8 +309,13 @@ def _complete_export(temporary: Path, final: Path, manifest: Manifest, plan: Seq
     kinds = [dtype for shard in plan for _, _, dtype, _ in shard.tensors]
     (temporary / "README.md").write_text(assets.model_card(manifest, _dtype_names(kinds)), encoding="utf-8")
     original = carried / config.CONFIG
-    document = config.write_config(manifest.model, manifest.rope, manifest.context, max(kinds, key=kinds.count),
-                                   config.load_json(original) if original.is_file() else None)
+    document = config.write_config(
+        manifest.model,
+        manifest.rope,
+        manifest.context,
+        max(kinds, key=kinds.count),
+        config.load_json(original) if original.is_file() else None,
+    )
     (temporary / config.CONFIG).write_text(json.dumps(document, indent=2) + "\n", encoding="utf-8")
     checkpoint.publish(temporary, final)
 

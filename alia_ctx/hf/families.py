@@ -33,14 +33,25 @@ class Family:
     fixed: Mapping[str, Any] = field(default_factory=dict)
 
 
-FAMILIES: Mapping[str, Family] = MappingProxyType({
-    family.model_type: family
-    for family in (
-        Family("llama", "LlamaForCausalLM", fixed={"attention_bias": False, "mlp_bias": False}),
-        Family("mistral", "MistralForCausalLM", absent={"num_key_value_heads": 8, "sliding_window": 4096},
-               fixed={"sliding_window": None}),
-        Family("qwen2", "Qwen2ForCausalLM", qkv_bias=True, absent={"num_key_value_heads": 32}, fixed=_NO_SLIDING),
-        Family("qwen3", "Qwen3ForCausalLM", qk_norm=True, absent={"num_key_value_heads": 32, "head_dim": 128},
-               fixed={**_NO_SLIDING, "attention_bias": False}),
-    )
-})
+FAMILIES: Mapping[str, Family] = MappingProxyType(
+    {
+        family.model_type: family
+        for family in (
+            Family("llama", "LlamaForCausalLM", fixed={"attention_bias": False, "mlp_bias": False}),
+            Family(
+                "mistral",
+                "MistralForCausalLM",
+                absent={"num_key_value_heads": 8, "sliding_window": 4096},
+                fixed={"sliding_window": None},
+            ),
+            Family("qwen2", "Qwen2ForCausalLM", qkv_bias=True, absent={"num_key_value_heads": 32}, fixed=_NO_SLIDING),
+            Family(
+                "qwen3",
+                "Qwen3ForCausalLM",
+                qk_norm=True,
+                absent={"num_key_value_heads": 32, "head_dim": 128},
+                fixed={**_NO_SLIDING, "attention_bias": False},
+            ),
+        )
+    }
+)

@@ -24,9 +24,18 @@ _MAX_HEADER = 100_000_000  # the limit of the safetensors library
 # Buffers that early Llama checkpoints saved with the weights; they follow from config.json.
 _DERIVED = (".rotary_emb.inv_freq", ".attn.masked_bias", ".attn.bias")
 DTYPE_NAMES = {
-    "F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16, "I64": torch.int64,
-    "I32": torch.int32, "I16": torch.int16, "I8": torch.int8, "U8": torch.uint8, "BOOL": torch.bool,
-    "F8_E4M3": torch.float8_e4m3fn, "F8_E5M2": torch.float8_e5m2,
+    "F64": torch.float64,
+    "F32": torch.float32,
+    "F16": torch.float16,
+    "BF16": torch.bfloat16,
+    "I64": torch.int64,
+    "I32": torch.int32,
+    "I16": torch.int16,
+    "I8": torch.int8,
+    "U8": torch.uint8,
+    "BOOL": torch.bool,
+    "F8_E4M3": torch.float8_e4m3fn,
+    "F8_E5M2": torch.float8_e5m2,
 }
 
 
@@ -37,8 +46,10 @@ def locate_weights(hf_dir: Path) -> dict[str, TensorPlace]:
     malformed, an index that names what the shards lack or lacks what they hold.
     """
     hf_dir = Path(hf_dir)
-    for index, single, read in ((SAFETENSORS_INDEX, SAFETENSORS, read_safetensors_header),
-                                (_BIN_INDEX, _BIN, _read_bin)):
+    for index, single, read in (
+        (SAFETENSORS_INDEX, SAFETENSORS, read_safetensors_header),
+        (_BIN_INDEX, _BIN, _read_bin),
+    ):
         if (hf_dir / index).exists():
             found = _read_indexed(hf_dir / index, read)
         elif (hf_dir / single).exists():
@@ -63,13 +74,17 @@ def _read_indexed(index: Path, read: Any) -> dict[str, TensorPlace]:
         for name, place in read(file).items():
             if weight_map.get(name) != shard:
                 listed = f"lists it in {weight_map[name]}" if name in weight_map else "does not list it"
-                raise CheckpointError(f"{file}: holds {name}, but {index.name} {listed}; index and shards are not "
-                                      "of one save, copy them again")
+                raise CheckpointError(
+                    f"{file}: holds {name}, but {index.name} {listed}; index and shards are not "
+                    "of one save, copy them again"
+                )
             found[name] = place
     absent = [name for name in weight_map if name not in found]
     if absent:
-        raise CheckpointError(f"{index}: lists {absent[0]} in {weight_map[absent[0]]}, which does not hold it "
-                              f"({len(absent)} such); copy the shards again")
+        raise CheckpointError(
+            f"{index}: lists {absent[0]} in {weight_map[absent[0]]}, which does not hold it "
+            f"({len(absent)} such); copy the shards again"
+        )
     return found
 
 
@@ -89,8 +104,10 @@ def read_safetensors_header(file: Path) -> dict[str, TensorPlace]:
     with file.open("rb") as stream:
         length = int.from_bytes(stream.read(8), "little")
         if size < 8 or length > min(size - 8, _MAX_HEADER):
-            raise CheckpointError(f"{file}: {size} bytes cannot hold a header of {length}; the file is truncated "
-                                  "or no safetensors file, copy it again")
+            raise CheckpointError(
+                f"{file}: {size} bytes cannot hold a header of {length}; the file is truncated "
+                "or no safetensors file, copy it again"
+            )
         try:
             header = json.loads(stream.read(length))
             header.pop("__metadata__", None)
@@ -115,8 +132,9 @@ def _check_cover(file: Path, start: int, places: Mapping[str, TensorPlace], size
     """The tensors must follow each other without gap or overlap up to the end of the file."""
     for name, place in sorted(places.items(), key=lambda item: (item[1].offset, item[1].nbytes)):
         if place.offset != start:
-            raise CheckpointError(f"{file}: {name} starts at byte {place.offset} instead of {start}; its header is "
-                                  "damaged, copy it again")
+            raise CheckpointError(
+                f"{file}: {name} starts at byte {place.offset} instead of {start}; its header is damaged, copy it again"
+            )
         start += place.nbytes
     if start != size:
         what = "truncated" if size < start else "longer than its header says"

@@ -49,8 +49,11 @@ class Rule:
 _ATTENTION = "decoder.layers.self_attention."
 _MLP = "decoder.layers.mlp."
 _LAYER = "model.layers.{layer}."
-_QKV = {_LAYER + "self_attn.q_proj.": "query_size", _LAYER + "self_attn.k_proj.": "key_value_size",
-        _LAYER + "self_attn.v_proj.": "key_value_size"}
+_QKV = {
+    _LAYER + "self_attn.q_proj.": "query_size",
+    _LAYER + "self_attn.k_proj.": "key_value_size",
+    _LAYER + "self_attn.v_proj.": "key_value_size",
+}
 EMBEDDING = "model.embed_tokens.weight"
 HEAD = "lm_head.weight"
 FINAL_NORM = "model.norm.weight"
@@ -58,16 +61,28 @@ FINAL_NORM = "model.norm.weight"
 RULES: tuple[Rule, ...] = (
     Rule("embedding.word_embeddings.weight", {EMBEDDING: ("vocab_size", "hidden_size")}),
     Rule(_ATTENTION + "linear_qkv.layer_norm_weight", {_LAYER + "input_layernorm.weight": ("hidden_size",)}),
-    Rule(_ATTENTION + "linear_qkv.weight", {name + "weight": (rows, "hidden_size") for name, rows in _QKV.items()},
-         dealt_by="num_key_value_heads"),
-    Rule(_ATTENTION + "linear_qkv.bias", {name + "bias": (rows,) for name, rows in _QKV.items()},
-         dealt_by="num_key_value_heads", only_if="attention_bias"),
+    Rule(
+        _ATTENTION + "linear_qkv.weight",
+        {name + "weight": (rows, "hidden_size") for name, rows in _QKV.items()},
+        dealt_by="num_key_value_heads",
+    ),
+    Rule(
+        _ATTENTION + "linear_qkv.bias",
+        {name + "bias": (rows,) for name, rows in _QKV.items()},
+        dealt_by="num_key_value_heads",
+        only_if="attention_bias",
+    ),
     Rule(_ATTENTION + "q_layernorm.weight", {_LAYER + "self_attn.q_norm.weight": ("head_dim",)}, only_if="qk_norm"),
     Rule(_ATTENTION + "k_layernorm.weight", {_LAYER + "self_attn.k_norm.weight": ("head_dim",)}, only_if="qk_norm"),
     Rule(_ATTENTION + "linear_proj.weight", {_LAYER + "self_attn.o_proj.weight": ("hidden_size", "query_size")}),
     Rule(_MLP + "linear_fc1.layer_norm_weight", {_LAYER + "post_attention_layernorm.weight": ("hidden_size",)}),
-    Rule(_MLP + "linear_fc1.weight", {_LAYER + "mlp.gate_proj.weight": ("intermediate_size", "hidden_size"),
-                                      _LAYER + "mlp.up_proj.weight": ("intermediate_size", "hidden_size")}),
+    Rule(
+        _MLP + "linear_fc1.weight",
+        {
+            _LAYER + "mlp.gate_proj.weight": ("intermediate_size", "hidden_size"),
+            _LAYER + "mlp.up_proj.weight": ("intermediate_size", "hidden_size"),
+        },
+    ),
     Rule(_MLP + "linear_fc2.weight", {_LAYER + "mlp.down_proj.weight": ("hidden_size", "intermediate_size")}),
     Rule("decoder.final_layernorm.weight", {FINAL_NORM: ("hidden_size",)}),
     Rule("output_layer.weight", {HEAD: ("vocab_size", "hidden_size")}, only_if="!tie_word_embeddings"),
@@ -120,7 +135,8 @@ class WeightMap:
         """Shape of every Hugging Face tensor of the model, in the order of the layers."""
         return {
             template.format(layer=layer): self._shape(template)
-            for layer, templates in self._templates() for template in templates
+            for layer, templates in self._templates()
+            for template in templates
         }
 
     def megatron_shapes(self) -> dict[str, tuple[tuple[int, ...], int | None]]:
@@ -177,8 +193,9 @@ class WeightMap:
 def check_huggingface(weights: WeightMap, found: Mapping[str, TensorPlace], where: str) -> None:
     """Raise CheckpointError unless `found` are exactly the model's tensors in supported dtypes."""
     expected = weights.huggingface_shapes()
-    problems = [f"{name} is missing, expected shape {list(shape)}" for name, shape in expected.items()
-                if name not in found]
+    problems = [
+        f"{name} is missing, expected shape {list(shape)}" for name, shape in expected.items() if name not in found
+    ]
     problems += [f"{name} is surplus, shape {list(found[name].shape)}" for name in found if name not in expected]
     for name in found.keys() & expected.keys():
         place = found[name]
@@ -189,13 +206,21 @@ def check_huggingface(weights: WeightMap, found: Mapping[str, TensorPlace], wher
     if problems:
         shown = [f"  {problem}" for problem in sorted(problems)[:10]]
         more = [f"  ... and {len(problems) - 10} more"] if len(problems) > 10 else []
-        raise CheckpointError("\n".join([
-            f"{where}: the tensors are not those of its config.json ({len(problems)} problems); use the weights and "
-            "the config.json of the same model", *shown, *more]))
+        raise CheckpointError(
+            "\n".join(
+                [
+                    f"{where}: the tensors are not those of its config.json ({len(problems)} problems); use the weights and "
+                    "the config.json of the same model",
+                    *shown,
+                    *more,
+                ]
+            )
+        )
 
 
-def megatron_tensors(weights: WeightMap, found: Mapping[str, TensorPlace], dtype: torch.dtype | None,
-                     where: str) -> list[GlobalTensor]:
+def megatron_tensors(
+    weights: WeightMap, found: Mapping[str, TensorPlace], dtype: torch.dtype | None, where: str
+) -> list[GlobalTensor]:
     """The Megatron tensors to write, in `dtype` or that of their sources.
 
     Raises CheckpointError where the sources of one tensor (its layers included) differ in dtype.

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from alia_ctx.hf.reader import DTYPE_NAMES, SAFETENSORS, SAFETENSORS_INDEX
 from alia_ctx.hf.rules import RowMap, WeightMap
-from alia_ctx.tensorfile import as_bytes
+from alia_ctx.tensorfile import BlockPipe
 
 _BLOCK_BYTES = 2 << 20  # stays in the processor's cache
 _NAMES = {dtype: name for name, dtype in DTYPE_NAMES.items()}
@@ -52,23 +52,22 @@ def plan(weights: WeightMap, dtype_of: Callable[[RowMap], torch.dtype], shard_by
     count = len(groups)
     names = [f"model-{i:05d}-of-{count:05d}.safetensors" for i in range(1, count + 1)] if count > 1 else [SAFETENSORS]
     # Wider dtypes first keeps every tensor aligned to its own width.
-    return [Shard(name, tuple(sorted(group, key=lambda t: -t[2].itemsize)))
-            for name, group in zip(names, groups, strict=True)]
+    return [
+        Shard(name, tuple(sorted(group, key=lambda t: -t[2].itemsize)))
+        for name, group in zip(names, groups, strict=True)
+    ]
 
 
 def write(shard: Shard, directory: Path, read_rows: ReadRows) -> None:
     """Write one shard; `read_rows(name, row_map, start, out)` must fill `out` with rows of tensor `name`."""
     with (directory / shard.name).open("wb", buffering=0) as stream:
         stream.write(_header(shard))
-        buffer = np.empty(max(min(_BLOCK_BYTES, shard.nbytes), _widest_row(shard)), dtype=np.uint8)
-        for name, shape, dtype, home in shard.tensors:
-            row = math.prod(shape[1:]) * dtype.itemsize
-            step = max(1, len(buffer) // row)
-            for start in range(0, shape[0], step):
-                count = min(step, shape[0] - start)
-                block = torch.from_numpy(buffer[: count * row]).view(dtype).view(count, *shape[1:])
-                read_rows(name, home, start, block)
-                _write_all(stream, as_bytes(block))
+        with BlockPipe(lambda data: _write_whole(stream, data), _BLOCK_BYTES) as pipe:
+            for name, shape, dtype, home in shard.tensors:
+                for start, count in pipe.blocks(0, shape[0], math.prod(shape[1:]) * dtype.itemsize):
+                    block = pipe.empty((count, *shape[1:]), dtype)
+                    read_rows(name, home, start, block)
+                    pipe.put(block)
 
 
 def write_all(shards: Iterable[Shard], directory: Path, read_rows: ReadRows) -> None:
@@ -98,11 +97,7 @@ def _header(shard: Shard) -> bytes:
     return len(text).to_bytes(8, "little") + text
 
 
-def _widest_row(shard: Shard) -> int:
-    return max(math.prod(shape[1:]) * dtype.itemsize for _, shape, dtype, _ in shard.tensors)
-
-
-def _write_all(stream: object, data: np.ndarray) -> None:
+def _write_whole(stream: object, data: np.ndarray) -> None:
     view = memoryview(data)
     while view:
         view = view[stream.write(view) :]  # type: ignore[attr-defined]  # a raw file may write less than asked

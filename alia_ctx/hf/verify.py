@@ -68,15 +68,22 @@ class VerifyReport:
         lines += [f"config: {difference}" for difference in self.config_differences]
         if self.logits:
             at = self.logits.positions
-            lines.append(f"logits: largest difference {self.logits.short:.1e} at positions {at[0]} to "
-                         f"{at[len(at) // 2 - 1]}, {self.logits.long:.1e} at {at[len(at) // 2]} to {at[-1]} "
-                         f"(tolerance {self.tolerance:g})")
+            lines.append(
+                f"logits: largest difference {self.logits.short:.1e} at positions {at[0]} to "
+                f"{at[len(at) // 2 - 1]}, {self.logits.long:.1e} at {at[len(at) // 2]} to {at[-1]} "
+                f"(tolerance {self.tolerance:g})"
+            )
             lines += [f"  {self.logits.first}"] if self.logits.first else []
         return "\n".join([*lines, *self.notes, "same model" if self.ok else "NOT the same model"])
 
 
 def verify(
-    hf_dir: Path, ckpt_dir: Path, store: StateStore, *, logits: bool = True, tolerance: float = DEFAULT_TOLERANCE,
+    hf_dir: Path,
+    ckpt_dir: Path,
+    store: StateStore,
+    *,
+    logits: bool = True,
+    tolerance: float = DEFAULT_TOLERANCE,
     progress: Progress | None = None,
 ) -> VerifyReport:
     """Compare the model in `hf_dir` with the checkpoint at `ckpt_dir`; see VerifyReport for what is found.
@@ -88,8 +95,11 @@ def verify(
     manifest = checkpoint.read_manifest(ckpt_dir)
     model, rope, context = config.read_config(hf_dir)
     weights, found = WeightMap(model), locate_weights(hf_dir)
-    apart = [f"{name} is {getattr(model, name)!r} in config.json, {value!r} in the checkpoint"
-             for name, value in vars(manifest.model).items() if getattr(model, name) != value]
+    apart = [
+        f"{name} is {getattr(model, name)!r} in config.json, {value!r} in the checkpoint"
+        for name, value in vars(manifest.model).items()
+        if getattr(model, name) != value
+    ]
     if weights.huggingface_shapes() != WeightMap(manifest.model).huggingface_shapes():
         raise CheckpointError(f"{hf_dir} and {ckpt_dir} are not one model: {'; '.join(apart)}")
     drop_tied_head(model.tie_word_embeddings, found)
@@ -98,11 +108,13 @@ def verify(
         pair = _Pair(weights, found, files, state, stored_dtypes(weights, state, str(ckpt_dir)))
         differences = tuple(pair.weight_differences(progress))
         return VerifyReport(
-            tensors=len(found), bytes=sum(place.nbytes for place in found.values()),
+            tensors=len(found),
+            bytes=sum(place.nbytes for place in found.values()),
             config_differences=(*apart, *_config_differences(rope, context, manifest)),
             weight_differences=differences,
             logits=_compare_logits(hf_dir, pair, manifest, tolerance) if logits else None,
-            tolerance=tolerance, notes=tuple(pair.notes()),
+            tolerance=tolerance,
+            notes=tuple(pair.notes()),
         )
 
 
@@ -117,8 +129,14 @@ def _config_differences(rope: Any, context: int, manifest: Manifest) -> Iterator
 class _Pair:
     """Both sides of a comparison, by Hugging Face's tensor names."""
 
-    def __init__(self, weights: WeightMap, found: dict[str, TensorPlace], files: TensorFiles, state: StateReader,
-                 kinds: dict[str, torch.dtype]) -> None:
+    def __init__(
+        self,
+        weights: WeightMap,
+        found: dict[str, TensorPlace],
+        files: TensorFiles,
+        state: StateReader,
+        kinds: dict[str, torch.dtype],
+    ) -> None:
         self.model, self._found, self._files, self._state, self._kinds = weights.model, found, files, state, kinds
         self._homes = {name: home for name, _, home in weights.huggingface_tensors()}
 
@@ -126,8 +144,10 @@ class _Pair:
         converted = [n for n, home in self._homes.items() if self._kinds[home.runs[0].name] != self._found[n].dtype]
         if converted:
             name = converted[0]
-            yield (f"note: {len(converted)} tensors were compared in the checkpoint's dtype "
-                   f"({self._found[name].dtype} -> {self._kinds[self._homes[name].runs[0].name]})")
+            yield (
+                f"note: {len(converted)} tensors were compared in the checkpoint's dtype "
+                f"({self._found[name].dtype} -> {self._kinds[self._homes[name].runs[0].name]})"
+            )
 
     def theirs(self, name: str, start: int, count: int) -> Tensor:
         """Rows of the Hugging Face file, in its dtype."""
@@ -188,8 +208,9 @@ def _compare_logits(hf_dir: Path, pair: _Pair, manifest: Manifest, tolerance: fl
     tokens = torch.randint(0, pair.model.vocab_size, positions.shape, generator=torch.Generator().manual_seed(0))
     reference = ReferenceDecoder(manifest.model, manifest.rope, manifest.context, positions)
     other = _TransformersLayers(hf_dir, pair.model.architecture, positions)
-    x_TH, y_TH = (torch.cat([side(EMBEDDING, int(token), 1) for token in tokens]).float()
-                  for side in (pair.ours, pair.theirs))
+    x_TH, y_TH = (
+        torch.cat([side(EMBEDDING, int(token), 1) for token in tokens]).float() for side in (pair.ours, pair.theirs)
+    )
     first = None
     for layer in range(pair.model.num_hidden_layers):
         prefix = f"model.layers.{layer}."
@@ -206,8 +227,9 @@ def _compare_logits(hf_dir: Path, pair: _Pair, manifest: Manifest, tolerance: fl
     elif first:
         first = None  # a layer's large activations may differ by more than the logits they lead to
     half = len(positions) // 2
-    return LogitReport(tuple(positions.tolist()), by_position[:half].max().item(), by_position[half:].max().item(),
-                       first)
+    return LogitReport(
+        tuple(positions.tolist()), by_position[:half].max().item(), by_position[half:].max().item(), first
+    )
 
 
 def _parting(x_TH: Tensor, y_TH: Tensor, positions: Tensor, tolerance: float, what: str) -> str | None:
@@ -242,8 +264,9 @@ class _TransformersLayers:
         try:
             from transformers import AutoConfig
         except ImportError as error:
-            raise CheckpointError("verify needs transformers for the logits; install it or compare weights only"
-                                  ) from error
+            raise CheckpointError(
+                "verify needs transformers for the logits; install it or compare weights only"
+            ) from error
         module = importlib.import_module(f"transformers.models.{model_type}.modeling_{model_type}")
         family = FAMILIES[model_type].class_name.removesuffix("ForCausalLM")
         self._config = AutoConfig.from_pretrained(hf_dir)
@@ -268,6 +291,7 @@ class _TransformersLayers:
         with torch.device("meta"):
             module = self._layer(self._config, index)
         module.load_state_dict(weights, assign=True)
-        out = module.eval()(x_TH[None], attention_mask=self._mask, position_ids=self._positions,
-                            position_embeddings=self._cos_sin)
+        out = module.eval()(
+            x_TH[None], attention_mask=self._mask, position_ids=self._positions, position_embeddings=self._cos_sin
+        )
         return (out[0] if isinstance(out, tuple) else out).view(x_TH.shape)

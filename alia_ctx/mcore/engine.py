@@ -148,6 +148,7 @@ class MegatronEngine:
         if problems:
             raise LayoutError("\n".join(["the layout does not fit", *(f"  {p}" for p in problems)]))
         self.device = torch.device(torch.cuda.current_device())
+        self._loss_chunk_tokens = engine.loss_chunk_tokens or (2048 if self.device.type == "cuda" else 256)
         kernel = resolve_kernel(engine.attention, self.device.type).name
         self._start_groups(seed)
         options = ModelOptions(engine.precision, kernel, recompute, engine.deterministic, self.device.type == "cuda")
@@ -371,7 +372,7 @@ class MegatronEngine:
             batch.targets,
             tp_group=self.groups.tp,
             vocab_size=self.model.vocab_size,
-            chunk_tokens=self.config.loss_chunk_tokens,
+            chunk_tokens=self._loss_chunk_tokens,
             sequence_parallel=self.layout.tp > 1,
         )
         pending.append((batch.row, token_losses, batch.targets))

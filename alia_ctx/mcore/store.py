@@ -39,7 +39,7 @@ from torch.distributed.checkpoint.metadata import (
 )
 
 from alia_ctx.errors import CheckpointError
-from alia_ctx.tensorfile import GlobalTensor, TensorFiles, TensorPlace, archive_tensors, as_bytes
+from alia_ctx.tensorfile import BlockPipe, GlobalTensor, TensorFiles, TensorPlace, archive_tensors
 
 CHUNK_BYTES = 32 << 20
 _BLOCK_BYTES = 2 << 20
@@ -97,8 +97,7 @@ def write_part(
     """
     mine = _share(list(_chunks(tensors, chunk_bytes)), part, parts)
     name, written = f"__{part}_0.distcp", Part()
-    with (state / name).open("wb", buffering=1 << 16) as stream, _without_crc():
-        file = _RecordFile(name, stream)
+    with (state / name).open("wb", buffering=1 << 16) as stream, _without_crc(), _RecordFile(name, stream) as file:
         for chunk in mine:
             written.records[chunk.tensor.name, chunk.offsets] = file.append_chunk(chunk, fill)
         if part == 0:
@@ -277,9 +276,15 @@ class _RecordFile:
     def __init__(self, name: str, stream: Any) -> None:
         self.name, self.position, self.digest = name, 0, xxhash.xxh3_128()
         self._stream = stream
-        self._buffer = np.empty(_BLOCK_BYTES, np.uint8)
+        self._pipe = BlockPipe(self._put, _BLOCK_BYTES)
         self._pending: tuple[Chunk, Fill] | None = None
         self._error: BaseException | None = None
+
+    def __enter__(self) -> _RecordFile:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self._pipe.__exit__(*exception)
 
     def append(self, value: Any) -> tuple[str, int, int]:
         """Append one record; returns its file, offset and length."""
@@ -295,8 +300,8 @@ class _RecordFile:
         torch.save hands a storage over in one `write` and, without CRC, never looks at it. So it gets a tensor
         of the right shape in memory that is never touched, and `write` puts the blocks in its place.
         """
-        if chunk.nbytes <= self._buffer.nbytes:
-            rows = self._rows(chunk, chunk.stop - chunk.start)
+        if chunk.nbytes <= _BLOCK_BYTES:
+            rows = self._pipe.empty((chunk.stop - chunk.start, *chunk.tensor.shape[1:]), chunk.tensor.dtype)
             fill(chunk.tensor, chunk.layer, chunk.start, rows)
             return self.append(rows.view(chunk.sizes))
         placeholder = torch.from_numpy(np.empty(chunk.nbytes, np.uint8)).view(chunk.tensor.dtype).view(chunk.sizes)
@@ -311,6 +316,7 @@ class _RecordFile:
                     self._write_blocks(*self._pending)
                     self._pending = None
                 else:
+                    self._pipe.drain()
                     self._put(data)
             except BaseException as error:
                 self._error = error
@@ -320,18 +326,11 @@ class _RecordFile:
         """torch.save calls it after each record; the file is flushed once, when it is closed."""
 
     def _write_blocks(self, chunk: Chunk, fill: Fill) -> None:
-        step = max(1, self._buffer.nbytes // chunk.tensor.row_bytes)
-        for start in range(chunk.start, chunk.stop, step):
-            rows = self._rows(chunk, min(step, chunk.stop - start))
-            fill(chunk.tensor, chunk.layer, start, rows)
-            self._put(as_bytes(rows))
-
-    def _rows(self, chunk: Chunk, count: int) -> Tensor:
-        """The start of the buffer as `count` rows of the chunk; a storage that ends with them."""
-        size = count * chunk.tensor.row_bytes
-        if size > self._buffer.nbytes:
-            self._buffer = np.empty(size, np.uint8)
-        return torch.from_numpy(self._buffer[:size]).view(chunk.tensor.dtype).view(count, *chunk.tensor.shape[1:])
+        tensor = chunk.tensor
+        for start, count in self._pipe.blocks(chunk.start, chunk.stop, tensor.row_bytes):
+            rows = self._pipe.empty((count, *tensor.shape[1:]), tensor.dtype)
+            fill(tensor, chunk.layer, start, rows)
+            self._pipe.put(rows)
 
     def _put(self, data: Any) -> None:
         self.digest.update(data)

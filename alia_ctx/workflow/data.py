@@ -92,4 +92,6 @@ def open_plan(run: RunConfig, name: str) -> PackPlan:
     if not directory.is_dir():
         raise DataError(f"{directory}: stage {name} has no plan; run `alia-ctx pack CONFIG --stage {name}` first")
     stage = run.stage(name)
-    return PackPlan.open(directory, open_stores(run), spec=stage.pack, row_length=stage.context, seed=run.seed, rows=stage.rows)
+    return PackPlan.open(
+        directory, open_stores(run), spec=stage.pack, row_length=stage.context, seed=run.seed, rows=stage.rows
+    )

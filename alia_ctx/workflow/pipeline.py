@@ -37,7 +37,7 @@ def plan_stages(run: RunConfig, names: Sequence[str] = ()) -> list[Any]:
         shared: dict[str, Any] = {
             "precision": run.engine.precision,
             "gpu": gpu,
-            "loss_chunk_tokens": run.engine.loss_chunk_tokens,
+            "loss_chunk_tokens": run.engine.loss_chunk_tokens or 2048,
         }
         plan = plan_stage(
             run.model, stage.rope, stage.context, stage.layout, *sizes, recompute=stage.recompute, **shared

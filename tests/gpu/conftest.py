@@ -1,9 +1,13 @@
-"""Skip what needs more GPUs than there are, saying so."""
+"""Skip what needs more GPUs than there are, saying so, and cut the reference for a GPU."""
 
 from __future__ import annotations
 
+import functools
+
 import pytest
 import torch
+
+from alia_ctx.mcore import kernels, reference
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -12,3 +16,10 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         marker = item.get_closest_marker("gpu")
         if marker is not None and present < marker.args[0]:
             item.add_marker(pytest.mark.skip(reason=f"needs {marker.args[0]} GPU(s), found {present}"))
+
+
+@pytest.fixture(autouse=True)
+def large_tiles(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The reference's tiles fit the cache of a CPU; on a GPU each is a few launches, 400,000 tiles a row."""
+    monkeypatch.setattr(kernels, "tiles", functools.partial(reference.tiles, size=1024))
+    monkeypatch.setattr(reference, "BLOCK_KEYS", 4096)
