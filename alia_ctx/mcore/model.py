@@ -49,7 +49,8 @@ class ModelOptions:
 class RMSNorm(torch.nn.Module):
     """Root mean square norm (arXiv 1910.07467) whose weight gradient is summed over sequence-parallel ranks.
 
-    Computed in fp32 and rounded before the weight is applied, as Hugging Face's Llama does.
+    Computed in fp32. On a CPU it is rounded before the weight is applied, as in Hugging Face's Llama; torch's CUDA
+    kernel is fused and rounds once, after.
     """
 
     def __init__(self, config: TransformerConfig, hidden_size: int, eps: float = 1e-5, **ignored: Any) -> None:

@@ -88,8 +88,6 @@ def layer_activations(work: Workload) -> tuple[int, int]:
     s_hidden = t // tp * model.hidden_size * b
     query = t * model.query_size // tp * b
     collected = work.context * 2 * model.key_value_size // tp * b
-    if work.layout.cp == 1:  # nothing is copied: the values are a view that keeps the whole QKV product alive
-        collected += query + collected // 2
     if work.recompute == "full":
         return s_hidden, collected
     statistics = t * model.num_attention_heads // tp * _FP32

@@ -12,7 +12,7 @@ from alia_ctx import checkpoint
 from alia_ctx.config import RANDOM, RunConfig
 from alia_ctx.errors import CheckpointError, DataError
 from alia_ctx.evaluation.heldout import HeldOutRow, held_out_rows
-from alia_ctx.evaluation.positions import PositionBands
+from alia_ctx.evaluation.positions import PositionBands, paired_difference
 from alia_ctx.evaluation.report import Report, write_report
 from alia_ctx.files import write_json
 from alia_ctx.metrics import read_lines
@@ -160,17 +160,31 @@ def report(run: RunConfig) -> Report:
         if not path.is_file():
             raise DataError(f"{path}: no such file; run `alia-ctx evaluate CONFIG` first")
         results[evaluation.name] = PositionBands.from_json(json.loads(path.read_text(encoding="utf-8")))
-    names = list(results)
-    base = next(iter(run.stages))
+    base, final = next(iter(run.stages)), list(run.stages)[-1]
+    given_more = [name for name in results if name.startswith(f"{base}, ")]
     return write_report(
         results,
         run.directory("report"),
         base=base,
-        final=list(run.stages)[-1],
-        baselines=[name for name in names if name == base or name.startswith(f"{base}, ")],
+        final=final,
+        baselines=given_more or [base],
         title=f"{run.name}: loss by position in the document",
-        notes=_report_notes(run),
+        notes=[*_report_notes(run), *_cut_input_notes(run, results, base, final)],
     )
+
+
+def _cut_input_notes(run: RunConfig, results: dict[str, PositionBands], base: str, final: str) -> list[str]:
+    """The harder comparison, for information: the base shown every far token too, but within blocks of its context."""
+    edges = position_edges(run)
+    notes = []
+    for start, stop in zip(edges[1:], edges[2:], strict=False):
+        paired = paired_difference(results[base], results[final], start, stop)
+        notes.append(
+            f"For comparison, at positions {start:,}-{stop - 1:,}: {final} with all of the document before it against "
+            f"{base} with at most {edges[1]:,} tokens of it: {paired.difference:+.4f} nats a token "
+            f"(standard error {paired.standard_error:.4f})"
+        )
+    return notes
 
 
 def _report_notes(run: RunConfig) -> list[str]:
