@@ -209,8 +209,8 @@ def check_huggingface(weights: WeightMap, found: Mapping[str, TensorPlace], wher
         raise CheckpointError(
             "\n".join(
                 [
-                    f"{where}: the tensors are not those of its config.json ({len(problems)} problems); use the weights and "
-                    "the config.json of the same model",
+                    f"{where}: the tensors are not those of its config.json ({len(problems)} problems); use the "
+                    "weights and the config.json of the same model",
                     *shown,
                     *more,
                 ]

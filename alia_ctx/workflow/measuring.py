@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -177,7 +178,7 @@ def _cut_input_notes(run: RunConfig, results: dict[str, PositionBands], base: st
     """The harder comparison, for information: the base shown every far token too, but within blocks of its context."""
     edges = position_edges(run)
     notes = []
-    for start, stop in zip(edges[1:], edges[2:], strict=False):
+    for start, stop in itertools.pairwise(edges[1:]):
         paired = paired_difference(results[base], results[final], start, stop)
         notes.append(
             f"For comparison, at positions {start:,}-{stop - 1:,}: {final} with all of the document before it against "
