@@ -5,7 +5,7 @@ export OMP_NUM_THREADS ?= 1
 export HF_HUB_OFFLINE ?= 1
 export TOKENIZERS_PARALLELISM ?= false
 
-.PHONY: help setup demo test lint clean
+.PHONY: help setup demo test lint clean venv-tf4
 
 help:
 	@echo "make demo   the whole job on real text: tokenise, pack, three stages, export, evaluate"
@@ -28,6 +28,13 @@ lint: setup
 
 test: setup lint
 	@$(BIN)/python -m pytest -n 2 --dist worksteal $(PYTEST_ARGS)
+
+# A second environment, for tests that exported directories load in transformers 4 as well.
+venv-tf4: setup
+	uv venv -q --python .venv/bin/python .venv-tf4
+	uv pip install -q --python .venv-tf4/bin/python 'transformers==4.57.*'
+	@for site in .venv-tf4/lib/python3.*/site-packages; do \
+		echo $(CURDIR)/.venv/lib/$$(basename $$(dirname $$site))/site-packages > $$site/zz_torch.pth; done
 
 clean:
 	rm -rf runs

@@ -5,6 +5,7 @@ Every method but the properties is collective: all ranks call it, and all of the
 
 from __future__ import annotations
 
+import shutil
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -35,6 +36,7 @@ class CheckpointKeeper:
     ) -> None:
         self.engine, self.root, self.rules = engine, root, rules
         self.notice, self.beat = notice, beat
+        self.assets: Path | None = None  # what travels with the weights: copied into every checkpoint
         self.longest_seconds = 0.0
         self._seconds = 0.0
         self._begun = 0.0
@@ -59,7 +61,9 @@ class CheckpointKeeper:
         self._begun = started = time.perf_counter()
         final = self.path(manifest)
         if self.engine.rank == 0:
-            checkpoint.begin(final)
+            temporary = checkpoint.begin(final)
+            if self.assets is not None and self.assets.is_dir():
+                shutil.copytree(self.assets, temporary / checkpoint.ASSETS)
         self.engine.barrier()
         self._pending = (self.engine.begin_save(checkpoint.temporary_path(final)), manifest)
         self._seconds += time.perf_counter() - started

@@ -305,6 +305,7 @@ class StageTrainer:
         self._same_model(path, manifest)
         self._same_stage(path, manifest)
         self.engine.load(path / checkpoint.STATE, with_optimizer=True)
+        self.keeper.assets = path / checkpoint.ASSETS
         self.history, self.ledger = manifest.ledger[:-1], manifest.ledger[-1]
         self.update, self.parent = manifest.update, manifest.parent
 
@@ -325,6 +326,7 @@ class StageTrainer:
         if error is not None:
             raise CheckpointError(error)
         self.engine.load(path / checkpoint.STATE, with_optimizer=keep)
+        self.keeper.assets = path / checkpoint.ASSETS
         self.history, self.parent = manifest.ledger, str(path)
 
     def _same_model(self, path: Path, manifest: Manifest) -> None:
