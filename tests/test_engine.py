@@ -52,7 +52,7 @@ def alone() -> list[list[tuple[float, float, int]]]:
 def test_every_layout_trains_the_same_losses(world: int, layouts: list[Layout], alone: Any) -> None:
     # On four ranks the plain model alone: what the variants change is covered by each dimension on two.
     variants = VARIANTS if world == 2 else VARIANTS[:2]
-    for results in run_distributed(train_layouts, world, layouts, variants):
+    for results in run_distributed(train_layouts, world, layouts, variants, timeout=500):
         for (layout, number), losses in results.items():
             for (loss, norm, tokens), (loss_1, norm_1, tokens_1) in zip(losses, alone[number], strict=True):
                 assert tokens == tokens_1
