@@ -49,8 +49,6 @@ class UpdateResult:
 class PendingSave(Protocol):
     """A checkpoint being written in the background. `finish` is collective."""
 
-    stall_seconds: float
-
     @property
     def done(self) -> bool: ...
 

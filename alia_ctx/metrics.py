@@ -14,7 +14,6 @@ import numpy as np
 from alia_ctx.errors import ConfigError, Problem
 
 Sink = Literal["tensorboard", "wandb", "mlflow"]
-_EXTRAS = {"tensorboard": "torch.utils.tensorboard", "wandb": "wandb", "mlflow": "mlflow"}
 
 
 class Writer(Protocol):
@@ -70,12 +69,8 @@ def sink_problems(sinks: Iterable[str], key: str) -> list[Problem]:
     return [
         Problem(key, sink, "its package is not installed", f"pip install 'alia-ctx[{sink}]', or leave it out")
         for sink in sinks
-        if not _importable(_EXTRAS[sink].split(".")[0] if sink != "tensorboard" else "tensorboard")
+        if importlib.util.find_spec(sink) is None  # each sink is called like its package
     ]
-
-
-def _importable(package: str) -> bool:
-    return importlib.util.find_spec(package) is not None
 
 
 def open_sinks(sinks: Sequence[Sink], directory: Path, run: str, stage: str, config: Mapping[str, Any]) -> list[Writer]:
@@ -136,7 +131,7 @@ class _MLflow:
         mlflow.start_run(run_name=stage)
 
     def write(self, step: int, values: Mapping[str, float]) -> None:
-        self._mlflow.log_metrics({name.replace("%", ""): value for name, value in values.items()}, step=step)
+        self._mlflow.log_metrics(dict(values), step=step)
 
     def close(self) -> None:
         self._mlflow.end_run()

@@ -12,7 +12,6 @@ from __future__ import annotations
 import contextlib
 import queue
 import threading
-import time
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -44,12 +43,10 @@ class _LastPut(queue.Queue[Any]):
 class BackgroundSave:
     """A save under way into `directory` (a checkpoint that was begun). Construction and `finish` are collective.
 
-    `live` are the tensors that the next update will change. `stall_seconds`: how long construction kept the
-    caller from training.
+    `live` are the tensors that the next update will change.
     """
 
     def __init__(self, state: dict[str, Any], directory: Path, live: Iterable[torch.Tensor]) -> None:
-        started = time.perf_counter()
         self.directory = directory
         self.error: str | None = None
         self._files: dict[str, dict[str, Any]] = {}
@@ -68,7 +65,6 @@ class BackgroundSave:
             self._buckets = [_copied(bucket, storages) for bucket in self._buckets]
         self._thread = threading.Thread(target=self._guard, args=(self._write,), name="checkpoint writer")
         self._thread.start()
-        self.stall_seconds = time.perf_counter() - started
 
     @property
     def done(self) -> bool:
