@@ -23,7 +23,7 @@ from alia_ctx.hf import shards
 from alia_ctx.hf.convert import export_hf, import_hf
 from alia_ctx.hf.team import Team
 from alia_ctx.hf.verify import verify
-from alia_ctx.mcore import store
+from alia_ctx.mcore import records, store
 from alia_ctx.model import RopeSpec
 from tests.distributed import run_distributed
 from tests.hf_models import (
@@ -427,17 +427,15 @@ class SmallPieces:
 
     chunk_bytes = 5_000
     open_state = staticmethod(store.open_state)
+    finish = staticmethod(store.finish)
 
     def write_part(self, *args: Any, **options: Any) -> Any:
         return store.write_part(*args, **options, chunk_bytes=self.chunk_bytes)
 
-    def finish(self, *args: Any) -> None:
-        store.finish(*args, chunk_bytes=self.chunk_bytes)
-
 
 @pytest.fixture
 def small_pieces(monkeypatch: pytest.MonkeyPatch) -> SmallPieces:
-    monkeypatch.setattr(store, "_BLOCK_BYTES", 1_000)
+    monkeypatch.setattr(records, "_BLOCK_BYTES", 1_000)
     monkeypatch.setattr(shards, "_BLOCK_BYTES", 1_000)
     return SmallPieces()
 
@@ -466,7 +464,7 @@ def test_errors_while_a_record_is_written(
         raise OSError(errno.ENOSPC, "No space left on device")
 
     with monkeypatch.context() as patch:
-        patch.setattr(store._RecordFile, "_put", full)
+        patch.setattr(records.RecordFile, "_put", full)
         for pieces in (small_pieces, store):
             with pytest.raises(CheckpointError, match=r"ck: cannot be written .No space left"):
                 import_hf(source, tmp_path / "ck", pieces)

@@ -44,7 +44,7 @@ from alia_ctx.mcore.attention import RowGeometry, row_geometry
 from alia_ctx.mcore.kernels import resolve_kernel
 from alia_ctx.mcore.loss import vocab_parallel_loss
 from alia_ctx.mcore.model import DTYPES, ModelOptions, build_model, initialize, transformer_config
-from alia_ctx.mcore.saving import BackgroundSave
+from alia_ctx.mcore.saving import BackgroundSave, Staging, owned_state
 from alia_ctx.model import ModelSpec, RopeSpec
 from alia_ctx.packing import PackedRow
 
@@ -150,6 +150,7 @@ class MegatronEngine:
         self.device = torch.device(torch.cuda.current_device())
         self._loss_chunk_tokens = engine.loss_chunk_tokens or (2048 if self.device.type == "cuda" else 256)
         kernel = resolve_kernel(engine.attention, self.device.type).name
+        self._staging = Staging()
         self._start_groups(seed)
         options = ModelOptions(engine.precision, kernel, recompute, engine.deterministic, self.device.type == "cuda")
         self._transformer = transformer_config(model, layout, options)
@@ -431,18 +432,19 @@ class MegatronEngine:
     # -- weights and state on disk --------------------------------------------------------------------------
 
     def begin_save(self, directory: Path, *, with_optimizer: bool = True) -> BackgroundSave:
-        """Start writing weights, and optimizer state where there is one, into a begun checkpoint. Collective."""
-        state = self._sharded_state(is_loading=False, with_optimizer=with_optimizer and self._optimizer is not None)
-        return BackgroundSave(state, directory, self._live_tensors())
+        """Start writing weights, and optimizer state where there is one, into a begun checkpoint. Collective.
 
-    def _live_tensors(self) -> Iterator[torch.Tensor]:
-        """Everything that an update changes in place."""
-        yield from self._module.parameters()
-        for part in getattr(self._optimizer, "chained_optimizers", [self._optimizer] if self._optimizer else []):
-            for group in part.optimizer.param_groups:
-                yield from group["params"]
-            for state in part.optimizer.state.values():
-                yield from (value for value in state.values() if torch.is_tensor(value))
+        One save at a time: the memory that is written from is the same for all.
+        """
+        optimizer = self._optimizer_part() if with_optimizer else None
+        return BackgroundSave(owned_state(self._module.sharded_state_dict(), optimizer), directory, self._staging)
+
+    def _optimizer_part(self) -> Any:
+        """Upstream's distributed optimizer itself, out of the chain of one that it comes in."""
+        parts = getattr(self._optimizer, "chained_optimizers", [self._optimizer])
+        if len(parts) != 1:
+            raise NotImplementedError("upstream split the optimizer, whose state would need names of its own")
+        return parts[0]
 
     def load(self, directory: Path, *, with_optimizer: bool) -> None:
         """Load the `state` directory of what `begin_save` or an import wrote, under any layout. Collective.
@@ -450,7 +452,7 @@ class MegatronEngine:
         Without the optimizer its state starts afresh from the loaded weights.
         Raises CheckpointError naming the directory where a tensor is missing, misshapen or unreadable.
         """
-        state = self._sharded_state(is_loading=True, with_optimizer=with_optimizer)
+        state = self._state_to_load(with_optimizer=with_optimizer)
         try:
             loaded = dist_checkpointing.load(state, str(directory))
         except (Exception, CheckpointException) as error:  # many kinds for one cause; the latter is no Exception
@@ -464,12 +466,8 @@ class MegatronEngine:
         elif self._optimizer is not None:
             self._optimizer.reload_model_params()
 
-    def _sharded_state(self, *, is_loading: bool, with_optimizer: bool) -> dict[str, Any]:
-        if self._gathers_late:
-            self._chunk.start_param_sync(force_sync=True)
+    def _state_to_load(self, *, with_optimizer: bool) -> dict[str, Any]:
         state: dict[str, Any] = {"model": self._module.sharded_state_dict()}
         if with_optimizer:
-            state["optimizer"] = self._optimizer.sharded_state_dict(
-                state["model"], is_loading=is_loading, metadata=_SHARDING
-            )
+            state["optimizer"] = self._optimizer.sharded_state_dict(state["model"], is_loading=True, metadata=_SHARDING)
         return state

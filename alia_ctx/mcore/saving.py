@@ -1,68 +1,222 @@
-"""Save a sharded state while training goes on: copy, then write, checksum and flush in a thread, then agree.
+"""Save weights and optimizer state while training goes on: copy what this rank owns, write it in a thread, agree.
 
-Megatron's distributed checkpoint splits a save into a local write without communication and collective
-finalisation. We run the local write in a thread of this process, on copies, and finalise in the main thread
-once every rank is done, so no collective ever runs beside the training's own.
+Megatron's distributed optimizer keeps, on each data-parallel rank, a flat range of each parameter's values and
+moments. Upstream saves them in the shape of the parameter by gathering all of it on every rank, in the way of the
+training (`fully_reshardable` in megatron/core/optimizer/distrib_optimizer.py). But a flat range of a row-major tensor
+is a few boxes of it, and the file format takes any boxes that cover a tensor once (records.py). So each rank writes
+the boxes of its own range under upstream's names: nothing is gathered, every value is written by one rank, and
+upstream's loader, which reads by name and box, loads them into any layout.
 
-Cost while training goes on: host memory for a copy of what this rank writes, and the time of that copy.
+Cost while training goes on: host memory for a copy of what this rank owns (its share of 4 to 16 bytes a parameter),
+kept from save to save, as touching fresh memory takes longer than the copy; and the time of that copy.
 """
 
 from __future__ import annotations
 
-import contextlib
-import queue
+import math
 import threading
-from collections.abc import Iterable
+from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 import torch.distributed as dist
-from megatron.core import dist_checkpointing
-from megatron.core.dist_checkpointing.strategies import filesystem_async
-from torch.distributed.checkpoint.api import CheckpointException
+from megatron.core.dist_checkpointing import ShardedTensor
+from megatron.core.dist_checkpointing.dict_utils import nested_values
+from megatron.core.dist_checkpointing.mapping import ShardedObject, apply_factories, is_main_replica
+from torch import Tensor
 
 from alia_ctx.checkpoint import STATE, file_entry
 from alia_ctx.errors import CheckpointError
+from alia_ctx.mcore.records import COMMON_STATE, Part, record_file, write_metadata
 
-# Held on disk until the data is written, so that the metadata (written last, by rank 0 alone, where upstream's
-# collective has no way to report an error) does not meet a full disk.
-_BALLAST_BYTES = 8 << 20
+_SHARDING = "fully_reshardable"
+_ALIGNMENT = 64
 
 
-class _LastPut(queue.Queue[Any]):
-    """A queue that remembers what was put last: upstream's writer reports success or error through it."""
+@dataclass(frozen=True)
+class Piece:
+    """A box of global tensor `key` at `offsets`, of `sizes`: `values` [n], flat, that the next update may change."""
 
-    last: Any = None
+    key: str
+    offsets: tuple[int, ...]
+    sizes: tuple[int, ...]
+    values: Tensor
 
-    def put(self, item: Any, block: bool = True, timeout: float | None = None) -> None:
-        self.last = item
-        super().put(item, block, timeout)
+
+@dataclass(frozen=True)
+class OwnedState:
+    """What one rank writes, and what it knows of the global tensors: name -> (shape, dtype)."""
+
+    pieces: list[Piece]
+    objects: dict[str, Any]
+    tensors: dict[str, tuple[tuple[int, ...], torch.dtype]]
+
+
+def owned_state(model: dict[str, Any], optimizer: Any | None) -> OwnedState:
+    """The share of this rank in a checkpoint of the sharded state dict `model` and of a distributed optimizer.
+
+    Without `optimizer` the weights are written by the first data-parallel rank, as there are no ranges.
+    """
+    apply_factories(model)
+    owned = OwnedState([], {}, {})
+    parameters = _by_address(optimizer)
+    for sharded in nested_values(model):
+        if isinstance(sharded, ShardedTensor):
+            _own_tensor(owned, sharded, optimizer, parameters)
+        elif isinstance(sharded, ShardedObject) and is_main_replica(sharded.replica_id):
+            owned.objects[sharded.unique_key] = sharded.data
+    if dist.get_rank() == 0:
+        common = {} if optimizer is None else {**optimizer.state_dict(), "param_state_sharding_type": _SHARDING}
+        owned.objects[COMMON_STATE] = {"optimizer": common} if common else {}
+    return owned
+
+
+def boxes(shape: tuple[int, ...], start: int, stop: int) -> Iterator[tuple[tuple[int, ...], tuple[int, ...]]]:
+    """Offsets and sizes of the boxes of a tensor of `shape` that are its values [start, stop) in row-major order.
+
+    In that order too, and at most 2 * len(shape) - 1 of them: the rest of a row, whole rows, the beginning of a row.
+    """
+    if start >= stop:
+        return
+    if len(shape) <= 1:
+        yield (start,) * len(shape), (stop - start,) * len(shape)
+        return
+    inner = math.prod(shape[1:])
+    first, last = -(-start // inner), stop // inner  # whole rows, where first < last
+    if first > last:  # all within one row
+        yield from _within(shape, last, start, stop)
+        return
+    yield from _within(shape, first - 1, start, first * inner)
+    if first < last:
+        yield (first, *(0 for _ in shape[1:])), (last - first, *shape[1:])
+    yield from _within(shape, last, last * inner, stop)
+
+
+def _within(
+    shape: tuple[int, ...], row: int, start: int, stop: int
+) -> Iterator[tuple[tuple[int, ...], tuple[int, ...]]]:
+    before = row * math.prod(shape[1:])
+    for offsets, sizes in boxes(shape[1:], start - before, stop - before):
+        yield (row, *offsets), (1, *sizes)
+
+
+def _by_address(optimizer: Any | None) -> dict[int, Tensor]:
+    """Address -> parameter, of those of which this rank owns a range."""
+    return {} if optimizer is None else {param.data_ptr(): param for param in optimizer.model_param_gbuf_map}
+
+
+def _own_tensor(owned: OwnedState, sharded: Any, optimizer: Any | None, parameters: dict[int, Tensor]) -> None:
+    """Add one (tensor-parallel shard of a) parameter and its moments: their names, and the boxes of this rank."""
+    shape = tuple(sharded.global_shape)
+    owned.tensors[sharded.key] = (shape, sharded.dtype)
+    for name in _state_names(optimizer):
+        owned.tensors[_state_key(name, sharded)] = (shape, torch.float32)
+    if optimizer is None:
+        if is_main_replica(sharded.replica_id):
+            _add(owned, sharded.key, sharded, 0, sharded.data.detach().reshape(-1))
+    elif not any(np.atleast_1d(sharded.replica_id)[:-1]):  # the last index counts data-parallel copies, of ranges here
+        for key, start, values in _own_range(sharded, optimizer, parameters):
+            _add(owned, key, sharded, start, values)
+
+
+def _own_range(sharded: Any, optimizer: Any, parameters: dict[int, Tensor]) -> Iterator[tuple[str, int, Tensor]]:
+    """Key, first position in the shard, and flat values of what the optimizer of this rank holds of `sharded`."""
+    found = _parameter_of(sharded.data, parameters)
+    if found is None:
+        return
+    parameter, before = found
+    mine = optimizer._get_model_param_range_map(parameter)["param"]
+    start, stop = max(mine.start, before), min(mine.end, before + sharded.data.numel())
+    if start >= stop:
+        return
+    yield sharded.key, start - before, parameter.detach().view(-1)[start:stop]
+    states = optimizer._get_main_param_and_optimizer_states(parameter)
+    for name in _state_names(optimizer):
+        yield _state_key(name, sharded), start - before, states[name].detach()[start - mine.start : stop - mine.start]
+
+
+def _state_names(optimizer: Any | None) -> tuple[str, ...]:
+    return () if optimizer is None else ("param", *optimizer.optimizer_state_keys)
+
+
+def _state_key(name: str, sharded: Any) -> str:
+    return f"optimizer.state.{name}.{sharded.key}"
+
+
+def _parameter_of(data: Tensor, parameters: dict[int, Tensor]) -> tuple[Tensor, int] | None:
+    """The parameter that `data` is (a contiguous part of), and where in it `data` begins, in values."""
+    address = data.data_ptr()
+    parameter = parameters.get(address)
+    if parameter is not None:
+        return parameter, 0
+    for start, parameter in parameters.items():
+        if start < address < start + parameter.numel() * parameter.element_size():
+            return parameter, (address - start) // parameter.element_size()
+    return None
+
+
+def _add(owned: OwnedState, key: str, sharded: Any, start: int, values: Tensor) -> None:
+    """Add flat `values`, those from `start` on of the local shard, box by box."""
+    lead = sharded.prepend_axis_num
+    done = 0
+    for offsets, sizes in boxes(tuple(sharded.data.shape), start, start + values.numel()):
+        place = (
+            *sharded.global_offset[:lead],
+            *(a + b for a, b in zip(sharded.global_offset[lead:], offsets, strict=True)),
+        )
+        size = math.prod(sizes)
+        owned.pieces.append(Piece(key, place, (*(1 for _ in range(lead)), *sizes), values[done : done + size]))
+        done += size
+
+
+class Staging:
+    """Host memory that pieces are copied to: pinned beside a GPU, and kept from save to save."""
+
+    def __init__(self) -> None:
+        self._memory = torch.empty(0, dtype=torch.uint8)
+
+    def copy(self, pieces: list[Piece]) -> list[Piece]:
+        """The same pieces in host memory that nothing else changes until the next call; each its own storage.
+
+        What lies in one place is copied once: in fp32, weights are the optimizer's own copy of them.
+        """
+        starts: dict[tuple[int, int], int] = {}
+        size = 0
+        for piece in pieces:
+            if starts.setdefault(_place(piece), size) == size:
+                size += -(-piece.values.nbytes // _ALIGNMENT) * _ALIGNMENT
+        if self._memory.numel() < size:
+            self._memory = torch.empty(size, dtype=torch.uint8, pin_memory=torch.cuda.is_available())
+        sources = {_place(piece): piece.values for piece in pieces}
+        copies = {place: self._stretch(starts[place], values) for place, values in sources.items()}
+        for place, values in sources.items():
+            copies[place].copy_(values, non_blocking=True)
+        if torch.cuda.is_available():
+            torch.cuda.synchronize()
+        return [Piece(p.key, p.offsets, p.sizes, copies[_place(p)].view(p.sizes)) for p in pieces]
+
+    def _stretch(self, start: int, values: Tensor) -> Tensor:
+        """Memory for `values`, by way of NumPy: a storage of its own, as torch.save writes whole storages."""
+        return torch.from_numpy(self._memory.numpy()[start : start + values.nbytes]).view(values.dtype)
+
+
+def _place(piece: Piece) -> tuple[int, int]:
+    return piece.values.data_ptr(), piece.values.nbytes
 
 
 class BackgroundSave:
-    """A save under way into `directory` (a checkpoint that was begun). Construction and `finish` are collective.
+    """A save of `state` under way into `directory` (a checkpoint that was begun). `finish` is collective."""
 
-    `live` are the tensors that the next update will change.
-    """
-
-    def __init__(self, state: dict[str, Any], directory: Path, live: Iterable[torch.Tensor]) -> None:
+    def __init__(self, state: OwnedState, directory: Path, staging: Staging) -> None:
         self.directory = directory
         self.error: str | None = None
-        self._files: dict[str, dict[str, Any]] = {}
-        self._ballast = directory / ".ballast"
-        self._results: Any = _LastPut()
-        # Upstream would start a manager process for this queue; writer and reader are threads of one process.
-        filesystem_async._results_queue = self._results
-        if dist.get_rank() == 0:
-            self._guard(lambda: self._ballast.write_bytes(b"\0" * _BALLAST_BYTES))
-        self._request = dist_checkpointing.save(
-            state, str(directory / STATE), async_sharded_save=True, async_strategy="mcore"
-        )
-        self._buckets = self._request.preload_fn() if self._request.preload_fn else []
-        if not torch.cuda.is_available():
-            storages = {tensor.untyped_storage().data_ptr() for tensor in live}
-            self._buckets = [_copied(bucket, storages) for bucket in self._buckets]
+        self._tensors, self._objects = state.tensors, state.objects
+        self._part = Part()
+        self._pieces: list[Piece] = []
+        self._guard(lambda: self._pieces.extend(staging.copy(state.pieces)))
         self._thread = threading.Thread(target=self._guard, args=(self._write,), name="checkpoint writer")
         self._thread.start()
 
@@ -77,64 +231,48 @@ class BackgroundSave:
         Raises CheckpointError, on all ranks alike, where any rank could not write its part.
         """
         self._thread.join()
-        self._agree()
+        parts: list[Any] = [None] * dist.get_world_size()
+        dist.all_gather_object(parts, (self.error, self._part, self._tensors))
+        self._raise_any([error for error, _, _ in parts])
+        files = {f"{STATE}/{name}": entry for _, part, _ in parts for name, entry in part.files.items()}
         if dist.get_rank() == 0:
-            self._ballast.unlink(missing_ok=True)
-        try:
-            for finalize in self._request.finalize_fns:
-                finalize()
-        except (Exception, CheckpointException) as error:
-            self.error = self.error or f"{type(error).__name__}: {error}"
-        if dist.get_rank() == 0:
-            self._guard(self._add_rest)
-        self._agree()
-        return self._gathered()
+            tensors = {name: about for _, _, known in parts for name, about in known.items()}
+            self._guard(lambda: self._write_metadata(tensors, [part for _, part, _ in parts], files))
+        outcome: list[Any] = [(self.error, files)]
+        dist.broadcast_object_list(outcome, src=0)
+        error, files = outcome[0]
+        self._raise_any([error])
+        return dict(files)
 
     def _write(self) -> None:
-        if self._request.async_fn is None:
+        if self.error is not None:
             return
-        rank, _, results = self._request.async_fn_args
-        self._request.async_fn(rank, self._buckets, results, **self._request.async_fn_kwargs)
-        if isinstance(self._results.last, Exception):
-            raise self._results.last
-        for path, _, _ in self._buckets:
-            self._files[str(Path(path).relative_to(self.directory))] = file_entry(Path(path))
-        self._buckets = []
+        state = self.directory / STATE
+        state.mkdir(exist_ok=True)
+        if not self._pieces and not self._objects:
+            return
+        with record_file(state, dist.get_rank()) as file:
+            for key, value in self._objects.items():
+                file.append_object(key, value)
+            for piece in self._pieces:
+                file.append_tensor(piece.key, piece.offsets, piece.values)
+        self._part, self._pieces = file.part, []
+
+    def _write_metadata(self, tensors: Any, parts: list[Part], files: dict[str, dict[str, Any]]) -> None:
+        state = self.directory / STATE
+        write_metadata(state, tensors, parts)
+        for path in state.iterdir():
+            name = f"{STATE}/{path.name}"
+            if name not in files:
+                files[name] = file_entry(path)
 
     def _guard(self, action: Any) -> None:
         try:
             action()
-        except Exception as error:  # reported to all ranks by _agree
+        except Exception as error:  # reported to all ranks by finish
             self.error = self.error or f"{type(error).__name__}: {error}"
 
-    def _agree(self) -> None:
-        """Raise on every rank what any rank met."""
-        errors: list[Any] = [None] * dist.get_world_size()
-        dist.all_gather_object(errors, self.error)
+    def _raise_any(self, errors: list[str | None]) -> None:
         found = [f"rank {rank}: {error}" for rank, error in enumerate(errors) if error]
         if found:
-            with contextlib.suppress(OSError):
-                self._ballast.unlink(missing_ok=True)
             raise CheckpointError(f"{self.directory}: could not be written ({'; '.join(found)}); check space and quota")
-
-    def _add_rest(self) -> None:
-        """Small files that only rank 0 writes: metadata."""
-        for path in self.directory.rglob("*"):
-            name = str(path.relative_to(self.directory))
-            if path.is_file() and not path.name.endswith(".distcp"):
-                self._files[name] = file_entry(path)
-
-    def _gathered(self) -> dict[str, dict[str, Any]]:
-        parts: list[Any] = [None] * dist.get_world_size()
-        dist.all_gather_object(parts, self._files)
-        return {name: entry for part in parts for name, entry in part.items()}
-
-
-def _copied(bucket: Any, live: set[int]) -> Any:
-    """On a host, staging to the CPU copies nothing: the next update would change what is being written.
-
-    What was gathered for this save (optimizer state) is nobody else's and needs no second copy.
-    """
-    path, key, (bytes_data, tensor_data) = bucket
-    copies = [(item, t.clone() if t.untyped_storage().data_ptr() in live else t) for item, t in tensor_data]
-    return path, key, (bytes_data, copies)

@@ -1,50 +1,37 @@
 """Megatron's distributed checkpoint (`torch_dist`) written and read as a stream, without building a model.
 
 Upstream's own writer takes tensors that exist and keeps one of each name until the file is closed; a
-conversion has no room for that. The format is PyTorch's distributed checkpoint (DCP): `.distcp` files of
-`torch.save` records, one a chunk of a global tensor, and a pickled `.metadata` that says which record is where
-(torch/distributed/checkpoint/filesystem.py, megatron/core/dist_checkpointing/strategies/torch.py). Any layout
-loads any chunking, so we cut tensors along rows in chunks of 32 MiB, of which a tensor-parallel rank that loads
-reads few beyond its slice, and write each in blocks that stay in the processor's cache: a block is the whole
-memory of an import, and 2 MiB ones take half the processor time of 16 MiB ones.
+conversion has no room for that. Any layout loads any chunking (records.py says how the format works), so we cut
+tensors along rows in chunks of 32 MiB, of which a tensor-parallel rank that loads reads few beyond its slice, and
+write each in blocks that stay in the processor's cache: a block is the whole memory of an import, and 2 MiB ones
+take half the processor time of 16 MiB ones.
 
 Nothing here imports Megatron: starting it takes seconds and hundreds of megabytes that a conversion does not need.
 """
 
 from __future__ import annotations
 
-import json
-import pickle
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
-import xxhash
 from torch import Tensor
 from torch.distributed.checkpoint import FileSystemReader
-from torch.distributed.checkpoint.filesystem import CURRENT_DCP_VERSION, _StorageInfo
 from torch.distributed.checkpoint.metadata import (
-    BytesStorageMetadata,
     ChunkStorageMetadata,
     Metadata,
     MetadataIndex,
-    StorageMeta,
-    TensorProperties,
     TensorStorageMetadata,
 )
 
 from alia_ctx.errors import CheckpointError
-from alia_ctx.tensorfile import BlockPipe, GlobalTensor, TensorFiles, TensorPlace, archive_tensors
+from alia_ctx.mcore.records import COMMON_STATE, METADATA, Part, RecordFile, record_file, write_metadata
+from alia_ctx.tensorfile import GlobalTensor, TensorFiles, TensorPlace, archive_tensors
 
 CHUNK_BYTES = 32 << 20
-_BLOCK_BYTES = 2 << 20
-_METADATA = ".metadata"
-_BACKEND = {"sharded_backend": "torch_dist", "sharded_backend_version": 1}
 _LINEAR = re.compile(r"(decoder\.layers\.(?:self_attention|mlp)\.linear_\w+)\.weight")
 Fill = Callable[[GlobalTensor, int | None, int, Tensor], None]
 
@@ -67,19 +54,6 @@ class Chunk:
         lead = () if self.layer is None else (self.layer,)
         return (*lead, self.start, *(0 for _ in self.tensor.shape[1:]))
 
-    @property
-    def sizes(self) -> tuple[int, ...]:
-        lead = () if self.layer is None else (1,)
-        return (*lead, self.stop - self.start, *self.tensor.shape[1:])
-
-
-@dataclass
-class Part:
-    """What one writer wrote: the place of each record by (name, offsets), and the checksum of its file."""
-
-    records: dict[tuple[str, tuple[int, ...] | None], tuple[str, int, int]] = field(default_factory=dict)
-    files: dict[str, dict[str, Any]] = field(default_factory=dict)
-
 
 def write_part(
     state: Path,
@@ -96,41 +70,28 @@ def write_part(
     The shares are contiguous and of about equal size. Memory is one block, or one row where that is larger.
     """
     mine = _share(list(_chunks(tensors, chunk_bytes)), part, parts)
-    name, written = f"__{part}_0.distcp", Part()
-    with (state / name).open("wb", buffering=1 << 16) as stream, _without_crc(), _RecordFile(name, stream) as file:
+    with record_file(state, part) as file:
         for chunk in mine:
-            written.records[chunk.tensor.name, chunk.offsets] = file.append_chunk(chunk, fill)
+            _append_chunk(file, chunk, fill)
         if part == 0:
             for key, value in _objects(tensors):
-                written.records[key, None] = file.append([value])
-    written.files[name] = {"bytes": file.position, "xxh3_128": file.digest.hexdigest()}
-    return written
+                file.append_object(key, value)
+    return file.part
 
 
-def finish(state: Path, tensors: Sequence[GlobalTensor], parts: Sequence[Part], chunk_bytes: int = CHUNK_BYTES) -> None:
+def finish(state: Path, tensors: Sequence[GlobalTensor], parts: Sequence[Part]) -> None:
     """Write the metadata that turns the files of all parts into a checkpoint that Megatron loads."""
-    described: dict[str, Any] = {
-        tensor.name: TensorStorageMetadata(TensorProperties(dtype=tensor.dtype), torch.Size(tensor.global_shape), [])
-        for tensor in tensors
-    }
-    for chunk in _chunks(tensors, chunk_bytes):
-        place = ChunkStorageMetadata(torch.Size(chunk.offsets), torch.Size(chunk.sizes))
-        described[chunk.tensor.name].chunks.append(place)
-    described |= {key: BytesStorageMetadata() for key, _ in _objects(tensors)}
-    storage = {
-        MetadataIndex(key, offsets): _StorageInfo(*record)
-        for part in parts
-        for (key, offsets), record in part.records.items()
-    }
-    metadata = Metadata(
-        state_dict_metadata=described,
-        planner_data={},
-        storage_data=storage,
-        storage_meta=StorageMeta(),
-        version=CURRENT_DCP_VERSION,
-    )
-    (state / _METADATA).write_bytes(pickle.dumps(metadata))
-    (state / "metadata.json").write_text(json.dumps(_BACKEND), encoding="utf-8")
+    write_metadata(state, {tensor.name: (tensor.global_shape, tensor.dtype) for tensor in tensors}, parts)
+
+
+def _append_chunk(file: RecordFile, chunk: Chunk, fill: Fill) -> None:
+    tensor = chunk.tensor
+    shape = (chunk.stop - chunk.start, *tensor.shape[1:])
+
+    def rows(start: int, out: Tensor) -> None:
+        fill(tensor, chunk.layer, chunk.start + start, out)
+
+    file.append_streamed(tensor.name, chunk.offsets, shape, tensor.dtype, rows)
 
 
 def open_state(state: Path) -> StateReader:
@@ -203,7 +164,7 @@ class StateReader:
             record = self._storage.get(index)
             if record is None or getattr(record, "transform_descriptors", None):
                 raise CheckpointError(
-                    f"{self._state / _METADATA}: {name} at {list(chunk.offsets)} has no plain "
+                    f"{self._state / METADATA}: {name} at {list(chunk.offsets)} has no plain "
                     "record; the checkpoint is incomplete or compressed"
                 )
             found = archive_tensors(self._state / record.relative_path, record.offset, record.length)
@@ -228,11 +189,11 @@ def _read_metadata(state: Path) -> Metadata:
     try:
         metadata = FileSystemReader(state).read_metadata()
     except FileNotFoundError:
-        raise CheckpointError(f"{state / _METADATA}: missing; the directory is no distributed checkpoint") from None
+        raise CheckpointError(f"{state / METADATA}: missing; the directory is no distributed checkpoint") from None
     except Exception as error:  # whatever a damaged pickle raises
-        raise CheckpointError(f"{state / _METADATA}: not readable ({error}); use another checkpoint") from error
+        raise CheckpointError(f"{state / METADATA}: not readable ({error}); use another checkpoint") from error
     if not isinstance(metadata, Metadata) or not metadata.storage_data:
-        raise CheckpointError(f"{state / _METADATA}: describes no stored tensors; use another checkpoint")
+        raise CheckpointError(f"{state / METADATA}: describes no stored tensors; use another checkpoint")
     return metadata
 
 
@@ -263,87 +224,8 @@ def _share(chunks: Sequence[Chunk], part: int, parts: int) -> list[Chunk]:
 
 def _objects(tensors: Sequence[GlobalTensor]) -> Iterator[tuple[str, Any]]:
     """What Megatron expects beside weights: its empty common state, and each linear layer's unused extra state."""
-    yield "common_state/shard_0_1", {}
+    yield COMMON_STATE, {}
     for tensor in tensors:
         match = _LINEAR.fullmatch(tensor.name)
         for layer in range(tensor.layers or 0 if match else 0):
             yield f"{match[1]}._extra_state/shard_{layer}_{tensor.layers}", None  # type: ignore[index]
-
-
-class _RecordFile:
-    """A file of `torch.save` records that knows its position and checksum as it grows: nothing is read again."""
-
-    def __init__(self, name: str, stream: Any) -> None:
-        self.name, self.position, self.digest = name, 0, xxhash.xxh3_128()
-        self._stream = stream
-        self._pipe = BlockPipe(self._put, _BLOCK_BYTES)
-        self._pending: tuple[Chunk, Fill] | None = None
-        self._error: BaseException | None = None
-
-    def __enter__(self) -> _RecordFile:
-        return self
-
-    def __exit__(self, *exception: object) -> None:
-        self._pipe.__exit__(*exception)
-
-    def append(self, value: Any) -> tuple[str, int, int]:
-        """Append one record; returns its file, offset and length."""
-        start = self.position
-        torch.save(value, self)  # type: ignore[arg-type]  # it needs write and flush only
-        if self._error is not None:
-            raise self._error
-        return self.name, start, self.position - start
-
-    def append_chunk(self, chunk: Chunk, fill: Fill) -> tuple[str, int, int]:
-        """Append a chunk's record, filled block by block while it is written.
-
-        torch.save hands a storage over in one `write` and, without CRC, never looks at it. So it gets a tensor
-        of the right shape in memory that is never touched, and `write` puts the blocks in its place.
-        """
-        if chunk.nbytes <= _BLOCK_BYTES:
-            rows = self._pipe.empty((chunk.stop - chunk.start, *chunk.tensor.shape[1:]), chunk.tensor.dtype)
-            fill(chunk.tensor, chunk.layer, chunk.start, rows)
-            return self.append(rows.view(chunk.sizes))
-        placeholder = torch.from_numpy(np.empty(chunk.nbytes, np.uint8)).view(chunk.tensor.dtype).view(chunk.sizes)
-        self._pending = chunk, fill
-        return self.append(placeholder)
-
-    def write(self, data: Any) -> int:
-        """What torch.save calls; errors wait until it returns, as they must not pass through its C++ frames."""
-        if self._error is None:
-            try:
-                if self._pending is not None and len(data) == self._pending[0].nbytes:
-                    self._write_blocks(*self._pending)
-                    self._pending = None
-                else:
-                    self._pipe.drain()
-                    self._put(data)
-            except BaseException as error:
-                self._error = error
-        return len(data)
-
-    def flush(self) -> None:
-        """torch.save calls it after each record; the file is flushed once, when it is closed."""
-
-    def _write_blocks(self, chunk: Chunk, fill: Fill) -> None:
-        tensor = chunk.tensor
-        for start, count in self._pipe.blocks(chunk.start, chunk.stop, tensor.row_bytes):
-            rows = self._pipe.empty((count, *tensor.shape[1:]), tensor.dtype)
-            fill(tensor, chunk.layer, start, rows)
-            self._pipe.put(rows)
-
-    def _put(self, data: Any) -> None:
-        self.digest.update(data)
-        self.position += len(data)
-        self._stream.write(data)
-
-
-@contextmanager
-def _without_crc() -> Iterator[None]:
-    """torch.save without CRC32, which takes longer than the copy; torch never checks it, our manifest has xxh3."""
-    before = torch.serialization.get_crc32_options()
-    torch.serialization.set_crc32_options(False)
-    try:
-        yield
-    finally:
-        torch.serialization.set_crc32_options(before)
