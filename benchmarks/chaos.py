@@ -36,8 +36,9 @@ def begin(folder: Path) -> Path:
     return path
 
 
-def kill_after(path: Path, ranks: int, seconds: float) -> bool:
-    """Start training and kill all of its processes `seconds` after its first update. False: it ended before that."""
+def kill_after(path: Path, ranks: int, seconds: float) -> tuple[bool, bool]:
+    """Start training and kill all of its processes `seconds` after its first update. Returns whether
+    it still ran, and whether it was saving."""
     log = path.parent / "out/stages/short/metrics.jsonl"
     before = log.read_text().count("\n") if log.is_file() else 0
     process = subprocess.Popen(
@@ -53,8 +54,9 @@ def kill_after(path: Path, ranks: int, seconds: float) -> bool:
     subprocess.run(["pkill", "-KILL", "-s", str(process.pid)], check=False)
     process.wait()
     after = log.read_text().count("\n") if log.is_file() else 0
-    print(f"  killed at log line {after} (was {before})", flush=True)
-    return not ended
+    saving = any((path.parent / "out/stages/short/checkpoints").glob("*.incomplete"))
+    print(f"  killed at log line {after} (was {before}){', during a save' * saving}", flush=True)
+    return not ended, saving
 
 
 def main() -> int:
@@ -70,13 +72,15 @@ def main() -> int:
         result = alia("train", str(begin(calm)), "--stage", "short", ranks=arguments.ranks, timeout=1800)
         assert result.returncode == 0, result.stderr
         path = begin(wild)
-        kills = sum(kill_after(path, arguments.ranks, random.uniform(0.0, 0.8)) for _ in range(arguments.kills))
+        kills = [kill_after(path, arguments.ranks, random.uniform(0.0, 0.8)) for _ in range(arguments.kills)]
         result = alia("train", str(path), "--stage", "short", ranks=arguments.ranks, timeout=1800)
         assert result.returncode == 0, result.stderr
         same_state = state_checksums(last(calm)) == state_checksums(last(wild))
         keys = ("update", "loss", "gradient_norm", "tokens", "rows")
         logs = [[[line[k] for k in keys] for line in metrics(folder)] for folder in (calm, wild)]
-    print(f"{kills} kills in {UPDATES} updates; state bit-identical: {same_state}; log identical: {logs[0] == logs[1]}")
+    killed, saving = (sum(each) for each in zip(*kills, strict=True))
+    print(f"{killed} kills in {UPDATES} updates, {saving} of them during a save")
+    print(f"state bit-identical: {same_state}; log identical: {logs[0] == logs[1]}")
     return 0 if same_state and logs[0] == logs[1] else 1
 
 

@@ -38,9 +38,10 @@ from torch.distributed.checkpoint.api import CheckpointException
 from alia_ctx.config import EngineConfig, OptimizerConfig
 from alia_ctx.engine import RowLosses, UpdateResult
 from alia_ctx.errors import CheckpointError, LayoutError
-from alia_ctx.layout import Layout, zigzag_chunks
+from alia_ctx.layout import Layout
 from alia_ctx.mcore import adam, host
 from alia_ctx.mcore.attention import RowGeometry, row_geometry
+from alia_ctx.mcore.geometry import Balance, Range
 from alia_ctx.mcore.kernels import resolve_kernel
 from alia_ctx.mcore.loss import vocab_parallel_loss
 from alia_ctx.mcore.model import DTYPES, ModelOptions, build_model, initialize, transformer_config
@@ -48,7 +49,7 @@ from alia_ctx.mcore.saving import BackgroundSave, Staging, owned_state
 from alia_ctx.model import ModelSpec, RopeSpec
 from alia_ctx.packing import PackedRow
 
-_Pending = list[tuple[PackedRow, torch.Tensor, torch.Tensor]]
+_Pending = list[tuple[PackedRow, tuple[Range, ...], torch.Tensor, torch.Tensor]]
 # Loggers whose warnings are about upstream's own plans, on every start and every save.
 _CHATTY = ("megatron", "torch.distributed.elastic", "DistributedDataParallel")
 _SHARDING = {"distrib_optim_sharding_type": "fully_reshardable"}
@@ -327,8 +328,7 @@ class MegatronEngine:
         )
         if not self.reports_losses:
             return []
-        ranges = zigzag_chunks(self.context, self.layout.cp, self.groups.cp.rank())
-        return [RowLosses(row, ranges, v.cpu().numpy(), t.cpu().numpy() >= 0) for row, v, t in pending]
+        return [RowLosses(row, ranges, v.cpu().numpy(), t.cpu().numpy() >= 0) for row, ranges, v, t in pending]
 
     def _forward_step(self, pending: _Pending) -> Any:
         def step(batches: Iterator[Batch], chunk: Any) -> tuple[torch.Tensor, Any]:
@@ -376,28 +376,28 @@ class MegatronEngine:
             chunk_tokens=self._loss_chunk_tokens,
             sequence_parallel=self.layout.tp > 1,
         )
-        pending.append((batch.row, token_losses, batch.targets))
+        pending.append((batch.row, batch.geometry.rank.ranges, token_losses, batch.targets))
         return loss
 
     def _batch(self, row: PackedRow) -> Batch:
         """This CP rank's part of a row: only its chunks are read and turned into tensors."""
-        cp, rank = self.layout.cp, self.groups.cp.rank()
-        ranges = zigzag_chunks(self.context, cp, rank)
+        geometry = row_geometry(
+            row.doc_offsets,
+            self.context,
+            self.layout.cp,
+            self.groups.cp.rank(),
+            rope=self.rope,
+            head_dim=self.model.head_dim,
+            device=self.device,
+            balance=Balance.of(self.model) if self.config.context_split == "balanced" else None,
+        )
 
         def local(read: Any) -> torch.Tensor:
-            return torch.from_numpy(np.concatenate([read(a, b) for a, b in ranges])).to(self.device)
+            return torch.from_numpy(np.concatenate([read(a, b) for a, b in geometry.rank.ranges])).to(self.device)
 
         return Batch(
             row=row,
-            geometry=row_geometry(
-                row.doc_offsets,
-                self.context,
-                cp,
-                rank,
-                rope=self.rope,
-                head_dim=self.model.head_dim,
-                device=self.device,
-            ),
+            geometry=geometry,
             tokens=local(row.tokens)[None] if self.is_first_stage else None,
             targets=local(row.targets) if self.is_last_stage else None,
         )
