@@ -45,6 +45,7 @@ def make_engine(
     recompute: str = "none",
     rope: RopeSpec = ROPE,
     train: bool = True,
+    offload: bool = False,
     **changes: Any,
 ) -> MegatronEngine:
     return MegatronEngine(
@@ -52,7 +53,7 @@ def make_engine(
         rope,
         CONTEXT,
         layout,
-        EngineConfig(precision=precision, loss_chunk_tokens=16),
+        EngineConfig(precision=precision, loss_chunk_tokens=16, offload_activations=offload),
         OptimizerConfig() if train else None,
         recompute=recompute,
     )

@@ -45,6 +45,7 @@ from alia_ctx.mcore.geometry import Balance, Range
 from alia_ctx.mcore.kernels import resolve_kernel
 from alia_ctx.mcore.loss import vocab_parallel_loss
 from alia_ctx.mcore.model import DTYPES, ModelOptions, build_model, initialize, transformer_config
+from alia_ctx.mcore.offload import offload_activations
 from alia_ctx.mcore.saving import BackgroundSave, Staging, owned_state
 from alia_ctx.model import ModelSpec, RopeSpec
 from alia_ctx.packing import PackedRow
@@ -351,7 +352,7 @@ class MegatronEngine:
         """Where the forward keeps what the backward needs: on the device, or in host memory (slow, but it fits)."""
         if not self.config.offload_activations:
             return contextlib.nullcontext()
-        return torch.autograd.graph.save_on_cpu(pin_memory=self.device.type == "cuda")
+        return offload_activations(self._module.parameters())
 
     def _predicted(self, batch: Batch) -> torch.Tensor:
         if batch.targets is None:  # upstream asks on the last pipeline stage alone

@@ -66,10 +66,11 @@ def main() -> None:
     parser.add_argument("--recompute", default="none")
     parser.add_argument("--model", type=json.loads, default={}, help="sizes to change, as JSON")
     parser.add_argument("--no-overlap", action="store_true")
+    parser.add_argument("--offload", action="store_true")
     options = parser.parse_args()
     config = EngineConfig(
         precision=options.precision, attention=options.attention, loss_chunk_tokens=100,
-        overlap_communication=not options.no_overlap,
+        overlap_communication=not options.no_overlap, offload_activations=options.offload,
     )  # fmt: skip
     json.dump(train(ModelSpec(**{**ALIA_LAYER, **options.model}), config, options.recompute), sys.stdout)
     print()

@@ -31,10 +31,17 @@ Result = dict[str, Any]
 
 @functools.cache
 def train(
-    precision: str, attention: str, *, on_gpu: bool, recompute: str = "none", model: str = "{}", overlap: bool = True
+    precision: str,
+    attention: str,
+    *,
+    on_gpu: bool,
+    recompute: str = "none",
+    model: str = "{}",
+    overlap: bool = True,
+    offload: bool = False,
 ) -> Result:
     arguments = ["--precision", precision, "--attention", attention, "--recompute", recompute, "--model", model]
-    arguments += [] if overlap else ["--no-overlap"]
+    arguments += ([] if overlap else ["--no-overlap"]) + (["--offload"] if offload else [])
     environment = {k: v for k, v in os.environ.items() if on_gpu or k != "OMP_NUM_THREADS"}
     if not on_gpu:
         environment["CUDA_VISIBLE_DEVICES"] = ""
@@ -82,6 +89,13 @@ def test_recomputation_changes_nothing(recompute: str) -> None:
     """
     plain = train("bf16", "auto", on_gpu=True)
     again = train("bf16", "auto", on_gpu=True, recompute=recompute)
+    assert again["losses"][0] == plain["losses"][0]
+    compare(again, plain, BF16)
+
+
+def test_offloaded_activations_change_nothing() -> None:
+    plain = train("bf16", "auto", on_gpu=True)
+    again = train("bf16", "auto", on_gpu=True, offload=True)
     assert again["losses"][0] == plain["losses"][0]
     compare(again, plain, BF16)
 
