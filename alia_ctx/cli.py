@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import sys
 from pathlib import Path
@@ -174,15 +175,27 @@ def _is_main() -> bool:
     return os.environ.get("RANK", "0") == "0"
 
 
+_REFUSALS = {errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EPERM, errno.EROFS}
+
+
+def _complain(error: Exception, message: str) -> None:
+    rank = f"rank {os.environ['RANK']}: " if "RANK" in os.environ else ""
+    print(f"{rank}{type(error).__name__}: {message}", file=sys.stderr)
+
+
 def main() -> None:
-    """Entry point: a user's mistake becomes one message on standard error and exit status 2."""
+    """Entry point: a user's mistake, or a disk's refusal, becomes one message on standard error and exit status 2."""
     try:
         app()
     except AliaError as error:
-        name = type(error).__name__
-        rank = f"rank {os.environ['RANK']}: " if "RANK" in os.environ else ""
-        print(f"{rank}{name}: {error}", file=sys.stderr)
+        _complain(error, str(error))
         sys.exit(error.exit_code)
+    except OSError as error:
+        if error.errno not in _REFUSALS:
+            raise
+        where = f"{error.filename}: " if error.filename else ""
+        _complain(error, f"{where}{error.strerror}; make room or mend the permissions, then run it again")
+        sys.exit(2)
     except KeyboardInterrupt:
         sys.exit(130)
 

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib.util
 import json
 import math
+import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, Protocol
@@ -35,11 +37,15 @@ class JsonLines:
         self._stream = path.open("a", encoding="utf-8")
 
     def append(self, line: Mapping[str, Any]) -> None:
-        self._stream.write(json.dumps(_finite(line)) + "\n")
-        self._stream.flush()
+        try:
+            self._stream.write(json.dumps(_finite(line)) + "\n")
+            self._stream.flush()
+        except OSError as error:  # names no file of itself
+            raise OSError(error.errno, error.strerror, str(self.path)) from error
 
     def close(self) -> None:
-        self._stream.close()
+        with contextlib.suppress(OSError):  # every line was flushed, or its loss reported, when it was appended
+            self._stream.close()
 
 
 def read_lines(path: Path) -> list[dict[str, Any]]:
@@ -73,13 +79,65 @@ def sink_problems(sinks: Iterable[str], key: str) -> list[Problem]:
     ]
 
 
-def open_sinks(sinks: Sequence[Sink], directory: Path, run: str, stage: str, config: Mapping[str, Any]) -> list[Writer]:
-    """Writers for the named sinks; ConfigError where a package is missing."""
+def open_sinks(
+    sinks: Sequence[Sink],
+    directory: Path,
+    run: str,
+    stage: str,
+    config: Mapping[str, Any],
+    notice: Callable[[str], None],
+) -> list[Writer]:
+    """Writers for the named sinks; ConfigError where a package is missing or a service does not answer.
+
+    From then on a writer that fails is left out, with a `notice`: no training ends for a plot.
+    """
     problems = sink_problems(sinks, "metrics.sinks")
     if problems:
         raise ConfigError("metrics cannot be written", problems)
     makers: dict[str, Callable[..., Writer]] = {"tensorboard": _TensorBoard, "wandb": _WandB, "mlflow": _MLflow}
-    return [makers[sink](directory, run, stage, config) for sink in sinks]
+    writers: list[Writer] = []
+    for sink in sinks:
+        try:
+            writers.append(_Optional(sink, makers[sink](directory, run, stage, config), notice))
+        except Exception as error:  # of any library
+            remedy = f"set it up ({_SETUP[sink]}), or leave it out"
+            problem = Problem("metrics.sinks", sink, f"does not start ({_first_line(error)})", remedy)
+            raise ConfigError("metrics cannot be written", [problem]) from error
+    return writers
+
+
+_SETUP = {
+    "tensorboard": "it writes below the stage's directory",
+    "wandb": "WANDB_API_KEY, or WANDB_MODE=offline where there is no network",
+    "mlflow": "MLFLOW_TRACKING_URI; without it, mlruns/ in the stage's directory",
+}
+
+
+def _first_line(error: BaseException) -> str:
+    return f"{type(error).__name__}: {str(error).strip().partition(chr(10))[0]}"
+
+
+class _Optional:
+    """A writer that may fail once, and is silent from then on."""
+
+    def __init__(self, name: str, writer: Writer, notice: Callable[[str], None]) -> None:
+        self._name, self._notice = name, notice
+        self._writer: Writer | None = writer
+
+    def write(self, step: int, values: Mapping[str, float]) -> None:
+        self._try(lambda writer: writer.write(step, values))
+
+    def close(self) -> None:
+        self._try(lambda writer: writer.close())
+
+    def _try(self, action: Callable[[Writer], None]) -> None:
+        if self._writer is None:
+            return
+        try:
+            action(self._writer)
+        except Exception as error:  # of any library
+            self._writer = None
+            self._notice(f"{self._name} failed ({_first_line(error)}); metrics.jsonl has what it lacks from here on")
 
 
 def flatten(line: Mapping[str, Any], prefix: str = "") -> dict[str, float]:
@@ -123,12 +181,21 @@ class _WandB:
 
 
 class _MLflow:
+    """A run of the experiment `run`; a stage that is resumed goes on with the run that it began."""
+
     def __init__(self, directory: Path, run: str, stage: str, config: Mapping[str, Any]) -> None:
         import mlflow
 
+        # MLflow's own default is a database in the working directory, which its small package cannot even open; and
+        # since 3.x a directory needs to be asked for in so many words.
+        if "MLFLOW_TRACKING_URI" not in os.environ:
+            os.environ.setdefault("MLFLOW_ALLOW_FILE_STORE", "true")
+            mlflow.set_tracking_uri((directory / "mlruns").resolve().as_uri())
         mlflow.set_experiment(run)
+        known = directory / "mlflow-run-id"
+        started = mlflow.start_run(run_id=known.read_text() if known.is_file() else None, run_name=stage)
+        known.write_text(started.info.run_id)
         self._mlflow = mlflow
-        mlflow.start_run(run_name=stage)
 
     def write(self, step: int, values: Mapping[str, float]) -> None:
         self._mlflow.log_metrics(dict(values), step=step)

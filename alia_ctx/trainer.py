@@ -230,8 +230,8 @@ class StageTrainer:
         lines = JsonLines(self.directory / "metrics.jsonl", self.update)
         for line in lines.kept:
             self._spikes.is_spike(math.nan if line["loss"] is None else line["loss"])
-        sinks = open_sinks(self.run.metrics.sinks, self.directory, self.run.name, self.name, self.run.to_dict())
-        return [lines, *sinks]
+        names, settings = self.run.metrics.sinks, self.run.to_dict()
+        return [lines, *open_sinks(names, self.directory, self.run.name, self.name, settings, self.notice)]
 
     def _log(self, log: Sequence[Any], line: dict[str, Any]) -> None:
         if self._evaluation_is_due() and self.evaluate is not None:
