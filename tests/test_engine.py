@@ -138,6 +138,29 @@ def test_resume_on_the_same_layout_is_bit_exact(tmp_path: Path) -> None:
         assert resumed == expected
 
 
+def save_and_load_variants(rank: int, folder: str) -> list[tuple[Any, Any]]:
+    """What two more updates give, before and after loading what was saved."""
+    results = []
+    with small.distributed():
+        for number, variant in enumerate(VARIANTS[1:4]):
+            engine = small.make_engine(Layout(tp=2, pp=2), **variant)
+            small.train(engine, (0, 1))
+            path = Path(folder) / str(number) / "state"
+            small.save(engine, path)
+            expected = small.train(engine, (2, 3))
+            for parameter in engine.parameters():
+                parameter.data.fill_(math.nan)
+            engine.load(path, with_optimizer=True)
+            results.append((small.train(engine, (2, 3)), expected))
+    return results
+
+
+def test_tied_embeddings_biases_and_query_norms_are_saved_whole(tmp_path: Path) -> None:
+    for results in run_distributed(save_and_load_variants, 4, str(tmp_path)):
+        for resumed, expected in results:
+            assert resumed == expected
+
+
 def losses_by_row(rank: int) -> list[Any]:
     with small.distributed():
         engine = small.make_engine(Layout(cp=2), train=False)

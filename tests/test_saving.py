@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import math
+import tempfile
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from alia_ctx.errors import CheckpointError
 from alia_ctx.mcore.records import record_file, write_metadata
 from alia_ctx.mcore.saving import Piece, Staging, boxes
+from alia_ctx.mcore.store import open_state
 
 shapes = st.lists(st.integers(1, 6), min_size=1, max_size=4).map(tuple)
 
@@ -48,6 +50,29 @@ def test_a_copy_is_its_own_storage_and_shared_values_are_copied_once() -> None:
     assert third.values.untyped_storage().nbytes() == third.values.nbytes, "torch.save would write all of a larger one"
     again = staging.copy(pieces)
     assert again[0].values.data_ptr() == first.values.data_ptr(), "memory is kept from save to save"
+
+
+@settings(max_examples=60, deadline=None)
+@given(shape=st.lists(st.integers(1, 7), min_size=1, max_size=3).map(tuple), data=st.data())
+def test_any_box_is_read_from_boxes_of_any_cut(shape: tuple[int, ...], data: st.DataObject) -> None:
+    """Written by ranks that own flat ranges, read box by box as a rank of another layout would."""
+    whole = torch.arange(math.prod(shape), dtype=torch.float32).view(shape)
+    cuts = data.draw(st.lists(st.integers(0, whole.numel()), max_size=4).map(sorted))
+    low = [data.draw(st.integers(0, size - 1)) for size in shape]
+    sizes = [data.draw(st.integers(1, size - start)) for size, start in zip(shape, low, strict=True)]
+    with tempfile.TemporaryDirectory() as folder:
+        parts = []
+        for rank, (start, stop) in enumerate(zip([0, *cuts], [*cuts, whole.numel()], strict=True)):
+            with record_file(Path(folder), rank) as file:
+                for offsets, box in boxes(shape, start, stop):
+                    place = tuple(slice(a, a + n) for a, n in zip(offsets, box, strict=True))
+                    file.append_tensor("weight", offsets, whole[place].clone())
+            parts.append(file.part)
+        write_metadata(Path(folder), {"weight": (shape, torch.float32)}, parts)
+        out = torch.full(sizes, math.nan)
+        with open_state(Path(folder)) as reader:
+            reader.read_box("weight", tuple(low), out)
+    assert torch.equal(out, whole[tuple(slice(a, a + n) for a, n in zip(low, sizes, strict=True))])
 
 
 def test_metadata_of_missing_values_is_refused(tmp_path: Path) -> None:

@@ -46,14 +46,14 @@ from alia_ctx.mcore.kernels import resolve_kernel
 from alia_ctx.mcore.loss import vocab_parallel_loss
 from alia_ctx.mcore.model import DTYPES, ModelOptions, build_model, initialize, transformer_config
 from alia_ctx.mcore.offload import offload_activations
-from alia_ctx.mcore.saving import BackgroundSave, Staging, owned_state
+from alia_ctx.mcore.saving import BackgroundSave, Staging, owned_state, read_moments
+from alia_ctx.mcore.store import open_state
 from alia_ctx.model import ModelSpec, RopeSpec
 from alia_ctx.packing import PackedRow
 
 _Pending = list[tuple[PackedRow, tuple[Range, ...], torch.Tensor, torch.Tensor]]
 # Loggers whose warnings are about upstream's own plans, on every start and every save.
 _CHATTY = ("megatron", "torch.distributed.elastic", "DistributedDataParallel")
-_SHARDING = {"distrib_optim_sharding_type": "fully_reshardable"}
 
 
 @dataclass(frozen=True)
@@ -437,7 +437,10 @@ class MegatronEngine:
 
         One save at a time: the memory that is written from is the same for all.
         """
-        optimizer = self._optimizer_part() if with_optimizer else None
+        optimizer = self._optimizer_part() if with_optimizer and self._optimizer is not None else None
+        if optimizer is None and self._gathers_late:
+            # Each rank's own range of the weights is always current; whole weights are so only once gathered.
+            self._chunk.start_param_sync(force_sync=True)
         return BackgroundSave(owned_state(self._module.sharded_state_dict(), optimizer), directory, self._staging)
 
     def _optimizer_part(self) -> Any:
@@ -453,22 +456,27 @@ class MegatronEngine:
         Without the optimizer its state starts afresh from the loaded weights.
         Raises CheckpointError naming the directory where a tensor is missing, misshapen or unreadable.
         """
-        state = self._state_to_load(with_optimizer=with_optimizer)
+        problem = None
         try:
-            loaded = dist_checkpointing.load(state, str(directory))
+            loaded = dist_checkpointing.load({"model": self._module.sharded_state_dict()}, str(directory))
+            self._module.load_state_dict(loaded["model"], strict=False)
+            if with_optimizer:
+                self._load_optimizer(directory, loaded)
         except (Exception, CheckpointException) as error:  # many kinds for one cause; the latter is no Exception
+            problem = _last_line(error)
+        problems = [each for each in self.gather_objects(problem) if each]
+        if problems:
             raise CheckpointError(
-                f"{directory}: does not load into this model ({_last_line(error)}); "
+                f"{directory}: does not load into this model ({problems[0]}); "
                 "check that the configuration's model is the checkpoint's"
-            ) from error
-        self._module.load_state_dict(loaded["model"], strict=False)
-        if with_optimizer:
-            self._optimizer.load_state_dict(loaded["optimizer"])
-        elif self._optimizer is not None:
+            )
+        if not with_optimizer and self._optimizer is not None:
             self._optimizer.reload_model_params()
 
-    def _state_to_load(self, *, with_optimizer: bool) -> dict[str, Any]:
-        state: dict[str, Any] = {"model": self._module.sharded_state_dict()}
-        if with_optimizer:
-            state["optimizer"] = self._optimizer.sharded_state_dict(state["model"], is_loading=True, metadata=_SHARDING)
-        return state
+    def _load_optimizer(self, directory: Path, common: dict[str, Any]) -> None:
+        if "optimizer" not in common:
+            raise CheckpointError("it holds no optimizer state")
+        optimizer = self._optimizer_part()
+        optimizer.load_state_dict({"optimizer": common["optimizer"]["optimizer"]})
+        with open_state(directory) as reader:
+            read_moments(owned_state(self._module.sharded_state_dict(), optimizer, copies=True), reader)

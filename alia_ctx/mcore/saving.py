@@ -31,8 +31,10 @@ from torch import Tensor
 from alia_ctx.checkpoint import STATE, file_entry
 from alia_ctx.errors import CheckpointError
 from alia_ctx.mcore.records import COMMON_STATE, Part, record_file, write_metadata
+from alia_ctx.mcore.store import StateReader
 
 _SHARDING = "fully_reshardable"
+_PREFIX = "optimizer.state."
 _ALIGNMENT = 64
 
 
@@ -55,23 +57,44 @@ class OwnedState:
     tensors: dict[str, tuple[tuple[int, ...], torch.dtype]]
 
 
-def owned_state(model: dict[str, Any], optimizer: Any | None) -> OwnedState:
+def owned_state(model: dict[str, Any], optimizer: Any | None, *, copies: bool = False) -> OwnedState:
     """The share of this rank in a checkpoint of the sharded state dict `model` and of a distributed optimizer.
 
-    Without `optimizer` the weights are written by the first data-parallel rank, as there are no ranges.
+    Without `optimizer` the weights are written by the first data-parallel rank, as there are no ranges. `copies` adds
+    what model-parallel ranks hold alike (norms, tied embeddings), which one of them writes and all must read.
     """
     apply_factories(model)
     owned = OwnedState([], {}, {})
     parameters = _by_address(optimizer)
     for sharded in nested_values(model):
         if isinstance(sharded, ShardedTensor):
-            _own_tensor(owned, sharded, optimizer, parameters)
+            _own_tensor(owned, sharded, optimizer, parameters, copies)
         elif isinstance(sharded, ShardedObject) and is_main_replica(sharded.replica_id):
             owned.objects[sharded.unique_key] = sharded.data
     if dist.get_rank() == 0:
         common = {} if optimizer is None else {**optimizer.state_dict(), "param_state_sharding_type": _SHARDING}
         owned.objects[COMMON_STATE] = {"optimizer": common} if common else {}
     return owned
+
+
+def read_moments(state: OwnedState, reader: StateReader) -> None:
+    """Fill the optimizer's share of `state` in place, from boxes of any shape: each rank reads its own range alone.
+
+    Raises CheckpointError where the checkpoint holds no optimizer state, or not of these tensors.
+    """
+    known = reader.tensors
+    for piece in state.pieces:
+        if not piece.key.startswith(_PREFIX):
+            continue
+        shape = state.tensors[piece.key][0]
+        if piece.key not in known or known[piece.key][0] != shape:
+            found = f"of shape {list(known[piece.key][0])}" if piece.key in known else "absent"
+            raise CheckpointError(f"{piece.key} {list(shape)} is {found}")
+        direct = piece.values.device.type == "cpu"
+        box = piece.values.view(piece.sizes) if direct else torch.empty(piece.sizes, dtype=piece.values.dtype)
+        reader.read_box(piece.key, piece.offsets, box)
+        if not direct:
+            piece.values.copy_(box.view(-1))
 
 
 def boxes(shape: tuple[int, ...], start: int, stop: int) -> Iterator[tuple[tuple[int, ...], tuple[int, ...]]]:
@@ -108,7 +131,9 @@ def _by_address(optimizer: Any | None) -> dict[int, Tensor]:
     return {} if optimizer is None else {param.data_ptr(): param for param in optimizer.model_param_gbuf_map}
 
 
-def _own_tensor(owned: OwnedState, sharded: Any, optimizer: Any | None, parameters: dict[int, Tensor]) -> None:
+def _own_tensor(
+    owned: OwnedState, sharded: Any, optimizer: Any | None, parameters: dict[int, Tensor], copies: bool
+) -> None:
     """Add one (tensor-parallel shard of a) parameter and its moments: their names, and the boxes of this rank."""
     shape = tuple(sharded.global_shape)
     owned.tensors[sharded.key] = (shape, sharded.dtype)
@@ -117,7 +142,7 @@ def _own_tensor(owned: OwnedState, sharded: Any, optimizer: Any | None, paramete
     if optimizer is None:
         if is_main_replica(sharded.replica_id):
             _add(owned, sharded.key, sharded, 0, sharded.data.detach().reshape(-1))
-    elif not any(np.atleast_1d(sharded.replica_id)[:-1]):  # the last index counts data-parallel copies, of ranges here
+    elif copies or not any(np.atleast_1d(sharded.replica_id)[:-1]):  # the last counts data-parallel copies: ranges
         for key, start, values in _own_range(sharded, optimizer, parameters):
             _add(owned, key, sharded, start, values)
 
@@ -143,7 +168,7 @@ def _state_names(optimizer: Any | None) -> tuple[str, ...]:
 
 
 def _state_key(name: str, sharded: Any) -> str:
-    return f"optimizer.state.{name}.{sharded.key}"
+    return f"{_PREFIX}{name}.{sharded.key}"
 
 
 def _parameter_of(data: Tensor, parameters: dict[int, Tensor]) -> tuple[Tensor, int] | None:

@@ -11,6 +11,8 @@ Nothing here imports Megatron: starting it takes seconds and hundreds of megabyt
 
 from __future__ import annotations
 
+import bisect
+import math
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -100,7 +102,7 @@ def open_state(state: Path) -> StateReader:
 
 
 class StateReader:
-    """Rows of the global tensors of a checkpoint's `state/`, from whatever layout wrote it. Use with `with`."""
+    """Boxes of the global tensors of a checkpoint's `state/`, from whatever layout wrote it. Use with `with`."""
 
     def __init__(self, state: Path) -> None:
         self._state = Path(state)
@@ -112,6 +114,7 @@ class StateReader:
             if isinstance(entry, TensorStorageMetadata)
         }
         self._places: dict[MetadataIndex, TensorPlace] = {}
+        self._sorted: dict[str, tuple[list[int], list[ChunkStorageMetadata], int]] = {}
         self._files = TensorFiles()
 
     def __enter__(self) -> StateReader:
@@ -126,39 +129,65 @@ class StateReader:
         return {name: (tuple(entry.size), entry.properties.dtype) for name, entry in self._described.items()}
 
     def read_rows(self, name: str, layer: int | None, start: int, out: Tensor) -> None:
-        """Fill contiguous `out` [n, ...] with rows [start, start + n) of tensor `name` (of one layer).
+        """Fill contiguous `out` [n, ...] with rows [start, start + n) of tensor `name` (of one layer)."""
+        rest = (0 for _ in out.shape[1:])
+        if layer is None:
+            self.read_box(name, (start, *rest), out)
+        else:
+            self.read_box(name, (layer, start, *rest), out[None])
 
-        Raises CheckpointError where chunks are missing or damaged.
+    def read_box(self, name: str, offsets: tuple[int, ...], out: Tensor) -> None:
+        """Fill `out`, on the CPU and of the stored dtype, with the box of tensor `name` that starts at `offsets`.
+
+        Raises CheckpointError where values are missing, damaged, or of another dtype.
         """
+        described = self._described.get(name)
+        if described is None or described.properties.dtype != out.dtype:
+            raise CheckpointError(
+                f"{self._state}: holds no {name} of {out.dtype} "
+                f"({'nothing of that name' if described is None else described.properties.dtype})"
+            )
         covered = 0
-        for chunk in self._described[name].chunks:
-            offsets, sizes = tuple(chunk.offsets), tuple(chunk.sizes)
-            if layer is not None:
-                if not offsets[0] <= layer < offsets[0] + sizes[0]:
-                    continue
-                offsets, sizes = offsets[1:], sizes[1:]
-            first, last = max(offsets[0], start), min(offsets[0] + sizes[0], start + out.shape[0])
-            if first < last:
-                place = self._place(name, chunk, layer)
-                covered += self._copy(place, first - offsets[0], offsets[1:], out[first - start : last - start])
+        for chunk in self._near(name, offsets[0], offsets[0] + out.shape[0]):
+            low = tuple(map(max, chunk.offsets, offsets))
+            ends = zip(chunk.offsets, chunk.sizes, offsets, out.shape, strict=True)
+            high = tuple(min(a + n, b + m) for a, n, b, m in ends)
+            if all(first < last for first, last in zip(low, high, strict=True)):
+                target = out[_box(low, high, offsets)]
+                self._copy(name, chunk, _box(low, high, chunk.offsets), target)
+                covered += target.numel()
         if covered != out.numel():
             raise CheckpointError(
-                f"{self._state}: {name} has only {covered} of the {out.numel()} values of rows "
-                f"{start} to {start + out.shape[0]}; the checkpoint is incomplete"
+                f"{self._state}: {name} has only {covered} of the {out.numel()} values of {list(out.shape)} "
+                f"at {list(offsets)}; the checkpoint is incomplete"
             )
 
-    def _copy(self, place: TensorPlace, first: int, offsets: tuple[int, ...], out: Tensor) -> int:
-        """Copy rows of one chunk into `out`; a chunk of a row-parallel weight holds only some columns of them."""
-        if place.shape[1:] == tuple(out.shape[1:]):
-            self._files.read_rows(place, first, out)
-            return out.numel()
-        columns = torch.empty((out.shape[0], *place.shape[1:]), dtype=out.dtype)
-        self._files.read_rows(place, first, columns)
-        out[:, offsets[0] : offsets[0] + columns.shape[1]].copy_(columns)
-        return columns.numel()
+    def _near(self, name: str, start: int, stop: int) -> Iterator[ChunkStorageMetadata]:
+        """Chunks of which the first axis meets [start, stop)."""
+        if name not in self._sorted:
+            chunks = sorted(self._described[name].chunks, key=lambda chunk: chunk.offsets[0])
+            longest = max((chunk.sizes[0] for chunk in chunks), default=0)
+            self._sorted[name] = [chunk.offsets[0] for chunk in chunks], chunks, longest
+        starts, chunks, longest = self._sorted[name]
+        for index in range(bisect.bisect_left(starts, start - longest + 1), bisect.bisect_left(starts, stop)):
+            if chunks[index].offsets[0] + chunks[index].sizes[0] > start:
+                yield chunks[index]
 
-    def _place(self, name: str, chunk: ChunkStorageMetadata, layer: int | None) -> TensorPlace:
-        """Where the chunk's values (of one layer) lie."""
+    def _copy(self, name: str, chunk: ChunkStorageMetadata, box: tuple[slice, ...], target: Tensor) -> None:
+        """Copy a box of one chunk: straight where it is rows of it, else by way of the whole rows that hold it."""
+        place = self._place(name, chunk)
+        axis = next((axis for axis, size in enumerate(place.shape) if size > 1), len(place.shape) - 1)
+        first, last = box[axis].start, box[axis].stop
+        rows = TensorPlace(place.file, place.offset, place.shape[axis:], place.dtype)
+        if target.is_contiguous() and target.numel() == (last - first) * math.prod(rows.shape[1:]):
+            self._files.read_rows(rows, first, target.view(last - first, *rows.shape[1:]))
+            return
+        whole = torch.empty((last - first, *rows.shape[1:]), dtype=target.dtype)
+        self._files.read_rows(rows, first, whole)
+        target.copy_(whole[(slice(None), *box[axis + 1 :])].view(target.shape))
+
+    def _place(self, name: str, chunk: ChunkStorageMetadata) -> TensorPlace:
+        """Where the chunk's values lie."""
         index = MetadataIndex(name, chunk.offsets)
         if index not in self._places:
             record = self._storage.get(index)
@@ -170,11 +199,7 @@ class StateReader:
             found = archive_tensors(self._state / record.relative_path, record.offset, record.length)
             self._check(name, chunk, found)
             self._places[index] = found
-        place = self._places[index]
-        if layer is None:
-            return place
-        skipped = (layer - chunk.offsets[0]) * place.row_bytes
-        return TensorPlace(place.file, place.offset + skipped, place.shape[1:], place.dtype)
+        return self._places[index]
 
     def _check(self, name: str, chunk: ChunkStorageMetadata, found: Any) -> None:
         dtype = self._described[name].properties.dtype
@@ -183,6 +208,11 @@ class StateReader:
                 f"{self._state}: the record of {name} at {list(chunk.offsets)} holds {found}, "
                 f"expected {list(chunk.sizes)} of {dtype}; the checkpoint is damaged"
             )
+
+
+def _box(low: tuple[int, ...], high: tuple[int, ...], origin: Sequence[int]) -> tuple[slice, ...]:
+    """[low, high) as it lies in an array that begins at `origin`."""
+    return tuple(slice(a - o, b - o) for a, b, o in zip(low, high, origin, strict=True))
 
 
 def _read_metadata(state: Path) -> Metadata:
