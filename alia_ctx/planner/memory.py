@@ -124,8 +124,8 @@ def _working_bytes(work: Workload) -> int:
 def _head_bytes(work: Workload, pipeline_rank: int) -> dict[str, int]:
     """The loss on the last pipeline rank: one chunk of logits, and the gradients it forms at once.
 
-    A chunk's logits stand in fp32 and in the weights' type. The head's gradient is summed in fp32, and on a GPU each
-    chunk's product needs a second buffer of that size; hidden states, normed and not, and their gradient.
+    A chunk's logits stand in fp32 and in the weights' type. The head's gradient is summed in fp32 and, for bf16
+    weights, rounded once beside it; hidden states, normed and not, and their gradient.
     """
     if pipeline_rank != work.layout.pp - 1:
         return {}
@@ -133,7 +133,7 @@ def _head_bytes(work: Workload, pipeline_rank: int) -> dict[str, int]:
     words = -(-model.vocab_size // tp)
     chunk = min(work.loss_chunk_tokens, work.local_tokens)
     return {
-        "head gradient": words * model.hidden_size * _FP32 * 2,
+        "head gradient": words * model.hidden_size * (_FP32 + (b if work.precision == "bf16" else 0)),
         "logits of a chunk": chunk * words * (_FP32 + (b if work.precision == "bf16" else 0)),
         "hidden states of the head": 3 * work.local_tokens // tp * model.hidden_size * b,
     }
