@@ -32,6 +32,7 @@ ASSETS = "assets"
 FORMAT_VERSION = 1
 _NAME = re.compile(r"update-(\d{8})")
 _TEMPORARY_SUFFIX = ".incomplete"
+_RETIRED_SUFFIX = ".retired"
 
 
 @dataclass(frozen=True)
@@ -206,18 +207,27 @@ def set_aside(path: Path) -> Path:
 
 
 def retain(root: Path, *, keep_last: int, keep_every: int = 0, keep: Iterable[Path] = ()) -> list[Path]:
-    """Remove checkpoints but the newest `keep_last`, each `keep_every` updates, and those in `keep`."""
-    removed = []
+    """Retire checkpoints but the newest `keep_last`, each `keep_every` updates, and those in `keep`; returns those.
+
+    They are no checkpoints from then on, whenever we are killed; `sweep` frees their space.
+    """
+    retired = []
     kept = set(keep)
     for path in list_checkpoints(root)[: -keep_last or None]:
         update = int(path.name.rsplit("-", 1)[1])
         if path in kept or (keep_every and update % keep_every == 0):
             continue
-        # The manifest goes first: from then on the directory is no checkpoint, whenever we are killed.
-        (path / MANIFEST).unlink()
-        shutil.rmtree(path)
-        removed.append(path)
-    return removed
+        target = path.with_name(path.name + _RETIRED_SUFFIX)
+        shutil.rmtree(target, ignore_errors=True)
+        os.rename(path, target)
+        retired.append(path)
+    return retired
+
+
+def sweep(root: Path) -> None:
+    """Remove what `retain` retired, now or before a kill. Takes as long as the file system takes to free it all."""
+    for path in root.glob("*" + _RETIRED_SUFFIX):
+        shutil.rmtree(path, ignore_errors=True)
 
 
 def file_entry(file: Path) -> dict[str, Any]:

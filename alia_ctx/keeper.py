@@ -6,6 +6,7 @@ Every method but the properties is collective: all ranks call it, and all of the
 from __future__ import annotations
 
 import shutil
+import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -41,6 +42,7 @@ class CheckpointKeeper:
         self._seconds = 0.0
         self._begun = 0.0
         self._pending: tuple[PendingSave, Manifest] | None = None
+        self._sweeper: threading.Thread | None = None
 
     @property
     def is_writing(self) -> bool:
@@ -61,6 +63,7 @@ class CheckpointKeeper:
         self._begun = started = time.perf_counter()
         final = self.path(manifest)
         if self.engine.rank == 0:
+            self._finish_sweeping()  # the space may be needed
             temporary = checkpoint.begin(final)
             if self.assets is not None and self.assets.is_dir():
                 shutil.copytree(self.assets, temporary / checkpoint.ASSETS)
@@ -95,7 +98,13 @@ class CheckpointKeeper:
                 return final
             self.begin(manifest)
         self.finish(must_succeed=True)
+        self._finish_sweeping()
         return final
+
+    def _finish_sweeping(self) -> None:
+        if self._sweeper is not None:
+            self._sweeper.join()
+            self._sweeper = None
 
     def newest_whole(self) -> Path | None:
         """The newest checkpoint whose files are as its manifest says; newer ones that are not are set aside, loudly.
@@ -139,6 +148,9 @@ class CheckpointKeeper:
             if self.engine.rank == 0:
                 checkpoint.commit(temporary, final, manifest, known=files, overwrite=True)
                 checkpoint.retain(self.root, keep_last=self.rules.keep_last, keep_every=self.rules.keep_every)
+                # freeing terabytes takes a file system a while, and nobody needs to wait for it
+                self._sweeper = threading.Thread(target=checkpoint.sweep, args=(self.root,), name="checkpoint sweeper")
+                self._sweeper.start()
         except (CheckpointError, OSError) as failure:
             error = str(failure)
         found = [text for text in self.engine.gather_objects(error) if text]

@@ -1,9 +1,10 @@
 """How long a checkpoint keeps training waiting: saved in the background, over saved while training waits.
 
-    python benchmarks/save_stall.py [--hidden 512] [--saves 4]
+    python benchmarks/save_stall.py [--hidden 1024] [--saves 6]
 
-Both write the same state to the same disk in the same run, in turns. A background save stalls twice: when it
-copies what it will write, and when it commits; in between, updates run. A blocking save is the whole of it.
+Both go through the trainer's keeper of checkpoints, write the same state to the same disk in the same run, in turns,
+and retire the checkpoint before. A background save stalls twice: when it copies what it will write, and when it
+commits; in between, updates run, and how much longer than usual they take is said too. A blocking save is the whole.
 """
 
 from __future__ import annotations
@@ -12,14 +13,15 @@ import argparse
 import statistics
 import tempfile
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import torch
 
-from alia_ctx import checkpoint
 from alia_ctx.checkpoint import Manifest
-from alia_ctx.config import EngineConfig, OptimizerConfig
+from alia_ctx.config import CheckpointConfig, EngineConfig, OptimizerConfig
+from alia_ctx.keeper import CheckpointKeeper
 from alia_ctx.layout import Layout
 from alia_ctx.mcore.engine import Distributed, MegatronEngine
 from alia_ctx.model import ModelSpec, RopeSpec
@@ -29,49 +31,63 @@ CONTEXT = 512
 ROPE = RopeSpec("default", 10000.0)
 
 
-def save(engine: MegatronEngine, final: Path, rows: list[PackedRow], *, background: bool) -> tuple[float, int]:
-    """Seconds that training waited, and updates trained meanwhile."""
-    manifest = Manifest("bench", 0, engine.model, ROPE, CONTEXT)
-    started = time.perf_counter()
-    temporary = checkpoint.begin(final)
-    pending = engine.begin_save(temporary)
-    stalled = time.perf_counter() - started
-    updates = 0
-    while background and not pending.done:
-        engine.train_update(rows, 1e-4)
-        updates += 1
-    started = time.perf_counter()
-    checkpoint.commit(temporary, final, manifest, known=pending.finish(), overwrite=True)
-    return stalled + time.perf_counter() - started, updates
+def save(keeper: CheckpointKeeper, number: int, train: Callable[[], None]) -> tuple[float, list[float]]:
+    """Seconds that training waited, and those of the updates trained meanwhile."""
+    model = keeper.engine.model  # type: ignore[attr-defined]
+    keeper.begin(Manifest("bench", number, model, ROPE, CONTEXT))
+    updates = []
+    while keeper.is_writing:
+        started = time.perf_counter()
+        train()
+        updates.append(time.perf_counter() - started)
+    keeper.finish(must_succeed=True)
+    return keeper.take_seconds(), updates
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--hidden", type=int, default=1024)
-    parser.add_argument("--saves", type=int, default=4)
+    parser.add_argument("--saves", type=int, default=6)
     arguments = parser.parse_args()
     torch.set_num_threads(1)
     hidden = arguments.hidden
     model = ModelSpec(6, hidden, 3 * hidden, 8, 4, hidden // 8, 8192)
     engine_config = EngineConfig(precision="fp32")
+    rows = [PackedRow.from_documents([np.arange(CONTEXT) % 8000], CONTEXT)]
     with tempfile.TemporaryDirectory() as folder, Distributed(engine_config):
         engine = MegatronEngine(model, ROPE, CONTEXT, Layout(), engine_config, OptimizerConfig())
-        rows = [PackedRow.from_documents([np.arange(CONTEXT) % 8000], CONTEXT)]
-        engine.train_update(rows, 1e-4)
-        times: dict[bool, list[float]] = {True: [], False: []}
-        for number in range(2 * arguments.saves):
-            seconds, updates = save(engine, Path(folder) / "ck", rows, background=number % 2 == 0)
-            times[number % 2 == 0].append(seconds)
-            if number % 2 == 0:
-                print(
-                    f"background save {number // 2 + 1}: training waited {seconds:.2f} s, {updates} updates meanwhile"
-                )
-        size = sum(p.stat().st_size for p in (Path(folder) / "ck").rglob("*") if p.is_file())
-    blocking, background = statistics.median(times[False]), statistics.median(times[True])
-    print(f"{model.parameters():,} parameters, {size / 1e9:.2f} GB a checkpoint")
-    print(
-        f"blocking {blocking:.2f} s, background {background:.2f} s, ratio {background / blocking:.2f} (aim: below 0.25)"
-    )
+        keepers = {
+            background: CheckpointKeeper(
+                engine,
+                Path(folder) / str(background),
+                CheckpointConfig(keep_last=1, background=background),
+                print,
+                lambda: None,
+            )
+            for background in (True, False)
+        }
+        waited: dict[bool, list[float]] = {True: [], False: []}
+        usual, beside = [], []
+        for number in range(2 * arguments.saves + 2):
+            started = time.perf_counter()
+            engine.train_update(rows, 1e-4)
+            usual.append(time.perf_counter() - started)
+            background = number % 2 == 0
+            seconds, updates = save(keepers[background], number, lambda: engine.train_update(rows, 1e-4))
+            if number < 2:  # the first of each takes memory that is kept
+                continue
+            waited[background].append(seconds)
+            beside += updates
+        size = sum(p.stat().st_size for p in keepers[True].root.rglob("*") if p.is_file())
+        keepers[True].save(Manifest("bench", number + 1, model, ROPE, CONTEXT))  # waits for the sweeping
+        keepers[False].save(Manifest("bench", number + 1, model, ROPE, CONTEXT))
+    print(f"{model.parameters():,} parameters, {size / 1e9:.2f} GB a checkpoint, medians of {arguments.saves} saves")
+    medians = {background: statistics.median(times) for background, times in waited.items()}
+    for background, way in ((False, "a blocking save"), (True, "one in the background")):
+        low, high = min(waited[background]), max(waited[background])
+        print(f"training waited {medians[background]:.2f} s ({low:.2f} to {high:.2f}) for {way}")
+    print(f"ratio {medians[True] / medians[False]:.2f} (aim: below 0.25)")
+    print(f"an update takes {statistics.median(usual):.2f} s, beside a save {statistics.median(beside):.2f} s")
 
 
 if __name__ == "__main__":
