@@ -9,6 +9,17 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from alia_ctx.model import ModelSpec
+
+ALIA = ModelSpec(
+    num_hidden_layers=48,
+    hidden_size=8192,
+    intermediate_size=24576,
+    num_attention_heads=64,
+    num_key_value_heads=8,
+    head_dim=128,
+    vocab_size=256000,
+)
 CONTEXT = 128
 SIZES = {
     "vocab_size": 96,

@@ -13,20 +13,10 @@ import torch
 
 from alia_ctx.errors import CheckpointError
 from alia_ctx.hf.config import read_config, write_config
-from alia_ctx.model import ModelSpec, RopeSpec
+from alia_ctx.model import RopeSpec
 from alia_ctx.rope import inverse_frequencies
-from tests.hf_models import CONTEXT, FAMILIES, ROPES, SIZES, logits, make_model
-
-ALIA = ModelSpec(
-    num_hidden_layers=48,
-    hidden_size=8192,
-    intermediate_size=24576,
-    num_attention_heads=64,
-    num_key_value_heads=8,
-    head_dim=128,
-    vocab_size=256000,
-)
-ALIA_160K = RopeSpec("llama3", 10000.0, 40.0, 4096, low_freq_factor=1.0, high_freq_factor=4.0)
+from tests.dense import ALIA_160K
+from tests.hf_models import ALIA, CONTEXT, FAMILIES, ROPES, SIZES, logits, make_model
 
 
 def config_of(family: str, rope: str, **changes: Any) -> dict[str, Any]:

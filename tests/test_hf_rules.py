@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 
 from alia_ctx.hf.rules import EMBEDDING, HEAD, Rows, WeightMap
 from alia_ctx.model import ModelSpec
+from tests.hf_models import ALIA
 
 QKV = "decoder.layers.self_attention.linear_qkv.weight"
 SMALL = ModelSpec(
@@ -56,18 +57,9 @@ def test_runs_between_two_rows() -> None:
 
 
 def test_alia_40b_has_its_parameters() -> None:
-    model = ModelSpec(
-        num_hidden_layers=48,
-        hidden_size=8192,
-        intermediate_size=24576,
-        num_attention_heads=64,
-        num_key_value_heads=8,
-        head_dim=128,
-        vocab_size=256000,
-    )
-    weights = WeightMap(model)
+    weights = WeightMap(ALIA)
     count = sum(shape[0] * (shape[1] if len(shape) > 1 else 1) for shape in weights.huggingface_shapes().values())
-    assert count == model.parameters() == 40_433_885_184
+    assert count == ALIA.parameters() == 40_433_885_184
     names = list(weights.huggingface_shapes())
     assert (names[0], names[-1]) == (EMBEDDING, HEAD)
 

@@ -152,6 +152,7 @@ class MegatronEngine:
         self.device = torch.device(torch.cuda.current_device())
         self._loss_chunk_tokens = engine.loss_chunk_tokens or (2048 if self.device.type == "cuda" else 256)
         kernel = resolve_kernel(engine.attention, self.device.type).name
+        self._balance = Balance.of(model) if engine.context_split == "balanced" else None
         self._staging = Staging()
         self._start_groups(seed)
         options = ModelOptions(engine.precision, kernel, recompute, engine.deterministic, self.device.type == "cuda")
@@ -390,7 +391,7 @@ class MegatronEngine:
             rope=self.rope,
             head_dim=self.model.head_dim,
             device=self.device,
-            balance=Balance.of(self.model) if self.config.context_split == "balanced" else None,
+            balance=self._balance,
         )
 
         def local(read: Any) -> torch.Tensor:
