@@ -8,7 +8,9 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Problem:
-    """One violated rule: `key` (dotted, as in the YAML), its `value`, the `rule`, and the `remedy`."""
+    """One violated rule: `key` (dotted, as in the YAML), its `value`, the `rule`, and
+    the `remedy`.
+    """
 
     key: str
     value: object
@@ -36,7 +38,11 @@ class ConfigError(AliaError):
     def __init__(self, message: str, problems: Sequence[Problem] = ()) -> None:
         self.problems = tuple(problems)
         lines = [f"  {problem}" for problem in self.problems]
-        super().__init__("\n".join([message, *lines] if message else [line.strip() for line in lines]))
+        super().__init__(
+            "\n".join(
+                [message, *lines] if message else [line.strip() for line in lines]
+            )
+        )
 
 
 class DataError(AliaError):
@@ -48,4 +54,6 @@ class LayoutError(AliaError):
 
 
 class CheckpointError(AliaError):
-    """A checkpoint or Hugging Face directory is missing, incomplete, corrupt, or of another model."""
+    """A checkpoint or Hugging Face directory is missing, incomplete, corrupt, or of
+    another model.
+    """

@@ -1,4 +1,7 @@
-"""Files that are whole or absent: atomic writes, checksums, and a quick fingerprint of big files."""
+"""Files that are whole or absent:
+
+atomic writes, checksums, and a quick fingerprint of big files.
+"""
 
 from __future__ import annotations
 
@@ -17,10 +20,12 @@ _WINDOWS = 256
 
 @contextmanager
 def atomic_file(path: Path) -> Iterator[IO[bytes]]:
-    """Open a temporary neighbour of `path` for writing; it takes the name `path` only if the block succeeds.
+    """Open a temporary neighbour of `path` for writing; it takes the name `path` only if
+    the block succeeds.
 
-    The temporary name holds the process id, so that two writers never share one; the bytes are on disk
-    (fsync) before the rename, so that a power cut leaves the old file or the new one.
+    The temporary name holds the process id, so that two writers never share one; the
+    bytes are on disk (fsync) before the rename, so that a power cut leaves the old file
+    or the new one.
     """
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
@@ -35,9 +40,14 @@ def atomic_file(path: Path) -> Iterator[IO[bytes]]:
 
 
 def write_json(path: Path, value: object) -> None:
-    """Write `value` atomically as indented JSON with sorted keys, so that equal values are equal bytes."""
+    """Write `value` atomically as indented JSON with sorted keys, so that equal values
+    are equal bytes.
+    """
     with atomic_file(path) as stream:
-        stream.write(json.dumps(value, indent=1, sort_keys=True, ensure_ascii=False).encode() + b"\n")
+        stream.write(
+            json.dumps(value, indent=1, sort_keys=True, ensure_ascii=False).encode()
+            + b"\n"
+        )
 
 
 def checksum(data: bytes | memoryview) -> str:
@@ -57,7 +67,8 @@ def file_checksum(path: Path, block_bytes: int = 16 << 20) -> str:
 def file_fingerprint(path: Path) -> str:
     """xxh3_128 over a file's size and content, in hex; quick for files of any size.
 
-    Files up to 64 MiB are read whole. Of bigger ones 256 evenly spaced windows of 256 KiB are read, the first
+    Files up to 64 MiB are read whole. Of bigger ones 256 evenly spaced windows of 256
+    KiB are read, the first
     and last bytes among them: an edit between the windows that keeps the size is not seen.
     """
     size = path.stat().st_size

@@ -9,7 +9,14 @@ from datetime import timedelta
 from typing import Any
 
 from rich.console import Console
-from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import (
+    BarColumn,
+    Progress,
+    TaskID,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
 
 console = Console(stderr=True, soft_wrap=True)
 _LINE_EVERY_SECONDS = 10.0
@@ -21,10 +28,14 @@ class Meter:
     A terminal gets a live bar. Anything else gets a line now and then, and always the last one.
     """
 
-    def __init__(self, title: str, total: float, unit: str, bar: Progress | None) -> None:
+    def __init__(
+        self, title: str, total: float, unit: str, bar: Progress | None
+    ) -> None:
         self.title, self.total, self.unit = title, total, unit
         self.bar = bar
-        self.task: TaskID | None = bar.add_task(title, total=total, note="") if bar else None
+        self.task: TaskID | None = (
+            bar.add_task(title, total=total, note="") if bar else None
+        )
         self.first = self.done = 0.0
         self.started = self.last_line = time.monotonic()
 
@@ -43,7 +54,9 @@ class Meter:
         if done >= self.total or now - self.last_line >= _LINE_EVERY_SECONDS:
             self.last_line = now
             share = done / self.total if self.total else 1.0
-            console.print(f"{self.title}: {share:4.0%}  {text}  {self._left()}", highlight=False)
+            console.print(
+                f"{self.title}: {share:4.0%}  {text}  {self._left()}", highlight=False
+            )
 
     def _speed(self) -> float:
         return (self.done - self.first) / max(time.monotonic() - self.started, 1e-6)
@@ -56,8 +69,13 @@ class Meter:
 
 
 @contextmanager
-def meter(title: str, total: float, unit: str, *, shown: bool = True) -> Iterator[Meter]:
-    """A `Meter` for the body of the `with`; `shown=False` keeps it silent (every rank but the first)."""
+def meter(
+    title: str, total: float, unit: str, *, shown: bool = True
+) -> Iterator[Meter]:
+    """A `Meter` for the body of the `with`;
+
+    `shown=False` keeps it silent (every rank but the first).
+    """
     if not shown:
         silent = Progress(disable=True)
         yield Meter(title, total, unit, silent)

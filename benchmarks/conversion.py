@@ -2,11 +2,13 @@
 
     python benchmarks/conversion.py --work DIR [--layers 24] [--rounds 2]
 
-The model has ALIA-40b's proportions cut down: 24 layers of hidden size 3,072 and the whole vocabulary of 256,000,
-8.2 GB in bf16. `cp` copies its directory and flushes it to disk, as the conversions do; each round runs all of
-them, and the fastest of each counts, since the machine may be busy with other things. Every run is a process of
-its own, whose peak resident memory (VmHWM, Python and torch included) is reported. DIR needs four times the
-model's size. Speeds are bytes of the model over the time of the conversion, start of Python excluded.
+The model has ALIA-40b's proportions cut down: 24 layers of hidden size 3,072 and the
+whole vocabulary of 256,000, 8.2 GB in bf16. `cp` copies its directory and flushes it to
+disk, as the conversions do; each round runs all of them, and the fastest of each
+counts, since the machine may be busy with other things. Every run is a process of its
+own, whose peak resident memory (VmHWM, Python and torch included) is reported. DIR
+needs four times the model's size. Speeds are bytes of the model over the time of the
+conversion, start of Python excluded.
 """
 
 from __future__ import annotations
@@ -22,16 +24,19 @@ from typing import Any
 
 import torch
 
-from alia_ctx.hf import shards
+from alia_ctx.checkpoint import dcp_store
+from alia_ctx.hf import safetensors_writer
 from alia_ctx.hf.config import write_config
 from alia_ctx.hf.convert import export_hf, import_hf
 from alia_ctx.hf.rules import RowMap, WeightMap
 from alia_ctx.hf.verify import verify
-from alia_ctx.mcore import store
-from alia_ctx.model import ModelSpec, RopeSpec
+from alia_ctx.spec.model import ModelSpec
+from alia_ctx.spec.rope import RopeSpec
 
 ALIA_PARAMETERS = 40_433_885_184
-ROPE = RopeSpec("llama3", 10000.0, 40.0, 4096, low_freq_factor=1.0, high_freq_factor=4.0)
+ROPE = RopeSpec(
+    "llama3", 10000.0, 40.0, 4096, low_freq_factor=1.0, high_freq_factor=4.0
+)
 POOL = 1 << 24
 
 
@@ -46,18 +51,30 @@ def synthesize(directory: Path, layers: int) -> int:
         head_dim=128,
         vocab_size=256_000,
     )
-    pool = torch.randn(2 * POOL, generator=torch.Generator().manual_seed(0)).mul_(0.02).to(torch.bfloat16)
+    pool = (
+        torch.randn(2 * POOL, generator=torch.Generator().manual_seed(0))
+        .mul_(0.02)
+        .to(torch.bfloat16)
+    )
     state = [0]
 
     def rows(name: str, home: RowMap, start: int, out: torch.Tensor) -> None:
         state[0] = (state[0] + 7919) % POOL
-        out.view(-1).copy_(pool[state[0] : state[0] + POOL].repeat(-(-out.numel() // POOL))[: out.numel()])
+        out.view(-1).copy_(
+            pool[state[0] : state[0] + POOL].repeat(-(-out.numel() // POOL))[
+                : out.numel()
+            ]
+        )
 
     directory.mkdir(parents=True)
-    plan = shards.plan(WeightMap(model), lambda home: torch.bfloat16, 5_000_000_000)
-    shards.write_all(plan, directory, rows)
-    shards.write_index(plan, directory)
-    (directory / "config.json").write_text(json.dumps(write_config(model, ROPE, 163_840, torch.bfloat16)))
+    plan = safetensors_writer.plan(
+        WeightMap(model), lambda home: torch.bfloat16, 5_000_000_000
+    )
+    safetensors_writer.write_all(plan, directory, rows)
+    safetensors_writer.write_index(plan, directory)
+    (directory / "config.json").write_text(
+        json.dumps(write_config(model, ROPE, 163_840, torch.bfloat16))
+    )
     return sum(shard.nbytes for shard in plan)
 
 
@@ -68,27 +85,44 @@ def copy(source: Path, target: Path) -> None:
 
 TASKS = {
     "cp + sync": lambda w: copy(w / "hf", w / "copy"),
-    "import-hf": lambda w: import_hf(w / "hf", w / "ck", store),
-    "export-hf": lambda w: export_hf(w / "ck", w / "out", store),
-    "export-hf, no checksums": lambda w: export_hf(w / "ck", w / "out", store, check=False),
-    "verify, weights": lambda w: verify(w / "hf", w / "ck", store, logits=False),
+    "import-hf": lambda w: import_hf(w / "hf", w / "ck", dcp_store),
+    "export-hf": lambda w: export_hf(w / "ck", w / "out", dcp_store),
+    "export-hf, no checksums": lambda w: export_hf(
+        w / "ck", w / "out", dcp_store, check=False
+    ),
+    "verify, weights": lambda w: verify(w / "hf", w / "ck", dcp_store, logits=False),
 }
-WRITES = {"cp + sync": "copy", "import-hf": "ck", "export-hf": "out", "export-hf, no checksums": "out"}
+WRITES = {
+    "cp + sync": "copy",
+    "import-hf": "ck",
+    "export-hf": "out",
+    "export-hf, no checksums": "out",
+}
 
 
 def run_task(name: str, work: Path) -> dict[str, float]:
     """Run one task in a process of its own: seconds, and GB of peak resident memory."""
-    shutil.rmtree(work / WRITES[name] if name in WRITES else work / "none", ignore_errors=True)
+    shutil.rmtree(
+        work / WRITES[name] if name in WRITES else work / "none", ignore_errors=True
+    )
     subprocess.run(["sync"], check=True)
     command = [sys.executable, __file__, "--work", str(work), "--task", name]
-    return json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout.splitlines()[-1])
+    return json.loads(
+        subprocess.run(
+            command, check=True, capture_output=True, text=True
+        ).stdout.splitlines()[-1]
+    )
 
 
 def child(name: str, work: Path) -> None:
     started = time.perf_counter()
     TASKS[name](work)
     seconds = time.perf_counter() - started
-    peak = next(line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("VmHWM"))
+    peak = next(
+        line
+        for line in Path("/proc/self/status").read_text().splitlines()
+        if line.startswith("VmHWM")
+    )
     print(json.dumps({"seconds": seconds, "rss": int(peak.split()[1]) * 1024 / 1e9}))
 
 
@@ -102,7 +136,9 @@ def report(size: int, results: dict[str, list[dict[str, float]]]) -> str:
         "|---|---|---|---|---|",
     ]
     for name, runs in results.items():
-        rss = "" if name.startswith("cp") else f"{max(run['rss'] for run in runs):.2f} GB"
+        rss = (
+            "" if name.startswith("cp") else f"{max(run['rss'] for run in runs):.2f} GB"
+        )
         lines.append(
             f"| {name} | {best[name]:.1f} | {size / best[name] / 1e9:.2f} | "
             f"{best['cp + sync'] / best[name]:.0%} | {rss} |"
@@ -111,15 +147,25 @@ def report(size: int, results: dict[str, list[dict[str, float]]]) -> str:
     lines += [
         "",
         f"ALIA-40b is {alia / 1e9:.0f} GB: at these speeds "
-        + ", ".join(f"{name} {alia / size * seconds / 60:.1f} min" for name, seconds in best.items())
+        + ", ".join(
+            f"{name} {alia / size * seconds / 60:.1f} min"
+            for name, seconds in best.items()
+        )
         + ".",
     ]
     return "\n".join(lines)
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--work", type=Path, required=True, help="an empty or absent directory on the disk to measure")
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "--work",
+        type=Path,
+        required=True,
+        help="an empty or absent directory on the disk to measure",
+    )
     parser.add_argument("--layers", type=int, default=24)
     parser.add_argument("--rounds", type=int, default=2)
     parser.add_argument("--task", choices=TASKS, help=argparse.SUPPRESS)

@@ -1,10 +1,13 @@
-"""Chunked loss against materialised logits on one GPU: time and peak memory, forward and backward, bf16.
+"""Chunked loss against materialised logits on one GPU: time and peak memory, forward and
+backward, bf16.
 
     python benchmarks/gpu_loss.py [--tokens 8192 20480] > loss.md
 
-ALIA-40b's head: hidden 8,192; 64,000 words are a shard at TP=4, 256,000 the whole. The other way is what Megatron-Core
-does without fusion: bf16 logits, then its vocabulary-parallel cross entropy in fp32. One run measures both; peaks are
-above the inputs, by the allocator's own count. "out of memory" is a result too.
+ALIA-40b's head: hidden 8,192; 64,000 words are a shard at TP=4, 256,000 the whole. The
+other way is what Megatron-Core
+does without fusion: bf16 logits, then its vocabulary-parallel cross entropy in fp32.
+One run measures both; peaks are above the inputs, by the allocator's own count. "out of
+memory" is a result too.
 """
 
 from __future__ import annotations
@@ -18,34 +21,51 @@ from pathlib import Path
 import torch
 import torch.distributed as dist
 
-from alia_ctx.mcore.loss import vocab_parallel_loss
+from alia_ctx.nn.linear_cross_entropy import vocab_parallel_loss
 
 HIDDEN = 8192
 Run = Callable[[torch.Tensor, torch.Tensor, torch.Tensor], torch.Tensor]
 
 
 def chunked(chunk_tokens: int) -> Run:
-    def run(hidden: torch.Tensor, weight: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+    def run(
+        hidden: torch.Tensor, weight: torch.Tensor, targets: torch.Tensor
+    ) -> torch.Tensor:
         return vocab_parallel_loss(
-            hidden, weight, targets, tp_group=dist.group.WORLD, vocab_size=weight.shape[0], sequence_parallel=False,
+            hidden,
+            weight,
+            targets,
+            tp_group=dist.group.WORLD,
+            vocab_size=weight.shape[0],
+            sequence_parallel=False,
             chunk_tokens=chunk_tokens,
-        )[0]  # fmt: skip
+        )[0]
 
     return run
 
 
-def materialised(hidden: torch.Tensor, weight: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+def materialised(
+    hidden: torch.Tensor, weight: torch.Tensor, targets: torch.Tensor
+) -> torch.Tensor:
     from megatron.core.tensor_parallel.cross_entropy import vocab_parallel_cross_entropy
 
     logits = torch.nn.functional.linear(hidden, weight)
     return vocab_parallel_cross_entropy(logits, targets[:, None]).sum()
 
 
-def measure(run: Run, tokens: int, words: int, repeats: int) -> tuple[float, float, float]:
+def measure(
+    run: Run, tokens: int, words: int, repeats: int
+) -> tuple[float, float, float]:
     """Median seconds, peak GiB above the inputs, and the loss."""
     torch.manual_seed(0)
-    hidden = torch.randn(tokens, 1, HIDDEN, device="cuda", dtype=torch.bfloat16).mul_(HIDDEN**-0.5).requires_grad_()
-    weight = torch.randn(words, HIDDEN, device="cuda", dtype=torch.bfloat16).requires_grad_()
+    hidden = (
+        torch.randn(tokens, 1, HIDDEN, device="cuda", dtype=torch.bfloat16)
+        .mul_(HIDDEN**-0.5)
+        .requires_grad_()
+    )
+    weight = torch.randn(
+        words, HIDDEN, device="cuda", dtype=torch.bfloat16
+    ).requires_grad_()
     targets = torch.randint(0, words, (tokens,), device="cuda")
     held, times = torch.cuda.memory_allocated(), []
     torch.cuda.reset_peak_memory_stats()
@@ -58,7 +78,11 @@ def measure(run: Run, tokens: int, words: int, repeats: int) -> tuple[float, flo
         stop.record()
         stop.synchronize()
         times.append(start.elapsed_time(stop) / 1e3)
-    return statistics.median(times[2:]), (torch.cuda.max_memory_allocated() - held) / 2**30, float(loss.detach())
+    return (
+        statistics.median(times[2:]),
+        (torch.cuda.max_memory_allocated() - held) / 2**30,
+        float(loss.detach()),
+    )
 
 
 def main() -> None:
@@ -68,10 +92,18 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=5)
     options = parser.parse_args()
     start_group()
-    print(f"{torch.cuda.get_device_name()}, torch {torch.__version__}, CUDA {torch.version.cuda}\n")
-    print("| tokens | words | way | seconds | of materialised | peak GiB | of materialised | TFLOP/s | loss |")
+    print(
+        f"{torch.cuda.get_device_name()}, torch {torch.__version__}, CUDA {torch.version.cuda}\n"
+    )
+    print(
+        "| tokens | words | way | seconds | of materialised | peak GiB | of "
+        "materialised | TFLOP/s | loss |"
+    )
     print("|---|---|---|---|---|---|---|---|---|")
-    ways = {"materialised": materialised, **{f"chunked {n}": chunked(n) for n in (1024, 2048, 4096)}}
+    ways = {
+        "materialised": materialised,
+        **{f"chunked {n}": chunked(n) for n in (1024, 2048, 4096)},
+    }
     for tokens in options.tokens:
         for words in options.words:
             report(ways, tokens, words, options.repeats)
@@ -83,7 +115,13 @@ def start_group() -> None:
 
     store = Path(tempfile.mkdtemp()) / "store"
     torch.cuda.set_device(0)
-    dist.init_process_group("nccl", init_method=store.as_uri(), rank=0, world_size=1, device_id=torch.device("cuda", 0))
+    dist.init_process_group(
+        "nccl",
+        init_method=store.as_uri(),
+        rank=0,
+        world_size=1,
+        device_id=torch.device("cuda", 0),
+    )
     parallel_state.initialize_model_parallel()
 
 
@@ -97,10 +135,18 @@ def report(ways: dict[str, Run], tokens: int, words: int, repeats: int) -> None:
             torch.cuda.empty_cache()
             continue
         base = measured if name == "materialised" else base
-        ratios = [f"{m / b:.2f}" for m, b in zip(measured[:2], base[:2], strict=True)] if base else ["", ""]
+        ratios = (
+            [f"{m / b:.2f}" for m, b in zip(measured[:2], base[:2], strict=True)]
+            if base
+            else ["", ""]
+        )
         rate = 6 * tokens * words * HIDDEN / measured[0] / 1e12
-        print(f"| {tokens} | {words} | {name} | {measured[0]:.4f} | {ratios[0]} | {measured[1]:.2f} | {ratios[1]} | "
-              f"{rate:.0f} | {measured[2]:.1f} |", flush=True)  # fmt: skip
+        print(
+            f"| {tokens} | {words} | {name} | {measured[0]:.4f} | {ratios[0]} "
+            f"| {measured[1]:.2f} | {ratios[1]} | "
+            f"{rate:.0f} | {measured[2]:.1f} |",
+            flush=True,
+        )
 
 
 if __name__ == "__main__":

@@ -1,12 +1,14 @@
-"""Peak memory and time of the chunked loss against Megatron-Core's own on materialised logits, in one run.
+"""Peak memory and time of the chunked loss against Megatron-Core's own on materialised
+logits, in one run.
 
     python benchmarks/loss_memory.py [--repeats 3] [--threads 1] > docs/benchmarks-loss.md
 
-Both do forward and backward of head and cross entropy for one tensor-parallel shard, fp32 on CPU, from the same
-inputs. Time is the process's CPU time: what waiting for busy neighbours adds is not in it. Each measurement is a
-fresh process; the two alternate, so that both see the same neighbours on the machine. Memory is what the process's
-peak rises above its peak before the loss, inputs being resident: logits, scratch, and the gradients of hidden states
-and weight, which both return.
+Both do forward and backward of head and cross entropy for one tensor-parallel shard,
+fp32 on CPU, from the same inputs. Time is the process's CPU time: what waiting for busy
+neighbours adds is not in it. Each measurement is a fresh process; the two alternate, so
+that both see the same neighbours on the machine. Memory is what the process's
+peak rises above its peak before the loss, inputs being resident: logits, scratch, and
+the gradients of hidden states and weight, which both return.
 """
 
 from __future__ import annotations
@@ -22,7 +24,11 @@ import time
 from pathlib import Path
 from typing import Any
 
-SHAPES = ((8192, 64_000, 512), (16_384, 64_000, 256), (8192, 128_000, 256))  # tokens, words of the shard, hidden size
+SHAPES = (
+    (8192, 64_000, 512),
+    (16_384, 64_000, 256),
+    (8192, 128_000, 256),
+)  # tokens, words of the shard, hidden size
 WAYS = ("materialised", "chunked 256", "chunked 1024")
 
 
@@ -30,13 +36,17 @@ def peak_mib() -> float:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
 
 
-def measure(way: str, tokens: int, words: int, hidden_size: int, threads: int) -> dict[str, float]:
+def measure(
+    way: str, tokens: int, words: int, hidden_size: int, threads: int
+) -> dict[str, float]:
     """Runs in a process of its own."""
     import torch
 
     torch.set_num_threads(threads)
     torch.manual_seed(0)
-    hidden = torch.randn(tokens, 1, hidden_size).mul_(hidden_size**-0.5).requires_grad_()
+    hidden = (
+        torch.randn(tokens, 1, hidden_size).mul_(hidden_size**-0.5).requires_grad_()
+    )
     weight = torch.randn(words, hidden_size).requires_grad_()
     targets = torch.randint(0, words, (tokens,))
     run = chunked(int(way.split()[1])) if way.startswith("chunked") else materialised()
@@ -44,22 +54,30 @@ def measure(way: str, tokens: int, words: int, hidden_size: int, threads: int) -
     loss = run(hidden, weight, targets)
     loss.backward()
     seconds = time.process_time() - start
-    checks = {"loss": float(loss.detach()), "norm": float(weight.grad.norm() + hidden.grad.norm())}
+    checks = {
+        "loss": float(loss.detach()),
+        "norm": float(weight.grad.norm() + hidden.grad.norm()),
+    }
     return {"mib": peak_mib() - before, "seconds": seconds, **checks}
 
 
 def chunked(chunk_tokens: int) -> Any:
     import torch.distributed as dist
 
-    from alia_ctx.mcore.loss import vocab_parallel_loss
+    from alia_ctx.nn.linear_cross_entropy import vocab_parallel_loss
 
     group = one_rank_group(dist)
 
     def run(hidden: Any, weight: Any, targets: Any) -> Any:
         return vocab_parallel_loss(
-            hidden, weight, targets, tp_group=group, vocab_size=weight.shape[0], sequence_parallel=False,
+            hidden,
+            weight,
+            targets,
+            tp_group=group,
+            vocab_size=weight.shape[0],
+            sequence_parallel=False,
             chunk_tokens=chunk_tokens,
-        )[0]  # fmt: skip
+        )[0]
 
     return run
 
@@ -86,8 +104,18 @@ def one_rank_group(dist: Any) -> Any:
     return dist.group.WORLD
 
 
-def measure_apart(way: str, shape: tuple[int, int, int], threads: int) -> dict[str, float]:
-    command = [sys.executable, __file__, "--one", way, *map(str, shape), "--threads", str(threads)]
+def measure_apart(
+    way: str, shape: tuple[int, int, int], threads: int
+) -> dict[str, float]:
+    command = [
+        sys.executable,
+        __file__,
+        "--one",
+        way,
+        *map(str, shape),
+        "--threads",
+        str(threads),
+    ]
     done = subprocess.run(command, check=True, capture_output=True, text=True)
     return json.loads(done.stdout.splitlines()[-1])
 
@@ -105,11 +133,16 @@ def main() -> None:
     import torch
 
     print("# Chunked loss against materialised logits\n")
-    print("Made by `python benchmarks/loss_memory.py` on 2 cores of an x86-64 server, 24 GiB, torch "
-          f"{torch.__version__.split('+')[0]}, {options.threads} thread(s), fp32.\n")  # fmt: skip
+    print(
+        "Made by `python benchmarks/loss_memory.py` on 2 cores of an x86-64 server, 24 GiB, torch "
+        f"{torch.__version__.split('+')[0]}, {options.threads} thread(s), fp32.\n"
+    )
     print((__doc__ or "").split("\n\n", 2)[2].strip())
     print(f"\nMedians of {options.repeats} runs; ratios to materialised.\n")
-    print("| tokens | words | hidden | way | peak MiB | of materialised | CPU seconds | of materialised |")
+    print(
+        "| tokens | words | hidden | way | peak MiB | of materialised | CPU seconds | "
+        "of materialised |"
+    )
     print("|---|---|---|---|---|---|---|---|")
     for shape in SHAPES:
         runs: dict[str, list[dict[str, float]]] = {way: [] for way in WAYS}
@@ -119,10 +152,23 @@ def main() -> None:
         check_same(runs)
         base = runs["materialised"]
         for way in WAYS:
-            mib, seconds = (statistics.median(r[key] for r in runs[way]) for key in ("mib", "seconds"))
+            mib, seconds = (
+                statistics.median(r[key] for r in runs[way])
+                for key in ("mib", "seconds")
+            )
             share = mib / statistics.median(r["mib"] for r in base)
-            pace = statistics.median(r["seconds"] / b["seconds"] for r, b in zip(runs[way], base, strict=True))
-            cells = [*map(str, shape), way, f"{mib:.0f}", f"{share:.3f}", f"{seconds:.2f}", f"{pace:.2f}"]
+            pace = statistics.median(
+                r["seconds"] / b["seconds"]
+                for r, b in zip(runs[way], base, strict=True)
+            )
+            cells = [
+                *map(str, shape),
+                way,
+                f"{mib:.0f}",
+                f"{share:.3f}",
+                f"{seconds:.2f}",
+                f"{pace:.2f}",
+            ]
             print("|", " | ".join(cells), "|")
         sys.stdout.flush()
 

@@ -1,10 +1,12 @@
-"""Build, open and read a pack plan at full size: 40 million documents of heavy-tailed length, 39 billion tokens.
+"""Build, open and read a pack plan at full size: 40 million documents of heavy-tailed
+length, 39 billion tokens.
 
     python benchmarks/packing.py [--documents N] [--read-tokens N] [--folder DIR]
 
-The lengths are log-normal (sigma 1.6: median 270, longest above a million tokens). For the plan the token file is a
-sparse one, as only the index is read; reading is timed on a file of random tokens that fits the page cache, against
-the bare copy int32 -> int64 of as many tokens.
+The lengths are log-normal (sigma 1.6: median 270, longest above a million tokens). For
+the plan the token file is a sparse one, as only the index is read; reading is timed on
+a file of random tokens that fits the page cache, against the bare copy int32 -> int64
+of as many tokens.
 """
 
 from __future__ import annotations
@@ -19,8 +21,8 @@ import numpy as np
 from rich.console import Console
 from rich.table import Table
 
-from alia_ctx.packing import PackPlan, PackSpec, build_plan
-from alia_ctx.tokens import TokenStore, write_index
+from alia_ctx.data.packing import PackPlan, PackSpec, build_plan
+from alia_ctx.data.tokens import TokenStore, write_index
 
 ROW = 163_840
 TOKENS_PER_DOCUMENT = 975
@@ -47,18 +49,26 @@ def random_store(prefix: Path, lengths: np.ndarray) -> TokenStore:
     with open(prefix.with_suffix(".idx"), "wb") as stream:
         write_index(stream, lengths, np.dtype(np.int32))
     tokens = int(lengths.sum(dtype=np.int64))
-    np.random.default_rng(1).integers(0, 256_000, tokens, dtype=np.int32).tofile(prefix.with_suffix(".bin"))
+    np.random.default_rng(1).integers(0, 256_000, tokens, dtype=np.int32).tofile(
+        prefix.with_suffix(".bin")
+    )
     return TokenStore(prefix)
 
 
 def measure_build(folder: Path, documents: int, table: Table) -> None:
-    store = sparse_store(folder / "big", heavy_tailed_lengths(documents, TOKENS_PER_DOCUMENT))
+    store = sparse_store(
+        folder / "big", heavy_tailed_lengths(documents, TOKENS_PER_DOCUMENT)
+    )
     began = time.perf_counter()
-    plan = build_plan({"big": store}, PackSpec("best_fit", "split"), ROW, None, folder / "plan")
+    plan = build_plan(
+        {"big": store}, PackSpec("best_fit", "split"), ROW, None, folder / "plan"
+    )
     seconds = time.perf_counter() - began
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
     began = time.perf_counter()
-    PackPlan.open(folder / "plan", {"big": TokenStore(folder / "big")}).row(len(plan) // 2)
+    PackPlan.open(folder / "plan", {"big": TokenStore(folder / "big")}).row(
+        len(plan) // 2
+    )
     opened = time.perf_counter() - began
     stats = plan.stats
     table.add_row("documents", f"{documents:,}")
@@ -72,8 +82,16 @@ def measure_build(folder: Path, documents: int, table: Table) -> None:
 
 
 def measure_reading(folder: Path, tokens: int, mean: int, table: Table) -> None:
-    store = random_store(folder / f"read{mean}", heavy_tailed_lengths(tokens // mean, mean))
-    plan = build_plan({"read": store}, PackSpec("best_fit", "split"), ROW, None, folder / f"plan{mean}")
+    store = random_store(
+        folder / f"read{mean}", heavy_tailed_lengths(tokens // mean, mean)
+    )
+    plan = build_plan(
+        {"read": store},
+        PackSpec("best_fit", "split"),
+        ROW,
+        None,
+        folder / f"plan{mean}",
+    )
     int(store.tokens.sum(dtype=np.int64))  # into the page cache
     best = copied = float("inf")
     for _ in range(3):
@@ -88,15 +106,22 @@ def measure_reading(folder: Path, tokens: int, mean: int, table: Table) -> None:
     speed = len(plan) * ROW / best / 1e6
     table.add_row(
         f"read tokens and targets, {mean} tokens a document",
-        f"{speed:.0f} million tokens/s, {speed / (store.n_tokens / copied / 1e6):.2f}x of a bare copy",
+        f"{speed:.0f} million tokens/s, {speed / (store.n_tokens / copied / 1e6):.2f}x "
+        "of a bare copy",
     )
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--documents", type=int, default=40_000_000)
     parser.add_argument("--read-tokens", type=int, default=200_000_000)
-    parser.add_argument("--folder", type=Path, help="where the temporary files go (3 GB; default: the system's)")
+    parser.add_argument(
+        "--folder",
+        type=Path,
+        help="where the temporary files go (3 GB; default: the system's)",
+    )
     options = parser.parse_args()
     table = Table("quantity", "value", title="pack plan, best_fit, long_docs: split")
     with tempfile.TemporaryDirectory(dir=options.folder) as name:

@@ -1,10 +1,13 @@
-"""How long a checkpoint keeps training waiting: saved in the background, over saved while training waits.
+"""How long a checkpoint keeps training waiting: saved in the background, over saved while
+training waits.
 
     python benchmarks/save_stall.py [--hidden 1024] [--saves 6]
 
-Both go through the trainer's keeper of checkpoints, write the same state to the same disk in the same run, in turns,
-and retire the checkpoint before. A background save stalls twice: when it copies what it will write, and when it
-commits; in between, updates run, and how much longer than usual they take is said too. A blocking save is the whole.
+Both go through the trainer's keeper of checkpoints, write the same state to the same
+disk in the same run, in turns, and retire the checkpoint before. A background save
+stalls twice: when it copies what it will write, and when it commits; in between,
+updates run, and how much longer than usual they take is said too. A blocking save is
+the whole.
 """
 
 from __future__ import annotations
@@ -19,19 +22,23 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from alia_ctx.checkpoint import Manifest
-from alia_ctx.config import CheckpointConfig, EngineConfig, OptimizerConfig
-from alia_ctx.keeper import CheckpointKeeper
-from alia_ctx.layout import Layout
-from alia_ctx.mcore.engine import Distributed, MegatronEngine
-from alia_ctx.model import ModelSpec, RopeSpec
-from alia_ctx.packing import PackedRow
+from alia_ctx.checkpoint.manifest import Manifest
+from alia_ctx.config.run import CheckpointConfig, EngineConfig, OptimizerConfig
+from alia_ctx.data.packing import PackedRow
+from alia_ctx.mcore.engine import MegatronEngine
+from alia_ctx.mcore.runtime import Distributed
+from alia_ctx.spec.layout import Layout
+from alia_ctx.spec.model import ModelSpec
+from alia_ctx.spec.rope import RopeSpec
+from alia_ctx.train.checkpoint_manager import CheckpointKeeper
 
 CONTEXT = 512
 ROPE = RopeSpec("default", 10000.0)
 
 
-def save(keeper: CheckpointKeeper, number: int, train: Callable[[], None]) -> tuple[float, list[float]]:
+def save(
+    keeper: CheckpointKeeper, number: int, train: Callable[[], None]
+) -> tuple[float, list[float]]:
     """Seconds that training waited, and those of the updates trained meanwhile."""
     model = keeper.engine.model  # type: ignore[attr-defined]
     keeper.begin(Manifest("bench", number, model, ROPE, CONTEXT))
@@ -45,7 +52,9 @@ def save(keeper: CheckpointKeeper, number: int, train: Callable[[], None]) -> tu
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--hidden", type=int, default=1024)
     parser.add_argument("--saves", type=int, default=6)
     arguments = parser.parse_args()
@@ -55,7 +64,9 @@ def main() -> None:
     engine_config = EngineConfig(precision="fp32")
     rows = [PackedRow.from_documents([np.arange(CONTEXT) % 8000], CONTEXT)]
     with tempfile.TemporaryDirectory() as folder, Distributed(engine_config):
-        engine = MegatronEngine(model, ROPE, CONTEXT, Layout(), engine_config, OptimizerConfig())
+        engine = MegatronEngine(
+            model, ROPE, CONTEXT, Layout(), engine_config, OptimizerConfig()
+        )
         keepers = {
             background: CheckpointKeeper(
                 engine,
@@ -73,21 +84,40 @@ def main() -> None:
             engine.train_update(rows, 1e-4)
             usual.append(time.perf_counter() - started)
             background = number % 2 == 0
-            seconds, updates = save(keepers[background], number, lambda: engine.train_update(rows, 1e-4))
+            seconds, updates = save(
+                keepers[background], number, lambda: engine.train_update(rows, 1e-4)
+            )
             if number < 2:  # the first of each takes memory that is kept
                 continue
             waited[background].append(seconds)
             beside += updates
-        size = sum(p.stat().st_size for p in keepers[True].root.rglob("*") if p.is_file())
-        keepers[True].save(Manifest("bench", number + 1, model, ROPE, CONTEXT))  # waits for the sweeping
+        size = sum(
+            p.stat().st_size for p in keepers[True].root.rglob("*") if p.is_file()
+        )
+        keepers[True].save(
+            Manifest("bench", number + 1, model, ROPE, CONTEXT)
+        )  # waits for the sweeping
         keepers[False].save(Manifest("bench", number + 1, model, ROPE, CONTEXT))
-    print(f"{model.parameters():,} parameters, {size / 1e9:.2f} GB a checkpoint, medians of {arguments.saves} saves")
-    medians = {background: statistics.median(times) for background, times in waited.items()}
-    for background, way in ((False, "a blocking save"), (True, "one in the background")):
+    print(
+        f"{model.parameters():,} parameters, {size / 1e9:.2f} GB a checkpoint, medians "
+        f"of {arguments.saves} saves"
+    )
+    medians = {
+        background: statistics.median(times) for background, times in waited.items()
+    }
+    for background, way in (
+        (False, "a blocking save"),
+        (True, "one in the background"),
+    ):
         low, high = min(waited[background]), max(waited[background])
-        print(f"training waited {medians[background]:.2f} s ({low:.2f} to {high:.2f}) for {way}")
+        print(
+            f"training waited {medians[background]:.2f} s ({low:.2f} to {high:.2f}) for {way}"
+        )
     print(f"ratio {medians[True] / medians[False]:.2f} (aim: below 0.25)")
-    print(f"an update takes {statistics.median(usual):.2f} s, beside a save {statistics.median(beside):.2f} s")
+    print(
+        f"an update takes {statistics.median(usual):.2f} s, beside a save "
+        f"{statistics.median(beside):.2f} s"
+    )
 
 
 if __name__ == "__main__":

@@ -2,9 +2,10 @@
 
     python benchmarks/step_overhead.py [--updates 12] [--context 2048] [--hidden 256]
 
-Both have the same model, attention, loss, optimizer and rows. The bare loop holds its batches in memory and does
-nothing but zero, forward-backward, step. Ours reads rows from a plan, balances them, checks gradients, counts the
-ledger, groups losses by position and source, writes metrics and TensorBoard, and asks whether to stop. Updates
+Both have the same model, attention, loss, optimizer and rows. The bare loop holds its
+batches in memory and does nothing but zero, forward-backward, step. Ours reads rows
+from a plan, balances them, checks gradients, counts the ledger, groups losses by
+position and source, writes metrics and TensorBoard, and asks whether to stop. Updates
 alternate, and so does which comes first; the ratio is of the medians.
 """
 
@@ -22,16 +23,19 @@ import torch
 from megatron.core.pipeline_parallel import get_forward_backward_func
 
 from alia_ctx import workflow
-from alia_ctx.config import RunConfig, load_run
-from alia_ctx.mcore.engine import Distributed, MegatronEngine
-from alia_ctx.tokens import write_store
-from alia_ctx.trainer import StageTrainer
+from alia_ctx.config.load import load_run
+from alia_ctx.config.run import RunConfig
+from alia_ctx.data.tokens import write_store
+from alia_ctx.mcore.engine import MegatronEngine
+from alia_ctx.mcore.runtime import Distributed
+from alia_ctx.train.trainer import StageTrainer
 
 CONFIG = """
 name: overhead
 output: {folder}/out
 tokenizer: {folder}/tokenizer
-model: {{num_hidden_layers: 4, hidden_size: {hidden}, intermediate_size: {ffn}, num_attention_heads: 8,
+model: {{num_hidden_layers: 4, hidden_size: {hidden}, intermediate_size: {ffn},
+  num_attention_heads: 8,
          num_key_value_heads: 4, head_dim: {head}, vocab_size: 4096}}
 data: {{sources: {{text: {{inputs: [], store: {folder}/text}}}}}}
 engine: {{precision: fp32}}
@@ -62,23 +66,37 @@ class BareLoop:
         engine._chunk.zero_grad_buffer()
         engine._optimizer.zero_grad()
         self.schedule(
-            forward_step_func=engine._forward_step([]), data_iterator=iter(batches), model=[engine._chunk],
-            num_microbatches=len(batches), seq_length=engine.context, micro_batch_size=1, forward_only=False,
-        )  # fmt: skip
+            forward_step_func=engine._forward_step([]),
+            data_iterator=iter(batches),
+            model=[engine._chunk],
+            num_microbatches=len(batches),
+            seq_length=engine.context,
+            micro_batch_size=1,
+            forward_only=False,
+        )
         engine._optimizer.step()
 
 
 def prepare(folder: Path, arguments: argparse.Namespace) -> RunConfig:
     generator = np.random.default_rng(0)
     lengths = np.minimum(generator.lognormal(6.5, 1.2, 4000).astype(int) + 2, 20_000)
-    write_store(folder / "text", (generator.integers(4, 4096, n) for n in lengths), 4096)
+    write_store(
+        folder / "text", (generator.integers(4, 4096, n) for n in lengths), 4096
+    )
     (folder / "tokenizer").mkdir()
     (folder / "tokenizer" / "tokenizer.json").write_text("{}")
     update = 4 * arguments.context
-    (folder / "run.yaml").write_text(CONFIG.format(
-        folder=folder, hidden=arguments.hidden, ffn=3 * arguments.hidden, head=arguments.hidden // 8,
-        context=arguments.context, update=update, tokens=update * (arguments.updates + 2),
-    ))  # fmt: skip
+    (folder / "run.yaml").write_text(
+        CONFIG.format(
+            folder=folder,
+            hidden=arguments.hidden,
+            ffn=3 * arguments.hidden,
+            head=arguments.hidden // 8,
+            context=arguments.context,
+            update=update,
+            tokens=update * (arguments.updates + 2),
+        )
+    )
     return load_run(folder / "run.yaml")
 
 
@@ -86,16 +104,29 @@ def measure(run: RunConfig, updates: int) -> tuple[list[float], list[float]]:
     stage = run.stage("only")
     plan = workflow.pack(run, "only")
     with Distributed(run.engine):
-        engine = MegatronEngine(run.model, stage.rope, stage.context, stage.layout, run.engine, run.optimizer)
+        engine = MegatronEngine(
+            run.model,
+            stage.rope,
+            stage.context,
+            stage.layout,
+            run.engine,
+            run.optimizer,
+        )
         trainer = StageTrainer(run, "only", engine, plan)
         trainer.prepare()
         log = trainer.open_log()
         rows = stage.rows_per_update
-        batches = [[engine._batch(plan.row(u * rows + i)) for i in range(rows)] for u in range(updates + 1)]
+        batches = [
+            [engine._batch(plan.row(u * rows + i)) for i in range(rows)]
+            for u in range(updates + 1)
+        ]
         bare = BareLoop(engine, batches)
         ours, theirs = [], []
         for number in range(updates + 1):
-            steps = [(ours, lambda: trainer.advance(log)), (theirs, lambda number=number: bare.update(number))]
+            steps = [
+                (ours, lambda: trainer.advance(log)),
+                (theirs, lambda number=number: bare.update(number)),
+            ]
             for times, step in steps if number % 2 else reversed(steps):
                 started = time.perf_counter()
                 step()
@@ -106,7 +137,9 @@ def measure(run: RunConfig, updates: int) -> tuple[list[float], list[float]]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--updates", type=int, default=12)
     parser.add_argument("--context", type=int, default=2048)
     parser.add_argument("--hidden", type=int, default=256)
@@ -114,11 +147,20 @@ def main() -> None:
     torch.set_num_threads(1)
     with tempfile.TemporaryDirectory() as folder:
         ours, theirs = measure(prepare(Path(folder), arguments), arguments.updates)
-    print(f"bare Megatron-Core loop: {statistics.median(theirs):.3f} s an update (median of {len(theirs)})")
+    print(
+        f"bare Megatron-Core loop: {statistics.median(theirs):.3f} s an update (median "
+        f"of {len(theirs)})"
+    )
     print(f"our trainer:             {statistics.median(ours):.3f} s an update")
-    print(f"ratio of medians:        {statistics.median(ours) / statistics.median(theirs):.3f} (aim: at most 1.03)")
+    print(
+        "ratio of medians:        "
+        f"{statistics.median(ours) / statistics.median(theirs):.3f} (aim: at most 1.03)"
+    )
     pairs = sorted(a / b for a, b in zip(ours, theirs, strict=True))
-    print(f"ratios of pairs:         {pairs[0]:.3f} to {pairs[-1]:.3f}, median {statistics.median(pairs):.3f}")
+    print(
+        f"ratios of pairs:         {pairs[0]:.3f} to {pairs[-1]:.3f}, median "
+        f"{statistics.median(pairs):.3f}"
+    )
 
 
 if __name__ == "__main__":

@@ -1,9 +1,11 @@
-"""Tokenising speed, in one run: ours, the bare `tokenizers` batch encode, and Megatron's preprocessing loop.
+"""Tokenising speed, in one run: ours, the bare `tokenizers` batch encode, and Megatron's
+preprocessing loop.
 
     python benchmarks/tokenize.py [--megabytes N] [--rounds N]
 
-See tokenize_speed.py, which does the work. This file has the name of a module of Python's standard library and
-would hide it from every script in this folder, so imported under that name it becomes that module.
+See tokenize_speed.py, which does the work. This file has the name of a module of
+Python's standard library and would hide it from every script in this folder, so
+imported under that name it becomes that module.
 """
 
 import sys

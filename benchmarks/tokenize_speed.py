@@ -1,12 +1,14 @@
 """The measurement behind benchmarks/tokenize.py.
 
-Text: documentation and sources of the installed Python packages, as JSON lines; tokenizer: byte-level BPE trained on
-part of it. On as many processes or threads as there are cores, in turn, several rounds:
+Text: documentation and sources of the installed Python packages, as JSON lines;
+tokenizer: byte-level BPE trained on part of it. On as many processes or threads as
+there are cores, in turn, several rounds:
 
-ours        alia_ctx.tokens.tokenize_source: file to finished, checksummed store
-bare        `Tokenizer.encode_batch` (threads of the library) over the texts in memory; no reading, no writing
-bare, fast  the same with `encode_batch_fast`, which leaves out character offsets
-Megatron    its tools/preprocess_data.py, written plainly: Pool.imap over lines, encode, IndexedDatasetBuilder
+ours        alia_ctx.data.tokens.tokenize_source: file to finished, checksummed store
+bare        `Tokenizer.encode_batch` (threads of the library) over the texts in memory;
+no reading, no writing bare, fast  the same with `encode_batch_fast`, which leaves out
+character offsets Megatron    its tools/preprocess_data.py, written plainly: Pool.imap
+over lines, encode, IndexedDatasetBuilder
 """
 
 from __future__ import annotations
@@ -32,7 +34,9 @@ _encoder = None
 
 
 def package_texts(megabytes: int) -> Iterator[str]:
-    """Texts of installed packages in sorted order, each up to 200 kB, until there are so many megabytes."""
+    """Texts of installed packages in sorted order, each up to 200 kB, until there are
+    so many megabytes.
+    """
     left = megabytes << 20
     root = Path(sysconfig.get_path("purelib"))
     for path in sorted(root.rglob("*")):
@@ -51,10 +55,16 @@ def prepare(folder: Path, megabytes: int) -> None:
 
     texts = list(package_texts(megabytes))
     with open(folder / "corpus.jsonl", "w", encoding="utf-8") as stream:
-        stream.writelines(json.dumps({"text": text}, ensure_ascii=False) + "\n" for text in texts)
+        stream.writelines(
+            json.dumps({"text": text}, ensure_ascii=False) + "\n" for text in texts
+        )
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    trainer = trainers.BpeTrainer(vocab_size=VOCABULARY, special_tokens=["<unk>", "<s>", "</s>"], show_progress=False)
+    trainer = trainers.BpeTrainer(
+        vocab_size=VOCABULARY,
+        special_tokens=["<unk>", "<s>", "</s>"],
+        show_progress=False,
+    )
     tokenizer.train_from_iterator(texts[::8], trainer)
     (folder / "tokenizer").mkdir()
     tokenizer.save(str(folder / "tokenizer" / "tokenizer.json"))
@@ -62,13 +72,18 @@ def prepare(folder: Path, megabytes: int) -> None:
 
 
 def ours(folder: Path, workers: int) -> int:
-    from alia_ctx.documents import SourceSpec
-    from alia_ctx.tokens import tokenize_source
+    from alia_ctx.data.documents import SourceSpec
+    from alia_ctx.data.tokens import tokenize_source
 
     spec = SourceSpec(inputs=[str(folder / "corpus.jsonl")])
     size = (folder / "corpus.jsonl").stat().st_size
     report = tokenize_source(
-        spec, "ours", folder / "tokenizer", folder / "ours", workers=workers, shard_bytes=max(1 << 20, size // 16)
+        spec,
+        "ours",
+        folder / "tokenizer",
+        folder / "ours",
+        workers=workers,
+        shard_bytes=max(1 << 20, size // 16),
     )
     return report.tokens
 
@@ -132,19 +147,26 @@ def megatron_loop(folder: Path, workers: int) -> int:
 
 
 def timed(what: Callable[[], int]) -> tuple[float, float, int]:
-    """Seconds on the clock, CPU seconds of this process and the children it has waited for, and tokens."""
+    """Seconds on the clock, CPU seconds of this process and the children it has waited
+    for, and tokens.
+    """
     began, before = time.perf_counter(), sum(os.times()[:4])
     tokens = what()
     return time.perf_counter() - began, sum(os.times()[:4]) - before, tokens
 
 
 def one_round(folder: Path, kind: str, workers: int) -> None:
-    """Run one contender and print what `timed` gives; in a process of its own, as the libraries keep threads."""
+    """Run one contender and print what `timed` gives;
+
+    in a process of its own, as the libraries keep threads.
+    """
     logging.disable(logging.WARNING)
     if kind == "ours":
         result = timed(lambda: ours(folder, workers))
     elif kind == "Megatron":
-        importlib.import_module("megatron.core.datasets.indexed_dataset")  # its import is not what we time
+        importlib.import_module(
+            "megatron.core.datasets.indexed_dataset"
+        )  # its import is not what we time
 
         result = timed(lambda: megatron_loop(folder, workers))
     else:
@@ -164,20 +186,42 @@ def compare(folder: Path, rounds: int, workers: int) -> None:
     for _ in range(rounds):
         for kind in kinds:
             shutil.rmtree(folder / "ours", ignore_errors=True)
-            command = [sys.executable, "-W", "ignore", __file__, "--one", kind, "--folder", str(folder)]
-            done = subprocess.run([*command, "--workers", str(workers)], check=True, stdout=subprocess.PIPE, text=True)
+            command = [
+                sys.executable,
+                "-W",
+                "ignore",
+                __file__,
+                "--one",
+                kind,
+                "--folder",
+                str(folder),
+            ]
+            done = subprocess.run(
+                [*command, "--workers", str(workers)],
+                check=True,
+                stdout=subprocess.PIPE,
+                text=True,
+            )
             elapsed, used, tokens[kind] = json.loads(done.stdout.splitlines()[-1])
             clock[kind].append(elapsed)
             cpu[kind].append(used)
     table = Table(
-        "contender", "tokens", "MB/s, best", "ours / it: best of each", "median (lowest, highest)", "by CPU time"
-    )  # fmt: skip
+        "contender",
+        "tokens",
+        "MB/s, best",
+        "ours / it: best of each",
+        "median (lowest, highest)",
+        "by CPU time",
+    )
     for kind in kinds:
         table.add_row(
-            kind, f"{tokens[kind]:,}", f"{size / min(clock[kind]):.2f}",
+            kind,
+            f"{tokens[kind]:,}",
+            f"{size / min(clock[kind]):.2f}",
             f"{min(clock[kind]) / min(clock['ours']):.3f}x",
-            ratio(clock[kind], clock["ours"]), ratio(cpu[kind], cpu["ours"]),
-        )  # fmt: skip
+            ratio(clock[kind], clock["ours"]),
+            ratio(cpu[kind], cpu["ours"]),
+        )
     table.title = f"{size:.0f} MB of JSON lines, {workers} cores, {rounds} rounds"
     Console(width=130).print(table)
 
@@ -188,7 +232,9 @@ def ratio(theirs: list[float], mine: list[float]) -> str:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--megabytes", type=int, default=40)
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--workers", type=int, default=os.cpu_count())

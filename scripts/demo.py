@@ -1,9 +1,11 @@
 """The whole job on this machine, on real text: what `make demo` runs.
 
-    python scripts/demo.py                                            text from the installed packages
-    python scripts/demo.py --text notes/ corpus.jsonl --output runs/mine   your own: .txt .md .jsonl(.gz|.zst) .parquet
+    python scripts/demo.py                                            text from the
+    installed packages python scripts/demo.py --text notes/ corpus.jsonl --output
+    runs/mine   your own: .txt .md .jsonl(.gz|.zst) .parquet
 
-Text and tokenizer are made once; every step that is finished is left as it is, so a second run is quick.
+Text and tokenizer are made once; every step that is finished is left as it is, so a
+second run is quick.
 """
 
 from __future__ import annotations
@@ -18,12 +20,13 @@ from typing import Any
 
 import yaml
 
-from alia_ctx import corpus, workflow
-from alia_ctx.config import load_run
-from alia_ctx.documents import DocumentCounts, SourceSpec, read_documents
+from alia_ctx import workflow
+from alia_ctx.config.load import load_run
+from alia_ctx.data.documents import DocumentCounts, SourceSpec, read_documents
+from alia_ctx.demo import corpus
+from alia_ctx.demo.tokenizer import train_tokenizer
 from alia_ctx.errors import AliaError, DataError
 from alia_ctx.progress import say
-from alia_ctx.tokenizer import train_tokenizer
 
 ROOT = Path(__file__).resolve().parent.parent
 CONFIG = ROOT / "configs" / "tiny.yaml"
@@ -43,24 +46,54 @@ def main() -> int:
         return error.exit_code
     print(report.markdown.read_text(encoding="utf-8"))
     say(f"took {time.monotonic() - started:.0f} s")
-    print(f"model:  {run.directory('hf', list(run.stages)[-1])}\nreport: {report.markdown}\nplot:   {report.plot}")
-    print("what it shows: " + ("every claim holds" if report.holds else "a claim does NOT hold, see above"))
+    print(
+        f"model:  {run.directory('hf', list(run.stages)[-1])}\nreport: "
+        f"{report.markdown}\nplot:   {report.plot}"
+    )
+    print(
+        "what it shows: "
+        + ("every claim holds" if report.holds else "a claim does NOT hold, see above")
+    )
     return 0 if report.holds or arguments.text else 1
 
 
 def parse() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--text", nargs="+", default=[], metavar="PATH", help="your own text, in place of the demo's")
-    parser.add_argument("--output", type=Path, metavar="DIR", help="where everything goes (runs/tiny, or runs/mine)")
-    parser.add_argument("--set", nargs="+", default=[], dest="overrides", metavar="KEY=VALUE",
-                        help="overrides of configs/tiny.yaml, as in stages.base.tokens=1e6")  # fmt: skip
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "--text",
+        nargs="+",
+        default=[],
+        metavar="PATH",
+        help="your own text, in place of the demo's",
+    )
+    parser.add_argument(
+        "--output",
+        type=Path,
+        metavar="DIR",
+        help="where everything goes (runs/tiny, or runs/mine)",
+    )
+    parser.add_argument(
+        "--set",
+        nargs="+",
+        default=[],
+        dest="overrides",
+        metavar="KEY=VALUE",
+        help="overrides of configs/tiny.yaml, as in stages.base.tokens=1e6",
+    )
     arguments = parser.parse_args()
-    arguments.output = arguments.output or Path("runs/mine" if arguments.text else "runs/tiny")
+    arguments.output = arguments.output or Path(
+        "runs/mine" if arguments.text else "runs/tiny"
+    )
     return arguments
 
 
 def prepare(arguments: argparse.Namespace) -> Path:
-    """Make the text and the tokenizer where they are not there yet. Returns the configuration that points to them."""
+    """Make the text and the tokenizer where they are not there yet.
+
+    Returns the configuration that points to them.
+    """
     output: Path = arguments.output
     text, tokenizer = output / "text", output / "tokenizer"
     if not (text / "heldout.jsonl").is_file():
@@ -78,7 +111,12 @@ def prepare(arguments: argparse.Namespace) -> Path:
 
 def write_config(raw: dict[str, Any], output: Path, files: list[Path]) -> Path:
     """configs/tiny.yaml with another place and other sources, as OUTPUT/config.yaml."""
-    raw |= {"name": output.name, "root": str(output), "output": str(output), "tokenizer": str(output / "tokenizer")}
+    raw |= {
+        "name": output.name,
+        "root": str(output),
+        "output": str(output),
+        "tokenizer": str(output / "tokenizer"),
+    }
     raw["data"]["sources"] = {path.stem: {"inputs": [str(path)]} for path in files}
     raw["evaluation"]["held_out"] = {"inputs": [str(output / "text" / "heldout.jsonl")]}
     path = output / "config.yaml"
@@ -101,21 +139,36 @@ def gather_own(paths: list[str], text: Path) -> None:
         raise DataError("\n".join(str(problem) for problem in problems))
     text.mkdir(parents=True)
     counts, long_ones, kept = DocumentCounts(), 0, {"own": 0, "heldout": 0}
-    with (text / "own.tmp").open("w", encoding="utf-8") as own, (text / "held.tmp").open("w", encoding="utf-8") as held:
+    with (
+        (text / "own.tmp").open("w", encoding="utf-8") as own,
+        (text / "held.tmp").open("w", encoding="utf-8") as held,
+    ):
         for document in read_documents(spec, counts):
             long_ones += len(document.text) >= LONG_CHARACTERS
-            hold = len(document.text) >= LONG_CHARACTERS and long_ones % HELD_OUT_EVERY == 1
-            line = json.dumps({"id": document.id, "text": document.text}, ensure_ascii=False) + "\n"
+            hold = (
+                len(document.text) >= LONG_CHARACTERS
+                and long_ones % HELD_OUT_EVERY == 1
+            )
+            line = (
+                json.dumps(
+                    {"id": document.id, "text": document.text}, ensure_ascii=False
+                )
+                + "\n"
+            )
             (held if hold else own).write(line)
             kept["heldout" if hold else "own"] += 1
     if kept["heldout"] < 2 or not kept["own"]:
         raise DataError(
-            f"{' '.join(paths)}: {long_ones} documents have {LONG_CHARACTERS:,} characters or more; "
-            f"give at least {HELD_OUT_EVERY + 1} such, so that two can be held out to measure the long context"
+            f"{' '.join(paths)}: {long_ones} documents have {LONG_CHARACTERS:,} "
+            "characters or more; "
+            f"give at least {HELD_OUT_EVERY + 1} such, so that two can be held out to "
+            "measure the long context"
         )
     (text / "own.tmp").replace(text / "own.jsonl")
     (text / "held.tmp").replace(text / "heldout.jsonl")
-    say(f"your text: {kept['own']} documents to train on, {kept['heldout']} long ones held out")
+    say(
+        f"your text: {kept['own']} documents to train on, {kept['heldout']} long ones held out"
+    )
 
 
 if __name__ == "__main__":

@@ -1,9 +1,12 @@
-"""Convert a checkpoint to a Hugging Face model: `python scripts/export_hf.py CKPT HF_DIR`; see --help."""
+"""Convert a checkpoint to a Hugging Face model:
+
+`python scripts/export_hf.py CKPT HF_DIR`; see --help.
+"""
 
 import sys
 
-from alia_ctx import cli
+from alia_ctx.cli import run_commands
 
 if __name__ == "__main__":
     sys.argv.insert(1, "export-hf")
-    cli.main()
+    run_commands.main()

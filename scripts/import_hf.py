@@ -1,9 +1,12 @@
-"""Convert a Hugging Face model to a checkpoint: `python scripts/import_hf.py HF_DIR CKPT`; see --help."""
+"""Convert a Hugging Face model to a checkpoint:
+
+`python scripts/import_hf.py HF_DIR CKPT`; see --help.
+"""
 
 import sys
 
-from alia_ctx import cli
+from alia_ctx.cli import run_commands
 
 if __name__ == "__main__":
     sys.argv.insert(1, "import-hf")
-    cli.main()
+    run_commands.main()

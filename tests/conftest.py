@@ -7,16 +7,23 @@ from hypothesis import HealthCheck, settings
 
 # Two shared cores: how long an example takes says nothing, and a failure must repeat.
 settings.register_profile(
-    "alia", deadline=None, derandomize=True, suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large]
+    "alia",
+    deadline=None,
+    derandomize=True,
+    suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large],
 )
 settings.load_profile("alia")
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
-    parser.addoption("--slow", action="store_true", help="also run tests that take minutes")
+    parser.addoption(
+        "--slow", action="store_true", help="also run tests that take minutes"
+    )
 
 
-def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+def pytest_collection_modifyitems(
+    config: pytest.Config, items: list[pytest.Item]
+) -> None:
     if config.getoption("--slow"):
         return
     skip = pytest.mark.skip(reason="takes minutes on two cores; run with --slow")

@@ -1,8 +1,9 @@
 """Run a function on several gloo processes, within a time-out, leaving none behind.
 
-The processes are forked from a server that has imported torch and Megatron-Core once, so a group of four starts in
-half a second; importing Megatron in each would cost a minute of two cores. The server has one thread and has
-initialised nothing, and it ends with the process that started it.
+The processes are forked from a server that has imported torch and Megatron-Core once,
+so a group of four starts in half a second; importing Megatron in each would cost a
+minute of two cores. The server has one thread and has initialised nothing, and it ends
+with the process that started it.
 """
 
 from __future__ import annotations
@@ -28,19 +29,25 @@ _PRELOADED = ["torch.distributed", "alia_ctx.mcore.attention", "tests.distribute
 _PR_SET_PDEATHSIG = 1  # linux/prctl.h
 
 
-def run_distributed(fn: Callable[..., Any], world_size: int, *args: Any, timeout: float = 240) -> list[Any]:
-    """Call `fn(rank, *args)` on `world_size` fresh processes that share a gloo group; their results by rank.
+def run_distributed(
+    fn: Callable[..., Any], world_size: int, *args: Any, timeout: float = 240
+) -> list[Any]:
+    """Call `fn(rank, *args)` on `world_size` fresh processes that share a gloo group;
+    their results by rank.
 
-    `fn` (at the top of an importable module), `args` and the results must be picklable. Raises AssertionError with
-    the traceback of the first rank that failed, or TimeoutError after `timeout` seconds. Either way, and if this
-    process dies, the children and what they started are killed.
+    `fn` (at the top of an importable module), `args` and the results must be picklable.
+    Raises AssertionError with the traceback of the first rank that failed, or
+    TimeoutError after `timeout` seconds. Either way, and if this process dies, the
+    children and what they started are killed.
     """
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(_PRELOADED)
     with tempfile.TemporaryDirectory() as folder:
         queue = context.SimpleQueue()
         children = [
-            context.Process(target=_child, args=(fn, rank, world_size, folder, timeout, args, queue))
+            context.Process(
+                target=_child, args=(fn, rank, world_size, folder, timeout, args, queue)
+            )
             for rank in range(world_size)
         ]
         try:
@@ -61,9 +68,15 @@ def _collect(children: list[Any], queue: Any, timeout: float) -> list[Any]:
             if error is not None:
                 raise AssertionError(f"rank {rank} failed:\n{error}")
             results[rank] = value
-        lost = [r for r, c in enumerate(children) if r not in results and c.exitcode is not None]
+        lost = [
+            r
+            for r, c in enumerate(children)
+            if r not in results and c.exitcode is not None
+        ]
         if lost and queue.empty():
-            raise AssertionError(f"rank {lost[0]} ended with status {children[lost[0]].exitcode} and no result")
+            raise AssertionError(
+                f"rank {lost[0]} ended with status {children[lost[0]].exitcode} and no result"
+            )
         if time.monotonic() > deadline:
             silent = sorted(set(range(len(children))) - set(results))
             raise TimeoutError(f"ranks {silent} gave no result in {timeout} s")
@@ -76,14 +89,22 @@ def _collect(children: list[Any], queue: Any, timeout: float) -> list[Any]:
 def _kill(child: Any) -> None:
     if child.pid is None:
         return
-    with contextlib.suppress(ProcessLookupError, PermissionError):  # it is gone, or has not made its group yet
+    with contextlib.suppress(
+        ProcessLookupError, PermissionError
+    ):  # it is gone, or has not made its group yet
         os.killpg(child.pid, signal.SIGKILL)
     child.kill()
     child.join()
 
 
 def _child(
-    fn: Callable[..., Any], rank: int, world_size: int, folder: str, timeout: float, args: Any, queue: Any
+    fn: Callable[..., Any],
+    rank: int,
+    world_size: int,
+    folder: str,
+    timeout: float,
+    args: Any,
+    queue: Any,
 ) -> None:
     os.setpgrp()
     ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)

@@ -8,11 +8,13 @@ from typing import Any
 
 import numpy as np
 
-from alia_ctx.config import EngineConfig, OptimizerConfig
-from alia_ctx.layout import Layout
-from alia_ctx.mcore.engine import Distributed, MegatronEngine
-from alia_ctx.model import ModelSpec, RopeSpec
-from alia_ctx.packing import PackedRow
+from alia_ctx.config.run import EngineConfig, OptimizerConfig
+from alia_ctx.data.packing import PackedRow
+from alia_ctx.mcore.engine import MegatronEngine
+from alia_ctx.mcore.runtime import Distributed
+from alia_ctx.spec.layout import Layout
+from alia_ctx.spec.model import ModelSpec
+from alia_ctx.spec.rope import RopeSpec
 
 CONTEXT = 64
 # 250 is no multiple of 4: the vocabulary is padded under tensor parallelism.
@@ -20,20 +22,37 @@ MODEL: dict[str, Any] = {
     "num_hidden_layers": 4, "hidden_size": 32, "intermediate_size": 96, "num_attention_heads": 8,
     "num_key_value_heads": 4, "head_dim": 8, "vocab_size": 250,
 }  # fmt: skip
-ROPE = RopeSpec("llama3", 10000.0, factor=8, original_max_position_embeddings=8, low_freq_factor=1, high_freq_factor=4)
-UNEVEN = ((30, 1, 20, 9), (64,), (2, 62), (5, 6, 7), (33, 31))  # document lengths of an update's five rows
+ROPE = RopeSpec(
+    "llama3",
+    10000.0,
+    factor=8,
+    original_max_position_embeddings=8,
+    low_freq_factor=1,
+    high_freq_factor=4,
+)
+UNEVEN = (
+    (30, 1, 20, 9),
+    (64,),
+    (2, 62),
+    (5, 6, 7),
+    (33, 31),
+)  # document lengths of an update's five rows
 
 
 def rows_of(update: int, vocabulary: int = 250) -> list[PackedRow]:
     """Five rows of learnable text: each token follows from the one before."""
     generator = np.random.default_rng(update)
     return [
-        PackedRow.from_documents([_document(generator, n, vocabulary) for n in lengths], CONTEXT, index=i)
+        PackedRow.from_documents(
+            [_document(generator, n, vocabulary) for n in lengths], CONTEXT, index=i
+        )
         for i, lengths in enumerate(UNEVEN)
     ]
 
 
-def _document(generator: np.random.Generator, length: int, vocabulary: int) -> np.ndarray:
+def _document(
+    generator: np.random.Generator, length: int, vocabulary: int
+) -> np.ndarray:
     start, stride = generator.integers(0, vocabulary), generator.integers(1, 4)
     return (start + stride * np.arange(length)) % vocabulary
 
@@ -53,14 +72,21 @@ def make_engine(
         rope,
         CONTEXT,
         layout,
-        EngineConfig(precision=precision, loss_chunk_tokens=16, offload_activations=offload),
+        EngineConfig(
+            precision=precision, loss_chunk_tokens=16, offload_activations=offload
+        ),
         OptimizerConfig() if train else None,
         recompute=recompute,
     )
 
 
-def train(engine: MegatronEngine, updates: Sequence[int], rate: float = 3e-3) -> list[tuple[float, float, int]]:
-    """(loss, gradient norm, predicted tokens) of each update; rows dealt to data-parallel ranks in turn."""
+def train(
+    engine: MegatronEngine, updates: Sequence[int], rate: float = 3e-3
+) -> list[tuple[float, float, int]]:
+    """(loss, gradient norm, predicted tokens) of each update;
+
+    rows dealt to data-parallel ranks in turn.
+    """
     results = []
     for update in updates:
         rows = rows_of(update, engine.model.vocab_size)
@@ -75,7 +101,9 @@ def distributed() -> Distributed:
 
 
 def save(engine: MegatronEngine, state: Path) -> None:
-    """Write the engine's state into the directory `state`, called as the checkpoint format wants it."""
+    """Write the engine's state into the directory `state`, called as the checkpoint
+    format wants it.
+    """
     if engine.rank == 0:
         state.mkdir(parents=True)
     engine.barrier()

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from alia_ctx.model import ModelSpec
+from alia_ctx.spec.model import ModelSpec
 
 ALIA = ModelSpec(
     num_hidden_layers=48,
@@ -65,19 +65,34 @@ ROPES: dict[str, dict[str, Any]] = {
 }
 
 
-def make_model(family: str, rope: str = "default", dtype: torch.dtype = torch.bfloat16, **changes: Any) -> Any:
-    """A random model of `family`. Norms and biases differ from their initial ones and zeros, so that mixing up two
-    tensors shows; weights are large enough for attention to depend on positions."""
+def make_model(
+    family: str,
+    rope: str = "default",
+    dtype: torch.dtype = torch.bfloat16,
+    **changes: Any,
+) -> Any:
+    """A random model of `family`. Norms and biases differ from their initial ones and
+    zeros, so that mixing up two tensors shows; weights are large enough for attention
+    to depend on positions.
+    """
     from transformers import AutoConfig, AutoModelForCausalLM
 
-    values = {**SIZES, **FAMILIES[family], **changes, "rope_parameters": dict(ROPES[rope])}
+    values = {
+        **SIZES,
+        **FAMILIES[family],
+        **changes,
+        "rope_parameters": dict(ROPES[rope]),
+    }
     torch.manual_seed(7)
-    model = AutoModelForCausalLM.from_config(AutoConfig.for_model(family, **values), attn_implementation="eager")
+    model = AutoModelForCausalLM.from_config(
+        AutoConfig.for_model(family, **values), attn_implementation="eager"
+    )
     with torch.no_grad():
         for name, parameter in model.named_parameters():
             noise = torch.randn_like(parameter)
             parameter.copy_(1 + 0.3 * noise if "norm" in name else 0.2 * noise)
-            # Not model.to(dtype): that would round the RoPE frequencies too, which no weight file holds.
+            # Not model.to(dtype): that would round the RoPE frequencies too, which no
+            # weight file holds.
             parameter.data = parameter.to(dtype)
     model.config.dtype = dtype
     return model.eval()
@@ -102,11 +117,19 @@ def save_model(
 def write_tokenizer(directory: Path, size: int) -> None:
     from tokenizers import Tokenizer, models, pre_tokenizers
 
-    tokenizer = Tokenizer(models.WordLevel({f"word{i}": i for i in range(size)}, unk_token="word0"))
+    tokenizer = Tokenizer(
+        models.WordLevel({f"word{i}": i for i in range(size)}, unk_token="word0")
+    )
     tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
     tokenizer.save(str(directory / "tokenizer.json"))
-    settings = {"tokenizer_class": "PreTrainedTokenizerFast", "model_max_length": 16, "unk_token": "word0"}
-    (directory / "tokenizer_config.json").write_text(json.dumps(settings), encoding="utf-8")
+    settings = {
+        "tokenizer_class": "PreTrainedTokenizerFast",
+        "model_max_length": 16,
+        "unk_token": "word0",
+    }
+    (directory / "tokenizer_config.json").write_text(
+        json.dumps(settings), encoding="utf-8"
+    )
     (directory / "chat_template.jinja").write_text("{{ messages }}", encoding="utf-8")
 
 
@@ -117,7 +140,9 @@ def edit_json(file: Path, **changes: Any) -> None:
 
 
 def tokens(count: int = CONTEXT) -> Tensor:
-    return torch.randint(0, SIZES["vocab_size"], (count,), generator=torch.Generator().manual_seed(3))
+    return torch.randint(
+        0, SIZES["vocab_size"], (count,), generator=torch.Generator().manual_seed(3)
+    )
 
 
 @torch.no_grad()
@@ -129,5 +154,6 @@ def logits(model: Any, count: int = CONTEXT) -> Tensor:
 def same_weights(one: Any, other: Any) -> bool:
     ours, theirs = one.state_dict(), other.state_dict()
     return ours.keys() == theirs.keys() and all(
-        ours[name].dtype == theirs[name].dtype and torch.equal(ours[name], theirs[name]) for name in ours
+        ours[name].dtype == theirs[name].dtype and torch.equal(ours[name], theirs[name])
+        for name in ours
     )

@@ -1,4 +1,7 @@
-"""A run small enough to train in a second: configuration, token store and the commands to start it."""
+"""A run small enough to train in a second:
+
+configuration, token store and the commands to start it.
+"""
 
 from __future__ import annotations
 
@@ -12,43 +15,73 @@ from typing import Any
 import numpy as np
 import yaml
 
-from alia_ctx.tokens.store import write_store
+from alia_ctx.data.tokens.store import write_store
 
 VOCABULARY = 200
 _MODEL = {
-    "num_hidden_layers": 2, "hidden_size": 32, "intermediate_size": 64, "num_attention_heads": 4,
-    "num_key_value_heads": 2, "head_dim": 8, "vocab_size": VOCABULARY,
-}  # fmt: skip
+    "num_hidden_layers": 2,
+    "hidden_size": 32,
+    "intermediate_size": 64,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "head_dim": 8,
+    "vocab_size": VOCABULARY,
+}
 
 
 def write_run(folder: Path, **stage: Any) -> Path:
-    """A configuration with two stages, `short` (64) and `long` (256), over a store of documents; returns its path."""
+    """A configuration with two stages, `short` (64) and `long` (256), over a store of
+    documents; returns its path.
+    """
     generator = np.random.default_rng(5)
     documents = [_document(generator, int(n)) for n in generator.integers(20, 700, 120)]
     write_store(folder / "text", documents, VOCABULARY)
-    write_store(folder / "heldout", [_document(generator, 300) for _ in range(4)], VOCABULARY)
+    write_store(
+        folder / "heldout", [_document(generator, 300) for _ in range(4)], VOCABULARY
+    )
     (folder / "tokenizer").mkdir()
     (folder / "tokenizer" / "tokenizer.json").write_text("{}")
     short = {
-        "init_from": "random", "context": 64, "rope": {"type": "default", "theta": 10000}, "tokens": 64 * 8 * 12,
-        "update_tokens": 512, "learning_rate": 0.003, "pack": {"policy": "concat", "long_docs": "split"}, **stage,
-    }  # fmt: skip
+        "init_from": "random",
+        "context": 64,
+        "rope": {"type": "default", "theta": 10000},
+        "tokens": 64 * 8 * 12,
+        "update_tokens": 512,
+        "learning_rate": 0.003,
+        "pack": {"policy": "concat", "long_docs": "split"},
+        **stage,
+    }
     rope = {
-        "type": "llama3", "theta": 10000, "factor": 4, "original_max_position_embeddings": 64,
-        "low_freq_factor": 1, "high_freq_factor": 4,
-    }  # fmt: skip
+        "type": "llama3",
+        "theta": 10000,
+        "factor": 4,
+        "original_max_position_embeddings": 64,
+        "low_freq_factor": 1,
+        "high_freq_factor": 4,
+    }
     long = {
-        **short, "init_from": "short", "context": 256, "rope": rope, "tokens": 256 * 3 * 4, "update_tokens": 800,
+        **short,
+        "init_from": "short",
+        "context": 256,
+        "rope": rope,
+        "tokens": 256 * 3 * 4,
+        "update_tokens": 800,
         "pack": {"policy": "best_fit", "long_docs": "split"},
-    }  # fmt: skip
+    }
     config = {
-        "name": "small", "output": str(folder / "out"), "tokenizer": str(folder / "tokenizer"), "model": _MODEL,
+        "name": "small",
+        "output": str(folder / "out"),
+        "tokenizer": str(folder / "tokenizer"),
+        "model": _MODEL,
         "data": {"sources": {"text": {"inputs": [], "store": str(folder / "text")}}},
         "engine": {"precision": "fp32", "loss_chunk_tokens": 64},
         "checkpoint": {"every_updates": 3, "keep_last": 2},
-        "evaluation": {"held_out": {"inputs": [], "store": str(folder / "heldout")}, "documents": 4},
+        "evaluation": {
+            "held_out": {"inputs": [], "store": str(folder / "heldout")},
+            "documents": 4,
+        },
         "stages": {"short": short, "long": long},
-    }  # fmt: skip
+    }
     path = folder / "run.yaml"
     path.write_text(yaml.safe_dump(config, sort_keys=False))
     return path
@@ -61,11 +94,17 @@ def _document(generator: np.random.Generator, length: int) -> np.ndarray:
 
 def command(*arguments: str, ranks: int = 1) -> list[str]:
     """`alia-ctx ARGUMENTS`, in this interpreter, on `ranks` processes."""
-    launcher = ["-m", "alia_ctx.launch", "--standalone", f"--nproc-per-node={ranks}"] if ranks > 1 else []
+    launcher = (
+        ["-m", "alia_ctx.cli.launch", "--standalone", f"--nproc-per-node={ranks}"]
+        if ranks > 1
+        else []
+    )
     return [sys.executable, *launcher, "-m", "alia_ctx.cli", *arguments]
 
 
-def alia(*arguments: str, ranks: int = 1, timeout: float = 180) -> subprocess.CompletedProcess[str]:
+def alia(
+    *arguments: str, ranks: int = 1, timeout: float = 180
+) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
         command(*arguments, ranks=ranks),
         capture_output=True,
@@ -81,11 +120,17 @@ def environment() -> dict[str, str]:
 
 
 def metrics(folder: Path, stage: str = "short") -> list[dict[str, Any]]:
-    lines = (folder / "out" / "stages" / stage / "metrics.jsonl").read_text().splitlines()
+    lines = (
+        (folder / "out" / "stages" / stage / "metrics.jsonl").read_text().splitlines()
+    )
     return [json.loads(line) for line in lines]
 
 
 def state_checksums(checkpoint: Path) -> dict[str, str]:
     """Checksums of the files that hold tensors."""
     files = json.loads((checkpoint / "manifest.json").read_text())["files"]
-    return {name: entry["xxh3_128"] for name, entry in files.items() if name.endswith(".distcp")}
+    return {
+        name: entry["xxh3_128"]
+        for name, entry in files.items()
+        if name.endswith(".distcp")
+    }

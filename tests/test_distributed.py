@@ -1,4 +1,7 @@
-"""The helper that runs process groups: results, a child's traceback, time-outs, and nothing left behind."""
+"""The helper that runs process groups:
+
+results, a child's traceback, time-outs, and nothing left behind.
+"""
 
 from __future__ import annotations
 
@@ -50,7 +53,10 @@ def test_results_come_back_by_rank() -> None:
 
 
 def test_a_childs_traceback_is_raised() -> None:
-    with pytest.raises(AssertionError, match=r"(?s)rank 1 failed.*fail_on_rank_one.*a reason of its own"):
+    with pytest.raises(
+        AssertionError,
+        match=r"(?s)rank 1 failed.*fail_on_rank_one.*a reason of its own",
+    ):
         run_distributed(fail_on_rank_one, 2)
 
 
@@ -67,9 +73,13 @@ def test_a_time_out_names_the_silent_ranks() -> None:
 def test_children_and_grandchildren_are_killed(tmp_path: Path) -> None:
     with pytest.raises(AssertionError, match="after both have started"):
         run_distributed(hang_with_a_grandchild, 2, str(tmp_path))
-    started = [int(pid) for file in tmp_path.iterdir() for pid in file.read_text().split()]
+    started = [
+        int(pid) for file in tmp_path.iterdir() for pid in file.read_text().split()
+    ]
     assert len(started) == 4
-    deadline = time.monotonic() + 20  # a killed process goes when the kernel gets to it, on a busy machine too
+    deadline = (
+        time.monotonic() + 20
+    )  # a killed process goes when the kernel gets to it, on a busy machine too
     while any(map(is_running, started)) and time.monotonic() < deadline:
         time.sleep(0.05)
     assert not [pid for pid in started if is_running(pid)]
@@ -78,6 +88,9 @@ def test_children_and_grandchildren_are_killed(tmp_path: Path) -> None:
 def is_running(pid: int) -> bool:
     """Whether `pid` lives; a killed grandchild may be a zombie until its new parent looks."""
     try:
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] not in "ZX"
+        return (
+            Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
+            not in "ZX"
+        )
     except FileNotFoundError:
         return False

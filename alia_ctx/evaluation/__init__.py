@@ -1,6 +1,14 @@
-"""What long context does to the loss: accumulate it by position in the document, compare models, report."""
+"""What long context does to the loss:
 
-from alia_ctx.evaluation.positions import BandLoss, PairedDifference, PositionBands, paired_difference
+accumulate it by position in the document, compare models, report.
+"""
+
+from alia_ctx.evaluation.positions import (
+    BandLoss,
+    PairedDifference,
+    PositionBands,
+    paired_difference,
+)
 from alia_ctx.evaluation.report import Report, Verdict, judge, loss_table, write_report
 
 __all__ = [

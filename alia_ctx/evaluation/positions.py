@@ -1,7 +1,8 @@
 """Loss by position within the document, with what is needed to say whether two models differ.
 
-The position of a loss is that of its input token: the loss at position p predicts token p+1 from p+1 tokens, so a
-base model of context C has all its own losses in [0, C). Sums are kept per document, since tokens of one document
+The position of a loss is that of its input token: the loss at position p predicts token
+p+1 from p+1 tokens, so a base model of context C has all its own losses in [0, C). Sums
+are kept per document, since tokens of one document
 are far from independent: standard errors take documents, not tokens, as the samples.
 
 Shape suffixes: T tokens of a row, P document pieces in it, B bands, D documents.
@@ -21,7 +22,12 @@ from numpy.typing import NDArray
 from alia_ctx.errors import DataError
 
 DocumentKey = tuple[int, int]
-DEMO_EDGES = (0, 128, 1024, 5120)  # the base context, x8, x40, as ALIA's 4,096 : 32,768 : 163,840
+DEMO_EDGES = (
+    0,
+    128,
+    1024,
+    5120,
+)  # the base context, x8, x40, as ALIA's 4,096 : 32,768 : 163,840
 
 
 class RowPieces(Protocol):
@@ -39,7 +45,10 @@ class RowPieces(Protocol):
 
 @dataclass(frozen=True)
 class BandLoss:
-    """Mean loss (nats per token) of the positions [start, stop); nan where nothing was predicted there."""
+    """Mean loss (nats per token) of the positions [start, stop);
+
+    nan where nothing was predicted there.
+    """
 
     start: int
     stop: int
@@ -50,10 +59,12 @@ class BandLoss:
 
 @dataclass(frozen=True)
 class PairedDifference:
-    """Loss of `second` minus loss of `first` (nats per token) over the documents that both have in a band.
+    """Loss of `second` minus loss of `first` (nats per token) over the documents that both
+    have in a band.
 
-    `standard_error` is that of the difference, with documents as clusters; nan below two documents. `unpaired`
-    counts documents that only one of the two has there; they are left out.
+    `standard_error` is that of the difference, with documents as clusters; nan below
+    two documents. `unpaired` counts documents that only one of the two has there; they
+    are left out.
     """
 
     first: float
@@ -69,33 +80,47 @@ class PairedDifference:
 
 
 class PositionBands:
-    """Sums and counts of losses by position: in bands (per document) and along a finer log-spaced curve.
+    """Sums and counts of losses by position: in bands (per document) and along a finer
+    log-spaced curve.
 
-    `edges` are the band limits in tokens, from 0 up; positions at or past the last edge are counted in
-    `beyond` and left out. The curve has `per_octave` points for each doubling of the position.
+    `edges` are the band limits in tokens, from 0 up; positions at or past the last edge
+    are counted in `beyond` and left out. The curve has `per_octave` points for each
+    doubling of the position.
     """
 
-    def __init__(self, edges: Sequence[int] = DEMO_EDGES, *, per_octave: int = 4) -> None:
+    def __init__(
+        self, edges: Sequence[int] = DEMO_EDGES, *, per_octave: int = 4
+    ) -> None:
         self.edges = tuple(int(edge) for edge in edges)
         if len(self.edges) < 2 or self.edges[0] != 0 or any(np.diff(self.edges) <= 0):
-            raise DataError(f"band edges {list(edges)} must start at 0 and rise, as in {list(DEMO_EDGES)}")
+            raise DataError(
+                f"band edges {list(edges)} must start at 0 and rise, as in {list(DEMO_EDGES)}"
+            )
         if per_octave < 1:
-            raise DataError(f"per_octave={per_octave} must be at least 1; 4 gives a smooth curve")
+            raise DataError(
+                f"per_octave={per_octave} must be at least 1; 4 gives a smooth curve"
+            )
         self.per_octave = per_octave
         self.curve_edges = _curve_edges(self.edges[-1], per_octave)
         self._curve_sums = np.zeros(len(self.curve_edges) - 1)
         self._curve_counts = np.zeros(len(self.curve_edges) - 1, dtype=np.int64)
-        self._documents: dict[DocumentKey, NDArray[np.float64]] = {}  # [2, B]: sums, counts
+        self._documents: dict[
+            DocumentKey, NDArray[np.float64]
+        ] = {}  # [2, B]: sums, counts
         self.beyond = 0
 
     def add(
-        self, row: RowPieces, losses_T: NDArray[np.floating[Any]], position_offset: Sequence[int] | None = None
+        self,
+        row: RowPieces,
+        losses_T: NDArray[np.floating[Any]],
+        position_offset: Sequence[int] | None = None,
     ) -> None:
         """Add one row's losses in nats, float [T], nan where nothing is predicted.
 
-        `position_offset` gives for each piece of the row [P] the position of its first token in the document,
-        where that is not 0: a model that is shown a document in short blocks is so compared at equal positions.
-        DataError: the shapes differ, a loss is infinite, or a fill token has a loss.
+        `position_offset` gives for each piece of the row [P] the position of its first
+        token in the document, where that is not 0: a model that is shown a document in
+        short blocks is so compared at equal positions. DataError: the shapes differ, a
+        loss is infinite, or a fill token has a loss.
         """
         starts_P, positions_T = _positions(row, position_offset)
         losses_T = _checked_losses(row, losses_T)
@@ -108,24 +133,37 @@ class PositionBands:
         pieces = np.searchsorted(starts_P, np.flatnonzero(kept_T), side="right") - 1
         self._add_documents(row, pieces, losses, positions)
 
-    def _add_curve(self, losses: NDArray[np.float64], positions: NDArray[np.int64]) -> None:
+    def _add_curve(
+        self, losses: NDArray[np.float64], positions: NDArray[np.int64]
+    ) -> None:
         points = np.searchsorted(self.curve_edges, positions, side="right") - 1
         size = len(self._curve_sums)
         self._curve_sums += np.bincount(points, weights=losses, minlength=size)
         self._curve_counts += np.bincount(points, minlength=size)
 
     def _add_documents(
-        self, row: RowPieces, pieces: NDArray[np.int64], losses: NDArray[np.float64], positions: NDArray[np.int64]
+        self,
+        row: RowPieces,
+        pieces: NDArray[np.int64],
+        losses: NDArray[np.float64],
+        positions: NDArray[np.int64],
     ) -> None:
         bands = len(self.edges) - 1
-        cells = pieces * bands + np.searchsorted(self.edges, positions, side="right") - 1
+        cells = (
+            pieces * bands + np.searchsorted(self.edges, positions, side="right") - 1
+        )
         shape_PB = (len(row.doc_ids), bands)
         size = shape_PB[0] * bands
         sums_PB = np.bincount(cells, weights=losses, minlength=size).reshape(shape_PB)
         counts_PB = np.bincount(cells, minlength=size).reshape(shape_PB)
-        for piece, (source, document) in enumerate(zip(row.sources.tolist(), row.doc_ids.tolist(), strict=True)):
+        for piece, (source, document) in enumerate(
+            zip(row.sources.tolist(), row.doc_ids.tolist(), strict=True)
+        ):
             if counts_PB[piece].any():
-                self._document((source, document))[:] += (sums_PB[piece], counts_PB[piece])
+                self._document((source, document))[:] += (
+                    sums_PB[piece],
+                    counts_PB[piece],
+                )
 
     def _document(self, key: DocumentKey) -> NDArray[np.float64]:
         return self._documents.setdefault(key, np.zeros((2, len(self.edges) - 1)))
@@ -133,7 +171,9 @@ class PositionBands:
     def merge(self, other: PositionBands) -> None:
         """Add all that `other` holds, as when ranks or files were evaluated apart."""
         if (self.edges, self.per_octave) != (other.edges, other.per_octave):
-            raise DataError(f"cannot merge losses by position with edges {other.edges} into edges {self.edges}")
+            raise DataError(
+                f"cannot merge losses by position with edges {other.edges} into edges {self.edges}"
+            )
         self._curve_sums += other._curve_sums
         self._curve_counts += other._curve_counts
         self.beyond += other.beyond
@@ -158,22 +198,47 @@ class PositionBands:
         """The mean loss of [start, stop), both of which must be edges."""
         _, sums_and_counts = self.per_document(start, stop)
         total, count = sums_and_counts.sum(axis=0) if len(sums_and_counts) else (0.0, 0)
-        return BandLoss(start, stop, total / count if count else math.nan, int(count), len(sums_and_counts))
+        return BandLoss(
+            start,
+            stop,
+            total / count if count else math.nan,
+            int(count),
+            len(sums_and_counts),
+        )
 
-    def per_document(self, start: int, stop: int) -> tuple[list[DocumentKey], NDArray[np.float64]]:
-        """(document keys, [D, 2] sums and counts) of [start, stop), for documents with predicted tokens there."""
+    def per_document(
+        self, start: int, stop: int
+    ) -> tuple[list[DocumentKey], NDArray[np.float64]]:
+        """(document keys, [D, 2] sums and counts) of [start, stop), for documents with
+        predicted tokens there.
+        """
         if start not in self.edges or stop not in self.edges or start >= stop:
-            raise DataError(f"[{start}, {stop}) does not lie between band edges; the edges are {list(self.edges)}")
+            raise DataError(
+                f"[{start}, {stop}) does not lie between band edges; the edges are "
+                f"{list(self.edges)}"
+            )
         first, last = self.edges.index(start), self.edges.index(stop)
-        totals = {key: array[:, first:last].sum(axis=1) for key, array in sorted(self._documents.items())}
+        totals = {
+            key: array[:, first:last].sum(axis=1)
+            for key, array in sorted(self._documents.items())
+        }
         kept = {key: total for key, total in totals.items() if total[1] > 0}
         return list(kept), np.array(list(kept.values())).reshape(-1, 2)
 
-    def curve(self) -> tuple[NDArray[np.float64], NDArray[np.float64], NDArray[np.int64]]:
-        """(position, mean loss, tokens) of the curve's points; the position is the middle of the point's range."""
+    def curve(
+        self,
+    ) -> tuple[NDArray[np.float64], NDArray[np.float64], NDArray[np.int64]]:
+        """(position, mean loss, tokens) of the curve's points;
+
+        the position is the middle of the point's range.
+        """
         seen = self._curve_counts > 0
         middles = (self.curve_edges[:-1] + self.curve_edges[1:] - 1) / 2
-        return middles[seen], self._curve_sums[seen] / self._curve_counts[seen], self._curve_counts[seen]
+        return (
+            middles[seen],
+            self._curve_sums[seen] / self._curve_counts[seen],
+            self._curve_counts[seen],
+        )
 
     def to_json(self) -> dict[str, Any]:
         """All that this holds, in JSON's types; `from_json` reads it back."""
@@ -181,7 +246,10 @@ class PositionBands:
             "edges": list(self.edges),
             "per_octave": self.per_octave,
             "beyond": self.beyond,
-            "curve": {"sums": self._curve_sums.tolist(), "counts": self._curve_counts.tolist()},
+            "curve": {
+                "sums": self._curve_sums.tolist(),
+                "counts": self._curve_counts.tolist(),
+            },
             "documents": [
                 {
                     "source": key[0],
@@ -202,18 +270,26 @@ class PositionBands:
             made._curve_sums[:] = data["curve"]["sums"]
             made._curve_counts[:] = data["curve"]["counts"]
             for entry in data["documents"]:
-                made._document((entry["source"], entry["document"]))[:] = (entry["sums"], entry["counts"])
+                made._document((entry["source"], entry["document"]))[:] = (
+                    entry["sums"],
+                    entry["counts"],
+                )
         except (KeyError, TypeError, ValueError) as error:
-            raise DataError(f"not losses by position as `to_json` writes them: {error!r}") from error
+            raise DataError(
+                f"not losses by position as `to_json` writes them: {error!r}"
+            ) from error
         return made
 
 
-def paired_difference(first: PositionBands, second: PositionBands, start: int, stop: int) -> PairedDifference:
+def paired_difference(
+    first: PositionBands, second: PositionBands, start: int, stop: int
+) -> PairedDifference:
     """Compare two models over the documents that both have in [start, stop).
 
-    Each mean is a ratio of sums over documents; the standard error of their difference is that of the linearised
-    ratios, clustered by document (Cochran, Sampling Techniques, 3rd ed., section 6.19), so documents that are hard
-    for both models cancel. The two may have predicted slightly different tokens of a document.
+    Each mean is a ratio of sums over documents; the standard error of their difference
+    is that of the linearised ratios, clustered by document (Cochran, Sampling
+    Techniques, 3rd ed., section 6.19), so documents that are hard for both models
+    cancel. The two may have predicted slightly different tokens of a document.
     """
     keys_first, values_first = first.per_document(start, stop)
     keys_second, values_second = second.per_document(start, stop)
@@ -228,7 +304,14 @@ def paired_difference(first: PositionBands, second: PositionBands, start: int, s
     count = len(common)
     spread = float(np.sum((influence_b - influence_a) ** 2))
     error = math.sqrt(spread * count / (count - 1)) if count > 1 else math.nan
-    return PairedDifference(mean_a, mean_b, error, count, (int(a_D2[:, 1].sum()), int(b_D2[:, 1].sum())), unpaired)
+    return PairedDifference(
+        mean_a,
+        mean_b,
+        error,
+        count,
+        (int(a_D2[:, 1].sum()), int(b_D2[:, 1].sum())),
+        unpaired,
+    )
 
 
 def _ratio(values_D2: NDArray[np.float64]) -> tuple[float, NDArray[np.float64]]:
@@ -244,24 +327,43 @@ def _curve_edges(last: int, per_octave: int) -> NDArray[np.int64]:
     return np.unique(np.concatenate([[0], edges[edges < last], [last]]))
 
 
-def _positions(row: RowPieces, position_offset: Sequence[int] | None) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """(starts of the pieces [P], position within the document [T]); the fill's positions mean nothing."""
+def _positions(
+    row: RowPieces, position_offset: Sequence[int] | None
+) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """(starts of the pieces [P], position within the document [T]);
+
+    the fill's positions mean nothing.
+    """
     starts_P = np.asarray(row.doc_offsets[:-1], dtype=np.int64)
-    offset_P = np.zeros_like(starts_P) if position_offset is None else np.asarray(position_offset, dtype=np.int64)
+    offset_P = (
+        np.zeros_like(starts_P)
+        if position_offset is None
+        else np.asarray(position_offset, dtype=np.int64)
+    )
     if offset_P.shape != starts_P.shape or (offset_P < 0).any():
-        raise DataError(f"position_offset needs one number >= 0 for each of the row's {len(starts_P)} pieces")
+        raise DataError(
+            f"position_offset needs one number >= 0 for each of the row's {len(starts_P)} pieces"
+        )
     real = int(row.doc_offsets[-1])
     positions_T = np.arange(row.length, dtype=np.int64)
     positions_T[:real] -= np.repeat(starts_P - offset_P, np.diff(row.doc_offsets))
     return starts_P, positions_T
 
 
-def _checked_losses(row: RowPieces, given_T: NDArray[np.floating[Any]]) -> NDArray[np.float64]:
+def _checked_losses(
+    row: RowPieces, given_T: NDArray[np.floating[Any]]
+) -> NDArray[np.float64]:
     losses_T: NDArray[np.float64] = np.asarray(given_T, dtype=np.float64)
     if losses_T.shape != (row.length,):
-        raise DataError(f"losses of shape {losses_T.shape} for a row of {row.length} tokens")
+        raise DataError(
+            f"losses of shape {losses_T.shape} for a row of {row.length} tokens"
+        )
     if np.isinf(losses_T).any():
-        raise DataError(f"the loss at token {int(np.flatnonzero(np.isinf(losses_T))[0])} of the row is infinite")
+        raise DataError(
+            f"the loss at token {int(np.flatnonzero(np.isinf(losses_T))[0])} of the row is infinite"
+        )
     if not np.isnan(losses_T[int(row.doc_offsets[-1]) :]).all():
-        raise DataError("a fill token has a loss; where nothing is predicted the loss must be nan")
+        raise DataError(
+            "a fill token has a loss; where nothing is predicted the loss must be nan"
+        )
     return losses_T

@@ -13,11 +13,18 @@ from typing import IO, Any
 from rich.table import Table
 
 from alia_ctx.errors import DataError
-from alia_ctx.evaluation.positions import BandLoss, PairedDifference, PositionBands, paired_difference
+from alia_ctx.evaluation.positions import (
+    BandLoss,
+    PairedDifference,
+    PositionBands,
+    paired_difference,
+)
 from alia_ctx.files import atomic_file
 
 CLEAR = 3.0  # standard errors by which a loss must be lower to be called clearly lower
-TOLERANCE = 0.02  # how much of the base's loss the last stage may add inside the base context
+TOLERANCE = (
+    0.02  # how much of the base's loss the last stage may add inside the base context
+)
 _PLOT_TOKENS = 30  # a curve point of fewer tokens is noise and is not drawn
 
 Results = Mapping[str, PositionBands]
@@ -32,7 +39,10 @@ class Verdict:
     detail: str
 
     def __str__(self) -> str:
-        return f"{ {True: 'yes', False: 'NO', None: 'undecided'}[self.holds] }: {self.claim}: {self.detail}"
+        return (
+            f"{ {True: 'yes', False: 'NO', None: 'undecided'}[self.holds] }: "
+            f"{self.claim}: {self.detail}"
+        )
 
 
 @dataclass(frozen=True)
@@ -61,13 +71,19 @@ def write_report(
 ) -> Report:
     """Write `report.md`, `report.json` and `loss_by_position.png` in `out_dir`, over earlier ones.
 
-    `results` maps a model's display name to its losses, in the order to show them. `base` is judged against
-    `final` inside the base context, `baselines` (default: the base) at the positions past it. `notes` are lines
-    on how it was measured. DataError: a name is not among the results, or their edges differ.
+    `results` maps a model's display name to its losses, in the order to show them.
+    `base` is judged against `final` inside the base context, `baselines` (default: the
+    base) at the positions past it. `notes` are lines on how it was measured. DataError:
+    a name is not among the results, or their edges differ.
     """
     verdicts = judge(results, base=base, final=final, baselines=baselines)
     out_dir = Path(out_dir)
-    report = Report(out_dir / "report.md", out_dir / "report.json", out_dir / "loss_by_position.png", verdicts)
+    report = Report(
+        out_dir / "report.md",
+        out_dir / "report.json",
+        out_dir / "loss_by_position.png",
+        verdicts,
+    )
     data = {
         "title": title,
         "notes": list(notes),
@@ -79,25 +95,38 @@ def write_report(
         with atomic_file(report.plot) as stream:
             _plot(results, stream, title)
         _write_text(report.json, json.dumps(data, indent=1, allow_nan=False) + "\n")
-        _write_text(report.markdown, _markdown(results, verdicts, title, notes, report.plot.name))
+        _write_text(
+            report.markdown,
+            _markdown(results, verdicts, title, notes, report.plot.name),
+        )
     except OSError as error:
-        raise DataError(f"cannot write the report in {out_dir}: {error.strerror or error}") from error
+        raise DataError(
+            f"cannot write the report in {out_dir}: {error.strerror or error}"
+        ) from error
     return report
 
 
-def judge(results: Results, *, base: str, final: str, baselines: Sequence[str] = ()) -> tuple[Verdict, ...]:
-    """Compare `final` with the base inside the first band and with each of `baselines` in every later band."""
+def judge(
+    results: Results, *, base: str, final: str, baselines: Sequence[str] = ()
+) -> tuple[Verdict, ...]:
+    """Compare `final` with the base inside the first band and with each of `baselines`
+    in every later band.
+    """
     _check_names(results, (base, final, *baselines))
     edges = results[base].edges
     bands = list(pairwise(edges))
     verdicts = [_no_worse(results, base, final, *bands[0])]
     verdicts += [
-        _clearly_better(results, name, final, start, stop) for name in baselines or (base,) for start, stop in bands[1:]
+        _clearly_better(results, name, final, start, stop)
+        for name in baselines or (base,)
+        for start, stop in bands[1:]
     ]
     return tuple(verdicts)
 
 
-def _no_worse(results: Results, base: str, final: str, start: int, stop: int) -> Verdict:
+def _no_worse(
+    results: Results, base: str, final: str, start: int, stop: int
+) -> Verdict:
     claim = f"{final} loses at most {TOLERANCE:.0%} to {base} at positions {start:,}-{stop - 1:,}"
     paired = paired_difference(results[base], results[final], start, stop)
     if paired.documents < 2:
@@ -110,8 +139,12 @@ def _no_worse(results: Results, base: str, final: str, start: int, stop: int) ->
     return Verdict(claim, bool(change <= TOLERANCE), detail)
 
 
-def _clearly_better(results: Results, baseline: str, final: str, start: int, stop: int) -> Verdict:
-    claim = f"{final} is clearly better than {baseline} at positions {start:,}-{stop - 1:,}"
+def _clearly_better(
+    results: Results, baseline: str, final: str, start: int, stop: int
+) -> Verdict:
+    claim = (
+        f"{final} is clearly better than {baseline} at positions {start:,}-{stop - 1:,}"
+    )
     paired = paired_difference(results[baseline], results[final], start, stop)
     if paired.documents < 2:
         return Verdict(claim, None, _too_few(paired))
@@ -124,10 +157,15 @@ def _clearly_better(results: Results, baseline: str, final: str, start: int, sto
 
 
 def _too_few(paired: PairedDifference) -> str:
-    return f"{paired.documents} documents were measured with both, at least 2 are needed; evaluate more text"
+    return (
+        f"{paired.documents} documents were measured with both, at least 2 are "
+        "needed; evaluate more text"
+    )
 
 
-def loss_table(results: Results, title: str = "Loss by position in the document (nats per token)") -> Table:
+def loss_table(
+    results: Results, title: str = "Loss by position in the document (nats per token)"
+) -> Table:
     """A line per model, a column per band; perplexity in brackets."""
     table = Table(title=title)
     table.add_column("model")
@@ -143,10 +181,14 @@ def loss_table(results: Results, title: str = "Loss by position in the document 
 def _check_names(results: Results, names: Sequence[str]) -> None:
     missing = [name for name in names if name not in results]
     if missing:
-        raise DataError(f"no result named {', '.join(missing)}; there are: {', '.join(results) or 'none'}")
+        raise DataError(
+            f"no result named {', '.join(missing)}; there are: {', '.join(results) or 'none'}"
+        )
     edges = {result.edges for result in results.values()}
     if len(edges) > 1:
-        raise DataError(f"the results have different band edges, {sorted(edges)}; evaluate all with the same")
+        raise DataError(
+            f"the results have different band edges, {sorted(edges)}; evaluate all with the same"
+        )
 
 
 def _heading(band: BandLoss) -> str:
@@ -154,21 +196,48 @@ def _heading(band: BandLoss) -> str:
 
 
 def _cell(band: BandLoss) -> str:
-    return f"{band.loss:.4f} ({math.exp(min(band.loss, 700.0)):,.2f})" if band.tokens else "-"
+    return (
+        f"{band.loss:.4f} ({math.exp(min(band.loss, 700.0)):,.2f})"
+        if band.tokens
+        else "-"
+    )
 
 
 def _result_json(bands: PositionBands) -> dict[str, Any]:
     positions, losses, tokens = bands.curve()
-    summary = [{**asdict(band), "loss": band.loss if band.tokens else None} for band in bands.bands()]
-    curve = {"position": positions.tolist(), "loss": losses.tolist(), "tokens": tokens.tolist()}
+    summary = [
+        {**asdict(band), "loss": band.loss if band.tokens else None}
+        for band in bands.bands()
+    ]
+    curve = {
+        "position": positions.tolist(),
+        "loss": losses.tolist(),
+        "tokens": tokens.tolist(),
+    }
     return {"bands": summary, "curve": curve, "sums": bands.to_json()}
 
 
-def _markdown(results: Results, verdicts: Sequence[Verdict], title: str, notes: Sequence[str], plot: str) -> str:
+def _markdown(
+    results: Results,
+    verdicts: Sequence[Verdict],
+    title: str,
+    notes: Sequence[str],
+    plot: str,
+) -> str:
     first = next(iter(results.values()))
-    headings = ["model", *(_heading(band) for band in first.bands()), "documents", "tokens"]
+    headings = [
+        "model",
+        *(_heading(band) for band in first.bands()),
+        "documents",
+        "tokens",
+    ]
     rows = [
-        [name, *(_cell(band) for band in result.bands()), f"{result.documents:,}", f"{result.tokens:,}"]
+        [
+            name,
+            *(_cell(band) for band in result.bands()),
+            f"{result.documents:,}",
+            f"{result.tokens:,}",
+        ]
         for name, result in results.items()
     ]
     table = [
@@ -177,7 +246,12 @@ def _markdown(results: Results, verdicts: Sequence[Verdict], title: str, notes: 
         *map(_markdown_row, rows),
     ]
     lines = [f"# {title}", "", *(f"- {verdict}" for verdict in verdicts), ""]
-    lines += ["Loss in nats per token (perplexity), by position of the input token in its document.", "", *table, ""]
+    lines += [
+        "Loss in nats per token (perplexity), by position of the input token in its document.",
+        "",
+        *table,
+        "",
+    ]
     lines += [f"![loss against position]({plot})", "", *(f"- {note}" for note in notes)]
     return "\n".join(lines).rstrip() + "\n"
 
@@ -192,7 +266,10 @@ def _markdown_row(cells: Sequence[str]) -> str:
 
 
 def _plot(results: Results, stream: IO[bytes], title: str) -> None:
-    """Loss against position, one line a model, dotted lines at the band edges; no display and no global state."""
+    """Loss against position, one line a model, dotted lines at the band edges;
+
+    no display and no global state.
+    """
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
@@ -202,11 +279,22 @@ def _plot(results: Results, stream: IO[bytes], title: str) -> None:
     for name, result in results.items():
         positions, losses, tokens = result.curve()
         drawn = tokens >= _PLOT_TOKENS
-        axes.plot(positions[drawn] + 1, losses[drawn], marker="o", markersize=2.5, linewidth=1.4, label=name)
+        axes.plot(
+            positions[drawn] + 1,
+            losses[drawn],
+            marker="o",
+            markersize=2.5,
+            linewidth=1.4,
+            label=name,
+        )
     for edge in next(iter(results.values())).edges[1:-1]:
         axes.axvline(edge, color="grey", linestyle=":", linewidth=1)
     axes.set_xscale("log", base=2)
-    axes.set(title=title, xlabel="tokens of the document seen so far", ylabel="loss (nats per token)")
+    axes.set(
+        title=title,
+        xlabel="tokens of the document seen so far",
+        ylabel="loss (nats per token)",
+    )
     axes.xaxis.set_major_formatter(lambda value, _: f"{value:,.0f}")
     axes.grid(alpha=0.3)
     axes.legend()

@@ -1,17 +1,22 @@
 """Hugging Face's `config.json` to and from our `ModelSpec` and `RopeSpec`.
 
-Reading is strict: what we cannot compute is refused by name, never ignored. Writing produces one file that
-transformers 4 and 5 both read as the same model. The facts behind it, from `modeling_rope_utils.py` of
-4.57.6 and 5.23.0:
+Reading is strict: what we cannot compute is refused by name, never ignored. Writing
+produces one file that transformers 4 and 5 both read as the same model. The facts
+behind it, from `modeling_rope_utils.py` of 4.57.6 and 5.23.0:
 
-- 4.x takes the base from `rope_theta` and everything else from `rope_scaling`; it ignores `rope_parameters`.
+- 4.x takes the base from `rope_theta` and everything else from `rope_scaling`; it
+  ignores `rope_parameters`.
 - 5.x takes `rope_scaling` where it is set and else `rope_parameters`, and fills a missing base from
-  `rope_theta`. So both forms may stand side by side as long as they say the same, which they do here.
-- yarn and llama3 take a missing `original_max_position_embeddings` from `max_position_embeddings`. We always
+  `rope_theta`. So both forms may stand side by side as long as they say the same, which
+  they do here.
+- yarn and llama3 take a missing `original_max_position_embeddings` from
+  `max_position_embeddings`. We always
   write it, because the latter grows with every stage.
-- dynamic (NTK) has no original length of its own: transformers takes `max_position_embeddings` for it. An
-  export therefore writes the original length there, not the context of the stage. At a sequence as long as
-  the context, the angles then equal those of training; shorter sequences get Hugging Face's rule.
+- dynamic (NTK) has no original length of its own: transformers takes
+  `max_position_embeddings` for it. An
+  export therefore writes the original length there, not the context of the stage. At a
+  sequence as long as the context, the angles then equal those of training; shorter
+  sequences get Hugging Face's rule.
 """
 
 from __future__ import annotations
@@ -25,10 +30,17 @@ import torch
 
 from alia_ctx.errors import CheckpointError, Problem
 from alia_ctx.hf.families import FAMILIES, Family
-from alia_ctx.model import ModelSpec, RopeSpec
+from alia_ctx.spec.model import ModelSpec
+from alia_ctx.spec.rope import RopeSpec
 
 CONFIG = "config.json"
-_SIZES = ("num_hidden_layers", "hidden_size", "intermediate_size", "num_attention_heads", "vocab_size")
+_SIZES = (
+    "num_hidden_layers",
+    "hidden_size",
+    "intermediate_size",
+    "num_attention_heads",
+    "vocab_size",
+)
 _ROPE_TYPES = ("default", "linear", "dynamic", "yarn", "llama3")
 _ROPE_NUMBERS = (
     "factor",
@@ -69,8 +81,9 @@ _REMEDY = "alia-ctx computes full causal attention with RoPE and SwiGLU; use a m
 def read_config(hf_dir: Path) -> tuple[ModelSpec, RopeSpec, int]:
     """Model, RoPE and `max_position_embeddings` of `hf_dir/config.json`.
 
-    Raises CheckpointError naming the file, the keys and their values: not JSON, an unknown `model_type`, a
-    missing size, two RoPE descriptions that differ, or anything that we cannot express.
+    Raises CheckpointError naming the file, the keys and their values: not JSON, an
+    unknown `model_type`, a missing size, two RoPE descriptions that differ, or anything
+    that we cannot express.
     """
     path = Path(hf_dir) / CONFIG
     config = load_json(path)
@@ -89,14 +102,24 @@ def read_config(hf_dir: Path) -> tuple[ModelSpec, RopeSpec, int]:
 
 
 def write_config(
-    model: ModelSpec, rope: RopeSpec, context: int, dtype: torch.dtype, original: Mapping[str, Any] | None = None
+    model: ModelSpec,
+    rope: RopeSpec,
+    context: int,
+    dtype: torch.dtype,
+    original: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
-    """The `config.json` of `model` with `rope` for sequences of `context` tokens, weights in `dtype`.
+    """The `config.json` of `model` with `rope` for sequences of `context` tokens,
+    weights in `dtype`.
 
-    Keys of `original` that we do not set (special tokens, library version, ...) are kept as they are.
+    Keys of `original` that we do not set (special tokens, library version, ...) are
+    kept as they are.
     """
     family = FAMILIES[model.architecture]
-    config = {k: v for k, v in (original or {}).items() if k not in ("rope_scaling", "rope_parameters")}
+    config = {
+        k: v
+        for k, v in (original or {}).items()
+        if k not in ("rope_scaling", "rope_parameters")
+    }
     parameters = rope_parameters(rope)
     kind = str(dtype).removeprefix("torch.")
     config |= {
@@ -121,11 +144,16 @@ def write_config(
 
 
 def rope_parameters(rope: RopeSpec) -> dict[str, Any]:
-    """`rope` as Hugging Face's dict, base excluded; floats are floats because transformers 4 checks the type."""
+    """`rope` as Hugging Face's dict, base excluded;
+
+    floats are floats because transformers 4 checks the type.
+    """
     parameters: dict[str, Any] = {"rope_type": rope.type}
     for name in _ROPE_KEYS:
         value = getattr(rope, name)
-        if value is None or (rope.type == "dynamic" and name == "original_max_position_embeddings"):
+        if value is None or (
+            rope.type == "dynamic" and name == "original_max_position_embeddings"
+        ):
             continue
         parameters[name] = float(value) if name in _ROPE_NUMBERS else value
     return parameters
@@ -136,28 +164,40 @@ def load_json(path: Path) -> dict[str, Any]:
     try:
         document = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
-        raise CheckpointError(f"{path}: there is no such file; give a directory saved by `save_pretrained`") from None
+        raise CheckpointError(
+            f"{path}: there is no such file; give a directory saved by `save_pretrained`"
+        ) from None
     except (OSError, ValueError) as error:
-        raise CheckpointError(f"{path}: not readable as JSON ({error}); copy it again from its source") from error
+        raise CheckpointError(
+            f"{path}: not readable as JSON ({error}); copy it again from its source"
+        ) from error
     if not isinstance(document, dict):
-        raise CheckpointError(f"{path}: holds {type(document).__name__} instead of a JSON object")
+        raise CheckpointError(
+            f"{path}: holds {type(document).__name__} instead of a JSON object"
+        )
     return document
 
 
 def _refusal(path: Path, found: list[Problem]) -> CheckpointError:
-    return CheckpointError("\n".join([f"{path}: this model cannot be expressed", *(f"  {p}" for p in found)]))
+    return CheckpointError(
+        "\n".join(
+            [f"{path}: this model cannot be expressed", *(f"  {p}" for p in found)]
+        )
+    )
 
 
 def _family(path: Path, config: Mapping[str, Any]) -> Family:
     family = FAMILIES.get(str(config.get("model_type")))
     if family is None:
         raise CheckpointError(
-            f"{path}: model_type={config.get('model_type')!r} is not supported; supported are {', '.join(FAMILIES)}"
+            f"{path}: model_type={config.get('model_type')!r} is not supported; "
+            f"supported are {', '.join(FAMILIES)}"
         )
     named = config.get("architectures") or [family.class_name]
     if named != [family.class_name]:
         raise CheckpointError(
-            f"{path}: architectures={named} is not supported; {family.model_type} converts as [{family.class_name!r}]"
+            f"{path}: architectures={named} is not supported; {family.model_type} "
+            f"converts as [{family.class_name!r}]"
         )
     return family
 
@@ -181,13 +221,25 @@ def _unsupported(values: Mapping[str, Any], family: Family) -> list[Problem]:
         )
     kinds = set(values.get("layer_types") or ()) - {"full_attention"}
     if kinds:
-        found.append(Problem("layer_types", sorted(kinds), "only full_attention is supported", _REMEDY))
+        found.append(
+            Problem(
+                "layer_types",
+                sorted(kinds),
+                "only full_attention is supported",
+                _REMEDY,
+            )
+        )
     return found
 
 
 def _missing(values: Mapping[str, Any]) -> list[Problem]:
     return [
-        Problem(key, values.get(key), "must be a positive integer", "take it from the model's publisher")
+        Problem(
+            key,
+            values.get(key),
+            "must be a positive integer",
+            "take it from the model's publisher",
+        )
         for key in (*_SIZES, "max_position_embeddings")
         if type(values.get(key)) is not int or values[key] < 1
     ]
@@ -226,23 +278,31 @@ def _rope(path: Path, values: Mapping[str, Any], context: int) -> RopeSpec:
     for key, other in others:
         if other != spec:
             raise CheckpointError(
-                f"{path}: {first} gives {spec}, {key} gives {other}; keep the one that the model was trained with"
+                f"{path}: {first} gives {spec}, {key} gives {other}; keep the one that "
+                "the model was trained with"
             )
     return spec
 
 
-def _rope_from(path: Path, key: str, given: Any, values: Mapping[str, Any], context: int) -> RopeSpec:
+def _rope_from(
+    path: Path, key: str, given: Any, values: Mapping[str, Any], context: int
+) -> RopeSpec:
     if not isinstance(given, Mapping):
-        raise CheckpointError(f'{path}: {key}={given!r} is not an object; use {{"rope_type": ...}} or null')
+        raise CheckpointError(
+            f'{path}: {key}={given!r} is not an object; use {{"rope_type": ...}} or null'
+        )
     kind = given.get("rope_type", given.get("type", "default"))
     if kind not in _ROPE_TYPES:
         raise CheckpointError(
-            f"{path}: {key}.rope_type={kind!r} is not supported; supported are {', '.join(_ROPE_TYPES)}"
+            f"{path}: {key}.rope_type={kind!r} is not supported; supported are "
+            f"{', '.join(_ROPE_TYPES)}"
         )
     surplus = [name for name in given if name not in (*_ROPE_KEYS, *_ROPE_NAMES)]
     if surplus or given.get("partial_rotary_factor") not in (None, 1, 1.0):
         name = surplus[0] if surplus else "partial_rotary_factor"
-        raise CheckpointError(f"{path}: {key}.{name}={given[name]!r} is not supported; {_REMEDY}")
+        raise CheckpointError(
+            f"{path}: {key}.{name}={given[name]!r} is not supported; {_REMEDY}"
+        )
     fields = {name: given[name] for name in _ROPE_KEYS if given.get(name) is not None}
     for name, value in [("rope_theta", given.get("rope_theta")), *fields.items()]:
         _check_number(path, f"{key}.{name}", name, value)
@@ -251,35 +311,57 @@ def _rope_from(path: Path, key: str, given: Any, values: Mapping[str, Any], cont
         fields["factor"] = context / fields["original_max_position_embeddings"]
     theta = given.get("rope_theta", values.get("rope_theta", 10000.0))
     _check_number(path, f"{key}.rope_theta", "rope_theta", theta)
-    numbers = {name: float(value) for name, value in fields.items() if name in _ROPE_NUMBERS}
+    numbers = {
+        name: float(value) for name, value in fields.items() if name in _ROPE_NUMBERS
+    }
     return RopeSpec(type=kind, theta=float(theta), **{**fields, **numbers})
 
 
 def _check_number(path: Path, key: str, name: str, value: Any) -> None:
-    wanted = {"truncate": (bool,), "original_max_position_embeddings": (int,)}.get(name, (int, float))
+    wanted = {"truncate": (bool,), "original_max_position_embeddings": (int,)}.get(
+        name, (int, float)
+    )
     if value is not None and (type(value) not in wanted):
-        raise CheckpointError(f"{path}: {key}={value!r} must be {' or '.join(t.__name__ for t in wanted)}")
+        raise CheckpointError(
+            f"{path}: {key}={value!r} must be {' or '.join(t.__name__ for t in wanted)}"
+        )
 
 
 def _original_length(
-    path: Path, key: str, kind: str, fields: Mapping[str, Any], values: Mapping[str, Any], context: int
+    path: Path,
+    key: str,
+    kind: str,
+    fields: Mapping[str, Any],
+    values: Mapping[str, Any],
+    context: int,
 ) -> dict[str, int]:
-    """The original length as transformers resolves it; dynamic knows only `max_position_embeddings`."""
+    """The original length as transformers resolves it;
+
+    dynamic knows only `max_position_embeddings`.
+    """
     if kind == "dynamic":
         return {"original_max_position_embeddings": context}
     if kind not in _HAS_ORIGINAL:
         return {}
-    inner, outer = fields.get("original_max_position_embeddings"), values.get("original_max_position_embeddings")
+    inner, outer = (
+        fields.get("original_max_position_embeddings"),
+        values.get("original_max_position_embeddings"),
+    )
     if inner is not None and outer is not None and inner != outer:
         raise CheckpointError(
-            f"{path}: original_max_position_embeddings={outer} contradicts {key}.original_max_position_embeddings="
-            f"{inner}; transformers 4 reads the inner one and 5 the outer: keep the one that the model was trained with"
+            f"{path}: original_max_position_embeddings={outer} contradicts "
+            f"{key}.original_max_position_embeddings="
+            f"{inner}; transformers 4 reads the inner one and 5 the outer: keep the "
+            "one that the model was trained with"
         )
     return {"original_max_position_embeddings": inner or outer or context}
 
 
 def stated_length(rope: RopeSpec, context: int) -> int:
-    """`max_position_embeddings`: the context, but for dynamic the original length (see the module's text)."""
+    """`max_position_embeddings`:
+
+    the context, but for dynamic the original length (see the module's text).
+    """
     if rope.type == "dynamic" and rope.original_max_position_embeddings is not None:
         return rope.original_max_position_embeddings
     return context

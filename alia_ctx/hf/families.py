@@ -1,8 +1,9 @@
 """The model families that convert: how each one's `config.json` spells a `ModelSpec`.
 
-Adding a Llama-like family is adding a row here (and its name to `alia_ctx.model.Architecture`): the class
-name that goes into `architectures`, whether q, k and v carry biases, whether q and k are normalised per head,
-and what its configuration class assumes where a key is absent. The weight names are in `rules.py`.
+Adding a Llama-like family is adding a row here (and its name to
+`alia_ctx.spec.model.Architecture`): the class name that goes into `architectures`,
+whether q, k and v carry biases, whether q and k are normalised per head, and what its
+configuration class assumes where a key is absent. The weight names are in `rules.py`.
 """
 
 from __future__ import annotations
@@ -12,17 +13,19 @@ from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import Any
 
-from alia_ctx.model import Architecture
+from alia_ctx.spec.model import Architecture
 
 _NO_SLIDING: Mapping[str, Any] = MappingProxyType({"use_sliding_window": False})
 
 
 @dataclass(frozen=True)
 class Family:
-    """One `model_type` of transformers. Facts from its configuration and modeling modules, 4.57 and 5.23.
+    """One `model_type` of transformers. Facts from its configuration and modeling modules,
+    4.57 and 5.23.
 
-    `absent` are the values its configuration class assumes for keys that change the computation and may be
-    left out; `fixed` are those that an export must state because the assumed value would be another model.
+    `absent` are the values its configuration class assumes for keys that change the
+    computation and may be left out; `fixed` are those that an export must state because
+    the assumed value would be another model.
     """
 
     model_type: Architecture
@@ -37,14 +40,24 @@ FAMILIES: Mapping[str, Family] = MappingProxyType(
     {
         family.model_type: family
         for family in (
-            Family("llama", "LlamaForCausalLM", fixed={"attention_bias": False, "mlp_bias": False}),
+            Family(
+                "llama",
+                "LlamaForCausalLM",
+                fixed={"attention_bias": False, "mlp_bias": False},
+            ),
             Family(
                 "mistral",
                 "MistralForCausalLM",
                 absent={"num_key_value_heads": 8, "sliding_window": 4096},
                 fixed={"sliding_window": None},
             ),
-            Family("qwen2", "Qwen2ForCausalLM", qkv_bias=True, absent={"num_key_value_heads": 32}, fixed=_NO_SLIDING),
+            Family(
+                "qwen2",
+                "Qwen2ForCausalLM",
+                qkv_bias=True,
+                absent={"num_key_value_heads": 32},
+                fixed=_NO_SLIDING,
+            ),
             Family(
                 "qwen3",
                 "Qwen3ForCausalLM",

@@ -1,7 +1,8 @@
 """Proof that a Hugging Face directory and a checkpoint are the same model: every bit, then logits.
 
-Weights are compared as bytes, a block at a time. Logits come from `transformers`' own layers on one side and
-from our reference decoder on the checkpoint's weights on the other, in fp32, one layer in memory at a time.
+Weights are compared as bytes, a block at a time. Logits come from `transformers`' own
+layers on one side and from our reference decoder on the checkpoint's weights on the
+other, in fp32, one layer in memory at a time.
 """
 
 # ruff: noqa: N803, N806 - shape suffixes are part of tensor names
@@ -18,15 +19,21 @@ import torch
 from torch import Tensor
 
 from alia_ctx import checkpoint
-from alia_ctx.checkpoint import Manifest
+from alia_ctx.checkpoint.manifest import Manifest
+from alia_ctx.checkpoint.tensor_files import TensorFiles, TensorPlace, as_bytes
 from alia_ctx.errors import CheckpointError
 from alia_ctx.hf import config, rules
-from alia_ctx.hf.convert import Progress, StateReader, StateStore, drop_tied_head, stored_dtypes
+from alia_ctx.hf.convert import (
+    Progress,
+    StateReader,
+    StateStore,
+    drop_tied_head,
+    stored_dtypes,
+)
 from alia_ctx.hf.families import FAMILIES
-from alia_ctx.hf.reader import locate_weights
-from alia_ctx.hf.reference import ReferenceDecoder, spread_positions
+from alia_ctx.hf.reference_decoder import ReferenceDecoder, spread_positions
 from alia_ctx.hf.rules import EMBEDDING, FINAL_NORM, HEAD, RowMap, WeightMap
-from alia_ctx.tensorfile import TensorFiles, TensorPlace, as_bytes
+from alia_ctx.hf.weight_files import locate_weights
 
 _BLOCK_BYTES = 2 << 20  # stays in the processor's cache
 DEFAULT_TOLERANCE = 1e-4
@@ -36,8 +43,9 @@ DEFAULT_TOLERANCE = 1e-4
 class LogitReport:
     """Largest differences of fp32 logits over the vocabulary, in units of max(1, largest logit).
 
-    `short` is over positions in the first half of the list, `long` over the others, up to the last position of
-    the context. `first` names where the two sides part, or is None.
+    `short` is over positions in the first half of the list, `long` over the others, up
+    to the last position of the context. `first` names where the two sides part, or is
+    None.
     """
 
     positions: tuple[int, ...]
@@ -60,10 +68,17 @@ class VerifyReport:
 
     @property
     def ok(self) -> bool:
-        return not (self.config_differences or self.weight_differences or (self.logits and self.logits.first))
+        return not (
+            self.config_differences
+            or self.weight_differences
+            or (self.logits and self.logits.first)
+        )
 
     def __str__(self) -> str:
-        lines = [f"weights: {self.tensors} tensors, {self.bytes:,} bytes, {len(self.weight_differences)} differ"]
+        lines = [
+            f"weights: {self.tensors} tensors, {self.bytes:,} bytes, "
+            f"{len(self.weight_differences)} differ"
+        ]
         lines += [f"  {difference}" for difference in self.weight_differences[:10]]
         lines += [f"config: {difference}" for difference in self.config_differences]
         if self.logits:
@@ -74,7 +89,9 @@ class VerifyReport:
                 f"(tolerance {self.tolerance:g})"
             )
             lines += [f"  {self.logits.first}"] if self.logits.first else []
-        return "\n".join([*lines, *self.notes, "same model" if self.ok else "NOT the same model"])
+        return "\n".join(
+            [*lines, *self.notes, "same model" if self.ok else "NOT the same model"]
+        )
 
 
 def verify(
@@ -86,10 +103,12 @@ def verify(
     tolerance: float = DEFAULT_TOLERANCE,
     progress: Progress | None = None,
 ) -> VerifyReport:
-    """Compare the model in `hf_dir` with the checkpoint at `ckpt_dir`; see VerifyReport for what is found.
+    """Compare the model in `hf_dir` with the checkpoint at `ckpt_dir`; see VerifyReport
+    for what is found.
 
-    Raises CheckpointError where one of them is damaged, or where their sizes differ so that nothing can be
-    compared; other differences of their configurations are part of the report.
+    Raises CheckpointError where one of them is damaged, or where their sizes differ so
+    that nothing can be compared; other differences of their configurations are part of
+    the report.
     """
     hf_dir, ckpt_dir = Path(hf_dir), Path(ckpt_dir)
     manifest = checkpoint.read_manifest(ckpt_dir)
@@ -101,18 +120,24 @@ def verify(
         if getattr(model, name) != value
     ]
     if weights.huggingface_shapes() != WeightMap(manifest.model).huggingface_shapes():
-        raise CheckpointError(f"{hf_dir} and {ckpt_dir} are not one model: {'; '.join(apart)}")
+        raise CheckpointError(
+            f"{hf_dir} and {ckpt_dir} are not one model: {'; '.join(apart)}"
+        )
     drop_tied_head(model.tie_word_embeddings, found)
     rules.check_huggingface(weights, found, str(hf_dir))
     with store.open_state(ckpt_dir / checkpoint.STATE) as state, TensorFiles() as files:
-        pair = _Pair(weights, found, files, state, stored_dtypes(weights, state, str(ckpt_dir)))
+        pair = _Pair(
+            weights, found, files, state, stored_dtypes(weights, state, str(ckpt_dir))
+        )
         differences = tuple(pair.weight_differences(progress))
         return VerifyReport(
             tensors=len(found),
             bytes=sum(place.nbytes for place in found.values()),
             config_differences=(*apart, *_config_differences(rope, context, manifest)),
             weight_differences=differences,
-            logits=_compare_logits(hf_dir, pair, manifest, tolerance) if logits else None,
+            logits=_compare_logits(hf_dir, pair, manifest, tolerance)
+            if logits
+            else None,
             tolerance=tolerance,
             notes=tuple(pair.notes()),
         )
@@ -123,7 +148,10 @@ def _config_differences(rope: Any, context: int, manifest: Manifest) -> Iterator
         yield f"RoPE is {rope} in config.json, {manifest.rope} in the checkpoint"
     expected = config.stated_length(manifest.rope, manifest.context)
     if context != expected:
-        yield f"max_position_embeddings is {context} in config.json, the checkpoint makes it {expected}"
+        yield (
+            f"max_position_embeddings is {context} in config.json, the checkpoint "
+            f"makes it {expected}"
+        )
 
 
 class _Pair:
@@ -137,11 +165,21 @@ class _Pair:
         state: StateReader,
         kinds: dict[str, torch.dtype],
     ) -> None:
-        self.model, self._found, self._files, self._state, self._kinds = weights.model, found, files, state, kinds
+        self.model, self._found, self._files, self._state, self._kinds = (
+            weights.model,
+            found,
+            files,
+            state,
+            kinds,
+        )
         self._homes = {name: home for name, _, home in weights.huggingface_tensors()}
 
     def notes(self) -> Iterator[str]:
-        converted = [n for n, home in self._homes.items() if self._kinds[home.runs[0].name] != self._found[n].dtype]
+        converted = [
+            n
+            for n, home in self._homes.items()
+            if self._kinds[home.runs[0].name] != self._found[n].dtype
+        ]
         if converted:
             name = converted[0]
             yield (
@@ -159,10 +197,14 @@ class _Pair:
     def ours(self, name: str, start: int, count: int) -> Tensor:
         """The same rows from the checkpoint, in its dtype."""
         home: RowMap = self._homes[name]
-        out = torch.empty((count, *self._found[name].shape[1:]), dtype=self._kinds[home.runs[0].name])
+        out = torch.empty(
+            (count, *self._found[name].shape[1:]), dtype=self._kinds[home.runs[0].name]
+        )
         at = 0
         for run in home.between(start, start + count):
-            self._state.read_rows(run.name, run.layer, run.start, out[at : at + run.count])
+            self._state.read_rows(
+                run.name, run.layer, run.start, out[at : at + run.count]
+            )
             at += run.count
         return out
 
@@ -174,7 +216,10 @@ class _Pair:
 
     def blocks(self, name: str) -> Iterator[tuple[int, int]]:
         """Start and length of blocks of rows that fit the buffer."""
-        total, step = self.rows(name), max(1, _BLOCK_BYTES // self._found[name].row_bytes)
+        total, step = (
+            self.rows(name),
+            max(1, _BLOCK_BYTES // self._found[name].row_bytes),
+        )
         for start in range(0, total, step):
             yield start, min(step, total - start)
 
@@ -182,7 +227,11 @@ class _Pair:
         done, total = 0, sum(place.nbytes for place in self._found.values())
         for name in self._homes:
             for start, count in self.blocks(name):
-                difference = _first_difference(self.theirs(name, start, count), self.ours(name, start, count), start)
+                difference = _first_difference(
+                    self.theirs(name, start, count),
+                    self.ours(name, start, count),
+                    start,
+                )
                 if difference:
                     yield f"{name}{difference}"
                     break
@@ -196,65 +245,104 @@ def _first_difference(theirs: Tensor, ours: Tensor, start: int) -> str | None:
     if (as_bytes(theirs) == as_bytes(ours)).all():
         return None
     width = ours.dtype.itemsize
-    differs = torch.from_numpy(as_bytes(theirs) != as_bytes(ours)).view(-1, width).any(dim=1).view(ours.shape)
+    differs = (
+        torch.from_numpy(as_bytes(theirs) != as_bytes(ours))
+        .view(-1, width)
+        .any(dim=1)
+        .view(ours.shape)
+    )
     index = differs.nonzero()[0].tolist()
     value, other = theirs[tuple(index)].item(), ours[tuple(index)].item()
-    return f"{[index[0] + start, *index[1:]]} is {value!r} in Hugging Face's file, {other!r} in the checkpoint"
+    return (
+        f"{[index[0] + start, *index[1:]]} is {value!r} in Hugging Face's file, "
+        f"{other!r} in the checkpoint"
+    )
 
 
-def _compare_logits(hf_dir: Path, pair: _Pair, manifest: Manifest, tolerance: float) -> LogitReport:
-    # The last position is context - 1, so that transformers' dynamic RoPE scales for the whole context.
+def _compare_logits(
+    hf_dir: Path, pair: _Pair, manifest: Manifest, tolerance: float
+) -> LogitReport:
+    # The last position is context - 1, so that transformers' dynamic RoPE scales for
+    # the whole context.
     positions = spread_positions(manifest.context)
-    tokens = torch.randint(0, pair.model.vocab_size, positions.shape, generator=torch.Generator().manual_seed(0))
-    reference = ReferenceDecoder(manifest.model, manifest.rope, manifest.context, positions)
+    tokens = torch.randint(
+        0,
+        pair.model.vocab_size,
+        positions.shape,
+        generator=torch.Generator().manual_seed(0),
+    )
+    reference = ReferenceDecoder(
+        manifest.model, manifest.rope, manifest.context, positions
+    )
     other = _TransformersLayers(hf_dir, pair.model.architecture, positions)
     x_TH, y_TH = (
-        torch.cat([side(EMBEDDING, int(token), 1) for token in tokens]).float() for side in (pair.ours, pair.theirs)
+        torch.cat([side(EMBEDDING, int(token), 1) for token in tokens]).float()
+        for side in (pair.ours, pair.theirs)
     )
     first = None
     for layer in range(pair.model.num_hidden_layers):
         prefix = f"model.layers.{layer}."
         x_TH = reference.layer(x_TH, _layer_weights(pair, prefix, pair.ours))
         y_TH = other.layer(layer, y_TH, _layer_weights(pair, prefix, pair.theirs))
-        first = first or _parting(x_TH, y_TH, positions, tolerance, f"the output of layer {layer}")
+        first = first or _parting(
+            x_TH, y_TH, positions, tolerance, f"the output of layer {layer}"
+        )
     x_TH = reference.norm(x_TH, pair.ours(FINAL_NORM, 0, pair.rows(FINAL_NORM)).float())
     y_TH = other.norm(y_TH, pair.theirs(FINAL_NORM, 0, pair.rows(FINAL_NORM)).float())
     by_position = _logit_differences(pair, x_TH, y_TH)
     over = (by_position > tolerance).nonzero()
     if len(over):
-        logits_part = f"logits part at position {int(positions[over[0]])}: {by_position[over[0]].item():.1e}"
+        logits_part = (
+            f"logits part at position {int(positions[over[0]])}: "
+            f"{by_position[over[0]].item():.1e}"
+        )
         first = f"{logits_part}; {first}" if first else logits_part
     elif first:
         first = None  # a layer's large activations may differ by more than the logits they lead to
     half = len(positions) // 2
     return LogitReport(
-        tuple(positions.tolist()), by_position[:half].max().item(), by_position[half:].max().item(), first
+        tuple(positions.tolist()),
+        by_position[:half].max().item(),
+        by_position[half:].max().item(),
+        first,
     )
 
 
-def _parting(x_TH: Tensor, y_TH: Tensor, positions: Tensor, tolerance: float, what: str) -> str | None:
+def _parting(
+    x_TH: Tensor, y_TH: Tensor, positions: Tensor, tolerance: float, what: str
+) -> str | None:
     difference = (x_TH - y_TH).abs().amax(dim=1) / y_TH.abs().max().clamp(min=1)
     over = (~(difference <= tolerance)).nonzero()
     if not len(over):
         return None
-    return f"first in {what} at position {int(positions[over[0]])}: {difference[over[0]].item():.1e}"
+    return (
+        f"first in {what} at position {int(positions[over[0]])}: "
+        f"{difference[over[0]].item():.1e}"
+    )
 
 
 def _logit_differences(pair: _Pair, x_TH: Tensor, y_TH: Tensor) -> Tensor:
-    """Largest difference over the vocabulary at each position, in units of max(1, largest logit). fp64 [T]."""
+    """Largest difference over the vocabulary at each position, in units of max(1,
+    largest logit). fp64 [T].
+    """
     name = EMBEDDING if pair.model.tie_word_embeddings else HEAD
     largest, scale = torch.zeros(x_TH.shape[0]), 1.0
     for start, count in pair.blocks(name):
         x_TV = x_TH @ pair.ours(name, start, count).float().T
         y_TV = y_TH @ pair.theirs(name, start, count).float().T
-        largest = torch.maximum(largest, (x_TV - y_TV).abs().amax(dim=1).nan_to_num(nan=float("inf")))
+        largest = torch.maximum(
+            largest, (x_TV - y_TV).abs().amax(dim=1).nan_to_num(nan=float("inf"))
+        )
         scale = max(scale, float(y_TV.abs().max()))
     return largest.double() / scale
 
 
 def _layer_weights(pair: _Pair, prefix: str, side: Any) -> dict[str, Tensor]:
     names = [name for name in pair.names() if name.startswith(prefix)]
-    return {name.removeprefix(prefix): side(name, 0, pair.rows(name)).float() for name in names}
+    return {
+        name.removeprefix(prefix): side(name, 0, pair.rows(name)).float()
+        for name in names
+    }
 
 
 class _TransformersLayers:
@@ -267,7 +355,9 @@ class _TransformersLayers:
             raise CheckpointError(
                 "verify needs transformers for the logits; install it or compare weights only"
             ) from error
-        module = importlib.import_module(f"transformers.models.{model_type}.modeling_{model_type}")
+        module = importlib.import_module(
+            f"transformers.models.{model_type}.modeling_{model_type}"
+        )
         family = FAMILIES[model_type].class_name.removesuffix("ForCausalLM")
         self._config = AutoConfig.from_pretrained(hf_dir)
         self._config._attn_implementation = "eager"
@@ -292,6 +382,9 @@ class _TransformersLayers:
             module = self._layer(self._config, index)
         module.load_state_dict(weights, assign=True)
         out = module.eval()(
-            x_TH[None], attention_mask=self._mask, position_ids=self._positions, position_embeddings=self._cos_sin
+            x_TH[None],
+            attention_mask=self._mask,
+            position_ids=self._positions,
+            position_embeddings=self._cos_sin,
         )
         return (out[0] if isinstance(out, tuple) else out).view(x_TH.shape)

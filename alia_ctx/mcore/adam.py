@@ -1,10 +1,12 @@
 """AdamW that keeps its step count per parameter group.
 
-Megatron's distributed checkpoints store optimizer state tensor by tensor in the shape of the parameter, and
-`step` per group, as TransformerEngine's and Apex's FusedAdam do. torch's own AdamW keeps a `step` tensor per
-parameter, which a `fully_reshardable` checkpoint cannot load. So this one stands in where neither is
-installed: on CPU, and on GPUs without them. The update is that of Loshchilov and Hutter (arXiv 1711.05101),
-computed in the dtype of the parameters with `torch._foreach` kernels.
+Megatron's distributed checkpoints store optimizer state tensor by tensor in the shape
+of the parameter, and `step` per group, as TransformerEngine's and Apex's FusedAdam do.
+torch's own AdamW keeps a `step` tensor per parameter, which a `fully_reshardable`
+checkpoint cannot load. So this one stands in where neither is
+installed: on CPU, and on GPUs without them. The update is that of Loshchilov and Hutter
+(arXiv 1711.05101), computed in the dtype of the parameters with `torch._foreach`
+kernels.
 """
 
 from __future__ import annotations
@@ -29,7 +31,16 @@ class GroupStepAdamW(torch.optim.Optimizer):
         weight_decay: float = 0.0,
         **ignored: Any,
     ) -> None:
-        super().__init__(params, {"lr": lr, "betas": betas, "eps": eps, "weight_decay": weight_decay, "step": 0})
+        super().__init__(
+            params,
+            {
+                "lr": lr,
+                "betas": betas,
+                "eps": eps,
+                "weight_decay": weight_decay,
+                "step": 0,
+            },
+        )
 
     @torch.no_grad()
     def step(self, closure: Any = None) -> None:  # type: ignore[override]
@@ -54,13 +65,17 @@ class GroupStepAdamW(torch.optim.Optimizer):
         torch._foreach_add_(scale, group["eps"])
         torch._foreach_addcdiv_(params, first, scale, -rate / (1 - beta1**step))
 
-    def _moments(self, params: list[torch.Tensor]) -> tuple[list[torch.Tensor], list[torch.Tensor]]:
+    def _moments(
+        self, params: list[torch.Tensor]
+    ) -> tuple[list[torch.Tensor], list[torch.Tensor]]:
         for p in params:
             state = self.state[p]
             if not state:
                 state["exp_avg"] = torch.zeros_like(p)
                 state["exp_avg_sq"] = torch.zeros_like(p)
-        return [self.state[p]["exp_avg"] for p in params], [self.state[p]["exp_avg_sq"] for p in params]
+        return [self.state[p]["exp_avg"] for p in params], [
+            self.state[p]["exp_avg_sq"] for p in params
+        ]
 
 
 def use_group_step_adam() -> bool:

@@ -1,11 +1,14 @@
-"""Run Megatron-Core on a machine without CUDA: one process-wide adapter, active only where there is none.
+"""Run Megatron-Core on a machine without CUDA: one process-wide adapter, active only where
+there is none.
 
-Megatron-Core asks for `device="cuda"`, pinned memory, CUDA streams and CUDA random states in many places. On
-a host without CUDA each has an exact equivalent on the CPU, so nothing upstream is forked: a
-`TorchFunctionMode` rewrites the arguments of torch calls, and the few `torch.cuda` functions that answer
-questions about the device get stand-ins. What is computed is unchanged; only where.
+Megatron-Core asks for `device="cuda"`, pinned memory, CUDA streams and CUDA random
+states in many places. On a host without CUDA each has an exact equivalent on the CPU,
+so nothing upstream is forked: a `TorchFunctionMode` rewrites the arguments of torch
+calls, and the few `torch.cuda` functions that answer questions about the device get
+stand-ins. What is computed is unchanged; only where.
 
-Cost: about a microsecond per torch call made from Python, which tiny models notice and real ones do not run on.
+Cost: about a microsecond per torch call made from Python, which tiny models notice and
+real ones do not run on.
 """
 
 from __future__ import annotations
@@ -19,7 +22,10 @@ from torch.overrides import TorchFunctionMode
 
 _CPU = torch.device("cpu")
 # Megatron's optimizers tell half from full precision by these names.
-_CUDA_TYPE_NAMES = {f"torch.{name}": f"torch.cuda.{name}" for name in ("FloatTensor", "HalfTensor", "BFloat16Tensor")}
+_CUDA_TYPE_NAMES = {
+    f"torch.{name}": f"torch.cuda.{name}"
+    for name in ("FloatTensor", "HalfTensor", "BFloat16Tensor")
+}
 _active: HostDevice | None = None
 
 
@@ -27,7 +33,11 @@ class HostDevice(TorchFunctionMode):
     """Redirects every request for a CUDA device to the CPU while it is entered."""
 
     def __torch_function__(
-        self, func: Callable[..., Any], types: Iterable[type], args: tuple[Any, ...] = (), kwargs: Any = None
+        self,
+        func: Callable[..., Any],
+        types: Iterable[type],
+        args: tuple[Any, ...] = (),
+        kwargs: Any = None,
     ) -> Any:
         if func is torch.Tensor.cuda:
             return args[0]
@@ -54,13 +64,16 @@ def _on_host(kwargs: dict[str, Any]) -> dict[str, Any]:
 def _names_cuda(device: object) -> bool:
     if isinstance(device, torch.device):
         return device.type == "cuda"
-    return (isinstance(device, str) and device.startswith("cuda")) or (type(device) is int)
+    return (isinstance(device, str) and device.startswith("cuda")) or (
+        type(device) is int
+    )
 
 
 class _HostStream:
     """A CUDA stream where there is only program order: every wait is already over.
 
-    It stands in for a class, and libraries write `torch.cuda.Stream | None` in annotations, so it is one.
+    It stands in for a class, and libraries write `torch.cuda.Stream | None` in
+    annotations, so it is one.
     """
 
     def __init__(self, *args: object, **kwargs: object) -> None: ...
@@ -95,7 +108,10 @@ def _stand_ins() -> dict[str, Callable[..., Any]]:
 
 
 def activate() -> bool:
-    """Install the adapter for the rest of the process, once. Returns whether it is active: False with CUDA."""
+    """Install the adapter for the rest of the process, once.
+
+    Returns whether it is active: False with CUDA.
+    """
     global _active
     if torch.cuda.is_available():
         return False

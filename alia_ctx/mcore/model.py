@@ -1,11 +1,13 @@
 """The Megatron-Core model: the one place that chooses upstream's model class and layer modules.
 
-Upstream 0.19 deprecates `GPTModel` in favour of `HybridModel`. We stay with `GPTModel`, whose checkpoint names
-are those that every Megatron tool reads, and keep the choice in this file.
+Upstream 0.19 deprecates `GPTModel` in favour of `HybridModel`. We stay with `GPTModel`,
+whose checkpoint names are those that every Megatron tool reads, and keep the choice in
+this file.
 
-Position embedding is "none": our core attention rotates q and k from per-token positions (see attention.py).
-Norms are ours because upstream's torch norm rejects sequence parallelism; the linear layers, the MLP, the
-embedding, the residual stream and the pipeline are upstream's.
+Position embedding is "none": our core attention rotates q and k from per-token
+positions (see attention.py). Norms are ours because upstream's torch norm rejects
+sequence parallelism; the linear layers, the MLP, the embedding, the residual stream and
+the pipeline are upstream's.
 """
 
 from __future__ import annotations
@@ -23,13 +25,16 @@ from megatron.core.models.gpt import gpt_layer_specs
 from megatron.core.models.gpt import gpt_model as upstream_gpt_model
 from megatron.core.process_groups_config import ProcessGroupCollection
 from megatron.core.transformer.spec_utils import ModuleSpec
-from megatron.core.transformer.transformer_block import TransformerBlockSubmodules, get_num_layers_to_build
+from megatron.core.transformer.transformer_block import (
+    TransformerBlockSubmodules,
+    get_num_layers_to_build,
+)
 from megatron.core.transformer.transformer_config import TransformerConfig
 from megatron.core.transformer.transformer_layer import get_transformer_layer_offset
 
-from alia_ctx.layout import Layout
 from alia_ctx.mcore.attention import PackedAttention
-from alia_ctx.model import ModelSpec
+from alia_ctx.spec.layout import Layout
+from alia_ctx.spec.model import ModelSpec
 
 Precision = Literal["fp32", "bf16"]
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
@@ -47,17 +52,30 @@ class ModelOptions:
 
 
 class RMSNorm(torch.nn.Module):
-    """Root mean square norm (arXiv 1910.07467) whose weight gradient is summed over sequence-parallel ranks.
+    """Root mean square norm (arXiv 1910.07467) whose weight gradient is summed over
+    sequence-parallel ranks.
 
-    Computed in fp32. On a CPU it is rounded before the weight is applied, as in Hugging Face's Llama; torch's CUDA
-    kernel is fused and rounds once, after.
+    Computed in fp32. On a CPU it is rounded before the weight is applied, as in Hugging
+    Face's Llama; torch's CUDA kernel is fused and rounds once, after.
     """
 
-    def __init__(self, config: TransformerConfig, hidden_size: int, eps: float = 1e-5, **ignored: Any) -> None:
+    def __init__(
+        self,
+        config: TransformerConfig,
+        hidden_size: int,
+        eps: float = 1e-5,
+        **ignored: Any,
+    ) -> None:
         super().__init__()
-        self.eps = config.layernorm_epsilon if config.layernorm_epsilon is not None else eps
+        self.eps = (
+            config.layernorm_epsilon if config.layernorm_epsilon is not None else eps
+        )
         self.weight = torch.nn.Parameter(
-            torch.ones(hidden_size, dtype=config.params_dtype, device=torch.cuda.current_device())
+            torch.ones(
+                hidden_size,
+                dtype=config.params_dtype,
+                device=torch.cuda.current_device(),
+            )
         )
         setattr(self.weight, "sequence_parallel", config.sequence_parallel)  # noqa: B010
 
@@ -65,7 +83,9 @@ class RMSNorm(torch.nn.Module):
         return torch.nn.functional.rms_norm(x, (x.shape[-1],), self.weight, self.eps)
 
 
-def transformer_config(model: ModelSpec, layout: Layout, options: ModelOptions) -> TransformerConfig:
+def transformer_config(
+    model: ModelSpec, layout: Layout, options: ModelOptions
+) -> TransformerConfig:
     """Upstream's configuration of `model` on `layout`."""
     dtype = DTYPES[options.precision]
     full = options.recompute == "full"
@@ -98,7 +118,9 @@ def transformer_config(model: ModelSpec, layout: Layout, options: ModelOptions) 
         sequence_parallel=layout.tp > 1,
         calculate_per_token_loss=True,
         deterministic_mode=options.deterministic,
-        recompute_granularity=None if options.recompute == "none" else options.recompute,
+        recompute_granularity=None
+        if options.recompute == "none"
+        else options.recompute,
         recompute_method="uniform" if full else None,
         recompute_num_layers=1 if full else None,
         recompute_modules=["mlp"] if options.recompute == "selective" else None,
@@ -129,19 +151,27 @@ def layer_specification(config: TransformerConfig, kernel: str) -> ModuleSpec:
 
 
 def padded_vocabulary(model: ModelSpec, tp: int) -> int:
-    """Rows of the vocabulary tables in memory: the next multiple of `tp`. The checkpoint keeps the real ones."""
+    """Rows of the vocabulary tables in memory:
+
+    the next multiple of `tp`. The checkpoint keeps the real ones.
+    """
     return math.ceil(model.vocab_size / tp) * tp
 
 
 def build_model(
-    model: ModelSpec, config: TransformerConfig, context: int, options: ModelOptions, groups: ProcessGroupCollection
+    model: ModelSpec,
+    config: TransformerConfig,
+    context: int,
+    options: ModelOptions,
+    groups: ProcessGroupCollection,
 ) -> torch.nn.Module:
     """This rank's part of the model, with uninitialised weights, on the current device."""
     logging.getLogger(upstream_gpt_model.__name__).setLevel(logging.ERROR)
     stage, stages = groups.pp.rank(), groups.pp.size()
     layer = layer_specification(config, options.kernel)
     block = TransformerBlockSubmodules(
-        layer_specs=[layer] * get_num_layers_to_build(config, pp_rank=stage), layer_norm=RMSNorm
+        layer_specs=[layer] * get_num_layers_to_build(config, pp_rank=stage),
+        layer_norm=RMSNorm,
     )
     module = upstream_gpt_model.GPTModel(
         config=config,
@@ -158,13 +188,18 @@ def build_model(
 
 
 def initialize(
-    module: torch.nn.Module, model: ModelSpec, config: TransformerConfig, seed: int, groups: ProcessGroupCollection
+    module: torch.nn.Module,
+    model: ModelSpec,
+    config: TransformerConfig,
+    seed: int,
+    groups: ProcessGroupCollection,
 ) -> None:
     """Draw random weights that depend on `seed` and the weight's name alone, never on the layout.
 
-    Every rank draws the whole of each of its tensors and keeps its own slice: fine for the small models that
-    start from random, and what makes dp2, cp2, tp2 and pp2 train the same model from scratch.
-    Normal(0, initializer_range), scaled by 1/sqrt(2*layers) where a block writes into the residual stream.
+    Every rank draws the whole of each of its tensors and keeps its own slice: fine for
+    the small models that start from random, and what makes dp2, cp2, tp2 and pp2 train
+    the same model from scratch. Normal(0, initializer_range), scaled by
+    1/sqrt(2*layers) where a block writes into the residual stream.
     """
     first_layer = get_transformer_layer_offset(config, pp_rank=groups.pp.rank())
     for name, parameter in module.named_parameters():
@@ -177,14 +212,18 @@ def initialize(
         if name.endswith(("linear_proj.weight", "linear_fc2.weight")):
             std /= math.sqrt(2 * model.num_hidden_layers)
         key = _global_name(name, first_layer, model.tie_word_embeddings)
-        full = _draw(key, _full_shape(parameter, groups.tp.size()), model.vocab_size, std, seed)
+        full = _draw(
+            key, _full_shape(parameter, groups.tp.size()), model.vocab_size, std, seed
+        )
         parameter.data.copy_(_shard(full, parameter, name, groups.tp))
 
 
 def _global_name(name: str, first_layer: int, tied: bool) -> str:
     if tied and name == "output_layer.weight":
         return "embedding.word_embeddings.weight"
-    return re.sub(r"layers\.(\d+)\.", lambda m: f"layers.{int(m[1]) + first_layer}.", name)
+    return re.sub(
+        r"layers\.(\d+)\.", lambda m: f"layers.{int(m[1]) + first_layer}.", name
+    )
 
 
 def _full_shape(parameter: Any, tp: int) -> list[int]:
@@ -194,14 +233,24 @@ def _full_shape(parameter: Any, tp: int) -> list[int]:
     return shape
 
 
-def _draw(name: str, shape: list[int], vocabulary: int, std: float, seed: int) -> torch.Tensor:
+def _draw(
+    name: str, shape: list[int], vocabulary: int, std: float, seed: int
+) -> torch.Tensor:
     digest = hashlib.sha256(f"{seed}:{name}".encode()).digest()
-    generator = torch.Generator(device="cpu").manual_seed(int.from_bytes(digest[:7], "big"))
+    generator = torch.Generator(device="cpu").manual_seed(
+        int.from_bytes(digest[:7], "big")
+    )
     is_table = name in ("embedding.word_embeddings.weight", "output_layer.weight")
     drawn = [vocabulary, *shape[1:]] if is_table else shape
-    values = torch.empty(drawn, dtype=torch.float32, device="cpu").normal_(0.0, std, generator=generator)
+    values = torch.empty(drawn, dtype=torch.float32, device="cpu").normal_(
+        0.0, std, generator=generator
+    )
     # The padding of the vocabulary depends on tp, so it must not take part in the draw.
-    return torch.nn.functional.pad(values, (0, 0, 0, shape[0] - vocabulary)) if is_table else values
+    return (
+        torch.nn.functional.pad(values, (0, 0, 0, shape[0] - vocabulary))
+        if is_table
+        else values
+    )
 
 
 def _shard(full: torch.Tensor, parameter: Any, name: str, tp: Any) -> torch.Tensor:

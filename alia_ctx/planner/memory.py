@@ -1,19 +1,21 @@
 """Memory of a GPU, item by item, for each pipeline rank.
 
-The items follow what the engine keeps: Megatron-Core's DistributedDataParallel (contiguous fp32 gradients) and
-distributed optimizer (arXiv 1910.02054, stage 1, over dp*cp), sequence-parallel activations (arXiv 2205.05198), our
-attention, which keeps the keys and values that it collected, and our loss, which forms the head's gradient with the
-loss. Sizes are bytes until `RankMemory` turns them to GiB.
+The items follow what the engine keeps: Megatron-Core's DistributedDataParallel
+(contiguous fp32 gradients) and distributed optimizer (arXiv 1910.02054, stage 1, over
+dp*cp), sequence-parallel activations (arXiv 2205.05198), our attention, which keeps the
+keys and values that it collected, and our loss, which forms the head's gradient with
+the loss. Sizes are bytes until `RankMemory` turns them to GiB.
 
-Letters in formulas: t tokens of a row on a CP rank, s = t/tp where sequence parallelism cuts them, b bytes of a number.
+Letters in formulas: t tokens of a row on a CP rank, s = t/tp where sequence parallelism
+cuts them, b bytes of a number.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
-from alia_ctx.model import ModelSpec
 from alia_ctx.planner.workload import Workload
+from alia_ctx.spec.model import ModelSpec
 
 GIB = float(1 << 30)
 _FP32 = 4
@@ -39,7 +41,10 @@ class RankMemory:
 
 
 def rank_memory(work: Workload, pipeline_rank: int, overhead_gib: float) -> RankMemory:
-    """Memory of one pipeline rank; the most loaded CP and DP rank is taken (CP rank 0 collects the whole row)."""
+    """Memory of one pipeline rank;
+
+    the most loaded CP and DP rank is taken (CP rank 0 collects the whole row).
+    """
     parameters = rank_parameters(work, pipeline_rank)
     in_flight = min(max(1, work.rows_per_rank[1]), work.layout.pp - pipeline_rank)
     saved, collected = layer_activations(work)
@@ -55,11 +60,19 @@ def rank_memory(work: Workload, pipeline_rank: int, overhead_gib: float) -> Rank
         **_head_bytes(work, pipeline_rank),
     }
     items = {name: size / GIB for name, size in sizes.items() if size}
-    return RankMemory(pipeline_rank, parameters, in_flight, {**items, "overhead (guess)": overhead_gib})
+    return RankMemory(
+        pipeline_rank,
+        parameters,
+        in_flight,
+        {**items, "overhead (guess)": overhead_gib},
+    )
 
 
 def rank_parameters(work: Workload, pipeline_rank: int) -> int:
-    """Parameters on one GPU of a pipeline rank: matrices cut by tp, norms whole; a tied table is on both ends."""
+    """Parameters on one GPU of a pipeline rank:
+
+    matrices cut by tp, norms whole; a tied table is on both ends.
+    """
     model, tp, pp = work.model, work.layout.tp, work.layout.pp
     per_layer = model.layer_parameters() - _norms(model)
     count = work.layers_per_stage * (per_layer // tp + _norms(model))
@@ -67,7 +80,9 @@ def rank_parameters(work: Workload, pipeline_rank: int) -> int:
     is_first, is_last = pipeline_rank == 0, pipeline_rank == pp - 1
     count += table * is_first
     if is_last:
-        count += model.hidden_size + (0 if model.tie_word_embeddings and is_first else table)
+        count += model.hidden_size + (
+            0 if model.tie_word_embeddings and is_first else table
+        )
     return count
 
 
@@ -82,7 +97,10 @@ def _optimizer_bytes(work: Workload, parameters: int) -> int:
 
 
 def layer_activations(work: Workload) -> tuple[int, int]:
-    """(bytes saved for backward by a layer, bytes of the keys and values it attends to); a test counts them."""
+    """(bytes saved for backward by a layer, bytes of the keys and values it attends to);
+
+    a test counts them.
+    """
     model, tp, b = work.model, work.layout.tp, work.bytes
     t = work.local_tokens
     s_hidden = t // tp * model.hidden_size * b
@@ -91,22 +109,30 @@ def layer_activations(work: Workload) -> tuple[int, int]:
     if work.recompute == "full":
         return s_hidden, collected
     statistics = t * model.num_attention_heads // tp * _FP32
-    # Inputs of both norms and their outputs; rotated queries; the attention's output, with cp > 1 that of each chunk
-    # and of both joined; its log-sum-exp.
+    # Inputs of both norms and their outputs; rotated queries; the attention's output,
+    # with cp > 1 that of each chunk and of both joined; its log-sum-exp.
     saved = 4 * s_hidden + (2 if work.layout.cp == 1 else 3) * query + statistics
     return saved + (0 if work.recompute == "selective" else _mlp_bytes(work)), collected
 
 
 def _mlp_bytes(work: Workload) -> int:
     """Gate and up projections, and their product, which the down projection keeps."""
-    return work.local_tokens * 3 * work.model.intermediate_size // work.layout.tp * work.bytes
+    return (
+        work.local_tokens
+        * 3
+        * work.model.intermediate_size
+        // work.layout.tp
+        * work.bytes
+    )
 
 
 def _working_bytes(work: Workload) -> int:
-    """What backward of one layer holds beside the saved: what it recomputes, and the larger of two peaks.
+    """What backward of one layer holds beside the saved: what it recomputes, and the
+    larger of two peaks.
 
-    The MLP's peak has the gradients of its three wide tensors, the regathered input and its gradient; the attention's
-    has dQ in fp32, as FlashAttention accumulates it, and the gradients of all collected keys and values.
+    The MLP's peak has the gradients of its three wide tensors, the regathered input and
+    its gradient; the attention's has dQ in fp32, as FlashAttention accumulates it, and
+    the gradients of all collected keys and values.
     """
     model, tp, t, b = work.model, work.layout.tp, work.local_tokens, work.bytes
     mlp = _mlp_bytes(work) + 2 * t * model.hidden_size * b
@@ -124,8 +150,9 @@ def _working_bytes(work: Workload) -> int:
 def _head_bytes(work: Workload, pipeline_rank: int) -> dict[str, int]:
     """The loss on the last pipeline rank: one chunk of logits, and the gradients it forms at once.
 
-    A chunk's logits stand in fp32 and in the weights' type. The head's gradient is summed in fp32 and, for bf16
-    weights, rounded once beside it; hidden states, normed and not, and their gradient.
+    A chunk's logits stand in fp32 and in the weights' type. The head's gradient is
+    summed in fp32 and, for bf16 weights, rounded once beside it; hidden states, normed
+    and not, and their gradient.
     """
     if pipeline_rank != work.layout.pp - 1:
         return {}
@@ -133,7 +160,15 @@ def _head_bytes(work: Workload, pipeline_rank: int) -> dict[str, int]:
     words = -(-model.vocab_size // tp)
     chunk = min(work.loss_chunk_tokens, work.local_tokens)
     return {
-        "head gradient": words * model.hidden_size * (_FP32 + (b if work.precision == "bf16" else 0)),
-        "logits of a chunk": chunk * words * (_FP32 + (b if work.precision == "bf16" else 0)),
-        "hidden states of the head": 3 * work.local_tokens // tp * model.hidden_size * b,
+        "head gradient": words
+        * model.hidden_size
+        * (_FP32 + (b if work.precision == "bf16" else 0)),
+        "logits of a chunk": chunk
+        * words
+        * (_FP32 + (b if work.precision == "bf16" else 0)),
+        "hidden states of the head": 3
+        * work.local_tokens
+        // tp
+        * model.hidden_size
+        * b,
     }

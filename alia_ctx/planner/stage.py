@@ -6,17 +6,33 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
 from alia_ctx.errors import ConfigError
-from alia_ctx.layout import Layout
-from alia_ctx.model import ModelSpec, RopeSpec
 from alia_ctx.planner.memory import GIB, RankMemory, rank_memory
-from alia_ctx.planner.rope import RopeReach, rope_reach
-from alia_ctx.planner.timing import Timing, flops_per_token, seconds_at_mfu, spans_nodes, update_time
-from alia_ctx.planner.workload import RECOMPUTE_MODES, GpuSpec, Precision, Recompute, Workload
+from alia_ctx.planner.rope_reach import RopeReach, rope_reach
+from alia_ctx.planner.timing import (
+    Timing,
+    flops_per_token,
+    seconds_at_mfu,
+    spans_nodes,
+    update_time,
+)
+from alia_ctx.planner.workload import (
+    RECOMPUTE_MODES,
+    GpuSpec,
+    Precision,
+    Recompute,
+    Workload,
+)
+from alia_ctx.spec.layout import Layout
+from alia_ctx.spec.model import ModelSpec
+from alia_ctx.spec.rope import RopeSpec
 
 
 @dataclass(frozen=True)
 class StagePlan:
-    """What a stage needs. `memory` has an entry per pipeline rank; `flops_per_token` is (linear, attention)."""
+    """What a stage needs. `memory` has an entry per pipeline rank;
+
+    `flops_per_token` is (linear, attention).
+    """
 
     work: Workload
     gpu: GpuSpec
@@ -39,8 +55,10 @@ class StagePlan:
         """One line: fits or not, the fullest rank and its largest item."""
         rank = self.fullest
         return (
-            f"{'fits' if self.fits else 'does not fit'}: {rank.total:.1f} of {self.gpu.memory_gib:g} GiB on pipeline "
-            f"rank {rank.pipeline_rank}; the largest item is {rank.largest} with {rank.items[rank.largest]:.1f} GiB"
+            f"{'fits' if self.fits else 'does not fit'}: {rank.total:.1f} of "
+            f"{self.gpu.memory_gib:g} GiB on pipeline "
+            f"rank {rank.pipeline_rank}; the largest item is {rank.largest} with "
+            f"{rank.items[rank.largest]:.1f} GiB"
         )
 
     @property
@@ -94,22 +112,37 @@ def plan_stage(
     gpu: GpuSpec | None = None,
     loss_chunk_tokens: int = 1024,
 ) -> StagePlan:
-    """Plan a stage of `tokens` tokens in rows of `context`, `update_tokens` an update, on `world_size` GPUs.
+    """Plan a stage of `tokens` tokens in rows of `context`, `update_tokens` an update, on
+    `world_size` GPUs.
 
-    ConfigError for sizes that make no sense or a RoPE that lacks fields; LayoutError where the layout does not fit
-    model, row or world.
+    ConfigError for sizes that make no sense or a RoPE that lacks fields; LayoutError
+    where the layout does not fit model, row or world.
     """
     gpu = gpu or GpuSpec()
     if problems := gpu.problems():
         raise ConfigError("the GPU cannot be planned with", problems)
-    work = Workload(model, context, layout, world_size, tokens, update_tokens, recompute, precision, loss_chunk_tokens)
+    work = Workload(
+        model,
+        context,
+        layout,
+        world_size,
+        tokens,
+        update_tokens,
+        recompute,
+        precision,
+        loss_chunk_tokens,
+    )
     work.check()
     return _plan(work, gpu, rope_reach(rope, model.head_dim, context))
 
 
 def _plan(work: Workload, gpu: GpuSpec, reach: RopeReach) -> StagePlan:
-    memory = tuple(rank_memory(work, rank, gpu.overhead_gib) for rank in range(work.layout.pp))
-    return StagePlan(work, gpu, memory, flops_per_token(work), update_time(work, gpu), reach)
+    memory = tuple(
+        rank_memory(work, rank, gpu.overhead_gib) for rank in range(work.layout.pp)
+    )
+    return StagePlan(
+        work, gpu, memory, flops_per_token(work), update_time(work, gpu), reach
+    )
 
 
 def suggest_layouts(
@@ -123,15 +156,32 @@ def suggest_layouts(
     gpu: GpuSpec | None = None,
     loss_chunk_tokens: int = 1024,
 ) -> list[LayoutChoice]:
-    """All layouts that divide model, row and world: first the usable ones, fastest first, then why the others fall.
+    """All layouts that divide model, row and world: first the usable ones, fastest first,
+    then why the others fall.
 
-    Each layout appears once, with the recomputation that is fastest among those that fit (full where none does).
+    Each layout appears once, with the recomputation that is fastest among those that
+    fit (full where none does).
     """
     start = plan_stage(
-        model, rope, context, Layout(), world_size, tokens, update_tokens, "none", precision, gpu, loss_chunk_tokens
+        model,
+        rope,
+        context,
+        Layout(),
+        world_size,
+        tokens,
+        update_tokens,
+        "none",
+        precision,
+        gpu,
+        loss_chunk_tokens,
     )
-    choices = [_best_recompute(start, layout) for layout in _layouts(model, context, world_size)]
-    return sorted(choices, key=lambda choice: (not choice.usable, choice.plan.timing.total))
+    choices = [
+        _best_recompute(start, layout)
+        for layout in _layouts(model, context, world_size)
+    ]
+    return sorted(
+        choices, key=lambda choice: (not choice.usable, choice.plan.timing.total)
+    )
 
 
 def _layouts(model: ModelSpec, context: int, world_size: int) -> Iterator[Layout]:
@@ -139,17 +189,24 @@ def _layouts(model: ModelSpec, context: int, world_size: int) -> Iterator[Layout
         for cp in _divisors(context // 2):
             for pp in _divisors(model.num_hidden_layers):
                 layout = Layout(tp, cp, pp)
-                if layout.model_ranks <= world_size and not layout.problems("", model, context, world_size):
+                if layout.model_ranks <= world_size and not layout.problems(
+                    "", model, context, world_size
+                ):
                     yield layout
 
 
 def _divisors(number: int) -> list[int]:
-    return [divisor for divisor in range(1, min(number, 1024) + 1) if number % divisor == 0]
+    return [
+        divisor for divisor in range(1, min(number, 1024) + 1) if number % divisor == 0
+    ]
 
 
 def _best_recompute(start: StagePlan, layout: Layout) -> LayoutChoice:
     work = replace(start.work, layout=layout)
-    plans = [_plan(replace(work, recompute=mode), start.gpu, start.reach) for mode in RECOMPUTE_MODES]
+    plans = [
+        _plan(replace(work, recompute=mode), start.gpu, start.reach)
+        for mode in RECOMPUTE_MODES
+    ]
     fitting = [plan for plan in plans if plan.fits] or plans[-1:]
     plan = min(fitting, key=lambda each: each.timing.total)
     return LayoutChoice(layout, plan.work.recompute, plan, _reason(plan))
@@ -159,7 +216,12 @@ def _reason(plan: StagePlan) -> str:
     if not plan.fits:
         return plan.verdict
     if plan.idle_ranks:
-        return f"{plan.idle_ranks} of {plan.work.data_parallel} data-parallel ranks have no row in an update"
+        return (
+            f"{plan.idle_ranks} of {plan.work.data_parallel} data-parallel ranks "
+            "have no row in an update"
+        )
     if spans_nodes(plan.work.layout, plan.gpu):
-        return f"tp={plan.work.layout.tp} leaves the node of {plan.gpu.gpus_per_node} GPUs"
+        return (
+            f"tp={plan.work.layout.tp} leaves the node of {plan.gpu.gpus_per_node} GPUs"
+        )
     return ""

@@ -6,15 +6,22 @@ from collections.abc import Sequence
 
 from rich.table import Table
 
-from alia_ctx.layout import Layout
-from alia_ctx.planner.rope import plain_bases
+from alia_ctx.planner.rope_reach import plain_bases
 from alia_ctx.planner.stage import LayoutChoice, StagePlan
+from alia_ctx.spec.layout import Layout
 
 
 def plan_table(plan: StagePlan, name: str = "stage", mfu: float = 0.4) -> Table:
-    """The plan line by line: tokens, rows, FLOPs, time at `mfu` and as estimated, RoPE, memory verdict."""
+    """The plan line by line:
+
+    tokens, rows, FLOPs, time at `mfu` and as estimated, RoPE, memory verdict.
+    """
     table = Table(title=f"Plan of {name}", show_header=False)
-    for heading, text in {**_size_lines(plan), **_time_lines(plan, mfu), **_limit_lines(plan)}.items():
+    for heading, text in {
+        **_size_lines(plan),
+        **_time_lines(plan, mfu),
+        **_limit_lines(plan),
+    }.items():
         table.add_row(heading, text)
     return table
 
@@ -25,7 +32,10 @@ def _size_lines(plan: StagePlan) -> dict[str, str]:
     share = f"{_span(*work.rows_per_rank)} rows a data-parallel rank"
     reached = work.updates * work.tokens_per_update
     return {
-        "layout": f"{_layout(work.layout)}, dp={work.data_parallel} on {work.world_size} GPUs, {work.precision}",
+        "layout": (
+            f"{_layout(work.layout)}, dp={work.data_parallel} on {work.world_size} "
+            f"GPUs, {work.precision}"
+        ),
         "recompute": work.recompute,
         "update": f"{update} ({work.update_tokens:,} asked for), {share}",
         "stage": f"{work.updates:,} updates = {reached:,} tokens ({work.tokens:,} asked for)",
@@ -43,11 +53,18 @@ def _time_lines(plan: StagePlan, mfu: float) -> dict[str, str]:
         "pipeline idle": timing.pipeline_idle,
     }
     shares = ", ".join(f"{name} {seconds:.1f}" for name, seconds in parts.items())
-    estimate = f"{timing.total:.1f} s an update ({timing.mfu:.0%} MFU), {_duration(plan.days)}"
-    flops = f"{linear + attention:.3g} = {linear:.3g} linear + {attention:.3g} attention"
+    estimate = (
+        f"{timing.total:.1f} s an update ({timing.mfu:.0%} MFU), {_duration(plan.days)}"
+    )
+    flops = (
+        f"{linear + attention:.3g} = {linear:.3g} linear + {attention:.3g} attention"
+    )
     return {
         "FLOPs per token": f"{flops}, one document a row",
-        f"at {mfu:.0%} MFU": f"{plan.seconds_at_mfu(mfu):.1f} s an update, {_duration(plan.days_at_mfu(mfu))}",
+        f"at {mfu:.0%} MFU": (
+            f"{plan.seconds_at_mfu(mfu):.1f} s an update, "
+            f"{_duration(plan.days_at_mfu(mfu))}"
+        ),
         "estimate, not measured": f"{estimate}: {shares}; no overlap",
     }
 
@@ -59,29 +76,46 @@ def _limit_lines(plan: StagePlan) -> dict[str, str]:
         "memory": plan.verdict,
     }
     if plan.idle_ranks:
-        lines["idle"] = f"{plan.idle_ranks} data-parallel ranks have no row; use more cp or pp, or a larger update"
+        lines["idle"] = (
+            f"{plan.idle_ranks} data-parallel ranks have no row; use more cp or pp, or "
+            "a larger update"
+        )
     return lines
 
 
 def _reach(plan: StagePlan) -> str:
     first = plan.reach.first_negative
     smallest, safe = plain_bases(plan.work.model.head_dim, plan.work.context)
-    ours = "holds over the context" if first is None else f"sum of cosines first below 0 at distance {first:,}"
+    ours = (
+        "holds over the context"
+        if first is None
+        else f"sum of cosines first below 0 at distance {first:,}"
+    )
     if smallest is None or safe is None:
         return f"{ours}; no plain base up to 1e9 holds"
     return f"{ours}; the smallest plain base that holds is {smallest:.1e}, all from {safe:.1e} do"
 
 
 def memory_table(plan: StagePlan) -> Table:
-    """GiB of each item, a column per pipeline rank (the first, second, and last where there are more than four)."""
-    shown = plan.memory if len(plan.memory) <= 4 else (*plan.memory[:2], plan.memory[-1])
+    """GiB of each item, a column per pipeline rank (the first, second, and last where
+    there are more than four).
+    """
+    shown = (
+        plan.memory if len(plan.memory) <= 4 else (*plan.memory[:2], plan.memory[-1])
+    )
     table = Table(title=f"Memory per GPU (GiB of {plan.gpu.memory_gib:g})")
     table.add_column("item")
     for rank in shown:
         table.add_column(f"pp rank {rank.pipeline_rank}", justify="right")
     names = dict.fromkeys(name for rank in shown for name in rank.items)
     for name in names:
-        table.add_row(name, *(f"{rank.items[name]:.2f}" if name in rank.items else "-" for rank in shown))
+        table.add_row(
+            name,
+            *(
+                f"{rank.items[name]:.2f}" if name in rank.items else "-"
+                for rank in shown
+            ),
+        )
     table.add_section()
     table.add_row("total", *(f"{rank.total:.2f}" for rank in shown))
     return table
@@ -89,9 +123,23 @@ def memory_table(plan: StagePlan) -> Table:
 
 def choices_table(choices: Sequence[LayoutChoice], limit: int = 20) -> Table:
     """The first `limit` layouts of `suggest_layouts`."""
-    table = Table(title="Layouts by estimated time of an update (arithmetic, not measured)")
-    for heading in ("layout", "recompute", "dp", "rows a rank", "s/update", "MFU", "GiB", "remark"):
-        table.add_column(heading, justify="left" if heading in ("layout", "recompute", "remark") else "right")
+    table = Table(
+        title="Layouts by estimated time of an update (arithmetic, not measured)"
+    )
+    for heading in (
+        "layout",
+        "recompute",
+        "dp",
+        "rows a rank",
+        "s/update",
+        "MFU",
+        "GiB",
+        "remark",
+    ):
+        table.add_column(
+            heading,
+            justify="left" if heading in ("layout", "recompute", "remark") else "right",
+        )
     for choice in choices[:limit]:
         plan = choice.plan
         table.add_row(

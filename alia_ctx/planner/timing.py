@@ -1,23 +1,27 @@
-"""Time of an update, from FLOPs at a guessed efficiency and bytes over links; good for ordering, not for promises.
+"""Time of an update, from FLOPs at a guessed efficiency and bytes over links; good for
+ordering, not for promises.
 
-Nothing is taken to overlap, so the communication is an upper bound and the order of layouts errs against those that
-communicate most.
+Nothing is taken to overlap, so the communication is an upper bound and the order of
+layouts errs against those that communicate most.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
-from alia_ctx.layout import Layout
 from alia_ctx.planner.memory import rank_parameters
 from alia_ctx.planner.workload import GpuSpec, Workload
+from alia_ctx.spec.layout import Layout
 
 _TERA, _GIGA = 1e12, 1e9
 
 
 @dataclass(frozen=True)
 class Timing:
-    """Seconds of an update on the slowest rank. `mfu` is useful FLOPs over the peak of all GPUs in that time."""
+    """Seconds of an update on the slowest rank.
+
+    `mfu` is useful FLOPs over the peak of all GPUs in that time.
+    """
 
     compute: float
     tensor_parallel: float
@@ -28,35 +32,60 @@ class Timing:
 
     @property
     def total(self) -> float:
-        return self.compute + self.tensor_parallel + self.context_parallel + self.data_parallel + self.pipeline_idle
+        return (
+            self.compute
+            + self.tensor_parallel
+            + self.context_parallel
+            + self.data_parallel
+            + self.pipeline_idle
+        )
 
 
 def flops_per_token(work: Workload) -> tuple[float, float]:
-    """(matrix products with weights, causal attention) FLOPs per token, forward and backward, for one document a row.
+    """(matrix products with weights, causal attention) FLOPs per token, forward and
+    backward, for one document a row.
 
     Shorter documents attend less: this is the upper end.
     """
-    return work.model.linear_flops_per_token(), work.model.attention_flops([work.context]) / work.context
+    return work.model.linear_flops_per_token(), work.model.attention_flops(
+        [work.context]
+    ) / work.context
 
 
 def seconds_at_mfu(work: Workload, gpu: GpuSpec, mfu: float) -> float:
     """Seconds of an update if useful FLOPs run at `mfu` of all GPUs' peak."""
-    return sum(flops_per_token(work)) * work.tokens_per_update / (work.world_size * gpu.bf16_tflops * _TERA * mfu)
+    return (
+        sum(flops_per_token(work))
+        * work.tokens_per_update
+        / (work.world_size * gpu.bf16_tflops * _TERA * mfu)
+    )
 
 
 def update_time(work: Workload, gpu: GpuSpec) -> Timing:
-    """Time of an update: 1F1B over the rows of the busiest data-parallel rank, then the gradients' reduction."""
+    """Time of an update: 1F1B over the rows of the busiest data-parallel rank, then the
+    gradients' reduction.
+    """
     rows = max(1, work.rows_per_rank[1])
-    compute = _row_flops(work) / (work.layout.tp * work.layout.cp * gpu.bf16_tflops * _TERA * gpu.efficiency)
+    compute = _row_flops(work) / (
+        work.layout.tp * work.layout.cp * gpu.bf16_tflops * _TERA * gpu.efficiency
+    )
     tensor, context = _tensor_seconds(work, gpu), _context_seconds(work, gpu)
     data = _data_seconds(work, gpu)
     idle = (work.layout.pp - 1) * (compute + tensor + context)
     total = rows * (compute + tensor + context) + idle + data
-    return Timing(rows * compute, rows * tensor, rows * context, data, idle, seconds_at_mfu(work, gpu, 1.0) / total)
+    return Timing(
+        rows * compute,
+        rows * tensor,
+        rows * context,
+        data,
+        idle,
+        seconds_at_mfu(work, gpu, 1.0) / total,
+    )
 
 
 def _row_flops(work: Workload) -> float:
-    """FLOPs of a row on the slowest pipeline rank (the last, which has the head), recomputation included.
+    """FLOPs of a row on the slowest pipeline rank (the last, which has the head),
+    recomputation included.
 
     FlashAttention's backward forms the scores again: 3.5 forward's worth in all instead of 3.
     """
@@ -67,37 +96,59 @@ def _row_flops(work: Workload) -> float:
     if work.recompute == "full":
         linear, attention = linear * 4 / 3, attention * 4.5 / 3.5
     elif work.recompute == "selective":
-        linear += 6.0 * model.num_hidden_layers * model.hidden_size * model.intermediate_size
+        linear += (
+            6.0 * model.num_hidden_layers * model.hidden_size * model.intermediate_size
+        )
     return work.context * ((linear + attention) / pp + head)
 
 
 def _tensor_seconds(work: Workload, gpu: GpuSpec) -> float:
-    """Sequence parallelism's all-gathers and reduce-scatters: 4 a layer forward, 6 backward (2 gather inputs again)."""
+    """Sequence parallelism's all-gathers and reduce-scatters:
+
+    4 a layer forward, 6 backward (2 gather inputs again).
+    """
     tp = work.layout.tp
-    collectives = 10 + (4 if work.recompute == "full" else 2 if work.recompute == "selective" else 0)
+    collectives = 10 + (
+        4 if work.recompute == "full" else 2 if work.recompute == "selective" else 0
+    )
     moved = (tp - 1) / tp * work.local_tokens * work.model.hidden_size * work.bytes
     return work.layers_per_stage * collectives * moved / _bandwidth(gpu, tp)
 
 
 def _context_seconds(work: Workload, gpu: GpuSpec) -> float:
-    """Keys and values received, three quarters of the row on average, and their gradients sent back."""
+    """Keys and values received, three quarters of the row on average, and their
+    gradients sent back.
+    """
     layout = work.layout
     passes = 3 if work.recompute == "full" else 2
     share = max(0.0, 0.75 - 1 / layout.cp) if layout.cp > 2 else (layout.cp - 1) * 0.5
-    moved = share * work.context * 2 * work.model.key_value_size / layout.tp * work.bytes
-    return work.layers_per_stage * passes * moved / _bandwidth(gpu, layout.tp * layout.cp)
+    moved = (
+        share * work.context * 2 * work.model.key_value_size / layout.tp * work.bytes
+    )
+    return (
+        work.layers_per_stage * passes * moved / _bandwidth(gpu, layout.tp * layout.cp)
+    )
 
 
 def _data_seconds(work: Workload, gpu: GpuSpec) -> float:
     """Reduce-scatter of fp32 gradients and all-gather of weights over dp*cp, once an update."""
     copies = work.data_parallel * work.layout.cp
-    moved = (copies - 1) / copies * rank_parameters(work, work.layout.pp - 1) * (4 + work.bytes)
+    moved = (
+        (copies - 1)
+        / copies
+        * rank_parameters(work, work.layout.pp - 1)
+        * (4 + work.bytes)
+    )
     return moved / _bandwidth(gpu, work.layout.tp * copies)
 
 
 def _bandwidth(gpu: GpuSpec, span: int) -> float:
-    """Bytes per second and GPU for a group whose ranks span `span` neighbouring ranks (Megatron: tp, then cp, dp)."""
-    return _GIGA * (gpu.node_gb_per_s if span <= gpu.gpus_per_node else gpu.network_gb_per_s)
+    """Bytes per second and GPU for a group whose ranks span `span` neighbouring ranks
+    (Megatron: tp, then cp, dp).
+    """
+    return _GIGA * (
+        gpu.node_gb_per_s if span <= gpu.gpus_per_node else gpu.network_gb_per_s
+    )
 
 
 def spans_nodes(layout: Layout, gpu: GpuSpec) -> bool:

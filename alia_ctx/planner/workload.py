@@ -8,8 +8,8 @@ from functools import cached_property
 from typing import Literal
 
 from alia_ctx.errors import ConfigError, LayoutError, Problem
-from alia_ctx.layout import Layout
-from alia_ctx.model import ModelSpec
+from alia_ctx.spec.layout import Layout
+from alia_ctx.spec.model import ModelSpec
 
 Recompute = Literal["none", "selective", "full"]
 Precision = Literal["fp32", "bf16"]
@@ -19,11 +19,13 @@ BYTES: dict[str, int] = {"bf16": 2, "fp32": 4}
 
 @dataclass(frozen=True)
 class GpuSpec:
-    """One GPU and its links; the defaults are a 64 GB Hopper of MareNostrum 5 (four to a node, NDR200 each).
+    """One GPU and its links; the defaults are a 64 GB Hopper of MareNostrum 5 (four to a
+    node, NDR200 each).
 
-    `bf16_tflops` is the dense peak of the data sheet. `efficiency` is the share of it that a GPU is taken to reach
-    while it computes and `overhead_gib` what CUDA, NCCL and fragmentation are taken to hold: both are guesses until
-    measured, and so are the link speeds in GB/s (10^9 bytes) per GPU and direction.
+    `bf16_tflops` is the dense peak of the data sheet. `efficiency` is the share of it
+    that a GPU is taken to reach while it computes and `overhead_gib` what CUDA, NCCL
+    and fragmentation are taken to hold: both are guesses until measured, and so are the
+    link speeds in GB/s (10^9 bytes) per GPU and direction.
     """
 
     memory_gib: float = 64.0
@@ -37,7 +39,12 @@ class GpuSpec:
     def problems(self, key: str = "gpu") -> list[Problem]:
         """Values that make no sense."""
         found = [
-            Problem(f"{key}.{name}", getattr(self, name), "must be positive", "see the GPU's data sheet")
+            Problem(
+                f"{key}.{name}",
+                getattr(self, name),
+                "must be positive",
+                "see the GPU's data sheet",
+            )
             for name in (
                 "memory_gib",
                 "bf16_tflops",
@@ -49,15 +56,32 @@ class GpuSpec:
             if not getattr(self, name) > 0
         ]
         if self.efficiency > 1:
-            found.append(Problem(f"{key}.efficiency", self.efficiency, "is a share of the peak", "use 0.3 to 0.6"))
+            found.append(
+                Problem(
+                    f"{key}.efficiency",
+                    self.efficiency,
+                    "is a share of the peak",
+                    "use 0.3 to 0.6",
+                )
+            )
         if self.overhead_gib < 0:
-            found.append(Problem(f"{key}.overhead_gib", self.overhead_gib, "must not be negative", "use 3 to 6"))
+            found.append(
+                Problem(
+                    f"{key}.overhead_gib",
+                    self.overhead_gib,
+                    "must not be negative",
+                    "use 3 to 6",
+                )
+            )
         return found
 
 
 @dataclass(frozen=True)
 class Workload:
-    """A stage's training as sizes. `tokens` is its budget, `update_tokens` what one update should hold."""
+    """A stage's training as sizes.
+
+    `tokens` is its budget, `update_tokens` what one update should hold.
+    """
 
     model: ModelSpec
     context: int
@@ -71,22 +95,48 @@ class Workload:
 
     def check(self) -> None:
         """Raise ConfigError or LayoutError with all that is wrong."""
-        positive = ("context", "world_size", "tokens", "update_tokens", "loss_chunk_tokens")
+        positive = (
+            "context",
+            "world_size",
+            "tokens",
+            "update_tokens",
+            "loss_chunk_tokens",
+        )
         problems = [
-            Problem(name, getattr(self, name), "must be at least 1", "give a number of tokens or ranks")
+            Problem(
+                name,
+                getattr(self, name),
+                "must be at least 1",
+                "give a number of tokens or ranks",
+            )
             for name in positive
             if getattr(self, name) < 1
         ]
         if self.recompute not in RECOMPUTE_MODES:
-            problems.append(Problem("recompute", self.recompute, "unknown", f"use {', '.join(RECOMPUTE_MODES)}"))
+            problems.append(
+                Problem(
+                    "recompute",
+                    self.recompute,
+                    "unknown",
+                    f"use {', '.join(RECOMPUTE_MODES)}",
+                )
+            )
         if self.precision not in BYTES:
-            problems.append(Problem("precision", self.precision, "unknown", f"use {', '.join(BYTES)}"))
+            problems.append(
+                Problem(
+                    "precision", self.precision, "unknown", f"use {', '.join(BYTES)}"
+                )
+            )
         problems += self.model.problems()
         if problems:
             raise ConfigError("the stage cannot be planned", problems)
-        broken = self.layout.problems("layout", self.model, self.context, self.world_size)
+        broken = self.layout.problems(
+            "layout", self.model, self.context, self.world_size
+        )
         if broken:
-            raise LayoutError("\n  ".join(["the layout does not fit", *map(str, broken)]))
+            raise LayoutError(
+                "\n  ".join(["the layout does not fit", *map(str, broken)])
+            )
 
     @cached_property
     def bytes(self) -> int:
@@ -114,7 +164,9 @@ class Workload:
     @cached_property
     def rows_per_rank(self) -> tuple[int, int]:
         """(fewest, most) rows of an update on a data-parallel rank."""
-        return self.rows_per_update // self.data_parallel, math.ceil(self.rows_per_update / self.data_parallel)
+        return self.rows_per_update // self.data_parallel, math.ceil(
+            self.rows_per_update / self.data_parallel
+        )
 
     @property
     def layers_per_stage(self) -> int:

@@ -8,8 +8,21 @@ OUTPUT/report/                       report
 OUTPUT/hf/STAGE/                     export
 """
 
-from alia_ctx.workflow.data import HELD_OUT, open_plan, open_store, open_stores, pack, tokenize
-from alia_ctx.workflow.measuring import Evaluation, evaluate, recompute, report, standard_evaluations
+from alia_ctx.workflow.data import (
+    HELD_OUT,
+    open_plan,
+    open_store,
+    open_stores,
+    pack,
+    tokenize,
+)
+from alia_ctx.workflow.evaluation import (
+    Evaluation,
+    evaluate,
+    recompute,
+    report,
+    standard_evaluations,
+)
 from alia_ctx.workflow.pipeline import export, plan_stages, run_all
 from alia_ctx.workflow.training import train
 

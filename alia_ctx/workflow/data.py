@@ -7,23 +7,35 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from alia_ctx.config import RunConfig
+from alia_ctx.config.run import RunConfig
+from alia_ctx.data.packing import PackPlan, build_plan
+from alia_ctx.data.tokens import TokenizeProgress, TokenStore, tokenize_source
 from alia_ctx.errors import ConfigError, DataError, Problem
-from alia_ctx.packing import PackPlan, build_plan
 from alia_ctx.progress import meter, say
-from alia_ctx.tokens import TokenizeProgress, TokenStore, tokenize_source
 
 HELD_OUT = "held_out"
 
 
-def tokenize(run: RunConfig, sources: Sequence[str] = (), *, overwrite: bool = False) -> None:
+def tokenize(
+    run: RunConfig, sources: Sequence[str] = (), *, overwrite: bool = False
+) -> None:
     """Tokenise the named sources (default: all, and the held-out text) into OUTPUT/tokens."""
     known = dict(run.data.sources)
     if run.evaluation.held_out is not None:
         known[HELD_OUT] = run.evaluation.held_out
     for name in sources or known:
         if name not in known:
-            raise ConfigError("", [Problem("--source", name, "is not a source", f"there are {', '.join(known)}")])
+            raise ConfigError(
+                "",
+                [
+                    Problem(
+                        "--source",
+                        name,
+                        "is not a source",
+                        f"there are {', '.join(known)}",
+                    )
+                ],
+            )
         spec = known[name]
         if spec.store:
             say(f"{name}: uses the store {spec.store} as it is")
@@ -31,7 +43,9 @@ def tokenize(run: RunConfig, sources: Sequence[str] = (), *, overwrite: bool = F
         with meter(f"tokenize {name}", 1.0, "token") as bar:
 
             def show(state: TokenizeProgress, bar: Any = bar) -> None:
-                bar.total = max(state.tokens * state.bytes_total / max(state.bytes_done, 1), 1)
+                bar.total = max(
+                    state.tokens * state.bytes_total / max(state.bytes_done, 1), 1
+                )
                 if bar.bar is not None:
                     bar.bar.update(bar.task, total=bar.total)
                 bar.update(state.tokens)
@@ -47,16 +61,25 @@ def tokenize(run: RunConfig, sources: Sequence[str] = (), *, overwrite: bool = F
                 overwrite=overwrite,
                 progress=show,
             )
-        state = "is there already" if report.unchanged else f"took {report.seconds:.1f} s"
-        left_out = f", {report.counts.left_out} left out" if report.counts.left_out else ""
-        say(f"{name}: {report.tokens:,} tokens of {report.counts.documents:,} documents{left_out}; {state}")
+        state = (
+            "is there already" if report.unchanged else f"took {report.seconds:.1f} s"
+        )
+        left_out = (
+            f", {report.counts.left_out} left out" if report.counts.left_out else ""
+        )
+        say(
+            f"{name}: {report.tokens:,} tokens of {report.counts.documents:,} "
+            f"documents{left_out}; {state}"
+        )
 
 
 def open_store(run: RunConfig, source: str) -> TokenStore:
     """The token store of a source; DataError tells to tokenise first where there is none."""
     spec = run.evaluation.held_out if source == HELD_OUT else run.data.sources[source]
     if spec is None:
-        raise DataError("there is no held-out text; name some under evaluation.held_out")
+        raise DataError(
+            "there is no held-out text; name some under evaluation.held_out"
+        )
     prefix = Path(spec.store) if spec.store else run.directory("tokens", source)
     if not prefix.with_name(prefix.name + ".idx").is_file():
         raise DataError(f"{prefix}.idx: no such file; run `alia-ctx tokenize` first")
@@ -72,7 +95,10 @@ def plan_directory(run: RunConfig, stage: str) -> Path:
 
 
 def pack(run: RunConfig, name: str, *, overwrite: bool = False) -> PackPlan:
-    """Plan the rows of a stage into OUTPUT/plans/STAGE; a finished identical plan is left as it is."""
+    """Plan the rows of a stage into OUTPUT/plans/STAGE;
+
+    a finished identical plan is left as it is.
+    """
     stage = run.stage(name)
     with meter(f"pack {name}", 1.0, "plan") as bar:
         return build_plan(
@@ -90,8 +116,16 @@ def pack(run: RunConfig, name: str, *, overwrite: bool = False) -> PackPlan:
 def open_plan(run: RunConfig, name: str) -> PackPlan:
     directory = plan_directory(run, name)
     if not directory.is_dir():
-        raise DataError(f"{directory}: stage {name} has no plan; run `alia-ctx pack CONFIG --stage {name}` first")
+        raise DataError(
+            f"{directory}: stage {name} has no plan; run `alia-ctx pack CONFIG --stage "
+            f"{name}` first"
+        )
     stage = run.stage(name)
     return PackPlan.open(
-        directory, open_stores(run), spec=stage.pack, row_length=stage.context, seed=run.seed, rows=stage.rows
+        directory,
+        open_stores(run),
+        spec=stage.pack,
+        row_length=stage.context,
+        seed=run.seed,
+        rows=stage.rows,
     )

@@ -10,25 +10,36 @@ from pathlib import Path
 from typing import Any
 
 from alia_ctx import checkpoint
-from alia_ctx.config import RunConfig
+from alia_ctx.checkpoint import dcp_store
+from alia_ctx.config.run import RunConfig
 from alia_ctx.errors import AliaError, CheckpointError
 from alia_ctx.evaluation.report import Report
 from alia_ctx.progress import say
-from alia_ctx.trainer import checkpoints_directory, finished_checkpoint
+from alia_ctx.train.run_directory import checkpoints_directory, finished_checkpoint
 from alia_ctx.workflow.data import pack, tokenize
-from alia_ctx.workflow.measuring import (
-    report,
-    result_path,
-    standard_evaluations,
-)
+from alia_ctx.workflow.evaluation import report, result_path, standard_evaluations
 
 
 def plan_stages(run: RunConfig, names: Sequence[str] = ()) -> list[Any]:
-    """What each stage needs, as rich tables: tokens, time, RoPE, memory by item, and the layouts that would fit."""
-    from alia_ctx.planner import GpuSpec, choices_table, memory_table, plan_stage, plan_table, suggest_layouts
+    """What each stage needs, as rich tables:
+
+    tokens, time, RoPE, memory by item, and the layouts that would fit.
+    """
+    from alia_ctx.planner import (
+        GpuSpec,
+        choices_table,
+        memory_table,
+        plan_stage,
+        plan_table,
+        suggest_layouts,
+    )
 
     cluster = run.cluster
-    gpu = GpuSpec(memory_gib=cluster.memory_gib, bf16_tflops=cluster.peak_tflops, gpus_per_node=cluster.ranks_per_node)
+    gpu = GpuSpec(
+        memory_gib=cluster.memory_gib,
+        bf16_tflops=cluster.peak_tflops,
+        gpus_per_node=cluster.ranks_per_node,
+    )
     tables: list[Any] = []
     for name in names or run.stages:
         stage = run.stage(name)
@@ -40,34 +51,47 @@ def plan_stages(run: RunConfig, names: Sequence[str] = ()) -> list[Any]:
             "loss_chunk_tokens": run.engine.loss_chunk_tokens or 2048,
         }
         plan = plan_stage(
-            run.model, stage.rope, stage.context, stage.layout, *sizes, recompute=stage.recompute, **shared
+            run.model,
+            stage.rope,
+            stage.context,
+            stage.layout,
+            *sizes,
+            recompute=stage.recompute,
+            **shared,
         )
-        choices = suggest_layouts(run.model, stage.rope, stage.context, *sizes, **shared)
+        choices = suggest_layouts(
+            run.model, stage.rope, stage.context, *sizes, **shared
+        )
         tables += [plan_table(plan, name), memory_table(plan), choices_table(choices)]
     return tables
 
 
 def export(run: RunConfig, name: str) -> Path:
-    """The last checkpoint of a finished stage as a Hugging Face directory, OUTPUT/hf/STAGE; left as it is if there."""
+    """The last checkpoint of a finished stage as a Hugging Face directory,
+    OUTPUT/hf/STAGE; left as it is if there.
+    """
     from alia_ctx.hf import convert
-    from alia_ctx.mcore import store
 
     path, directory = finished_checkpoint(run, name), run.directory("hf", name)
     if not directory.is_dir():
         directory.parent.mkdir(parents=True, exist_ok=True)
-        convert.export_hf(path, directory, store, tokenizer_dir=Path(run.tokenizer))
+        convert.export_hf(path, directory, dcp_store, tokenizer_dir=Path(run.tokenizer))
         say(f"{name}: exported to {directory}")
     return directory
 
 
 def run_all(config: Path, overrides: Sequence[str], run: RunConfig) -> Report:
-    """Every step on this machine; training and evaluation in processes of their own, started with torchrun.
+    """Every step on this machine; training and evaluation in processes of their own,
+    started with torchrun.
 
     Steps that are finished are not done again, so a stopped run goes on where it was.
     """
     ranks = run.cluster.ranks_per_node
     if run.cluster.nodes != 1:
-        raise AliaError(f"`run` works on one machine, cluster.nodes={run.cluster.nodes}; use launch/slurm_stage.sbatch")
+        raise AliaError(
+            f"`run` works on one machine, cluster.nodes={run.cluster.nodes}; use "
+            "launch/slurm_stage.sbatch"
+        )
     tokenize(run)
     for name in run.stages:
         pack(run, name)
@@ -81,24 +105,34 @@ def run_all(config: Path, overrides: Sequence[str], run: RunConfig) -> Report:
 
 def _is_finished(run: RunConfig, name: str) -> bool:
     newest = checkpoint.latest(checkpoints_directory(run, name))
-    return newest is not None and checkpoint.read_manifest(newest).update >= run.stage(name).updates
+    return (
+        newest is not None
+        and checkpoint.read_manifest(newest).update >= run.stage(name).updates
+    )
 
 
 def torchrun(ranks: int, arguments: Sequence[str]) -> None:
-    """Run `alia-ctx ARGUMENTS` on `ranks` processes of this machine; CheckpointError where it fails."""
+    """Run `alia-ctx ARGUMENTS` on `ranks` processes of this machine;
+
+    CheckpointError where it fails.
+    """
     command = [
         sys.executable,
         "-m",
-        "alia_ctx.launch",
+        "alia_ctx.cli.launch",
         "--standalone",
         f"--nproc-per-node={ranks}",
         "-m",
         "alia_ctx.cli",
         *arguments,
     ]
-    environment = {"OMP_NUM_THREADS": str(max(1, (os.cpu_count() or 1) // ranks)), **os.environ}
+    environment = {
+        "OMP_NUM_THREADS": str(max(1, (os.cpu_count() or 1) // ranks)),
+        **os.environ,
+    }
     code = subprocess.run(command, env=environment, check=False).returncode
     if code:
         raise CheckpointError(
-            f"`alia-ctx {' '.join(arguments)}` stopped with exit status {code}; its messages are above"
+            f"`alia-ctx {' '.join(arguments)}` stopped with exit status {code}; its "
+            "messages are above"
         )

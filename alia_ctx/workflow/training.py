@@ -7,22 +7,24 @@ from typing import Any
 
 from rich.markup import escape
 
-from alia_ctx.config import RunConfig, StageConfig
+from alia_ctx.config.run import RunConfig, StageConfig
 from alia_ctx.progress import meter, say
-from alia_ctx.signals import StopRequests, Watchdog
-from alia_ctx.trainer import StageTrainer, stage_directory
+from alia_ctx.train.run_directory import stage_directory
+from alia_ctx.train.stopping import StopRequests, Watchdog
+from alia_ctx.train.trainer import StageTrainer
 from alia_ctx.workflow.data import open_plan
-from alia_ctx.workflow.measuring import (
-    held_out_evaluation,
-)
+from alia_ctx.workflow.evaluation import held_out_evaluation
 
 
 def train(run: RunConfig, name: str, *, exit_before: float | None = None) -> Path:
-    """Train a stage to its end on the ranks that this process is one of. Returns the last checkpoint.
+    """Train a stage to its end on the ranks that this process is one of. Returns the
+    last checkpoint.
 
-    `exit_before`: seconds from the start of the process by which it must have saved and left (RequeueError).
+    `exit_before`: seconds from the start of the process by which it must have saved and
+    left (RequeueError).
     """
-    from alia_ctx.mcore.engine import Distributed, MegatronEngine
+    from alia_ctx.mcore.engine import MegatronEngine
+    from alia_ctx.mcore.runtime import Distributed
 
     stage = run.stage(name)
     plan = open_plan(run, name)
@@ -38,8 +40,15 @@ def train(run: RunConfig, name: str, *, exit_before: float | None = None) -> Pat
             seed=run.seed,
         )
         main = engine.rank == 0
-        hang = Watchdog(run.engine.hang_minutes * 60, stage_directory(run, name), engine.rank)
-        with hang, meter(f"train {name}", stage.rows * stage.context, "token", shown=main) as bar:
+        hang = Watchdog(
+            run.engine.hang_minutes * 60, stage_directory(run, name), engine.rank
+        )
+        with (
+            hang,
+            meter(
+                f"train {name}", stage.rows * stage.context, "token", shown=main
+            ) as bar,
+        ):
             trainer = StageTrainer(
                 run,
                 name,
@@ -48,13 +57,20 @@ def train(run: RunConfig, name: str, *, exit_before: float | None = None) -> Pat
                 stop=stop,
                 watchdog=hang,
                 report=lambda line: _show_update(bar, stage, line),
-                notice=(lambda text: say(f"[bold red]{escape(text)}")) if main else (lambda text: None),
-                evaluate=held_out_evaluation(run, name, engine) if run.evaluation.every_updates else None,
+                notice=(lambda text: say(f"[bold red]{escape(text)}"))
+                if main
+                else (lambda text: None),
+                evaluate=held_out_evaluation(run, name, engine)
+                if run.evaluation.every_updates
+                else None,
             )
             bar.begin_at(trainer.prepare() * stage.rows_per_update * stage.context)
             return trainer.train()
 
 
 def _show_update(bar: Any, stage: StageConfig, line: dict[str, Any]) -> None:
-    note = f"update {line['update']}/{stage.updates} loss {line['loss']:.4f} grad norm {line['gradient_norm']:.2f}"
+    note = (
+        f"update {line['update']}/{stage.updates} loss {line['loss']:.4f} grad "
+        f"norm {line['gradient_norm']:.2f}"
+    )
     bar.update(line["update"] * stage.rows_per_update * stage.context, note)

@@ -1,4 +1,7 @@
-"""The import and export of the golden figures, in a file of its own: it follows the converter's interface."""
+"""The import and export of the golden figures, in a file of its own:
+
+it follows the converter's interface.
+"""
 
 from __future__ import annotations
 
@@ -6,8 +9,8 @@ from pathlib import Path
 
 
 def round_trip(source: Path, checkpoint: Path, target: Path) -> None:
+    from alia_ctx.checkpoint import dcp_store
     from alia_ctx.hf import convert
-    from alia_ctx.mcore import store
 
-    convert.import_hf(source, checkpoint, store)
-    convert.export_hf(checkpoint, target, store)
+    convert.import_hf(source, checkpoint, dcp_store)
+    convert.export_hf(checkpoint, target, dcp_store)

@@ -1,13 +1,16 @@
-"""Golden figures: what small runs compute, to the last bit, so that moving code is seen to change nothing.
+"""Golden figures: what small runs compute, to the last bit, so that moving code is seen to
+change nothing.
 
     python -m tests.golden.figures             # compare with figures.json
     python -m tests.golden.figures --write     # make figures.json anew; the commit says why
 
-Two stages (64, then 256 tokens with another RoPE) on one rank and on dp2, cp2, tp2 and pp2, in fp32 and bf16: the
-loss and gradient norm of every update as hexadecimal floats, and the checksums of the last checkpoint's tensors.
-Then one import and export of a random Llama: checksums of every file of weights, and the exported config.json.
+Two stages (64, then 256 tokens with another RoPE) on one rank and on dp2, cp2, tp2 and
+pp2, in fp32 and bf16: the loss and gradient norm of every update as hexadecimal floats,
+and the checksums of the last checkpoint's tensors. Then one import and export of a
+random Llama: checksums of every file of weights, and the exported config.json.
 
-The last bits depend on the processor's instructions and on torch. So figures are kept with both, and elsewhere are
+The last bits depend on the processor's instructions and on torch. So figures are kept
+with both, and elsewhere are
 compared to rounding: see `compare`.
 """
 
@@ -34,7 +37,8 @@ LAYOUTS: dict[str, tuple[int, dict[str, int]]] = {
     "pp2": (2, {"pp": 2}),
 }
 PRECISIONS = ("fp32", "bf16")
-# Elsewhere a sum of some thousand products may round otherwise: in fp32 near 1e-7 a step, in bf16 near 4e-3.
+# Elsewhere a sum of some thousand products may round otherwise: in fp32 near 1e-7 a
+# step, in bf16 near 4e-3.
 TOLERANCE = {"fp32": 1e-4, "bf16": 3e-2}
 
 
@@ -44,9 +48,18 @@ def machine() -> str:
     info = Path("/proc/cpuinfo")
     if info.is_file():
         first = info.read_text().partition("\n\n")[0]
-        fields = dict(map(str.strip, line.split(":", 1)) for line in first.splitlines() if ":" in line)
-        model = " ".join(fields.get(k, "?") for k in ("model name", "cpu family", "model", "stepping"))
-    return f"torch {torch.__version__}; {torch.backends.cpu.get_cpu_capability()}; {model}"
+        fields = dict(
+            map(str.strip, line.split(":", 1))
+            for line in first.splitlines()
+            if ":" in line
+        )
+        model = " ".join(
+            fields.get(k, "?")
+            for k in ("model name", "cpu family", "model", "stepping")
+        )
+    return (
+        f"torch {torch.__version__}; {torch.backends.cpu.get_cpu_capability()}; {model}"
+    )
 
 
 def training(world: int) -> dict[str, Any]:
@@ -59,7 +72,7 @@ def _train_all(rank: int, folder: str) -> dict[str, Any]:
     import torch.distributed as dist
 
     from alia_ctx import workflow
-    from alia_ctx.config import load_run
+    from alia_ctx.config.load import load_run
     from tests.small_run import write_run
 
     figures = {}
@@ -71,7 +84,11 @@ def _train_all(rank: int, folder: str) -> dict[str, Any]:
                 f"engine.precision={precision}",
                 f"cluster.ranks_per_node={world}",
                 "metrics.sinks=[]",
-                *(f"stages.{s}.layout.{k}={v}" for s in ("short", "long") for k, v in sizes.items()),
+                *(
+                    f"stages.{s}.layout.{k}={v}"
+                    for s in ("short", "long")
+                    for k, v in sizes.items()
+                ),
             ]
             if rank == 0:
                 home.mkdir()
@@ -93,18 +110,25 @@ def _stage(home: Path, stage: str) -> dict[str, Any]:
     from tests.small_run import metrics
 
     lines = metrics(home, stage)
-    last = sorted((home / "out" / "stages" / stage / "checkpoints").glob("update-*"))[-1]
+    last = sorted((home / "out" / "stages" / stage / "checkpoints").glob("update-*"))[
+        -1
+    ]
     files = json.loads((last / "manifest.json").read_text())["files"]
     return {
         "losses": [line["loss"].hex() for line in lines],
         "gradient_norms": [line["gradient_norm"].hex() for line in lines],
         "predicted_tokens": [line["predicted_tokens"] for line in lines],
-        "state": {n: e["xxh3_128"] for n, e in sorted(files.items()) if n.endswith(".distcp")},
+        "state": {
+            n: e["xxh3_128"] for n, e in sorted(files.items()) if n.endswith(".distcp")
+        },
     }
 
 
 def conversion() -> dict[str, Any]:
-    """Checksums of an imported and exported Llama of random weights, which NumPy draws: the same everywhere."""
+    """Checksums of an imported and exported Llama of random weights, which NumPy draws:
+
+    the same everywhere.
+    """
     from safetensors.numpy import save_file
 
     from alia_ctx.files import file_checksum
@@ -131,9 +155,14 @@ def conversion() -> dict[str, Any]:
             at + "mlp.down_proj.weight": (hidden, ffn),
         }
     with tempfile.TemporaryDirectory() as folder:
-        source, checkpoint, target = (Path(folder, name) for name in ("hf", "checkpoint", "export"))
+        source, checkpoint, target = (
+            Path(folder, name) for name in ("hf", "checkpoint", "export")
+        )
         source.mkdir()
-        weights = {n: generator.standard_normal(s).astype(np.float32) for n, s in shapes.items()}
+        weights = {
+            n: generator.standard_normal(s).astype(np.float32)
+            for n, s in shapes.items()
+        }
         save_file(weights, source / "model.safetensors", metadata={"format": "pt"})
         config = {
             "architectures": ["LlamaForCausalLM"], "model_type": "llama", "vocab_size": vocabulary,
@@ -149,8 +178,13 @@ def conversion() -> dict[str, Any]:
         }  # fmt: skip
         (source / "config.json").write_text(json.dumps(config))
         round_trip(source, checkpoint, target)
-        state = {p.name: file_checksum(p) for p in sorted((checkpoint / "state").glob("*.distcp"))}
-        shards = {p.name: file_checksum(p) for p in sorted(target.glob("*.safetensors"))}
+        state = {
+            p.name: file_checksum(p)
+            for p in sorted((checkpoint / "state").glob("*.distcp"))
+        }
+        shards = {
+            p.name: file_checksum(p) for p in sorted(target.glob("*.safetensors"))
+        }
         return {
             "state": state,
             "safetensors": shards,
@@ -167,10 +201,15 @@ def make() -> dict[str, Any]:
 
 
 def compare(now: dict[str, Any], golden: dict[str, Any]) -> list[str]:
-    """Every figure that differs, a line each. On another machine training is compared to rounding, without bytes."""
+    """Every figure that differs, a line each.
+
+    On another machine training is compared to rounding, without bytes.
+    """
     problems = []
     if now["conversion"] != golden["conversion"]:
-        problems.append(f"conversion: {golden['conversion']} became {now['conversion']}")
+        problems.append(
+            f"conversion: {golden['conversion']} became {now['conversion']}"
+        )
     same_machine = now["machine"] == golden["machine"]
     for name, stages in golden["training"].items():
         for stage, then in stages.items():
@@ -179,12 +218,23 @@ def compare(now: dict[str, Any], golden: dict[str, Any]) -> list[str]:
                 found = figures[key]
                 if same_machine or key == "predicted_tokens":
                     if found != expected:
-                        problems.append(f"{name}, {stage}, {key}: {expected} became {found}")
+                        problems.append(
+                            f"{name}, {stage}, {key}: {expected} became {found}"
+                        )
                 elif key in ("losses", "gradient_norms"):
-                    a, b = (np.array([float.fromhex(v) for v in values]) for values in (expected, found))
-                    worst = float(np.max(np.abs(a - b) / np.abs(a))) if a.shape == b.shape else np.inf
+                    a, b = (
+                        np.array([float.fromhex(v) for v in values])
+                        for values in (expected, found)
+                    )
+                    worst = (
+                        float(np.max(np.abs(a - b) / np.abs(a)))
+                        if a.shape == b.shape
+                        else np.inf
+                    )
                     if not worst <= TOLERANCE[name.split()[1]]:
-                        problems.append(f"{name}, {stage}, {key}: differs by {worst:.1e}")
+                        problems.append(
+                            f"{name}, {stage}, {key}: differs by {worst:.1e}"
+                        )
     return problems
 
 

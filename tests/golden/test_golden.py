@@ -1,4 +1,7 @@
-"""Moving code changes nothing: figures.json was made by version 0.1 and is compared to the bit on its machine."""
+"""Moving code changes nothing:
+
+figures.json was made by version 0.1 and is compared to the bit on its machine.
+"""
 
 from __future__ import annotations
 

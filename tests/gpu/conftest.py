@@ -7,7 +7,7 @@ import functools
 import pytest
 import torch
 
-from alia_ctx.mcore import kernels, reference
+from alia_ctx.nn import attention_kernels, attention_reference
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -15,11 +15,22 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         marker = item.get_closest_marker("gpu")
         if marker is not None and present < marker.args[0]:
-            item.add_marker(pytest.mark.skip(reason=f"needs {marker.args[0]} GPU(s), found {present}"))
+            item.add_marker(
+                pytest.mark.skip(
+                    reason=f"needs {marker.args[0]} GPU(s), found {present}"
+                )
+            )
 
 
 @pytest.fixture(autouse=True)
 def large_tiles(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The reference's tiles fit the cache of a CPU; on a GPU each is a few launches, 400,000 tiles a row."""
-    monkeypatch.setattr(kernels, "tiles", functools.partial(reference.tiles, size=1024))
-    monkeypatch.setattr(reference, "BLOCK_KEYS", 4096)
+    """The reference's tiles fit the cache of a CPU;
+
+    on a GPU each is a few launches, 400,000 tiles a row.
+    """
+    monkeypatch.setattr(
+        attention_kernels,
+        "tiles",
+        functools.partial(attention_reference.tiles, size=1024),
+    )
+    monkeypatch.setattr(attention_reference, "BLOCK_KEYS", 4096)

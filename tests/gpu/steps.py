@@ -1,12 +1,14 @@
-"""Training updates of a decoder with ALIA's layer shapes; a process of its own, for the host adapter is process-wide.
+"""Training updates of a decoder with ALIA's layer shapes; a process of its own, for the
+host adapter is process-wide.
 
     python -m tests.gpu.steps --precision fp32 --attention reference
     CUDA_VISIBLE_DEVICES= python -m tests.gpu.steps --precision fp32 --attention reference
 
-Prints one JSON line: the loss and number of predicted tokens of each update, and the norm of each parameter's gradient
-in the first. The norms are formed here in fp64: torch's fp32 norm on a CPU, by which upstream clips where neither
-TransformerEngine nor Apex is installed, is 1% low over 400 million entries and 3% over 200 million on one thread.
-Clipping is off, and Adam's steps do not depend on the gradients' scale.
+Prints one JSON line: the loss and number of predicted tokens of each update, and the
+norm of each parameter's gradient in the first. The norms are formed here in fp64:
+torch's fp32 norm on a CPU, by which upstream clips where neither TransformerEngine nor
+Apex is installed, is 1% low over 400 million entries and 3% over 200 million on one
+thread. Clipping is off, and Adam's steps do not depend on the gradients' scale.
 """
 
 from __future__ import annotations
@@ -19,44 +21,79 @@ from typing import Any
 import numpy as np
 import torch
 
-from alia_ctx.config import EngineConfig, OptimizerConfig
-from alia_ctx.layout import Layout
-from alia_ctx.mcore.engine import Distributed, MegatronEngine
-from alia_ctx.model import ModelSpec
-from alia_ctx.packing import PackedRow
+from alia_ctx.config.run import EngineConfig, OptimizerConfig
+from alia_ctx.data.packing import PackedRow
+from alia_ctx.mcore.engine import MegatronEngine
+from alia_ctx.mcore.runtime import Distributed
+from alia_ctx.spec.layout import Layout
+from alia_ctx.spec.model import ModelSpec
 from tests.dense import ALIA_160K
 
 CONTEXT = 256
 UPDATES, RATE = 3, 1e-5
-# One layer is 754,991,104 parameters. The vocabulary is cut from 256,000 to keep the optimizer's state on a host small.
+# One layer is 754,991,104 parameters. The vocabulary is cut from 256,000 to keep the
+# optimizer's state on a host small.
 ALIA_LAYER = {
-    "num_hidden_layers": 1, "hidden_size": 8192, "intermediate_size": 24_576, "num_attention_heads": 64,
-    "num_key_value_heads": 8, "head_dim": 128, "vocab_size": 1024,
-}  # fmt: skip
-DOCUMENTS = ((130, 1, 60), (256,))  # lengths in the two rows of an update; the first row ends in fill
+    "num_hidden_layers": 1,
+    "hidden_size": 8192,
+    "intermediate_size": 24_576,
+    "num_attention_heads": 64,
+    "num_key_value_heads": 8,
+    "head_dim": 128,
+    "vocab_size": 1024,
+}
+DOCUMENTS = (
+    (130, 1, 60),
+    (256,),
+)  # lengths in the two rows of an update; the first row ends in fill
 
 
 def rows(vocabulary: int) -> list[PackedRow]:
     generator = np.random.default_rng(0)
     return [
-        PackedRow.from_documents([generator.integers(0, vocabulary, n) for n in lengths], CONTEXT, index=i)
+        PackedRow.from_documents(
+            [generator.integers(0, vocabulary, n) for n in lengths], CONTEXT, index=i
+        )
         for i, lengths in enumerate(DOCUMENTS)
     ]
 
 
-def train(model: ModelSpec, engine_config: EngineConfig, recompute: str) -> dict[str, Any]:
+def train(
+    model: ModelSpec, engine_config: EngineConfig, recompute: str
+) -> dict[str, Any]:
     """`UPDATES` updates over the same rows at a rate that visibly changes the loss."""
     optimizer = OptimizerConfig(clip_grad=1e9)
     with Distributed(engine_config):
-        engine = MegatronEngine(model, ALIA_160K, CONTEXT, Layout(), engine_config, optimizer, recompute=recompute)
+        engine = MegatronEngine(
+            model,
+            ALIA_160K,
+            CONTEXT,
+            Layout(),
+            engine_config,
+            optimizer,
+            recompute=recompute,
+        )
         results = [engine.train_update(rows(model.vocab_size), RATE)]
         norms = [exact_norm(parameter.main_grad) for parameter in engine.parameters()]
-        results += [engine.train_update(rows(model.vocab_size), RATE) for _ in range(UPDATES - 1)]
-    return {"losses": [r.loss for r in results], "predicted": results[0].predicted_tokens, "norms": norms}
+        results += [
+            engine.train_update(rows(model.vocab_size), RATE)
+            for _ in range(UPDATES - 1)
+        ]
+    return {
+        "losses": [r.loss for r in results],
+        "predicted": results[0].predicted_tokens,
+        "norms": norms,
+    }
 
 
 def exact_norm(tensor: Any) -> float:
-    return float(sum(part.double().square().sum() for part in torch.split(tensor.flatten(), 1 << 24)) ** 0.5)
+    return float(
+        sum(
+            part.double().square().sum()
+            for part in torch.split(tensor.flatten(), 1 << 24)
+        )
+        ** 0.5
+    )
 
 
 def main() -> None:
@@ -64,15 +101,23 @@ def main() -> None:
     parser.add_argument("--precision", default="bf16")
     parser.add_argument("--attention", default="auto")
     parser.add_argument("--recompute", default="none")
-    parser.add_argument("--model", type=json.loads, default={}, help="sizes to change, as JSON")
+    parser.add_argument(
+        "--model", type=json.loads, default={}, help="sizes to change, as JSON"
+    )
     parser.add_argument("--no-overlap", action="store_true")
     parser.add_argument("--offload", action="store_true")
     options = parser.parse_args()
     config = EngineConfig(
-        precision=options.precision, attention=options.attention, loss_chunk_tokens=100,
-        overlap_communication=not options.no_overlap, offload_activations=options.offload,
-    )  # fmt: skip
-    json.dump(train(ModelSpec(**{**ALIA_LAYER, **options.model}), config, options.recompute), sys.stdout)
+        precision=options.precision,
+        attention=options.attention,
+        loss_chunk_tokens=100,
+        overlap_communication=not options.no_overlap,
+        offload_activations=options.offload,
+    )
+    json.dump(
+        train(ModelSpec(**{**ALIA_LAYER, **options.model}), config, options.recompute),
+        sys.stdout,
+    )
     print()
 
 

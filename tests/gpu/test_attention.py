@@ -1,8 +1,10 @@
-"""GPU attention kernels against the blocked reference in fp32 on the same GPU: bf16, GQA, packed documents, CP chunks.
+"""GPU attention kernels against the blocked reference in fp32 on the same GPU: bf16, GQA,
+packed documents, CP chunks.
 
-How far a bf16 kernel may be from exact: its inputs are given (no error), its output is rounded once (2**-9 relative),
-and the weights P are rounded to bf16 before P@V, which adds as much again; the backward rounds P and dS likewise and
-its results once. So 3 roundings in quadrature bound the relative norm of the error: 3 * 2**-9 = 6e-3.
+How far a bf16 kernel may be from exact: its inputs are given (no error), its output is
+rounded once (2**-9 relative), and the weights P are rounded to bf16 before P@V, which
+adds as much again; the backward rounds P and dS likewise and its results once. So 3
+roundings in quadrature bound the relative norm of the error: 3 * 2**-9 = 6e-3.
 """
 
 from __future__ import annotations
@@ -14,8 +16,8 @@ from torch import Tensor
 
 from alia_ctx.errors import LayoutError
 from alia_ctx.mcore.attention import RowGeometry, attend, row_geometry
-from alia_ctx.mcore.geometry import Balance
-from alia_ctx.mcore.kernels import Kernel, resolve_kernel
+from alia_ctx.nn.attention_kernels import Kernel, resolve_kernel
+from alia_ctx.nn.context_parallel import Balance
 from tests.dense import ALIA_160K
 
 pytestmark = pytest.mark.gpu(1)
@@ -35,8 +37,15 @@ def kernel_or_skip(name: str) -> Kernel:
 def random_inputs(tokens: int, heads: int, groups: int, seed: int = 0) -> list[Tensor]:
     """q, k, v and the output's gradient, bf16."""
     generator = torch.Generator("cuda").manual_seed(seed)
-    shapes = [(tokens, heads, DIM), (tokens, groups, DIM), (tokens, groups, DIM), (tokens, heads, DIM)]
-    return [torch.randn(s, device="cuda", generator=generator).bfloat16() for s in shapes]
+    shapes = [
+        (tokens, heads, DIM),
+        (tokens, groups, DIM),
+        (tokens, groups, DIM),
+        (tokens, heads, DIM),
+    ]
+    return [
+        torch.randn(s, device="cuda", generator=generator).bfloat16() for s in shapes
+    ]
 
 
 def run(inputs: list[Tensor], rows: list[RowGeometry], kernel: Kernel) -> list[Tensor]:
@@ -49,23 +58,37 @@ def run(inputs: list[Tensor], rows: list[RowGeometry], kernel: Kernel) -> list[T
         mine = torch.cat([torch.arange(*r, device="cuda") for r in row.rank.ranges])
         held = torch.cat([torch.arange(*r, device="cuda") for r in row.rank.key_ranges])
         keys, values = k[held], v[held]
-        pairs = [(keys[slice(*c.keys)], values[slice(*c.keys)]) for c in row.rank.chunks]
+        pairs = [
+            (keys[slice(*c.keys)], values[slice(*c.keys)]) for c in row.rank.chunks
+        ]
         part = attend(q[mine], pairs, row, kernel, DIM**-0.5)
         part.backward(gradient[mine])
         out[mine] = part.detach()
     return [out, *(x.grad for x in leaves)]
 
 
-def compare(kernel: Kernel, offsets: np.ndarray, tokens: int, heads: int, groups: int, cp: int, balance=None) -> None:
+def compare(
+    kernel: Kernel,
+    offsets: np.ndarray,
+    tokens: int,
+    heads: int,
+    groups: int,
+    cp: int,
+    balance=None,
+) -> None:
     inputs = random_inputs(tokens, heads, groups)
-    rows = [row_geometry(offsets, tokens, cp, rank, ALIA_160K, DIM, "cuda", balance=balance) for rank in range(cp)]
+    rows = [
+        row_geometry(offsets, tokens, cp, rank, ALIA_160K, DIM, "cuda", balance=balance)
+        for rank in range(cp)
+    ]
     ours = run(inputs, rows, kernel)
     whole = [row_geometry(offsets, tokens, 1, 0, ALIA_160K, DIM, "cuda")]
     exact = run([x.float() for x in inputs], whole, resolve_kernel("reference", "cuda"))
     for name, mine, true in zip(("out", "dq", "dk", "dv"), ours, exact, strict=True):
         assert mine.dtype == torch.bfloat16
         error = float((mine.float() - true).norm() / true.norm())
-        # Gradients of keys add up over the chunks of all ranks here in bf16: one more rounding for each addition.
+        # Gradients of keys add up over the chunks of all ranks here in bf16: one more
+        # rounding for each addition.
         bound = TOLERANCE * (1 if cp == 1 or name in ("out", "dq") else 2)
         assert error < bound, f"{name}: {error:.2e} >= {bound:.2e}"
 
@@ -79,7 +102,9 @@ def test_packed_documents(name: str, heads: int, groups: int) -> None:
 
 @pytest.mark.parametrize("balance", [None, Balance(pairs_per_token=0)])
 @pytest.mark.parametrize("name", KERNELS)
-def test_context_parallel_chunks_of_eight_ranks(name: str, balance: Balance | None) -> None:
+def test_context_parallel_chunks_of_eight_ranks(
+    name: str, balance: Balance | None
+) -> None:
     offsets = np.array([0, 1000, 1001, 5000, 12_288, 16_000])
     compare(kernel_or_skip(name), offsets, 16_384, 16, 2, cp=8, balance=balance)
 
@@ -95,7 +120,15 @@ def test_one_document_of_the_longest_row(name: str, cp: int) -> None:
 def test_many_lengths_in_the_longest_row(name: str) -> None:
     lengths = [1, 3, 127, 128, 129, 4096, 65_536, 2, 50_001]
     offsets = np.cumsum([0, *lengths, 163_840 - sum(lengths)])
-    compare(kernel_or_skip(name), offsets, 163_840, 2, 1, cp=8, balance=Balance(pairs_per_token=46_080))
+    compare(
+        kernel_or_skip(name),
+        offsets,
+        163_840,
+        2,
+        1,
+        cp=8,
+        balance=Balance(pairs_per_token=46_080),
+    )
 
 
 @pytest.mark.parametrize("name", KERNELS)
@@ -119,7 +152,9 @@ def test_a_layer_does_not_wait_for_the_device() -> None:
     row = row_geometry(np.array([0, 1000, 4096]), 4096, 1, 0, ALIA_160K, DIM, "cuda")
     q, k, v, gradient = random_inputs(4096, 16, 2)
     q.requires_grad_()
-    attend(q, [(k, v)], row, kernel, DIM**-0.5).backward(gradient)  # loads and compiles what it needs
+    attend(q, [(k, v)], row, kernel, DIM**-0.5).backward(
+        gradient
+    )  # loads and compiles what it needs
     torch.cuda.set_sync_debug_mode("error")
     try:
         attend(q, [(k, v)], row, kernel, DIM**-0.5).backward(gradient)

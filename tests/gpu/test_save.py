@@ -1,4 +1,6 @@
-"""A save in the background of a GPU holds the state of the moment at which it began, and loads into a new engine."""
+"""A save in the background of a GPU holds the state of the moment at which it began,
+and loads into a new engine.
+"""
 
 from __future__ import annotations
 
@@ -8,33 +10,47 @@ from typing import Any
 import pytest
 import torch
 
-from alia_ctx.config import EngineConfig, OptimizerConfig
-from alia_ctx.layout import Layout
-from alia_ctx.mcore.engine import Distributed, MegatronEngine
-from alia_ctx.model import ModelSpec
+from alia_ctx.config.run import EngineConfig, OptimizerConfig
+from alia_ctx.mcore.engine import MegatronEngine
+from alia_ctx.mcore.runtime import Distributed
+from alia_ctx.spec.layout import Layout
+from alia_ctx.spec.model import ModelSpec
 from tests.dense import ALIA_160K
 from tests.gpu.steps import ALIA_LAYER, CONTEXT, RATE, rows
 
 pytestmark = [pytest.mark.gpu(1), pytest.mark.timeout(600)]
 
-WIDE = {"num_hidden_layers": 3, "hidden_size": 2048, "intermediate_size": 8192, "num_attention_heads": 16,
-        "num_key_value_heads": 2, "vocab_size": 32_000}  # fmt: skip
+WIDE = {
+    "num_hidden_layers": 3,
+    "hidden_size": 2048,
+    "intermediate_size": 8192,
+    "num_attention_heads": 16,
+    "num_key_value_heads": 2,
+    "vocab_size": 32_000,
+}
 
 
 def state(engine: MegatronEngine) -> list[torch.Tensor]:
     optimizer = engine._optimizer_part()
     found = [p.detach().clone() for p in engine.parameters()]
     for parameter in optimizer.model_param_gbuf_map:
-        found += [v.detach().clone() for v in optimizer._get_main_param_and_optimizer_states(parameter).values()]
+        found += [
+            v.detach().clone()
+            for v in optimizer._get_main_param_and_optimizer_states(parameter).values()
+        ]
     return found
 
 
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
 def test_background_save_holds_its_moment(tmp_path: Path, precision: Any) -> None:
-    config = EngineConfig(precision=precision, attention="auto" if precision == "bf16" else "reference")
+    config = EngineConfig(
+        precision=precision, attention="auto" if precision == "bf16" else "reference"
+    )
     model = ModelSpec(**{**ALIA_LAYER, **WIDE})
     with Distributed(config):
-        engine = MegatronEngine(model, ALIA_160K, CONTEXT, Layout(), config, OptimizerConfig())
+        engine = MegatronEngine(
+            model, ALIA_160K, CONTEXT, Layout(), config, OptimizerConfig()
+        )
         for _ in range(2):
             engine.train_update(rows(model.vocab_size), RATE)
         (tmp_path / "state").mkdir()
@@ -42,7 +58,13 @@ def test_background_save_holds_its_moment(tmp_path: Path, precision: Any) -> Non
         expected = state(engine)
         engine.train_update(rows(model.vocab_size), 100 * RATE)
         saving.finish()
-        assert not all(torch.equal(a, b) for a, b in zip(state(engine), expected, strict=True))
-        fresh = MegatronEngine(model, ALIA_160K, CONTEXT, Layout(), config, OptimizerConfig(), seed=5)
+        assert not all(
+            torch.equal(a, b) for a, b in zip(state(engine), expected, strict=True)
+        )
+        fresh = MegatronEngine(
+            model, ALIA_160K, CONTEXT, Layout(), config, OptimizerConfig(), seed=5
+        )
         fresh.load(tmp_path / "state", with_optimizer=True)
-        assert all(torch.equal(a, b) for a, b in zip(state(fresh), expected, strict=True))
+        assert all(
+            torch.equal(a, b) for a, b in zip(state(fresh), expected, strict=True)
+        )

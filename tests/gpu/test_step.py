@@ -1,8 +1,9 @@
 """Training updates of one layer with ALIA's shapes: GPU against CPU.
 
-fp32 with the reference attention on both sides differs by the order of sums alone; it covers all of the engine but
-the attention kernel. bf16 with the fastest kernel differs by roundings of 2**-9 along the layer, which the mean over
-some 440 predicted tokens averages; the same from one kernel to another.
+fp32 with the reference attention on both sides differs by the order of sums alone; it
+covers all of the engine but the attention kernel. bf16 with the fastest kernel differs
+by roundings of 2**-9 along the layer, which the mean over some 440 predicted tokens
+averages; the same from one kernel to another.
 """
 
 from __future__ import annotations
@@ -12,16 +13,18 @@ import json
 import os
 import subprocess
 import sys
-from pathlib import Path
 from typing import Any
 
 import pytest
 
+from tests.paths import ROOT
+
 pytestmark = [pytest.mark.gpu(1), pytest.mark.timeout(900)]
 
-# Relative. A bf16 gradient is a sum of terms each rounded to 2**-9, a parameter's norm averages over its entries.
-# Adam turns a gradient's sign into a whole step: where an entry is next to nothing that sign is rounding, so later
-# updates agree less than the first.
+# Relative. A bf16 gradient is a sum of terms each rounded to 2**-9, a parameter's norm
+# averages over its entries. Adam turns a gradient's sign into a whole step: where an
+# entry is next to nothing that sign is rounding, so later updates agree less than the
+# first.
 FP32 = {"first loss": 1e-6, "later losses": 1e-4, "norms": 1e-4}
 BF16 = {"first loss": 1e-3, "later losses": 5e-3, "norms": 1e-2}
 PREDICTED = 129 + 0 + 59 + 255
@@ -40,15 +43,33 @@ def train(
     overlap: bool = True,
     offload: bool = False,
 ) -> Result:
-    arguments = ["--precision", precision, "--attention", attention, "--recompute", recompute, "--model", model]
-    arguments += ([] if overlap else ["--no-overlap"]) + (["--offload"] if offload else [])
-    environment = {k: v for k, v in os.environ.items() if on_gpu or k != "OMP_NUM_THREADS"}
+    arguments = [
+        "--precision",
+        precision,
+        "--attention",
+        attention,
+        "--recompute",
+        recompute,
+        "--model",
+        model,
+    ]
+    arguments += ([] if overlap else ["--no-overlap"]) + (
+        ["--offload"] if offload else []
+    )
+    environment = {
+        k: v for k, v in os.environ.items() if on_gpu or k != "OMP_NUM_THREADS"
+    }
     if not on_gpu:
         environment["CUDA_VISIBLE_DEVICES"] = ""
     done = subprocess.run(
         [sys.executable, "-m", "tests.gpu.steps", *arguments],
-        cwd=Path(__file__).parents[2], env=environment, capture_output=True, text=True, timeout=600, check=False,
-    )  # fmt: skip
+        cwd=ROOT,
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=600,
+        check=False,
+    )
     assert done.returncode == 0, done.stderr[-3000:]
     return json.loads(done.stdout.splitlines()[-1])
 
@@ -57,8 +78,12 @@ def compare(ours: Result, expected: Result, tolerance: dict[str, float]) -> None
     print(f"\nlosses {ours['losses']} against {expected['losses']}")
     print(f"norms {ours['norms']}\n      {expected['norms']}")
     assert ours["predicted"] == expected["predicted"] == PREDICTED
-    assert ours["losses"][0] == pytest.approx(expected["losses"][0], rel=tolerance["first loss"])
-    assert ours["losses"][1:] == pytest.approx(expected["losses"][1:], rel=tolerance["later losses"])
+    assert ours["losses"][0] == pytest.approx(
+        expected["losses"][0], rel=tolerance["first loss"]
+    )
+    assert ours["losses"][1:] == pytest.approx(
+        expected["losses"][1:], rel=tolerance["later losses"]
+    )
     assert ours["norms"] == pytest.approx(expected["norms"], rel=tolerance["norms"])
     assert ours["losses"][-1] < ours["losses"][0], "the updates do not lower the loss"
 
@@ -73,19 +98,27 @@ def test_fp32_update_equals_the_cpu(exact: Result) -> None:
 
 
 def test_bf16_update_equals_the_cpu() -> None:
-    compare(train("bf16", "auto", on_gpu=True), train("bf16", "reference", on_gpu=False), BF16)
+    compare(
+        train("bf16", "auto", on_gpu=True),
+        train("bf16", "reference", on_gpu=False),
+        BF16,
+    )
 
 
 def test_bf16_loss_is_near_fp32(exact: Result) -> None:
     ours = train("bf16", "auto", on_gpu=True)
-    assert ours["losses"][0] == pytest.approx(exact["losses"][0], rel=BF16["first loss"])
+    assert ours["losses"][0] == pytest.approx(
+        exact["losses"][0], rel=BF16["first loss"]
+    )
 
 
 @pytest.mark.parametrize("recompute", ["selective", "full"])
 def test_recomputation_changes_nothing(recompute: str) -> None:
-    """The first update bit for bit: forward and recomputation run the same kernels on the same inputs.
+    """The first update bit for bit: forward and recomputation run the same kernels on
+    the same inputs.
 
-    The kernels add up dQ by atomics, in an order that varies, so gradients and all that follows from them may differ.
+    The kernels add up dQ by atomics, in an order that varies, so gradients and all that
+    follows from them may differ.
     """
     plain = train("bf16", "auto", on_gpu=True)
     again = train("bf16", "auto", on_gpu=True, recompute=recompute)
@@ -101,11 +134,23 @@ def test_offloaded_activations_change_nothing() -> None:
 
 
 def test_overlapped_communication_changes_nothing() -> None:
-    """Several buckets, so that weights are gathered one bucket ahead of the forward; the head has one of its own."""
-    wide = {"num_hidden_layers": 3, "hidden_size": 2048, "intermediate_size": 8192, "num_attention_heads": 16,
-            "num_key_value_heads": 2, "vocab_size": 32_000}  # fmt: skip
+    """Several buckets, so that weights are gathered one bucket ahead of the forward;
+
+    the head has one of its own.
+    """
+    wide = {
+        "num_hidden_layers": 3,
+        "hidden_size": 2048,
+        "intermediate_size": 8192,
+        "num_attention_heads": 16,
+        "num_key_value_heads": 2,
+        "vocab_size": 32_000,
+    }
     plain, overlapped = (
-        train("bf16", "auto", on_gpu=True, model=json.dumps(wide), overlap=overlap) for overlap in (False, True)
+        train("bf16", "auto", on_gpu=True, model=json.dumps(wide), overlap=overlap)
+        for overlap in (False, True)
     )
     assert overlapped["losses"][0] == plain["losses"][0]
-    assert overlapped["losses"][1:] == pytest.approx(plain["losses"][1:], rel=BF16["later losses"])
+    assert overlapped["losses"][1:] == pytest.approx(
+        plain["losses"][1:], rel=BF16["later losses"]
+    )

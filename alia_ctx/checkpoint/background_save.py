@@ -1,0 +1,185 @@
+"""Write what a rank owns while training goes on:
+
+copy it to the host, write it in a thread, agree.
+"""
+
+from __future__ import annotations
+
+import threading
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from alia_ctx.checkpoint import STATE, file_entry
+from alia_ctx.checkpoint.dcp_files import Part, record_file, write_metadata
+from alia_ctx.errors import CheckpointError
+
+_ALIGNMENT = 64
+
+
+@dataclass(frozen=True)
+class Piece:
+    """A box of global tensor `key` at `offsets`, of `sizes`:
+
+    `values` [n], flat, that the next update may change.
+    """
+
+    key: str
+    offsets: tuple[int, ...]
+    sizes: tuple[int, ...]
+    values: Tensor
+
+
+@dataclass(frozen=True)
+class OwnedState:
+    """What one rank writes, and what it knows of the global tensors: name -> (shape, dtype)."""
+
+    pieces: list[Piece]
+    objects: dict[str, Any]
+    tensors: dict[str, tuple[tuple[int, ...], torch.dtype]]
+
+
+class Staging:
+    """Host memory that pieces are copied to: pinned beside a GPU, and kept from save to save."""
+
+    def __init__(self) -> None:
+        self._memory = torch.empty(0, dtype=torch.uint8)
+
+    def copy(self, pieces: list[Piece]) -> list[Piece]:
+        """The same pieces in host memory that nothing else changes until the next call;
+        each its own storage.
+
+        What lies in one place is copied once: in fp32, weights are the optimizer's own
+        copy of them.
+        """
+        starts: dict[tuple[int, int], int] = {}
+        size = 0
+        for piece in pieces:
+            if starts.setdefault(_place(piece), size) == size:
+                size += -(-piece.values.nbytes // _ALIGNMENT) * _ALIGNMENT
+        if self._memory.numel() < size:
+            self._memory = torch.empty(
+                size, dtype=torch.uint8, pin_memory=torch.cuda.is_available()
+            )
+        sources = {_place(piece): piece.values for piece in pieces}
+        copies = {
+            place: self._stretch(starts[place], values)
+            for place, values in sources.items()
+        }
+        for place, values in sources.items():
+            copies[place].copy_(values, non_blocking=True)
+        if torch.cuda.is_available():
+            torch.cuda.synchronize()
+        return [
+            Piece(p.key, p.offsets, p.sizes, copies[_place(p)].view(p.sizes))
+            for p in pieces
+        ]
+
+    def _stretch(self, start: int, values: Tensor) -> Tensor:
+        """Memory for `values`, by way of NumPy:
+
+        a storage of its own, as torch.save writes whole storages.
+        """
+        return torch.from_numpy(
+            self._memory.numpy()[start : start + values.nbytes]
+        ).view(values.dtype)
+
+
+def _place(piece: Piece) -> tuple[int, int]:
+    return piece.values.data_ptr(), piece.values.nbytes
+
+
+class BackgroundSave:
+    """A save of `state` under way into `directory` (a checkpoint that was begun).
+
+    `finish` is collective.
+    """
+
+    def __init__(self, state: OwnedState, directory: Path, staging: Staging) -> None:
+        self.directory = directory
+        self.error: str | None = None
+        self._tensors, self._objects = state.tensors, state.objects
+        self._part = Part()
+        self._pieces: list[Piece] = []
+        self._guard(lambda: self._pieces.extend(staging.copy(state.pieces)))
+        self._thread = threading.Thread(
+            target=self._guard, args=(self._write,), name="checkpoint writer"
+        )
+        self._thread.start()
+
+    @property
+    def done(self) -> bool:
+        """Whether this rank has written its part (or failed to)."""
+        return not self._thread.is_alive()
+
+    def finish(self) -> dict[str, dict[str, Any]]:
+        """Wait for all ranks, write the metadata, and return size and checksum of every
+        file, on every rank.
+
+        Raises CheckpointError, on all ranks alike, where any rank could not write its part.
+        """
+        self._thread.join()
+        parts: list[Any] = [None] * dist.get_world_size()
+        dist.all_gather_object(parts, (self.error, self._part, self._tensors))
+        self._raise_any([error for error, _, _ in parts])
+        files = {
+            f"{STATE}/{name}": entry
+            for _, part, _ in parts
+            for name, entry in part.files.items()
+        }
+        if dist.get_rank() == 0:
+            tensors = {
+                name: about for _, _, known in parts for name, about in known.items()
+            }
+            self._guard(
+                lambda: self._write_metadata(
+                    tensors, [part for _, part, _ in parts], files
+                )
+            )
+        outcome: list[Any] = [(self.error, files)]
+        dist.broadcast_object_list(outcome, src=0)
+        error, files = outcome[0]
+        self._raise_any([error])
+        return dict(files)
+
+    def _write(self) -> None:
+        if self.error is not None:
+            return
+        state = self.directory / STATE
+        state.mkdir(exist_ok=True)
+        if not self._pieces and not self._objects:
+            return
+        with record_file(state, dist.get_rank()) as file:
+            for key, value in self._objects.items():
+                file.append_object(key, value)
+            for piece in self._pieces:
+                file.append_tensor(piece.key, piece.offsets, piece.values)
+        self._part, self._pieces = file.part, []
+
+    def _write_metadata(
+        self, tensors: Any, parts: list[Part], files: dict[str, dict[str, Any]]
+    ) -> None:
+        state = self.directory / STATE
+        write_metadata(state, tensors, parts)
+        for path in state.iterdir():
+            name = f"{STATE}/{path.name}"
+            if name not in files:
+                files[name] = file_entry(path)
+
+    def _guard(self, action: Any) -> None:
+        try:
+            action()
+        except Exception as error:  # reported to all ranks by finish
+            self.error = self.error or f"{type(error).__name__}: {error}"
+
+    def _raise_any(self, errors: list[str | None]) -> None:
+        found = [f"rank {rank}: {error}" for rank, error in enumerate(errors) if error]
+        if found:
+            raise CheckpointError(
+                f"{self.directory}: could not be written ({'; '.join(found)}); check "
+                "space and quota"
+            )

@@ -1,0 +1,37 @@
+"""torchrun without its traceback: a failed rank has already said what is wrong, above.
+
+    python -m alia_ctx.cli.launch --standalone --nproc-per-node=2 -m alia_ctx.cli train
+    CONFIG --stage NAME
+
+Takes torchrun's own arguments and exits with the status of the first rank that failed.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+
+from torch.distributed.elastic.multiprocessing.api import SignalException
+from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
+from torch.distributed.run import parse_args, run
+
+
+def main(arguments: list[str] | None = None) -> int:
+    os.environ.setdefault(
+        "OMP_NUM_THREADS", "1"
+    )  # torchrun's own default, without its warning
+    try:
+        run(parse_args(arguments))
+    except ChildFailedError as error:
+        rank, failure = error.get_first_failure()
+        # A signal's negative number becomes the shell's 128 + signal.
+        code = failure.exitcode if failure.exitcode > 0 else 128 - failure.exitcode
+        print(f"rank {rank} stopped first, with exit status {code}", file=sys.stderr)
+        return code
+    except SignalException as signalled:
+        return 128 + int(signalled.sigval)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,258 @@
+"""The command line: wiring only.
+
+Every command reads a configuration first, and checks it as a whole.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import sys
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from alia_ctx.cli import convert_commands
+from alia_ctx.config.load import load_run
+from alia_ctx.errors import AliaError, ConfigError, Problem
+
+app = typer.Typer(
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    help=__doc__,
+)
+
+convert_commands.register(app)
+
+Config = Annotated[Path, typer.Argument(help="The run's YAML.", show_default=False)]
+Overrides = Annotated[
+    list[str] | None, typer.Argument(help="Overrides, as in stages.32k.layout.cp=16.")
+]
+Stage = Annotated[str, typer.Option(help="Name of the stage.", show_default=False)]
+Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace what is there.")]
+
+
+@app.command()
+def check(config: Config, overrides: Overrides = None) -> None:
+    """Check a configuration as a whole; list every violation with its remedy."""
+    run = load_run(config, overrides or ())
+    for name, stage in run.stages.items():
+        tokens = stage.rows_per_update * stage.context
+        typer.echo(
+            f"{name}: {stage.updates:,} updates of {stage.rows_per_update} x "
+            f"{stage.context:,} = {tokens:,} tokens, "
+            f"{stage.updates * tokens:,} in all"
+        )
+    if run.root is not None and run.deferred(run.root):
+        typer.echo(
+            f"note: root {run.root} is not on this machine; files below it were not looked for"
+        )
+    typer.echo(f"{config}: no problems")
+
+
+@app.command()
+def plan(
+    config: Config,
+    overrides: Overrides = None,
+    stage: Annotated[
+        list[str] | None, typer.Option(help="Only this stage; may be repeated.")
+    ] = None,
+) -> None:
+    """Say what each stage needs, item by item, and which layouts fit, before the queue does."""
+    from rich.console import Console
+
+    from alia_ctx import workflow
+
+    for table in workflow.plan_stages(load_run(config, overrides or ()), stage or ()):
+        Console().print(table)
+
+
+@app.command()
+def tokenize(
+    config: Config,
+    overrides: Overrides = None,
+    source: Annotated[
+        list[str] | None, typer.Option(help="Only this source; may be repeated.")
+    ] = None,
+    overwrite: Overwrite = False,
+) -> None:
+    """Turn text into Megatron .bin/.idx token stores."""
+    from alia_ctx import workflow
+
+    workflow.tokenize(
+        load_run(config, overrides or ()), source or (), overwrite=overwrite
+    )
+
+
+@app.command()
+def pack(
+    config: Config,
+    stage: Stage,
+    overrides: Overrides = None,
+    inspect: Annotated[
+        bool,
+        typer.Option(
+            "--inspect", help="Show what the plan holds, as tables and a plot."
+        ),
+    ] = False,
+    overwrite: Overwrite = False,
+) -> None:
+    """Plan the rows of a stage."""
+    from rich.console import Console
+
+    from alia_ctx import workflow
+    from alia_ctx.data.packing import draw_plan, plan_table
+
+    made = workflow.pack(load_run(config, overrides or ()), stage, overwrite=overwrite)
+    typer.echo(f"{made.directory}: {len(made):,} rows, fingerprint {made.fingerprint}")
+    if inspect:
+        for table in plan_table(made):
+            Console().print(table)
+        plot = made.directory.with_name(f"{stage}.png")
+        draw_plan(made, plot)
+        typer.echo(f"plot: {plot}")
+
+
+@app.command()
+def train(
+    config: Config,
+    stage: Stage,
+    overrides: Overrides = None,
+    exit_before: Annotated[
+        str | None,
+        typer.Option(
+            help="Save and exit with status 75 before this much time has passed, as in 23:50:00."
+        ),
+    ] = None,
+) -> None:
+    """Train a stage, from where it stands, on the ranks that torchrun or srun started
+    (or on this process alone).
+    """
+    from alia_ctx import workflow
+    from alia_ctx.train.stopping import parse_duration
+
+    limit = parse_duration(exit_before) if exit_before else None
+    path = workflow.train(load_run(config, overrides or ()), stage, exit_before=limit)
+    if _is_main():
+        typer.echo(str(path))
+
+
+@app.command()
+def evaluate(
+    config: Config,
+    overrides: Overrides = None,
+    stage: Annotated[
+        str | None,
+        typer.Option(help="Only this stage (default: the report's comparison)."),
+    ] = None,
+    context: Annotated[
+        int | None, typer.Option(help="Tokens shown at a time (default: the stage's).")
+    ] = None,
+    update: Annotated[
+        int | None,
+        typer.Option(help="Recompute the logged loss of this update of the stage."),
+    ] = None,
+) -> None:
+    """Measure the loss by position on held-out documents, or recompute a loss of the log."""
+    from alia_ctx import workflow
+
+    run = load_run(config, overrides or ())
+    if stage is None and (context or update):
+        raise ConfigError(
+            "",
+            [
+                Problem(
+                    "--stage",
+                    None,
+                    "is needed with --context and --update",
+                    "name the stage",
+                )
+            ],
+        )
+    if update is not None:
+        recomputed = workflow.recompute(run, stage or "", update)
+        if _is_main():
+            typer.echo(str(recomputed))
+        return
+    evaluations = workflow.standard_evaluations(run)
+    if stage is not None:
+        wanted = context or run.stage(stage).context
+        evaluations = [
+            workflow.Evaluation(f"{stage}, {wanted:,} tokens", stage, wanted)
+        ]
+    results = workflow.evaluate(run, evaluations)
+    if _is_main():
+        _print_table(results)
+
+
+@app.command()
+def report(config: Config, overrides: Overrides = None) -> None:
+    """Tables, plot and verdicts of the evaluations."""
+    from alia_ctx import workflow
+
+    _show_report(workflow.report(load_run(config, overrides or ())))
+
+
+@app.command()
+def run(config: Config, overrides: Overrides = None) -> None:
+    """Every step on this machine: tokenize, pack, train each stage, evaluate, report."""
+    from alia_ctx import workflow
+
+    loaded = load_run(config, overrides or ())
+    _show_report(workflow.run_all(config, overrides or (), loaded))
+
+
+convert_commands.register(app)
+
+
+def _print_table(results: Any) -> None:
+    from rich.console import Console
+
+    from alia_ctx.evaluation.report import loss_table
+
+    Console().print(loss_table(results))
+
+
+def _show_report(written: Any) -> None:
+    typer.echo(written.markdown.read_text(encoding="utf-8"))
+    typer.echo(f"report: {written.markdown}\nplot:   {written.plot}")
+
+
+def _is_main() -> bool:
+    return os.environ.get("RANK", "0") == "0"
+
+
+_REFUSALS = {errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EPERM, errno.EROFS}
+
+
+def _complain(error: Exception, message: str) -> None:
+    rank = f"rank {os.environ['RANK']}: " if "RANK" in os.environ else ""
+    print(f"{rank}{type(error).__name__}: {message}", file=sys.stderr)
+
+
+def main() -> None:
+    """Entry point: a user's mistake, or a disk's refusal, becomes one message on
+    standard error and exit status 2.
+    """
+    try:
+        app()
+    except AliaError as error:
+        _complain(error, str(error))
+        sys.exit(error.exit_code)
+    except OSError as error:
+        if error.errno not in _REFUSALS:
+            raise
+        where = f"{error.filename}: " if error.filename else ""
+        _complain(
+            error,
+            f"{where}{error.strerror}; make room or mend the permissions, then run it again",
+        )
+        sys.exit(2)
+    except KeyboardInterrupt:
+        sys.exit(130)
+
+
+if __name__ == "__main__":
+    main()

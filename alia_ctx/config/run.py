@@ -1,0 +1,217 @@
+"""The run's configuration: YAML and `key=value` overrides -> frozen dataclasses,
+checked as a whole.
+
+`load_run` reads, types and checks; nothing changes a configuration afterwards. This is
+the only module that imports omegaconf.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+from alia_ctx.data.documents import SourceSpec
+from alia_ctx.data.packing import PackSpec
+from alia_ctx.errors import ConfigError, Problem
+from alia_ctx.spec.layout import Layout
+from alia_ctx.spec.model import ModelSpec
+from alia_ctx.spec.rope import RopeSpec
+
+RANDOM = "random"
+Sink = Literal["tensorboard", "wandb", "mlflow"]
+
+
+@dataclass(frozen=True)
+class ClusterConfig:
+    """Where the run is placed.
+
+    `memory_gib` and `peak_tflops` (dense bf16) are per GPU and feed the planner.
+    """
+
+    nodes: int = 1
+    ranks_per_node: int = 1
+    memory_gib: float = 64.0
+    peak_tflops: float = 989.0
+
+
+@dataclass(frozen=True)
+class EngineConfig:
+    """How a step is computed, never what is computed: no setting here changes the loss
+    beyond rounding.
+
+    `loss_chunk_tokens` bounds the logits that exist at a time; None takes 256 on a
+    host, where that is as fast as any, and 2,048 on a GPU, where each chunk reads and
+    writes the gradient of the head. `context_split` says which tokens of a row a
+    context-parallel rank holds: `balanced` cuts a row finer than the zigzag where its
+    documents would leave the zigzag uneven (one to 8 times as many kernel calls a
+    layer).
+    """
+
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    precision: Literal["fp32", "bf16"] = "bf16"
+    attention: Literal[
+        "auto", "flash4", "flash3", "flash2", "torch_varlen", "reference"
+    ] = "auto"
+    loss_chunk_tokens: int | None = None
+    context_split: Literal["balanced", "zigzag"] = "balanced"
+    overlap_communication: bool = True
+    deterministic: bool = False
+    offload_activations: bool = False
+    timeout_minutes: float = 20.0
+    hang_minutes: float = 30.0
+
+
+@dataclass(frozen=True)
+class OptimizerConfig:
+    """AdamW with a constant learning rate (each stage gives its own).
+
+    Norm weights and biases do not decay.
+    """
+
+    beta1: float = 0.9
+    beta2: float = 0.95
+    epsilon: float = 1e-8
+    weight_decay: float = 0.1
+    clip_grad: float = 1.0
+
+
+@dataclass(frozen=True)
+class CheckpointConfig:
+    """When to save, counted in updates, and what to keep.
+
+    The end of a stage is always saved and kept.
+    """
+
+    every_updates: int = 100
+    keep_last: int = 2
+    keep_every: int = 0
+    background: bool = True
+
+
+@dataclass(frozen=True)
+class EvaluationConfig:
+    """Held-out evaluation: from which text, how many documents, and how often during
+    training (0: never).
+    """
+
+    held_out: SourceSpec | None = None
+    documents: int = 64
+    every_updates: int = 0
+
+
+@dataclass(frozen=True)
+class MetricsConfig:
+    """Where the numbers of each update go beside `metrics.jsonl`, which is always written."""
+
+    sinks: list[Sink] = field(default_factory=lambda: ["tensorboard"])
+
+
+@dataclass(frozen=True)
+class DataConfig:
+    """Sources of text by name, and what delimits documents."""
+
+    sources: dict[str, SourceSpec]
+    append_eos: bool = True
+    prepend_bos: bool = False
+    workers: int = 0
+
+
+@dataclass(frozen=True)
+class StageConfig:
+    """One stage: its context, RoPE, data, layout and token budget.
+
+    `init_from` is the name of another stage, `random`, or the path of a checkpoint.
+    `rope` is never inherited.
+    """
+
+    init_from: str
+    context: int
+    rope: RopeSpec
+    tokens: int
+    update_tokens: int
+    learning_rate: float
+    pack: PackSpec
+    layout: Layout = field(default_factory=Layout)
+    nodes: int | None = None
+    optimizer_state: Literal["reset", "keep"] = "reset"
+    recompute: Literal["none", "selective", "full"] = "none"
+
+    @property
+    def rows_per_update(self) -> int:
+        """Rows of an update: as many whole rows as `update_tokens` pays for, and at least one."""
+        return max(1, self.update_tokens // self.context)
+
+    @property
+    def updates(self) -> int:
+        """Updates that reach `tokens`:
+
+        the last one is full too, so the stage may exceed it by less than an update.
+        """
+        return math.ceil(self.tokens / (self.rows_per_update * self.context))
+
+    @property
+    def rows(self) -> int:
+        return self.updates * self.rows_per_update
+
+
+@dataclass(frozen=True)
+class RunConfig:
+    """A whole run. `root` is the storage that the paths below it live on; see `deferred`."""
+
+    name: str
+    output: str
+    tokenizer: str
+    model: ModelSpec
+    data: DataConfig
+    stages: dict[str, StageConfig]
+    root: str | None = None
+    seed: int = 1234
+    cluster: ClusterConfig = field(default_factory=ClusterConfig)
+    engine: EngineConfig = field(default_factory=EngineConfig)
+    optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
+    checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
+    evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
+    metrics: MetricsConfig = field(default_factory=MetricsConfig)
+
+    def stage(self, name: str) -> StageConfig:
+        """The stage called `name`; ConfigError lists the known ones."""
+        if name not in self.stages:
+            raise ConfigError("", [_unknown_stage("--stage", name, self.stages)])
+        return self.stages[name]
+
+    def world_size(self, stage: StageConfig) -> int:
+        """Ranks that `stage` is planned for."""
+        return (stage.nodes or self.cluster.nodes) * self.cluster.ranks_per_node
+
+    def deferred(self, path: str | Path) -> bool:
+        """Whether `path` is below a `root` that is not mounted on this machine, so that
+        it cannot be looked for.
+        """
+        if self.root is None or Path(self.root).exists():
+            return False
+        return Path(path).absolute().is_relative_to(Path(self.root).absolute())
+
+    def directory(self, *parts: str) -> Path:
+        return Path(self.output, *parts)
+
+    def to_dict(self) -> dict[str, Any]:
+        """The resolved configuration as plain containers, as it is stored with every checkpoint."""
+        return dataclasses.asdict(self)
+
+
+def position_edges(run: RunConfig) -> tuple[int, ...]:
+    """Limits of the position bands that losses are reported in: the contexts of the stages."""
+    return (0, *sorted({stage.context for stage in run.stages.values()}))
+
+
+def _unknown_stage(key: str, name: str, stages: Mapping[str, StageConfig]) -> Problem:
+    return Problem(
+        key,
+        name,
+        "there is no such stage",
+        f"the configuration has {', '.join(stages) or 'none'}",
+    )

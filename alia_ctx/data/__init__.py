@@ -1,0 +1,1 @@
+"""From text to rows of training data: documents, token stores, plans. NumPy only."""

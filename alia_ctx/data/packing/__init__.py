@@ -1,0 +1,23 @@
+"""Token stores -> a plan of training rows -> PackedRow.
+
+An index; no token is copied until a row is read.
+"""
+
+from alia_ctx.data.packing.build import build_plan
+from alia_ctx.data.packing.loader import prefetch_rows
+from alia_ctx.data.packing.plan import PackPlan
+from alia_ctx.data.packing.row import IGNORE, PackedRow
+from alia_ctx.data.packing.spec import LengthBucket, PackSpec
+from alia_ctx.data.packing.summary import draw_plan, plan_table
+
+__all__ = [
+    "IGNORE",
+    "LengthBucket",
+    "PackPlan",
+    "PackSpec",
+    "PackedRow",
+    "build_plan",
+    "draw_plan",
+    "plan_table",
+    "prefetch_rows",
+]

@@ -1,0 +1,161 @@
+"""One training row: which documents it holds, and their tokens and targets on demand."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+# target of a position that predicts nothing; torch's cross entropy has the same default
+IGNORE = -100
+# mean tokens a piece under which one indexed gather beats a copy per piece (benchmarks/packing.py)
+_GATHER_BELOW = 256
+
+
+@dataclass(frozen=True, eq=False)
+class PackedRow:
+    """A row of `length` tokens made of document pieces that do not see each other.
+
+    index: row number in its plan.
+    doc_offsets: int64 [n+1]; piece i is tokens [doc_offsets[i], doc_offsets[i+1]).
+        Tokens after the last offset are
+        fill: for attention one more document, never predicted, never counted.
+    doc_ids, sources: int64 [n] and int32 [n]; number of the document in its source, and
+        of the source in the plan.
+    piece_starts: int64 [n]; position in its document at which each piece begins (0
+        unless the document was cut).
+    """
+
+    index: int
+    length: int
+    doc_offsets: np.ndarray
+    doc_ids: np.ndarray
+    sources: np.ndarray
+    piece_starts: np.ndarray
+    fill_id: int
+    _stores: tuple[np.ndarray, ...]  # all tokens of each source
+    _begins: np.ndarray  # int64 [n]: where each piece begins in its source's tokens
+
+    @classmethod
+    def from_documents(
+        cls,
+        documents: Sequence[np.ndarray],
+        length: int,
+        fill_id: int = 0,
+        index: int = 0,
+    ) -> PackedRow:
+        """A row from token arrays in memory, in order;
+
+        for tests and for text that is in no store.
+        """
+        sizes = np.array([len(tokens) for tokens in documents], np.int64)
+        if sizes.sum() > length or (sizes < 1).any():
+            raise ValueError(
+                f"documents of {sizes.tolist()} tokens do not make a row of {length}"
+            )
+        offsets = np.concatenate(([0], np.cumsum(sizes)))
+        tokens = np.concatenate(
+            [np.empty(0, np.int64), *(np.asarray(each, np.int64) for each in documents)]
+        )
+        numbers = np.arange(sizes.size, dtype=np.int64)
+        zeros = np.zeros_like(numbers)
+        return cls(
+            index,
+            length,
+            offsets,
+            numbers,
+            zeros.astype(np.int32),
+            zeros,
+            fill_id,
+            (tokens,),
+            offsets[:-1],
+        )
+
+    @property
+    def real_tokens(self) -> int:
+        """Tokens of documents, fill not counted."""
+        return int(self.doc_offsets[-1])
+
+    @property
+    def predicted(self) -> int:
+        """Positions with a target: each piece predicts all of its tokens but the first."""
+        return self.real_tokens - self.doc_ids.size
+
+    def tokens(self, start: int = 0, stop: int | None = None) -> np.ndarray:
+        """Token ids of row positions [start, stop), fill included; int64 [stop - start].
+
+        Only pieces that overlap the range are read from the store.
+        """
+        stop = self.length if stop is None else stop
+        if not 0 <= start <= stop <= self.length:
+            raise ValueError(
+                f"tokens [{start}, {stop}) are not within a row of {self.length}"
+            )
+        out = np.empty(stop - start, np.int64)
+        end = max(start, min(stop, self.real_tokens))
+        out[end - start :] = self.fill_id
+        if end > start:
+            self._read(out[: end - start], start, end)
+        return out
+
+    def _read(self, out: np.ndarray, start: int, end: int) -> None:
+        first = int(np.searchsorted(self.doc_offsets, start, "right")) - 1
+        last = int(np.searchsorted(self.doc_offsets, end, "left"))
+        edges = np.clip(self.doc_offsets[first : last + 1], start, end)
+        begins = self._begins[first:last] + (edges[:-1] - self.doc_offsets[first:last])
+        sources = self.sources[first:last]
+        if last - first > 8 and out.size < _GATHER_BELOW * (last - first):
+            self._gather(out, edges - start, begins, sources)
+            return
+        for source, begin, low, high in zip(
+            sources.tolist(),
+            begins.tolist(),
+            (edges[:-1] - start).tolist(),
+            (edges[1:] - start).tolist(),
+            strict=True,
+        ):
+            out[low:high] = self._stores[source][begin : begin + high - low]
+
+    def _gather(
+        self,
+        out: np.ndarray,
+        edges: np.ndarray,
+        begins: np.ndarray,
+        sources: np.ndarray,
+    ) -> None:
+        """Fill `out` by one indexed read per source:
+
+        no Python per piece, for rows of very short documents.
+        """
+        sizes = np.diff(edges)
+        where = np.repeat(begins - edges[:-1], sizes) + np.arange(out.size)
+        present = np.unique(sources).tolist()
+        if len(present) == 1:
+            np.copyto(out, self._stores[present[0]][where])
+            return
+        owner = np.repeat(sources, sizes)
+        for source in present:
+            mine = owner == source
+            out[mine] = self._stores[source][where[mine]]
+
+    def targets(self, start: int = 0, stop: int | None = None) -> np.ndarray:
+        """For row positions [start, stop) the next token of the piece, else IGNORE
+        (last of a piece, fill); int64.
+        """
+        return self.tokens_and_targets(start, stop)[1]
+
+    def tokens_and_targets(
+        self, start: int = 0, stop: int | None = None
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """Both at once: the store is read once instead of twice."""
+        stop = self.length if stop is None else stop
+        tokens = self.tokens(start, min(stop + 1, self.length))
+        targets = np.empty(stop - start, np.int64)
+        end = max(start, min(stop, self.real_tokens))
+        following = tokens[1 : end - start + 1]
+        targets[: following.size] = following
+        targets[end - start :] = IGNORE
+        first, last = np.searchsorted(self.doc_offsets, (start + 1, stop + 1))
+        targets[self.doc_offsets[first:last] - 1 - start] = IGNORE
+        return tokens[: stop - start], targets

@@ -1,0 +1,15 @@
+"""Documents -> token stores in Megatron's `.bin`/`.idx` format, memory-mapped."""
+
+from alia_ctx.data.tokens.shards import TokenizeProgress
+from alia_ctx.data.tokens.source import TokenizeReport, tokenize_source
+from alia_ctx.data.tokens.store import TokenStore, token_dtype, write_index, write_store
+
+__all__ = [
+    "TokenStore",
+    "TokenizeProgress",
+    "TokenizeReport",
+    "token_dtype",
+    "tokenize_source",
+    "write_index",
+    "write_store",
+]

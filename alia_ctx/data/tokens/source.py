@@ -1,0 +1,337 @@
+"""A source -> its token store: restartable, the same bytes however often it is interrupted."""
+
+from __future__ import annotations
+
+import fcntl
+import glob
+import json
+import shutil
+import time
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import xxhash
+
+from alia_ctx.data.documents import DocumentCounts, SourceSpec, find_inputs, plan_shards
+from alia_ctx.data.tokens.encoder import TextEncoder, tokenizer_fingerprint
+from alia_ctx.data.tokens.shards import (
+    Job,
+    TokenizeProgress,
+    encode_all,
+    read_shard_note,
+    shard_path,
+)
+from alia_ctx.data.tokens.store import TokenStore, write_index
+from alia_ctx.errors import DataError
+from alia_ctx.files import atomic_file, file_checksum, file_fingerprint, write_json
+
+_FORMAT = 1
+SHARD_BYTES = 64 << 20
+
+
+@dataclass(frozen=True)
+class TokenizeReport:
+    """What a finished store holds; `unchanged` if it was there already and nothing was done."""
+
+    name: str
+    prefix: Path
+    tokens: int
+    counts: DocumentCounts
+    ignored_files: tuple[str, ...]
+    bin_checksum: str
+    shards: int
+    shards_reused: int
+    unchanged: bool
+    seconds: float
+
+
+def tokenize_source(
+    spec: SourceSpec,
+    name: str,
+    tokenizer_dir: str | Path,
+    out_dir: str | Path,
+    *,
+    workers: int = 1,
+    append_eos: bool = True,
+    prepend_bos: bool = False,
+    overwrite: bool = False,
+    progress: Callable[[TokenizeProgress], None] | None = None,
+    shard_bytes: int = SHARD_BYTES,
+) -> TokenizeReport:
+    """Tokenise a source into `OUT_DIR/NAME.bin`, `.idx`, `.documents.parquet` (id and file
+    of each) and `.json`.
+
+    Shards are finished one by one under `OUT_DIR/NAME.work` and joined at the end,
+    `.json` last; a run that was stopped, however, goes on where it was, and the files
+    depend on nothing but inputs, tokenizer and options (not on `workers`). Needs room
+    for the tokens twice. A finished store of the same inputs is left as it is. Each
+    worker is one process on one core.
+
+    Raises DataError: inputs missing or broken, no usable document, or another store or
+    unfinished run in the way and `overwrite` not set.
+    """
+    began = time.monotonic()
+    inputs = find_inputs(spec.inputs)
+    encoder = TextEncoder(tokenizer_dir, append_eos=append_eos, prepend_bos=prepend_bos)
+    prefix = Path(out_dir) / name
+    identity = _identity(spec, inputs.files, encoder, shard_bytes)
+    finished = _finished(prefix, identity, overwrite)
+    if finished is not None:
+        return _report(
+            name,
+            prefix,
+            finished,
+            shards_reused=0,
+            unchanged=True,
+            seconds=time.monotonic() - began,
+        )
+    shards = plan_shards(inputs.files, spec, shard_bytes)
+    with _work_folder(prefix, identity, overwrite) as work:
+        job = Job(spec, str(tokenizer_dir), append_eos, prepend_bos, work)
+        reused = encode_all(job, encoder, shards, workers, progress)
+        sidecar = _join(
+            prefix,
+            work,
+            len(shards),
+            encoder,
+            {"identity": identity, "ignored_files": inputs.ignored},
+        )
+    shutil.rmtree(work, ignore_errors=True)
+    return _report(
+        name,
+        prefix,
+        sidecar,
+        shards_reused=reused,
+        unchanged=False,
+        seconds=time.monotonic() - began,
+    )
+
+
+def _identity(
+    spec: SourceSpec, files: Iterable[str], encoder: TextEncoder, shard_bytes: int
+) -> dict[str, Any]:
+    return {
+        "format": _FORMAT,
+        "inputs": {name: file_fingerprint(Path(name)) for name in files},
+        "text_key": spec.text_key,
+        "id_key": spec.id_key,
+        "max_document_bytes": spec.max_document_bytes,
+        "tokenizer": tokenizer_fingerprint(encoder.directory),
+        "special_ids": encoder.special_ids,
+        "shard_bytes": shard_bytes,
+    }
+
+
+def _differences(old: dict[str, Any], new: dict[str, Any]) -> str:
+    lines = []
+    for key in sorted({*old, *new}):
+        before, after = old.get(key), new.get(key)
+        if isinstance(before, dict) and isinstance(after, dict) and key == "inputs":
+            changed = sorted(
+                name
+                for name in {*before, *after}
+                if before.get(name) != after.get(name)
+            )
+            if changed:
+                lines.append(
+                    f"  inputs: {len(changed)} added, removed or changed, "
+                    f"{', '.join(changed[:3])} among them"
+                )
+        elif before != after:
+            lines.append(f"  {key}: {before} there, {after} asked")
+    return "\n".join(lines)
+
+
+def _paths(prefix: Path) -> tuple[Path, Path, Path, Path]:
+    """`.bin`, `.idx`, `.documents.parquet` and `.json`, in the order in which they get
+    their names.
+    """
+    return tuple(  # type: ignore[return-value]
+        prefix.with_name(prefix.name + suffix)
+        for suffix in (".bin", ".idx", ".documents.parquet", ".json")
+    )
+
+
+def _finished(
+    prefix: Path, identity: dict[str, Any], overwrite: bool
+) -> dict[str, Any] | None:
+    """The sidecar of a finished store of this identity, None if there is work to do,
+    else DataError.
+    """
+    data, index, _, sidecar_path = _paths(prefix)
+    if sidecar_path.is_file():
+        sidecar = (
+            TokenStore(prefix).sidecar if data.is_file() and index.is_file() else {}
+        )
+        old = sidecar.get("identity")
+        if old == identity:
+            shutil.rmtree(_work_path(prefix), ignore_errors=True)
+            return sidecar
+        if not overwrite:
+            raise DataError(
+                f"{prefix}: a finished store is there already and differs:\n"
+                f"{_differences(old if isinstance(old, dict) else {}, identity)}\n"
+                "choose another name or allow overwriting"
+            )
+    elif (
+        (data.exists() or index.exists())
+        and not overwrite
+        and not _work_path(prefix).is_dir()
+    ):
+        raise DataError(
+            f"{prefix}.bin/.idx exist and are not ours; choose another name or allow overwriting"
+        )
+    return None
+
+
+def _work_path(prefix: Path) -> Path:
+    return prefix.with_name(prefix.name + ".work")
+
+
+@contextmanager
+def _work_folder(
+    prefix: Path, identity: dict[str, Any], overwrite: bool
+) -> Iterator[Path]:
+    """The folder of finished shards for this identity, locked against a second run."""
+    work = _work_path(prefix)
+    work.mkdir(parents=True, exist_ok=True)
+    with open(work / "lock", "wb") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise DataError(
+                f"{work}: another run is writing this store; wait for it or stop it"
+            ) from error
+        except OSError:
+            # A file system without locks: shards are renamed into place, so a second run
+            # does no harm to them.
+            pass
+        _claim(work, identity, overwrite)
+        _paths(prefix)[3].unlink(
+            missing_ok=True
+        )  # where overwriting: from here on the old store is not finished
+        for final in _paths(prefix):
+            for leftover in final.parent.glob(f".{glob.escape(final.name)}.*.tmp"):
+                leftover.unlink()
+        yield work
+
+
+def _claim(work: Path, identity: dict[str, Any], overwrite: bool) -> None:
+    path = work / "identity.json"
+    if path.is_file():
+        old = json.loads(path.read_text("utf-8"))
+        if old == identity:
+            return
+        if not overwrite:
+            raise DataError(
+                f"{work}: holds an unfinished run that differs:\n{_differences(old, identity)}\n"
+                "finish it as it was, or allow overwriting to start anew"
+            )
+        for file in work.glob("shard-*"):
+            file.unlink()
+    write_json(path, identity)
+
+
+def _join(
+    prefix: Path, work: Path, shards: int, encoder: TextEncoder, about: dict[str, Any]
+) -> dict[str, Any]:
+    """Join the shards to the final files; the sidecar comes last and says that all are whole."""
+    data_path, index_path, ids_path, sidecar_path = _paths(prefix)
+    notes = [read_shard_note(work, number) for number in range(shards)]
+    counts = DocumentCounts()
+    for note in notes:
+        counts.add(DocumentCounts(**note["counts"]))
+    if not counts.documents:
+        raise DataError(
+            f"{prefix.name}: no usable document in the inputs; left out: {_left_out(counts)}"
+        )
+    lengths = np.concatenate(
+        [np.load(shard_path(work, number, "npy")) for number in range(shards)]
+    )
+    with atomic_file(data_path) as stream:
+        bin_checksum = _append_shards(stream, work, notes)
+    with atomic_file(index_path) as stream:
+        write_index(stream, lengths, encoder.dtype)
+    with atomic_file(ids_path) as stream:
+        _append_ids(stream, work, shards)
+    sidecar = {
+        **about,
+        "ignored_files": list(about["ignored_files"]),
+        "tokens": int(lengths.sum(dtype=np.int64)),
+        "vocabulary": encoder.vocabulary,
+        "counts": asdict(counts),
+        "shards": shards,
+        "bin_checksum": bin_checksum,
+        "idx_checksum": file_checksum(index_path),
+        "documents_checksum": file_checksum(ids_path),
+    }
+    write_json(sidecar_path, sidecar)
+    return sidecar
+
+
+def _append_shards(stream: Any, work: Path, notes: list[dict[str, Any]]) -> str:
+    whole = xxhash.xxh3_128()
+    for number, note in enumerate(notes):
+        path = shard_path(work, number, "bin")
+        digest = xxhash.xxh3_128()
+        with open(path, "rb") as shard:
+            while block := shard.read(16 << 20):
+                stream.write(block)
+                digest.update(block)
+                whole.update(block)
+        if digest.hexdigest() != note["checksum"]:
+            raise DataError(
+                f"{path}: is not what was written there; delete "
+                f"{path.with_suffix('.json')} and run again"
+            )
+    return whole.hexdigest()
+
+
+def _append_ids(stream: Any, work: Path, shards: int) -> None:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    schema = pa.schema([("id", pa.string()), ("file", pa.string())])
+    with pq.ParquetWriter(stream, schema) as writer:
+        for number in range(shards):
+            columns = json.loads(shard_path(work, number, "ids").read_bytes())
+            writer.write_table(pa.table(columns, schema))
+
+
+def _left_out(counts: DocumentCounts) -> str:
+    reasons = {
+        name: number
+        for name, number in asdict(counts).items()
+        if name not in ("documents", "examples")
+    }
+    return (
+        ", ".join(f"{number} {name}" for name, number in reasons.items() if number)
+        or "nothing"
+    )
+
+
+def _report(
+    name: str,
+    prefix: Path,
+    sidecar: dict[str, Any],
+    *,
+    shards_reused: int,
+    unchanged: bool,
+    seconds: float,
+) -> TokenizeReport:
+    return TokenizeReport(
+        name=name,
+        prefix=prefix,
+        tokens=sidecar["tokens"],
+        counts=DocumentCounts(**sidecar["counts"]),
+        ignored_files=tuple(sidecar["ignored_files"]),
+        bin_checksum=sidecar["bin_checksum"],
+        shards=sidecar["shards"],
+        shards_reused=shards_reused,
+        unchanged=unchanged,
+        seconds=seconds,
+    )

@@ -1,0 +1,251 @@
+"""Token stores in Megatron's indexed-dataset format: a `.bin` of token ids and an `.idx`
+of where documents are.
+
+The `.idx` (megatron/core/datasets/indexed_dataset.py): 9 bytes magic, uint64 version 1,
+uint8 dtype code, uint64 number of sequences S, uint64 number of document indices D,
+int32[S] sequence lengths in tokens, int64[S] byte offsets in the `.bin`, int64[D] first
+sequence of each document with S at the end; int8[S] modes may follow.
+"""
+
+from __future__ import annotations
+
+import json
+import struct
+from collections.abc import Iterable
+from functools import cached_property
+from pathlib import Path
+from typing import IO
+
+import numpy as np
+
+from alia_ctx.errors import DataError
+from alia_ctx.files import checksum, file_checksum, file_fingerprint
+
+_MAGIC = b"MMIDIDX\x00\x00"
+_HEADER = struct.Struct("<9sQBQQ")
+_DTYPES = {1: np.uint8, 2: np.int8, 3: np.int16, 4: np.int32, 5: np.int64, 8: np.uint16}
+_CODES = {np.dtype(kind): code for code, kind in _DTYPES.items()}
+UINT16_VOCABULARY = 65_500  # Megatron's own limit for two-byte tokens
+
+
+class TokenStore:
+    """The documents of one source as token ids, memory-mapped and read-only.
+
+    Opens in time that does not depend on the number of documents. A document may
+    consist of several Megatron sequences, which then must lie one after another.
+    """
+
+    def __init__(self, prefix: str | Path) -> None:
+        """Open `PREFIX.bin` and `PREFIX.idx`;
+
+        DataError where one is missing, cut off or of another format.
+        """
+        self.prefix = Path(str(prefix).removesuffix(".idx").removesuffix(".bin"))
+        self.index_path = self.prefix.with_name(self.prefix.name + ".idx")
+        self.data_path = self.prefix.with_name(self.prefix.name + ".bin")
+        self.sidecar_path = self.prefix.with_name(self.prefix.name + ".json")
+        for path in (self.index_path, self.data_path):
+            if not path.is_file():
+                raise DataError(
+                    f"{path} does not exist; tokenize the source or correct the store's prefix"
+                )
+        self._read_index()
+
+    def _read_index(self) -> None:
+        raw = _map(self.index_path, np.dtype(np.uint8))
+        if raw.size < _HEADER.size or bytes(raw[:9]) != _MAGIC:
+            raise DataError(
+                f"{self.index_path}: no Megatron indexed dataset (bad header); "
+                "tokenize the source again"
+            )
+        _, version, code, sequences, indices = _HEADER.unpack(
+            bytes(raw[: _HEADER.size])
+        )
+        if version != 1 or code not in _DTYPES:
+            raise DataError(
+                f"{self.index_path}: version {version}, type {code}; only integers of "
+                "version 1 are read"
+            )
+        ends = np.cumsum(
+            [_HEADER.size, 4 * sequences, 8 * sequences, 8 * indices]
+        ).tolist()
+        if raw.size not in (ends[3], ends[3] + sequences) or indices < 1:
+            raise DataError(
+                f"{self.index_path}: {raw.size} bytes, its header says {ends[3]}; copy "
+                "or build it again"
+            )
+        self.sequence_lengths: np.ndarray = raw[ends[0] : ends[1]].view(np.int32)
+        self._pointers: np.ndarray = raw[ends[1] : ends[2]].view(np.int64)
+        self._documents: np.ndarray = raw[ends[2] : ends[3]].view(np.int64)
+        self.dtype = np.dtype(_DTYPES[code])
+        self._map_tokens()
+
+    def _map_tokens(self) -> None:
+        size = self.data_path.stat().st_size
+        needed = 0
+        if self.sequence_lengths.size:
+            needed = (
+                int(self._pointers[-1])
+                + int(self.sequence_lengths[-1]) * self.dtype.itemsize
+            )
+        if self._documents[0] != 0 or self._documents[-1] != self.sequence_lengths.size:
+            raise DataError(
+                f"{self.index_path}: documents do not cover all sequences; build the store again"
+            )
+        if size != needed:
+            raise DataError(
+                f"{self.data_path}: {size} bytes, its index says {needed}; copy or build it again"
+            )
+        self.tokens = _map(self.data_path, self.dtype)
+
+    @property
+    def n_documents(self) -> int:
+        return self._documents.size - 1
+
+    @property
+    def n_tokens(self) -> int:
+        return self.tokens.size
+
+    @cached_property
+    def lengths(self) -> np.ndarray:
+        """Tokens of each document, int32 or int64 [n_documents];
+
+        the first use checks the whole index.
+        """
+        counts = np.diff(self._documents)
+        if counts.size and counts.min() < 0:
+            raise DataError(
+                f"{self.index_path}: document boundaries go backwards; build the store again"
+            )
+        expected = np.zeros(self.sequence_lengths.size + 1, np.int64)
+        np.cumsum(self.sequence_lengths, out=expected[1:])
+        if self.sequence_lengths.size and self.sequence_lengths.min() < 0:
+            raise DataError(
+                f"{self.index_path}: a sequence of negative length; build the store again"
+            )
+        if not np.array_equal(expected[:-1] * self.dtype.itemsize, self._pointers):
+            raise DataError(
+                f"{self.index_path}: sequences do not lie one after another; rewrite "
+                "the store in order"
+            )
+        if counts.size == self.sequence_lengths.size and (
+            not counts.size or counts.max() == 1
+        ):
+            return self.sequence_lengths
+        return np.diff(expected[self._documents])
+
+    def starts(self, documents: np.ndarray) -> np.ndarray:
+        """Index into `tokens` of the first token of each of `documents`; int64, as many."""
+        sequences = self._documents[documents]
+        if self._pointers.size == 0:
+            return np.zeros_like(sequences)
+        inside = np.minimum(sequences, self._pointers.size - 1)
+        begins = self._pointers[inside] // self.dtype.itemsize
+        return np.where(sequences == inside, begins, self.n_tokens)
+
+    def document(
+        self, number: int, start: int = 0, stop: int | None = None
+    ) -> np.ndarray:
+        """Tokens [start, stop) of document `number`, as a view of the file in the
+        store's own integer type.
+        """
+        if not 0 <= number < self.n_documents:
+            raise DataError(
+                f"{self.prefix}: document {number} of {self.n_documents} does not exist"
+            )
+        begin, end = (int(each) for each in self.starts(np.array([number, number + 1])))
+        return self.tokens[begin:end][start:stop]
+
+    @cached_property
+    def sidecar(self) -> dict[str, object]:
+        """What the tokenizer run wrote beside the store (`PREFIX.json`);
+
+        empty for a store made elsewhere.
+        """
+        if not self.sidecar_path.is_file():
+            return {}
+        try:
+            return dict(json.loads(self.sidecar_path.read_text("utf-8")))
+        except ValueError as error:
+            raise DataError(
+                f"{self.sidecar_path}: broken JSON ({error}); tokenize the source again"
+            ) from error
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """Identity of the content, in hex:
+
+        file_fingerprint of both files, and the sidecar's checksum of all tokens.
+        """
+        recorded = str(self.sidecar.get("bin_checksum", ""))
+        parts = [
+            recorded,
+            file_fingerprint(self.index_path),
+            file_fingerprint(self.data_path),
+        ]
+        return checksum(" ".join(parts).encode())
+
+    def verify(self) -> None:
+        """Compare all bytes with the checksums in the sidecar;
+
+        DataError where they differ or there is no sidecar.
+        """
+        for path, key in (
+            (self.data_path, "bin_checksum"),
+            (self.index_path, "idx_checksum"),
+        ):
+            recorded = self.sidecar.get(key)
+            if recorded is None:
+                raise DataError(
+                    f"{self.sidecar_path} holds no {key}: this store was not written "
+                    "by alia-ctx tokenize"
+                )
+            if file_checksum(path) != recorded:
+                raise DataError(
+                    f"{path}: checksum is not the {recorded} recorded when it was "
+                    "written; build it again"
+                )
+
+
+def _map(path: Path, dtype: np.dtype) -> np.ndarray:
+    # A plain array over the map: slices of np.memmap itself cost microseconds each,
+    # which short documents feel.
+    return (
+        np.asarray(np.memmap(path, dtype, "r"))
+        if path.stat().st_size
+        else np.empty(0, dtype)
+    )
+
+
+def token_dtype(vocabulary: int) -> np.dtype:
+    """Smallest integer type that Megatron uses for a vocabulary of this size: uint16 or int32."""
+    return np.dtype(np.uint16 if vocabulary < UINT16_VOCABULARY else np.int32)
+
+
+def write_index(stream: IO[bytes], lengths: np.ndarray, dtype: np.dtype) -> None:
+    """Write the `.idx` for documents of `lengths` tokens each (one sequence a document)."""
+    counts = np.asarray(lengths, np.int32)
+    ends = np.cumsum(counts, dtype=np.int64) * dtype.itemsize
+    stream.write(_HEADER.pack(_MAGIC, 1, _CODES[dtype], counts.size, counts.size + 1))
+    stream.write(counts.tobytes())
+    stream.write((ends - counts.astype(np.int64) * dtype.itemsize).tobytes())
+    stream.write(np.arange(counts.size + 1, dtype=np.int64).tobytes())
+
+
+def write_store(
+    prefix: str | Path, documents: Iterable[np.ndarray], vocabulary: int
+) -> TokenStore:
+    """Write documents that are in memory as a store and open it;
+
+    for tests and small experiments.
+    """
+    dtype = token_dtype(vocabulary)
+    kept = [np.asarray(tokens, dtype) for tokens in documents]
+    path = Path(prefix)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with open(path.with_name(path.name + ".bin"), "wb") as stream:
+        for tokens in kept:
+            stream.write(tokens.tobytes())
+    with open(path.with_name(path.name + ".idx"), "wb") as stream:
+        write_index(stream, np.array([tokens.size for tokens in kept], np.int32), dtype)
+    return TokenStore(path)

@@ -1,0 +1,1 @@
+"""The text and the tokenizer of the demo; nothing else uses them."""

@@ -1,0 +1,257 @@
+"""Variable-length causal attention kernels behind one call, and the rule that picks one.
+
+Every kernel here aligns the causal mask at the bottom right: where a document has fewer
+queries than keys, its last query sees its last key. FlashAttention does so since 2.1
+(its README), torch's varlen attention is the same kernel. Shapes: Tq queries, Tk keys,
+h query heads, g key/value heads (h a multiple of g), d head_dim.
+"""
+
+from __future__ import annotations
+
+import importlib
+import inspect
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from alia_ctx.errors import LayoutError
+from alia_ctx.nn.attention_reference import Tile, blocked_attention, tiles
+
+
+@dataclass(frozen=True)
+class VarlenSpec:
+    """Documents of one kernel call: the same offsets on the device (int32 [n+1]) and on
+    the host (int64 [n+1]).
+
+    The longest lengths are Python integers, so that no kernel launch waits for the device.
+    """
+
+    cu_seqlens_q: Tensor
+    cu_seqlens_k: Tensor
+    max_seqlen_q: int
+    max_seqlen_k: int
+    query_offsets: np.ndarray
+    key_offsets: np.ndarray
+
+    @cached_property
+    def tiles(self) -> tuple[Tile, ...]:
+        """The reference's cuts, formed once a row where it is used."""
+        return tiles(self.query_offsets, self.key_offsets)
+
+    @classmethod
+    def build(
+        cls,
+        query_offsets: np.ndarray,
+        key_offsets: np.ndarray,
+        device: torch.device | str,
+    ) -> VarlenSpec:
+        """Spec of one chunk; each document must have at least as many keys as queries."""
+        on_device = [
+            torch.from_numpy(o.astype(np.int32)).to(device)
+            for o in (query_offsets, key_offsets)
+        ]
+        return cls(
+            cu_seqlens_q=on_device[0],
+            cu_seqlens_k=on_device[1],
+            max_seqlen_q=int(np.diff(query_offsets).max()),
+            max_seqlen_k=int(np.diff(key_offsets).max()),
+            query_offsets=query_offsets,
+            key_offsets=key_offsets,
+        )
+
+
+Attend = Callable[[Tensor, Tensor, Tensor, VarlenSpec, float], Tensor]
+
+
+@dataclass(frozen=True)
+class Kernel:
+    """A kernel that can run on this machine;
+
+    `attend(q, k, v, spec, softmax_scale)` is differentiable.
+    """
+
+    name: str
+    attend: Attend
+
+
+def varlen_attention(
+    q_qhd: Tensor,
+    k_kgd: Tensor,
+    v_kgd: Tensor,
+    spec: VarlenSpec,
+    kernel: Kernel,
+    softmax_scale: float,
+) -> Tensor:
+    """Causal attention of packed documents:
+
+    [Tq, h, d] from q [Tq, h, d] and k, v [Tk, g, d] (any token stride).
+    """
+    return kernel.attend(q_qhd, k_kgd, v_kgd, spec, softmax_scale)
+
+
+def resolve_kernel(name: str, device_type: str) -> Kernel:
+    """The kernel called `name` for tensors on `device_type` ("cuda" or "cpu").
+
+    `auto` takes the fastest importable one on a GPU and `reference` on a CPU; it never
+    takes `reference` on a GPU, where it would be slower by orders of magnitude. Raises
+    LayoutError with package and remedy if the kernel is unknown, not installed, or not
+    made for the device.
+    """
+    if name == "auto":
+        return _fastest() if device_type == "cuda" else _KERNELS["reference"].load()
+    if name not in _KERNELS:
+        raise LayoutError(
+            f"attention kernel {name!r} is unknown; choose one of auto, {', '.join(_KERNELS)}"
+        )
+    source = _KERNELS[name]
+    if source.needs_cuda and device_type != "cuda":
+        raise LayoutError(
+            f"attention kernel {name} needs a GPU and this is {device_type}; use reference or auto"
+        )
+    return source.load()
+
+
+def _fastest() -> Kernel:
+    missing = []
+    for name in _preference(torch.cuda.get_device_capability()):
+        try:
+            return _KERNELS[name].load()
+        except LayoutError as error:
+            missing.append(str(error))
+    raise LayoutError("no attention kernel for this GPU:\n  " + "\n  ".join(missing))
+
+
+def _preference(capability: tuple[int, int]) -> tuple[str, ...]:
+    """Kernels that support the GPU, fastest first:
+
+    FA3 is Hopper's own, FA4 is for data-centre Blackwell and Hopper.
+    """
+    special = {9: ("flash3", "flash4"), 10: ("flash4",), 11: ("flash4",)}
+    return *special.get(capability[0], ()), "flash2", "torch_varlen"
+
+
+@dataclass(frozen=True)
+class _Source:
+    """Where a kernel comes from: `module.function`, who provides it, and how to call it."""
+
+    name: str
+    module: str
+    function: str
+    remedy: str
+    adapt: Callable[[Callable[..., Any]], Attend]
+    needs_cuda: bool = True
+
+    def load(self) -> Kernel:
+        try:
+            function = getattr(importlib.import_module(self.module), self.function)
+        except (
+            ImportError,
+            AttributeError,
+            OSError,
+        ) as error:  # OSError: a library built for another torch
+            raise LayoutError(
+                f"attention kernel {self.name} needs {self.module}.{self.function} "
+                f"({error}); {self.remedy}"
+            ) from error
+        return Kernel(self.name, self.adapt(function))
+
+
+def _adapt_flash(function: Callable[..., Any]) -> Attend:
+    """FlashAttention 2, 3 and 4 share these argument names;
+
+    3 and 4 may return (output, logsumexp).
+    """
+    known = inspect.signature(function).parameters
+
+    def attend(
+        q_qhd: Tensor,
+        k_kgd: Tensor,
+        v_kgd: Tensor,
+        spec: VarlenSpec,
+        softmax_scale: float,
+    ) -> Tensor:
+        options = {
+            "cu_seqlens_q": spec.cu_seqlens_q,
+            "cu_seqlens_k": spec.cu_seqlens_k,
+            "max_seqlen_q": spec.max_seqlen_q,
+            "max_seqlen_k": spec.max_seqlen_k,
+            "softmax_scale": softmax_scale,
+            "causal": True,
+        }
+        if torch.are_deterministic_algorithms_enabled() and "deterministic" in known:
+            options["deterministic"] = (
+                True  # costs backward speed and memory: dQ without atomic additions
+            )
+        out = function(q_qhd, k_kgd, v_kgd, **options)
+        return out[0] if isinstance(out, tuple) else out
+
+    return attend
+
+
+def _adapt_torch_varlen(function: Callable[..., Any]) -> Attend:
+    # Releases without `enable_gqa` do not compare head counts and hand q, k, v to the
+    # same kernel, which groups heads.
+    grouped = (
+        {"enable_gqa": True}
+        if "enable_gqa" in inspect.signature(function).parameters
+        else {}
+    )
+
+    def attend(
+        q_qhd: Tensor,
+        k_kgd: Tensor,
+        v_kgd: Tensor,
+        spec: VarlenSpec,
+        softmax_scale: float,
+    ) -> Tensor:
+        options = grouped if q_qhd.shape[1] != k_kgd.shape[1] else {}
+        return function(
+            q_qhd,
+            k_kgd,
+            v_kgd,
+            spec.cu_seqlens_q,
+            spec.cu_seqlens_k,
+            spec.max_seqlen_q,
+            spec.max_seqlen_k,
+            scale=softmax_scale,
+            window_size=(-1, 0),  # causal
+            **options,
+        )
+
+    return attend
+
+
+def _adapt_reference(function: Callable[..., Any]) -> Attend:
+    def attend(
+        q_qhd: Tensor,
+        k_kgd: Tensor,
+        v_kgd: Tensor,
+        spec: VarlenSpec,
+        softmax_scale: float,
+    ) -> Tensor:
+        return function(q_qhd, k_kgd, v_kgd, spec.tiles, softmax_scale)
+
+    return attend
+
+
+_KERNELS = {
+    source.name: source
+    for source in (
+        _Source("flash4", "flash_attn.cute", "flash_attn_varlen_func",
+                "install flash-attn-4 (Hopper and Blackwell) or name another kernel", _adapt_flash),
+        _Source("flash3", "flash_attn_interface", "flash_attn_varlen_func",
+                "build the hopper/ folder of flash-attention, or name another "
+                "kernel", _adapt_flash),
+        _Source("flash2", "flash_attn", "flash_attn_varlen_func",
+                "install flash-attn>=2.1, or name another kernel", _adapt_flash),
+        _Source("torch_varlen", "torch.nn.attention.varlen", "varlen_attn",
+                "install torch>=2.11, or name another kernel", _adapt_torch_varlen),
+        _Source("reference", blocked_attention.__module__, blocked_attention.__name__,
+                "it is part of this package", _adapt_reference, needs_cuda=False),
+    )
+}  # fmt: skip

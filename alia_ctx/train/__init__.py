@@ -1,0 +1,1 @@
+"""A stage's life, update by update. Knows neither Megatron nor Hugging Face."""

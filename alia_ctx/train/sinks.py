@@ -1,0 +1,160 @@
+"""Where metrics go beside `metrics.jsonl`: TensorBoard by default, W&B and MLflow by extra."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Protocol
+
+from alia_ctx.config.rules import sink_problems
+from alia_ctx.config.run import Sink
+from alia_ctx.errors import ConfigError, Problem
+
+
+class Writer(Protocol):
+    def write(self, step: int, values: Mapping[str, float]) -> None: ...
+
+    def close(self) -> None: ...
+
+
+def open_sinks(
+    sinks: Sequence[Sink],
+    directory: Path,
+    run: str,
+    stage: str,
+    config: Mapping[str, Any],
+    notice: Callable[[str], None],
+) -> list[Writer]:
+    """Writers for the named sinks; ConfigError where a package is missing or a service
+    does not answer.
+
+    From then on a writer that fails is left out, with a `notice`: no training ends for a plot.
+    """
+    problems = sink_problems(sinks, "metrics.sinks")
+    if problems:
+        raise ConfigError("metrics cannot be written", problems)
+    makers: dict[str, Callable[..., Writer]] = {
+        "tensorboard": _TensorBoard,
+        "wandb": _WandB,
+        "mlflow": _MLflow,
+    }
+    writers: list[Writer] = []
+    for sink in sinks:
+        try:
+            writers.append(
+                _Optional(sink, makers[sink](directory, run, stage, config), notice)
+            )
+        except Exception as error:  # of any library
+            remedy = f"set it up ({_SETUP[sink]}), or leave it out"
+            problem = Problem(
+                "metrics.sinks", sink, f"does not start ({_first_line(error)})", remedy
+            )
+            raise ConfigError("metrics cannot be written", [problem]) from error
+    return writers
+
+
+_SETUP = {
+    "tensorboard": "it writes below the stage's directory",
+    "wandb": "WANDB_API_KEY, or WANDB_MODE=offline where there is no network",
+    "mlflow": "MLFLOW_TRACKING_URI; without it, mlruns/ in the stage's directory",
+}
+
+
+def _first_line(error: BaseException) -> str:
+    return f"{type(error).__name__}: {str(error).strip().partition(chr(10))[0]}"
+
+
+class _Optional:
+    """A writer that may fail once, and is silent from then on."""
+
+    def __init__(
+        self, name: str, writer: Writer, notice: Callable[[str], None]
+    ) -> None:
+        self._name, self._notice = name, notice
+        self._writer: Writer | None = writer
+
+    def write(self, step: int, values: Mapping[str, float]) -> None:
+        self._try(lambda writer: writer.write(step, values))
+
+    def close(self) -> None:
+        self._try(lambda writer: writer.close())
+
+    def _try(self, action: Callable[[Writer], None]) -> None:
+        if self._writer is None:
+            return
+        try:
+            action(self._writer)
+        except Exception as error:  # of any library
+            self._writer = None
+            self._notice(
+                f"{self._name} failed ({_first_line(error)}); metrics.jsonl has what "
+                "it lacks from here on"
+            )
+
+
+class _TensorBoard:
+    def __init__(
+        self, directory: Path, run: str, stage: str, config: Mapping[str, Any]
+    ) -> None:
+        from torch.utils.tensorboard import SummaryWriter
+
+        self._writer = SummaryWriter(str(directory / "tensorboard"))
+
+    def write(self, step: int, values: Mapping[str, float]) -> None:
+        for name, value in values.items():
+            self._writer.add_scalar(name, value, step)
+
+    def close(self) -> None:
+        self._writer.close()
+
+
+class _WandB:
+    def __init__(
+        self, directory: Path, run: str, stage: str, config: Mapping[str, Any]
+    ) -> None:
+        import wandb
+
+        self._run = wandb.init(
+            project=run,
+            name=stage,
+            id=f"{run}-{stage}",
+            resume="allow",
+            dir=str(directory),
+            config=dict(config),
+        )
+
+    def write(self, step: int, values: Mapping[str, float]) -> None:
+        self._run.log(dict(values), step=step)
+
+    def close(self) -> None:
+        self._run.finish()
+
+
+class _MLflow:
+    """A run of the experiment `run`; a stage that is resumed goes on with the run that it began."""
+
+    def __init__(
+        self, directory: Path, run: str, stage: str, config: Mapping[str, Any]
+    ) -> None:
+        import mlflow
+
+        # MLflow's own default is a database in the working directory, which its small
+        # package cannot even open; and since 3.x a directory needs to be asked for in
+        # so many words.
+        if "MLFLOW_TRACKING_URI" not in os.environ:
+            os.environ.setdefault("MLFLOW_ALLOW_FILE_STORE", "true")
+            mlflow.set_tracking_uri((directory / "mlruns").resolve().as_uri())
+        mlflow.set_experiment(run)
+        known = directory / "mlflow-run-id"
+        started = mlflow.start_run(
+            run_id=known.read_text() if known.is_file() else None, run_name=stage
+        )
+        known.write_text(started.info.run_id)
+        self._mlflow = mlflow
+
+    def write(self, step: int, values: Mapping[str, float]) -> None:
+        self._mlflow.log_metrics(dict(values), step=step)
+
+    def close(self) -> None:
+        self._mlflow.end_run()

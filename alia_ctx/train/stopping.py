@@ -1,0 +1,152 @@
+"""Why a run should stop or is stuck:
+
+signals, time limits, and a watchdog. Nothing here saves anything.
+"""
+
+from __future__ import annotations
+
+import faulthandler
+import os
+import re
+import signal
+import sys
+import threading
+import time
+from contextlib import AbstractContextManager
+from pathlib import Path
+from typing import Any
+
+from alia_ctx.errors import AliaError, ConfigError, Problem
+
+# EX_TEMPFAIL of sysexits.h: what launch/slurm_stage.sbatch takes as "put me back in the queue"
+REQUEUE = 75
+
+
+class RequeueError(AliaError):
+    """The run stopped early on request, with everything saved; starting it again goes on."""
+
+    exit_code = REQUEUE
+
+
+class StopRequests(AbstractContextManager["StopRequests"]):
+    """Collects reasons to stop after the current update: SIGTERM, SIGUSR1 (SLURM's
+    warning), and a time limit.
+
+    The time limit counts from the start of this process and leaves room for what
+    `allow` says is still to come. A second SIGTERM ends the process at once, as the
+    first would have done without us.
+    """
+
+    SIGNALS = (signal.SIGTERM, signal.SIGUSR1)
+
+    def __init__(self, limit_seconds: float | None = None) -> None:
+        self._deadline = (
+            None if limit_seconds is None else _process_start() + limit_seconds
+        )
+        self._received: str | None = None
+        self._previous: dict[int, Any] = {}
+
+    def __enter__(self) -> StopRequests:
+        if threading.current_thread() is threading.main_thread():
+            self._previous = {
+                number: signal.signal(number, self._receive) for number in self.SIGNALS
+            }
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        for number, handler in self._previous.items():
+            signal.signal(number, handler)
+
+    def _receive(self, number: int, frame: Any) -> None:
+        if self._received is not None and number == signal.SIGTERM:
+            signal.signal(number, signal.SIG_DFL)
+            os.kill(os.getpid(), number)
+        self._received = signal.Signals(number).name
+
+    def reason(self, still_to_come: float = 0.0) -> str | None:
+        """Why to stop now, or None.
+
+        `still_to_come`: seconds that another update and the last save would take.
+        """
+        if self._received is not None:
+            return self._received
+        if self._deadline is not None and time.time() + still_to_come >= self._deadline:
+            return "the time limit"
+        return None
+
+
+def _process_start() -> float:
+    import psutil
+
+    return psutil.Process().create_time()
+
+
+def parse_duration(text: str) -> float:
+    """Seconds of `HH:MM:SS` or `D-HH:MM:SS`, the way SLURM writes a time limit;
+
+    ConfigError for anything else.
+    """
+    match = re.fullmatch(r"(?:(\d+)-)?(\d{1,4}):([0-5]?\d):([0-5]?\d)", text.strip())
+    if not match:
+        raise ConfigError(
+            "",
+            [
+                Problem(
+                    "--exit-before",
+                    text,
+                    "is not a duration",
+                    "write HH:MM:SS, as in 23:50:00",
+                )
+            ],
+        )
+    days, hours, minutes, seconds = (int(part or 0) for part in match.groups())
+    return float(((days * 24 + hours) * 60 + minutes) * 60 + seconds)
+
+
+class Watchdog(AbstractContextManager["Watchdog"]):
+    """Ends this process when it has not called `beat` for `limit_seconds`, after dumping
+    the stack of every thread.
+
+    Each rank has its own; a hung collective hangs them all, so each leaves its stacks
+    in `folder` and the job ends instead of holding its nodes. The exit status is
+    REQUEUE: the last checkpoint is whole.
+    """
+
+    def __init__(self, limit_seconds: float, folder: Path, rank: int) -> None:
+        self.limit, self.rank = limit_seconds, rank
+        self.path = folder / f"hang-rank-{rank}.txt"
+        self._beaten = time.monotonic()
+        self._stop = threading.Event()
+        self._thread = threading.Thread(
+            target=self._watch, name="watchdog", daemon=True
+        )
+
+    def __enter__(self) -> Watchdog:
+        self._beaten = time.monotonic()
+        self._thread.start()
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self._stop.set()
+        self._thread.join()
+
+    def beat(self) -> None:
+        self._beaten = time.monotonic()
+
+    def _watch(self) -> None:
+        while not self._stop.wait(min(1.0, self.limit / 4)):
+            if time.monotonic() - self._beaten > self.limit:
+                self._give_up()
+
+    def _give_up(self) -> None:
+        message = (
+            f"rank {self.rank}: no progress for {self.limit:.0f} s; stacks of all "
+            f"threads are in {self.path}"
+        )
+        print(message, file=sys.stderr, flush=True)
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        with self.path.open("w", encoding="utf-8") as stream:
+            stream.write(message + "\n")
+            stream.flush()
+            faulthandler.dump_traceback(stream, all_threads=True)
+        os._exit(REQUEUE)

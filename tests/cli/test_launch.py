@@ -1,0 +1,176 @@
+"""The launch scripts' own logic, with stand-ins for SLURM's commands and for Python on PATH."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import subprocess
+import time
+from pathlib import Path
+
+import pytest
+
+from tests.paths import ROOT
+
+LAUNCH = ROOT / "launch"
+
+# Each rank runs as srun would start it; RANK_SCRIPT stands for `alia-ctx train`.
+SRUN = """#!/usr/bin/env bash
+while [[ $1 == --* ]]; do shift; done
+export SLURM_PROCID=3 SLURM_LOCALID=1 SLURM_NTASKS=8
+"$@" & rank=$!
+trap 'kill -USR1 $rank' USR1
+wait $rank; status=$?
+while kill -0 $rank 2>/dev/null; do wait $rank; status=$?; done
+exit $status
+"""
+PYTHON = """#!/usr/bin/env bash
+echo "python $*" >> "$LOG"
+[[ $3 == check ]] && exit "${CHECK_STATUS:-0}"
+echo "env $RANK $LOCAL_RANK $WORLD_SIZE $MASTER_ADDR" >> "$LOG"
+eval "$RANK_SCRIPT"
+"""
+SCONTROL = """#!/usr/bin/env bash
+echo "scontrol $*" >> "$LOG"
+[[ $1 == show ]] && printf 'node7\\nnode8\\n'
+exit 0
+"""
+
+
+@pytest.fixture
+def cluster(tmp_path: Path) -> dict[str, str]:
+    for name, text in {"srun": SRUN, "scontrol": SCONTROL, "python": PYTHON}.items():
+        (tmp_path / name).write_text(text)
+        (tmp_path / name).chmod(0o755)
+    slurm = {
+        "SLURM_JOB_ID": "77",
+        "SLURM_JOB_NODELIST": "node[7-8]",
+        "SLURM_SUBMIT_DIR": str(tmp_path),
+    }
+    own = {"LOG": str(tmp_path / "log"), "ALIA_PYTHON": str(tmp_path / "python")}
+    return {**os.environ, **slurm, **own, "PATH": f"{tmp_path}:{os.environ['PATH']}"}
+
+
+def start(
+    cluster: dict[str, str], rank_script: str, *arguments: str
+) -> subprocess.Popen[str]:
+    return subprocess.Popen(
+        ["bash", str(LAUNCH / "slurm_stage.sbatch"), *arguments],
+        env={**cluster, "RANK_SCRIPT": rank_script},
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
+def log(cluster: dict[str, str]) -> str:
+    return Path(cluster["LOG"]).read_text() if Path(cluster["LOG"]).exists() else ""
+
+
+def test_ranks_get_torch_variables_and_the_command(cluster: dict[str, str]) -> None:
+    job = start(cluster, "exit 0", "run.yaml", "32k", "seed=2")
+    _, errors = job.communicate(timeout=30)
+    assert job.returncode == 0, errors
+    assert "python -m alia_ctx.cli check run.yaml seed=2" in log(cluster)
+    assert "python -m alia_ctx.cli train run.yaml --stage 32k seed=2" in log(cluster)
+    assert "env 3 1 8 node7" in log(cluster)
+    assert "requeue" not in log(cluster)
+
+
+@pytest.mark.parametrize(
+    ("status", "requeued"), [(75, True), (1, False), (2, False), (137, False)]
+)
+def test_only_status_75_goes_back_into_the_queue(
+    cluster: dict[str, str], status: int, requeued: bool
+) -> None:
+    job = start(cluster, f"exit {status}", "run.yaml", "32k")
+    job.communicate(timeout=30)
+    assert job.returncode == status
+    assert ("scontrol requeue 77" in log(cluster)) is requeued
+
+
+def test_the_warning_reaches_the_rank_which_saves_and_is_requeued(
+    cluster: dict[str, str], tmp_path: Path
+) -> None:
+    ready, saved = tmp_path / "ready", tmp_path / "saved"
+    rank = (
+        f"trap 'sleep 0.5; touch {saved}; exit 75' USR1; touch {ready}; while "
+        "true; do sleep 0.1; done"
+    )
+    job = start(cluster, rank, "run.yaml", "32k")
+    deadline = time.monotonic() + 20
+    while not ready.exists() and time.monotonic() < deadline:
+        time.sleep(0.05)
+    assert ready.exists()
+    job.send_signal(signal.SIGUSR1)
+    _, errors = job.communicate(timeout=30)
+    assert job.returncode == 75, errors
+    assert saved.exists(), "the job must wait until the rank has saved"
+    assert "scontrol requeue 77" in log(cluster)
+
+
+def test_requeues_end(cluster: dict[str, str]) -> None:
+    job = start(
+        {**cluster, "SLURM_RESTART_COUNT": "3", "ALIA_MOST_REQUEUES": "3"},
+        "exit 75",
+        "run.yaml",
+        "32k",
+    )
+    _, errors = job.communicate(timeout=30)
+    assert job.returncode == 75
+    assert "submit again" in errors
+    assert "requeue 77" not in log(cluster)
+
+
+def test_a_broken_configuration_starts_no_rank(cluster: dict[str, str]) -> None:
+    job = start({**cluster, "CHECK_STATUS": "2"}, "exit 0", "run.yaml", "32k")
+    job.communicate(timeout=30)
+    assert job.returncode == 2
+    assert "train" not in log(cluster)
+
+
+@pytest.mark.parametrize("script", ["slurm_stage.sbatch", "torchrun_local.sh"])
+def test_missing_arguments_show_the_usage(cluster: dict[str, str], script: str) -> None:
+    done = subprocess.run(
+        ["bash", str(LAUNCH / script), "x"],
+        env=cluster,
+        capture_output=True,
+        text=True,
+        timeout=30,
+    )
+    assert done.returncode == 2
+    assert "usage:" in done.stderr
+
+
+def test_a_missing_interpreter_is_named(cluster: dict[str, str]) -> None:
+    job = start(
+        {**cluster, "ALIA_PYTHON": "/nowhere/python"}, "exit 0", "run.yaml", "32k"
+    )
+    _, errors = job.communicate(timeout=30)
+    assert job.returncode == 2
+    assert "/nowhere/python" in errors
+
+
+def test_local_launch_passes_everything_to_torchrun(cluster: dict[str, str]) -> None:
+    command = [str(LAUNCH / "torchrun_local.sh"), "2", "run.yaml", "base", "seed=2"]
+    environment = {**cluster, "PYTHON": cluster["ALIA_PYTHON"], "RANK_SCRIPT": "exit 0"}
+    done = subprocess.run(
+        ["bash", *command], env=environment, capture_output=True, text=True, timeout=30
+    )
+    assert done.returncode == 0, done.stderr
+    expected = (
+        "torch.distributed.run --standalone --nproc-per-node=2 -m alia_ctx.cli "
+        "train run.yaml --stage base seed=2"
+    )
+    assert expected in log(cluster)
+
+
+@pytest.mark.skipif(
+    shutil.which("shellcheck") is None, reason="shellcheck is not installed"
+)
+def test_shellcheck() -> None:
+    scripts = [str(path) for path in sorted(LAUNCH.iterdir())]
+    done = subprocess.run(
+        ["shellcheck", *scripts], capture_output=True, text=True, timeout=60
+    )
+    assert done.returncode == 0, done.stdout

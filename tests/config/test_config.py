@@ -1,0 +1,201 @@
+"""What a user sees of the configuration:
+
+everything wrong at once, each with key, rule and remedy, exit status 2.
+"""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from alia_ctx.config.load import load_run
+from alia_ctx.errors import ConfigError
+from tests.paths import ROOT
+
+ALIA = ROOT / "configs" / "alia-40b.yaml"
+
+# override(s) -> what the message must hold
+BROKEN = {
+    "unknown key": (
+        ["stages.32k.layout.cpp=8"],
+        ["stages.32k.layout.cpp=8", "unknown key", "did you mean"],
+    ),
+    "unknown top key": (
+        ["modle.hidden_size=1"],
+        ["modle", "unknown key", "did you mean model?"],
+    ),
+    "wrong type": (
+        ["stages.32k.context=long"],
+        ["stages.32k.context=long", "a whole number"],
+    ),
+    "list for number": (
+        ["model.hidden_size=[1,2]"],
+        ["model.hidden_size", "a whole number", "list"],
+    ),
+    "fraction for whole": (
+        ["stages.32k.tokens=1.5"],
+        ["stages.32k.tokens=1.5", "a whole number"],
+    ),
+    "cp does not divide": (
+        ["stages.160k.layout.cp=24"],
+        ["stages.160k.layout.cp=24", "2*cp=48", "20 or 32 fit"],
+    ),
+    "tp above kv heads": (
+        ["stages.32k.layout.tp=16"],
+        ["stages.32k.layout.tp=16", "num_key_value_heads=8"],
+    ),
+    "tp does not divide": (
+        ["stages.32k.layout.tp=3"],
+        ["stages.32k.layout.tp=3", "does not divide"],
+    ),
+    "pp does not divide": (
+        ["stages.32k.layout.pp=5"],
+        ["stages.32k.layout.pp=5", "48 layers", "4 or 6 fit"],
+    ),
+    "world": (["cluster.nodes=10"], ["stages.160k.layout", "does not divide 40 ranks"]),
+    "missing rope": (
+        ["stages.32k.rope=null"],
+        ["stages.32k.rope", "must be a mapping"],
+    ),
+    "rope without factor": (
+        ["stages.32k.rope.factor=null"],
+        ["stages.32k.rope.factor", "llama3 needs it"],
+    ),
+    "rope with surplus": (
+        ["stages.32k.rope.beta_fast=32"],
+        ["stages.32k.rope.beta_fast=32", "ignores it", "remove it"],
+    ),
+    "rope too short": (
+        ["stages.160k.rope.factor=8"],
+        ["stages.160k.rope.factor=8", "reaches 32768", "40 or more"],
+    ),
+    "rope unknown": (
+        ["stages.32k.rope.type=ntk"],
+        ["stages.32k.rope.type=ntk", "default, linear, dynamic, yarn, llama3"],
+    ),
+    "missing data": (
+        ["data.sources.long.inputs=[/no/such/file.jsonl]"],
+        ["data.sources.long.inputs", "/no/such/file"],
+    ),
+    "no data": (["data.sources.long.inputs=[]"], ["data.sources.long"]),
+    "budget below one update": (
+        ["stages.160k.tokens=1000000"],
+        ["stages.160k.tokens=1000000", "4096000"],
+    ),
+    "update below one row": (
+        ["stages.160k.update_tokens=100000"],
+        ["stages.160k.update_tokens=100000", "163840"],
+    ),
+    "negative rate": (
+        ["stages.32k.learning_rate=-1"],
+        ["stages.32k.learning_rate=-1", "above 0"],
+    ),
+    "unknown stage": (
+        ["stages.160k.init_from=16k"],
+        ["stages.160k.init_from=16k", "neither a stage"],
+    ),
+    "circle": (["stages.32k.init_from=160k"], ["goes in a circle"]),
+    "weights": (
+        ["stages.32k.pack.weights.long=0.9"],
+        ["stages.32k.pack.weights", "1.3"],
+    ),
+    "long documents unsaid": (
+        ["stages.32k.pack.long_docs=null"],
+        ["stages.32k.pack.long_docs", "split, drop"],
+    ),
+    "heads": (
+        ["model.num_key_value_heads=7"],
+        ["model.num_key_value_heads=7", "num_attention_heads=64"],
+    ),
+    "precision": (["engine.precision=fp8"], ["engine.precision=fp8", "fp32, bf16"]),
+    "tokenizer": (
+        ["tokenizer=/no/tokenizer"],
+        ["tokenizer=/no/tokenizer", "tokenizer.json"],
+    ),
+    "nan": (["stages.32k.learning_rate=.nan"], ["stages.32k.learning_rate=nan"]),
+    "interpolation": (["output=${nowhere}"], ["nowhere"]),
+    "not key=value": (["stages.32k.layout.cp"], ["not of the form key=value"]),
+}
+
+
+@pytest.mark.parametrize("name", ["alia-40b.yaml"])
+def test_shipped_configurations_pass(name: str) -> None:
+    run = load_run(ROOT / "configs" / name)
+    assert run.model.parameters() == 40_433_885_184
+    assert [s.rows_per_update for s in run.stages.values()] == [128, 25]
+    assert [s.rows_per_update * s.context for s in run.stages.values()] == [
+        4_194_304,
+        4_096_000,
+    ]
+    assert [s.updates for s in run.stages.values()] == [477, 8985]
+
+
+@pytest.mark.parametrize("case", BROKEN, ids=lambda c: c.replace(" ", "-"))
+def test_broken_variant_names_key_rule_and_remedy(case: str) -> None:
+    overrides, expected = BROKEN[case]
+    with pytest.raises(ConfigError) as caught:
+        load_run(ALIA, overrides)
+    for text in expected:
+        assert text in str(caught.value)
+
+
+def test_all_violations_at_once() -> None:
+    overrides = [
+        o
+        for case in (
+            "unknown key",
+            "wrong type",
+            "cp does not divide",
+            "budget below one update",
+        )
+        for o in BROKEN[case][0]
+    ]
+    with pytest.raises(ConfigError) as caught:
+        load_run(ALIA, overrides)
+    keys = {problem.key for problem in caught.value.problems}
+    assert keys >= {
+        "stages.32k.layout.cpp",
+        "stages.32k.context",
+        "stages.160k.layout.cp",
+        "stages.160k.tokens",
+    }
+
+
+@pytest.mark.parametrize(
+    "text,expected",
+    [
+        ("model: [", "cannot be read"),
+        ("just text", "unknown key"),
+        ("name: a\nname: b\n", "cannot be read"),
+        ("", "name"),
+    ],
+)
+def test_broken_yaml(tmp_path: Path, text: str, expected: str) -> None:
+    path = tmp_path / "broken.yaml"
+    path.write_text(text)
+    with pytest.raises(ConfigError, match=expected):
+        load_run(path)
+
+
+def test_missing_file() -> None:
+    with pytest.raises(ConfigError, match="no such file"):
+        load_run("no/such.yaml")
+
+
+def test_command_line_exit_status_and_no_traceback() -> None:
+    command = [sys.executable, "-m", "alia_ctx.cli", "check", str(ALIA)]
+    good = subprocess.run(command, capture_output=True, text=True, timeout=120)
+    assert good.returncode == 0, good.stderr
+    assert "128 x 32,768" in good.stdout
+    bad = subprocess.run(
+        [*command, "stages.160k.layout.cp=24", "nonsense=1"],
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    assert bad.returncode == 2
+    assert "Traceback" not in bad.stderr
+    assert "stages.160k.layout.cp=24" in bad.stderr and "nonsense=1" in bad.stderr
