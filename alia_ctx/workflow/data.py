@@ -5,13 +5,12 @@ from __future__ import annotations
 import os
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 from alia_ctx.config.run import RunConfig
 from alia_ctx.data.packing import PackPlan, build_plan
 from alia_ctx.data.tokens import TokenizeProgress, TokenStore, tokenize_source
 from alia_ctx.errors import ConfigError, DataError, Problem
-from alia_ctx.progress import meter, say
+from alia_ctx.progress import Meter, meter, say
 
 HELD_OUT = "held_out"
 
@@ -42,12 +41,9 @@ def tokenize(
             continue
         with meter(f"tokenize {name}", 1.0, "token") as bar:
 
-            def show(state: TokenizeProgress, bar: Any = bar) -> None:
-                bar.total = max(
-                    state.tokens * state.bytes_total / max(state.bytes_done, 1), 1
-                )
-                if bar.bar is not None:
-                    bar.bar.update(bar.task, total=bar.total)
+            def show(state: TokenizeProgress, bar: Meter = bar) -> None:
+                tokens_a_byte = state.tokens / max(state.bytes_done, 1)
+                bar.retotal(max(tokens_a_byte * state.bytes_total, 1))
                 bar.update(state.tokens)
 
             report = tokenize_source(

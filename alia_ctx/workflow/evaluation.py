@@ -13,7 +13,7 @@ from alia_ctx import checkpoint
 from alia_ctx.config.run import RANDOM, RunConfig, position_edges
 from alia_ctx.data.tokens import TokenStore
 from alia_ctx.errors import CheckpointError, DataError
-from alia_ctx.evaluation.heldout import HeldOutRow, held_out_rows
+from alia_ctx.evaluation.held_out import HeldOutRow, held_out_rows
 from alia_ctx.evaluation.positions import PositionBands, paired_difference
 from alia_ctx.evaluation.report import Report, write_report
 from alia_ctx.files import write_json
