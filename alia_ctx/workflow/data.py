@@ -11,6 +11,7 @@ from alia_ctx.data.packing import PackPlan, build_plan
 from alia_ctx.data.tokens import TokenizeProgress, TokenStore, tokenize_source
 from alia_ctx.errors import ConfigError, DataError, Problem
 from alia_ctx.progress import Meter, meter, say
+from alia_ctx.workflow.chain import run_directory
 
 HELD_OUT = "held_out"
 
@@ -50,7 +51,7 @@ def tokenize(
                 spec,
                 name,
                 run.tokenizer,
-                run.directory("tokens"),
+                run_directory(run).tokens,
                 workers=run.data.workers or os.cpu_count() or 1,
                 append_eos=run.data.append_eos,
                 prepend_bos=run.data.prepend_bos,
@@ -76,7 +77,7 @@ def open_store(run: RunConfig, source: str) -> TokenStore:
         raise DataError(
             "there is no held-out text; name some under evaluation.held_out"
         )
-    prefix = Path(spec.store) if spec.store else run.directory("tokens", source)
+    prefix = Path(spec.store) if spec.store else run_directory(run).store(source)
     if not prefix.with_name(prefix.name + ".idx").is_file():
         raise DataError(f"{prefix}.idx: no such file; run `alia-ctx tokenize` first")
     return TokenStore(prefix)
@@ -86,14 +87,9 @@ def open_stores(run: RunConfig) -> dict[str, TokenStore]:
     return {name: open_store(run, name) for name in run.data.sources}
 
 
-def plan_directory(run: RunConfig, stage: str) -> Path:
-    return run.directory("plans", stage)
-
-
 def pack(run: RunConfig, name: str, *, overwrite: bool = False) -> PackPlan:
-    """Plan the rows of a stage into OUTPUT/plans/STAGE;
-
-    a finished identical plan is left as it is.
+    """Plan the rows of a stage into OUTPUT/plans/STAGE. A finished identical plan is left
+    as it is.
     """
     stage = run.stage(name)
     with meter(f"pack {name}", 1.0, "plan") as bar:
@@ -102,7 +98,7 @@ def pack(run: RunConfig, name: str, *, overwrite: bool = False) -> PackPlan:
             stage.pack,
             stage.context,
             stage.rows,
-            plan_directory(run, name),
+            run_directory(run).plan(name),
             seed=run.seed,
             overwrite=overwrite,
             progress=lambda what, done: bar.update(done, what),
@@ -110,7 +106,7 @@ def pack(run: RunConfig, name: str, *, overwrite: bool = False) -> PackPlan:
 
 
 def open_plan(run: RunConfig, name: str) -> PackPlan:
-    directory = plan_directory(run, name)
+    directory = run_directory(run).plan(name)
     if not directory.is_dir():
         raise DataError(
             f"{directory}: stage {name} has no plan; run `alia-ctx pack CONFIG --stage "
