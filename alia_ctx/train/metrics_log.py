@@ -5,14 +5,22 @@ from __future__ import annotations
 import contextlib
 import json
 import math
-from collections.abc import Mapping, Sequence
+import os
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from alia_ctx.errors import AliaError
+from alia_ctx.files import atomic_file
 from alia_ctx.train.sinks import Writer
+
+
+class LogError(AliaError):
+    """A log that is there cannot be read, so nothing is written to it."""
 
 
 class MetricsLog(AbstractContextManager["MetricsLog"]):
@@ -30,7 +38,8 @@ class MetricsLog(AbstractContextManager["MetricsLog"]):
     def past_losses(self) -> list[float]:
         """The losses of the lines that a resumed stage goes on from; NaN where skipped."""
         kept = self._lines.kept if self._lines is not None else []
-        return [math.nan if line["loss"] is None else line["loss"] for line in kept]
+        losses = [line.get("loss") for line in kept]
+        return [math.nan if loss is None else loss for loss in losses]
 
     def write(self, line: Mapping[str, Any]) -> None:
         if self._lines is not None:
@@ -49,46 +58,144 @@ class MetricsLog(AbstractContextManager["MetricsLog"]):
 
 
 class JsonLines:
-    """One line an update; lines of updates that a resumed run does again are dropped
-    when it opens the file.
+    """A file with a line an update. What was written to it once is never deleted.
+
+    A stage that goes on after update `resume_at` writes the lines of later updates
+    again: those that are there already move to `NAME.superseded`. So do all but the
+    last of several lines of one update. A line that is not whole, because its writer
+    was killed or its disk lost it, moves to `NAME.broken`, byte for byte, and `notice`
+    hears of it. A file that needs none of this is only ever appended to.
+
+    Raises LogError where the file cannot be read: it is left alone then.
     """
 
-    def __init__(self, path: Path, resume_at: int) -> None:
+    def __init__(
+        self,
+        path: Path,
+        resume_at: int,
+        notice: Callable[[str], None] = lambda text: None,
+    ) -> None:
         self.path = path
-        self.kept = [line for line in read_lines(path) if line["update"] <= resume_at]
         path.parent.mkdir(parents=True, exist_ok=True)
-        temporary = path.with_suffix(".tmp")
-        temporary.write_text(
-            "".join(json.dumps(line) + "\n" for line in self.kept), encoding="utf-8"
-        )
-        temporary.replace(path)
+        data = _read(path)
+        lines = _parse(data)
+        whole = [line for line in lines if line.entry is not None]
+        broken = [line for line in lines if line.entry is None]
+        newest = {n.update: n.number for n in whole if n.update <= resume_at}
+        kept = [line for line in whole if newest.get(line.update) == line.number]
+        superseded = [line for line in whole if line not in kept]
+        self.kept = [line.entry for line in kept if line.entry is not None]
+        if broken or superseded or (data and not data.endswith(b"\n")):
+            if _read(path) != data:
+                raise LogError(
+                    f"{path}: two readings of it differ; nothing was changed. See to "
+                    "the file system, and that nothing else writes there; start again"
+                )
+            _keep_aside(_aside(path, "superseded"), superseded)
+            _keep_aside(_aside(path, "broken"), broken)
+            with _naming(path), atomic_file(path) as stream:
+                stream.writelines(line.data + b"\n" for line in kept)
+        for line in broken:
+            notice(
+                f"{path}: line {line.number} was not whole; what there was of it is in "
+                f"{_aside(path, 'broken').name}"
+            )
+        missing = resume_at - len(self.kept)
+        if missing > 0:
+            notice(f"{path}: has no line of {missing} of the first {resume_at} updates")
         self._stream = path.open("a", encoding="utf-8")
 
     def append(self, line: Mapping[str, Any]) -> None:
-        try:
+        with _naming(self.path):
             self._stream.write(json.dumps(_finite(line)) + "\n")
             self._stream.flush()
-        except OSError as error:  # names no file of itself
-            raise OSError(error.errno, error.strerror, str(self.path)) from error
 
     def close(self) -> None:
-        with contextlib.suppress(
-            OSError
-        ):  # every line was flushed, or its loss reported, when it was appended
+        # every line was flushed, or its loss reported, when it was appended
+        with contextlib.suppress(OSError):
             self._stream.close()
 
 
 def read_lines(path: Path) -> list[dict[str, Any]]:
-    """Whole lines of a JSON lines file; a last line that a killed writer cut off is left out."""
-    if not path.is_file():
-        return []
-    lines = []
-    for text in path.read_text(encoding="utf-8").splitlines():
-        try:
-            lines.append(json.loads(text))
-        except ValueError:
-            break
-    return lines
+    """The whole lines of a log in their order; of several of one update the last.
+    Nothing where there is no log; LogError where it cannot be read.
+    """
+    newest = {
+        line.update: line.entry
+        for line in _parse(_read(path))
+        if line.entry is not None
+    }
+    return list(newest.values())
+
+
+@dataclass(frozen=True)
+class _Line:
+    """A line of a log: its number from 1, its bytes, and what it says, None where that
+    cannot be told.
+    """
+
+    number: int
+    data: bytes
+    entry: dict[str, Any] | None
+
+    @property
+    def update(self) -> int:
+        """The update that it is of; 0 for one that is not whole."""
+        return self.entry["update"] if self.entry is not None else 0
+
+
+def _read(path: Path) -> bytes:
+    try:
+        return path.read_bytes()
+    except FileNotFoundError:
+        return b""
+    except OSError as error:
+        raise LogError(
+            f"{path}: cannot be read ({error.strerror or error}); nothing was changed. "
+            "See to the file system or the permissions, and start again"
+        ) from error
+
+
+def _parse(data: bytes) -> list[_Line]:
+    return [
+        _Line(number, text, _entry(text))
+        for number, text in enumerate(data.split(b"\n"), 1)
+        if text.strip()
+    ]
+
+
+def _entry(text: bytes) -> dict[str, Any] | None:
+    try:
+        entry = json.loads(text)
+    except (ValueError, RecursionError):
+        return None
+    update = entry.get("update") if isinstance(entry, dict) else None
+    return entry if type(update) is int and update > 0 else None
+
+
+def _aside(path: Path, why: str) -> Path:
+    return path.with_name(f"{path.name}.{why}")
+
+
+def _keep_aside(path: Path, lines: Sequence[_Line]) -> None:
+    """Append `lines`, unless a start that was killed right after this did so already."""
+    data = b"".join(line.data + b"\n" for line in lines)
+    before = _read(path)
+    if before.endswith(data):
+        return
+    with _naming(path), path.open("ab") as stream:
+        stream.write(data if not before or before.endswith(b"\n") else b"\n" + data)
+        stream.flush()
+        os.fsync(stream.fileno())
+
+
+@contextlib.contextmanager
+def _naming(path: Path) -> Iterator[None]:
+    """Name `path` in an error of the block: one of writing names no file of itself."""
+    try:
+        yield
+    except OSError as error:
+        raise OSError(error.errno, error.strerror, str(path)) from error
 
 
 def _finite(value: Any) -> Any:

@@ -170,7 +170,7 @@ class StageTrainer:
         """The log of `advance`: it writes on rank 0 and nowhere else."""
         if self.engine.rank:
             return MetricsLog(None)
-        lines = JsonLines(metrics_file(self.task.directory), self.update)
+        # The sinks first: one that does not start leaves the log as it was.
         sinks = open_sinks(
             self.task.sinks,
             self.task.directory,
@@ -179,6 +179,7 @@ class StageTrainer:
             self.task.config,
             self.notice,
         )
+        lines = JsonLines(metrics_file(self.task.directory), self.update, self.notice)
         log = MetricsLog(lines, sinks)
         self.metrics.remember(log.past_losses)
         return log
