@@ -9,7 +9,7 @@ from alia_ctx import checkpoint
 from alia_ctx.config.run import RunConfig
 from alia_ctx.errors import CheckpointError
 from alia_ctx.train.metrics_log import read_lines
-from alia_ctx.train.trainer import rows_of_update
+from alia_ctx.train.stage_state import rows_of_update
 from alia_ctx.workflow.chain import origin, run_directory
 from alia_ctx.workflow.data import open_plan
 

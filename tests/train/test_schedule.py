@@ -6,7 +6,7 @@ import pytest
 
 from alia_ctx.config.load import load_run
 from alia_ctx.train.schedule import Constant, stage_schedule
-from alia_ctx.train.trainer import rows_of_update
+from alia_ctx.train.stage_state import rows_of_update
 from tests.small_run import write_run
 
 
