@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from alia_ctx.errors import ConfigError
-from alia_ctx.train import metrics
+from alia_ctx.train import sinks
 from alia_ctx.train.metrics import JsonLines, flatten
 from alia_ctx.train.sinks import open_sinks
 
@@ -40,7 +40,7 @@ def test_a_writer_that_fails_is_left_out_and_said_once(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     said: list[str] = []
-    monkeypatch.setattr(metrics, "_TensorBoard", Breaks)
+    monkeypatch.setattr(sinks, "_TensorBoard", Breaks)
     [sink] = open_sinks(["tensorboard"], tmp_path, "run", "stage", {}, said.append)
     for step in (1, 2, 3):
         sink.write(step, {"loss": 1.0})
@@ -56,7 +56,7 @@ def test_a_writer_that_does_not_start_is_a_mistake_with_a_remedy(
     def refuse(*about: object) -> None:
         raise RuntimeError("no key")
 
-    monkeypatch.setattr(metrics, "_TensorBoard", refuse)
+    monkeypatch.setattr(sinks, "_TensorBoard", refuse)
     with pytest.raises(
         ConfigError,
         match=r"metrics.sinks=tensorboard: does not start \(RuntimeError: no key\); set it up",
