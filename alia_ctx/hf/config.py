@@ -14,7 +14,7 @@ import torch
 
 from alia_ctx.errors import CheckpointError, Problem
 from alia_ctx.hf.families import FAMILIES, Family
-from alia_ctx.hf.json_files import load_json
+from alia_ctx.hf.json_files import Fields, load_json, refusal
 from alia_ctx.hf.rope_config import read_rope, rope_parameters, stated_length
 from alia_ctx.spec.model import ModelSpec
 from alia_ctx.spec.rope import RopeSpec
@@ -39,9 +39,9 @@ _INERT: dict[str, tuple[Any, ...]] = {
     "mlp_bias": (False, None),
     "use_sliding_window": (False, None),
     "partial_rotary_factor": (1, 1.0, None),
-    "attention_dropout": (0, 0.0, None),
     "quantization_config": (None,),
     "auto_map": (None,),
+    "transformers_weights": (None,),
     "attn_logit_softcapping": (None,),
     "final_logit_softcapping": (None,),
     "logit_scale": (1, 1.0, None),
@@ -64,15 +64,15 @@ def read_config(hf_dir: Path) -> tuple[ModelSpec, RopeSpec, int]:
     config = load_json(path)
     family = _family(path, config)
     values = {**family.absent, **config}
-    problems = _unsupported(values, family) + _missing(values)
+    problems = _unsupported(values, family)
+    fields = Fields(values, problems)
+    context = fields.integer("max_position_embeddings")
+    model = _model(fields, family)
     if problems:
-        raise _refusal(path, problems)
-    context = int(values["max_position_embeddings"])
-    model = _model(path, values, family)
+        raise refusal(path, problems)
     rope = read_rope(path, values, context)
-    problems = model.problems("config") + rope.problems("rope_parameters", context=1)
-    if problems:
-        raise _refusal(path, problems)
+    if problems := model.problems("config"):
+        raise refusal(path, problems)
     return model, rope, context
 
 
@@ -118,14 +118,6 @@ def write_config(
     return config
 
 
-def _refusal(path: Path, problems: list[Problem]) -> CheckpointError:
-    return CheckpointError(
-        "\n".join(
-            [f"{path}: this model cannot be expressed", *(f"  {p}" for p in problems)]
-        )
-    )
-
-
 def _family(path: Path, config: Mapping[str, Any]) -> Family:
     family = FAMILIES.get(str(config.get("model_type")))
     if family is None:
@@ -159,49 +151,28 @@ def _unsupported(values: Mapping[str, Any], family: Family) -> list[Problem]:
                 "set it to null only if the model was trained with full attention",
             )
         )
-    others = set(values.get("layer_types") or ()) - {"full_attention"}
-    if others:
-        problems.append(
-            Problem(
-                "layer_types",
-                sorted(others),
-                "only full_attention is supported",
-                _REMEDY,
-            )
-        )
+    layers = Fields(values, problems).words("layer_types")
+    if others := set(layers) - {"full_attention"}:
+        rule = "only full_attention is supported"
+        problems.append(Problem("layer_types", sorted(others), rule, _REMEDY))
     return problems
 
 
-def _missing(values: Mapping[str, Any]) -> list[Problem]:
-    return [
-        Problem(
-            key,
-            values.get(key),
-            "must be a positive integer",
-            "take it from the model's publisher",
-        )
-        for key in (*_SIZES, "max_position_embeddings")
-        if type(values.get(key)) is not int or values[key] < 1
-    ]
-
-
-def _model(path: Path, values: Mapping[str, Any], family: Family) -> ModelSpec:
-    heads, hidden = values["num_attention_heads"], values["hidden_size"]
-    head_dim = values.get("head_dim")
-    if head_dim is None and hidden % heads:
-        raise CheckpointError(
-            f"{path}: head_dim is absent and num_attention_heads={heads} does not divide "
-            f"hidden_size={hidden}; add head_dim"
-        )
-    kv_heads = values.get("num_key_value_heads")
+def _model(fields: Fields, family: Family) -> ModelSpec:
+    """The sizes; worth nothing where `fields` has gathered problems."""
+    sizes = {name: fields.integer(name) for name in _SIZES}
+    heads, hidden = sizes["num_attention_heads"], sizes["hidden_size"]
+    if fields.values.get("head_dim") is None and hidden % heads:
+        rule = f"is absent and num_attention_heads={heads} does not divide {hidden}"
+        fields.problems.append(Problem("head_dim", None, rule, "add head_dim"))
     return ModelSpec(
-        **{name: values[name] for name in _SIZES},
-        num_key_value_heads=heads if kv_heads is None else kv_heads,
-        head_dim=hidden // heads if head_dim is None else head_dim,
+        **sizes,
+        num_key_value_heads=fields.integer("num_key_value_heads", default=heads),
+        head_dim=fields.integer("head_dim", default=hidden // heads),
         architecture=family.model_type,
-        rms_norm_eps=float(values.get("rms_norm_eps", 1e-6)),
-        tie_word_embeddings=bool(values.get("tie_word_embeddings", False)),
+        rms_norm_eps=fields.number("rms_norm_eps", default=1e-6),
+        tie_word_embeddings=fields.flag("tie_word_embeddings", default=False),
         attention_bias=family.qkv_bias,
         qk_norm=family.qk_norm,
-        initializer_range=float(values.get("initializer_range", 0.02)),
+        initializer_range=fields.number("initializer_range", default=0.02),
     )

@@ -145,7 +145,7 @@ def _config_differences(rope: Any, context: int, manifest: Manifest) -> Iterator
     if rope != manifest.rope:
         yield f"RoPE is {rope} in config.json, {manifest.rope} in the checkpoint"
     expected = rope_config.stated_length(manifest.rope, manifest.context)
-    if context != expected:
+    if context not in (expected, manifest.context):
         yield (
             f"max_position_embeddings is {context} in config.json, the checkpoint "
             f"makes it {expected}"

@@ -78,7 +78,13 @@ class RopeSpec:
             known = ", ".join(ROPE_TYPES)
             rule = "there is no such RoPE type"
             return [Problem(f"{key}.type", self.type, rule, f"use one of {known}")]
-        problems = []
+        problems = [
+            Problem(f"{key}.{name}", value, "must be a finite number", "set a number")
+            for name, value in vars(self).items()
+            if isinstance(value, float) and not math.isfinite(value)
+        ]
+        if problems:
+            return problems
         if not self.theta > 1:
             rule = "the base must be above 1"
             problems.append(
@@ -129,6 +135,13 @@ class RopeSpec:
                         f"use a factor of {context / original:g} or more",
                     )
                 )
+        for name in ("attention_factor", "beta_fast", "beta_slow"):
+            value = getattr(self, name)
+            if value is not None and not value > 0:
+                remedy = "leave it out, the default is the paper's"
+                problems.append(
+                    Problem(f"{key}.{name}", value, "must be above 0", remedy)
+                )
         low, high = self.low_freq_factor, self.high_freq_factor
         if low is not None and high is not None and not 0 < low < high:
             problems.append(
@@ -163,6 +176,8 @@ class RopeType:
         reaches: whether factor x original length bounds the context.
         original_is_context: Hugging Face keeps the original length of this type in
             `max_position_embeddings` and not in `rope_parameters`.
+        factor_is_ratio: Hugging Face takes an absent factor, and some of its versions
+            any factor, as `max_position_embeddings` over the original length.
     """
 
     formula: Callable[[RopeSpec, Frequencies], tuple[Any, float]]
@@ -170,6 +185,7 @@ class RopeType:
     options: tuple[str, ...] = ()
     reaches: bool = False
     original_is_context: bool = False
+    factor_is_ratio: bool = False
 
 
 def inverse_frequencies(
@@ -285,6 +301,7 @@ ROPE_TYPES: Mapping[str, RopeType] = MappingProxyType(
                 "truncate",
             ),
             reaches=True,
+            factor_is_ratio=True,
         ),
         "llama3": RopeType(
             _llama3,
