@@ -10,11 +10,11 @@ from pathlib import Path
 from typing import Any
 
 from alia_ctx import checkpoint
-from alia_ctx.checkpoint import dcp_store
 from alia_ctx.config.run import RunConfig
 from alia_ctx.errors import AliaError, CheckpointError
 from alia_ctx.evaluation.report import Report
 from alia_ctx.progress import say
+from alia_ctx.spec.execution import loss_chunk_tokens
 from alia_ctx.train.run_directory import checkpoints_directory, finished_checkpoint
 from alia_ctx.workflow.data import pack, tokenize
 from alia_ctx.workflow.evaluation import report, result_path, standard_evaluations
@@ -48,7 +48,9 @@ def plan_stages(run: RunConfig, names: Sequence[str] = ()) -> list[Any]:
         shared: dict[str, Any] = {
             "precision": run.engine.precision,
             "gpu": gpu,
-            "loss_chunk_tokens": run.engine.loss_chunk_tokens or 2048,
+            "loss_chunk_tokens": loss_chunk_tokens(
+                run.engine.loss_chunk_tokens, "cuda"
+            ),
         }
         plan = plan_stage(
             run.model,
@@ -75,7 +77,7 @@ def export(run: RunConfig, name: str) -> Path:
     path, directory = finished_checkpoint(run, name), run.directory("hf", name)
     if not directory.is_dir():
         directory.parent.mkdir(parents=True, exist_ok=True)
-        convert.export_hf(path, directory, dcp_store, tokenizer_dir=Path(run.tokenizer))
+        convert.export_hf(path, directory, tokenizer_dir=Path(run.tokenizer))
         say(f"{name}: exported to {directory}")
     return directory
 
