@@ -17,6 +17,7 @@ from typing import Any, Literal
 from alia_ctx.data.documents import SourceSpec
 from alia_ctx.data.packing import PackSpec
 from alia_ctx.errors import ConfigError, Problem
+from alia_ctx.spec.execution import Precision, Recompute
 from alia_ctx.spec.layout import Layout
 from alia_ctx.spec.model import ModelSpec
 from alia_ctx.spec.rope import RopeSpec
@@ -43,16 +44,15 @@ class EngineConfig:
     """How a step is computed, never what is computed: no setting here changes the loss
     beyond rounding.
 
-    `loss_chunk_tokens` bounds the logits that exist at a time; None takes 256 on a
-    host, where that is as fast as any, and 2,048 on a GPU, where each chunk reads and
-    writes the gradient of the head. `context_split` says which tokens of a row a
+    `loss_chunk_tokens` bounds the logits that exist at a time; None takes the device's
+    default (`alia_ctx.spec.execution`). `context_split` says which tokens of a row a
     context-parallel rank holds: `balanced` cuts a row finer than the zigzag where its
     documents would leave the zigzag uneven (one to 8 times as many kernel calls a
     layer).
     """
 
     device: Literal["auto", "cpu", "cuda"] = "auto"
-    precision: Literal["fp32", "bf16"] = "bf16"
+    precision: Precision = "bf16"
     attention: Literal[
         "auto", "flash4", "flash3", "flash2", "torch_varlen", "reference"
     ] = "auto"
@@ -138,7 +138,7 @@ class StageConfig:
     layout: Layout = field(default_factory=Layout)
     nodes: int | None = None
     optimizer_state: Literal["reset", "keep"] = "reset"
-    recompute: Literal["none", "selective", "full"] = "none"
+    recompute: Recompute = "none"
 
     @property
     def rows_per_update(self) -> int:

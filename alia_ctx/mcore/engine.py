@@ -50,6 +50,7 @@ from alia_ctx.nn.activation_offload import offload_activations
 from alia_ctx.nn.attention_kernels import resolve_kernel
 from alia_ctx.nn.context_parallel import Balance, Range
 from alia_ctx.nn.linear_cross_entropy import vocab_parallel_loss
+from alia_ctx.spec.execution import Recompute, loss_chunk_tokens
 from alia_ctx.spec.layout import Layout
 from alia_ctx.spec.model import ModelSpec
 from alia_ctx.spec.rope import RopeSpec
@@ -101,7 +102,7 @@ class MegatronEngine:
         engine: EngineConfig,
         optimizer: OptimizerConfig | None,
         *,
-        recompute: Any = "none",
+        recompute: Recompute = "none",
         seed: int = 1234,
     ) -> None:
         self.model, self.rope, self.context, self.layout, self.config = (
@@ -118,8 +119,8 @@ class MegatronEngine:
                 "\n".join(["the layout does not fit", *(f"  {p}" for p in problems)])
             )
         self.device = torch.device(torch.cuda.current_device())
-        self._loss_chunk_tokens = engine.loss_chunk_tokens or (
-            2048 if self.device.type == "cuda" else 256
+        self._loss_chunk_tokens = loss_chunk_tokens(
+            engine.loss_chunk_tokens, self.device.type
         )
         kernel = resolve_kernel(engine.attention, self.device.type).name
         self._balance = (

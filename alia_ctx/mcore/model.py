@@ -18,7 +18,7 @@ import logging
 import math
 import re
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from megatron.core.models.gpt import gpt_layer_specs
@@ -33,10 +33,10 @@ from megatron.core.transformer.transformer_config import TransformerConfig
 from megatron.core.transformer.transformer_layer import get_transformer_layer_offset
 
 from alia_ctx.mcore.attention import PackedAttention
+from alia_ctx.spec.execution import Precision, Recompute
 from alia_ctx.spec.layout import Layout
 from alia_ctx.spec.model import ModelSpec
 
-Precision = Literal["fp32", "bf16"]
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 
 
@@ -46,7 +46,7 @@ class ModelOptions:
 
     precision: Precision
     kernel: str
-    recompute: Literal["none", "selective", "full"]
+    recompute: Recompute
     deterministic: bool
     on_gpu: bool
 

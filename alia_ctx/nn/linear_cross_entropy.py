@@ -22,8 +22,7 @@ from torch import Tensor
 
 from alia_ctx.data.packing import IGNORE
 from alia_ctx.errors import DataError, LayoutError
-
-CHUNK_TOKENS = 1024
+from alia_ctx.spec.execution import loss_chunk_tokens
 
 
 def vocab_parallel_loss(
@@ -34,7 +33,7 @@ def vocab_parallel_loss(
     tp_group: Any,
     vocab_size: int,
     sequence_parallel: bool,
-    chunk_tokens: int = CHUNK_TOKENS,
+    chunk_tokens: int | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Sum of the cross entropies of the predicted tokens (fp32 scalar, differentiable),
     and each one (fp32 [T]).
@@ -55,7 +54,8 @@ def vocab_parallel_loss(
     synchronisation).
     """
     tokens_H = hidden.reshape(-1, hidden.shape[-1])
-    head = _Head(tp_group, vocab_size, sequence_parallel, chunk_tokens)
+    chunk = loss_chunk_tokens(chunk_tokens, hidden.device.type)
+    head = _Head(tp_group, vocab_size, sequence_parallel, chunk)
     _check(tokens_H, weight_vH, targets_T, head)
     differentiate = torch.is_grad_enabled() and (
         hidden.requires_grad or weight_vH.requires_grad

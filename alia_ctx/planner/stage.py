@@ -18,10 +18,9 @@ from alia_ctx.planner.timing import (
 from alia_ctx.planner.workload import (
     RECOMPUTE_MODES,
     GpuSpec,
-    Precision,
-    Recompute,
     Workload,
 )
+from alia_ctx.spec.execution import GPU_LOSS_CHUNK, Precision, Recompute
 from alia_ctx.spec.layout import Layout
 from alia_ctx.spec.model import ModelSpec
 from alia_ctx.spec.rope import RopeSpec
@@ -110,7 +109,7 @@ def plan_stage(
     recompute: Recompute = "none",
     precision: Precision = "bf16",
     gpu: GpuSpec | None = None,
-    loss_chunk_tokens: int = 1024,
+    loss_chunk_tokens: int = GPU_LOSS_CHUNK,
 ) -> StagePlan:
     """Plan a stage of `tokens` tokens in rows of `context`, `update_tokens` an update, on
     `world_size` GPUs.
@@ -154,7 +153,7 @@ def suggest_layouts(
     update_tokens: int,
     precision: Precision = "bf16",
     gpu: GpuSpec | None = None,
-    loss_chunk_tokens: int = 1024,
+    loss_chunk_tokens: int = GPU_LOSS_CHUNK,
 ) -> list[LayoutChoice]:
     """All layouts that divide model, row and world: first the usable ones, fastest first,
     then why the others fall.

@@ -5,15 +5,14 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Literal
+from typing import get_args
 
 from alia_ctx.errors import ConfigError, LayoutError, Problem
+from alia_ctx.spec.execution import GPU_LOSS_CHUNK, Precision, Recompute
 from alia_ctx.spec.layout import Layout
 from alia_ctx.spec.model import ModelSpec
 
-Recompute = Literal["none", "selective", "full"]
-Precision = Literal["fp32", "bf16"]
-RECOMPUTE_MODES: tuple[Recompute, ...] = ("none", "selective", "full")
+RECOMPUTE_MODES: tuple[Recompute, ...] = get_args(Recompute)
 BYTES: dict[str, int] = {"bf16": 2, "fp32": 4}
 
 
@@ -91,7 +90,7 @@ class Workload:
     update_tokens: int
     recompute: Recompute = "none"
     precision: Precision = "bf16"
-    loss_chunk_tokens: int = 1024
+    loss_chunk_tokens: int = GPU_LOSS_CHUNK
 
     def check(self) -> None:
         """Raise ConfigError or LayoutError with all that is wrong."""

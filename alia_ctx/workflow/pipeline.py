@@ -15,6 +15,7 @@ from alia_ctx.config.run import RunConfig
 from alia_ctx.errors import AliaError, CheckpointError
 from alia_ctx.evaluation.report import Report
 from alia_ctx.progress import say
+from alia_ctx.spec.execution import loss_chunk_tokens
 from alia_ctx.train.run_directory import checkpoints_directory, finished_checkpoint
 from alia_ctx.workflow.data import pack, tokenize
 from alia_ctx.workflow.evaluation import report, result_path, standard_evaluations
@@ -48,7 +49,9 @@ def plan_stages(run: RunConfig, names: Sequence[str] = ()) -> list[Any]:
         shared: dict[str, Any] = {
             "precision": run.engine.precision,
             "gpu": gpu,
-            "loss_chunk_tokens": run.engine.loss_chunk_tokens or 2048,
+            "loss_chunk_tokens": loss_chunk_tokens(
+                run.engine.loss_chunk_tokens, "cuda"
+            ),
         }
         plan = plan_stage(
             run.model,
