@@ -1,6 +1,7 @@
-"""The commands that convert:
+"""The commands that convert: import-hf, export-hf, verify. Wiring only.
 
-import-hf, export-hf, verify. Wiring only; `scripts/` runs the same functions.
+Import and export share their work where torchrun starts several processes:
+`torchrun --nproc-per-node N -m alia_ctx.cli import-hf HF_DIR CHECKPOINT`.
 """
 
 from __future__ import annotations

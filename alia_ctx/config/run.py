@@ -1,9 +1,4 @@
-"""The run's configuration: YAML and `key=value` overrides -> frozen dataclasses,
-checked as a whole.
-
-`load_run` reads, types and checks; nothing changes a configuration afterwards. This is
-the only module that imports omegaconf.
-"""
+"""A run as frozen dataclasses: what `load_run` makes of YAML, and nothing changes after."""
 
 from __future__ import annotations
 
@@ -17,6 +12,7 @@ from typing import Any, Literal
 from alia_ctx.data.documents import SourceSpec
 from alia_ctx.data.packing import PackSpec
 from alia_ctx.errors import ConfigError, Problem
+from alia_ctx.spec.cluster import ClusterSpec
 from alia_ctx.spec.execution import Precision, Recompute
 from alia_ctx.spec.layout import Layout
 from alia_ctx.spec.model import ModelSpec
@@ -24,19 +20,6 @@ from alia_ctx.spec.rope import RopeSpec
 
 RANDOM = "random"
 Sink = Literal["tensorboard", "wandb", "mlflow"]
-
-
-@dataclass(frozen=True)
-class ClusterConfig:
-    """Where the run is placed.
-
-    `memory_gib` and `peak_tflops` (dense bf16) are per GPU and feed the planner.
-    """
-
-    nodes: int = 1
-    ranks_per_node: int = 1
-    memory_gib: float = 64.0
-    peak_tflops: float = 989.0
 
 
 @dataclass(frozen=True)
@@ -170,7 +153,7 @@ class RunConfig:
     stages: dict[str, StageConfig]
     root: str | None = None
     seed: int = 1234
-    cluster: ClusterConfig = field(default_factory=ClusterConfig)
+    cluster: ClusterSpec = field(default_factory=ClusterSpec)
     engine: EngineConfig = field(default_factory=EngineConfig)
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
     checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
@@ -191,9 +174,7 @@ class RunConfig:
         """Whether `path` is below a `root` that is not mounted on this machine, so that
         it cannot be looked for.
         """
-        if self.root is None or Path(self.root).exists():
-            return False
-        return Path(path).absolute().is_relative_to(Path(self.root).absolute())
+        return is_deferred(self.root, path)
 
     def directory(self, *parts: str) -> Path:
         return Path(self.output, *parts)
@@ -201,6 +182,13 @@ class RunConfig:
     def to_dict(self) -> dict[str, Any]:
         """The resolved configuration as plain containers, as it is stored with every checkpoint."""
         return dataclasses.asdict(self)
+
+
+def is_deferred(root: str | None, path: str | Path) -> bool:
+    """Whether `path` is below a `root` that is not mounted on this machine."""
+    if root is None or Path(root).exists():
+        return False
+    return Path(path).absolute().is_relative_to(Path(root).absolute())
 
 
 def position_edges(run: RunConfig) -> tuple[int, ...]:

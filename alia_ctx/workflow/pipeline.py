@@ -26,7 +26,6 @@ def plan_stages(run: RunConfig, names: Sequence[str] = ()) -> list[Any]:
     tokens, time, RoPE, memory by item, and the layouts that would fit.
     """
     from alia_ctx.planner import (
-        GpuSpec,
         choices_table,
         memory_table,
         plan_stage,
@@ -34,12 +33,6 @@ def plan_stages(run: RunConfig, names: Sequence[str] = ()) -> list[Any]:
         suggest_layouts,
     )
 
-    cluster = run.cluster
-    gpu = GpuSpec(
-        memory_gib=cluster.memory_gib,
-        bf16_tflops=cluster.peak_tflops,
-        gpus_per_node=cluster.ranks_per_node,
-    )
     tables: list[Any] = []
     for name in names or run.stages:
         stage = run.stage(name)
@@ -47,7 +40,7 @@ def plan_stages(run: RunConfig, names: Sequence[str] = ()) -> list[Any]:
         sizes = (world, stage.tokens, stage.update_tokens)
         shared: dict[str, Any] = {
             "precision": run.engine.precision,
-            "gpu": gpu,
+            "cluster": run.cluster,
             "loss_chunk_tokens": loss_chunk_tokens(
                 run.engine.loss_chunk_tokens, "cuda"
             ),
