@@ -52,12 +52,13 @@ def _convert_dataclass(cls: Any, raw: object, key: str, problems: list[Problem])
     for name in raw:
         if name not in fields:
             good = False
+            removed = getattr(cls, "REMOVED", {}).get(name)
             problems.append(
                 Problem(
                     f"{prefix}{name}",
                     raw[name],
-                    "unknown key",
-                    _suggest(str(name), list(fields)),
+                    "is no longer a setting" if removed else "unknown key",
+                    removed or _suggest(str(name), list(fields)),
                 )
             )
     values = {}
