@@ -80,8 +80,10 @@ def _fields(cls: Any, raw: object, key: str, problems: Problems) -> dict[str, An
     values: dict[str, Any] = {}
     for name in raw:
         if name not in fields:
-            remedy = _suggest(str(name), list(fields))
-            problems.add(f"{prefix}{name}", raw[name], "unknown key", remedy)
+            removed = getattr(cls, "REMOVED", {}).get(name)
+            rule = "is no longer a setting" if removed else "unknown key"
+            remedy = removed or _suggest(str(name), list(fields))
+            problems.add(f"{prefix}{name}", raw[name], rule, remedy)
             values[name] = _INVALID
     for name, entry in fields.items():
         if name in raw:

@@ -107,6 +107,7 @@ def pack(run: RunConfig, name: str, *, overwrite: bool = False) -> PackPlan:
             stage.context,
             stage.rows,
             plan_directory(run, name),
+            rows_per_update=stage.rows_per_update,
             seed=run.seed,
             overwrite=overwrite,
             progress=lambda what, done: bar.update(done, what),
@@ -128,4 +129,5 @@ def open_plan(run: RunConfig, name: str) -> PackPlan:
         row_length=stage.context,
         seed=run.seed,
         rows=stage.rows,
+        rows_per_update=stage.rows_per_update,
     )

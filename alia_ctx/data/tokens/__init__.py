@@ -2,7 +2,13 @@
 
 from alia_ctx.data.tokens.shards import TokenizeProgress
 from alia_ctx.data.tokens.source import TokenizeReport, tokenize_source
-from alia_ctx.data.tokens.store import TokenStore, token_dtype, write_index, write_store
+from alia_ctx.data.tokens.store import (
+    TokenStore,
+    token_dtype,
+    write_index,
+    write_store,
+    write_weights,
+)
 
 __all__ = [
     "TokenStore",
@@ -12,4 +18,5 @@ __all__ = [
     "tokenize_source",
     "write_index",
     "write_store",
+    "write_weights",
 ]
