@@ -123,7 +123,8 @@ def _start(path: str) -> None:
 
 
 def _encode(line: str) -> tuple[list[int], int]:
-    ids = _encoder.encode(json.loads(line)["text"], add_special_tokens=False).ids  # type: ignore[attr-defined]
+    text = json.loads(line)["text"]
+    ids = _encoder.encode(text, add_special_tokens=False).ids  # type: ignore[attr-defined]
     ids.append(2)
     return ids, len(line)
 
