@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from alia_ctx.config.schema import build
 from alia_ctx.data.packing import PackPlan, PackSpec, build_plan
 from alia_ctx.data.tokens import TokenStore
-from alia_ctx.errors import DataError, Problem
+from alia_ctx.errors import DataError, Problems
 from tests.data.packing.plans import LENGTHS, make_store
 
 SPEC = PackSpec("best_fit", "split")
@@ -180,7 +180,7 @@ def test_a_plan_that_held_documents_out_is_refused(tmp_path: Path) -> None:
 
 
 def test_an_old_configuration_is_told_where_holding_out_went() -> None:
-    problems: list[Problem] = []
+    problems = Problems()
     old = {"policy": "concat", "long_docs": "split", "holdout_documents": 4}
     assert build(PackSpec, old, "stages.s1.pack", problems) is None
     assert [problem.key for problem in problems] == ["stages.s1.pack.holdout_documents"]
