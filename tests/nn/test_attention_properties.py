@@ -114,7 +114,7 @@ def token_losses(
         )
         for part in parts
     ]
-    losses = torch.cat([r[1] for r in results])[torch.argsort(torch.cat(parts))]
+    losses = torch.cat([r[1].values for r in results])[torch.argsort(torch.cat(parts))]
     return torch.stack([r[0] for r in results]).sum(), losses
 
 
