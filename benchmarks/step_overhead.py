@@ -28,6 +28,7 @@ from alia_ctx.mcore.engine import MegatronEngine
 from alia_ctx.mcore.forward_backward import Batch
 from alia_ctx.mcore.runtime import Distributed
 from alia_ctx.train.trainer import StageTrainer
+from alia_ctx.workflow.training import stage_task
 
 CONFIG = """
 name: overhead
@@ -102,7 +103,7 @@ def measure(run: RunConfig, updates: int) -> tuple[list[float], list[float]]:
             run.engine,
             run.optimizer,
         )
-        trainer = StageTrainer(run, "only", engine, plan)
+        trainer = StageTrainer(stage_task(run, "only"), engine, plan)
         trainer.prepare()
         log = trainer.open_log()
         rows = stage.rows_per_update
@@ -121,8 +122,7 @@ def measure(run: RunConfig, updates: int) -> tuple[list[float], list[float]]:
                 started = time.perf_counter()
                 step()
                 times.append(time.perf_counter() - started)
-        for writer in log:
-            writer.close()
+        log.close()
     return ours[1:], theirs[1:]  # the first pair warms up
 
 

@@ -10,7 +10,7 @@ import pytest
 from tests.paths import ROOT
 
 PACKAGE = ROOT / "alia_ctx"
-GROUND = {"errors", "files", "progress"}
+GROUND = {"errors", "files", "identity", "progress"}
 
 # Unit (a package, or a module at the top) -> the units it may import beside the ground.
 # `workflow` wires everything and `cli` calls it.
@@ -90,3 +90,17 @@ def test_mcore_and_nobody_else_imports_megatron(file: Path) -> None:
 def test_every_unit_is_named() -> None:
     units = {unit_of(file) for file in FILES} - {"__init__", "cli", "workflow"}
     assert units == set(ALLOWED)
+
+
+KNOW_THE_WHOLE_RUN = {"config", "workflow", "cli"}
+
+
+@pytest.mark.parametrize("file", FILES, ids=name_of)
+def test_the_whole_configuration_stops_at_workflow(file: Path) -> None:
+    """What lies below takes the parts that it uses."""
+    tree = ast.parse(file.read_text(encoding="utf-8"))
+    names = {node.id for node in ast.walk(tree) if isinstance(node, ast.Name)}
+    names |= {node.name for node in ast.walk(tree) if isinstance(node, ast.alias)}
+    names |= {node.attr for node in ast.walk(tree) if isinstance(node, ast.Attribute)}
+    if unit_of(file) not in KNOW_THE_WHOLE_RUN:
+        assert not names & {"RunConfig", "load_run"}

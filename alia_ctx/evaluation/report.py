@@ -39,10 +39,8 @@ class Verdict:
     detail: str
 
     def __str__(self) -> str:
-        return (
-            f"{ {True: 'yes', False: 'NO', None: 'undecided'}[self.holds] }: "
-            f"{self.claim}: {self.detail}"
-        )
+        answer = {True: "yes", False: "NO", None: "undecided"}[self.holds]
+        return f"{answer}: {self.claim}: {self.detail}"
 
 
 @dataclass(frozen=True)
@@ -266,9 +264,8 @@ def _markdown_row(cells: Sequence[str]) -> str:
 
 
 def _plot(results: Results, stream: IO[bytes], title: str) -> None:
-    """Loss against position, one line a model, dotted lines at the band edges;
-
-    no display and no global state.
+    """Loss against position, one line a model, dotted lines at the band edges; without a
+    display or global state.
     """
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure

@@ -19,7 +19,7 @@ from alia_ctx.errors import CheckpointError
 from alia_ctx.train.engine import Engine, PendingSave
 
 
-class CheckpointKeeper:
+class CheckpointManager:
     """Writes to and reads from `root`, the checkpoints directory of a stage.
 
     Args:

@@ -5,13 +5,13 @@ from __future__ import annotations
 import os
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 from alia_ctx.config.run import RunConfig
 from alia_ctx.data.packing import PackPlan, build_plan
 from alia_ctx.data.tokens import TokenizeProgress, TokenStore, tokenize_source
 from alia_ctx.errors import ConfigError, DataError, Problem
-from alia_ctx.progress import meter, say
+from alia_ctx.progress import Meter, meter, say
+from alia_ctx.workflow.chain import run_directory
 
 HELD_OUT = "held_out"
 
@@ -42,19 +42,16 @@ def tokenize(
             continue
         with meter(f"tokenize {name}", 1.0, "token") as bar:
 
-            def show(state: TokenizeProgress, bar: Any = bar) -> None:
-                bar.total = max(
-                    state.tokens * state.bytes_total / max(state.bytes_done, 1), 1
-                )
-                if bar.bar is not None:
-                    bar.bar.update(bar.task, total=bar.total)
+            def show(state: TokenizeProgress, bar: Meter = bar) -> None:
+                tokens_a_byte = state.tokens / max(state.bytes_done, 1)
+                bar.retotal(max(tokens_a_byte * state.bytes_total, 1))
                 bar.update(state.tokens)
 
             report = tokenize_source(
                 spec,
                 name,
                 run.tokenizer,
-                run.directory("tokens"),
+                run_directory(run).tokens,
                 workers=run.data.workers or os.cpu_count() or 1,
                 append_eos=run.data.append_eos,
                 prepend_bos=run.data.prepend_bos,
@@ -80,7 +77,7 @@ def open_store(run: RunConfig, source: str) -> TokenStore:
         raise DataError(
             "there is no held-out text; name some under evaluation.held_out"
         )
-    prefix = Path(spec.store) if spec.store else run.directory("tokens", source)
+    prefix = Path(spec.store) if spec.store else run_directory(run).store(source)
     if not prefix.with_name(prefix.name + ".idx").is_file():
         raise DataError(f"{prefix}.idx: no such file; run `alia-ctx tokenize` first")
     return TokenStore(prefix)
@@ -90,14 +87,9 @@ def open_stores(run: RunConfig) -> dict[str, TokenStore]:
     return {name: open_store(run, name) for name in run.data.sources}
 
 
-def plan_directory(run: RunConfig, stage: str) -> Path:
-    return run.directory("plans", stage)
-
-
 def pack(run: RunConfig, name: str, *, overwrite: bool = False) -> PackPlan:
-    """Plan the rows of a stage into OUTPUT/plans/STAGE;
-
-    a finished identical plan is left as it is.
+    """Plan the rows of a stage into OUTPUT/plans/STAGE. A finished identical plan is left
+    as it is.
     """
     stage = run.stage(name)
     with meter(f"pack {name}", 1.0, "plan") as bar:
@@ -106,7 +98,7 @@ def pack(run: RunConfig, name: str, *, overwrite: bool = False) -> PackPlan:
             stage.pack,
             stage.context,
             stage.rows,
-            plan_directory(run, name),
+            run_directory(run).plan(name),
             rows_per_update=stage.rows_per_update,
             seed=run.seed,
             overwrite=overwrite,
@@ -115,7 +107,7 @@ def pack(run: RunConfig, name: str, *, overwrite: bool = False) -> PackPlan:
 
 
 def open_plan(run: RunConfig, name: str) -> PackPlan:
-    directory = plan_directory(run, name)
+    directory = run_directory(run).plan(name)
     if not directory.is_dir():
         raise DataError(
             f"{directory}: stage {name} has no plan; run `alia-ctx pack CONFIG --stage "

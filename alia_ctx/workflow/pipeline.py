@@ -9,21 +9,20 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from alia_ctx import checkpoint
 from alia_ctx.config.run import RunConfig
 from alia_ctx.errors import AliaError, CheckpointError
 from alia_ctx.evaluation.report import Report
 from alia_ctx.progress import say
 from alia_ctx.spec.execution import loss_chunk_tokens
-from alia_ctx.train.run_directory import checkpoints_directory, finished_checkpoint
+from alia_ctx.workflow.chain import finished_checkpoint, is_finished, run_directory
 from alia_ctx.workflow.data import pack, tokenize
-from alia_ctx.workflow.evaluation import report, result_path, standard_evaluations
+from alia_ctx.workflow.evaluation import standard_evaluations
+from alia_ctx.workflow.reporting import report
 
 
 def plan_stages(run: RunConfig, names: Sequence[str] = ()) -> list[Any]:
-    """What each stage needs, as rich tables:
-
-    tokens, time, RoPE, memory by item, and the layouts that would fit.
+    """What each stage needs, as rich tables: tokens, time, RoPE, memory by item, and the
+    layouts that would fit.
     """
     from alia_ctx.planner import (
         choices_table,
@@ -62,12 +61,12 @@ def plan_stages(run: RunConfig, names: Sequence[str] = ()) -> list[Any]:
 
 
 def export(run: RunConfig, name: str) -> Path:
-    """The last checkpoint of a finished stage as a Hugging Face directory,
-    OUTPUT/hf/STAGE; left as it is if there.
+    """The last checkpoint of a finished stage as a Hugging Face directory; left as it is
+    if there.
     """
     from alia_ctx.hf import convert
 
-    path, directory = finished_checkpoint(run, name), run.directory("hf", name)
+    path, directory = finished_checkpoint(run, name), run_directory(run).hf(name)
     if not directory.is_dir():
         directory.parent.mkdir(parents=True, exist_ok=True)
         convert.export_hf(path, directory, tokenizer_dir=Path(run.tokenizer))
@@ -90,26 +89,17 @@ def run_all(config: Path, overrides: Sequence[str], run: RunConfig) -> Report:
     tokenize(run)
     for name in run.stages:
         pack(run, name)
-        if not _is_finished(run, name):
+        if not is_finished(run, name):
             torchrun(ranks, ["train", str(config), "--stage", name, *overrides])
     export(run, list(run.stages)[-1])
-    if not all(result_path(run, e).is_file() for e in standard_evaluations(run)):
+    if not all(e.path(run).is_file() for e in standard_evaluations(run)):
         torchrun(ranks, ["evaluate", str(config), *overrides])
     return report(run)
 
 
-def _is_finished(run: RunConfig, name: str) -> bool:
-    newest = checkpoint.latest(checkpoints_directory(run, name))
-    return (
-        newest is not None
-        and checkpoint.read_manifest(newest).update >= run.stage(name).updates
-    )
-
-
 def torchrun(ranks: int, arguments: Sequence[str]) -> None:
-    """Run `alia-ctx ARGUMENTS` on `ranks` processes of this machine;
-
-    CheckpointError where it fails.
+    """Run `alia-ctx ARGUMENTS` on `ranks` processes of this machine; CheckpointError
+    where it fails.
     """
     command = [
         sys.executable,
