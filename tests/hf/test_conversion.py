@@ -7,6 +7,7 @@ import functools
 import json
 import multiprocessing
 import os
+import re
 import shutil
 import signal
 from collections.abc import Callable
@@ -21,7 +22,9 @@ from safetensors.torch import load_file, save_file
 from alia_ctx import checkpoint
 from alia_ctx.checkpoint import dcp_files, dcp_store
 from alia_ctx.errors import AliaError, CheckpointError
-from alia_ctx.hf import safetensors_writer
+from alia_ctx.hf import convert as convert_module
+from alia_ctx.hf import safetensors_writer, weight_files
+from alia_ctx.hf import verify as verify_module
 from alia_ctx.hf.convert import export_hf, import_hf
 from alia_ctx.hf.ranks import Ranks
 from alia_ctx.hf.verify import verify
@@ -131,7 +134,7 @@ def test_pytorch_bin_shards_and_old_buffers(tmp_path: Path) -> None:
 def test_dtype_on_request(tmp_path: Path, source: Path) -> None:
     import_hf(source, tmp_path / "ck", dtype=torch.float32)
     report = verify(source, tmp_path / "ck")
-    assert report.ok and "torch.bfloat16 -> torch.float32" in str(report)
+    assert report.ok and "torch.float32 -> torch.bfloat16" in str(report)
     export_hf(tmp_path / "ck", tmp_path / "half", dtype=torch.float16)
     export_hf(tmp_path / "ck", tmp_path / "out", dtype=torch.bfloat16)
     exact = load_file(tmp_path / "out/model.safetensors")
@@ -145,6 +148,108 @@ def test_dtype_on_request(tmp_path: Path, source: Path) -> None:
         json.loads((tmp_path / "half/config.json").read_text())["torch_dtype"]
         == "float16"
     )
+
+
+# Files, checkpoint and export in turn; None keeps the dtype.
+BF16, FP16, FP32 = torch.bfloat16, torch.float16, torch.float32
+ROUNDED = [
+    (FP32, None, BF16, "the checkpoint were rounded.*float32 -> torch.bfloat16"),
+    (FP32, None, FP16, "the checkpoint were rounded.*float32 -> torch.float16"),
+    (BF16, None, FP16, "the checkpoint were rounded.*bfloat16 -> torch.float16"),
+    (FP16, BF16, FP16, "the checkpoint were rounded|float16"),
+    (FP32, BF16, None, None),
+]
+
+
+@pytest.mark.parametrize("files, held, written, said", ROUNDED)
+def test_verify_compares_with_what_was_rounded(
+    tmp_path: Path,
+    files: torch.dtype,
+    held: torch.dtype | None,
+    written: torch.dtype | None,
+    said: str | None,
+) -> None:
+    save_model(tmp_path / "hf", dtype=files)
+    import_hf(tmp_path / "hf", tmp_path / "ck", dtype=held)
+    export_hf(tmp_path / "ck", tmp_path / "out", dtype=written)
+    report = verify(tmp_path / "out", tmp_path / "ck")
+    assert report.ok, str(report)
+    if said is None:
+        assert "rounded" not in str(report)
+    else:
+        assert re.search(said, str(report)), str(report)
+    assert verify(tmp_path / "hf", tmp_path / "ck").ok  # what import rounded, too
+    shard = tmp_path / "out/model.safetensors"
+    weights = load_file(shard)
+    name = "model.layers.3.mlp.up_proj.weight"
+    weights[name][7, 5] *= 1 + 2**-7  # one unit in bf16's last place
+    save_file(weights, shard, metadata={"format": "pt"})
+    report = verify(tmp_path / "out", tmp_path / "ck")
+    assert report.weight_differences[0].startswith(f"{name}[7, 5] is ")
+
+
+def test_a_single_file_beside_an_index_wins_as_in_transformers(
+    tmp_path: Path, source: Path
+) -> None:
+    newer = make_model("llama")
+    with torch.no_grad():
+        newer.model.norm.weight.mul_(2)
+    newer.save_pretrained(tmp_path / "newer")
+    shutil.copy(tmp_path / "newer/model.safetensors", source)
+    import_hf(source, tmp_path / "ck")
+    export_hf(tmp_path / "ck", tmp_path / "out")
+    assert same_weights(load_model(tmp_path / "out"), load_model(source))
+    assert same_weights(load_model(tmp_path / "out"), newer)
+    assert verify(source, tmp_path / "ck").ok
+
+
+@pytest.mark.parametrize("stale", ["model.safetensors", "pytorch_model.bin"])
+def test_verify_reads_what_transformers_reads(
+    tmp_path: Path, source: Path, stale: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Were our choice of files wrong, verify would not share the fault."""
+    other = make_model("llama", hidden_act="silu")
+    with torch.no_grad():
+        other.model.embed_tokens.weight[11, 3] += 1
+    if stale == "model.safetensors":
+        other.save_pretrained(tmp_path / "other")
+        shutil.copy(tmp_path / "other" / stale, source)
+    else:
+        torch.save(other.state_dict(), source / stale)
+    real = weight_files.locate_weights
+
+    def shards_first(hf_dir: Path) -> Any:
+        whole = hf_dir / "model.safetensors"
+        if not whole.exists():
+            return real(hf_dir)
+        whole.rename(hf_dir / "hidden")
+        try:
+            return real(hf_dir)
+        finally:
+            (hf_dir / "hidden").rename(whole)
+
+    monkeypatch.setattr(convert_module, "locate_weights", shards_first)
+    import_hf(source, tmp_path / "ck")
+    report = verify(source, tmp_path / "ck")
+    differs = stale == "model.safetensors"
+    assert report.ok != differs, str(report)
+    if differs:
+        assert "model.embed_tokens.weight[11, 3]" in report.weight_differences[0]
+
+
+def test_a_model_beyond_memory_is_verified_from_its_files_and_says_so(
+    tmp_path: Path, source: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import_hf(source, tmp_path / "ck")
+    monkeypatch.setattr(verify_module, "fits_in_memory", lambda nbytes: False)
+    report = verify(source, tmp_path / "ck")
+    assert report.ok and "not by transformers" in str(report)
+
+
+def test_an_adapter_beside_the_weights_is_refused(tmp_path: Path, source: Path) -> None:
+    (source / "adapter_config.json").write_text("{}")
+    with pytest.raises(CheckpointError, match="merge it"):
+        import_hf(source, tmp_path / "ck")
 
 
 def test_a_stored_copy_of_a_tied_head_is_dropped(tmp_path: Path) -> None:
