@@ -359,7 +359,9 @@ class _TransformersLayers:
             f"transformers.models.{model_type}.modeling_{model_type}"
         )
         family = FAMILIES[model_type].class_name.removesuffix("ForCausalLM")
-        self._config = AutoConfig.from_pretrained(hf_dir)
+        self._config = AutoConfig.from_pretrained(
+            hf_dir, local_files_only=True, trust_remote_code=False
+        )
         self._config._attn_implementation = "eager"
         self._layer = getattr(module, f"{family}DecoderLayer")
         self._norm = getattr(module, f"{family}RMSNorm")

@@ -33,6 +33,7 @@ from megatron.core.transformer.module import Float16Module
 from torch.distributed.checkpoint.api import CheckpointException
 
 from alia_ctx.checkpoint.background_save import BackgroundSave, Staging
+from alia_ctx.checkpoint.closed_pickles import closed_unpickling
 from alia_ctx.checkpoint.dcp_store import open_state
 from alia_ctx.config.run import EngineConfig, OptimizerConfig
 from alia_ctx.data.packing import PackedRow
@@ -518,9 +519,10 @@ class MegatronEngine:
         """
         problem = None
         try:
-            loaded = dist_checkpointing.load(
-                {"model": self._module.sharded_state_dict()}, str(directory)
-            )
+            with closed_unpickling(directory):
+                loaded = dist_checkpointing.load(
+                    {"model": self._module.sharded_state_dict()}, str(directory)
+                )
             self._module.load_state_dict(loaded["model"], strict=False)
             if with_optimizer:
                 self._load_optimizer(directory, loaded)
