@@ -23,6 +23,7 @@ from megatron.core.transformer.module import Float16Module
 from torch.distributed.checkpoint.api import CheckpointException
 
 from alia_ctx.checkpoint.background_save import BackgroundSave, Staging
+from alia_ctx.checkpoint.closed_pickles import closed_unpickling
 from alia_ctx.config.run import EngineConfig, OptimizerConfig
 from alia_ctx.data.packing import PackedRow
 from alia_ctx.errors import CheckpointError, LayoutError
@@ -256,9 +257,10 @@ class MegatronEngine(Ranks):
         """
         problem = None
         try:
-            loaded = dist_checkpointing.load(
-                {"model": self.module.sharded_state_dict()}, str(directory)
-            )
+            with closed_unpickling(directory):
+                loaded = dist_checkpointing.load(
+                    {"model": self.module.sharded_state_dict()}, str(directory)
+                )
             self.module.load_state_dict(loaded["model"], strict=False)
             if with_optimizer:
                 self._training().load(
