@@ -2,9 +2,11 @@
 
 from alia_ctx.data.tokens.shards import TokenizeProgress
 from alia_ctx.data.tokens.source import TokenizeReport, tokenize_source
+from alia_ctx.data.tokens.special_tokens import SpecialTokens
 from alia_ctx.data.tokens.store import TokenStore, token_dtype, write_index, write_store
 
 __all__ = [
+    "SpecialTokens",
     "TokenStore",
     "TokenizeProgress",
     "TokenizeReport",
