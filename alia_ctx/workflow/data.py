@@ -60,6 +60,7 @@ def tokenize(
                 prepend_bos=run.data.prepend_bos,
                 special_tokens=run.data.special_tokens,
                 model_type=run.model.architecture,
+                vocab_size=run.model.vocab_size,
                 overwrite=overwrite,
                 progress=show,
             )

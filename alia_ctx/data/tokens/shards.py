@@ -167,6 +167,7 @@ def _encode_shard(job: Job, number: int, shard: tuple[Slice, ...]) -> dict[str, 
     lengths: list[int] = []
     ids: list[str] = []
     files: list[str] = []
+    ranges: list[tuple[int, int]] = []
     digest = xxhash.xxh3_128()
     with atomic_file(shard_path(job.work, number, "bin")) as stream:
         documents = (
@@ -190,6 +191,7 @@ def _encode_shard(job: Job, number: int, shard: tuple[Slice, ...]) -> dict[str, 
                 stream.write(data)
                 digest.update(data)
                 lengths.append(tokens.size)
+                ranges.append((int(tokens.min()), int(tokens.max())))
                 ids.append(document.id)
                 files.append(document.file)
     with atomic_file(shard_path(job.work, number, "npy")) as stream:
@@ -199,6 +201,8 @@ def _encode_shard(job: Job, number: int, shard: tuple[Slice, ...]) -> dict[str, 
         stream.write(json.dumps({"id": ids, "file": files}).encode())
     note = {
         "tokens": sum(lengths),
+        "smallest": min((low for low, _ in ranges), default=0),
+        "largest": max((high for _, high in ranges), default=-1),
         "counts": asdict(counts),
         "checksum": digest.hexdigest(),
     }

@@ -27,6 +27,7 @@ from alia_ctx.data.tokens.shards import (
 )
 from alia_ctx.data.tokens.special_tokens import SpecialTokens
 from alia_ctx.data.tokens.store import TokenStore, write_index
+from alia_ctx.data.tokens.vocabulary import recorded_range, vocabulary_problems
 from alia_ctx.errors import DataError
 from alia_ctx.files import atomic_file, file_checksum, file_fingerprint, write_json
 
@@ -76,6 +77,7 @@ def tokenize_source(
     prepend_bos: bool = False,
     special_tokens: SpecialTokens = "split",
     model_type: str | None = None,
+    vocab_size: int | None = None,
     overwrite: bool = False,
     progress: Callable[[TokenizeProgress], None] | None = None,
     shard_bytes: int = SHARD_BYTES,
@@ -92,9 +94,10 @@ def tokenize_source(
     `special_tokens`: what special tokens that a document spells become: pieces like any
     other text (`split`), their ids (`keep`), or a reason to leave the document out
     (`refuse`). `model_type` is that of the model beside which the tokenizer will lie, as
-    `AutoTokenizer` heeds it.
+    `AutoTokenizer` heeds it; `vocab_size` is its number of token ids.
 
-    Raises DataError: inputs missing or broken, no usable document, or another store or
+    Raises DataError: inputs missing or broken, a tokenizer that transformers cannot load
+    or that has ids beyond `vocab_size`, no usable document, or another store or
     unfinished run in the way and `overwrite` not set.
     """
     began = time.monotonic()
@@ -106,6 +109,9 @@ def tokenize_source(
         special_tokens=special_tokens,
         model_type=model_type,
     )
+    if vocab_size is not None and encoder.vocabulary > vocab_size:
+        problems = vocabulary_problems(tokenizer_dir, vocab_size, model_type=model_type)
+        raise DataError("\n".join(map(str, problems)))
     prefix = Path(out_dir) / name
     identity = _identity(spec, inputs.files, encoder, shard_bytes)
     finished = _finished(prefix, identity, overwrite)
@@ -294,6 +300,11 @@ def _join(
         "ignored_files": list(about["ignored_files"]),
         "tokens": int(lengths.sum(dtype=np.int64)),
         "vocabulary": encoder.vocabulary,
+        "token_range": recorded_range(
+            data_path,
+            min(note["smallest"] for note in notes if note["tokens"]),
+            max(note["largest"] for note in notes if note["tokens"]),
+        ),
         "counts": asdict(counts),
         "shards": shards,
         "bin_checksum": bin_checksum,
