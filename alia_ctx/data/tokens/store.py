@@ -22,6 +22,7 @@ from typing import IO
 
 import numpy as np
 
+from alia_ctx.data.tokens.vocabulary import known_range
 from alia_ctx.errors import DataError
 from alia_ctx.files import atomic_file, checksum, file_checksum, file_fingerprint
 
@@ -80,6 +81,12 @@ class TokenStore:
             raise DataError(
                 f"{self.index_path}: {raw.size} bytes, its header says {ends[3]}; copy "
                 "or build it again"
+            )
+        if raw[ends[3] :].any():
+            modes = ", ".join(str(mode) for mode in np.unique(raw[ends[3] :]) if mode)
+            raise DataError(
+                f"{self.index_path}: holds sequences of modes {modes} beside text (a "
+                "multimodal dataset); write its text sequences to a store of their own"
             )
         self.sequence_lengths: np.ndarray = raw[ends[0] : ends[1]].view(np.int32)
         self._pointers: np.ndarray = raw[ends[1] : ends[2]].view(np.int64)
@@ -198,6 +205,28 @@ class TokenStore:
                 f"{self.n_tokens} tokens; copy or build it again"
             )
         return raw[_WEIGHTS_HEADER.size :]
+
+    @cached_property
+    def _range(self) -> tuple[int, int]:
+        return known_range(self.data_path, self.tokens, self.sidecar)
+
+    def largest_token_id(self) -> int:
+        """Largest token id of the store, -1 where it is empty.
+
+        Written down when the store was; one of other origin is read whole, once.
+        """
+        return self._range[1]
+
+    def check_vocabulary(self, vocab_size: int) -> None:
+        """DataError where a token id is negative or has no row among `vocab_size`."""
+        smallest, largest = self._range
+        if smallest < 0 or largest >= vocab_size:
+            number = smallest if smallest < 0 else largest
+            raise DataError(
+                f"{self.data_path}: holds token id {number}, the model has ids 0 to "
+                f"{vocab_size - 1} (model.vocab_size); tokenize with this model's "
+                "tokenizer, or correct the store"
+            )
 
     @cached_property
     def sidecar(self) -> dict[str, object]:
