@@ -12,6 +12,7 @@ joined key by key, everything else is replaced. The only module that imports ome
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -26,6 +27,11 @@ from alia_ctx.config.schema import build_parts
 from alia_ctx.errors import ConfigError, Problems
 from alia_ctx.spec.rope import RopeSpec
 
+_UNREADABLE = (OmegaConfBaseException, yaml.YAMLError, ValueError)
+_STRING, _INTEGER, _MERGE_KEY = (
+    f"tag:yaml.org,2002:{name}" for name in ("str", "int", "merge")
+)
+_OTHERWISE_READ = re.compile(r"[-+]?(0[0-9_]+|[0-9_]+(:[0-9_]+)+)")
 # Mappings whose keys are names that a user gives: null takes a name out of them again.
 _BY_NAME = ("stages", "sources", "weights")
 
@@ -39,13 +45,20 @@ def load_run(path: str | Path, overrides: Sequence[str] = ()) -> RunConfig:
     raw = read_config(path, overrides)
     problems = Problems()
     parts = build_parts(RunConfig, raw, problems)
-    stages = raw.get("stages")
-    names = tuple(stages) if isinstance(stages, Mapping) else None
     known = {name: part for name, part in parts.items() if part is not None}
-    problems += run_problems(Draft(names, **known))
+    problems += run_problems(
+        Draft(_keys(raw, "stages"), _keys(raw, "data", "sources") or (), **known)
+    )
     if problems:
         raise ConfigError(f"{path} has {problems.counted()}", problems)
     return RunConfig(**parts)
+
+
+def _keys(raw: object, *place: str) -> tuple[str, ...] | None:
+    """The keys of the mapping at a place; None where there is no mapping."""
+    for name in place:
+        raw = raw.get(name) if isinstance(raw, Mapping) else None
+    return tuple(map(str, raw)) if isinstance(raw, Mapping) else None
 
 
 def read_config(path: str | Path, overrides: Sequence[str] = ()) -> dict[str, Any]:
@@ -58,7 +71,7 @@ def read_config(path: str | Path, overrides: Sequence[str] = ()) -> dict[str, An
     merged = _under_every_stage(merged.pop("stage_defaults", {}), merged)
     try:
         resolved = OmegaConf.to_container(OmegaConf.create(merged), resolve=True)
-    except (OmegaConfBaseException, ValueError) as error:
+    except _UNREADABLE as error:
         raise ConfigError(
             f"{path}: cannot be read as configuration: {error}"
         ) from error
@@ -105,9 +118,9 @@ def _find(path: Path, including: tuple[Path, ...]) -> Path:
 
 def _parse(path: Path) -> dict[str, Any]:
     try:
-        text = path.read_text(encoding="utf-8")
+        text = _names_as_written(path.read_text(encoding="utf-8"))
         document = OmegaConf.to_container(OmegaConf.create(text or "{}"))
-    except (OmegaConfBaseException, yaml.YAMLError, ValueError) as error:
+    except _UNREADABLE as error:
         raise ConfigError(
             f"{path}: cannot be read as configuration: {error}"
         ) from error
@@ -117,6 +130,42 @@ def _parse(path: Path) -> dict[str, Any]:
             "configs/ holds examples"
         )
     return document  # type: ignore[return-value]
+
+
+def _names_as_written(text: str) -> str:
+    """The YAML in `text` with what it would read otherwise than a person does in quotes.
+
+    Keys are names: a stage `4096`, `012` or `yes` is not the number 4096, the octal
+    number 10 or the word true. And YAML 1.1 takes the values 012 and 1:30 for 10 and 90.
+    """
+    root = yaml.compose(text, Loader=yaml.SafeLoader)
+    if root is None:
+        return text
+    pending, seen = [root], set()
+    while pending:
+        node = pending.pop()
+        if id(node) in seen:  # an alias
+            continue
+        seen.add(id(node))
+        if isinstance(node, yaml.MappingNode):
+            names: set[str] = set()
+            for key, value in node.value:
+                pending.append(value)
+                if isinstance(key, yaml.ScalarNode) and key.tag != _MERGE_KEY:
+                    key.tag, key.style = _STRING, "'"
+                    if key.value in names:
+                        rule = f"the key {key.value} stands twice"
+                        raise yaml.MarkedYAMLError(rule, problem_mark=key.start_mark)
+                    names.add(key.value)
+        elif isinstance(node, yaml.SequenceNode):
+            pending.extend(node.value)
+        elif (
+            isinstance(node, yaml.ScalarNode)
+            and node.tag == _INTEGER
+            and _OTHERWISE_READ.fullmatch(node.value)
+        ):
+            node.tag, node.style = _STRING, "'"
+    return yaml.serialize(root, Dumper=yaml.SafeDumper, allow_unicode=True)
 
 
 def _read_overrides(items: Sequence[str]) -> dict[str, Any]:
@@ -132,8 +181,12 @@ def _read_overrides(items: Sequence[str]) -> dict[str, Any]:
     if problems:
         raise ConfigError(f"{problems.counted()} in the overrides", problems)
     try:
-        return OmegaConf.to_container(OmegaConf.from_dotlist(list(items)))  # type: ignore[return-value]
-    except (OmegaConfBaseException, yaml.YAMLError, ValueError) as error:
+        written = []
+        for item in items:
+            key, _, value = item.partition("=")
+            written.append(f"{key}={_names_as_written(value)}")
+        return OmegaConf.to_container(OmegaConf.from_dotlist(written))  # type: ignore[return-value]
+    except _UNREADABLE as error:
         raise ConfigError(f"the overrides cannot be read: {error}") from error
 
 

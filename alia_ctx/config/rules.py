@@ -5,11 +5,13 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import importlib.util
+import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from alia_ctx.config.run import (
+    HELD_OUT,
     RANDOM,
     CheckpointConfig,
     DataConfig,
@@ -24,18 +26,26 @@ from alia_ctx.errors import Problem, Problems
 from alia_ctx.spec.cluster import ClusterSpec
 from alia_ctx.spec.model import ModelSpec
 
+# No first or last character that hides a file, climbs a directory or gets lost in a shell.
+_NAME = re.compile(r"\w([\w.+ -]*[\w+-])?")
+_LONGEST_NAME = 100  # file systems allow 255 bytes, and suffixes are added
+_MOST_WORKERS = 4096
+_YEAR = 365 * 24 * 60.0  # minutes
+_SMALLEST_FP32 = 1.1754944e-38  # normal; below it a GPU may take 0
+
 
 @dataclass(frozen=True)
 class Draft:
     """A configuration as far as it could be typed: `RunConfig`, with None or the default
     where a part could not.
 
-    `stages` holds those that could; `stage_names` are all that the file names. Rules
-    that need a part that is not there are not asked, so that one `check` shows all that
-    is wrong.
+    `stages` holds those that could; `stage_names` and `source_names` are all that the
+    file names. Rules that need a part that is not there are not asked, so that one
+    `check` shows all that is wrong.
     """
 
     stage_names: tuple[str, ...] | None
+    source_names: tuple[str, ...] = ()
     name: str | None = None
     output: str | None = None
     tokenizer: str | None = None
@@ -62,9 +72,9 @@ def run_problems(draft: Draft) -> Problems:
         problems += draft.model.problems("model")
     model = draft.model if not problems else None
     problems += draft.cluster.problems("cluster")
+    _names(draft, problems)
+    _counts(draft, problems)
     _engine(draft.engine, problems)
-    _positive(problems, "checkpoint", draft.checkpoint, "every_updates", "keep_last")
-    _positive(problems, "evaluation", draft.evaluation, "documents")
     _optimizer(draft.optimizer, problems)
     problems += sink_problems(draft.metrics.sinks, "metrics.sinks")
     _paths(draft, problems)
@@ -90,14 +100,64 @@ def _default(part: object, name: str) -> object:
     return next(f.default for f in dataclasses.fields(part) if f.name == name)  # type: ignore[arg-type]
 
 
+def _names(draft: Draft, problems: Problems) -> None:
+    """Names become names of files and parts of dotted keys; some mean something else."""
+    names = {
+        **{f"stages.{name}": name for name in draft.stage_names or ()},
+        **{f"data.sources.{name}": name for name in draft.source_names},
+    }
+    for key, name in names.items():
+        problems.need(
+            _NAME.fullmatch(name) is not None and len(name.encode()) <= _LONGEST_NAME,
+            key,
+            name,
+            "cannot be a name, as files are called by it",
+            "use letters, digits, _ and inside also . - + and spaces, at most "
+            f"{_LONGEST_NAME} bytes",
+        )
+    for key, reserved in {
+        f"stages.{RANDOM}": "`init_from: random` means random weights",
+        f"data.sources.{HELD_OUT}": "the store of evaluation.held_out is called so",
+    }.items():
+        problems.need(key not in names, key, names.get(key), reserved, "rename it")
+
+
+def _counts(draft: Draft, problems: Problems) -> None:
+    _positive(problems, "checkpoint", draft.checkpoint, "every_updates", "keep_last")
+    _positive(problems, "evaluation", draft.evaluation, "documents")
+    for key, value, remedy in (
+        ("seed", draft.seed, "any number from 0 on"),
+        ("checkpoint.keep_every", draft.checkpoint.keep_every, "0 keeps none for good"),
+        ("evaluation.every_updates", draft.evaluation.every_updates, "0 is never"),
+    ):
+        problems.need(value >= 0, key, value, "must not be negative", remedy)
+    if draft.data is not None:
+        workers, rule = draft.data.workers, f"must be 0 to {_MOST_WORKERS}"
+        in_range = 0 <= workers <= _MOST_WORKERS
+        problems.need(in_range, "data.workers", workers, rule, "0 is one a core")
+
+
 def _engine(engine: EngineConfig, problems: Problems) -> None:
-    _positive(problems, "engine", engine, "timeout_minutes", "hang_minutes")
     if engine.loss_chunk_tokens is not None:
         _positive(problems, "engine", engine, "loss_chunk_tokens")
+    for name in ("timeout_minutes", "hang_minutes"):
+        value, remedy = (
+            getattr(engine, name),
+            f"the default is {_default(engine, name)}",
+        )
+        rule = "must be above 0, and a year at most"
+        problems.need(0 < value <= _YEAR, f"engine.{name}", value, rule, remedy)
 
 
 def _optimizer(optimizer: OptimizerConfig, problems: Problems) -> None:
-    _positive(problems, "optimizer", optimizer, "epsilon", "clip_grad")
+    _positive(problems, "optimizer", optimizer, "clip_grad")
+    problems.need(
+        optimizer.epsilon >= _SMALLEST_FP32,
+        "optimizer.epsilon",
+        optimizer.epsilon,
+        f"must be at least {_SMALLEST_FP32:g}, the smallest number of fp32",
+        f"the default is {_default(optimizer, 'epsilon')}",
+    )
     for name in ("beta1", "beta2"):
         value, remedy = (
             getattr(optimizer, name),

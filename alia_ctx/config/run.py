@@ -20,6 +20,7 @@ from alia_ctx.spec.model import ModelSpec
 from alia_ctx.spec.rope import RopeSpec
 
 RANDOM = "random"
+HELD_OUT = "held_out"  # the source of evaluation.held_out, beside those of data.sources
 Sink = Literal["tensorboard", "wandb", "mlflow"]
 
 

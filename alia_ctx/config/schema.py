@@ -13,6 +13,8 @@ from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 from alia_ctx.errors import Problems
 
 _INVALID: Any = object()
+_INT64 = 2**63 - 1
+_FP32 = 3.4028234663852886e38
 
 
 def build[T](cls: type[T], raw: object, key: str, problems: Problems) -> T | None:
@@ -161,25 +163,40 @@ def _convert_scalar(expected: Any, raw: object, key: str, problems: Problems) ->
             if isinstance(raw, bool)
             else _wrong_type(key, raw, "true or false", problems)
         )
-    if expected is int and not isinstance(raw, bool):
-        if isinstance(raw, int):
-            return raw
-        if isinstance(raw, float) and raw.is_integer():
-            return int(raw)
-    if (
-        expected is float
-        and isinstance(raw, (int, float))
-        and not isinstance(raw, bool)
-    ):
-        return float(raw)
+    if isinstance(raw, (int, float)) and not isinstance(raw, bool):
+        if expected is float or (expected is int and raw == raw // 1):
+            return _convert_number(expected, raw, key, problems)
+        if expected is str and isinstance(raw, int):
+            return str(raw)  # `init_from: 4096` means the stage of that name
     if expected is str and isinstance(raw, str):
         return raw
     names = {int: "a whole number", float: "a number", str: "a string"}
     return _wrong_type(key, raw, names.get(expected, str(expected)), problems)
 
 
+def _convert_number(
+    expected: Any, raw: int | float, key: str, problems: Problems
+) -> Any:
+    """A number that the engine can hold: whole ones in 64 bits, others in fp32.
+
+    No setting means anything as NaN or infinity, and each comparison with NaN is false,
+    so that rules written as `if value < least` would let it pass.
+    """
+    limit, rule = (
+        (_INT64, "2^63") if expected is int else (_FP32, "3.4e38, as fp32 ends")
+    )
+    if not -limit <= raw <= limit:
+        remedy = "give a finite number"
+        problems.add(key, raw, f"must be a number within +-{rule}", remedy)
+        return _INVALID
+    return expected(raw)
+
+
 def _wrong_type(key: str, raw: object, expected: str, problems: Problems) -> Any:
     got = "nothing" if raw is None else f"{type(raw).__name__}"
     rule = f"must be {expected}, not {got}"
-    problems.add(key or "(top level)", raw, rule, f"give {expected}")
+    remedy = f"give {expected}"
+    if expected == "a string" and raw is not None and not isinstance(raw, (list, dict)):
+        remedy = f"put it in quotes: '{raw}'"
+    problems.add(key or "(top level)", raw, rule, remedy)
     return _INVALID

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
@@ -57,6 +58,10 @@ class ModelSpec:
             size = getattr(self, name)
             remedy = "take it from the model's config.json"
             problems.need(size >= 1, f"{key}.{name}", size, "must be positive", remedy)
+        for name in ("rms_norm_eps", "initializer_range"):
+            value, rule = getattr(self, name), "must be 0 or above, and finite"
+            remedy = f"the default is {getattr(type(self), name)}"
+            problems.need(0 <= value < math.inf, f"{key}.{name}", value, rule, remedy)
         if problems:
             return problems
         problems.need(
