@@ -48,24 +48,18 @@ BREACHES = {
     "sizes": {
         "alia_ctx/checkpoint/dcp_store.py",
         "alia_ctx/config/rules.py",
-        "alia_ctx/data/tokens/encoder.py",
-        "alia_ctx/hf/convert.py",
         "alia_ctx/hf/safetensors_writer.py",
-        "alia_ctx/mcore/engine.py",
-        "alia_ctx/train/trainer.py",
         "tests/data/packing/test_packing.py",
         "tests/data/tokens/test_tokens.py",
+        "tests/hf/test_config.py",
         "tests/hf/test_conversion.py",
+        "tests/nn/test_linear_cross_entropy.py",
         "tests/planner/test_planner.py",
         "tests/train/test_trainer.py",
     },
     "names": {
         "alia_ctx/checkpoint/dcp_store.py",
-        "alia_ctx/mcore/owned_state.py",
         "benchmarks/attention_work.py",
-        "benchmarks/save_stall.py",
-        "CONTRIBUTING.md",  # names files that are still being written
-        "docs/architecture.md",
     },
 }
 

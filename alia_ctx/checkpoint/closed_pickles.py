@@ -95,7 +95,7 @@ def load_metadata(state: Path) -> dcp.Metadata:
         ) from error
     before: dict[type, dict[str, Any]] = {c: dict(vars(c)) for c in _CLASSES}
     try:
-        metadata = _ClosedUnpickler(io.BytesIO(data)).load()
+        metadata: dcp.Metadata = _ClosedUnpickler(io.BytesIO(data)).load()
         _check(metadata)
     except Exception as error:  # whatever a damaged pickle raises
         raise CheckpointError(
@@ -127,7 +127,8 @@ def closed_unpickling(state: Path) -> Iterator[None]:
     """Let upstream load from `state`, while its readers unpickle as this module does.
 
     torch/distributed/checkpoint/filesystem.py reads `.metadata` with a plain
-    `pickle.load`, and default_planner.py records of objects with
+    `pickle.load`, and torch/distributed/checkpoint/default_planner.py
+    records of objects with
     `torch.load(weights_only=False)`: either runs what a foreign checkpoint asks for.
     Neither can be told otherwise through Megatron's `dist_checkpointing.load`, which
     makes its own reader and planner; so both methods are replaced meanwhile.

@@ -164,7 +164,7 @@ def _same_bytes(one: TensorPlace, other: TensorPlace) -> bool:
             count = min(step, place.shape[0] - start)
             rows = torch.empty((count, *place.shape[1:]), dtype=place.dtype)
             files.read_rows(place, start, rows)
-            return as_bytes(rows).tobytes()
+            return bytes(as_bytes(rows))
 
         return all(
             block(one, start) == block(other, start)

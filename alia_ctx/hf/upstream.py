@@ -125,10 +125,11 @@ class DecoderLayers:
         with torch.device("meta"):
             module: Any = self._layer(self._config, index)
         module.load_state_dict(weights, assign=True)
-        out = module.eval()(
+        out: Any = module.eval()(
             x_TH[None],
             attention_mask=self._mask,
             position_ids=self._positions,
             position_embeddings=self._cos_sin,
         )
-        return (out[0] if isinstance(out, tuple) else out).view(x_TH.shape)
+        hidden: Tensor = out[0] if isinstance(out, tuple) else out
+        return hidden.view(x_TH.shape)

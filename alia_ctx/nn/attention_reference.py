@@ -103,7 +103,10 @@ def blocked_attention(
 
     computed in fp32 (fp64 for fp64 inputs).
     """
-    return _BlockedAttention.apply(q_qhd, k_kgd, v_kgd, tiles, scale)
+    output: Tensor = _BlockedAttention.apply(  # type: ignore[no-untyped-call]
+        q_qhd, k_kgd, v_kgd, tiles, scale
+    )
+    return output
 
 
 @lru_cache(maxsize=8)

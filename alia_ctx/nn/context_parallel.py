@@ -222,7 +222,8 @@ def _pairs_before(offsets: np.ndarray, tokens: np.ndarray) -> np.ndarray:
         np.searchsorted(offsets, tokens, side="right") - 1, len(lengths)
     )
     inside = tokens - offsets[document]
-    return whole[document] + inside * (inside + 1) // 2
+    pairs: np.ndarray = whole[document] + inside * (inside + 1) // 2
+    return pairs
 
 
 def _deal(work: np.ndarray, cp: int) -> np.ndarray:

@@ -42,7 +42,9 @@ def exchange_keys(
     if geometry.cp == 1:
         return ((key_tgd, value_tgd.contiguous()),), lambda: None
     pending: list[Any] = []
-    slices = _ExchangeKeys.apply(key_tgd, value_tgd, geometry, group, pending)
+    slices = _ExchangeKeys.apply(  # type: ignore[no-untyped-call]
+        key_tgd, value_tgd, geometry, group, pending
+    )
 
     def wait() -> None:
         for work in pending:

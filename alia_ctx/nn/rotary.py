@@ -63,7 +63,8 @@ def rotate(x_Thd: Tensor, cos_Tf: Tensor, sin_Tf: Tensor) -> Tensor:
     products first, so the two differ by up to three roundings, ours being the closer to
     exact. Saves only cos and sin for the backward, which is the inverse rotation.
     """
-    return _Rotate.apply(x_Thd, cos_Tf, sin_Tf)
+    rotated: Tensor = _Rotate.apply(x_Thd, cos_Tf, sin_Tf)  # type: ignore[no-untyped-call]
+    return rotated
 
 
 def _rotate(x_Thd: Tensor, cos_Tf: Tensor, sin_Tf: Tensor) -> Tensor:

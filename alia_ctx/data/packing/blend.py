@@ -180,11 +180,14 @@ def _fit_shares(
             f"{[(bucket.min_tokens, bucket.share) for bucket in spec.length_buckets]}: "
             f"{detail}; change the shares"
         )
-    return fitted / fitted.sum()
+    blend: np.ndarray = fitted / fitted.sum()
+    return blend
 
 
 def _ratio(wanted: np.ndarray, have: np.ndarray) -> np.ndarray:
-    return np.divide(wanted, have, out=np.zeros_like(have), where=have > 0)
+    ratio: np.ndarray = np.zeros_like(have)
+    np.divide(wanted, have, out=ratio, where=have > 0)
+    return ratio
 
 
 def _misfit(
