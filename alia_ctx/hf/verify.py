@@ -19,20 +19,16 @@ import torch
 from torch import Tensor
 
 from alia_ctx import checkpoint
+from alia_ctx.checkpoint import dcp_store
+from alia_ctx.checkpoint.dcp_store import StateReader
 from alia_ctx.checkpoint.manifest import Manifest
 from alia_ctx.checkpoint.tensor_files import TensorFiles, TensorPlace, as_bytes
 from alia_ctx.errors import CheckpointError
-from alia_ctx.hf import config, rules
-from alia_ctx.hf.convert import (
-    Progress,
-    StateReader,
-    StateStore,
-    drop_tied_head,
-    stored_dtypes,
-)
+from alia_ctx.hf import config, rope_config, rules
 from alia_ctx.hf.families import FAMILIES
 from alia_ctx.hf.reference_decoder import ReferenceDecoder, spread_positions
 from alia_ctx.hf.rules import EMBEDDING, FINAL_NORM, HEAD, RowMap, WeightMap
+from alia_ctx.hf.streams import Progress, drop_tied_head, stored_dtypes
 from alia_ctx.hf.weight_files import locate_weights
 
 _BLOCK_BYTES = 2 << 20  # stays in the processor's cache
@@ -97,7 +93,6 @@ class VerifyReport:
 def verify(
     hf_dir: Path,
     ckpt_dir: Path,
-    store: StateStore,
     *,
     logits: bool = True,
     tolerance: float = DEFAULT_TOLERANCE,
@@ -113,7 +108,7 @@ def verify(
     hf_dir, ckpt_dir = Path(hf_dir), Path(ckpt_dir)
     manifest = checkpoint.read_manifest(ckpt_dir)
     model, rope, context = config.read_config(hf_dir)
-    weights, found = WeightMap(model), locate_weights(hf_dir)
+    weights, places = WeightMap(model), locate_weights(hf_dir)
     apart = [
         f"{name} is {getattr(model, name)!r} in config.json, {value!r} in the checkpoint"
         for name, value in vars(manifest.model).items()
@@ -123,16 +118,19 @@ def verify(
         raise CheckpointError(
             f"{hf_dir} and {ckpt_dir} are not one model: {'; '.join(apart)}"
         )
-    drop_tied_head(model.tie_word_embeddings, found)
-    rules.check_huggingface(weights, found, str(hf_dir))
-    with store.open_state(ckpt_dir / checkpoint.STATE) as state, TensorFiles() as files:
+    drop_tied_head(model.tie_word_embeddings, places)
+    rules.check_huggingface(weights, places, str(hf_dir))
+    with (
+        dcp_store.open_state(ckpt_dir / checkpoint.STATE) as state,
+        TensorFiles() as files,
+    ):
         pair = _Pair(
-            weights, found, files, state, stored_dtypes(weights, state, str(ckpt_dir))
+            weights, places, files, state, stored_dtypes(weights, state, str(ckpt_dir))
         )
         differences = tuple(pair.weight_differences(progress))
         return VerifyReport(
-            tensors=len(found),
-            bytes=sum(place.nbytes for place in found.values()),
+            tensors=len(places),
+            bytes=sum(place.nbytes for place in places.values()),
             config_differences=(*apart, *_config_differences(rope, context, manifest)),
             weight_differences=differences,
             logits=_compare_logits(hf_dir, pair, manifest, tolerance)
@@ -146,7 +144,7 @@ def verify(
 def _config_differences(rope: Any, context: int, manifest: Manifest) -> Iterator[str]:
     if rope != manifest.rope:
         yield f"RoPE is {rope} in config.json, {manifest.rope} in the checkpoint"
-    expected = config.stated_length(manifest.rope, manifest.context)
+    expected = rope_config.stated_length(manifest.rope, manifest.context)
     if context != expected:
         yield (
             f"max_position_embeddings is {context} in config.json, the checkpoint "
@@ -160,17 +158,17 @@ class _Pair:
     def __init__(
         self,
         weights: WeightMap,
-        found: dict[str, TensorPlace],
+        places: dict[str, TensorPlace],
         files: TensorFiles,
         state: StateReader,
-        kinds: dict[str, torch.dtype],
+        dtypes: dict[str, torch.dtype],
     ) -> None:
-        self.model, self._found, self._files, self._state, self._kinds = (
+        self.model, self._places, self._files, self._state, self._dtypes = (
             weights.model,
-            found,
+            places,
             files,
             state,
-            kinds,
+            dtypes,
         )
         self._homes = {name: home for name, _, home in weights.huggingface_tensors()}
 
@@ -178,18 +176,18 @@ class _Pair:
         converted = [
             n
             for n, home in self._homes.items()
-            if self._kinds[home.runs[0].name] != self._found[n].dtype
+            if self._dtypes[home.runs[0].name] != self._places[n].dtype
         ]
         if converted:
             name = converted[0]
             yield (
                 f"note: {len(converted)} tensors were compared in the checkpoint's dtype "
-                f"({self._found[name].dtype} -> {self._kinds[self._homes[name].runs[0].name]})"
+                f"({self._places[name].dtype} -> {self._dtypes[self._homes[name].runs[0].name]})"
             )
 
     def theirs(self, name: str, start: int, count: int) -> Tensor:
         """Rows of the Hugging Face file, in its dtype."""
-        place = self._found[name]
+        place = self._places[name]
         out = torch.empty((count, *place.shape[1:]), dtype=place.dtype)
         self._files.read_rows(place, start, out)
         return out
@@ -198,7 +196,8 @@ class _Pair:
         """The same rows from the checkpoint, in its dtype."""
         home: RowMap = self._homes[name]
         out = torch.empty(
-            (count, *self._found[name].shape[1:]), dtype=self._kinds[home.runs[0].name]
+            (count, *self._places[name].shape[1:]),
+            dtype=self._dtypes[home.runs[0].name],
         )
         at = 0
         for run in home.between(start, start + count):
@@ -212,19 +211,19 @@ class _Pair:
         return list(self._homes)
 
     def rows(self, name: str) -> int:
-        return self._found[name].shape[0]
+        return self._places[name].shape[0]
 
     def blocks(self, name: str) -> Iterator[tuple[int, int]]:
         """Start and length of blocks of rows that fit the buffer."""
         total, step = (
             self.rows(name),
-            max(1, _BLOCK_BYTES // self._found[name].row_bytes),
+            max(1, _BLOCK_BYTES // self._places[name].row_bytes),
         )
         for start in range(0, total, step):
             yield start, min(step, total - start)
 
     def weight_differences(self, progress: Progress | None) -> Iterator[str]:
-        done, total = 0, sum(place.nbytes for place in self._found.values())
+        done, total = 0, sum(place.nbytes for place in self._places.values())
         for name in self._homes:
             for start, count in self.blocks(name):
                 difference = _first_difference(
@@ -235,7 +234,7 @@ class _Pair:
                 if difference:
                     yield f"{name}{difference}"
                     break
-            done += self._found[name].nbytes
+            done += self._places[name].nbytes
             if progress:
                 progress(done, total)
 

@@ -1,7 +1,7 @@
 """Where every weight of a Hugging Face directory lies: safetensors or `pytorch_model.bin`,
 one file or many.
 
-Only headers are read. Everything that can be wrong with the files is found here, before
+Only headers are read. Everything that can be wrong with the files is places here, before
 a byte is written.
 """
 
@@ -16,7 +16,7 @@ import torch
 
 from alia_ctx.checkpoint.tensor_files import TensorPlace, archive_tensors
 from alia_ctx.errors import CheckpointError
-from alia_ctx.hf.config import load_json
+from alia_ctx.hf.json_files import load_json
 
 SAFETENSORS = "model.safetensors"
 SAFETENSORS_INDEX = "model.safetensors.index.json"
@@ -54,13 +54,13 @@ def locate_weights(hf_dir: Path) -> dict[str, TensorPlace]:
         (_BIN_INDEX, _BIN, _read_bin),
     ):
         if (hf_dir / index).exists():
-            found = _read_indexed(hf_dir / index, read)
+            places = _read_indexed(hf_dir / index, read)
         elif (hf_dir / single).exists():
-            found = read(hf_dir / single)
+            places = read(hf_dir / single)
         else:
             continue
         return {
-            name: place for name, place in found.items() if not name.endswith(_DERIVED)
+            name: place for name, place in places.items() if not name.endswith(_DERIVED)
         }
     shards = sorted(p.name for p in hf_dir.glob("*.safetensors")) + sorted(
         p.name for p in hf_dir.glob("*.bin")
@@ -81,7 +81,7 @@ def _read_indexed(index: Path, read: Any) -> dict[str, TensorPlace]:
         raise CheckpointError(
             f"{index}: has no weight_map; copy it again from its source"
         )
-    found: dict[str, TensorPlace] = {}
+    places: dict[str, TensorPlace] = {}
     for shard in sorted(set(weight_map.values())):
         file = index.parent / str(shard)
         if Path(str(shard)).name != shard or not file.is_file():
@@ -99,21 +99,21 @@ def _read_indexed(index: Path, read: Any) -> dict[str, TensorPlace]:
                     f"{file}: holds {name}, but {index.name} {listed}; index and shards are not "
                     "of one save, copy them again"
                 )
-            found[name] = place
-    absent = [name for name in weight_map if name not in found]
+            places[name] = place
+    absent = [name for name in weight_map if name not in places]
     if absent:
         raise CheckpointError(
             f"{index}: lists {absent[0]} in {weight_map[absent[0]]}, which does not hold it "
             f"({len(absent)} such); copy the shards again"
         )
-    return found
+    return places
 
 
 def _read_bin(file: Path) -> dict[str, TensorPlace]:
-    found = archive_tensors(file)
-    if not isinstance(found, dict):
+    places = archive_tensors(file)
+    if not isinstance(places, dict):
         raise CheckpointError(f"{file}: holds one tensor instead of a dict of tensors")
-    return found
+    return places
 
 
 def read_safetensors_header(file: Path) -> dict[str, TensorPlace]:

@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 from alia_ctx import checkpoint
-from alia_ctx.checkpoint import dcp_store
 from alia_ctx.config.run import RunConfig
 from alia_ctx.errors import AliaError, CheckpointError
 from alia_ctx.evaluation.report import Report
@@ -78,7 +77,7 @@ def export(run: RunConfig, name: str) -> Path:
     path, directory = finished_checkpoint(run, name), run.directory("hf", name)
     if not directory.is_dir():
         directory.parent.mkdir(parents=True, exist_ok=True)
-        convert.export_hf(path, directory, dcp_store, tokenizer_dir=Path(run.tokenizer))
+        convert.export_hf(path, directory, tokenizer_dir=Path(run.tokenizer))
         say(f"{name}: exported to {directory}")
     return directory
 

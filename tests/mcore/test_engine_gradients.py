@@ -19,7 +19,6 @@ from torch import Tensor
 from torch.nn import functional
 
 from alia_ctx import checkpoint
-from alia_ctx.checkpoint import dcp_store
 from alia_ctx.data.packing import PackedRow
 from alia_ctx.hf.convert import export_hf, import_hf
 from alia_ctx.spec.layout import Layout
@@ -173,7 +172,7 @@ def model(
     original = hf_models.save_model(
         folder / "hf", "llama", "llama3", dtype=torch.float32
     )
-    import_hf(folder / "hf", folder / "ck", dcp_store)
+    import_hf(folder / "hf", folder / "ck")
     rope = checkpoint.read_manifest(folder / "ck").rope
     loss, gradients = dense_gradients(
         dict(original.state_dict()), rope, original.config
@@ -186,7 +185,7 @@ def exported(folder: Path) -> dict[str, Tensor]:
     from safetensors.torch import load_file
 
     target = folder.with_name(folder.name + "-hf")
-    export_hf(folder, target, dcp_store)
+    export_hf(folder, target)
     return {
         k: v
         for file in target.glob("*.safetensors")
