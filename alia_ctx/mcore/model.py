@@ -5,7 +5,7 @@ whose checkpoint names are those that every Megatron tool reads, and keep the ch
 this file.
 
 Position embedding is "none": our core attention rotates q and k from per-token
-positions (see attention.py). Norms are ours because upstream's torch norm rejects
+positions (mcore/attention.py). Norms are ours because upstream's torch norm rejects
 sequence parallelism; the linear layers, the MLP, the embedding, the residual stream and
 the pipeline are upstream's.
 """
@@ -264,7 +264,12 @@ def _draw(
     )
 
 
-def _shard(full: torch.Tensor, parameter: Any, name: str, tp: Any) -> torch.Tensor:
+def _shard(
+    full: torch.Tensor,
+    parameter: Any,
+    name: str,
+    tp: torch.distributed.ProcessGroup,
+) -> torch.Tensor:
     if not getattr(parameter, "tensor_model_parallel", False):
         return full
     dim, size, rank = parameter.partition_dim, tp.size(), tp.rank()

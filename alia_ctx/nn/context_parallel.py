@@ -2,7 +2,7 @@
 numpy on the host, once a row.
 
 A row is cut in ranges of tokens that are dealt to the ranks: by default the zigzag of
-`layout.zigzag_chunks`, or with `Balance` finer cuts dealt by the work that this row's
+`spec.layout.zigzag_chunks`, or with `Balance` finer cuts dealt by the work that this row's
 documents put in them. The keys that the queries of a range [a, b) can see form one
 contiguous slice of the row: from the start of the document that holds token a up to b.
 A rank keeps the union of its slices in one buffer, in row order, and receives only the

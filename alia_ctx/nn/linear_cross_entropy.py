@@ -45,7 +45,7 @@ def vocab_parallel_loss(
     weight_vH: Tensor,
     targets_T: Tensor,
     *,
-    tp_group: Any,
+    tp_group: dist.ProcessGroup | None,
     vocab_size: int,
     sequence_parallel: bool,
     chunk_tokens: int | None = None,
@@ -112,7 +112,11 @@ class _Head:
     """
 
     def __init__(
-        self, tp_group: Any, vocab_size: int, sequence_parallel: bool, chunk_tokens: int
+        self,
+        tp_group: dist.ProcessGroup | None,
+        vocab_size: int,
+        sequence_parallel: bool,
+        chunk_tokens: int,
     ) -> None:
         self.group, self.tp = tp_group, tp_group.size() if tp_group is not None else 1
         self.rank = tp_group.rank() if tp_group is not None else 0

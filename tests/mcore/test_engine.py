@@ -229,7 +229,7 @@ def test_row_losses_cover_each_predicted_token_once(layout: Layout) -> None:
                 continue
             targets = rows[index].targets()
             local = np.concatenate([np.arange(a, b) for a, b in ranges])
-            expected = logits.argmax(-1).numpy() == targets[local]
+            expected = logits.argmax(-1) == targets[local]
             np.testing.assert_array_equal(hits_of_row[local], expected)
     assert hits > 20
     for index, row in rows.items():
