@@ -26,6 +26,29 @@ def _short(value: object, limit: int = 120) -> str:
     return text if len(text) <= limit else f"{text[: limit - 1]}…"
 
 
+class Problems(list[Problem]):
+    """Violated rules, collected so that all of them are reported at once."""
+
+    def need(
+        self, condition: bool, key: str, value: object, rule: str, remedy: str
+    ) -> bool:
+        """Add a problem unless `condition` holds; returns whether it does.
+
+        Written so that a NaN fails: `need(size > 0, ...)`, not `if size <= 0`.
+        """
+        if not condition:
+            self.add(key, value, rule, remedy)
+        return condition
+
+    def add(self, key: str, value: object, rule: str, remedy: str) -> None:
+        """Add a problem whose condition stands in an `if`, as where its remedy is costly."""
+        self.append(Problem(key, value, rule, remedy))
+
+    def counted(self) -> str:
+        """`1 problem`, `3 problems`."""
+        return f"{len(self)} problem{'s' if len(self) != 1 else ''}"
+
+
 class AliaError(Exception):
     """Base of everything that the command line reports in one message, without a traceback."""
 

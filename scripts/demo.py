@@ -1,8 +1,9 @@
 """The whole job on this machine, on real text: what `make demo` runs.
 
-    python scripts/demo.py                                            text from the
-    installed packages python scripts/demo.py --text notes/ corpus.jsonl --output
-    runs/mine   your own: .txt .md .jsonl(.gz|.zst) .parquet
+    python scripts/demo.py
+        text from the installed packages
+    python scripts/demo.py --text notes/ corpus.jsonl --output runs/mine
+        your own: .txt .md .jsonl(.gz|.zst) .parquet
 
 Text and tokenizer are made once; every step that is finished is left as it is, so a
 second run is quick.
@@ -16,12 +17,11 @@ import shutil
 import sys
 import time
 from pathlib import Path
-from typing import Any
 
 import yaml
 
 from alia_ctx import workflow
-from alia_ctx.config.load import load_run
+from alia_ctx.config.load import load_run, read_config
 from alia_ctx.data.documents import DocumentCounts, SourceSpec, read_documents
 from alia_ctx.demo import corpus
 from alia_ctx.demo.tokenizer import train_tokenizer
@@ -99,29 +99,26 @@ def prepare(arguments: argparse.Namespace) -> Path:
     if not (text / "heldout.jsonl").is_file():
         shutil.rmtree(text, ignore_errors=True)
         gather_own(arguments.text, text) if arguments.text else gather_installed(text)
-    raw = yaml.safe_load(CONFIG.read_text(encoding="utf-8"))
+    demo = read_config(CONFIG)
     files = sorted(path for path in text.glob("*.jsonl") if path.stem != "heldout")
     if not (tokenizer / "tokenizer.json").is_file():
-        say(f"training a tokenizer of {raw['model']['vocab_size']} tokens")
-        train_tokenizer(files, tokenizer, raw["model"]["vocab_size"])
-    if output == Path(raw["output"]):
+        say(f"training a tokenizer of {demo['model']['vocab_size']} tokens")
+        train_tokenizer(files, tokenizer, demo["model"]["vocab_size"])
+    if output == Path(demo["output"]):
         return CONFIG
-    return write_config(raw, output, files)
-
-
-def write_config(raw: dict[str, Any], output: Path, files: list[Path]) -> Path:
-    """configs/tiny.yaml with another place and other sources, as OUTPUT/config.yaml."""
-    raw |= {
+    sources = {
+        **dict.fromkeys(demo["data"]["sources"]),  # null takes the demo's out
+        **{path.stem: {"inputs": [f"${{root}}/text/{path.name}"]} for path in files},
+    }
+    mine = {
+        "include": str(CONFIG),
         "name": output.name,
         "root": str(output),
-        "output": str(output),
-        "tokenizer": str(output / "tokenizer"),
+        "data": {"sources": sources},
     }
-    raw["data"]["sources"] = {path.stem: {"inputs": [str(path)]} for path in files}
-    raw["evaluation"]["held_out"] = {"inputs": [str(output / "text" / "heldout.jsonl")]}
-    path = output / "config.yaml"
-    path.write_text(yaml.safe_dump(raw, sort_keys=False), encoding="utf-8")
-    return path
+    config = output / "config.yaml"
+    config.write_text(yaml.safe_dump(mine, sort_keys=False), encoding="utf-8")
+    return config
 
 
 def gather_installed(text: Path) -> None:

@@ -24,14 +24,13 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.distributed.checkpoint import FileSystemReader
 from torch.distributed.checkpoint.metadata import (
     ChunkStorageMetadata,
-    Metadata,
     MetadataIndex,
     TensorStorageMetadata,
 )
 
+from alia_ctx.checkpoint.closed_pickles import load_metadata
 from alia_ctx.checkpoint.dcp_files import (
     COMMON_STATE,
     METADATA,
@@ -130,7 +129,7 @@ class StateReader:
 
     def __init__(self, state: Path) -> None:
         self._state = Path(state)
-        metadata = _read_metadata(self._state)
+        metadata = load_metadata(self._state)
         self._storage: Mapping[Any, Any] = metadata.storage_data
         self._described = {
             name: entry
@@ -273,24 +272,6 @@ def _box(
 ) -> tuple[slice, ...]:
     """[low, high) as it lies in an array that begins at `origin`."""
     return tuple(slice(a - o, b - o) for a, b, o in zip(low, high, origin, strict=True))
-
-
-def _read_metadata(state: Path) -> Metadata:
-    try:
-        metadata = FileSystemReader(state).read_metadata()
-    except FileNotFoundError:
-        raise CheckpointError(
-            f"{state / METADATA}: missing; the directory is no distributed checkpoint"
-        ) from None
-    except Exception as error:  # whatever a damaged pickle raises
-        raise CheckpointError(
-            f"{state / METADATA}: not readable ({error}); use another checkpoint"
-        ) from error
-    if not isinstance(metadata, Metadata) or not metadata.storage_data:
-        raise CheckpointError(
-            f"{state / METADATA}: describes no stored tensors; use another checkpoint"
-        )
-    return metadata
 
 
 def _chunks(tensors: Sequence[GlobalTensor], chunk_bytes: int) -> Iterator[Chunk]:

@@ -1,6 +1,7 @@
-"""The commands that convert:
+"""The commands that convert: import-hf, export-hf, verify. Wiring only.
 
-import-hf, export-hf, verify. Wiring only; `scripts/` runs the same functions.
+Import and export share their work where torchrun starts several processes:
+`torchrun --nproc-per-node N -m alia_ctx.cli import-hf HF_DIR CHECKPOINT`.
 """
 
 from __future__ import annotations
@@ -14,13 +15,12 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from alia_ctx.checkpoint import dcp_store
 from alia_ctx.errors import CheckpointError
 
 if TYPE_CHECKING:
     import torch
 
-    from alia_ctx.hf.convert import Progress
+    from alia_ctx.hf.streams import Progress
 
 _UNITS = {
     "": 1,
@@ -73,22 +73,21 @@ def import_hf(
     Parallel under torchrun.
     """
     from alia_ctx.hf import convert
-    from alia_ctx.hf.ranks import Team
+    from alia_ctx.hf.ranks import Ranks
 
     with (
-        Team.from_environment() as team,
-        _progress("import-hf", team.rank == 0) as progress,
+        Ranks.from_environment() as ranks,
+        _progress("import-hf", ranks.rank == 0) as progress,
     ):
         manifest = convert.import_hf(
             hf_dir,
             checkpoint,
-            dcp_store,
             dtype=_torch_dtype(dtype),
             overwrite=overwrite,
             progress=progress,
-            team=team,
+            ranks=ranks,
         )
-    if team.rank == 0:
+    if ranks.rank == 0:
         typer.echo(
             f"{checkpoint}: {manifest.model.parameters():,} parameters in "
             f"{manifest.extra['dtype']}, "
@@ -115,25 +114,24 @@ def export_hf(
     and model card.
     """
     from alia_ctx.hf import convert
-    from alia_ctx.hf.ranks import Team
+    from alia_ctx.hf.ranks import Ranks
 
     with (
-        Team.from_environment() as team,
-        _progress("export-hf", team.rank == 0) as progress,
+        Ranks.from_environment() as ranks,
+        _progress("export-hf", ranks.rank == 0) as progress,
     ):
         manifest = convert.export_hf(
             checkpoint,
             hf_dir,
-            dcp_store,
             dtype=_torch_dtype(dtype),
             overwrite=overwrite,
             shard_bytes=parse_bytes(shard_size),
             tokenizer_dir=tokenizer,
             check=check,
             progress=progress,
-            team=team,
+            ranks=ranks,
         )
-    if team.rank == 0:
+    if ranks.rank == 0:
         typer.echo(
             f"{hf_dir}: context {manifest.context:,}, RoPE {manifest.rope.type}, "
             f"stages {', '.join(entry.stage for entry in manifest.ledger) or 'none'}"
@@ -161,7 +159,6 @@ def verify(
         report = compare(
             hf_dir,
             checkpoint,
-            dcp_store,
             logits=not weights_only,
             tolerance=tolerance,
             progress=progress,

@@ -204,9 +204,6 @@ def run(config: Config, overrides: Overrides = None) -> None:
     _show_report(workflow.run_all(config, overrides or (), loaded))
 
 
-convert_commands.register(app)
-
-
 def _print_table(results: Any) -> None:
     from rich.console import Console
 

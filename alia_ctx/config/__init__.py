@@ -4,7 +4,6 @@ from alia_ctx.config.load import load_run
 from alia_ctx.config.run import (
     RANDOM,
     CheckpointConfig,
-    ClusterConfig,
     DataConfig,
     EngineConfig,
     EvaluationConfig,
@@ -19,7 +18,6 @@ from alia_ctx.config.run import (
 __all__ = [
     "RANDOM",
     "CheckpointConfig",
-    "ClusterConfig",
     "DataConfig",
     "EngineConfig",
     "EvaluationConfig",

@@ -1,94 +1,243 @@
-"""YAML, and `key=value` overrides -> a checked `RunConfig`.
+"""YAML files that include each other, and `key=value` overrides -> a checked `RunConfig`.
 
-The only module that imports omegaconf.
+A configuration is put together in this order, later over earlier:
+
+1. the files under `include:`, one after another, each with what it includes itself;
+2. the file;
+3. the overrides.
+
+Then `stage_defaults:` is put under every stage, and `${...}` is resolved. Mappings are
+joined key by key, everything else is replaced. The only module that imports omegaconf.
 """
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import yaml
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
-from yaml import YAMLError
 
-from alia_ctx.config.rules import _layout_problems, _stage_value_problems, run_problems
-from alia_ctx.config.run import ClusterConfig, RunConfig, StageConfig
-from alia_ctx.config.schema import build
-from alia_ctx.errors import ConfigError, Problem
-from alia_ctx.spec.model import ModelSpec
+from alia_ctx.config.rules import Draft, run_problems
+from alia_ctx.config.run import RunConfig
+from alia_ctx.config.schema import build_parts
+from alia_ctx.errors import ConfigError, Problems
+from alia_ctx.spec.rope import RopeSpec
+
+_UNREADABLE = (OmegaConfBaseException, yaml.YAMLError, ValueError)
+_STRING, _INTEGER, _MERGE_KEY = (
+    f"tag:yaml.org,2002:{name}" for name in ("str", "int", "merge")
+)
+_OTHERWISE_READ = re.compile(r"[-+]?(0[0-9_]+|[0-9_]+(:[0-9_]+)+)")
+# Mappings whose keys are names that a user gives: null takes a name out of them again.
+_BY_NAME = ("stages", "sources", "weights")
 
 
 def load_run(path: str | Path, overrides: Sequence[str] = ()) -> RunConfig:
     """Read `path`, apply dotted `key=value` overrides, and check everything.
 
-    Raises ConfigError listing *all* violations: unknown keys and wrong types first, and
-    once these are none, everything that the values break.
+    Raises ConfigError listing *all* violations: unknown keys, wrong types, and what the
+    values break, as far as they could be typed.
     """
-    raw = _read(Path(path), overrides)
-    problems: list[Problem] = []
-    run = build(RunConfig, raw, "", problems)
-    if problems or run is None:
-        problems += _partial_problems(raw, problems)
-        raise ConfigError(f"{path} has {_count(problems)}", problems)
-    problems = list(run_problems(run))
+    raw = read_config(path, overrides)
+    problems = Problems()
+    parts = build_parts(RunConfig, raw, problems)
+    known = {name: part for name, part in parts.items() if part is not None}
+    problems += run_problems(
+        Draft(_keys(raw, "stages"), _keys(raw, "data", "sources") or (), **known)
+    )
     if problems:
-        raise ConfigError(f"{path} has {_count(problems)}", problems)
-    return run
+        raise ConfigError(f"{path} has {problems.counted()}", problems)
+    return RunConfig(**parts)
 
 
-def _read(path: Path, overrides: Sequence[str]) -> Any:
-    if not path.is_file():
-        raise ConfigError(f"{path}: no such file; configs/ holds examples")
+def _keys(raw: object, *place: str) -> tuple[str, ...] | None:
+    """The keys of the mapping at a place; None where there is no mapping."""
+    for name in place:
+        raw = raw.get(name) if isinstance(raw, Mapping) else None
+    return tuple(map(str, raw)) if isinstance(raw, Mapping) else None
+
+
+def read_config(path: str | Path, overrides: Sequence[str] = ()) -> dict[str, Any]:
+    """What `path` says with its includes, overrides and stage defaults, as plain
+    containers; nothing is checked but that it can be read.
+
+    ConfigError names the file that cannot be.
+    """
+    merged = _merge(_read_file(Path(path), ()), _read_overrides(overrides))
+    merged = _under_every_stage(merged.pop("stage_defaults", {}), merged)
     try:
-        merged = OmegaConf.merge(OmegaConf.load(path), _overrides(overrides))
-        return OmegaConf.to_container(merged, resolve=True)
-    except (OmegaConfBaseException, YAMLError, ValueError, UnicodeDecodeError) as error:
+        resolved = OmegaConf.to_container(OmegaConf.create(merged), resolve=True)
+    except _UNREADABLE as error:
         raise ConfigError(
             f"{path}: cannot be read as configuration: {error}"
         ) from error
+    assert isinstance(resolved, dict)
+    return resolved  # type: ignore[return-value]
 
 
-def _overrides(items: Sequence[str]) -> Any:
-    problems = [
-        Problem(
+def _read_file(path: Path, including: tuple[Path, ...]) -> dict[str, Any]:
+    """A file with everything that it includes; `including` are the files on the way to it."""
+    path = _find(path, including)
+    if path.resolve() in [before.resolve() for before in including]:
+        way = " -> ".join(map(str, [*including, path]))
+        raise ConfigError(
+            f"{path} includes itself: {way}; take one of these `include:` out"
+        )
+    document = _parse(path)
+    includes = document.pop("include", [])
+    includes = [includes] if isinstance(includes, str) else includes
+    if not isinstance(includes, list) or not all(isinstance(i, str) for i in includes):
+        raise ConfigError(
+            f"{path}: include={includes}: must be a file name or a list of them; "
+            "write `include: [models/tiny, clusters/laptop]`"
+        )
+    merged: dict[str, Any] = {}
+    for name in includes:
+        part = _read_file(path.parent / Path(name).expanduser(), (*including, path))
+        merged = _merge(merged, part)
+    return _merge(merged, document)
+
+
+def _find(path: Path, including: tuple[Path, ...]) -> Path:
+    """The file called `path`, with or without `.yaml`."""
+    named = path.with_name(f"{path.name}.yaml")
+    for candidate in (path, named):
+        if candidate.is_file():
+            return candidate
+    if not including:
+        raise ConfigError(f"{path}: no such file; configs/ holds examples")
+    raise ConfigError(
+        f"{including[-1]}: include: there is neither {path} nor {named.name}; "
+        "paths are relative to the file that includes"
+    )
+
+
+def _parse(path: Path) -> dict[str, Any]:
+    try:
+        text = _names_as_written(path.read_text(encoding="utf-8"))
+        document = OmegaConf.to_container(OmegaConf.create(text or "{}"))
+    except _UNREADABLE as error:
+        raise ConfigError(
+            f"{path}: cannot be read as configuration: {error}"
+        ) from error
+    if not isinstance(document, dict):
+        raise ConfigError(
+            f"{path}: holds a list, and a configuration is keys with values; "
+            "configs/ holds examples"
+        )
+    return document  # type: ignore[return-value]
+
+
+def _names_as_written(text: str) -> str:
+    """The YAML in `text` with what it would read otherwise than a person does in quotes.
+
+    Keys are names: a stage `4096`, `012` or `yes` is not the number 4096, the octal
+    number 10 or the word true. And YAML 1.1 takes the values 012 and 1:30 for 10 and 90.
+    """
+    root = yaml.compose(text, Loader=yaml.SafeLoader)
+    if root is None:
+        return text
+    pending, seen = [root], set()
+    while pending:
+        node = pending.pop()
+        if id(node) in seen:  # an alias
+            continue
+        seen.add(id(node))
+        if isinstance(node, yaml.MappingNode):
+            names: set[str] = set()
+            for key, value in node.value:
+                pending.append(value)
+                if isinstance(key, yaml.ScalarNode) and key.tag != _MERGE_KEY:
+                    key.tag, key.style = _STRING, "'"
+                    if key.value in names:
+                        rule = f"the key {key.value} stands twice"
+                        raise yaml.MarkedYAMLError(rule, problem_mark=key.start_mark)
+                    names.add(key.value)
+        elif isinstance(node, yaml.SequenceNode):
+            pending.extend(node.value)
+        elif (
+            isinstance(node, yaml.ScalarNode)
+            and node.tag == _INTEGER
+            and _OTHERWISE_READ.fullmatch(node.value)
+        ):
+            node.tag, node.style = _STRING, "'"
+    return yaml.serialize(root, Dumper=yaml.SafeDumper, allow_unicode=True)
+
+
+def _read_overrides(items: Sequence[str]) -> dict[str, Any]:
+    problems = Problems()
+    for item in items:
+        problems.need(
+            "=" in item and not item.startswith("="),
             item,
             None,
             "is not of the form key=value",
             "write for example stages.32k.layout.cp=8",
         )
-        for item in items
-        if "=" not in item or item.startswith("=")
-    ]
     if problems:
-        raise ConfigError(f"{_count(problems)} in the overrides", problems)
-    return OmegaConf.from_dotlist(list(items))
+        raise ConfigError(f"{problems.counted()} in the overrides", problems)
+    try:
+        written = []
+        for item in items:
+            key, _, value = item.partition("=")
+            written.append(f"{key}={_names_as_written(value)}")
+        return OmegaConf.to_container(OmegaConf.from_dotlist(written))  # type: ignore[return-value]
+    except _UNREADABLE as error:
+        raise ConfigError(f"the overrides cannot be read: {error}") from error
 
 
-def _partial_problems(raw: Any, known: list[Problem]) -> list[Problem]:
-    """Rules broken by those stages and parts that could be typed, so that one run of
-    `check` shows everything.
+def _merge(
+    below: Mapping[str, Any], above: Mapping[str, Any], key: str = ""
+) -> dict[str, Any]:
+    """`above` laid over `below`: mappings are joined, everything else is replaced.
+
+    Two things are more than that. A RoPE of another type loses the keys that only the
+    type below it read. And null takes a stage, a source or its weight out again.
     """
-    if not isinstance(raw, Mapping):
-        return []
-    found: list[Problem] = []
-    model = build(ModelSpec, raw.get("model"), "model", [])
-    if model is not None:
-        found += model.problems("model")
-    cluster = (
-        build(ClusterConfig, raw.get("cluster", {}), "cluster", []) or ClusterConfig()
-    )
-    stages = raw.get("stages")
-    for name, entry in stages.items() if isinstance(stages, Mapping) else ():
-        stage = build(StageConfig, entry, f"stages.{name}", [])
-        if stage is not None:
-            found += _stage_value_problems(f"stages.{name}", stage)
-            if model is not None and not model.problems("model"):
-                world = (stage.nodes or cluster.nodes) * cluster.ranks_per_node
-                found += _layout_problems(f"stages.{name}", stage, model, world)
-    return [problem for problem in found if problem not in known]
+    merged = dict(below)
+    if key == "rope":
+        merged = _of_type(merged, above.get("type", merged.get("type")))
+    for name, value in above.items():
+        old = merged.get(name)
+        if isinstance(old, Mapping) and isinstance(value, Mapping):
+            merged[name] = _merge(old, value, name)
+        elif value is None and old is not None and key in _BY_NAME:
+            del merged[name]
+        else:
+            merged[name] = value
+    return merged
 
 
-def _count(problems: Sequence[Problem]) -> str:
-    return f"{len(problems)} problem{'s' if len(problems) != 1 else ''}"
+def _of_type(rope: dict[str, Any], new: object) -> dict[str, Any]:
+    """`rope` without the keys that its type reads and the type `new` does not."""
+    surplus = _rope_keys(rope.get("type")) - _rope_keys(new)
+    known = bool(_rope_keys(new))
+    return {k: v for k, v in rope.items() if not (known and k in surplus)}
+
+
+def _rope_keys(name: object) -> set[str]:
+    """Keys that a RoPE type reads; none for a type that does not exist."""
+    try:
+        return {"type", "theta", *RopeSpec(name, 1.0).used_fields()}  # type: ignore[arg-type]
+    except (KeyError, TypeError):
+        return set()
+
+
+def _under_every_stage(defaults: Any, merged: dict[str, Any]) -> dict[str, Any]:
+    stages = merged.get("stages")
+    if not isinstance(defaults, Mapping):
+        raise ConfigError(
+            f"stage_defaults={defaults}: must be a mapping of what stages share; "
+            "give keys of a stage"
+        )
+    if not defaults or not isinstance(stages, Mapping):
+        return merged
+    joined = {
+        name: _merge(defaults, stage) if isinstance(stage, Mapping) else stage
+        for name, stage in stages.items()
+    }
+    return {**merged, "stages": joined}

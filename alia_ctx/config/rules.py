@@ -5,229 +5,295 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import importlib.util
-from collections.abc import Iterable
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 
-from alia_ctx.config.run import RANDOM, OptimizerConfig, RunConfig, StageConfig
-from alia_ctx.errors import Problem
+from alia_ctx.config.run import (
+    HELD_OUT,
+    RANDOM,
+    CheckpointConfig,
+    DataConfig,
+    EngineConfig,
+    EvaluationConfig,
+    MetricsConfig,
+    OptimizerConfig,
+    StageConfig,
+    is_deferred,
+)
+from alia_ctx.errors import Problem, Problems
+from alia_ctx.spec.cluster import ClusterSpec
 from alia_ctx.spec.model import ModelSpec
 
+# No first or last character that hides a file, climbs a directory or gets lost in a shell.
+_NAME = re.compile(r"\w([\w.+ -]*[\w+-])?")
+_LONGEST_NAME = 100  # file systems allow 255 bytes, and suffixes are added
+_MOST_WORKERS = 4096
+_YEAR = 365 * 24 * 60.0  # minutes
+_SMALLEST_FP32 = 1.1754944e-38  # normal; below it a GPU may take 0
 
-def run_problems(run: RunConfig) -> list[Problem]:
-    """Every rule that the values of `run` break, in the order of the file."""
-    found = run.model.problems("model")
-    found += _positive(
-        "cluster", run.cluster, "nodes", "ranks_per_node", "memory_gib", "peak_tflops"
+
+@dataclass(frozen=True)
+class Draft:
+    """A configuration as far as it could be typed: `RunConfig`, with None or the default
+    where a part could not.
+
+    `stages` holds those that could; `stage_names` and `source_names` are all that the
+    file names. Rules that need a part that is not there are not asked, so that one
+    `check` shows all that is wrong.
+    """
+
+    stage_names: tuple[str, ...] | None
+    source_names: tuple[str, ...] = ()
+    name: str | None = None
+    output: str | None = None
+    tokenizer: str | None = None
+    root: str | None = None
+    seed: int = 0
+    model: ModelSpec | None = None
+    data: DataConfig | None = None
+    stages: Mapping[str, StageConfig] = field(default_factory=dict)
+    cluster: ClusterSpec = field(default_factory=ClusterSpec)
+    engine: EngineConfig = field(default_factory=EngineConfig)
+    optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
+    checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
+    evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
+    metrics: MetricsConfig = field(default_factory=MetricsConfig)
+
+    def deferred(self, path: str) -> bool:
+        return is_deferred(self.root, path)
+
+
+def run_problems(draft: Draft) -> Problems:
+    """Every rule that the values of `draft` break, in the order of the file."""
+    problems = Problems()
+    if draft.model is not None:
+        problems += draft.model.problems("model")
+    model = draft.model if not problems else None
+    problems += draft.cluster.problems("cluster")
+    _names(draft, problems)
+    _counts(draft, problems)
+    _engine(draft.engine, problems)
+    _optimizer(draft.optimizer, problems)
+    problems += sink_problems(draft.metrics.sinks, "metrics.sinks")
+    _paths(draft, problems)
+    problems.need(
+        draft.stage_names != (),
+        "stages",
+        "{}",
+        "there is no stage",
+        "add one; configs/runs/tiny.yaml shows three",
     )
-    found += _positive("engine", run.engine, "timeout_minutes", "hang_minutes")
-    if run.engine.loss_chunk_tokens is not None:
-        found += _positive("engine", run.engine, "loss_chunk_tokens")
-    found += _positive("checkpoint", run.checkpoint, "every_updates", "keep_last")
-    found += _positive("evaluation", run.evaluation, "documents")
-    found += _optimizer_problems(run.optimizer)
-    found += sink_problems(run.metrics.sinks, "metrics.sinks")
-    found += _path_problems(run)
-    if not run.stages:
-        found.append(
-            Problem(
-                "stages",
-                "{}",
-                "there is no stage",
-                "add one; configs/tiny.yaml shows three",
-            )
-        )
-    if not run.model.problems("model"):
-        for name, stage in run.stages.items():
-            found += _stage_problems(run, name, stage)
-    return found
+    for name, stage in draft.stages.items():
+        _stage(draft, name, stage, model, problems)
+    return problems
 
 
-def _positive(key: str, part: object, *names: str) -> list[Problem]:
-    return [
-        Problem(
-            f"{key}.{name}",
-            getattr(part, name),
-            "must be above 0",
-            f"the default is {_default(part, name)}",
-        )
-        for name in names
-        if not getattr(part, name) > 0
-    ]
+def _positive(problems: Problems, key: str, part: object, *names: str) -> None:
+    for name in names:
+        value, remedy = getattr(part, name), f"the default is {_default(part, name)}"
+        problems.need(value > 0, f"{key}.{name}", value, "must be above 0", remedy)
 
 
 def _default(part: object, name: str) -> object:
     return next(f.default for f in dataclasses.fields(part) if f.name == name)  # type: ignore[arg-type]
 
 
-def _optimizer_problems(optimizer: OptimizerConfig) -> list[Problem]:
-    found = _positive("optimizer", optimizer, "epsilon", "clip_grad")
-    for name in ("beta1", "beta2"):
-        if not 0 <= getattr(optimizer, name) < 1:
-            found.append(
-                Problem(
-                    f"optimizer.{name}",
-                    getattr(optimizer, name),
-                    "must be in [0, 1)",
-                    f"the default is {_default(optimizer, name)}",
-                )
-            )
-    if not optimizer.weight_decay >= 0:
-        found.append(
-            Problem(
-                "optimizer.weight_decay",
-                optimizer.weight_decay,
-                "must not be negative",
-                "0 turns it off",
-            )
-        )
-    return found
-
-
-def _path_problems(run: RunConfig) -> list[Problem]:
-    found = []
-    if not run.data.sources:
-        found.append(
-            Problem(
-                "data.sources",
-                "{}",
-                "there is no data",
-                "name at least one source with its inputs",
-            )
-        )
-    sources = {
-        f"data.sources.{name}": source for name, source in run.data.sources.items()
+def _names(draft: Draft, problems: Problems) -> None:
+    """Names become names of files and parts of dotted keys; some mean something else."""
+    names = {
+        **{f"stages.{name}": name for name in draft.stage_names or ()},
+        **{f"data.sources.{name}": name for name in draft.source_names},
     }
-    if run.evaluation.held_out is not None:
-        sources["evaluation.held_out"] = run.evaluation.held_out
+    for key, name in names.items():
+        problems.need(
+            _NAME.fullmatch(name) is not None and len(name.encode()) <= _LONGEST_NAME,
+            key,
+            name,
+            "cannot be a name, as files are called by it",
+            "use letters, digits, _ and inside also . - + and spaces, at most "
+            f"{_LONGEST_NAME} bytes",
+        )
+    for key, reserved in {
+        f"stages.{RANDOM}": "`init_from: random` means random weights",
+        f"data.sources.{HELD_OUT}": "the store of evaluation.held_out is called so",
+    }.items():
+        problems.need(key not in names, key, names.get(key), reserved, "rename it")
+
+
+def _counts(draft: Draft, problems: Problems) -> None:
+    _positive(problems, "checkpoint", draft.checkpoint, "every_updates", "keep_last")
+    _positive(problems, "evaluation", draft.evaluation, "documents")
+    for key, value, remedy in (
+        ("seed", draft.seed, "any number from 0 on"),
+        ("checkpoint.keep_every", draft.checkpoint.keep_every, "0 keeps none for good"),
+        ("evaluation.every_updates", draft.evaluation.every_updates, "0 is never"),
+    ):
+        problems.need(value >= 0, key, value, "must not be negative", remedy)
+    if draft.data is not None:
+        workers, rule = draft.data.workers, f"must be 0 to {_MOST_WORKERS}"
+        in_range = 0 <= workers <= _MOST_WORKERS
+        problems.need(in_range, "data.workers", workers, rule, "0 is one a core")
+
+
+def _engine(engine: EngineConfig, problems: Problems) -> None:
+    if engine.loss_chunk_tokens is not None:
+        _positive(problems, "engine", engine, "loss_chunk_tokens")
+    for name in ("timeout_minutes", "hang_minutes"):
+        value, remedy = (
+            getattr(engine, name),
+            f"the default is {_default(engine, name)}",
+        )
+        rule = "must be above 0, and a year at most"
+        problems.need(0 < value <= _YEAR, f"engine.{name}", value, rule, remedy)
+
+
+def _optimizer(optimizer: OptimizerConfig, problems: Problems) -> None:
+    _positive(problems, "optimizer", optimizer, "clip_grad")
+    problems.need(
+        optimizer.epsilon >= _SMALLEST_FP32,
+        "optimizer.epsilon",
+        optimizer.epsilon,
+        f"must be at least {_SMALLEST_FP32:g}, the smallest number of fp32",
+        f"the default is {_default(optimizer, 'epsilon')}",
+    )
+    for name in ("beta1", "beta2"):
+        value, remedy = (
+            getattr(optimizer, name),
+            f"the default is {_default(optimizer, name)}",
+        )
+        problems.need(
+            0 <= value < 1, f"optimizer.{name}", value, "must be in [0, 1)", remedy
+        )
+    problems.need(
+        optimizer.weight_decay >= 0,
+        "optimizer.weight_decay",
+        optimizer.weight_decay,
+        "must not be negative",
+        "0 turns it off",
+    )
+
+
+def _paths(draft: Draft, problems: Problems) -> None:
+    sources = {}
+    if draft.data is not None:
+        problems.need(
+            bool(draft.data.sources),
+            "data.sources",
+            "{}",
+            "there is no data",
+            "name at least one source with its inputs",
+        )
+        for name, source in draft.data.sources.items():
+            sources[f"data.sources.{name}"] = source
+    if draft.evaluation.held_out is not None:
+        sources["evaluation.held_out"] = draft.evaluation.held_out
     for key, source in sources.items():
         paths = [*source.inputs, *([source.store] if source.store else [])]
-        if not paths or not all(run.deferred(path) for path in paths):
-            found += source.problems(key)
-    if not run.deferred(run.tokenizer) and not _is_tokenizer(Path(run.tokenizer)):
-        found.append(
-            Problem(
-                "tokenizer",
-                run.tokenizer,
-                "is not a Hugging Face tokenizer directory",
-                "give a directory with tokenizer.json or tokenizer.model",
-            )
+        if not paths or not all(draft.deferred(path) for path in paths):
+            problems += source.problems(key)
+    if draft.tokenizer is not None and not draft.deferred(draft.tokenizer):
+        files = ("tokenizer.json", "tokenizer.model")
+        problems.need(
+            any(Path(draft.tokenizer, name).is_file() for name in files),
+            "tokenizer",
+            draft.tokenizer,
+            "is not a Hugging Face tokenizer directory",
+            f"give a directory with {' or '.join(files)}",
         )
-    return found
 
 
-def _is_tokenizer(path: Path) -> bool:
-    return any(
-        (path / name).is_file() for name in ("tokenizer.json", "tokenizer.model")
-    )
-
-
-def _stage_problems(run: RunConfig, name: str, stage: StageConfig) -> list[Problem]:
+def _stage(
+    draft: Draft,
+    name: str,
+    stage: StageConfig,
+    model: ModelSpec | None,
+    problems: Problems,
+) -> None:
     key = f"stages.{name}"
-    found = _stage_value_problems(key, stage)
-    found += _layout_problems(key, stage, run.model, run.world_size(stage))
-    found += _chain_problems(run, name, stage)
-    return found + stage.pack.problems(f"{key}.pack", list(run.data.sources))
+    if _stage_is_positive(key, stage, problems):
+        problems += stage.rope.problems(f"{key}.rope", stage.context)
+        _stage_budget(key, stage, problems)
+        world = (stage.nodes or draft.cluster.nodes) * draft.cluster.ranks_per_node
+        if model is not None and world > 0:
+            layout = f"{key}.layout"
+            problems += stage.layout.problems(layout, model, stage.context, world)
+    _chain(draft, name, stage, problems)
+    if draft.data is not None:
+        problems += stage.pack.problems(f"{key}.pack", list(draft.data.sources))
 
 
-def _stage_value_problems(key: str, stage: StageConfig) -> list[Problem]:
-    found = _positive_stage(key, stage)
-    if found:
-        return found
-    found += stage.rope.problems(f"{key}.rope", stage.context)
-    if stage.update_tokens < stage.context:
-        found.append(
-            Problem(
-                f"{key}.update_tokens",
-                stage.update_tokens,
-                f"is below one row of {stage.context} tokens",
-                f"use at least {stage.context}",
-            )
+def _stage_is_positive(key: str, stage: StageConfig, problems: Problems) -> bool:
+    before = len(problems)
+    for name, remedy in {
+        "context": "give the row length in tokens",
+        "tokens": "give the budget in tokens",
+        "update_tokens": "ALIA uses about 4 million",
+        "learning_rate": "ALIA uses 9e-7",
+        "nodes": "leave it out to use cluster.nodes",
+    }.items():
+        value = getattr(stage, name)
+        if value is not None:
+            problems.need(value > 0, f"{key}.{name}", value, "must be above 0", remedy)
+    return len(problems) == before
+
+
+def _stage_budget(key: str, stage: StageConfig, problems: Problems) -> None:
+    one_update = stage.rows_per_update * stage.context
+    if problems.need(
+        stage.update_tokens >= stage.context,
+        f"{key}.update_tokens",
+        stage.update_tokens,
+        f"is below one row of {stage.context} tokens",
+        f"use at least {stage.context}",
+    ):
+        problems.need(
+            stage.tokens >= one_update,
+            f"{key}.tokens",
+            stage.tokens,
+            f"is below one update of {one_update} tokens",
+            "raise it, or lower update_tokens",
         )
-    elif stage.tokens < stage.rows_per_update * stage.context:
-        found.append(
-            Problem(
-                f"{key}.tokens",
-                stage.tokens,
-                f"is below one update of {stage.rows_per_update * stage.context} tokens",
-                "raise it, or lower update_tokens",
-            )
-        )
-    return found
 
 
-def _positive_stage(key: str, stage: StageConfig) -> list[Problem]:
-    found = [
-        Problem(f"{key}.{name}", getattr(stage, name), "must be above 0", remedy)
-        for name, remedy in (
-            ("context", "give the row length in tokens"),
-            ("tokens", "give the budget in tokens"),
-            ("update_tokens", "ALIA uses about 4 million"),
-            ("learning_rate", "ALIA uses 9e-7"),
-        )
-        if not getattr(stage, name) > 0
-    ]
-    if stage.nodes is not None and stage.nodes < 1:
-        found.append(
-            Problem(
-                f"{key}.nodes",
-                stage.nodes,
-                "must be above 0",
-                "leave it out to use cluster.nodes",
-            )
-        )
-    return found
-
-
-def _layout_problems(
-    key: str, stage: StageConfig, model: ModelSpec, world: int
-) -> list[Problem]:
-    if world < 1 or stage.context < 1:
-        return []
-    return stage.layout.problems(f"{key}.layout", model, stage.context, world)
-
-
-def _chain_problems(run: RunConfig, name: str, stage: StageConfig) -> list[Problem]:
+def _chain(draft: Draft, name: str, stage: StageConfig, problems: Problems) -> None:
+    """Where a stage starts from: another stage without a circle, `random`, or a checkpoint."""
     key, origin = f"stages.{name}.init_from", stage.init_from
-    if origin == RANDOM:
-        return []
-    if origin in run.stages:
+    names = draft.stage_names or ()
+    if origin in names:
         seen = [name]
-        while origin in run.stages:
+        while origin in draft.stages:
             if origin in seen:
-                return [
-                    Problem(
-                        key,
-                        stage.init_from,
-                        f"goes in a circle: {' <- '.join([*seen, origin])}",
-                        "let the first stage start from a checkpoint or from random",
-                    )
-                ]
+                rule = f"goes in a circle: {' <- '.join([*seen, origin])}"
+                remedy = "let the first stage start from a checkpoint or from random"
+                problems.add(key, stage.init_from, rule, remedy)
+                return
             seen.append(origin)
-            origin = run.stages[origin].init_from
-        return []
-    if run.deferred(origin) or Path(origin, "manifest.json").is_file():
-        return []
-    close = difflib.get_close_matches(origin, run.stages, n=1)
-    remedy = (
-        f"did you mean {close[0]}?"
-        if close
-        else "name a stage, `random`, or a directory that import-hf wrote"
-    )
-    return [
-        Problem(key, origin, "is neither a stage, `random`, nor a checkpoint", remedy)
-    ]
+            origin = draft.stages[origin].init_from
+    elif origin != RANDOM and not draft.deferred(origin):
+        close = difflib.get_close_matches(origin, names, n=1)
+        problems.need(
+            Path(origin, "manifest.json").is_file(),
+            key,
+            origin,
+            "is neither a stage, `random`, nor a checkpoint",
+            f"did you mean {close[0]}?"
+            if close
+            else "name a stage, `random`, or a directory that import-hf wrote",
+        )
 
 
 def sink_problems(sinks: Iterable[str], key: str) -> list[Problem]:
     """Sinks whose package is not installed."""
-    return [
-        Problem(
+    problems = Problems()
+    for sink in sinks:
+        problems.need(
+            importlib.util.find_spec(sink)
+            is not None,  # each is called like its package
             key,
             sink,
             "its package is not installed",
             f"pip install 'alia-ctx[{sink}]', or leave it out",
         )
-        for sink in sinks
-        if importlib.util.find_spec(sink)
-        is None  # each sink is called like its package
-    ]
+    return problems

@@ -1,9 +1,4 @@
-"""The run's configuration: YAML and `key=value` overrides -> frozen dataclasses,
-checked as a whole.
-
-`load_run` reads, types and checks; nothing changes a configuration afterwards. This is
-the only module that imports omegaconf.
-"""
+"""A run as frozen dataclasses: what `load_run` makes of YAML, and nothing changes after."""
 
 from __future__ import annotations
 
@@ -16,26 +11,17 @@ from typing import Any, Literal
 
 from alia_ctx.data.documents import SourceSpec
 from alia_ctx.data.packing import PackSpec
+from alia_ctx.data.tokens import SpecialTokens
 from alia_ctx.errors import ConfigError, Problem
+from alia_ctx.spec.cluster import ClusterSpec
+from alia_ctx.spec.execution import Precision, Recompute
 from alia_ctx.spec.layout import Layout
 from alia_ctx.spec.model import ModelSpec
 from alia_ctx.spec.rope import RopeSpec
 
 RANDOM = "random"
+HELD_OUT = "held_out"  # the source of evaluation.held_out, beside those of data.sources
 Sink = Literal["tensorboard", "wandb", "mlflow"]
-
-
-@dataclass(frozen=True)
-class ClusterConfig:
-    """Where the run is placed.
-
-    `memory_gib` and `peak_tflops` (dense bf16) are per GPU and feed the planner.
-    """
-
-    nodes: int = 1
-    ranks_per_node: int = 1
-    memory_gib: float = 64.0
-    peak_tflops: float = 989.0
 
 
 @dataclass(frozen=True)
@@ -43,16 +29,15 @@ class EngineConfig:
     """How a step is computed, never what is computed: no setting here changes the loss
     beyond rounding.
 
-    `loss_chunk_tokens` bounds the logits that exist at a time; None takes 256 on a
-    host, where that is as fast as any, and 2,048 on a GPU, where each chunk reads and
-    writes the gradient of the head. `context_split` says which tokens of a row a
+    `loss_chunk_tokens` bounds the logits that exist at a time; None takes the device's
+    default (`alia_ctx.spec.execution`). `context_split` says which tokens of a row a
     context-parallel rank holds: `balanced` cuts a row finer than the zigzag where its
     documents would leave the zigzag uneven (one to 8 times as many kernel calls a
     layer).
     """
 
     device: Literal["auto", "cpu", "cuda"] = "auto"
-    precision: Literal["fp32", "bf16"] = "bf16"
+    precision: Precision = "bf16"
     attention: Literal[
         "auto", "flash4", "flash3", "flash2", "torch_varlen", "reference"
     ] = "auto"
@@ -112,11 +97,14 @@ class MetricsConfig:
 
 @dataclass(frozen=True)
 class DataConfig:
-    """Sources of text by name, and what delimits documents."""
+    """Sources of text by name, what delimits documents, and what special tokens become
+    that a text spells: pieces (split), ids (keep), or the document is left out (refuse).
+    """
 
     sources: dict[str, SourceSpec]
     append_eos: bool = True
     prepend_bos: bool = False
+    special_tokens: SpecialTokens = "split"
     workers: int = 0
 
 
@@ -138,7 +126,7 @@ class StageConfig:
     layout: Layout = field(default_factory=Layout)
     nodes: int | None = None
     optimizer_state: Literal["reset", "keep"] = "reset"
-    recompute: Literal["none", "selective", "full"] = "none"
+    recompute: Recompute = "none"
 
     @property
     def rows_per_update(self) -> int:
@@ -170,7 +158,7 @@ class RunConfig:
     stages: dict[str, StageConfig]
     root: str | None = None
     seed: int = 1234
-    cluster: ClusterConfig = field(default_factory=ClusterConfig)
+    cluster: ClusterSpec = field(default_factory=ClusterSpec)
     engine: EngineConfig = field(default_factory=EngineConfig)
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
     checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
@@ -191,9 +179,7 @@ class RunConfig:
         """Whether `path` is below a `root` that is not mounted on this machine, so that
         it cannot be looked for.
         """
-        if self.root is None or Path(self.root).exists():
-            return False
-        return Path(path).absolute().is_relative_to(Path(self.root).absolute())
+        return is_deferred(self.root, path)
 
     def directory(self, *parts: str) -> Path:
         return Path(self.output, *parts)
@@ -201,6 +187,13 @@ class RunConfig:
     def to_dict(self) -> dict[str, Any]:
         """The resolved configuration as plain containers, as it is stored with every checkpoint."""
         return dataclasses.asdict(self)
+
+
+def is_deferred(root: str | None, path: str | Path) -> bool:
+    """Whether `path` is below a `root` that is not mounted on this machine."""
+    if root is None or Path(root).exists():
+        return False
+    return Path(path).absolute().is_relative_to(Path(root).absolute())
 
 
 def position_edges(run: RunConfig) -> tuple[int, ...]:

@@ -10,70 +10,94 @@ import types
 from collections.abc import Mapping
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
-from alia_ctx.errors import Problem
+from alia_ctx.errors import Problems
 
-_INVALID = object()
+_INVALID: Any = object()
+_INT64 = 2**63 - 1
+_FP32 = 3.4028234663852886e38
 
 
-def build[T](cls: type[T], raw: object, key: str, problems: list[Problem]) -> T | None:
+def build[T](cls: type[T], raw: object, key: str, problems: Problems) -> T | None:
     """Make a `cls` of `raw`; adds a problem for every unknown, missing, or wrongly typed
     key below `key`.
 
     Returns None where anything in this part is wrong. `raw` is never changed.
     """
     value = _convert(cls, raw, key, problems)
-    return None if value is _INVALID else value
+    return None if _spoiled(value) else value
 
 
-def _convert(kind: Any, raw: object, key: str, problems: list[Problem]) -> Any:
-    origin = get_origin(kind)
-    if dataclasses.is_dataclass(kind):
-        return _convert_dataclass(kind, raw, key, problems)
+def build_parts(cls: Any, raw: object, problems: Problems) -> dict[str, Any]:
+    """The fields of `cls` that could be made of `raw`, by name; of a mapping, the entries
+    that could. Problems are added as by `build`.
+
+    Where none were added, `cls(**parts)` is what `build` returns.
+    """
+    values = _fields(cls, raw, "", problems)
+    parts = {}
+    for name, value in values.items():
+        if isinstance(value, dict):
+            value = {k: v for k, v in value.items() if v is not _INVALID}
+        if value is not _INVALID:
+            parts[name] = value
+    return parts
+
+
+def _convert(expected: Any, raw: object, key: str, problems: Problems) -> Any:
+    """`raw` as the type `expected`, or _INVALID."""
+    origin = get_origin(expected)
+    if dataclasses.is_dataclass(expected):
+        values = _fields(expected, raw, key, problems)
+        return _INVALID if _spoiled(values) else expected(**values)  # type: ignore[operator]
     if origin in (Union, types.UnionType):
-        return _convert_union(kind, raw, key, problems)
+        return _convert_union(expected, raw, key, problems)
     if origin is Literal:
-        return _convert_choice(kind, raw, key, problems)
+        return _convert_choice(expected, raw, key, problems)
     if origin in (list, tuple):
-        return _convert_sequence(kind, raw, key, problems)
-    if origin in (dict, Mapping) or (
-        origin is not None and issubclass(origin, Mapping)
-    ):
-        return _convert_mapping(kind, raw, key, problems)
-    return _convert_scalar(kind, raw, key, problems)
+        return _convert_sequence(expected, raw, key, problems)
+    if origin in (dict, Mapping):
+        return _entries(expected, raw, key, problems)
+    return _convert_scalar(expected, raw, key, problems)
 
 
-def _convert_dataclass(cls: Any, raw: object, key: str, problems: list[Problem]) -> Any:
-    if not isinstance(raw, Mapping):
-        return _wrong_type(key, raw, "a mapping", problems)
-    hints = get_type_hints(cls)
+def _spoiled(value: Any) -> bool:
+    """Whether a value, or an entry of a mapping or list, could not be converted."""
+    if isinstance(value, Mapping):
+        return any(_spoiled(entry) for entry in value.values())
+    if isinstance(value, (list, tuple)):
+        return any(_spoiled(entry) for entry in value)
+    return value is _INVALID
+
+
+def _fields(cls: Any, raw: object, key: str, problems: Problems) -> dict[str, Any]:
+    """Values of the fields of `cls` that `raw` gives; _INVALID where one is wrong or lacks.
+
+    An unknown key is a problem, and an _INVALID entry under its own name.
+    """
     fields = {f.name: f for f in dataclasses.fields(cls) if f.init}
+    if not isinstance(raw, Mapping):
+        return dict.fromkeys(fields, _wrong_type(key, raw, "a mapping", problems))
+    hints = get_type_hints(cls)
     prefix = f"{key}." if key else ""
-    good = True
+    values: dict[str, Any] = {}
     for name in raw:
         if name not in fields:
-            good = False
-            problems.append(
-                Problem(
-                    f"{prefix}{name}",
-                    raw[name],
-                    "unknown key",
-                    _suggest(str(name), list(fields)),
-                )
-            )
-    values = {}
+            removed = getattr(cls, "REMOVED", {}).get(name)
+            rule = "is no longer a setting" if removed else "unknown key"
+            remedy = removed or _suggest(str(name), list(fields))
+            problems.add(f"{prefix}{name}", raw[name], rule, remedy)
+            values[name] = _INVALID
     for name, entry in fields.items():
         if name in raw:
             values[name] = _convert(hints[name], raw[name], f"{prefix}{name}", problems)
-            good &= values[name] is not _INVALID
         elif (
             entry.default is dataclasses.MISSING
             and entry.default_factory is dataclasses.MISSING
         ):
-            good = False
-            problems.append(
-                Problem(f"{prefix}{name}", None, "is required", f"set {prefix}{name}")
-            )
-    return cls(**values) if good else _INVALID
+            at = f"{prefix}{name}"
+            problems.add(at, None, "is required", f"set {at}")
+            values[name] = _INVALID
+    return values
 
 
 def _suggest(name: str, known: list[str]) -> str:
@@ -83,82 +107,96 @@ def _suggest(name: str, known: list[str]) -> str:
     )
 
 
-def _convert_union(kind: Any, raw: object, key: str, problems: list[Problem]) -> Any:
-    options = [option for option in get_args(kind) if option is not type(None)]
+def _convert_union(expected: Any, raw: object, key: str, problems: Problems) -> Any:
+    options = [option for option in get_args(expected) if option is not type(None)]
     if raw is None:
-        if len(options) < len(get_args(kind)):
+        if len(options) < len(get_args(expected)):
             return None
         return _wrong_type(key, raw, "a value", problems)
-    attempts: list[list[Problem]] = []
+    attempts: list[Problems] = []
     for option in options:
-        found: list[Problem] = []
-        value = _convert(option, raw, key, found)
-        if value is not _INVALID:
+        attempt = Problems()
+        value = _convert(option, raw, key, attempt)
+        if not _spoiled(value):
             return value
-        attempts.append(found)
+        attempts.append(attempt)
     problems.extend(attempts[0])
     return _INVALID
 
 
-def _convert_choice(kind: Any, raw: object, key: str, problems: list[Problem]) -> Any:
-    choices = get_args(kind)
+def _convert_choice(expected: Any, raw: object, key: str, problems: Problems) -> Any:
+    choices = get_args(expected)
     if raw in choices and not isinstance(raw, bool):
         return raw
     known = ", ".join(map(str, choices))
-    problems.append(Problem(key, raw, "not one of the choices", f"use one of {known}"))
+    problems.add(key, raw, "not one of the choices", f"use one of {known}")
     return _INVALID
 
 
-def _convert_sequence(kind: Any, raw: object, key: str, problems: list[Problem]) -> Any:
+def _convert_sequence(expected: Any, raw: object, key: str, problems: Problems) -> Any:
     if not isinstance(raw, (list, tuple)):
         return _wrong_type(key, raw, "a list", problems)
-    item = get_args(kind)[0]
+    item = get_args(expected)[0]
     values = [
         _convert(item, entry, f"{key}[{i}]", problems) for i, entry in enumerate(raw)
     ]
-    if any(value is _INVALID for value in values):
-        return _INVALID
-    return tuple(values) if get_origin(kind) is tuple else values
+    return tuple(values) if get_origin(expected) is tuple else values
 
 
-def _convert_mapping(kind: Any, raw: object, key: str, problems: list[Problem]) -> Any:
+def _entries(expected: Any, raw: object, key: str, problems: Problems) -> Any:
+    """Entries of a mapping, _INVALID where one is wrong."""
     if not isinstance(raw, Mapping):
         return _wrong_type(key, raw, "a mapping", problems)
-    item = get_args(kind)[1]
-    values = {
+    item = get_args(expected)[1]
+    return {
         str(name): _convert(item, entry, f"{key}.{name}", problems)
         for name, entry in raw.items()
     }
-    return _INVALID if any(value is _INVALID for value in values.values()) else values
 
 
-def _convert_scalar(kind: Any, raw: object, key: str, problems: list[Problem]) -> Any:
-    if kind is Any or kind is object:
+def _convert_scalar(expected: Any, raw: object, key: str, problems: Problems) -> Any:
+    if expected is Any or expected is object:
         return raw
-    if kind is bool:
+    if expected is bool:
         return (
             raw
             if isinstance(raw, bool)
             else _wrong_type(key, raw, "true or false", problems)
         )
-    if kind is int and not isinstance(raw, bool):
-        if isinstance(raw, int):
-            return raw
-        if isinstance(raw, float) and raw.is_integer():
-            return int(raw)
-    if kind is float and isinstance(raw, (int, float)) and not isinstance(raw, bool):
-        return float(raw)
-    if kind is str and isinstance(raw, str):
+    if isinstance(raw, (int, float)) and not isinstance(raw, bool):
+        if expected is float or (expected is int and raw == raw // 1):
+            return _convert_number(expected, raw, key, problems)
+        if expected is str and isinstance(raw, int):
+            return str(raw)  # `init_from: 4096` means the stage of that name
+    if expected is str and isinstance(raw, str):
         return raw
     names = {int: "a whole number", float: "a number", str: "a string"}
-    return _wrong_type(key, raw, names.get(kind, str(kind)), problems)
+    return _wrong_type(key, raw, names.get(expected, str(expected)), problems)
 
 
-def _wrong_type(key: str, raw: object, wanted: str, problems: list[Problem]) -> Any:
-    got = "nothing" if raw is None else f"{type(raw).__name__}"
-    problems.append(
-        Problem(
-            key or "(top level)", raw, f"must be {wanted}, not {got}", f"give {wanted}"
-        )
+def _convert_number(
+    expected: Any, raw: int | float, key: str, problems: Problems
+) -> Any:
+    """A number that the engine can hold: whole ones in 64 bits, others in fp32.
+
+    No setting means anything as NaN or infinity, and each comparison with NaN is false,
+    so that rules written as `if value < least` would let it pass.
+    """
+    limit, rule = (
+        (_INT64, "2^63") if expected is int else (_FP32, "3.4e38, as fp32 ends")
     )
+    if not -limit <= raw <= limit:
+        remedy = "give a finite number"
+        problems.add(key, raw, f"must be a number within +-{rule}", remedy)
+        return _INVALID
+    return expected(raw)
+
+
+def _wrong_type(key: str, raw: object, expected: str, problems: Problems) -> Any:
+    got = "nothing" if raw is None else f"{type(raw).__name__}"
+    rule = f"must be {expected}, not {got}"
+    remedy = f"give {expected}"
+    if expected == "a string" and raw is not None and not isinstance(raw, (list, dict)):
+        remedy = f"put it in quotes: '{raw}'"
+    problems.add(key or "(top level)", raw, rule, remedy)
     return _INVALID

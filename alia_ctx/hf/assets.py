@@ -13,7 +13,9 @@ from typing import Any
 
 from alia_ctx.checkpoint.manifest import Manifest, StageLedger
 from alia_ctx.errors import CheckpointError
-from alia_ctx.hf.config import CONFIG, load_json, rope_parameters
+from alia_ctx.hf.config import CONFIG
+from alia_ctx.hf.json_files import load_json
+from alia_ctx.hf.rope_config import rope_parameters
 from alia_ctx.spec.model import ModelSpec
 from alia_ctx.spec.rope import RopeSpec
 

@@ -15,10 +15,9 @@ from alia_ctx.planner.rope_reach import (
 )
 from alia_ctx.planner.stage import LayoutChoice, StagePlan, plan_stage, suggest_layouts
 from alia_ctx.planner.tables import choices_table, memory_table, plan_table
-from alia_ctx.planner.workload import GpuSpec, Workload
+from alia_ctx.planner.workload import Workload
 
 __all__ = [
-    "GpuSpec",
     "LayoutChoice",
     "RankMemory",
     "RopeReach",

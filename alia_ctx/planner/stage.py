@@ -17,14 +17,16 @@ from alia_ctx.planner.timing import (
 )
 from alia_ctx.planner.workload import (
     RECOMPUTE_MODES,
-    GpuSpec,
-    Precision,
-    Recompute,
     Workload,
 )
+from alia_ctx.spec.cluster import ClusterSpec
+from alia_ctx.spec.execution import GPU_LOSS_CHUNK, Precision, Recompute
 from alia_ctx.spec.layout import Layout
 from alia_ctx.spec.model import ModelSpec
 from alia_ctx.spec.rope import RopeSpec
+
+# What is planned for where nobody says: MareNostrum 5's nodes of four Hopper GPUs.
+HOPPER_NODES = ClusterSpec(ranks_per_node=4)
 
 
 @dataclass(frozen=True)
@@ -35,7 +37,7 @@ class StagePlan:
     """
 
     work: Workload
-    gpu: GpuSpec
+    cluster: ClusterSpec
     memory: tuple[RankMemory, ...]
     flops_per_token: tuple[float, float]
     timing: Timing
@@ -48,7 +50,7 @@ class StagePlan:
 
     @property
     def fits(self) -> bool:
-        return self.fullest.total <= self.gpu.memory_gib
+        return self.fullest.total <= self.cluster.memory_gib
 
     @property
     def verdict(self) -> str:
@@ -56,7 +58,7 @@ class StagePlan:
         rank = self.fullest
         return (
             f"{'fits' if self.fits else 'does not fit'}: {rank.total:.1f} of "
-            f"{self.gpu.memory_gib:g} GiB on pipeline "
+            f"{self.cluster.memory_gib:g} GiB on pipeline "
             f"rank {rank.pipeline_rank}; the largest item is {rank.largest} with "
             f"{rank.items[rank.largest]:.1f} GiB"
         )
@@ -78,7 +80,7 @@ class StagePlan:
 
     def seconds_at_mfu(self, mfu: float) -> float:
         """Seconds of an update at a given model FLOPs utilisation of all GPUs."""
-        return seconds_at_mfu(self.work, self.gpu, mfu)
+        return seconds_at_mfu(self.work, self.cluster, mfu)
 
     def days_at_mfu(self, mfu: float) -> float:
         """Days of the stage at a given model FLOPs utilisation."""
@@ -109,8 +111,8 @@ def plan_stage(
     update_tokens: int,
     recompute: Recompute = "none",
     precision: Precision = "bf16",
-    gpu: GpuSpec | None = None,
-    loss_chunk_tokens: int = 1024,
+    cluster: ClusterSpec = HOPPER_NODES,
+    loss_chunk_tokens: int = GPU_LOSS_CHUNK,
 ) -> StagePlan:
     """Plan a stage of `tokens` tokens in rows of `context`, `update_tokens` an update, on
     `world_size` GPUs.
@@ -118,9 +120,8 @@ def plan_stage(
     ConfigError for sizes that make no sense or a RoPE that lacks fields; LayoutError
     where the layout does not fit model, row or world.
     """
-    gpu = gpu or GpuSpec()
-    if problems := gpu.problems():
-        raise ConfigError("the GPU cannot be planned with", problems)
+    if problems := cluster.problems():
+        raise ConfigError("the cluster cannot be planned with", problems)
     work = Workload(
         model,
         context,
@@ -133,15 +134,15 @@ def plan_stage(
         loss_chunk_tokens,
     )
     work.check()
-    return _plan(work, gpu, rope_reach(rope, model.head_dim, context))
+    return _plan(work, cluster, rope_reach(rope, model.head_dim, context))
 
 
-def _plan(work: Workload, gpu: GpuSpec, reach: RopeReach) -> StagePlan:
+def _plan(work: Workload, cluster: ClusterSpec, reach: RopeReach) -> StagePlan:
     memory = tuple(
-        rank_memory(work, rank, gpu.overhead_gib) for rank in range(work.layout.pp)
+        rank_memory(work, rank, cluster.overhead_gib) for rank in range(work.layout.pp)
     )
     return StagePlan(
-        work, gpu, memory, flops_per_token(work), update_time(work, gpu), reach
+        work, cluster, memory, flops_per_token(work), update_time(work, cluster), reach
     )
 
 
@@ -153,8 +154,8 @@ def suggest_layouts(
     tokens: int,
     update_tokens: int,
     precision: Precision = "bf16",
-    gpu: GpuSpec | None = None,
-    loss_chunk_tokens: int = 1024,
+    cluster: ClusterSpec = HOPPER_NODES,
+    loss_chunk_tokens: int = GPU_LOSS_CHUNK,
 ) -> list[LayoutChoice]:
     """All layouts that divide model, row and world: first the usable ones, fastest first,
     then why the others fall.
@@ -172,7 +173,7 @@ def suggest_layouts(
         update_tokens,
         "none",
         precision,
-        gpu,
+        cluster,
         loss_chunk_tokens,
     )
     choices = [
@@ -204,7 +205,7 @@ def _divisors(number: int) -> list[int]:
 def _best_recompute(start: StagePlan, layout: Layout) -> LayoutChoice:
     work = replace(start.work, layout=layout)
     plans = [
-        _plan(replace(work, recompute=mode), start.gpu, start.reach)
+        _plan(replace(work, recompute=mode), start.cluster, start.reach)
         for mode in RECOMPUTE_MODES
     ]
     fitting = [plan for plan in plans if plan.fits] or plans[-1:]
@@ -220,8 +221,6 @@ def _reason(plan: StagePlan) -> str:
             f"{plan.idle_ranks} of {plan.work.data_parallel} data-parallel ranks "
             "have no row in an update"
         )
-    if spans_nodes(plan.work.layout, plan.gpu):
-        return (
-            f"tp={plan.work.layout.tp} leaves the node of {plan.gpu.gpus_per_node} GPUs"
-        )
+    if spans_nodes(plan.work.layout, plan.cluster):
+        return f"tp={plan.work.layout.tp} leaves the node of {plan.cluster.ranks_per_node} GPUs"
     return ""

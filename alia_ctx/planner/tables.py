@@ -103,7 +103,7 @@ def memory_table(plan: StagePlan) -> Table:
     shown = (
         plan.memory if len(plan.memory) <= 4 else (*plan.memory[:2], plan.memory[-1])
     )
-    table = Table(title=f"Memory per GPU (GiB of {plan.gpu.memory_gib:g})")
+    table = Table(title=f"Memory per GPU (GiB of {plan.cluster.memory_gib:g})")
     table.add_column("item")
     for rank in shown:
         table.add_column(f"pp rank {rank.pipeline_rank}", justify="right")

@@ -10,7 +10,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from alia_ctx.planner.memory import rank_parameters
-from alia_ctx.planner.workload import GpuSpec, Workload
+from alia_ctx.planner.workload import Workload
+from alia_ctx.spec.cluster import ClusterSpec
 from alia_ctx.spec.layout import Layout
 
 _TERA, _GIGA = 1e12, 1e9
@@ -52,25 +53,29 @@ def flops_per_token(work: Workload) -> tuple[float, float]:
     ) / work.context
 
 
-def seconds_at_mfu(work: Workload, gpu: GpuSpec, mfu: float) -> float:
+def seconds_at_mfu(work: Workload, cluster: ClusterSpec, mfu: float) -> float:
     """Seconds of an update if useful FLOPs run at `mfu` of all GPUs' peak."""
     return (
         sum(flops_per_token(work))
         * work.tokens_per_update
-        / (work.world_size * gpu.bf16_tflops * _TERA * mfu)
+        / (work.world_size * cluster.peak_tflops * _TERA * mfu)
     )
 
 
-def update_time(work: Workload, gpu: GpuSpec) -> Timing:
+def update_time(work: Workload, cluster: ClusterSpec) -> Timing:
     """Time of an update: 1F1B over the rows of the busiest data-parallel rank, then the
     gradients' reduction.
     """
     rows = max(1, work.rows_per_rank[1])
     compute = _row_flops(work) / (
-        work.layout.tp * work.layout.cp * gpu.bf16_tflops * _TERA * gpu.efficiency
+        work.layout.tp
+        * work.layout.cp
+        * cluster.peak_tflops
+        * _TERA
+        * cluster.efficiency
     )
-    tensor, context = _tensor_seconds(work, gpu), _context_seconds(work, gpu)
-    data = _data_seconds(work, gpu)
+    tensor, context = _tensor_seconds(work, cluster), _context_seconds(work, cluster)
+    data = _data_seconds(work, cluster)
     idle = (work.layout.pp - 1) * (compute + tensor + context)
     total = rows * (compute + tensor + context) + idle + data
     return Timing(
@@ -79,7 +84,7 @@ def update_time(work: Workload, gpu: GpuSpec) -> Timing:
         rows * context,
         data,
         idle,
-        seconds_at_mfu(work, gpu, 1.0) / total,
+        seconds_at_mfu(work, cluster, 1.0) / total,
     )
 
 
@@ -102,7 +107,7 @@ def _row_flops(work: Workload) -> float:
     return work.context * ((linear + attention) / pp + head)
 
 
-def _tensor_seconds(work: Workload, gpu: GpuSpec) -> float:
+def _tensor_seconds(work: Workload, cluster: ClusterSpec) -> float:
     """Sequence parallelism's all-gathers and reduce-scatters:
 
     4 a layer forward, 6 backward (2 gather inputs again).
@@ -112,25 +117,30 @@ def _tensor_seconds(work: Workload, gpu: GpuSpec) -> float:
         4 if work.recompute == "full" else 2 if work.recompute == "selective" else 0
     )
     moved = (tp - 1) / tp * work.local_tokens * work.model.hidden_size * work.bytes
-    return work.layers_per_stage * collectives * moved / _bandwidth(gpu, tp)
+    return work.layers_per_stage * collectives * moved / _bandwidth(cluster, tp)
 
 
-def _context_seconds(work: Workload, gpu: GpuSpec) -> float:
-    """Keys and values received, three quarters of the row on average, and their
+def _context_seconds(work: Workload, cluster: ClusterSpec) -> float:
+    """Keys and values that the rank's queries see and other ranks hold, and their
     gradients sent back.
     """
     layout = work.layout
     passes = 3 if work.recompute == "full" else 2
-    share = max(0.0, 0.75 - 1 / layout.cp) if layout.cp > 2 else (layout.cp - 1) * 0.5
-    moved = (
-        share * work.context * 2 * work.model.key_value_size / layout.tp * work.bytes
-    )
+    if layout.cp <= 2:
+        received = (layout.cp - 1) * cluster.key_value_share_of_two
+    else:
+        received = max(0.0, cluster.key_value_share - 1 / layout.cp)
+    row_bytes = work.context * 2 * work.model.key_value_size / layout.tp * work.bytes
+    moved = received * row_bytes
     return (
-        work.layers_per_stage * passes * moved / _bandwidth(gpu, layout.tp * layout.cp)
+        work.layers_per_stage
+        * passes
+        * moved
+        / _bandwidth(cluster, layout.tp * layout.cp)
     )
 
 
-def _data_seconds(work: Workload, gpu: GpuSpec) -> float:
+def _data_seconds(work: Workload, cluster: ClusterSpec) -> float:
     """Reduce-scatter of fp32 gradients and all-gather of weights over dp*cp, once an update."""
     copies = work.data_parallel * work.layout.cp
     moved = (
@@ -139,18 +149,20 @@ def _data_seconds(work: Workload, gpu: GpuSpec) -> float:
         * rank_parameters(work, work.layout.pp - 1)
         * (4 + work.bytes)
     )
-    return moved / _bandwidth(gpu, work.layout.tp * copies)
+    return moved / _bandwidth(cluster, work.layout.tp * copies)
 
 
-def _bandwidth(gpu: GpuSpec, span: int) -> float:
+def _bandwidth(cluster: ClusterSpec, span: int) -> float:
     """Bytes per second and GPU for a group whose ranks span `span` neighbouring ranks
     (Megatron: tp, then cp, dp).
     """
     return _GIGA * (
-        gpu.node_gb_per_s if span <= gpu.gpus_per_node else gpu.network_gb_per_s
+        cluster.node_gb_per_s
+        if span <= cluster.ranks_per_node
+        else cluster.network_gb_per_s
     )
 
 
-def spans_nodes(layout: Layout, gpu: GpuSpec) -> bool:
+def spans_nodes(layout: Layout, cluster: ClusterSpec) -> bool:
     """Whether tensor parallelism leaves the node, where its traffic would take most of the time."""
-    return layout.tp > gpu.gpus_per_node
+    return layout.tp > cluster.ranks_per_node

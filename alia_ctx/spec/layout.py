@@ -1,10 +1,10 @@
-"""Parallel layouts as arithmetic: which rank holds which chunk, and which rows go where."""
+"""Parallel layouts as arithmetic: what divides, and which rank holds which chunk."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
-from alia_ctx.errors import LayoutError, Problem
+from alia_ctx.errors import LayoutError, Problem, Problems
 from alia_ctx.spec.model import ModelSpec
 
 
@@ -46,89 +46,62 @@ class Layout:
         """Rules that this layout breaks for `model`, rows of `context` tokens and
         `world_size` ranks.
         """
-        sizes = {"tp": self.tp, "cp": self.cp, "pp": self.pp}
-        found = [
-            Problem(f"{key}.{name}", size, "must be at least 1", "1 turns it off")
-            for name, size in sizes.items()
-            if size < 1
-        ]
-        if found:
-            return found
-        found += self._tensor_problems(key, model)
+        problems = Problems()
+        for name in ("tp", "cp", "pp"):
+            size = getattr(self, name)
+            at = f"{key}.{name}"
+            problems.need(size >= 1, at, size, "must be at least 1", "1 turns it off")
+        if problems:
+            return problems
+        # Remedies are sought where a rule is broken only: the planner asks this of
+        # hundreds of layouts.
+        self._tensor_problems(key, model, problems)
         if context % (2 * self.cp):
-            found.append(
-                Problem(
-                    f"{key}.cp",
-                    self.cp,
-                    f"{context} is not a multiple of 2*cp={2 * self.cp}",
-                    f"{_near_divisors(context // 2, self.cp)} fit",
-                )
-            )
+            rule = f"{context} is not a multiple of 2*cp={2 * self.cp}"
+            fitting = _near_divisors(context // 2, self.cp)
+            problems.add(f"{key}.cp", self.cp, rule, f"{fitting} fit")
         elif self.tp > 1 and (context // self.cp) % self.tp:
-            found.append(
-                Problem(
-                    f"{key}.tp",
-                    self.tp,
-                    f"sequence parallelism cuts the {context // self.cp} tokens of a "
-                    "CP rank in tp parts",
-                    f"{_near_divisors(context // self.cp, self.tp)} fit",
-                )
+            local = context // self.cp
+            rule = (
+                f"sequence parallelism cuts the {local} tokens of a CP rank in tp parts"
             )
+            fitting = _near_divisors(local, self.tp)
+            problems.add(f"{key}.tp", self.tp, rule, f"{fitting} fit")
         if model.num_hidden_layers % self.pp:
-            found.append(
-                Problem(
-                    f"{key}.pp",
-                    self.pp,
-                    f"does not divide {model.num_hidden_layers} layers",
-                    f"{_near_divisors(model.num_hidden_layers, self.pp)} fit",
-                )
-            )
-        if world_size % self.model_ranks:
-            found.append(
-                Problem(
-                    key,
-                    f"tp*cp*pp={self.model_ranks}",
-                    f"does not divide {world_size} ranks",
-                    "change the layout or the number of nodes",
-                )
-            )
-        return found
+            rule = f"does not divide {model.num_hidden_layers} layers"
+            fitting = _near_divisors(model.num_hidden_layers, self.pp)
+            problems.add(f"{key}.pp", self.pp, rule, f"{fitting} fit")
+        problems.need(
+            world_size % self.model_ranks == 0,
+            key,
+            f"tp*cp*pp={self.model_ranks}",
+            f"does not divide {world_size} ranks",
+            "change the layout or the number of nodes",
+        )
+        return problems
 
-    def _tensor_problems(self, key: str, model: ModelSpec) -> list[Problem]:
+    def _tensor_problems(self, key: str, model: ModelSpec, problems: Problems) -> None:
         if self.tp > model.num_key_value_heads:
-            return [
-                Problem(
-                    f"{key}.tp",
-                    self.tp,
-                    f"is above num_key_value_heads={model.num_key_value_heads}",
-                    f"{_near_divisors(model.num_key_value_heads, self.tp)} fit",
-                )
-            ]
-        checked = {
-            "num_key_value_heads": model.num_key_value_heads,
-            "num_attention_heads": model.num_attention_heads,
-            "intermediate_size": model.intermediate_size,
-        }
-        return [
-            Problem(
-                f"{key}.tp",
-                self.tp,
-                f"does not divide {name}={size}",
-                f"{_near_divisors(size, self.tp)} fit",
-            )
-            for name, size in checked.items()
-            if size % self.tp
-        ]
+            rule = f"is above num_key_value_heads={model.num_key_value_heads}"
+            fitting = _near_divisors(model.num_key_value_heads, self.tp)
+            problems.add(f"{key}.tp", self.tp, rule, f"{fitting} fit")
+            return
+        for name in ("num_key_value_heads", "num_attention_heads", "intermediate_size"):
+            size = getattr(model, name)
+            if size % self.tp:
+                rule = f"does not divide {name}={size}"
+                fitting = _near_divisors(size, self.tp)
+                problems.add(f"{key}.tp", self.tp, rule, f"{fitting} fit")
 
 
-def _near_divisors(number: int, wanted: int) -> str:
+def _near_divisors(number: int, size: int) -> str:
     divisors = (
         [d for d in range(1, number + 1) if number % d == 0]
         if number < 1 << 20
         else [1]
     )
-    below = [d for d in divisors if d < wanted][-1:]
-    above = [d for d in divisors if d > wanted][:1]
+    below = [d for d in divisors if d < size][-1:]
+    above = [d for d in divisors if d > size][:1]
     return " or ".join(str(d) for d in below + above) or "none"
 
 

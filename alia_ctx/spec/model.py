@@ -2,13 +2,23 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from alia_ctx.errors import Problem
+from alia_ctx.errors import Problem, Problems
 
 Architecture = Literal["llama", "mistral", "qwen2", "qwen3"]
+_SIZES = (
+    "num_hidden_layers",
+    "hidden_size",
+    "intermediate_size",
+    "num_attention_heads",
+    "num_key_value_heads",
+    "head_dim",
+    "vocab_size",
+)
 
 
 @dataclass(frozen=True)
@@ -43,43 +53,32 @@ class ModelSpec:
 
     def problems(self, key: str = "model") -> list[Problem]:
         """Rules that the sizes break among themselves."""
-        found = [
-            Problem(
-                f"{key}.{name}",
-                getattr(self, name),
-                "must be positive",
-                "take it from the model's config.json",
-            )
-            for name in (
-                "num_hidden_layers",
-                "hidden_size",
-                "intermediate_size",
-                "num_attention_heads",
-                "num_key_value_heads",
-                "head_dim",
-                "vocab_size",
-            )
-            if getattr(self, name) < 1
-        ]
-        if not found and self.num_attention_heads % self.num_key_value_heads:
-            found.append(
-                Problem(
-                    f"{key}.num_key_value_heads",
-                    self.num_key_value_heads,
-                    f"does not divide num_attention_heads={self.num_attention_heads}",
-                    "grouped-query attention shares each KV head among equally many query heads",
-                )
-            )
-        if not found and self.head_dim % 2:
-            found.append(
-                Problem(
-                    f"{key}.head_dim",
-                    self.head_dim,
-                    "must be even",
-                    "RoPE rotates pairs",
-                )
-            )
-        return found
+        problems = Problems()
+        for name in _SIZES:
+            size = getattr(self, name)
+            remedy = "take it from the model's config.json"
+            problems.need(size >= 1, f"{key}.{name}", size, "must be positive", remedy)
+        for name in ("rms_norm_eps", "initializer_range"):
+            value, rule = getattr(self, name), "must be 0 or above, and finite"
+            remedy = f"the default is {getattr(type(self), name)}"
+            problems.need(0 <= value < math.inf, f"{key}.{name}", value, rule, remedy)
+        if problems:
+            return problems
+        problems.need(
+            self.num_attention_heads % self.num_key_value_heads == 0,
+            f"{key}.num_key_value_heads",
+            self.num_key_value_heads,
+            f"does not divide num_attention_heads={self.num_attention_heads}",
+            "grouped-query attention shares each KV head among equally many query heads",
+        )
+        problems.need(
+            self.head_dim % 2 == 0,
+            f"{key}.head_dim",
+            self.head_dim,
+            "must be even",
+            "RoPE rotates pairs",
+        )
+        return problems
 
     def layer_parameters(self) -> int:
         """Parameters of one decoder layer."""

@@ -113,11 +113,13 @@ def require_same_plan(task: StageTask, plan: PackPlan, manifest: Manifest) -> No
     )
 
 
-def require_same_rows(task: StageTask, manifest: Manifest, next_row: int) -> None:
-    """IdentityError unless `next_row`, the first of the next update, is the one after
-    those that the ledger has counted.
+def require_same_rows(task: StageTask, plan: PackPlan, manifest: Manifest) -> None:
+    """IdentityError unless the next update begins at the row after those that the ledger
+    has counted: a plan of version 0.1 does not say itself which rows an update has.
     """
     rows = manifest.ledger[-1].rows
+    more = manifest.update < plan.updates
+    next_row = plan.rows_of_update(manifest.update).start if more else len(plan)
     if rows != next_row:
         raise IdentityError(
             f"stage {task.name} cannot go on where it stopped",

@@ -102,8 +102,7 @@ def resume(
     manifest = checkpoint.read_manifest(path)
     changed = require_same_stage(task, path, manifest)
     require_same_plan(task, plan, manifest)
-    next_row = rows_of_update(task.stage, manifest.update).start
-    require_same_rows(task, manifest, next_row)
+    require_same_rows(task, plan, manifest)
     checkpoints.engine.load(path / checkpoint.STATE, with_optimizer=True)
     checkpoints.assets = path / checkpoint.ASSETS
     ledger = dataclasses.replace(manifest.ledger[-1], plan=plan.fingerprint)
@@ -150,9 +149,3 @@ def _require_same_model(path: Path, manifest: Manifest, model: ModelSpec) -> Non
     differing = model_differences(manifest.model, model)
     if differing:
         raise CheckpointError(f"{path} is of another model ({'; '.join(differing)})")
-
-
-def rows_of_update(stage: StageConfig, update: int) -> range:
-    """Update k, counted from 0, is rows [k*R, (k+1)*R) of the plan, on any layout."""
-    first = update * stage.rows_per_update
-    return range(first, first + stage.rows_per_update)

@@ -78,7 +78,8 @@ class StopRequests(AbstractContextManager["StopRequests"]):
 def _process_start() -> float:
     import psutil
 
-    return psutil.Process().create_time()
+    started: float = psutil.Process().create_time()
+    return started
 
 
 def parse_duration(text: str) -> float:

@@ -27,7 +27,7 @@ from alia_ctx.train.metrics_log import JsonLines, MetricsLog
 from alia_ctx.train.run_directory import checkpoints_directory, metrics_file
 from alia_ctx.train.schedule import stage_schedule
 from alia_ctx.train.sinks import open_sinks
-from alia_ctx.train.stage_state import StageState, resume, rows_of_update, start_from
+from alia_ctx.train.stage_state import StageState, resume, start_from
 from alia_ctx.train.stopping import RequeueError, StopRequests, Watchdog
 from alia_ctx.train.task import StageTask
 
@@ -152,7 +152,7 @@ class StageTrainer:
         started = time.perf_counter()
 
         # Its rows, and which of them this rank computes.
-        numbers = rows_of_update(self.stage, self.update)
+        numbers = self.plan.rows_of_update(self.update)
         rows = [self.plan.row(i) for i in numbers]
         flops = self.metrics.flops(
             self.plan.attention_pairs(slice(numbers.start, numbers.stop))

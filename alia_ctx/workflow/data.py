@@ -55,19 +55,21 @@ def tokenize(
                 workers=run.data.workers or os.cpu_count() or 1,
                 append_eos=run.data.append_eos,
                 prepend_bos=run.data.prepend_bos,
+                special_tokens=run.data.special_tokens,
+                model_type=run.model.architecture,
+                vocab_size=run.model.vocab_size,
                 overwrite=overwrite,
                 progress=show,
             )
         state = (
             "is there already" if report.unchanged else f"took {report.seconds:.1f} s"
         )
-        left_out = (
-            f", {report.counts.left_out} left out" if report.counts.left_out else ""
-        )
         say(
             f"{name}: {report.tokens:,} tokens of {report.counts.documents:,} "
-            f"documents{left_out}; {state}"
+            f"documents; {state}"
         )
+        for line in report.remarks():
+            say(f"  {line}")
 
 
 def open_store(run: RunConfig, source: str) -> TokenStore:
@@ -99,6 +101,7 @@ def pack(run: RunConfig, name: str, *, overwrite: bool = False) -> PackPlan:
             stage.context,
             stage.rows,
             run_directory(run).plan(name),
+            rows_per_update=stage.rows_per_update,
             seed=run.seed,
             overwrite=overwrite,
             progress=lambda what, done: bar.update(done, what),
@@ -120,4 +123,5 @@ def open_plan(run: RunConfig, name: str) -> PackPlan:
         row_length=stage.context,
         seed=run.seed,
         rows=stage.rows,
+        rows_per_update=stage.rows_per_update,
     )

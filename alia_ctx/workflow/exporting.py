@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import Any
 
 from alia_ctx import checkpoint
-from alia_ctx.checkpoint import dcp_store
 from alia_ctx.config.run import RunConfig
 from alia_ctx.files import file_fingerprint, write_json
 from alia_ctx.identity import differences, sealed, statement, unsealed
@@ -40,7 +39,6 @@ def export(run: RunConfig, name: str) -> Path:
     convert.export_hf(
         path,
         directory,
-        dcp_store,
         tokenizer_dir=Path(run.tokenizer),
         overwrite=directory.exists(),
     )

@@ -13,6 +13,7 @@ from alia_ctx.config.run import RunConfig
 from alia_ctx.errors import AliaError, CheckpointError
 from alia_ctx.evaluation.report import Report
 from alia_ctx.progress import say
+from alia_ctx.spec.execution import loss_chunk_tokens
 from alia_ctx.workflow.chain import check_trained
 from alia_ctx.workflow.data import pack, tokenize
 from alia_ctx.workflow.evaluation import standard_evaluations, what_differs
@@ -25,7 +26,6 @@ def plan_stages(run: RunConfig, names: Sequence[str] = ()) -> list[Any]:
     layouts that would fit.
     """
     from alia_ctx.planner import (
-        GpuSpec,
         choices_table,
         memory_table,
         plan_stage,
@@ -33,12 +33,6 @@ def plan_stages(run: RunConfig, names: Sequence[str] = ()) -> list[Any]:
         suggest_layouts,
     )
 
-    cluster = run.cluster
-    gpu = GpuSpec(
-        memory_gib=cluster.memory_gib,
-        bf16_tflops=cluster.peak_tflops,
-        gpus_per_node=cluster.ranks_per_node,
-    )
     tables: list[Any] = []
     for name in names or run.stages:
         stage = run.stage(name)
@@ -46,8 +40,10 @@ def plan_stages(run: RunConfig, names: Sequence[str] = ()) -> list[Any]:
         sizes = (world, stage.tokens, stage.update_tokens)
         shared: dict[str, Any] = {
             "precision": run.engine.precision,
-            "gpu": gpu,
-            "loss_chunk_tokens": run.engine.loss_chunk_tokens or 2048,
+            "cluster": run.cluster,
+            "loss_chunk_tokens": loss_chunk_tokens(
+                run.engine.loss_chunk_tokens, "cuda"
+            ),
         }
         plan = plan_stage(
             run.model,

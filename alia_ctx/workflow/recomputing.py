@@ -9,7 +9,6 @@ from alia_ctx import checkpoint
 from alia_ctx.config.run import RunConfig
 from alia_ctx.errors import CheckpointError
 from alia_ctx.train.metrics_log import read_lines
-from alia_ctx.train.stage_state import rows_of_update
 from alia_ctx.workflow.chain import origin, run_directory
 from alia_ctx.workflow.data import open_plan
 
@@ -60,7 +59,7 @@ def recompute(run: RunConfig, name: str, update: int) -> RecomputedLoss:
         )
         if path is not None:
             engine.load(path / checkpoint.STATE, with_optimizer=False)
-        rows = rows_of_update(stage, update - 1)
+        rows = plan.rows_of_update(update - 1)
         own = rows[engine.data_parallel_rank :: engine.data_parallel_size]
         losses = engine.row_losses([plan.row(i) for i in own])
         loss, _ = engine.reduce_losses(losses if own else ())

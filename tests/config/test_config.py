@@ -199,3 +199,28 @@ def test_command_line_exit_status_and_no_traceback() -> None:
     assert bad.returncode == 2
     assert "Traceback" not in bad.stderr
     assert "stages.160k.layout.cp=24" in bad.stderr and "nonsense=1" in bad.stderr
+
+
+def test_rules_are_asked_of_what_could_be_typed() -> None:
+    """One mistake of type anywhere hides no rule that does not need that part."""
+    overrides = [
+        "stages.32k.layout.cpp=8",  # this stage cannot be typed
+        "stages.160k.init_from=32k",  # and starting from it is still right
+        "stages.160k.rope.factor=8",
+        "model.num_key_value_heads=7",
+        "optimizer.beta1=2",
+        "cluster.efficiency=1.5",
+        "evaluation.documents=0",
+        "data.append_eos=perhaps",
+    ]
+    with pytest.raises(ConfigError) as caught:
+        load_run(ALIA, overrides)
+    assert [problem.key for problem in caught.value.problems] == [
+        "data.append_eos",
+        "stages.32k.layout.cpp",
+        "model.num_key_value_heads",
+        "cluster.efficiency",
+        "evaluation.documents",
+        "optimizer.beta1",
+        "stages.160k.rope.factor",
+    ]

@@ -12,7 +12,6 @@ from rich.console import Console
 
 from alia_ctx.errors import ConfigError, LayoutError
 from alia_ctx.planner import (
-    GpuSpec,
     StagePlan,
     choices_table,
     first_negative_distance,
@@ -26,6 +25,7 @@ from alia_ctx.planner import (
 )
 from alia_ctx.planner.memory import GIB, rank_parameters
 from alia_ctx.planner.workload import Workload
+from alia_ctx.spec.cluster import ClusterSpec
 from alia_ctx.spec.layout import Layout
 from alia_ctx.spec.model import ModelSpec
 from alia_ctx.spec.rope import RopeSpec
@@ -238,10 +238,12 @@ def test_the_head_is_on_the_last_pipeline_rank_only() -> None:
 
 
 def test_what_does_not_fit_names_the_largest_item() -> None:
-    plan = plan_32k(gpu=GpuSpec(memory_gib=16))
+    plan = plan_32k(cluster=ClusterSpec(ranks_per_node=4, memory_gib=16))
     assert not plan.fits
     assert "does not fit" in plan.verdict and "gradients" in plan.verdict
-    assert plan_32k(gpu=GpuSpec(memory_gib=plan.fullest.total + 0.01)).fits
+    assert plan_32k(
+        cluster=ClusterSpec(ranks_per_node=4, memory_gib=plan.fullest.total + 0.01)
+    ).fits
 
 
 # --- RoPE -----------------------------------------------------------------------------
@@ -326,7 +328,13 @@ def test_a_fitting_layout_takes_the_cheapest_recomputation() -> None:
         gib: next(
             c
             for c in suggest_layouts(
-                ALIA, LONG, 32_768, 256, 10**9, 4_194_304, gpu=GpuSpec(memory_gib=gib)
+                ALIA,
+                LONG,
+                32_768,
+                256,
+                10**9,
+                4_194_304,
+                cluster=ClusterSpec(ranks_per_node=4, memory_gib=gib),
             )
             if c.layout == Layout(4, 8, 2)
         ).recompute
@@ -354,8 +362,8 @@ def test_sizes_that_cannot_be_are_all_named() -> None:
         "recompute",
         "precision",
     }
-    with pytest.raises(ConfigError, match=r"gpu\.efficiency=1\.5"):
-        plan_32k(gpu=GpuSpec(efficiency=1.5))
+    with pytest.raises(ConfigError, match=r"cluster\.efficiency=1\.5"):
+        plan_32k(cluster=ClusterSpec(efficiency=1.5))
     with pytest.raises(ConfigError, match=r"rope\.factor"):
         plan_stage(ALIA, LONG, 163_840, Layout(4, 20, 2), 800, 10**9, 4_194_304)
 

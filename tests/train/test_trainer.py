@@ -181,7 +181,7 @@ class KillAt:
 
 MOMENTS = {
     "in the middle of an update": KillAt(
-        "alia_ctx.mcore.engine:MegatronEngine._run", 5, 1
+        "alia_ctx.mcore.forward_backward:ForwardBackward.rows", 5, 1
     ),
     "while weights are written": KillAt(
         "alia_ctx.checkpoint.background_save:BackgroundSave._write", 2, 0

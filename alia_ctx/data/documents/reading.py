@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
-from dataclasses import asdict, dataclass, field
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +18,14 @@ from alia_ctx.data.documents.inputs import (
 )
 from alia_ctx.errors import DataError
 
+REASONS = (
+    "empty",
+    "invalid_utf8",
+    "invalid_json",
+    "missing_text",
+    "too_long",
+    "special_token",
+)
 _EXAMPLES = 5
 _UTF8_BOM = b"\xef\xbb\xbf"
 
@@ -33,9 +41,10 @@ class Document:
 
 @dataclass
 class DocumentCounts:
-    """How many documents were read, and how many were left out for which reason;
+    """How many documents were read, and how many were left out for which reason.
 
-    `examples` names a few.
+    `examples` names the first few of each reason; `special_tokens` says how often each
+    special token of the tokenizer was spelled in the text.
     """
 
     documents: int = 0
@@ -44,39 +53,43 @@ class DocumentCounts:
     invalid_json: int = 0
     missing_text: int = 0
     too_long: int = 0
+    special_token: int = 0
     examples: list[str] = field(default_factory=list)
+    special_tokens: dict[str, int] = field(default_factory=dict)
 
     @property
     def left_out(self) -> int:
-        return (
-            self.empty
-            + self.invalid_utf8
-            + self.invalid_json
-            + self.missing_text
-            + self.too_long
-        )
+        return sum(getattr(self, reason) for reason in REASONS)
+
+    def reasons(self) -> str:
+        """`3 empty, 1 too_long`: what was left out, or `nothing`."""
+        counts = {reason: getattr(self, reason) for reason in REASONS}
+        told = [f"{number:,} {reason}" for reason, number in counts.items() if number]
+        return ", ".join(told) or "nothing"
 
     def leave_out(self, reason: str, where: str) -> None:
-        """Count one document as left out for `reason`, a field of this class."""
+        """Count one document as left out for `reason`, one of REASONS."""
         number = getattr(self, reason) + 1
         setattr(self, reason, number)
         if number <= _EXAMPLES:
             self.examples.append(f"{reason}: {where}")
 
+    def add_spelled(self, tokens: Mapping[str, int]) -> None:
+        """Add how often a text spells which special tokens."""
+        for token, number in tokens.items():
+            self.special_tokens[token] = self.special_tokens.get(token, 0) + number
+
     def add(self, other: DocumentCounts) -> None:
         """Add the counts of another slice; the first few examples of each reason stay."""
-        room = {
-            name: max(0, _EXAMPLES - number)
-            for name, number in asdict(self).items()
-            if name != "examples"
-        }
-        for name in room:
+        room = {reason: _EXAMPLES - getattr(self, reason) for reason in REASONS}
+        for name in ("documents", *REASONS):
             setattr(self, name, getattr(self, name) + getattr(other, name))
         for example in other.examples:
             reason = example.split(":", 1)[0]
             if room[reason] > 0:
                 room[reason] -= 1
                 self.examples.append(example)
+        self.add_spelled(other.special_tokens)
 
 
 def read_documents(

@@ -4,7 +4,6 @@ An index; no token is copied until a row is read.
 """
 
 from alia_ctx.data.packing.build import build_plan
-from alia_ctx.data.packing.loader import prefetch_rows
 from alia_ctx.data.packing.plan import PackPlan
 from alia_ctx.data.packing.row import IGNORE, PackedRow
 from alia_ctx.data.packing.spec import LengthBucket, PackSpec
@@ -19,5 +18,4 @@ __all__ = [
     "build_plan",
     "draw_plan",
     "plan_table",
-    "prefetch_rows",
 ]

@@ -1,6 +1,5 @@
-"""Which documents are trained on, in which order and how often:
-
-hold-out, blend by source and length, epochs.
+"""Which documents are trained on, in which order and how often: blend by source and
+length, epochs.
 """
 
 from __future__ import annotations
@@ -63,13 +62,9 @@ class Corpus:
 
 
 def gather_corpus(
-    stores: Mapping[str, TokenStore], spec: PackSpec, row_length: int, held_out: bool
+    stores: Mapping[str, TokenStore], spec: PackSpec, row_length: int
 ) -> Corpus:
-    """Number all documents, set the held-out ones apart, and drop what the policy cannot use.
-
-    With `held_out` the usable documents are the held-out ones instead. DataError where
-    a source has too few documents to hold out, or nothing is left.
-    """
+    """Number all documents and drop what cannot be used; DataError where nothing is left."""
     names = tuple(stores)
     base = np.concatenate(
         ([0], np.cumsum([stores[name].n_documents for name in names]))
@@ -79,17 +74,9 @@ def gather_corpus(
     dropped = {}
     for name, first in zip(names, base[:-1].tolist(), strict=True):
         own = stores[name].lengths
-        mask = _held_out(name, own, spec)
-        if not held_out:
-            np.logical_not(mask, out=mask)
-        tiny = mask & (own < 2)
-        long = (
-            mask & (own > row_length)
-            if spec.long_docs == "drop"
-            else np.zeros_like(mask)
-        )
-        mask &= ~(tiny | long)
-        usable.append(np.flatnonzero(mask) + first)
+        tiny = own < 2
+        long = own > row_length if spec.long_docs == "drop" else np.zeros_like(tiny)
+        usable.append(np.flatnonzero(~(tiny | long)) + first)
         dropped[name] = {
             "short_documents": int(tiny.sum()),
             "short_tokens": int(own[tiny].sum(dtype=np.int64)),
@@ -98,32 +85,11 @@ def gather_corpus(
         }
     corpus = Corpus(names, base, lengths, np.concatenate(usable), dropped)
     if not corpus.usable.size:
-        what = "held-out documents" if held_out else "documents"
         raise DataError(
-            f"sources {', '.join(names)}: no {what} are left to pack (left out: {dropped})"
+            f"sources {', '.join(names)}: no documents are left to pack (left out: "
+            f"{dropped})"
         )
     return corpus
-
-
-def _held_out(name: str, lengths: np.ndarray, spec: PackSpec) -> np.ndarray:
-    mask = np.zeros(lengths.size, bool)
-    if not spec.holdout_documents:
-        return mask
-    candidates = np.flatnonzero(lengths >= spec.holdout_min_tokens)
-    if candidates.size <= spec.holdout_documents:
-        raise DataError(
-            f"source {name}: has {candidates.size} documents of "
-            f"{spec.holdout_min_tokens} tokens or more, "
-            f"holdout_documents={spec.holdout_documents} would leave none of them; "
-            "hold out fewer or shorter ones"
-        )
-    order = candidates[
-        np.argsort(
-            _hashes(lengths.size, f"holdout/{name}/{spec.holdout_seed}")[candidates]
-        )
-    ]
-    mask[order[: spec.holdout_documents]] = True
-    return mask
 
 
 @dataclass(frozen=True)
@@ -214,11 +180,14 @@ def _fit_shares(
             f"{[(bucket.min_tokens, bucket.share) for bucket in spec.length_buckets]}: "
             f"{detail}; change the shares"
         )
-    return fitted / fitted.sum()
+    blend: np.ndarray = fitted / fitted.sum()
+    return blend
 
 
 def _ratio(wanted: np.ndarray, have: np.ndarray) -> np.ndarray:
-    return np.divide(wanted, have, out=np.zeros_like(have), where=have > 0)
+    ratio: np.ndarray = np.zeros_like(have)
+    np.divide(wanted, have, out=ratio, where=have > 0)
+    return ratio
 
 
 def _misfit(

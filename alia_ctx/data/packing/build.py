@@ -4,9 +4,8 @@ training order, report.
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -21,20 +20,20 @@ from alia_ctx.data.packing.blend import (
     shuffled,
     stratify,
 )
-from alia_ctx.data.packing.plan import (
-    ARRAYS,
-    FORMAT,
-    PLAN_FILE,
-    PackPlan,
+from alia_ctx.data.packing.plan import PackPlan, equal_updates
+from alia_ctx.data.packing.plan_files import (
     differences,
-    identity_fingerprint,
-    read_note,
+    foreign_files,
+    is_plan,
+    read_statement,
+    write_plan,
 )
-from alia_ctx.data.packing.policies import Pieces, best_fit, concat
+from alia_ctx.data.packing.policies import POLICIES, Pieces
+from alia_ctx.data.packing.predicted import predicted_of_rows
 from alia_ctx.data.packing.spec import PackSpec
+from alia_ctx.data.packing.statistics import PackedRows, plan_statistics
 from alia_ctx.data.tokens import TokenStore
 from alia_ctx.errors import ConfigError, DataError
-from alia_ctx.files import checksum, file_checksum, write_json
 
 _MAX_ROW = 1 << 24  # the packer sorts by length in 24 bits
 Progress = Callable[[str, float], None]
@@ -47,9 +46,9 @@ def build_plan(
     n_rows: int | None,
     out_dir: str | Path,
     *,
+    rows_per_update: int = 1,
     seed: int = 0,
-    fill_id: int = 0,
-    held_out: bool = False,
+    padding_id: int = 0,
     overwrite: bool = False,
     progress: Progress | None = None,
 ) -> PackPlan:
@@ -58,40 +57,46 @@ def build_plan(
 
     The result depends on the stores' content and order and on the arguments alone. Data
     repeats, in a new order each epoch, until the rows are there. Documents of fewer
-    than 2 tokens predict nothing and are dropped and counted. With `held_out` the plan
-    is one epoch of the documents held out, by size and unweighted. A finished plan of
-    the same identity is opened as it is. `progress` gets what is done and the fraction.
+    than 2 tokens predict nothing and are dropped and counted. Update k is
+    `rows_per_update` rows from row k * rows_per_update on. A finished plan of the same
+    identity is opened as it is. `progress` gets what is done and the fraction.
 
     Memory: about 150 bytes a document. Raises ConfigError for a spec that breaks rules,
     DataError for a blend that the data cannot give and for another plan in `out_dir`
     without `overwrite`.
     """
     report = progress or (lambda _what, _fraction: None)
-    _check(stores, spec, row_length, n_rows, held_out)
+    _check(stores, spec, row_length, n_rows, rows_per_update)
     directory = Path(out_dir)
     report("fingerprints", 0.0)
     identity = {
-        "format": FORMAT,
         "stores": [[name, store.fingerprint] for name, store in stores.items()],
         "spec": asdict(spec),
         "seed": seed,
         "row_length": row_length,
         "rows": n_rows,
-        "fill_id": fill_id,
-        "held_out": held_out,
+        "rows_per_update": rows_per_update,
+        "padding_id": padding_id,
     }
     existing = _existing(directory, stores, identity, overwrite)
     if existing is not None:
         return existing
     report("documents", 0.02)
-    corpus = gather_corpus(stores, spec, row_length, held_out)
-    blend = PackSpec(policy=spec.policy, long_docs=spec.long_docs) if held_out else spec
-    strata = stratify(corpus, blend)
+    corpus = gather_corpus(stores, spec, row_length)
+    strata = stratify(corpus, spec)
     if n_rows is not None:
         check_repetition(strata, n_rows * row_length, spec.max_epochs)
-    packed = _pack(corpus, strata, blend, row_length, n_rows, seed, report)
+    packed = _pack(corpus, strata, spec, row_length, n_rows, seed, report)
+    predicted = predicted_of_rows(tuple(stores.values()), corpus, packed)
+    packed = replace(packed, row_predicted=predicted)
+    arrays = {
+        **packed.arrays(),
+        "update_offsets": equal_updates(packed.row_pairs.size, rows_per_update),
+    }
     report("writing", 0.9)
-    _write(directory, identity, packed, _stats(corpus, packed, strata, row_length))
+    write_plan(
+        directory, identity, arrays, plan_statistics(corpus, packed, strata, row_length)
+    )
     report("done", 1.0)
     return PackPlan.open(directory, stores)
 
@@ -101,7 +106,7 @@ def _check(
     spec: PackSpec,
     row_length: int,
     n_rows: int | None,
-    held_out: bool,
+    rows_per_update: int,
 ) -> None:
     if not stores:
         raise DataError("no token stores to pack; tokenize a source first")
@@ -114,7 +119,9 @@ def _check(
         )
     if n_rows is not None and n_rows < 1:
         raise DataError(f"n_rows={n_rows}: a plan needs at least one row")
-    if n_rows is None and not held_out and (spec.weights or spec.length_buckets):
+    if rows_per_update < 1:
+        raise DataError(f"rows_per_update={rows_per_update}: an update needs a row")
+    if n_rows is None and (spec.weights or spec.length_buckets):
         raise DataError(
             "weights and length_buckets need n_rows: 'one epoch' is not defined for a "
             "weighted blend"
@@ -127,39 +134,39 @@ def _existing(
     identity: dict[str, Any],
     overwrite: bool,
 ) -> PackPlan | None:
-    if not (directory / PLAN_FILE).is_file():
+    foreign = foreign_files(directory)
+    if foreign:
+        raise DataError(
+            f"{directory}: holds what is no plan ({', '.join(foreign[:5])}) and is not "
+            "overwritten; choose another folder"
+        )
+    if not is_plan(directory):
         if directory.exists() and any(directory.iterdir()) and not overwrite:
             raise DataError(
-                f"{directory}: is not empty and holds no plan; choose another folder "
-                "or allow overwriting"
+                f"{directory}: is not empty and holds no whole plan; choose another "
+                "folder or allow overwriting"
             )
         return None
     try:
-        found = differences(read_note(directory)["identity"], identity)
-        if not found:
-            return PackPlan.open(directory, stores)
+        statement = read_statement(directory)
+        expected = dict(identity)
+        if statement.format == 1:
+            del expected["rows_per_update"]
+        differing = differences(statement.identity, expected)
+        if not differing:
+            return PackPlan.open(
+                directory, stores, rows_per_update=identity["rows_per_update"]
+            )
     except DataError:
         if not overwrite:
             raise
         return None
     if not overwrite:
         raise DataError(
-            f"{directory}: another plan is there:\n  " + "\n  ".join(found) + "\n"
+            f"{directory}: another plan is there:\n  " + "\n  ".join(differing) + "\n"
             "choose another folder or allow overwriting"
         )
     return None
-
-
-@dataclass
-class _Packed:
-    """The arrays of a plan (see plan.ARRAYS) and how many segments made them."""
-
-    row_offsets: np.ndarray
-    row_pairs: np.ndarray
-    piece_documents: np.ndarray
-    piece_starts: np.ndarray
-    piece_lengths: np.ndarray
-    segments: int
 
 
 def _pack(
@@ -170,7 +177,7 @@ def _pack(
     n_rows: int | None,
     seed: int,
     report: Progress,
-) -> _Packed:
+) -> PackedRows:
     parts: list[tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]] = []
     rows = 0
     for number, drawn in enumerate(
@@ -196,11 +203,11 @@ def _pack(
             0.05 + 0.85 * (min(1.0, rows / n_rows) if n_rows else 1.0),
         )
     counts, documents, starts, lengths = (
-        np.concatenate(each) for each in zip(*parts, strict=True)
+        np.concatenate(arrays) for arrays in zip(*parts, strict=True)
     )
     offsets = np.concatenate(([0], np.cumsum(counts)))
     pairs = _pairs(offsets, lengths, row_length)
-    return _Packed(offsets, pairs, documents, starts, lengths, len(parts))
+    return PackedRows(offsets, pairs, documents, starts, lengths, len(parts))
 
 
 def _pack_segment(
@@ -210,7 +217,7 @@ def _pack_segment(
     row_length: int,
     purpose: str,
 ) -> Pieces:
-    policy = {"concat": concat, "best_fit": best_fit}[spec.policy]
+    policy = POLICIES[spec.policy]
     groups = (
         sorted({bucket for bucket, _ in drawn})
         if spec.short_docs == "apart"
@@ -222,16 +229,15 @@ def _pack_segment(
         documents = np.concatenate(
             [numbers for bucket, numbers in drawn if group is None or bucket == group]
         )
-        if (
-            spec.policy == "concat" and len(drawn) > 1
-        ):  # strata come one after another: mix them
+        if policy.keeps_order and len(drawn) > 1:
+            # strata come one after another: mix them
             documents = documents[shuffled(documents.size, f"{purpose}/{bins}")]
-        pieces = policy(documents, lengths[documents], row_length)
+        pieces = policy.pack(documents, lengths[documents], row_length)
         packed.append(pieces._replace(bin=pieces.bin + bins))
         bins += pieces.bins
     if len(packed) == 1:
         return packed[0]
-    return Pieces(*(np.concatenate(each) for each in zip(*packed, strict=True)))
+    return Pieces(*(np.concatenate(arrays) for arrays in zip(*packed, strict=True)))
 
 
 def _order_rows(
@@ -260,120 +266,7 @@ def _order_rows(
 
 def _pairs(offsets: np.ndarray, lengths: np.ndarray, row_length: int) -> np.ndarray:
     sizes = lengths.astype(np.int64)
-    fill = row_length - np.add.reduceat(sizes, offsets[:-1])
+    padding = row_length - np.add.reduceat(sizes, offsets[:-1])
     sizes *= sizes + 1
     sizes //= 2
-    return np.add.reduceat(sizes, offsets[:-1]) + fill * (fill + 1) // 2
-
-
-def _write(
-    directory: Path, identity: dict[str, Any], packed: _Packed, stats: dict[str, Any]
-) -> None:
-    """Write everything under a temporary name and rename it: the plan is whole or not there."""
-    partial = directory.with_name(f".{directory.name}.partial")
-    shutil.rmtree(partial, ignore_errors=True)
-    partial.mkdir(parents=True)
-    try:
-        sizes, checksums = {}, {}
-        for name, dtype in ARRAYS.items():
-            array: np.ndarray = getattr(packed, name).astype(dtype, copy=False)
-            np.save(partial / f"{name}.npy", array)
-            sizes[name] = array.size
-            checksums[name] = file_checksum(partial / f"{name}.npy")
-        note = {
-            "identity": identity,
-            "fingerprint": identity_fingerprint(identity, checksums),
-            "arrays": sizes,
-            "checksums": checksums,
-            "stats": stats,
-        }
-        write_json(partial / PLAN_FILE, note)
-        shutil.rmtree(directory, ignore_errors=True)
-        partial.rename(directory)
-    except BaseException:
-        shutil.rmtree(partial, ignore_errors=True)
-        raise
-
-
-def _stats(
-    corpus: Corpus, packed: _Packed, strata: list[Stratum], row_length: int
-) -> dict[str, Any]:
-    """Everything that a plan says about itself;
-
-    tokens are counted as often as they are trained on.
-    """
-    lengths = packed.piece_lengths
-    rows = packed.row_pairs.size
-    tokens = int(lengths.sum(dtype=np.int64))
-    whole = corpus.lengths[packed.piece_documents]
-    cut = lengths < whole
-    return {
-        "rows": rows,
-        "row_length": row_length,
-        "tokens": tokens,
-        "predicted": tokens - lengths.size,
-        "fill": tokens / (rows * row_length),
-        "pieces": int(lengths.size),
-        "cut_pieces": int(cut.sum()),
-        "cut_documents": int(np.unique(packed.piece_documents[cut]).size),
-        "cut_documents_that_fit": int(
-            np.unique(packed.piece_documents[cut & (whole <= row_length)]).size
-        ),
-        "segments": packed.segments,
-        "sources": _source_stats(corpus, packed),
-        "strata": {
-            each.name: {"share": each.share, "tokens": each.tokens} for each in strata
-        },
-        "context": context_use(lengths, row_length),
-    }
-
-
-def _source_stats(corpus: Corpus, packed: _Packed) -> dict[str, dict[str, Any]]:
-    count = len(corpus.names)
-    owner = corpus.source_of(packed.piece_documents)
-    trained = np.bincount(owner, weights=packed.piece_lengths, minlength=count)
-    usable_owner = corpus.source_of(corpus.usable)
-    documents = np.bincount(usable_owner, minlength=count)
-    tokens = np.bincount(
-        usable_owner, weights=corpus.lengths[corpus.usable], minlength=count
-    )
-    total = trained.sum()
-    return {
-        name: {
-            "documents": int(documents[number]),
-            "tokens": int(tokens[number]),
-            "trained_tokens": int(trained[number]),
-            "epochs": float(trained[number] / tokens[number])
-            if tokens[number]
-            else 0.0,
-            "share": float(trained[number] / total),
-            "dropped": corpus.dropped[name],
-        }
-        for number, name in enumerate(corpus.names)
-    }
-
-
-def context_use(lengths: np.ndarray, row_length: int) -> list[list[float]]:
-    """[n, share of tokens that have more than n tokens of their own document before
-    them], n = 0 and 8 an octave.
-    """
-    pieces = np.bincount(lengths, minlength=row_length + 1)
-    longer = np.cumsum(pieces[::-1])[::-1]  # pieces of length >= i
-    tokens = float((np.arange(pieces.size) * pieces).sum())
-    # a piece of length L has L-1-n tokens with more than n before them: sum of `longer` above n+1
-    beyond = np.append(np.cumsum(longer[::-1])[::-1], 0)
-    points = sorted(
-        {
-            0,
-            *(int(2 ** (step / 8)) for step in range(8 * int(np.log2(row_length)) + 1)),
-            row_length - 1,
-        }
-    )
-    return [[n, float(beyond[min(n + 2, row_length + 1)]) / tokens] for n in points]
-
-
-def plan_checksum(directory: Path) -> str:
-    """One checksum over all bytes of a plan's files, in hex: equal plans are equal bytes."""
-    return checksum(
-        " ".join(file_checksum(path) for path in sorted(directory.iterdir())).encode()
-    )
+    return np.add.reduceat(sizes, offsets[:-1]) + padding * (padding + 1) // 2

@@ -1,64 +1,56 @@
-"""A pack plan on disk: which pieces of which documents make each row.
+"""A pack plan: which pieces of which documents make each row, and which rows each update.
 
 Opens in milliseconds, any row in O(1).
 """
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
+from alia_ctx.data.packing.plan_files import (
+    Statement,
+    differences,
+    load_arrays,
+    read_statement,
+    way_out,
+)
 from alia_ctx.data.packing.row import PackedRow
 from alia_ctx.data.packing.spec import PackSpec
 from alia_ctx.data.tokens import TokenStore
 from alia_ctx.errors import DataError
-from alia_ctx.files import checksum
-
-FORMAT = 1
-PLAN_FILE = "plan.json"
-# name -> type; `rows` has one entry more than there are rows
-ARRAYS = {
-    "row_offsets": np.dtype(np.int64),  # [rows + 1] first piece of each row
-    "row_pairs": np.dtype(np.int64),  # [rows] query-key pairs of causal attention
-    "piece_documents": np.dtype(
-        np.int64
-    ),  # [pieces] number of the document, all sources counted through
-    "piece_starts": np.dtype(
-        np.uint32
-    ),  # [pieces] first token of the piece in its document
-    "piece_lengths": np.dtype(np.int32),  # [pieces] tokens
-}
 
 
 class PackPlan:
-    """Rows in training order: update k of R rows is rows [k*R, (k+1)*R), whatever the layout."""
+    """Rows in training order; update k is `rows_of_update(k)`, whatever the layout."""
 
-    def __init__(
-        self, directory: Path, stores: Mapping[str, TokenStore], note: dict[str, Any]
-    ) -> None:
-        self.directory = directory
-        self.stats: dict[str, Any] = note["stats"]
-        self.fingerprint: str = note["fingerprint"]
-        self.identity: dict[str, Any] = note["identity"]
+    def __init__(self, statement: Statement, stores: Mapping[str, TokenStore]) -> None:
+        """Use `open`, which compares before anything is read."""
+        self.directory = statement.directory
+        self.stats = statement.stats
+        self.fingerprint = statement.fingerprint
+        self.identity = statement.identity
         self.row_length: int = self.identity["row_length"]
         self.sources = tuple(stores)
-        self._fill_id: int = self.identity["fill_id"]
+        self._padding_id: int = self.identity["padding_id"]
         self._stores = tuple(stores.values())
         self._tokens = tuple(store.tokens for store in self._stores)
+        weights = tuple(store.weights for store in self._stores)
+        self._weights = weights if any(w is not None for w in weights) else ()
         self._base = np.concatenate(
             ([0], np.cumsum([store.n_documents for store in self._stores]))
         )
-        arrays = {name: _load(directory, name, note["arrays"][name]) for name in ARRAYS}
+        arrays = load_arrays(statement)
         self._row_offsets = arrays["row_offsets"]
         self._row_pairs = arrays["row_pairs"]
         self._documents = arrays["piece_documents"]
         self._starts = arrays["piece_starts"]
         self._lengths = arrays["piece_lengths"]
+        self._row_predicted = arrays.get("row_predicted")
+        self._update_offsets = arrays.get("update_offsets")
 
     @classmethod
     def open(
@@ -70,41 +62,77 @@ class PackPlan:
         row_length: int | None = None,
         seed: int | None = None,
         rows: int | None = None,
-        fill_id: int | None = None,
-        held_out: bool | None = None,
+        rows_per_update: int | None = None,
+        padding_id: int | None = None,
     ) -> PackPlan:
         """Open a plan for `stores`, in the order in which it was built.
 
         Raises DataError saying exactly what differs if the stores' content, or any of
         the other arguments that is given, is not what the plan was built from; and if a
         file of the plan is missing or cut off.
+
+        A plan of version 0.1 does not say which rows an update has: it takes
+        `rows_per_update` from here, and has no updates without it.
         """
         path = Path(directory)
-        note = read_note(path)
-        given = {
+        statement = read_statement(path)
+        identity = {
             "stores": [[name, store.fingerprint] for name, store in stores.items()],
             "spec": asdict(spec) if spec is not None else None,
             "seed": seed,
             "row_length": row_length,
             "rows": rows,
-            "fill_id": fill_id,
-            "held_out": held_out,
+            "rows_per_update": rows_per_update,
+            "padding_id": padding_id,
         }
-        found = differences(
-            note["identity"],
-            {key: value for key, value in given.items() if value is not None},
+        if statement.format == 1:
+            del identity["rows_per_update"]
+        differing = differences(
+            statement.identity,
+            {key: value for key, value in identity.items() if value is not None},
         )
-        if found:
+        if differing:
             raise DataError(
                 f"{path}: this plan was built from something else:\n  "
-                + "\n  ".join(found)
-                + "\n"
-                "build it again, or restore what it was built from"
+                + "\n  ".join(differing)
+                + f"\n{way_out(path)}, or restore what it was built from"
             )
-        return cls(path, stores, note)
+        plan = cls(statement, stores)
+        if statement.format == 1:
+            plan._add_what_format_1_lacks(rows_per_update)
+        return plan
+
+    def _add_what_format_1_lacks(self, rows_per_update: int | None) -> None:
+        pieces = np.diff(self._row_offsets)
+        tokens = np.add.reduceat(self._lengths, self._row_offsets[:-1], dtype=np.int64)
+        self._row_predicted = tokens - pieces
+        if rows_per_update is not None:
+            self._update_offsets = equal_updates(len(self), rows_per_update)
 
     def __len__(self) -> int:
         return self._row_pairs.size
+
+    @property
+    def updates(self) -> int:
+        """Number of updates; DataError for a plan of version 0.1 that was opened
+        without `rows_per_update`.
+        """
+        return self._offsets.size - 1
+
+    def rows_of_update(self, update: int) -> range:
+        """The rows of update `update`, 0 <= update < updates."""
+        if not 0 <= update < self.updates:
+            raise IndexError(f"update {update} of a plan of {self.updates} updates")
+        return range(*self._offsets[update : update + 2].tolist())
+
+    @property
+    def _offsets(self) -> np.ndarray:
+        if self._update_offsets is None:
+            raise DataError(
+                f"{self.directory}: this plan of version 0.1 does not say which rows "
+                "an update has; open it with rows_per_update"
+            )
+        return self._update_offsets
 
     def row(self, index: int) -> PackedRow:
         """Row `index`, 0 <= index < len(plan); reads nothing but its pieces."""
@@ -118,8 +146,9 @@ class PackPlan:
         offsets = np.zeros(high - low + 1, np.int64)
         np.cumsum(self._lengths[low:high], out=offsets[1:])
         return PackedRow(
-            index, self.row_length, offsets, numbers, sources, starts, self._fill_id, self._tokens,
-            self._begins(sources, numbers) + starts,
+            index, self.row_length, offsets, numbers, sources, starts, self._padding_id,
+            self._tokens, self._begins(sources, numbers) + starts, self._weights,
+            int(self.predicted(index)),
         )  # fmt: skip
 
     def _begins(self, sources: np.ndarray, numbers: np.ndarray) -> np.ndarray:
@@ -127,97 +156,31 @@ class PackPlan:
             return self._stores[0].starts(numbers)
         begins = np.empty_like(numbers)
         for source in np.unique(sources).tolist():
-            mine = sources == source
-            begins[mine] = self._stores[source].starts(numbers[mine])
+            of_source = sources == source
+            begins[of_source] = self._stores[source].starts(numbers[of_source])
         return begins
-
-    def document_lengths(self, index: int) -> np.ndarray:
-        """Tokens of each piece of row `index`, int32, fill not counted."""
-        return np.asarray(
-            self._lengths[self._row_offsets[index] : self._row_offsets[index + 1]]
-        )
 
     def attention_pairs(self, rows: Sequence[int] | np.ndarray | slice) -> np.ndarray:
         """Visible query-key pairs of causal attention in each of `rows`, int64: sum of
         n*(n+1)/2 over its documents.
 
-        Fill counts as the one document that it is for the kernel. FLOPs are 12 * layers
-        * query_size times this.
+        Padding counts as the one document that it is for the kernel. FLOPs are 12 *
+        layers * query_size times this.
         """
         return np.asarray(self._row_pairs[rows])
 
+    def predicted(self, rows: int | Sequence[int] | np.ndarray | slice) -> np.ndarray:
+        """Positions with a target in each of `rows`, int64; no token is read."""
+        return np.asarray(self._row_predicted[rows])  # type: ignore[index]
 
-def _load(directory: Path, name: str, shape: int) -> np.ndarray:
-    path = directory / f"{name}.npy"
-    try:
-        array = np.load(path, mmap_mode="r" if shape else None, allow_pickle=False)
-    except (OSError, ValueError, EOFError) as error:
-        raise DataError(
-            f"{path}: missing or broken ({error}); build the plan again"
-        ) from error
-    if array.shape != (shape,) or array.dtype != ARRAYS[name]:
-        raise DataError(
-            f"{path}: holds {array.dtype}{list(array.shape)}, not "
-            f"{ARRAYS[name]}[{shape}]; build the plan again"
-        )
-    return np.asarray(
-        array
-    )  # a plain array over the map: slicing np.memmap itself is slow
+    def predicted_of_update(self, update: int) -> int:
+        """Positions with a target in all rows of an update; no token is read."""
+        rows = self.rows_of_update(update)
+        return int(self.predicted(slice(rows.start, rows.stop)).sum())
 
 
-def read_note(directory: Path) -> dict[str, Any]:
-    """The `plan.json` of a plan;
-
-    DataError where there is none, it is broken, or of another version.
+def equal_updates(rows: int, rows_per_update: int) -> np.ndarray:
+    """First row of each update and the end, int64 [updates + 1], `rows_per_update` rows
+    each; the last update may have fewer.
     """
-    path = directory / PLAN_FILE
-    if not path.is_file():
-        raise DataError(f"{directory}: holds no pack plan; build one")
-    try:
-        note = json.loads(path.read_text("utf-8"))
-        version = note["identity"]["format"]
-    except (ValueError, KeyError, TypeError) as error:
-        raise DataError(f"{path}: broken plan ({error!r}); build it again") from error
-    if version != FORMAT:
-        raise DataError(
-            f"{path}: plan format {version}, this version reads {FORMAT}; build it again"
-        )
-    return dict(note)
-
-
-def identity_fingerprint(identity: dict[str, Any], checksums: dict[str, str]) -> str:
-    """xxh3_128, in hex, of what a plan was built from and of its arrays."""
-    return checksum(json.dumps([identity, checksums], sort_keys=True).encode())
-
-
-def differences(
-    old: dict[str, Any], new: dict[str, Any], prefix: str = ""
-) -> list[str]:
-    """One line per leaf of `new` that is not the same in `old`;
-
-    keys that `new` lacks do not matter.
-    """
-    lines: list[str] = []
-    for key, value in new.items():
-        before = old.get(key)
-        if key == "stores":
-            lines += _store_differences(before or [], value)
-        elif isinstance(value, dict) and isinstance(before, dict):
-            missing = {name: None for name in before if name not in value}
-            lines += differences(before, {**value, **missing}, f"{prefix}{key}.")
-        elif before != value:
-            lines.append(f"{prefix}{key}: {before} in the plan, {value} now")
-    return lines
-
-
-def _store_differences(old: list[list[str]], new: list[list[str]]) -> list[str]:
-    if [name for name, _ in old] != [name for name, _ in new]:
-        return [
-            f"sources: {', '.join(name for name, _ in old)} in the plan, "
-            f"{', '.join(name for name, _ in new)} now"
-        ]
-    return [
-        f"store {name}: content {before} in the plan, {after} now"
-        for (name, before), (_, after) in zip(old, new, strict=True)
-        if before != after
-    ]
+    return np.append(np.arange(0, rows, rows_per_update, dtype=np.int64), rows)

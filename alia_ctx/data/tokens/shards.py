@@ -52,15 +52,12 @@ class Job:
     """All that a worker process needs."""
 
     spec: SourceSpec
-    tokenizer: str
-    append_eos: bool
-    prepend_bos: bool
+    encoder: TextEncoder
     work: Path
 
 
 def encode_all(
     job: Job,
-    encoder: TextEncoder,
     shards: list[tuple[Slice, ...]],
     workers: int,
     progress: Callable[[TokenizeProgress], None] | None,
@@ -78,7 +75,7 @@ def encode_all(
         total = _advance(
             total, sizes[number], read_shard_note(job.work, number), progress
         )
-    for number, note in _encode_missing(job, encoder, shards, missing, workers):
+    for number, note in _encode_missing(job, shards, missing, workers):
         total = _advance(total, sizes[number], note, progress)
     return len(done)
 
@@ -104,14 +101,13 @@ def _advance(
 
 def _encode_missing(
     job: Job,
-    encoder: TextEncoder,
     shards: list[tuple[Slice, ...]],
     missing: list[int],
     workers: int,
 ) -> Iterator[tuple[int, dict[str, Any]]]:
     if min(workers, len(missing)) <= 1:
         for number in missing:
-            yield number, _encode_shard(job, encoder, number, shards[number])
+            yield number, _encode_shard(job, number, shards[number])
         return
     # spawn, not fork: the tokenizer's Rust threads do not survive a fork
     context = multiprocessing.get_context("spawn")
@@ -133,17 +129,14 @@ def _encode_missing(
             pool.shutdown(wait=True, cancel_futures=True)
 
 
-_worker: tuple[Job, TextEncoder] | None = None  # per process, set once by _start_worker
+_worker: Job | None = None  # per process, set once by _start_worker
 
 
 def _start_worker(job: Job) -> None:
     global _worker
     os.environ["TOKENIZERS_PARALLELISM"] = "false"  # one worker, one core
     threading.Thread(target=_end_with_parent, daemon=True).start()
-    encoder = TextEncoder(
-        job.tokenizer, append_eos=job.append_eos, prepend_bos=job.prepend_bos
-    )
-    _worker = (job, encoder)
+    _worker = job
 
 
 def _end_with_parent() -> None:
@@ -157,8 +150,7 @@ def _end_with_parent() -> None:
 def _work_on(number: int, shard: tuple[Slice, ...]) -> dict[str, Any]:
     if _worker is None:
         raise RuntimeError("worker process was not initialised")
-    job, encoder = _worker
-    return _encode_shard(job, encoder, number, shard)
+    return _encode_shard(_worker, number, shard)
 
 
 def shard_path(work: Path, number: int, kind: str) -> Path:
@@ -169,14 +161,13 @@ def read_shard_note(work: Path, number: int) -> dict[str, Any]:
     return dict(json.loads(shard_path(work, number, "json").read_text("utf-8")))
 
 
-def _encode_shard(
-    job: Job, encoder: TextEncoder, number: int, shard: tuple[Slice, ...]
-) -> dict[str, Any]:
+def _encode_shard(job: Job, number: int, shard: tuple[Slice, ...]) -> dict[str, Any]:
     """Write tokens, lengths, ids of one shard, and last the note that says that it is whole."""
     counts = DocumentCounts()
     lengths: list[int] = []
     ids: list[str] = []
     files: list[str] = []
+    ranges: list[tuple[int, int]] = []
     digest = xxhash.xxh3_128()
     with atomic_file(shard_path(job.work, number, "bin")) as stream:
         documents = (
@@ -185,17 +176,22 @@ def _encode_shard(
             for document in read_slice(part, job.spec, counts)
         )
         for batch in _batches(documents):
-            for document, tokens in zip(
-                batch, encoder.encode([each.text for each in batch]), strict=True
+            encoded = job.encoder.encode([document.text for document in batch])
+            for document, (tokens, spelled, refused) in zip(
+                batch, encoded, strict=True
             ):
-                if not tokens.size:
+                counts.add_spelled(spelled)
+                if refused or not tokens.size:
+                    reason = "special_token" if refused else "empty"
+                    detail = ", ".join(spelled) if refused else "no token"
                     counts.documents -= 1
-                    counts.leave_out("empty", f"{document.id} (no token)")
+                    counts.leave_out(reason, f"{document.id} ({detail})")
                     continue
                 data = tokens.tobytes()
                 stream.write(data)
                 digest.update(data)
                 lengths.append(tokens.size)
+                ranges.append((int(tokens.min()), int(tokens.max())))
                 ids.append(document.id)
                 files.append(document.file)
     with atomic_file(shard_path(job.work, number, "npy")) as stream:
@@ -205,6 +201,8 @@ def _encode_shard(
         stream.write(json.dumps({"id": ids, "file": files}).encode())
     note = {
         "tokens": sum(lengths),
+        "smallest": min((low for low, _ in ranges), default=0),
+        "largest": max((high for _, high in ranges), default=-1),
         "counts": asdict(counts),
         "checksum": digest.hexdigest(),
     }

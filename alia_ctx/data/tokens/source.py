@@ -17,7 +17,7 @@ import numpy as np
 import xxhash
 
 from alia_ctx.data.documents import DocumentCounts, SourceSpec, find_inputs, plan_shards
-from alia_ctx.data.tokens.encoder import TextEncoder, tokenizer_fingerprint
+from alia_ctx.data.tokens.encoder import TextEncoder
 from alia_ctx.data.tokens.shards import (
     Job,
     TokenizeProgress,
@@ -25,11 +25,13 @@ from alia_ctx.data.tokens.shards import (
     read_shard_note,
     shard_path,
 )
+from alia_ctx.data.tokens.special_tokens import SpecialTokens
 from alia_ctx.data.tokens.store import TokenStore, write_index
+from alia_ctx.data.tokens.vocabulary import recorded_range, vocabulary_problems
 from alia_ctx.errors import DataError
 from alia_ctx.files import atomic_file, file_checksum, file_fingerprint, write_json
 
-_FORMAT = 1
+_FORMAT = 2
 SHARD_BYTES = 64 << 20
 
 
@@ -48,6 +50,21 @@ class TokenizeReport:
     unchanged: bool
     seconds: float
 
+    def remarks(self) -> list[str]:
+        """What a person should read: what was left out and why, with first examples,
+        and the special tokens that the text spells.
+        """
+        counts = self.counts
+        lines = []
+        if counts.left_out:
+            lines.append(f"{counts.left_out:,} documents left out: {counts.reasons()}")
+            lines += [f"  {example}" for example in counts.examples]
+        if counts.special_tokens:
+            most = sorted(counts.special_tokens.items(), key=lambda item: -item[1])
+            told = ", ".join(f"{token!r} {number:,}" for token, number in most[:10])
+            lines.append(f"special tokens spelled in the text: {told}")
+        return lines
+
 
 def tokenize_source(
     spec: SourceSpec,
@@ -58,6 +75,9 @@ def tokenize_source(
     workers: int = 1,
     append_eos: bool = True,
     prepend_bos: bool = False,
+    special_tokens: SpecialTokens = "split",
+    model_type: str | None = None,
+    vocab_size: int | None = None,
     overwrite: bool = False,
     progress: Callable[[TokenizeProgress], None] | None = None,
     shard_bytes: int = SHARD_BYTES,
@@ -71,12 +91,27 @@ def tokenize_source(
     for the tokens twice. A finished store of the same inputs is left as it is. Each
     worker is one process on one core.
 
-    Raises DataError: inputs missing or broken, no usable document, or another store or
+    `special_tokens`: what special tokens that a document spells become: pieces like any
+    other text (`split`), their ids (`keep`), or a reason to leave the document out
+    (`refuse`). `model_type` is that of the model beside which the tokenizer will lie, as
+    `AutoTokenizer` heeds it; `vocab_size` is its number of token ids.
+
+    Raises DataError: inputs missing or broken, a tokenizer that transformers cannot load
+    or that has ids beyond `vocab_size`, no usable document, or another store or
     unfinished run in the way and `overwrite` not set.
     """
     began = time.monotonic()
     inputs = find_inputs(spec.inputs)
-    encoder = TextEncoder(tokenizer_dir, append_eos=append_eos, prepend_bos=prepend_bos)
+    encoder = TextEncoder(
+        tokenizer_dir,
+        append_eos=append_eos,
+        prepend_bos=prepend_bos,
+        special_tokens=special_tokens,
+        model_type=model_type,
+    )
+    if vocab_size is not None and encoder.vocabulary > vocab_size:
+        problems = vocabulary_problems(tokenizer_dir, vocab_size, model_type=model_type)
+        raise DataError("\n".join(map(str, problems)))
     prefix = Path(out_dir) / name
     identity = _identity(spec, inputs.files, encoder, shard_bytes)
     finished = _finished(prefix, identity, overwrite)
@@ -91,8 +126,8 @@ def tokenize_source(
         )
     shards = plan_shards(inputs.files, spec, shard_bytes)
     with _work_folder(prefix, identity, overwrite) as work:
-        job = Job(spec, str(tokenizer_dir), append_eos, prepend_bos, work)
-        reused = encode_all(job, encoder, shards, workers, progress)
+        job = Job(spec, encoder, work)
+        reused = encode_all(job, shards, workers, progress)
         sidecar = _join(
             prefix,
             work,
@@ -120,8 +155,9 @@ def _identity(
         "text_key": spec.text_key,
         "id_key": spec.id_key,
         "max_document_bytes": spec.max_document_bytes,
-        "tokenizer": tokenizer_fingerprint(encoder.directory),
+        "tokenizer": encoder.fingerprint,
         "special_ids": encoder.special_ids,
+        "special_tokens": encoder.special_tokens,
         "shard_bytes": shard_bytes,
     }
 
@@ -247,7 +283,8 @@ def _join(
         counts.add(DocumentCounts(**note["counts"]))
     if not counts.documents:
         raise DataError(
-            f"{prefix.name}: no usable document in the inputs; left out: {_left_out(counts)}"
+            f"{prefix.name}: no usable document in the inputs; left out: "
+            f"{counts.reasons()}; {'; '.join(counts.examples)}"
         )
     lengths = np.concatenate(
         [np.load(shard_path(work, number, "npy")) for number in range(shards)]
@@ -263,6 +300,11 @@ def _join(
         "ignored_files": list(about["ignored_files"]),
         "tokens": int(lengths.sum(dtype=np.int64)),
         "vocabulary": encoder.vocabulary,
+        "token_range": recorded_range(
+            data_path,
+            min(note["smallest"] for note in notes if note["tokens"]),
+            max(note["largest"] for note in notes if note["tokens"]),
+        ),
         "counts": asdict(counts),
         "shards": shards,
         "bin_checksum": bin_checksum,
@@ -300,18 +342,6 @@ def _append_ids(stream: Any, work: Path, shards: int) -> None:
         for number in range(shards):
             columns = json.loads(shard_path(work, number, "ids").read_bytes())
             writer.write_table(pa.table(columns, schema))
-
-
-def _left_out(counts: DocumentCounts) -> str:
-    reasons = {
-        name: number
-        for name, number in asdict(counts).items()
-        if name not in ("documents", "examples")
-    }
-    return (
-        ", ".join(f"{number} {name}" for name, number in reasons.items() if number)
-        or "nothing"
-    )
 
 
 def _report(

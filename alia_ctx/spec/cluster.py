@@ -1,0 +1,80 @@
+"""The machine that a run is placed on, and what the planner takes its GPUs and links for."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from alia_ctx.errors import Problem, Problems
+
+
+@dataclass(frozen=True)
+class ClusterSpec:
+    """Nodes, their GPUs, and the planner's guesses: `cluster` in the configuration.
+
+    The defaults are the GPU of MareNostrum 5 (64 GB Hopper, four a node, NDR200 each).
+    Nothing from `efficiency` on has been fitted to a measurement: set it after the first
+    run. None of it changes what is trained.
+
+    Args:
+        nodes: Nodes of a stage that does not say its own.
+        ranks_per_node: GPUs of a node, each with one rank.
+        memory_gib: Memory of a GPU in GiB.
+        peak_tflops: Its dense bf16 peak on the data sheet, in 10^12 FLOP/s.
+        efficiency: Share of the peak that it reaches while it computes. Half is what
+            large dense models reach on Hopper at best, sums and norms included.
+        overhead_gib: GiB that CUDA, NCCL and fragmentation hold beside the tensors.
+        node_gb_per_s: 10^9 bytes/s per GPU and direction between GPUs of a node:
+            two thirds of NVLink 4's 450.
+        network_gb_per_s: The same between nodes: four fifths of NDR200's 25.
+        key_value_share: Share of a row's keys and values that a context-parallel rank's
+            queries see, its own included, with cp above 2. Zigzag chunks r and
+            2*cp-1-r see 2*cp-r of 2*cp chunks; over the ranks that is 3/4 and 1/(4*cp).
+        key_value_share_of_two: Share that it receives where cp is 2: of its four
+            chunks rank 0 holds two and lacks two.
+    """
+
+    nodes: int = 1
+    ranks_per_node: int = 1
+    memory_gib: float = 64.0
+    peak_tflops: float = 989.0
+    efficiency: float = 0.5
+    overhead_gib: float = 5.0
+    node_gb_per_s: float = 300.0
+    network_gb_per_s: float = 20.0
+    key_value_share: float = 0.75
+    key_value_share_of_two: float = 0.5
+
+    def problems(self, key: str = "cluster") -> list[Problem]:
+        """Values that make no sense."""
+        problems = Problems()
+        for name, remedy in _POSITIVE.items():
+            value = getattr(self, name)
+            problems.need(value > 0, f"{key}.{name}", value, "must be above 0", remedy)
+        for name, remedy in _SHARES.items():
+            value = getattr(self, name)
+            rule = "is a share, of 1 at most"
+            problems.need(value <= 1, f"{key}.{name}", value, rule, remedy)
+        problems.need(
+            self.overhead_gib >= 0,
+            f"{key}.overhead_gib",
+            self.overhead_gib,
+            "must not be negative",
+            "use 3 to 6",
+        )
+        return problems
+
+
+_SHARES = {
+    "efficiency": "use 0.3 to 0.6",
+    "key_value_share": "three quarters is the mean of causal rows",
+    "key_value_share_of_two": "a half is what rank 0 of two lacks",
+}
+_POSITIVE = {
+    "nodes": "1 is one machine",
+    "ranks_per_node": "give the GPUs of a node",
+    "memory_gib": "see the GPU's data sheet",
+    "peak_tflops": "see the GPU's data sheet",
+    "node_gb_per_s": "give GB/s per GPU and direction",
+    "network_gb_per_s": "give GB/s per GPU and direction",
+    **_SHARES,
+}
