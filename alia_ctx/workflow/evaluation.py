@@ -213,10 +213,15 @@ def what_differs(run: RunConfig, evaluation: Evaluation) -> list[str]:
 
 
 def held_out_evaluation(
-    run: RunConfig, name: str, engine: Engine
+    run: RunConfig,
+    name: str,
+    engine: Engine,
+    beat: Callable[[], None] = lambda: None,
 ) -> Callable[[], dict[str, Any]]:
     """A function that measures the held-out loss of the model in training, at its own
     length and at those of the stages before it: {context: {band: loss}}. Collective.
+
+    `beat` is called after every row.
     """
     contexts = contexts_up_to(run, name)
     store = open_store(run, HELD_OUT)
@@ -233,7 +238,7 @@ def held_out_evaluation(
     empty = partial(PositionBands, position_edges(run))
 
     def losses(held_out: Sequence[HeldOutRow]) -> dict[str, float]:
-        bands = measure(engine, held_out, empty).bands()
+        bands = measure(engine, held_out, empty, lambda done: beat()).bands()
         return {f"{b.start}-{b.stop - 1}": b.loss for b in bands if b.tokens}
 
     return lambda: {str(context): losses(shown) for context, shown in rows.items()}

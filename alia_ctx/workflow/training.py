@@ -56,7 +56,7 @@ def train(run: RunConfig, name: str, *, exit_before: float | None = None) -> Pat
                 watchdog=watchdog,
                 report=lambda line: _show_update(bar, stage, line),
                 notice=_warn if main else _be_silent,
-                evaluate=held_out_evaluation(run, name, engine)
+                evaluate=held_out_evaluation(run, name, engine, watchdog.beat)
                 if run.evaluation.every_updates
                 else None,
             )
