@@ -43,7 +43,7 @@ class TokenizeReport:
     prefix: Path
     tokens: int
     counts: DocumentCounts
-    ignored_files: tuple[str, ...]
+    ignored_files: dict[str, str]
     bin_checksum: str
     shards: int
     shards_reused: int
@@ -63,6 +63,12 @@ class TokenizeReport:
             most = sorted(counts.special_tokens.items(), key=lambda item: -item[1])
             told = ", ".join(f"{token!r} {number:,}" for token, number in most[:10])
             lines.append(f"special tokens spelled in the text: {told}")
+        by_reason: dict[str, list[str]] = {}
+        for name, reason in self.ignored_files.items():
+            by_reason.setdefault(reason, []).append(name)
+        for reason, names in by_reason.items():
+            more = f" and {len(names) - 5:,} more" if len(names) > 5 else ""
+            lines.append(f"not read ({reason}): {', '.join(names[:5])}{more}")
         return lines
 
 
@@ -119,7 +125,7 @@ def tokenize_source(
         return _report(
             name,
             prefix,
-            finished,
+            {**finished, "ignored_files": inputs.ignored},
             shards_reused=0,
             unchanged=True,
             seconds=time.monotonic() - began,
@@ -297,7 +303,6 @@ def _join(
         _append_ids(stream, work, shards)
     sidecar = {
         **about,
-        "ignored_files": list(about["ignored_files"]),
         "tokens": int(lengths.sum(dtype=np.int64)),
         "vocabulary": encoder.vocabulary,
         "token_range": recorded_range(
@@ -358,7 +363,7 @@ def _report(
         prefix=prefix,
         tokens=sidecar["tokens"],
         counts=DocumentCounts(**sidecar["counts"]),
-        ignored_files=tuple(sidecar["ignored_files"]),
+        ignored_files=dict(sidecar["ignored_files"]),
         bin_checksum=sidecar["bin_checksum"],
         shards=sidecar["shards"],
         shards_reused=shards_reused,
