@@ -8,6 +8,7 @@ from alia_ctx.data.documents.inputs import Inputs, SourceSpec, find_inputs
 from alia_ctx.data.documents.reading import (
     Document,
     Item,
+    read_blocks,
     read_documents,
     read_items,
     read_slice,
@@ -25,6 +26,7 @@ __all__ = [
     "SourceSpec",
     "find_inputs",
     "plan_shards",
+    "read_blocks",
     "read_documents",
     "read_items",
     "read_slice",

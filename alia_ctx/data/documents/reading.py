@@ -7,7 +7,12 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
-from alia_ctx.data.documents.containers import ByteStream, open_bytes, open_parquet
+from alia_ctx.data.documents.containers import (
+    ByteStream,
+    open_bytes,
+    open_counted,
+    open_parquet,
+)
 from alia_ctx.data.documents.counts import DocumentCounts, LeftOut
 from alia_ctx.data.documents.inputs import SourceSpec, find_inputs
 from alia_ctx.data.documents.json_values import json_values
@@ -93,6 +98,26 @@ def read_items(
             f"{part.file}: none of its {broken} lines is JSON in UTF-8 ({where}); "
             "convert it to JSON lines, or give it the suffix of what it is"
         )
+
+
+def read_blocks(part: Slice, spec: SourceSpec) -> Iterator[tuple[list[Item], int]]:
+    """The items of a slice in blocks of `part.block_bytes` characters of text, each with
+    the bytes on disk that it took (for Parquet unknown, 0).
+
+    Where blocks end depends on nothing but the file. Errors are those of `read_items`.
+    """
+    with open_counted(part.file) as (stream, raw):
+        block: list[Item] = []
+        size = done = 0
+        for item in read_items(part, spec, stream):
+            block.append(item)
+            size += len(item.text if isinstance(item, Document) else item.where)
+            if size >= (part.block_bytes or 1):
+                now = min(raw.tell(), part.size) if part.format != "parquet" else 0
+                yield block, now - done
+                block, size, done = [], 0, now
+        if block:
+            yield block, 0
 
 
 def _read_file(part: Slice, spec: SourceSpec) -> Iterator[Item]:

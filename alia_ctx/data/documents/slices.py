@@ -28,7 +28,7 @@ class Slice:
     format: how it is read; `json` are values one after another or in arrays, over any
     number of lines. size: bytes on disk, for progress. block_bytes: such a slice is one
     stream of much text, which one process reads and many encode, in blocks of so many
-    bytes of text; None where one process does both.
+    characters of text; None where one process does both.
     """
 
     file: str
@@ -87,11 +87,11 @@ def _slices(name: str, spec: SourceSpec, shard_bytes: int) -> list[Slice]:
 
 def _block_bytes(size: int, shard_bytes: int) -> int | None:
     """With shards of 64 MiB: files above 4 MiB, in blocks of 1 MiB of text, so that the
-    last ones end together, up to 16 MiB, so that they do not become too many.
+    last ones end together, up to 8 MiB, so that they do not become too many.
     """
     if size <= shard_bytes // 16:
         return None
-    return max(1, shard_bytes // 64, min(size // 64, shard_bytes // 4))
+    return max(1, shard_bytes // 64, min(size // 64, shard_bytes // 8))
 
 
 def _json_form(name: str, form: Format) -> Format:
