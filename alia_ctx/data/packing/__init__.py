@@ -5,6 +5,7 @@ An index; no token is copied until a row is read.
 
 from alia_ctx.data.packing.build import build_plan
 from alia_ctx.data.packing.plan import PackPlan
+from alia_ctx.data.packing.plan_files import read_statement
 from alia_ctx.data.packing.row import IGNORE, PackedRow
 from alia_ctx.data.packing.spec import LengthBucket, PackSpec
 from alia_ctx.data.packing.summary import draw_plan, plan_table
@@ -18,4 +19,5 @@ __all__ = [
     "build_plan",
     "draw_plan",
     "plan_table",
+    "read_statement",
 ]
