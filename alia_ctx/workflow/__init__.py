@@ -10,6 +10,7 @@ OUTPUT/hf/STAGE/                     export
 
 from alia_ctx.workflow.data import (
     HELD_OUT,
+    contamination,
     open_plan,
     open_store,
     open_stores,
@@ -29,6 +30,7 @@ from alia_ctx.workflow.training import train
 __all__ = [
     "HELD_OUT",
     "Evaluation",
+    "contamination",
     "evaluate",
     "export",
     "open_plan",

@@ -8,7 +8,13 @@ from pathlib import Path
 from typing import Any
 
 from alia_ctx.config.run import RunConfig
-from alia_ctx.data.packing import PackPlan, build_plan, read_statement
+from alia_ctx.data.packing import (
+    Contamination,
+    PackPlan,
+    build_plan,
+    find_contamination,
+    read_statement,
+)
 from alia_ctx.data.tokens import TokenizeProgress, TokenStore, tokenize_source
 from alia_ctx.errors import ConfigError, DataError, Problem
 from alia_ctx.progress import meter, say
@@ -136,8 +142,32 @@ def pack(run: RunConfig, name: str, *, overwrite: bool = False) -> PackPlan:
             rows_per_update=stage.rows_per_update,
             seed=run.seed,
             seen=seen,
+            held_out=_held_out_store(run),
             overwrite=overwrite,
             progress=lambda what, done: bar.update(done, what),
+        )
+
+
+def _held_out_store(run: RunConfig) -> TokenStore | None:
+    """The held-out text; None where there is none, or it is not tokenised yet."""
+    spec = run.evaluation.held_out
+    if spec is None:
+        return None
+    prefix = Path(spec.store) if spec.store else run.directory("tokens", HELD_OUT)
+    is_there = prefix.with_name(prefix.name + ".idx").is_file()
+    return open_store(run, HELD_OUT) if is_there else None
+
+
+def contamination(run: RunConfig) -> Contamination | None:
+    """The training documents that are held-out text, exactly or nearly; None where there
+    is no tokenised held-out text. Reads all tokens.
+    """
+    held_out = _held_out_store(run)
+    if held_out is None:
+        return None
+    with meter("compare with held-out text", 1.0, "corpus") as bar:
+        return find_contamination(
+            open_stores(run), held_out, lambda what, done: bar.update(done, what)
         )
 
 

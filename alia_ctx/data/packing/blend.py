@@ -61,9 +61,15 @@ class Corpus:
 
 
 def gather_corpus(
-    stores: Mapping[str, TokenStore], spec: PackSpec, row_length: int
+    stores: Mapping[str, TokenStore],
+    spec: PackSpec,
+    row_length: int,
+    contaminated: Mapping[str, np.ndarray] | None = None,
 ) -> Corpus:
-    """Number all documents and drop what cannot be used; DataError where nothing is left."""
+    """Number all documents and drop what cannot be used; DataError where nothing is left.
+
+    contaminated: by source, numbers of documents that are held-out text.
+    """
     names = tuple(stores)
     base = np.concatenate(
         ([0], np.cumsum([stores[name].n_documents for name in names]))
@@ -74,13 +80,20 @@ def gather_corpus(
     for name, first in zip(names, base[:-1].tolist(), strict=True):
         own = stores[name].lengths
         tiny = own < 2
-        long = own > row_length if spec.long_docs == "drop" else np.zeros_like(tiny)
-        usable.append(np.flatnonzero(~(tiny | long)) + first)
+        held_out = np.zeros_like(tiny)
+        if contaminated is not None:
+            held_out[contaminated[name]] = True
+            held_out &= ~tiny
+        drop_long = spec.long_docs == "drop"
+        long = (own > row_length) & ~held_out if drop_long else np.zeros_like(tiny)
+        usable.append(np.flatnonzero(~(tiny | long | held_out)) + first)
         dropped[name] = {
             "short_documents": int(tiny.sum()),
             "short_tokens": int(own[tiny].sum(dtype=np.int64)),
             "long_documents": int(long.sum()),
             "long_tokens": int(own[long].sum(dtype=np.int64)),
+            "contaminated_documents": int(held_out.sum()),
+            "contaminated_tokens": int(own[held_out].sum(dtype=np.int64)),
         }
     corpus = Corpus(names, base, lengths, np.concatenate(usable), dropped)
     if not corpus.usable.size:

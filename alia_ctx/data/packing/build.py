@@ -19,6 +19,10 @@ from alia_ctx.data.packing.blend import (
     shuffled,
     stratify,
 )
+from alia_ctx.data.packing.contamination import (
+    find_contamination,
+    refuse_same_store,
+)
 from alia_ctx.data.packing.history import (
     History,
     Spans,
@@ -60,6 +64,7 @@ def build_plan(
     seed: int = 0,
     padding_id: int = 0,
     seen: Mapping[str, PackPlan] | None = None,
+    held_out: TokenStore | None = None,
     overwrite: bool = False,
     progress: Progress | None = None,
 ) -> PackPlan:
@@ -72,6 +77,8 @@ def build_plan(
 
     seen: plans of the stages before, by stage. The plan begins with what they left of
         the epoch under way, documents that they trained on in part included.
+    held_out: the evaluation text. A source that is the same is refused, and what of the
+        sources is in it is left out where the spec says `drop_contaminated`.
 
     A finished plan of the same identity is opened as it is. One that differs in having
     fewer rows (whole updates) is extended: its rows stay, to the last bit, and the data
@@ -98,12 +105,26 @@ def build_plan(
         "rows_per_update": rows_per_update,
         "padding_id": padding_id,
         "seen": [[stage, plan.fingerprint] for stage, plan in seen.items()],
+        "held_out": None,
     }
+    if held_out is not None:
+        refuse_same_store(stores, held_out)
+    if spec.drop_contaminated:
+        if held_out is None:
+            raise DataError(
+                "drop_contaminated needs held-out text to compare with; name some under "
+                "evaluation.held_out and tokenize it"
+            )
+        identity["held_out"] = held_out.fingerprint
     place = _what_is_there(directory, stores, identity, overwrite)
     if place.plan is not None and place.plan.identity["rows"] == n_rows:
         return place.plan
+    contaminated = None
+    if spec.drop_contaminated and held_out is not None:
+        overlap = find_contamination(stores, held_out, report)
+        contaminated = {name: overlap.documents(name) for name in stores}
     report("documents", 0.02)
-    corpus = gather_corpus(stores, spec, row_length)
+    corpus = gather_corpus(stores, spec, row_length, contaminated)
     planned = {stage: plan.planned_rows() for stage, plan in seen.items()}
     earlier = combined_pieces(stores, corpus.base, planned)
     packed, count = None, 0

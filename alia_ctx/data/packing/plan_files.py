@@ -165,7 +165,7 @@ def _statement_of_format_1(directory: Path, note: dict[str, Any]) -> Statement:
         del spec["holdout_min_tokens"], spec["holdout_seed"]
         identity = {
             **{name: written[name] for name in ("format", "stores", "seed", "rows")},
-            "spec": spec,
+            "spec": {**spec, "drop_contaminated": False},
             "row_length": written["row_length"],
             "padding_id": written["fill_id"],
             "seen": [],

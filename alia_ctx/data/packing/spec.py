@@ -50,6 +50,7 @@ class PackSpec:
         whose data it continues included; None is no limit.
     data: `continue` begins where the data of the stage before in the chain stopped;
         `restart` begins anew, with the same documents as that stage.
+    drop_contaminated: leave out documents that are held-out text, exactly or nearly.
     """
 
     # settings of version 0.1 -> what to do instead; the configuration's reader says so
@@ -65,6 +66,7 @@ class PackSpec:
     short_docs: Literal["with_long", "apart"] = "with_long"
     max_epochs: float | None = None
     data: Literal["continue", "restart"] = "continue"
+    drop_contaminated: bool = False
 
     def statement(self) -> dict[str, Any]:
         """What decides a plan's content, as plain containers. What `data` stands for is

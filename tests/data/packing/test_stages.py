@@ -7,16 +7,18 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from alia_ctx import workflow
 from alia_ctx.config.load import load_run
 from alia_ctx.config.run import RunConfig
 from alia_ctx.data.packing import PackPlan
+from alia_ctx.data.tokens import write_store
 from alia_ctx.errors import DataError
 from alia_ctx.workflow.data import earlier_stages, open_stores
 from tests.data.packing.plans import order_problems
-from tests.small_run import write_run
+from tests.small_run import VOCABULARY, alia, write_run
 
 Run = Any  # a function (overrides) -> RunConfig
 
@@ -110,3 +112,34 @@ def test_a_damaged_plan_of_the_stage_before_is_named(small_run: Run) -> None:
     file.write_bytes(raw)
     with pytest.raises(DataError, match=r"short/piece_documents\.npy: is not what"):
         workflow.pack(run, "long")
+
+
+def test_inspecting_counts_what_is_held_out_text(
+    tmp_path: Path, small_run: Run
+) -> None:
+    chance = np.random.default_rng(0)
+    documents = [chance.integers(0, VOCABULARY, 300) for _ in range(40)]
+    text = write_store(tmp_path / "text", documents, VOCABULARY)
+    held_out = [text.document(7), text.document(9)[3:]]
+    write_store(tmp_path / "heldout", [np.asarray(t) for t in held_out], VOCABULARY)
+    config = str(tmp_path / "run.yaml")
+    shown = alia("pack", config, "--stage", "short", "--inspect")
+    table = shown.stdout.partition("in the held-out text (2 of its")[2]
+    assert [cell.strip() for cell in table.splitlines()[4].split("│")[1:-1]] == [
+        "text",
+        "1",
+        "1",
+        "7, 9",
+    ]
+    run = small_run("stages.short.pack.drop_contaminated=true")
+    plan = workflow.pack(run, "short", overwrite=True)
+    assert not {7, 9} & {document for document, _ in trained(plan)}
+
+
+def test_a_run_that_evaluates_on_its_training_text_is_refused(
+    tmp_path: Path, small_run: Run
+) -> None:
+    for suffix in (".bin", ".idx"):
+        shutil.copy(tmp_path / f"text{suffix}", tmp_path / f"heldout{suffix}")
+    with pytest.raises(DataError, match="has the same tokens as source text"):
+        workflow.pack(small_run(), "short")
