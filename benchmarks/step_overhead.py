@@ -28,7 +28,7 @@ from alia_ctx.mcore.engine import MegatronEngine
 from alia_ctx.mcore.forward_backward import Batch
 from alia_ctx.mcore.runtime import Distributed
 from alia_ctx.train.trainer import StageTrainer
-from alia_ctx.workflow.training import stage_task
+from alia_ctx.workflow.chain import stage_task
 
 CONFIG = """
 name: overhead

@@ -24,6 +24,7 @@ class RunDirectory:
     evaluation/STAGE-CONTEXT.json     what was measured of a stage   evaluate
     report/                           tables, plot, verdicts         report
     hf/STAGE/                         a Hugging Face directory       run
+    hf/STAGE.made_from.json           what it was made from          run
     ================================  =============================  ==================
     """
 
@@ -58,6 +59,10 @@ class RunDirectory:
 
     def hf(self, stage: str) -> Path:
         return self.root / "hf" / stage
+
+    def hf_note(self, stage: str) -> Path:
+        """What the Hugging Face directory of a stage was made from."""
+        return self.root / "hf" / f"{stage}.made_from.json"
 
     def finished_checkpoint(self, stage: str, updates: int) -> Path:
         """The last checkpoint of a stage of `updates` updates.

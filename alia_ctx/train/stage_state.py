@@ -4,17 +4,27 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from alia_ctx import checkpoint
 from alia_ctx.checkpoint.manifest import Manifest, StageLedger
 from alia_ctx.config.run import StageConfig
-from alia_ctx.data.packing import PackedRow
+from alia_ctx.data.packing import PackedRow, PackPlan
 from alia_ctx.errors import CheckpointError
 from alia_ctx.spec.model import ModelSpec
 from alia_ctx.train.checkpoint_manager import CheckpointManager
+from alia_ctx.train.stage_identity import (
+    CHANGES,
+    STARTED_FROM,
+    checkpoint_statement,
+    model_differences,
+    require_same_plan,
+    require_same_rows,
+    require_same_stage,
+)
+from alia_ctx.train.task import StageTask
 
 
 @dataclass(frozen=True)
@@ -22,12 +32,14 @@ class StageState:
     """What a checkpoint of the stage says beside weights and optimizer.
 
     `history` holds the ledgers of the stages before, the oldest first; `parent` is the
-    checkpoint that the stage started from, None for random weights.
+    checkpoint that the stage started from, None for random weights. `extra` says what
+    that was, and what changed while the stage trained.
     """
 
     ledger: StageLedger
     history: tuple[StageLedger, ...] = ()
     parent: str | None = None
+    extra: Mapping[str, Any] = field(default_factory=dict)
 
     @classmethod
     def at_start(cls, name: str, stage: StageConfig, plan: str) -> StageState:
@@ -71,41 +83,44 @@ class StageState:
             has_optimizer=True,
             parent=self.parent,
             config=config,
+            extra=self.extra,
         )
 
 
 def resume(
-    start: StageState, model: ModelSpec, checkpoints: CheckpointManager, path: Path
+    start: StageState,
+    task: StageTask,
+    plan: PackPlan,
+    checkpoints: CheckpointManager,
+    path: Path,
 ) -> StageState:
     """Load a checkpoint of the stage whose beginning is `start`. Collective.
 
-    CheckpointError where it is of another model, or the ledger counted something else.
+    IdentityError where it is of another stage than the configuration's, or the plan
+    does not go on where its ledger ends.
     """
     manifest = checkpoint.read_manifest(path)
-    _same_model(path, manifest, model)
-    then, now = manifest.ledger[-1], start.ledger
-    differing = [
-        f"{name}: {getattr(then, name)} there, {getattr(now, name)} now"
-        for name in ("stage", "context", "rope", "learning_rate", "plan")
-        if getattr(then, name) != getattr(now, name)
-    ]
-    if differing:
-        raise CheckpointError(
-            f"{path} was trained with other settings ({'; '.join(differing)}); "
-            f"restore them to resume, or remove {path.parent} to begin the stage anew"
-        )
+    changed = require_same_stage(task, path, manifest)
+    require_same_plan(task, plan, manifest)
+    require_same_rows(task, plan, manifest)
     checkpoints.engine.load(path / checkpoint.STATE, with_optimizer=True)
     checkpoints.assets = path / checkpoint.ASSETS
-    return StageState(then, manifest.ledger[:-1], manifest.parent)
+    ledger = dataclasses.replace(manifest.ledger[-1], plan=plan.fingerprint)
+    extra = dict(manifest.extra)
+    if changed:
+        change = {"after_update": manifest.update, "settings": changed}
+        extra[CHANGES] = [*extra.get(CHANGES, ()), change]
+        if checkpoints.engine.rank == 0:
+            settings = "; ".join(changed)
+            checkpoints.notice(f"from update {manifest.update + 1} on: {settings}")
+    return StageState(ledger, manifest.ledger[:-1], manifest.parent, extra)
 
 
 def start_from(
     start: StageState,
-    model: ModelSpec,
+    task: StageTask,
     checkpoints: CheckpointManager,
     path: Path,
-    *,
-    keep_optimizer: bool,
 ) -> StageState:
     """Load what the stage starts from: another stage's checkpoint, or an imported one.
     Collective.
@@ -114,25 +129,23 @@ def start_from(
     that is to be kept.
     """
     manifest = checkpoint.read_manifest(path)
-    _same_model(path, manifest, model)
+    _require_same_model(path, manifest, task.model)
+    keep_optimizer = task.stage.optimizer_state == "keep"
     if keep_optimizer and not manifest.has_optimizer:
         raise CheckpointError(
             f"{path} holds no optimizer state; set "
-            f"stages.{start.ledger.stage}.optimizer_state=reset, or start from a stage"
+            f"stages.{task.name}.optimizer_state=reset, or start from a stage"
         )
     problem = checkpoints.damage(path)
     if problem is not None:
         raise CheckpointError(problem)
     checkpoints.engine.load(path / checkpoint.STATE, with_optimizer=keep_optimizer)
     checkpoints.assets = path / checkpoint.ASSETS
-    return dataclasses.replace(start, history=manifest.ledger, parent=str(path))
+    extra = {STARTED_FROM: checkpoint_statement(manifest)}
+    return StageState(start.ledger, manifest.ledger, str(path), extra)
 
 
-def _same_model(path: Path, manifest: Manifest, model: ModelSpec) -> None:
-    differing = [
-        f"{name}: {getattr(manifest.model, name)} there, {value} in the configuration"
-        for name, value in dataclasses.asdict(model).items()
-        if getattr(manifest.model, name) != value
-    ]
+def _require_same_model(path: Path, manifest: Manifest, model: ModelSpec) -> None:
+    differing = model_differences(manifest.model, model)
     if differing:
         raise CheckpointError(f"{path} is of another model ({'; '.join(differing)})")

@@ -9,8 +9,7 @@ which a stage can be resumed or audited.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,10 +17,8 @@ import numpy as np
 
 from alia_ctx import checkpoint
 from alia_ctx.checkpoint.manifest import Manifest
-from alia_ctx.config.run import CheckpointConfig, Sink, StageConfig
 from alia_ctx.data.packing import PackedRow, PackPlan
 from alia_ctx.errors import AliaError
-from alia_ctx.spec.model import ModelSpec
 from alia_ctx.train.balance import assign_rows, imbalance
 from alia_ctx.train.checkpoint_manager import CheckpointManager
 from alia_ctx.train.engine import Engine
@@ -32,6 +29,7 @@ from alia_ctx.train.schedule import stage_schedule
 from alia_ctx.train.sinks import open_sinks
 from alia_ctx.train.stage_state import StageState, resume, start_from
 from alia_ctx.train.stopping import RequeueError, StopRequests, Watchdog
+from alia_ctx.train.task import StageTask
 
 PATIENCE = 3  # updates in a row without a finite gradient before a run stops
 
@@ -43,39 +41,6 @@ class DivergedError(AliaError):
     """
 
     exit_code = 3
-
-
-@dataclass(frozen=True)
-class StageTask:
-    """What is to be trained, and where its trail goes: a run, as far as one stage sees it.
-
-    Args:
-        run, name: of the run, as the sinks show it, and of the stage.
-        stage, model: their settings.
-        directory: the stage's place on disk.
-        origin: gives the checkpoint that the stage starts from, None for random
-            weights; asked only where the stage has no checkpoint of its own yet.
-        position_edges: limits of the bands of the position in the document that losses
-            are reported in.
-        peak_flops: floating-point operations a second of one rank, for the MFU.
-        saving: when to save, and what to keep.
-        evaluate_every: updates between held-out evaluations; 0 for none.
-        sinks: where metrics go beside `metrics.jsonl`.
-        config: the resolved configuration, recorded in checkpoints and sinks.
-    """
-
-    run: str
-    name: str
-    stage: StageConfig
-    model: ModelSpec
-    directory: Path
-    origin: Callable[[], Path | None]
-    position_edges: tuple[int, ...]
-    peak_flops: float
-    saving: CheckpointConfig = field(default_factory=CheckpointConfig)
-    evaluate_every: int = 0
-    sinks: Sequence[Sink] = ()
-    config: Mapping[str, Any] = field(default_factory=dict)
 
 
 class StageTrainer:
@@ -137,15 +102,13 @@ class StageTrainer:
 
         Returns the next update.
         """
-        checkpoints, model = self.checkpoints, self.task.model
-        newest = checkpoints.newest_whole()
+        newest = self.checkpoints.newest_whole()
         if newest is not None:
-            self.state = resume(self.state, model, checkpoints, newest)
-        elif (origin := self.task.origin()) is not None:
-            keep = self.stage.optimizer_state == "keep"
-            self.state = start_from(
-                self.state, model, checkpoints, origin, keep_optimizer=keep
+            self.state = resume(
+                self.state, self.task, self.plan, self.checkpoints, newest
             )
+        elif (origin := self.task.origin()) is not None:
+            self.state = start_from(self.state, self.task, self.checkpoints, origin)
         return self.update
 
     @property

@@ -3,6 +3,7 @@
 The whole configuration is known here and in `cli`; what lies below takes its parts.
 """
 
+from alia_ctx.workflow.chain import finished_checkpoint
 from alia_ctx.workflow.data import (
     HELD_OUT,
     contamination,
@@ -18,7 +19,8 @@ from alia_ctx.workflow.evaluation import (
     evaluate,
     standard_evaluations,
 )
-from alia_ctx.workflow.pipeline import export, plan_stages, run_all
+from alia_ctx.workflow.exporting import export
+from alia_ctx.workflow.pipeline import plan_stages, run_all
 from alia_ctx.workflow.recomputing import recompute
 from alia_ctx.workflow.reporting import report
 from alia_ctx.workflow.training import train
@@ -30,6 +32,7 @@ __all__ = [
     "contamination",
     "evaluate",
     "export",
+    "finished_checkpoint",
     "open_plan",
     "open_store",
     "open_stores",

@@ -12,14 +12,18 @@ from typing import Any
 import numpy as np
 
 from alia_ctx import checkpoint
+from alia_ctx.checkpoint.manifest import Manifest
 from alia_ctx.config.run import RunConfig, position_edges
 from alia_ctx.data.tokens import TokenStore
+from alia_ctx.errors import DataError
 from alia_ctx.evaluation.evaluator import Evaluator
 from alia_ctx.evaluation.held_out import HeldOutRow, held_out_rows
 from alia_ctx.evaluation.positions import PositionBands
 from alia_ctx.files import write_json
+from alia_ctx.identity import IdentityError, require_same, sealed, unsealed
 from alia_ctx.progress import meter
 from alia_ctx.train.engine import Engine, RowLosses
+from alia_ctx.train.stage_identity import checkpoint_statement
 from alia_ctx.workflow.chain import (
     contexts_up_to,
     finished_checkpoint,
@@ -27,6 +31,7 @@ from alia_ctx.workflow.chain import (
     run_directory,
 )
 from alia_ctx.workflow.data import HELD_OUT, open_store
+from alia_ctx.workflow.reading import read_json
 
 
 class Role(enum.Enum):
@@ -155,15 +160,68 @@ def _evaluate_one(
     if engine.rank == 0:
         result = evaluation.path(run)
         result.parent.mkdir(parents=True, exist_ok=True)
-        write_json(result, {"checkpoint": str(path), **total.to_json()})
+        made_from = _made_from(run, evaluation, manifest, store.fingerprint)
+        write_json(result, sealed(made_from, total.to_json()))
     return total
 
 
+def _made_from(
+    run: RunConfig, evaluation: Evaluation, manifest: Manifest, held_out: str
+) -> dict[str, Any]:
+    """What decides a result: the checkpoint, the text, and how much is shown of it."""
+    return {
+        "checkpoint": checkpoint_statement(manifest),
+        "held_out": held_out,
+        "context": evaluation.context,
+        "length": longest_context(run),
+        "documents": run.evaluation.documents,
+        "position_edges": position_edges(run),
+    }
+
+
+def read_result(
+    run: RunConfig, evaluation: Evaluation
+) -> tuple[PositionBands, dict[str, Any]]:
+    """(losses by position, what they were made from) of an evaluation that was made.
+
+    IdentityError where there is none, or it is of another checkpoint, text or setting
+    than would be measured now. Where the held-out text is not at hand any more, it is
+    the one thing that is not compared.
+    """
+    artefact = f"the evaluation of {evaluation.name}"
+    remedy = "run `alia-ctx evaluate CONFIG`, which makes it anew"
+    document = read_json(evaluation.path(run), artefact, remedy)
+    artefact = f"{artefact} in {evaluation.path(run)}"
+    before, content = unsealed(document, artefact, remedy)
+    manifest = checkpoint.read_manifest(finished_checkpoint(run, evaluation.stage))
+    try:
+        held_out = open_store(run, HELD_OUT).fingerprint
+    except DataError:
+        held_out = before.get("held_out")
+    now = _made_from(run, evaluation, manifest, held_out)
+    require_same(before, now, artefact, remedy)
+    return PositionBands.from_json(content), before
+
+
+def what_differs(run: RunConfig, evaluation: Evaluation) -> list[str]:
+    """Why the result of an evaluation cannot be used, a line each; none where it can."""
+    try:
+        read_result(run, evaluation)
+    except IdentityError as error:
+        return [f"{evaluation.name}: {line}" for line in error.differences]
+    return []
+
+
 def held_out_evaluation(
-    run: RunConfig, name: str, engine: Engine
+    run: RunConfig,
+    name: str,
+    engine: Engine,
+    beat: Callable[[], None] = lambda: None,
 ) -> Callable[[], dict[str, Any]]:
     """A function that measures the held-out loss of the model in training, at its own
     length and at those of the stages before it: {context: {band: loss}}. Collective.
+
+    `beat` is called after every row.
     """
     contexts = contexts_up_to(run, name)
     store = open_store(run, HELD_OUT)
@@ -180,7 +238,7 @@ def held_out_evaluation(
     empty = partial(PositionBands, position_edges(run))
 
     def losses(held_out: Sequence[HeldOutRow]) -> dict[str, float]:
-        bands = measure(engine, held_out, empty).bands()
+        bands = measure(engine, held_out, empty, lambda done: beat()).bands()
         return {f"{b.start}-{b.stop - 1}": b.loss for b in bands if b.tokens}
 
     return lambda: {str(context): losses(shown) for context, shown in rows.items()}

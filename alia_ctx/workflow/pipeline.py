@@ -1,4 +1,4 @@
-"""The plan before a run, the export after it, and everything in between on one machine."""
+"""The plan before a run, and every step of it on one machine."""
 
 from __future__ import annotations
 
@@ -14,9 +14,10 @@ from alia_ctx.errors import AliaError, CheckpointError
 from alia_ctx.evaluation.report import Report
 from alia_ctx.progress import say
 from alia_ctx.spec.execution import loss_chunk_tokens
-from alia_ctx.workflow.chain import finished_checkpoint, is_finished, run_directory
+from alia_ctx.workflow.chain import check_trained
 from alia_ctx.workflow.data import pack, tokenize
-from alia_ctx.workflow.evaluation import standard_evaluations
+from alia_ctx.workflow.evaluation import standard_evaluations, what_differs
+from alia_ctx.workflow.exporting import export
 from alia_ctx.workflow.reporting import report
 
 
@@ -60,25 +61,14 @@ def plan_stages(run: RunConfig, names: Sequence[str] = ()) -> list[Any]:
     return tables
 
 
-def export(run: RunConfig, name: str) -> Path:
-    """The last checkpoint of a finished stage as a Hugging Face directory; left as it is
-    if there.
-    """
-    from alia_ctx.hf import convert
-
-    path, directory = finished_checkpoint(run, name), run_directory(run).hf(name)
-    if not directory.is_dir():
-        directory.parent.mkdir(parents=True, exist_ok=True)
-        convert.export_hf(path, directory, tokenizer_dir=Path(run.tokenizer))
-        say(f"{name}: exported to {directory}")
-    return directory
-
-
 def run_all(config: Path, overrides: Sequence[str], run: RunConfig) -> Report:
     """Every step on this machine; training and evaluation in processes of their own,
     started with torchrun.
 
     Steps that are finished are not done again, so a stopped run goes on where it was.
+    What was made from another checkpoint than the one that is there is named and made
+    anew; a stage that was trained with other settings is refused before anything is
+    done.
     """
     ranks = run.cluster.ranks_per_node
     if run.cluster.nodes != 1:
@@ -86,13 +76,17 @@ def run_all(config: Path, overrides: Sequence[str], run: RunConfig) -> Report:
             f"`run` works on one machine, cluster.nodes={run.cluster.nodes}; use "
             "launch/slurm_stage.sbatch"
         )
+    for name in run.stages:
+        check_trained(run, name)
     tokenize(run)
     for name in run.stages:
-        pack(run, name)
-        if not is_finished(run, name):
+        plan = pack(run, name)
+        if not check_trained(run, name, plan):
             torchrun(ranks, ["train", str(config), "--stage", name, *overrides])
     export(run, list(run.stages)[-1])
-    if not all(e.path(run).is_file() for e in standard_evaluations(run)):
+    reasons = [why for e in standard_evaluations(run) for why in what_differs(run, e)]
+    if reasons:
+        say("evaluations are made anew:\n  " + "\n  ".join(reasons))
         torchrun(ranks, ["evaluate", str(config), *overrides])
     return report(run)
 

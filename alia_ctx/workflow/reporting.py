@@ -3,21 +3,26 @@
 from __future__ import annotations
 
 import itertools
-import json
 
 from alia_ctx import checkpoint
 from alia_ctx.config.run import RunConfig, position_edges
-from alia_ctx.errors import DataError
 from alia_ctx.evaluation.positions import PositionBands, paired_difference
 from alia_ctx.evaluation.report import Report, write_report
 from alia_ctx.workflow.chain import finished_checkpoint, run_directory
-from alia_ctx.workflow.evaluation import Evaluation, Role, standard_evaluations
+from alia_ctx.workflow.evaluation import Role, read_result, standard_evaluations
 
 
 def report(run: RunConfig) -> Report:
-    """Tables, plot and verdicts of the standard evaluations, in OUTPUT/report."""
+    """Tables, plot and verdicts of the standard evaluations, in OUTPUT/report.
+
+    IdentityError where an evaluation is not of the checkpoint, text and settings that
+    the report would speak of.
+    """
     evaluations = standard_evaluations(run)
-    results = {e.name: _result(run, e) for e in evaluations}
+    results, made_from = {}, {}
+    for evaluation in evaluations:
+        name = evaluation.name
+        results[name], made_from[name] = read_result(run, evaluation)
     by_role = {e.role: e.name for e in evaluations if e.role is not Role.STAGE}
     base, final = by_role[Role.BASE], evaluations[-1].name
     return write_report(
@@ -27,15 +32,9 @@ def report(run: RunConfig) -> Report:
         final=final,
         baselines=[by_role.get(Role.BASE_GIVEN_LONGER, base)],
         title=f"{run.name}: loss by position in the document",
+        made_from=made_from,
         notes=[*_ledger_notes(run), *_cut_input_notes(run, results, base, final)],
     )
-
-
-def _result(run: RunConfig, evaluation: Evaluation) -> PositionBands:
-    path = evaluation.path(run)
-    if not path.is_file():
-        raise DataError(f"{path}: no such file; run `alia-ctx evaluate CONFIG` first")
-    return PositionBands.from_json(json.loads(path.read_text(encoding="utf-8")))
 
 
 def _ledger_notes(run: RunConfig) -> list[str]:

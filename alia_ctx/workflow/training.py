@@ -7,11 +7,11 @@ from typing import Any
 
 from rich.markup import escape
 
-from alia_ctx.config.run import RunConfig, StageConfig, position_edges
+from alia_ctx.config.run import RunConfig, StageConfig
 from alia_ctx.progress import Meter, meter, say
 from alia_ctx.train.stopping import StopRequests, Watchdog
-from alia_ctx.train.trainer import StageTask, StageTrainer
-from alia_ctx.workflow.chain import origin, run_directory
+from alia_ctx.train.trainer import StageTrainer
+from alia_ctx.workflow.chain import check_trained, stage_task
 from alia_ctx.workflow.data import open_plan
 from alia_ctx.workflow.evaluation import held_out_evaluation
 
@@ -27,6 +27,7 @@ def train(run: RunConfig, name: str, *, exit_before: float | None = None) -> Pat
     from alia_ctx.mcore.runtime import Distributed
 
     stage, task = run.stage(name), stage_task(run, name)
+    check_trained(run, name)
     plan = open_plan(run, name)
     with StopRequests(exit_before) as stop, Distributed(run.engine):
         engine = MegatronEngine(
@@ -55,30 +56,12 @@ def train(run: RunConfig, name: str, *, exit_before: float | None = None) -> Pat
                 watchdog=watchdog,
                 report=lambda line: _show_update(bar, stage, line),
                 notice=_warn if main else _be_silent,
-                evaluate=held_out_evaluation(run, name, engine)
+                evaluate=held_out_evaluation(run, name, engine, watchdog.beat)
                 if run.evaluation.every_updates
                 else None,
             )
             bar.begin_at(trainer.prepare() * stage.rows_per_update * stage.context)
             return trainer.train()
-
-
-def stage_task(run: RunConfig, name: str) -> StageTask:
-    """What a trainer has to know of `run` to train the stage called `name`."""
-    return StageTask(
-        run=run.name,
-        name=name,
-        stage=run.stage(name),
-        model=run.model,
-        directory=run_directory(run).stage(name),
-        origin=lambda: origin(run, name),
-        position_edges=position_edges(run),
-        peak_flops=run.cluster.peak_tflops * 1e12,
-        saving=run.checkpoint,
-        evaluate_every=run.evaluation.every_updates,
-        sinks=run.metrics.sinks,
-        config=run.to_dict(),
-    )
 
 
 def _show_update(bar: Meter, stage: StageConfig, line: dict[str, Any]) -> None:

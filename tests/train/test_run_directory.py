@@ -47,6 +47,7 @@ def test_every_place_is_below_the_root_and_no_two_are_one(tmp_path: Path) -> Non
         places.evaluation("a", 128),
         places.report,
         places.hf("a"),
+        places.hf_note("a"),
     ]
     assert all(place.is_relative_to(tmp_path) for place in made)
     assert len(set(made)) == len(made)

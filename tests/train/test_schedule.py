@@ -6,7 +6,6 @@ import pytest
 
 from alia_ctx.config.load import load_run
 from alia_ctx.train.schedule import Constant, stage_schedule
-from alia_ctx.train.trainer import rows_of_update
 from tests.small_run import write_run
 
 
@@ -19,9 +18,3 @@ def test_a_stage_has_the_schedule_of_its_settings(tmp_path) -> None:
     stage = load_run(write_run(tmp_path)).stage("short")
     schedule = stage_schedule(stage)
     assert {schedule.rate(update) for update in range(stage.updates)} == {0.003}
-
-
-def test_the_updates_of_a_stage_hold_each_row_once(tmp_path) -> None:
-    stage = load_run(write_run(tmp_path)).stage("short")
-    rows = [r for update in range(stage.updates) for r in rows_of_update(stage, update)]
-    assert rows == list(range(stage.rows))

@@ -34,9 +34,10 @@ def test_every_evaluation_says_what_it_is(tmp_path: Path) -> None:
 def test_a_stage_called_like_a_baseline_is_none(tmp_path: Path) -> None:
     """Roles do not hang on names: this one begins as the base's longer input does."""
     path = write_run(tmp_path)
-    path.write_text(path.read_text().replace("  long:", "  'short, long':"))
+    name = "short given 256 tokens"
+    path.write_text(path.read_text().replace("  long:", f"  {name}:"))
     roles = {e.name: e.role for e in workflow.standard_evaluations(load_run(path))}
-    assert roles["short, long"] is workflow.Role.STAGE
+    assert roles[name] is workflow.Role.STAGE
 
 
 @dataclass(frozen=True)
