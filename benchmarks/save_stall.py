@@ -30,14 +30,14 @@ from alia_ctx.mcore.runtime import Distributed
 from alia_ctx.spec.layout import Layout
 from alia_ctx.spec.model import ModelSpec
 from alia_ctx.spec.rope import RopeSpec
-from alia_ctx.train.checkpoint_manager import CheckpointKeeper
+from alia_ctx.train.checkpoint_manager import CheckpointManager
 
 CONTEXT = 512
 ROPE = RopeSpec("default", 10000.0)
 
 
 def save(
-    keeper: CheckpointKeeper, number: int, train: Callable[[], None]
+    keeper: CheckpointManager, number: int, train: Callable[[], None]
 ) -> tuple[float, list[float]]:
     """Seconds that training waited, and those of the updates trained meanwhile."""
     model = keeper.engine.model  # type: ignore[attr-defined]
@@ -68,7 +68,7 @@ def main() -> None:
             model, ROPE, CONTEXT, Layout(), engine_config, OptimizerConfig()
         )
         keepers = {
-            background: CheckpointKeeper(
+            background: CheckpointManager(
                 engine,
                 Path(folder) / str(background),
                 CheckpointConfig(keep_last=1, background=background),

@@ -23,7 +23,7 @@ from alia_ctx.config.run import RANDOM, RunConfig, position_edges
 from alia_ctx.data.packing import PackedRow, PackPlan
 from alia_ctx.errors import AliaError, CheckpointError
 from alia_ctx.train.balance import assign_rows, imbalance
-from alia_ctx.train.checkpoint_manager import CheckpointKeeper
+from alia_ctx.train.checkpoint_manager import CheckpointManager
 from alia_ctx.train.engine import Engine, UpdateResult
 from alia_ctx.train.metrics import GroupedLoss, JsonLines, SpikeDetector, flatten
 from alia_ctx.train.run_directory import (
@@ -81,12 +81,13 @@ class StageTrainer:
         self.stop = stop or StopRequests()
         self.watchdog = watchdog
         self.directory = stage_directory(run, stage)
-        self.keeper = CheckpointKeeper(
+        self.keeper = CheckpointManager(
             engine,
             checkpoints_directory(run, stage),
             run.checkpoint,
             notice,
             self._beat,
+            watchdog.allow if watchdog is not None else lambda seconds: None,
         )
         self.history: tuple[StageLedger, ...] = ()
         self.ledger = StageLedger(
@@ -362,7 +363,6 @@ class StageTrainer:
         self._same_model(path, manifest)
         self._same_stage(path, manifest)
         self.engine.load(path / checkpoint.STATE, with_optimizer=True)
-        self.keeper.assets = path / checkpoint.ASSETS
         self.history, self.ledger = manifest.ledger[:-1], manifest.ledger[-1]
         self.update, self.parent = manifest.update, manifest.parent
 
@@ -384,7 +384,6 @@ class StageTrainer:
         if error is not None:
             raise CheckpointError(error)
         self.engine.load(path / checkpoint.STATE, with_optimizer=keep)
-        self.keeper.assets = path / checkpoint.ASSETS
         self.history, self.parent = manifest.ledger, str(path)
 
     def _same_model(self, path: Path, manifest: Manifest) -> None:

@@ -109,6 +109,7 @@ def _evaluate_one(
         run.engine,
         None,
     )
+    checkpoint.open_checkpoint(path, engine)
     engine.load(path / checkpoint.STATE, with_optimizer=False)
     rows = held_out_rows(
         store,
@@ -174,6 +175,7 @@ def recompute(run: RunConfig, name: str, update: int) -> RecomputedLoss:
             seed=run.seed,
         )
         if path is not None:
+            checkpoint.open_checkpoint(path, engine)
             engine.load(path / checkpoint.STATE, with_optimizer=False)
         first = (update - 1) * stage.rows_per_update
         rows = range(first, first + stage.rows_per_update)[
@@ -279,10 +281,13 @@ def _report_notes(run: RunConfig) -> list[str]:
 
 
 def held_out_evaluation(
-    run: RunConfig, name: str, engine: Any
+    run: RunConfig,
+    name: str,
+    engine: Any,
+    beat: Callable[[], None] = lambda: None,
 ) -> Callable[[], dict[str, Any]]:
     """Held-out loss of the model in training, at its own length and at those of the
-    stages before it.
+    stages before it. `beat` is called after each row.
     """
     contexts = previous_contexts(run, name)
     store = open_store(run, HELD_OUT)
@@ -300,7 +305,9 @@ def held_out_evaluation(
     def measure() -> dict[str, Any]:
         results = {}
         for n, held_out in rows.items():
-            bands = measure_bands(engine, held_out, position_edges(run))
+            bands = measure_bands(
+                engine, held_out, position_edges(run), lambda done: beat()
+            )
             results[str(n)] = {
                 f"{b.start}-{b.stop - 1}": b.loss for b in bands.bands() if b.tokens
             }
