@@ -29,6 +29,7 @@ from alia_ctx.checkpoint.tensor_files import (
     is_finite,
 )
 from alia_ctx.errors import CheckpointError
+from alia_ctx.files import exclusive
 from alia_ctx.hf import assets, config, rules, safetensors_writer
 from alia_ctx.hf.ranks import Team
 from alia_ctx.hf.rules import EMBEDDING, HEAD, WeightMap
@@ -159,7 +160,11 @@ def export_hf(
     infinite weights, a foreign tokenizer, a target that is not empty.
     """
     ckpt_dir, hf_dir, team = Path(ckpt_dir), Path(hf_dir), team or Team()
-    manifest = checkpoint.read_manifest(ckpt_dir)
+    manifest = (
+        team.first(lambda: checkpoint.open_checkpoint(ckpt_dir, weights=False))
+        if check
+        else checkpoint.read_manifest(ckpt_dir)
+    )
     weights = WeightMap(manifest.model)
     carried = ckpt_dir / checkpoint.ASSETS
     tokenizer = Path(tokenizer_dir) if tokenizer_dir else carried
@@ -389,20 +394,23 @@ def _building(target: Path, team: Team, begin: Callable[[], Path]) -> Iterator[P
 
     system errors name the target.
     """
-    temporary: Path | None = None
-    try:
-        temporary = Path(team.first(lambda: str(begin())))
-        yield temporary
-    except OSError as error:
-        raise CheckpointError(
-            f"{target}: cannot be written ({error.strerror or error}); free the space "
-            "or choose another place"
-        ) from error
-    finally:
-        if temporary is not None and team.rank == 0:
-            checkpoint.discard(
-                temporary
-            )  # after a commit the name is gone and this does nothing
+    what = "alia-ctx import-hf or export-hf"
+    with exclusive(
+        target, what, rank=team.rank, gather=lambda error: team.all(lambda: error)
+    ):
+        temporary: Path | None = None
+        try:
+            temporary = Path(team.first(lambda: str(begin())))
+            yield temporary
+        except OSError as error:
+            raise CheckpointError(
+                f"{target}: cannot be written ({error.strerror or error}); free the "
+                "space or choose another place"
+            ) from error
+        finally:
+            if temporary is not None and team.rank == 0:
+                # after a commit the name is gone and this does nothing
+                checkpoint.discard(temporary)
 
 
 def _begin_export(hf_dir: Path) -> Path:

@@ -11,6 +11,7 @@ from alia_ctx.config.run import RunConfig
 from alia_ctx.data.packing import PackPlan, build_plan
 from alia_ctx.data.tokens import TokenizeProgress, TokenStore, tokenize_source
 from alia_ctx.errors import ConfigError, DataError, Problem
+from alia_ctx.files import exclusive
 from alia_ctx.progress import meter, say
 
 HELD_OUT = "held_out"
@@ -40,7 +41,11 @@ def tokenize(
         if spec.store:
             say(f"{name}: uses the store {spec.store} as it is")
             continue
-        with meter(f"tokenize {name}", 1.0, "token") as bar:
+        prefix = run.directory("tokens", name)
+        with (
+            exclusive(prefix, f"alia-ctx tokenize --source {name}"),
+            meter(f"tokenize {name}", 1.0, "token") as bar,
+        ):
 
             def show(state: TokenizeProgress, bar: Any = bar) -> None:
                 bar.total = max(
@@ -100,13 +105,21 @@ def pack(run: RunConfig, name: str, *, overwrite: bool = False) -> PackPlan:
     a finished identical plan is left as it is.
     """
     stage = run.stage(name)
-    with meter(f"pack {name}", 1.0, "plan") as bar:
+    directory = plan_directory(run, name)
+    if (
+        directory.is_symlink()
+    ):  # the plan is made anew where the link leads, and it stays
+        directory = directory.resolve()
+    with (
+        exclusive(directory, f"alia-ctx pack --stage {name}"),
+        meter(f"pack {name}", 1.0, "plan") as bar,
+    ):
         return build_plan(
             open_stores(run),
             stage.pack,
             stage.context,
             stage.rows,
-            plan_directory(run, name),
+            directory,
             seed=run.seed,
             overwrite=overwrite,
             progress=lambda what, done: bar.update(done, what),

@@ -8,6 +8,7 @@ from typing import Any
 from rich.markup import escape
 
 from alia_ctx.config.run import RunConfig, StageConfig
+from alia_ctx.files import exclusive
 from alia_ctx.progress import meter, say
 from alia_ctx.train.run_directory import stage_directory
 from alia_ctx.train.stopping import StopRequests, Watchdog
@@ -44,6 +45,12 @@ def train(run: RunConfig, name: str, *, exit_before: float | None = None) -> Pat
             run.engine.hang_minutes * 60, stage_directory(run, name), engine.rank
         )
         with (
+            exclusive(
+                stage_directory(run, name),
+                f"alia-ctx train --stage {name}",
+                rank=engine.rank,
+                gather=engine.gather_objects,
+            ),
             hang,
             meter(
                 f"train {name}", stage.rows * stage.context, "token", shown=main
@@ -60,7 +67,7 @@ def train(run: RunConfig, name: str, *, exit_before: float | None = None) -> Pat
                 notice=(lambda text: say(f"[bold red]{escape(text)}"))
                 if main
                 else (lambda text: None),
-                evaluate=held_out_evaluation(run, name, engine)
+                evaluate=held_out_evaluation(run, name, engine, hang.beat)
                 if run.evaluation.every_updates
                 else None,
             )
