@@ -122,7 +122,11 @@ def export_hf(
     infinite weights, a foreign tokenizer, a target that is not empty.
     """
     ckpt_dir, hf_dir, ranks = Path(ckpt_dir), Path(hf_dir), ranks or Ranks()
-    manifest = checkpoint.read_manifest(ckpt_dir)
+    manifest = (
+        ranks.first(lambda: checkpoint.open_checkpoint(ckpt_dir, weights=False))
+        if check
+        else checkpoint.read_manifest(ckpt_dir)
+    )
     weights = WeightMap(manifest.model)
     carried = ckpt_dir / checkpoint.ASSETS
     tokenizer = Path(tokenizer_dir) if tokenizer_dir else carried

@@ -10,6 +10,7 @@ from pathlib import Path
 
 from alia_ctx import checkpoint
 from alia_ctx.errors import CheckpointError
+from alia_ctx.files import exclusive
 from alia_ctx.hf.ranks import Ranks
 
 
@@ -39,20 +40,23 @@ def building(target: Path, ranks: Ranks, begin: Callable[[], Path]) -> Iterator[
 
     system errors name the target.
     """
-    temporary: Path | None = None
-    try:
-        temporary = Path(ranks.first(lambda: str(begin())))
-        yield temporary
-    except OSError as error:
-        raise CheckpointError(
-            f"{target}: cannot be written ({error.strerror or error}); free the space "
-            "or choose another place"
-        ) from error
-    finally:
-        if temporary is not None and ranks.rank == 0:
-            checkpoint.discard(
-                temporary
-            )  # after a commit the name is gone and this does nothing
+    what = "alia-ctx import-hf or export-hf"
+    with exclusive(
+        target, what, rank=ranks.rank, gather=lambda error: ranks.all(lambda: error)
+    ):
+        temporary: Path | None = None
+        try:
+            temporary = Path(ranks.first(lambda: str(begin())))
+            yield temporary
+        except OSError as error:
+            raise CheckpointError(
+                f"{target}: cannot be written ({error.strerror or error}); free the "
+                "space or choose another place"
+            ) from error
+        finally:
+            if temporary is not None and ranks.rank == 0:
+                # After a commit the name is gone and this does nothing.
+                checkpoint.discard(temporary)
 
 
 def begin_export(hf_dir: Path) -> Path:

@@ -114,7 +114,7 @@ def verify(
     the report.
     """
     hf_dir, ckpt_dir = Path(hf_dir), Path(ckpt_dir)
-    manifest = checkpoint.read_manifest(ckpt_dir)
+    manifest = checkpoint.open_checkpoint(ckpt_dir)
     model, rope, context = config.read_config(hf_dir)
     weights, places = WeightMap(model), locate_weights(hf_dir)
     apart = [

@@ -16,6 +16,7 @@ from alia_ctx.data.packing import (
 )
 from alia_ctx.data.tokens import TokenizeProgress, TokenStore, tokenize_source
 from alia_ctx.errors import ConfigError, DataError, Problem
+from alia_ctx.files import exclusive
 from alia_ctx.progress import Meter, meter, say
 from alia_ctx.workflow.chain import run_directory
 
@@ -46,7 +47,11 @@ def tokenize(
         if spec.store:
             say(f"{name}: uses the store {spec.store} as it is")
             continue
-        with meter(f"tokenize {name}", 1.0, "token") as bar:
+        prefix = run.directory("tokens", name)
+        with (
+            exclusive(prefix, f"alia-ctx tokenize --source {name}"),
+            meter(f"tokenize {name}", 1.0, "token") as bar,
+        ):
 
             def show(state: TokenizeProgress, bar: Meter = bar) -> None:
                 tokens_a_byte = state.tokens / max(state.bytes_done, 1)
@@ -127,13 +132,19 @@ def pack(run: RunConfig, name: str, *, overwrite: bool = False) -> PackPlan:
             {source: stores[source] for source in sources if source in stores},
             rows_per_update=run.stage(earlier).rows_per_update,
         )
-    with meter(f"pack {name}", 1.0, "plan") as bar:
+    directory = run_directory(run).plan(name)
+    if directory.is_symlink():  # the plan is made anew where the link leads
+        directory = directory.resolve()
+    with (
+        exclusive(directory, f"alia-ctx pack --stage {name}"),
+        meter(f"pack {name}", 1.0, "plan") as bar,
+    ):
         return build_plan(
             stores,
             stage.pack,
             stage.context,
             stage.rows,
-            run_directory(run).plan(name),
+            directory,
             rows_per_update=stage.rows_per_update,
             seed=run.seed,
             seen=seen,

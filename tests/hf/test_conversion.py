@@ -597,7 +597,7 @@ STATE_CORRUPTIONS: dict[str, tuple[Callable[[Path], Any], bool, str]] = {
             },
         ),
         False,
-        "does not hold",
+        "model changed after the file was written",
     ),
     "no manifest": (lambda c: (c / "manifest.json").unlink(), True, "not a checkpoint"),
     "NaN": (_nan_in_state, False, "lm_head.weight has NaN or infinite values"),

@@ -168,8 +168,8 @@ class _Decompressed(io.RawIOBase):
             if not rest:
                 return None
             self._decoder = self._make()
-            return self._decoder.decompress(rest, size)
+            return bytes(self._decoder.decompress(rest, size))
         block = self._raw.read(_BLOCK) if self._decoder.needs_input else b""
         if self._decoder.needs_input and not block:
             raise EOFError("its last stream has no end")
-        return self._decoder.decompress(block, size)
+        return bytes(self._decoder.decompress(block, size))
