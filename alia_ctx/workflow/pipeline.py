@@ -11,6 +11,7 @@ from typing import Any
 
 from alia_ctx import checkpoint
 from alia_ctx.checkpoint import dcp_store
+from alia_ctx.config.load import load_run
 from alia_ctx.config.run import RunConfig
 from alia_ctx.errors import AliaError, CheckpointError
 from alia_ctx.evaluation.report import Report
@@ -89,6 +90,8 @@ def run_all(config: Path, overrides: Sequence[str], run: RunConfig) -> Report:
             "launch/slurm_stage.sbatch"
         )
     tokenize(run)
+    # Held-out text has its lengths in tokens now: too short is said before training.
+    load_run(config, overrides, read_text=True)
     for name in run.stages:
         pack(run, name)
         if not _is_finished(run, name):
