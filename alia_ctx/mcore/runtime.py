@@ -14,6 +14,7 @@ from megatron.core import parallel_state
 from alia_ctx.config.run import EngineConfig
 from alia_ctx.errors import LayoutError
 from alia_ctx.mcore import adam, host
+from alia_ctx.train.rendezvous import rendezvous
 
 # Loggers whose warnings are about upstream's own plans, on every start and every save.
 _CHATTY = ("megatron", "torch.distributed.elastic", "DistributedDataParallel")
@@ -54,7 +55,8 @@ class Distributed:
     def _start(self, backend: str) -> None:
         timeout = timedelta(minutes=self.config.timeout_minutes)
         if "RANK" in os.environ:
-            dist.init_process_group(backend, timeout=timeout)
+            with rendezvous():
+                dist.init_process_group(backend, timeout=timeout)
             return
         self._rendezvous = tempfile.TemporaryDirectory(prefix="alia-ctx-")
         store = f"file://{self._rendezvous.name}/store"
