@@ -74,7 +74,8 @@ def prepare(folder: Path, megabytes: int) -> None:
     tokenizer.train_from_iterator(texts[::8], trainer)
     (folder / "tokenizer").mkdir()
     tokenizer.save(str(folder / "tokenizer" / "tokenizer.json"))
-    (folder / "tokenizer" / "tokenizer_config.json").write_text('{"eos_token": "</s>"}')
+    config = {"eos_token": "</s>", "tokenizer_class": "PreTrainedTokenizerFast"}
+    (folder / "tokenizer" / "tokenizer_config.json").write_text(json.dumps(config))
 
 
 def ours(folder: Path, workers: int) -> int:

@@ -21,7 +21,7 @@ if ! command -v "$python" >/dev/null; then
     echo "torchrun_local: no Python at $python; run \`make setup\` or set PYTHON" >&2
     exit 2
 fi
-"$python" -m alia_ctx.cli check "$config" "$@"
+"$python" -m alia_ctx.cli check "$config" --stage "$stage" "$@"
 
 cores=$(nproc)
 export OMP_NUM_THREADS=${OMP_NUM_THREADS:-$((cores > ranks ? cores / ranks : 1))}

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import re
 import shlex
+from dataclasses import is_dataclass
 from functools import cache
 from pathlib import Path
+from typing import ClassVar, cast, get_args, get_origin, get_type_hints
 
 import click
 import pytest
@@ -14,6 +16,7 @@ import yaml
 
 import alia_ctx
 from alia_ctx.cli.run_commands import app
+from alia_ctx.config.run import RunConfig
 from tests.paths import ROOT
 
 DOCS = ROOT / "docs"
@@ -85,18 +88,23 @@ def test_decisions_are_numbered_without_a_gap() -> None:
     assert numbers == [f"{n:04d}" for n in range(1, len(numbers) + 1)]
 
 
+def scripts_of(page: Path) -> set[str]:
+    """Names of the benchmarks whose command lines a page gives."""
+    text = page.read_text(encoding="utf-8")
+    return set(re.findall(r"python (?:-m )?benchmarks[/.](\w+)", text))
+
+
 @pytest.mark.parametrize("page", FIGURES, ids=name_of)
 def test_figures_name_the_script_that_makes_them(page: Path) -> None:
-    scripts = re.findall(
-        r"`?python (benchmarks/\w+\.py)", page.read_text(encoding="utf-8")
-    )
-    assert scripts and all((ROOT / script).is_file() for script in scripts)
+    scripts = scripts_of(page)
+    assert scripts
+    assert all((ROOT / "benchmarks" / f"{name}.py").is_file() for name in scripts)
 
 
 def test_every_benchmark_has_its_page() -> None:
-    text = "".join(page.read_text(encoding="utf-8") for page in FIGURES)
-    scripts = {file.name for file in (ROOT / "benchmarks").glob("*.py")} - {"pages.py"}
-    assert not {name for name in scripts if f"benchmarks/{name}" not in text}
+    files = {file.stem for file in (ROOT / "benchmarks").glob("*.py")}
+    named = set().union(*map(scripts_of, FIGURES))
+    assert not files - named - {"pages", "__init__"}
 
 
 # Commands ------------------------------------------------------------------------------
@@ -142,6 +150,35 @@ def test_a_mistaken_command_is_seen() -> None:
     assert mistakes(["train", "CONFIG", "--stages", "32k"]) == ["train --stages"]
     assert mistakes(["trains"]) == ["trains"]
     assert len(commands(ROOT / "README.md")) > 5
+
+
+# Settings ------------------------------------------------------------------------------
+
+
+def settings(part: type) -> set[str]:
+    """Names of a dataclass's fields, and of those of the dataclasses that they hold."""
+    names = set()
+    for name, annotation in get_type_hints(part).items():
+        if get_origin(annotation) is ClassVar:
+            continue
+        names.add(name)
+        for inside in [annotation, *get_args(annotation)]:
+            if is_dataclass(inside):
+                names |= settings(cast(type, inside))
+    return names
+
+
+# Settings that are on their way out and are not to be taken up any more.
+GOING = {"holdout_documents", "holdout_min_tokens", "holdout_seed"}
+
+
+def test_every_setting_is_documented() -> None:
+    text = (DOCS / "configuration.md").read_text(encoding="utf-8")
+    words = set(re.findall(r"\w+", " ".join(re.findall(r"`([^`\n]+)`", text))))
+    known = settings(RunConfig)
+    assert len(known) > 60
+    missing = sorted(known - words - GOING)
+    assert not missing, "settings without a line in docs/configuration.md"
 
 
 # Facts that stand twice ------------------------------------------------------------------

@@ -154,9 +154,18 @@ def our_files() -> frozenset[str]:
     return frozenset("/".join(p[start:]) for p in parts for start in range(len(p)))
 
 
+@cache
+def upstream_files() -> frozenset[str]:
+    """Python files of the packages that workarounds speak of; each end of a path."""
+    packages = ("megatron", "torch", "transformers")
+    paths = [f for package in packages for f in (SITE_PACKAGES / package).rglob("*.py")]
+    parts = [file.relative_to(SITE_PACKAGES).parts for file in paths]
+    return frozenset("/".join(p[start:]) for p in parts for start in range(len(p)))
+
+
 def is_file(name: str) -> bool:
-    """Whether it is a file of ours, or one of an installed package by its whole path."""
-    return name in our_files() or ("/" in name and (SITE_PACKAGES / name).is_file())
+    """Whether it is a file of ours, or one of an upstream package with its folder."""
+    return name in our_files() or ("/" in name and name in upstream_files())
 
 
 def is_module(dotted: str) -> bool:

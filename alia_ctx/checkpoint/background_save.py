@@ -197,9 +197,9 @@ class BackgroundSave:
             self.error = self.error or f"{type(error).__name__}: {error}"
 
     def _raise_any(self, errors: list[str | None]) -> None:
-        found = [f"rank {rank}: {error}" for rank, error in enumerate(errors) if error]
-        if found:
+        failed = [f"rank {rank}: {error}" for rank, error in enumerate(errors) if error]
+        if failed:
             raise CheckpointError(
-                f"{self.directory}: could not be written ({'; '.join(found)}); check "
+                f"{self.directory}: could not be written ({'; '.join(failed)}); check "
                 "space and quota"
             )

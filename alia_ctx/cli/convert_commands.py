@@ -52,7 +52,9 @@ AsDType = Annotated[
     DType | None,
     typer.Option("--dtype", help="Convert weights (default: as they are stored)."),
 ]
-Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace what is there.")]
+Overwrite = Annotated[
+    bool, typer.Option("--overwrite", help="Replace what an earlier conversion wrote.")
+]
 
 
 def register(app: typer.Typer) -> None:
@@ -66,6 +68,13 @@ def import_hf(
     hf_dir: HfDir,
     checkpoint: Checkpoint,
     dtype: AsDType = None,
+    resize_embeddings: Annotated[
+        int | None,
+        typer.Option(help="Rows that the embedding shall have; new ones are the mean."),
+    ] = None,
+    pad_to_multiple_of: Annotated[
+        int | None, typer.Option(help="Round the embedding's rows up to a multiple.")
+    ] = None,
     overwrite: Overwrite = False,
 ) -> None:
     """Convert a Hugging Face model to a checkpoint that every layout loads.
@@ -83,6 +92,8 @@ def import_hf(
             hf_dir,
             checkpoint,
             dtype=_torch_dtype(dtype),
+            resize_embeddings=resize_embeddings,
+            pad_to_multiple_of=pad_to_multiple_of,
             overwrite=overwrite,
             progress=progress,
             ranks=ranks,
@@ -104,7 +115,7 @@ def export_hf(
         str, typer.Option(help="Most bytes in a file, as in 5GB.")
     ] = "5GB",
     tokenizer: Annotated[
-        Path | None, typer.Option(help="Take tokenizer files from here instead.")
+        Path | None, typer.Option(help="Where the tokenizer of training is.")
     ] = None,
     check: Annotated[
         bool, typer.Option(help="Compare the checkpoint's checksums.")

@@ -31,24 +31,41 @@ Overrides = Annotated[
     list[str] | None, typer.Argument(help="Overrides, as in stages.32k.layout.cp=16.")
 ]
 Stage = Annotated[str, typer.Option(help="Name of the stage.", show_default=False)]
+StageNames = Annotated[
+    list[str] | None,
+    typer.Option("--stage", help="Only what this stage needs; may be repeated."),
+]
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace what is there.")]
+
+_NO_HELD_OUT = Problem(
+    "evaluation.held_out",
+    None,
+    "there is no held-out text, which `evaluate`, `report` and `run` need",
+    "name some; `train` goes without",
+)
 
 
 @app.command()
-def check(config: Config, overrides: Overrides = None) -> None:
+def check(
+    config: Config, overrides: Overrides = None, stage: StageNames = None
+) -> None:
     """Check a configuration as a whole; list every violation with its remedy."""
-    run = load_run(config, overrides or ())
-    for name, stage in run.stages.items():
-        tokens = stage.rows_per_update * stage.context
+    names = stage or ()
+    run = load_run(config, overrides or (), stages=names, read_text=not names)
+    for name in names or run.stages:
+        planned = run.stage(name)
+        tokens = planned.rows_per_update * planned.context
         typer.echo(
-            f"{name}: {stage.updates:,} updates of {stage.rows_per_update} x "
-            f"{stage.context:,} = {tokens:,} tokens, "
-            f"{stage.updates * tokens:,} in all"
+            f"{name}: {planned.updates:,} updates of {planned.rows_per_update} x "
+            f"{planned.context:,} = {tokens:,} tokens, "
+            f"{planned.updates * tokens:,} in all"
         )
     if run.root is not None and run.deferred(run.root):
         typer.echo(
             f"note: root {run.root} is not on this machine; files below it were not looked for"
         )
+    if run.evaluation.held_out is None:
+        typer.echo(f"note: {_NO_HELD_OUT.key}: {_NO_HELD_OUT.rule}")
     typer.echo(f"{config}: no problems")
 
 
@@ -56,16 +73,15 @@ def check(config: Config, overrides: Overrides = None) -> None:
 def plan(
     config: Config,
     overrides: Overrides = None,
-    stage: Annotated[
-        list[str] | None, typer.Option(help="Only this stage; may be repeated.")
-    ] = None,
+    stage: StageNames = None,
 ) -> None:
     """Say what each stage needs, item by item, and which layouts fit, before the queue does."""
     from rich.console import Console
 
     from alia_ctx import workflow
 
-    for table in workflow.plan_stages(load_run(config, overrides or ()), stage or ()):
+    run = load_run(config, overrides or (), stages=stage or ())
+    for table in workflow.plan_stages(run, stage or ()):
         Console().print(table)
 
 
@@ -103,12 +119,19 @@ def pack(
     from rich.console import Console
 
     from alia_ctx import workflow
-    from alia_ctx.data.packing import draw_plan, plan_table
+    from alia_ctx.data.packing import contamination_table, draw_plan, plan_table
 
-    made = workflow.pack(load_run(config, overrides or ()), stage, overwrite=overwrite)
+    run = load_run(config, overrides or (), stages=[stage])
+    made = workflow.pack(run, stage, overwrite=overwrite)
     typer.echo(f"{made.directory}: {len(made):,} rows, fingerprint {made.fingerprint}")
     if inspect:
-        for table in plan_table(made):
+        tables = plan_table(made)
+        overlap = workflow.contamination(run)
+        if overlap is None:
+            typer.echo("no tokenised held-out text to compare the sources with")
+        else:
+            tables.append(contamination_table(overlap))
+        for table in tables:
             Console().print(table)
         plot = made.directory.with_name(f"{stage}.png")
         draw_plan(made, plot)
@@ -134,7 +157,8 @@ def train(
     from alia_ctx.train.stopping import parse_duration
 
     limit = parse_duration(exit_before) if exit_before else None
-    path = workflow.train(load_run(config, overrides or ()), stage, exit_before=limit)
+    run = load_run(config, overrides or (), stages=[stage])
+    path = workflow.train(run, stage, exit_before=limit)
     if _is_main():
         typer.echo(str(path))
 
@@ -158,7 +182,7 @@ def evaluate(
     """Measure the loss by position on held-out documents, or recompute a loss of the log."""
     from alia_ctx import workflow
 
-    run = load_run(config, overrides or ())
+    run = load_run(config, overrides or (), stages=[stage] if stage else ())
     if stage is None and (context or update):
         raise ConfigError(
             "",
@@ -178,10 +202,8 @@ def evaluate(
         return
     evaluations = workflow.standard_evaluations(run)
     if stage is not None:
-        wanted = context or run.stage(stage).context
-        evaluations = [
-            workflow.Evaluation(f"{stage}, {wanted:,} tokens", stage, wanted)
-        ]
+        shown = context or run.stage(stage).context
+        evaluations = [workflow.Evaluation(f"{stage}, {shown:,} tokens", stage, shown)]
     results = workflow.evaluate(run, evaluations)
     if _is_main():
         _print_table(results)
@@ -200,7 +222,9 @@ def run(config: Config, overrides: Overrides = None) -> None:
     """Every step on this machine: tokenize, pack, train each stage, evaluate, report."""
     from alia_ctx import workflow
 
-    loaded = load_run(config, overrides or ())
+    loaded = load_run(config, overrides or (), read_text=True)
+    if loaded.evaluation.held_out is None:
+        raise ConfigError("", [_NO_HELD_OUT])
     _show_report(workflow.run_all(config, overrides or (), loaded))
 
 

@@ -13,7 +13,8 @@ joined key by key, everything else is replaced. The only module that imports ome
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +22,15 @@ import yaml
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from alia_ctx.config.rules import Draft, run_problems
+from alia_ctx.config.base import (
+    FROM_CHECKPOINT,
+    missing_base,
+    with_facts_of_checkpoint,
+)
+from alia_ctx.config.draft import Draft
+from alia_ctx.config.held_out import held_out_problems
+from alia_ctx.config.places import expand_home
+from alia_ctx.config.rules import run_problems
 from alia_ctx.config.run import RunConfig
 from alia_ctx.config.schema import build_parts
 from alia_ctx.errors import ConfigError, Problems
@@ -36,22 +45,44 @@ _OTHERWISE_READ = re.compile(r"[-+]?(0[0-9_]+|[0-9_]+(:[0-9_]+)+)")
 _BY_NAME = ("stages", "sources", "weights")
 
 
-def load_run(path: str | Path, overrides: Sequence[str] = ()) -> RunConfig:
+def load_run(
+    path: str | Path,
+    overrides: Sequence[str] = (),
+    *,
+    stages: Collection[str] = (),
+    read_text: bool = False,
+) -> RunConfig:
     """Read `path`, apply dotted `key=value` overrides, and check everything.
+
+    Args:
+        stages: Check what these stages need (default: all of the run). Another stage's
+            layout or base is then no obstacle, nor is text that is tokenised already.
+        read_text: Look into the held-out text whether it is long enough, which may
+            take a while; `check` and `run` do.
 
     Raises ConfigError listing *all* violations: unknown keys, wrong types, and what the
     values break, as far as they could be typed.
     """
     raw = read_config(path, overrides)
+    draft = _draft(raw, build_parts(RunConfig, raw, Problems()))
+    model = with_facts_of_checkpoint(raw.get("model"), draft)
     problems = Problems()
-    parts = build_parts(RunConfig, raw, problems)
-    known = {name: part for name, part in parts.items() if part is not None}
-    problems += run_problems(
-        Draft(_keys(raw, "stages"), _keys(raw, "data", "sources") or (), **known)
-    )
+    if missing := missing_base(model, draft):
+        remedy = "give the model's sizes, or check where the checkpoint is"
+        problems.add("model", FROM_CHECKPOINT, missing, remedy)
+    parts = build_parts(RunConfig, {**raw, "model": model}, problems)
+    draft = replace(_draft(raw, parts), only=tuple(stages))
+    problems += run_problems(draft)
+    if read_text and not problems:
+        problems += held_out_problems(draft)
     if problems:
         raise ConfigError(f"{path} has {problems.counted()}", problems)
     return RunConfig(**parts)
+
+
+def _draft(raw: Mapping[str, Any], parts: Mapping[str, Any]) -> Draft:
+    known = {name: part for name, part in parts.items() if part is not None}
+    return Draft(_keys(raw, "stages"), _keys(raw, "data", "sources") or (), **known)
 
 
 def _keys(raw: object, *place: str) -> tuple[str, ...] | None:
@@ -75,8 +106,7 @@ def read_config(path: str | Path, overrides: Sequence[str] = ()) -> dict[str, An
         raise ConfigError(
             f"{path}: cannot be read as configuration: {error}"
         ) from error
-    assert isinstance(resolved, dict)
-    return resolved  # type: ignore[return-value]
+    return expand_home(resolved)  # type: ignore[no-any-return]
 
 
 def _read_file(path: Path, including: tuple[Path, ...]) -> dict[str, Any]:

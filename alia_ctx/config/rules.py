@@ -6,24 +6,21 @@ import dataclasses
 import difflib
 import importlib.util
 import re
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Iterable
 from pathlib import Path
 
+from alia_ctx.checkpoint.manifest import MANIFEST
+from alia_ctx.config.base import model_problems
+from alia_ctx.config.draft import Draft
+from alia_ctx.config.places import place_problems
 from alia_ctx.config.run import (
     HELD_OUT,
     RANDOM,
-    CheckpointConfig,
-    DataConfig,
     EngineConfig,
-    EvaluationConfig,
-    MetricsConfig,
     OptimizerConfig,
     StageConfig,
-    is_deferred,
 )
 from alia_ctx.errors import Problem, Problems
-from alia_ctx.spec.cluster import ClusterSpec
 from alia_ctx.spec.model import ModelSpec
 
 # No first or last character that hides a file, climbs a directory or gets lost in a shell.
@@ -34,50 +31,21 @@ _YEAR = 365 * 24 * 60.0  # minutes
 _SMALLEST_FP32 = 1.1754944e-38  # normal; below it a GPU may take 0
 
 
-@dataclass(frozen=True)
-class Draft:
-    """A configuration as far as it could be typed: `RunConfig`, with None or the default
-    where a part could not.
-
-    `stages` holds those that could; `stage_names` and `source_names` are all that the
-    file names. Rules that need a part that is not there are not asked, so that one
-    `check` shows all that is wrong.
-    """
-
-    stage_names: tuple[str, ...] | None
-    source_names: tuple[str, ...] = ()
-    name: str | None = None
-    output: str | None = None
-    tokenizer: str | None = None
-    root: str | None = None
-    seed: int = 0
-    model: ModelSpec | None = None
-    data: DataConfig | None = None
-    stages: Mapping[str, StageConfig] = field(default_factory=dict)
-    cluster: ClusterSpec = field(default_factory=ClusterSpec)
-    engine: EngineConfig = field(default_factory=EngineConfig)
-    optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
-    checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
-    evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
-    metrics: MetricsConfig = field(default_factory=MetricsConfig)
-
-    def deferred(self, path: str) -> bool:
-        return is_deferred(self.root, path)
-
-
 def run_problems(draft: Draft) -> Problems:
     """Every rule that the values of `draft` break, in the order of the file."""
     problems = Problems()
     if draft.model is not None:
         problems += draft.model.problems("model")
     model = draft.model if not problems else None
+    problems += model_problems(draft)
     problems += draft.cluster.problems("cluster")
     _names(draft, problems)
     _counts(draft, problems)
     _engine(draft.engine, problems)
     _optimizer(draft.optimizer, problems)
     problems += sink_problems(draft.metrics.sinks, "metrics.sinks")
-    _paths(draft, problems)
+    _text(draft, problems)
+    problems += place_problems(draft)
     problems.need(
         draft.stage_names != (),
         "stages",
@@ -85,7 +53,7 @@ def run_problems(draft: Draft) -> Problems:
         "there is no stage",
         "add one; configs/runs/tiny.yaml shows three",
     )
-    for name, stage in draft.stages.items():
+    for name, stage in draft.asked().items():
         _stage(draft, name, stage, model, problems)
     return problems
 
@@ -175,8 +143,14 @@ def _optimizer(optimizer: OptimizerConfig, problems: Problems) -> None:
     )
 
 
-def _paths(draft: Draft, problems: Problems) -> None:
-    sources = {}
+def _text(draft: Draft, problems: Problems) -> None:
+    problems.need(
+        draft.evaluation.held_out is not None or draft.evaluation.every_updates < 1,
+        "evaluation.held_out",
+        None,
+        f"evaluation.every_updates={draft.evaluation.every_updates} needs it",
+        "name held-out text, or set every_updates to 0",
+    )
     if draft.data is not None:
         problems.need(
             bool(draft.data.sources),
@@ -185,13 +159,11 @@ def _paths(draft: Draft, problems: Problems) -> None:
             "there is no data",
             "name at least one source with its inputs",
         )
-        for name, source in draft.data.sources.items():
-            sources[f"data.sources.{name}"] = source
-    if draft.evaluation.held_out is not None:
-        sources["evaluation.held_out"] = draft.evaluation.held_out
-    for key, source in sources.items():
+    for key, name, source in draft.sources():
         paths = [*source.inputs, *([source.store] if source.store else [])]
-        if not paths or not all(draft.deferred(path) for path in paths):
+        deferred = bool(paths) and all(draft.deferred(path) for path in paths)
+        is_tokenized = Path(f"{draft.store(name)}.idx").is_file()
+        if not deferred and not (draft.only and is_tokenized):
             problems += source.problems(key)
     if draft.tokenizer is not None and not draft.deferred(draft.tokenizer):
         files = ("tokenizer.json", "tokenizer.model")
@@ -272,16 +244,18 @@ def _chain(draft: Draft, name: str, stage: StageConfig, problems: Problems) -> N
             seen.append(origin)
             origin = draft.stages[origin].init_from
     elif origin != RANDOM and not draft.deferred(origin):
-        close = difflib.get_close_matches(origin, names, n=1)
-        problems.need(
-            Path(origin, "manifest.json").is_file(),
-            key,
-            origin,
-            "is neither a stage, `random`, nor a checkpoint",
-            f"did you mean {close[0]}?"
-            if close
-            else "name a stage, `random`, or a directory that import-hf wrote",
-        )
+        is_there = Path(origin, MANIFEST).is_file() or draft.checkpoints(name)
+        if is_there:
+            return
+        if Path(origin, "config.json").is_file():
+            rule = "is a Hugging Face directory, not a checkpoint"
+            remedy = f"convert it: alia-ctx import-hf {origin} CHECKPOINT"
+        else:
+            rule = "is neither a stage, `random`, nor a checkpoint"
+            close = difflib.get_close_matches(origin, names, n=1)
+            remedy = "name a stage, `random`, or a directory that import-hf wrote"
+            remedy = f"did you mean {close[0]}?" if close else remedy
+        problems.add(key, origin, rule, remedy)
 
 
 def sink_problems(sinks: Iterable[str], key: str) -> list[Problem]:

@@ -15,6 +15,7 @@ import torch
 from alia_ctx.errors import CheckpointError, Problem
 from alia_ctx.hf.families import FAMILIES, Family
 from alia_ctx.hf.json_files import Fields, load_json, refusal
+from alia_ctx.hf.limits import without_limits
 from alia_ctx.hf.rope_config import read_rope, rope_parameters, stated_length
 from alia_ctx.spec.model import ModelSpec
 from alia_ctx.spec.rope import RopeSpec
@@ -87,14 +88,10 @@ def write_config(
     weights in `dtype`.
 
     Keys of `original` that we do not set (special tokens, library version, ...) are
-    kept as they are.
+    kept as they are, but for those that limit lengths (`alia_ctx.hf.limits`).
     """
     family = FAMILIES[model.architecture]
-    config = {
-        k: v
-        for k, v in (original or {}).items()
-        if k not in ("rope_scaling", "rope_parameters")
-    }
+    config = without_limits(original or {})
     parameters = rope_parameters(rope)
     dtype_name = str(dtype).removeprefix("torch.")
     config |= {

@@ -8,27 +8,29 @@ one buffer of weights at a time, and leave either a whole directory or nothing b
 
 from __future__ import annotations
 
-import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager, nullcontext
+from contextlib import ExitStack, contextmanager, nullcontext
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
 
 from alia_ctx import checkpoint
 from alia_ctx.checkpoint import dcp_store
-from alia_ctx.checkpoint.manifest import Manifest
+from alia_ctx.checkpoint.manifest import MANIFEST, Manifest
 from alia_ctx.checkpoint.tensor_files import GlobalTensor, TensorFiles
-from alia_ctx.errors import CheckpointError
-from alia_ctx.hf import assets, config, rules, safetensors_writer, streams
-from alia_ctx.hf.json_files import load_json
+from alia_ctx.files import file_checksum
+from alia_ctx.hf import assets, config, rules, safetensors_writer, streams, targets
+from alia_ctx.hf.export_assets import ExportAssets, dtype_names
+from alia_ctx.hf.json_files import write_json
 from alia_ctx.hf.ranks import Ranks
-from alia_ctx.hf.rules import WeightMap
+from alia_ctx.hf.resizing import mean_rows, resize
+from alia_ctx.hf.rules import EMBEDDING, HEAD, WeightMap
 from alia_ctx.hf.streams import Progress
-from alia_ctx.hf.targets import begin_export, building, check_target
 from alia_ctx.hf.weight_files import locate_weights
+from alia_ctx.progress import say
 
 DEFAULT_SHARD_BYTES = 5_000_000_000
 
@@ -38,6 +40,8 @@ def import_hf(
     ckpt_dir: Path,
     *,
     dtype: torch.dtype | None = None,
+    resize_embeddings: int | None = None,
+    pad_to_multiple_of: int | None = None,
     overwrite: bool = False,
     progress: Progress | None = None,
     ranks: Ranks | None = None,
@@ -45,37 +49,53 @@ def import_hf(
     """Convert the Hugging Face model in `hf_dir` to a checkpoint at `ckpt_dir`; returns
     its manifest.
 
-    Weights keep their dtype unless `dtype` is given. `progress(done, total)` hears
-    bytes of this rank's share. Raises CheckpointError, with nothing left behind: a
-    config that we cannot express, tensors that are missing, surplus or wrongly shaped,
-    a broken file, NaN or infinite weights, a foreign tokenizer, an existing target.
+    Args:
+        dtype: of the weights; they keep theirs unless it is given.
+        resize_embeddings: rows that the embedding (and the head) shall have; new ones
+            are the mean of the others.
+        pad_to_multiple_of: rounds that number up.
+        overwrite: replace an earlier import, and nothing else.
+        progress: `progress(done, total)` hears bytes of this rank's share.
+        ranks: the processes that share the work.
+
+    Raises CheckpointError, with nothing left behind: a config that we cannot express,
+    tensors that are missing, surplus or wrongly shaped, a broken file, NaN or infinite
+    weights, a foreign tokenizer, links out of `hf_dir`, an existing target.
     """
     hf_dir, ckpt_dir, ranks = Path(hf_dir), Path(ckpt_dir), ranks or Ranks()
-    model, rope, context = config.read_config(hf_dir)
+    published, rope, context = config.read_config(hf_dir)
+    model = resize(published, resize_embeddings, pad_to_multiple_of)
     assets.check_tokenizer(hf_dir, model)
+    assets.asset_files(hf_dir, assets.carried(hf_dir))
     weights, places = WeightMap(model), locate_weights(hf_dir)
     streams.drop_tied_head(model.tie_word_embeddings, places)
-    rules.check_huggingface(weights, places, str(hf_dir))
+    rules.check_huggingface(WeightMap(published), places, str(hf_dir))
     tensors = rules.megatron_tensors(weights, places, dtype, str(hf_dir))
-    check_target(ckpt_dir, hf_dir, overwrite)
+    targets.check_target(ckpt_dir, hf_dir, overwrite, targets.foreign_in_import)
+    origin: dict[str, Any] = {
+        "source": assets.model_name(hf_dir),
+        "dtype": dtype_names(tuple(t.dtype for t in tensors)),
+    }
+    if model != published:
+        origin["resized_embeddings"] = {
+            "from": published.vocab_size,
+            "to": model.vocab_size,
+            "initialisation": "mean",
+        }
     manifest = Manifest(
-        stage="import",
-        update=0,
-        model=model,
-        rope=rope,
-        context=context,
-        extra={
-            "source": hf_dir.resolve().name,
-            "dtype": _dtype_names(t.dtype for t in tensors),
-        },
+        stage="import", update=0, model=model, rope=rope, context=context, extra=origin
     )
     with (
-        building(ckpt_dir, ranks, lambda: checkpoint.begin(ckpt_dir)) as temporary,
         TensorFiles() as files,
+        targets.building(
+            ckpt_dir, ranks, lambda: checkpoint.begin(ckpt_dir)
+        ) as temporary,
     ):
-        fill = streams.MegatronRows(
-            weights, places, files, progress, sum(map(_size, tensors)) // ranks.size
+        means = mean_rows(
+            places, files, [EMBEDDING, HEAD] if model != published else []
         )
+        share = sum(map(_size, tensors)) // ranks.size
+        fill = streams.MegatronRows(weights, places, files, means, progress, share)
         state = temporary / checkpoint.STATE
         parts = ranks.all(
             lambda: dcp_store.write_part(
@@ -85,12 +105,15 @@ def import_hf(
 
         def complete() -> Manifest:
             dcp_store.finish(state, tensors, parts)
-            assets.copy_assets(hf_dir, temporary / checkpoint.ASSETS, assets.CARRIED)
+            kept = temporary / checkpoint.ASSETS
+            assets.copy_assets(hf_dir, kept, assets.carried(hf_dir))
+            write_json(kept / assets.ORIGIN, origin)
             known = {
                 f"{checkpoint.STATE}/{name}": entry
                 for part in parts
                 for name, entry in part.files.items()
             }
+            targets.finish_building(temporary)
             replaces = (
                 overwrite or ckpt_dir.exists()
             )  # an empty directory may stand there
@@ -113,51 +136,86 @@ def export_hf(
     progress: Progress | None = None,
     ranks: Ranks | None = None,
 ) -> Manifest:
-    """Convert the weights of the checkpoint at `ckpt_dir` to a Hugging Face directory at `hf_dir`.
+    """Convert the weights of the checkpoint at `ckpt_dir` to a Hugging Face directory at
+    `hf_dir`; returns the checkpoint's manifest.
 
-    RoPE and context come from the checkpoint's manifest, never from the configuration
-    it was once imported with. `check` compares every file's checksum beside the
-    copying. `tokenizer_dir` replaces the tokenizer that the checkpoint carries. Raises
-    CheckpointError, leaving nothing that loads: a damaged or foreign checkpoint, NaN or
-    infinite weights, a foreign tokenizer, a target that is not empty.
+    RoPE and context come from the manifest, never from the configuration it was once
+    imported with; the tokenizer is the one of training.
+
+    Args:
+        dtype: of the weights; they keep theirs unless it is given.
+        shard_bytes: most bytes of a weight file, or one tensor.
+        tokenizer_dir: where the tokenizer of training is now.
+        overwrite: replace an earlier export, and nothing else.
+        check: compare every file's checksum beside the copying.
+        progress: `progress(done, total)` hears bytes of this rank's share.
+        ranks: the processes that share the work.
+
+    Raises CheckpointError, leaving nothing that loads: a damaged or foreign checkpoint,
+    NaN or infinite weights, another tokenizer than that of training, a target that is
+    not empty.
     """
     ckpt_dir, hf_dir, ranks = Path(ckpt_dir), Path(hf_dir), ranks or Ranks()
-    manifest = checkpoint.read_manifest(ckpt_dir)
+    manifest = (
+        ranks.first(lambda: checkpoint.open_checkpoint(ckpt_dir, weights=False))
+        if check
+        else checkpoint.read_manifest(ckpt_dir)
+    )
     weights = WeightMap(manifest.model)
-    carried = ckpt_dir / checkpoint.ASSETS
-    tokenizer = Path(tokenizer_dir) if tokenizer_dir else carried
-    if not tokenizer.is_dir() and tokenizer_dir:
-        raise CheckpointError(
-            f"{tokenizer}: there is no such directory; give one with tokenizer files"
-        )
-    assets.check_tokenizer(tokenizer, manifest.model)
-    check_target(hf_dir, ckpt_dir, overwrite)
-    with dcp_store.open_state(ckpt_dir / checkpoint.STATE) as state:
-        dtypes = streams.stored_dtypes(weights, state, str(ckpt_dir))
+    targets.check_target(hf_dir, ckpt_dir, overwrite, targets.foreign_in_export)
+    with ExitStack() as stack:
+        state = stack.enter_context(dcp_store.open_state(ckpt_dir / checkpoint.STATE))
+        stored = streams.stored_dtypes(weights, state, str(ckpt_dir))
         plan = safetensors_writer.plan(
-            weights, lambda row_map: dtype or dtypes[row_map.runs[0].name], shard_bytes
+            weights, lambda row_map: dtype or stored[row_map.runs[0].name], shard_bytes
         )
-        with building(hf_dir, ranks, lambda: begin_export(hf_dir)) as temporary:
-            source = streams.HuggingFaceRows(
-                state,
-                dtypes,
-                progress,
-                sum(shard.nbytes for shard in plan) // ranks.size,
-            )
+        dtypes = tuple(dtype for shard in plan for _, _, dtype, _ in shard.tensors)
+        prepared = Path(stack.enter_context(TemporaryDirectory()))
+        tokenizer = Path(tokenizer_dir) if tokenizer_dir else None
+        others = ExportAssets(ckpt_dir, manifest, tokenizer, dtypes)
+        notes = ranks.first(lambda: others.write(prepared))
+        temporary = stack.enter_context(
+            targets.building(hf_dir, ranks, lambda: targets.begin_export(hf_dir))
+        )
+        share = sum(shard.nbytes for shard in plan) // ranks.size
+        source = streams.HuggingFaceRows(state, stored, progress, share)
 
-            def write() -> None:
-                with _checking(ckpt_dir, manifest, ranks) if check else nullcontext():
-                    safetensors_writer.write_all(
-                        plan[ranks.rank :: ranks.size], temporary, source
-                    )
-
-            ranks.all(write)
-            ranks.first(
-                lambda: _complete_export(
-                    temporary, hf_dir, manifest, plan, carried, tokenizer
+        def write() -> dict[str, dict[str, Any]]:
+            with _checking(ckpt_dir, manifest, ranks) if check else nullcontext():
+                return safetensors_writer.write_all(
+                    plan[ranks.rank :: ranks.size], temporary, source
                 )
+
+        entries = {name: e for part in ranks.all(write) for name, e in part.items()}
+
+        def complete() -> None:
+            """Add the rest, `config.json` last: until then nothing loads the directory."""
+            safetensors_writer.write_index(plan, temporary)
+            names = sorted(path.name for path in prepared.iterdir())
+            names.sort(key=lambda name: name == config.CONFIG)
+            assets.copy_assets(prepared, temporary, names)
+            settings = {"dtype": dtype_names(dtypes), "shard_bytes": shard_bytes}
+            targets.write_statement(
+                temporary, _made_from(ckpt_dir, manifest), settings, entries
             )
+            targets.finish_building(temporary)
+            checkpoint.publish(temporary, hf_dir)
+
+        ranks.first(complete)
+    if ranks.rank == 0:
+        for note in notes:
+            say(f"{hf_dir.name}: {note}")
     return manifest
+
+
+def _made_from(ckpt_dir: Path, manifest: Manifest) -> dict[str, Any]:
+    return {
+        "checkpoint": ckpt_dir.resolve().name,
+        "manifest": file_checksum(ckpt_dir / MANIFEST),
+        "run": manifest.config.get("name"),
+        "stage": manifest.stage,
+        "update": manifest.update,
+    }
 
 
 @contextmanager
@@ -178,49 +236,6 @@ def _checking(ckpt_dir: Path, manifest: Manifest, ranks: Ranks) -> Iterator[None
             yield
         finally:
             verdict.result()
-
-
-def _complete_export(
-    temporary: Path,
-    final: Path,
-    manifest: Manifest,
-    plan: Sequence[safetensors_writer.Shard],
-    carried: Path,
-    tokenizer: Path,
-) -> None:
-    """Add everything but the weights.
-
-    `config.json` comes last: until then nothing loads the directory.
-    """
-    safetensors_writer.write_index(plan, temporary)
-    others = [
-        name
-        for name in assets.CARRIED
-        if name not in (config.CONFIG, *assets.TOKENIZER_FILES)
-    ]
-    assets.copy_assets(carried, temporary, others)
-    assets.copy_assets(tokenizer, temporary, assets.TOKENIZER_FILES)
-    assets.raise_length_limit(temporary, manifest.context)
-    dtypes = [dtype for shard in plan for _, _, dtype, _ in shard.tensors]
-    (temporary / "README.md").write_text(
-        assets.model_card(manifest, _dtype_names(dtypes)), encoding="utf-8"
-    )
-    original = carried / config.CONFIG
-    document = config.write_config(
-        manifest.model,
-        manifest.rope,
-        manifest.context,
-        max(dtypes, key=dtypes.count),
-        load_json(original) if original.is_file() else None,
-    )
-    (temporary / config.CONFIG).write_text(
-        json.dumps(document, indent=2) + "\n", encoding="utf-8"
-    )
-    checkpoint.publish(temporary, final)
-
-
-def _dtype_names(dtypes: Any) -> str:
-    return ", ".join(sorted({str(dtype).removeprefix("torch.") for dtype in dtypes}))
 
 
 def _size(tensor: GlobalTensor) -> int:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 import torch
 from torch import Tensor
@@ -61,17 +61,22 @@ def stored_dtypes(
 
 
 class MegatronRows:
-    """Fills rows of Megatron tensors from Hugging Face's files."""
+    """Fills rows of Megatron tensors from Hugging Face's files.
+
+    `means` has the row that stands for those which a table is to have beyond its file's.
+    """
 
     def __init__(
         self,
         weights: WeightMap,
         places: dict[str, TensorPlace],
         files: TensorFiles,
+        means: Mapping[str, Tensor],
         progress: Progress | None,
         total: int,
     ) -> None:
         self._weights, self._places, self._files = weights, places, files
+        self._means = means
         self._progress, self._total, self._done = progress, total, 0
 
     def __call__(
@@ -82,14 +87,19 @@ class MegatronRows:
             start, start + out.shape[0]
         ):
             block, place = out[at : at + run.count], self._places[run.name]
+            at += run.count
+            stored = min(run.count, max(0, place.shape[0] - run.start))
+            if stored < run.count:
+                block[stored:] = self._means[run.name]
+                block = block[:stored]
             if place.dtype == out.dtype:
                 self._files.read_rows(place, run.start, block)
             else:
-                given = torch.empty(block.shape, dtype=place.dtype)
-                self._files.read_rows(place, run.start, given)
-                block.copy_(given)
-            _check_finite(block, f"{place.file}: {run.name}", run.start)
-            at += run.count
+                source = torch.empty(block.shape, dtype=place.dtype)
+                self._files.read_rows(place, run.start, source)
+                block.copy_(source)
+            if stored:
+                _check_finite(block, f"{place.file}: {run.name}", run.start)
         self._done += out.nbytes
         if self._progress:
             self._progress(self._done, self._total)

@@ -11,7 +11,7 @@ other, in fp32, one layer in memory at a time.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -24,9 +24,12 @@ from alia_ctx.checkpoint.manifest import Manifest
 from alia_ctx.checkpoint.tensor_files import TensorFiles
 from alia_ctx.errors import CheckpointError
 from alia_ctx.hf import config, rope_config, rules
+from alia_ctx.hf.assets import has_tokenizer
+from alia_ctx.hf.export_assets import stated_tokenizer
 from alia_ctx.hf.pair import Pair
 from alia_ctx.hf.reference_decoder import ReferenceDecoder, spread_positions
 from alia_ctx.hf.rules import EMBEDDING, FINAL_NORM, HEAD, WeightMap
+from alia_ctx.hf.special_ids import differences, read_tokenizer
 from alia_ctx.hf.streams import Progress, drop_tied_head, stored_dtypes
 from alia_ctx.hf.upstream import (
     DecoderLayers,
@@ -35,6 +38,7 @@ from alia_ctx.hf.upstream import (
     fits_in_memory,
 )
 from alia_ctx.hf.weight_files import locate_weights
+from alia_ctx.spec.model import ModelSpec
 
 DEFAULT_TOLERANCE = 1e-4
 _NOT_LOADED = (
@@ -114,15 +118,16 @@ def verify(
     the report.
     """
     hf_dir, ckpt_dir = Path(hf_dir), Path(ckpt_dir)
-    manifest = checkpoint.read_manifest(ckpt_dir)
+    manifest = checkpoint.open_checkpoint(ckpt_dir)
     model, rope, context = config.read_config(hf_dir)
     weights, places = WeightMap(model), locate_weights(hf_dir)
+    held, notes = _as_imported(manifest, model)
     apart = [
         f"{name} is {getattr(model, name)!r} in config.json, {value!r} in the checkpoint"
-        for name, value in vars(manifest.model).items()
+        for name, value in vars(held).items()
         if getattr(model, name) != value
     ]
-    if weights.huggingface_shapes() != WeightMap(manifest.model).huggingface_shapes():
+    if weights.huggingface_shapes() != WeightMap(held).huggingface_shapes():
         raise CheckpointError(
             f"{hf_dir} and {ckpt_dir} are not one model: {'; '.join(apart)}"
         )
@@ -132,6 +137,7 @@ def verify(
         dcp_store.open_state(ckpt_dir / checkpoint.STATE) as state,
         TensorFiles() as files,
     ):
+        said, unlike = _compare_tokenizers(hf_dir, ckpt_dir, manifest)
         nbytes = sum(place.nbytes for place in places.values())
         loads = fits_in_memory(nbytes)
         pair = Pair(
@@ -144,14 +150,44 @@ def verify(
         return VerifyReport(
             tensors=len(places),
             bytes=nbytes,
-            config_differences=(*apart, *_config_differences(rope, context, manifest)),
+            config_differences=(
+                *apart,
+                *_config_differences(rope, context, manifest),
+                *unlike,
+            ),
             weight_differences=differences,
             logits=_compare_logits(hf_dir, pair, manifest, tolerance)
             if logits
             else None,
             tolerance=tolerance,
-            notes=(*pair.notes(), *(() if loads else (_NOT_LOADED,))),
+            notes=(*notes, said, *pair.notes(), *(() if loads else (_NOT_LOADED,))),
         )
+
+
+def _as_imported(manifest: Manifest, model: ModelSpec) -> tuple[ModelSpec, list[str]]:
+    """The checkpoint's model without the rows that its import added to `model`."""
+    added = manifest.extra.get("resized_embeddings") or {}
+    held, rows = manifest.model, manifest.model.vocab_size
+    if model.vocab_size != added.get("from") or rows != added.get("to"):
+        return held, []
+    note = (
+        f"note: {rows - model.vocab_size} rows of the checkpoint's embedding were added "
+        f"at import; the first {model.vocab_size} are compared"
+    )
+    return replace(held, vocab_size=model.vocab_size), [note]
+
+
+def _compare_tokenizers(
+    hf_dir: Path, ckpt_dir: Path, manifest: Manifest
+) -> tuple[str, list[str]]:
+    """What was compared of the tokenizers, and in what they differ."""
+    training = stated_tokenizer(manifest) or ckpt_dir / checkpoint.ASSETS
+    for directory in (hf_dir, training):
+        if not has_tokenizer(directory):
+            return f"tokenizer: not compared, {directory} has none", []
+    there, here = map(read_tokenizer, (hf_dir, training))
+    text = f"tokenizer: {len(there.vocabulary):,} tokens, special ids, a sample of text"
+    return text, [f"tokenizer: {problem}" for problem in differences(there, here)]
 
 
 def _config_differences(rope: Any, context: int, manifest: Manifest) -> Iterator[str]:

@@ -23,6 +23,7 @@ from alia_ctx.errors import LayoutError
 from alia_ctx.mcore import adam, host
 from alia_ctx.mcore.quiet import quiet_upstream
 from alia_ctx.spec.layout import Layout
+from alia_ctx.train.rendezvous import rendezvous
 
 
 class Distributed:
@@ -60,7 +61,8 @@ class Distributed:
     def _start(self, backend: str, entered: contextlib.ExitStack) -> None:
         timeout = timedelta(minutes=self.config.timeout_minutes)
         if "RANK" in os.environ:
-            dist.init_process_group(backend, timeout=timeout)
+            with rendezvous():
+                dist.init_process_group(backend, timeout=timeout)
         else:
             folder = entered.enter_context(
                 tempfile.TemporaryDirectory(prefix="alia-ctx-")

@@ -209,7 +209,7 @@ def _best_recompute(start: StagePlan, layout: Layout) -> LayoutChoice:
         for mode in RECOMPUTE_MODES
     ]
     fitting = [plan for plan in plans if plan.fits] or plans[-1:]
-    plan = min(fitting, key=lambda each: each.timing.total)
+    plan = min(fitting, key=lambda plan: plan.timing.total)
     return LayoutChoice(layout, plan.work.recompute, plan, _reason(plan))
 
 

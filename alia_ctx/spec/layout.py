@@ -76,7 +76,8 @@ class Layout:
             key,
             f"tp*cp*pp={self.model_ranks}",
             f"does not divide {world_size} ranks",
-            "change the layout or the number of nodes",
+            f"start a multiple of {self.model_ranks} ranks (cluster.nodes and "
+            "ranks_per_node, torchrun --nproc-per-node), or change the layout",
         )
         return problems
 

@@ -104,7 +104,6 @@ def resume(
     require_same_plan(task, plan, manifest)
     require_same_rows(task, plan, manifest)
     checkpoints.engine.load(path / checkpoint.STATE, with_optimizer=True)
-    checkpoints.assets = path / checkpoint.ASSETS
     ledger = dataclasses.replace(manifest.ledger[-1], plan=plan.fingerprint)
     extra = dict(manifest.extra)
     if changed:
@@ -140,7 +139,6 @@ def start_from(
     if problem is not None:
         raise CheckpointError(problem)
     checkpoints.engine.load(path / checkpoint.STATE, with_optimizer=keep_optimizer)
-    checkpoints.assets = path / checkpoint.ASSETS
     extra = {STARTED_FROM: checkpoint_statement(manifest)}
     return StageState(start.ledger, manifest.ledger, str(path), extra)
 

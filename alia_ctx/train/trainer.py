@@ -90,6 +90,7 @@ class StageTrainer:
             task.saving,
             notice,
             self._beat,
+            watchdog.allow if watchdog is not None else lambda seconds: None,
         )
         self.state = StageState.at_start(task.name, task.stage, plan.fingerprint)
         self._longest_update = 0.0

@@ -6,6 +6,7 @@ The whole configuration is known here and in `cli`; what lies below takes its pa
 from alia_ctx.workflow.chain import finished_checkpoint
 from alia_ctx.workflow.data import (
     HELD_OUT,
+    contamination,
     open_plan,
     open_store,
     open_stores,
@@ -28,6 +29,7 @@ __all__ = [
     "HELD_OUT",
     "Evaluation",
     "Role",
+    "contamination",
     "evaluate",
     "export",
     "finished_checkpoint",

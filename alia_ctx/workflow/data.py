@@ -7,9 +7,16 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from alia_ctx.config.run import RunConfig
-from alia_ctx.data.packing import PackPlan, build_plan
+from alia_ctx.data.packing import (
+    Contamination,
+    PackPlan,
+    build_plan,
+    find_contamination,
+    read_statement,
+)
 from alia_ctx.data.tokens import TokenizeProgress, TokenStore, tokenize_source
 from alia_ctx.errors import ConfigError, DataError, Problem
+from alia_ctx.files import exclusive
 from alia_ctx.progress import Meter, meter, say
 from alia_ctx.workflow.chain import run_directory
 
@@ -40,7 +47,11 @@ def tokenize(
         if spec.store:
             say(f"{name}: uses the store {spec.store} as it is")
             continue
-        with meter(f"tokenize {name}", 1.0, "token") as bar:
+        prefix = run.directory("tokens", name)
+        with (
+            exclusive(prefix, f"alia-ctx tokenize --source {name}"),
+            meter(f"tokenize {name}", 1.0, "token") as bar,
+        ):
 
             def show(state: TokenizeProgress, bar: Meter = bar) -> None:
                 tokens_a_byte = state.tokens / max(state.bytes_done, 1)
@@ -89,26 +100,87 @@ def open_stores(run: RunConfig) -> dict[str, TokenStore]:
     return {name: open_store(run, name) for name in run.data.sources}
 
 
-def pack(run: RunConfig, name: str, *, overwrite: bool = False) -> PackPlan:
-    """Plan the rows of a stage into OUTPUT/plans/STAGE. A finished identical plan is left
-    as it is.
+def earlier_stages(run: RunConfig, name: str) -> list[str]:
+    """The stages whose data stage `name` continues, oldest first: those before it in the
+    chain, back to one that begins anew.
     """
+    stages: list[str] = []
     stage = run.stage(name)
-    with meter(f"pack {name}", 1.0, "plan") as bar:
+    while stage.pack.data == "continue" and stage.init_from in run.stages:
+        stages.insert(0, stage.init_from)
+        stage = run.stages[stage.init_from]
+    return stages
+
+
+def pack(run: RunConfig, name: str, *, overwrite: bool = False) -> PackPlan:
+    """Plan the rows of a stage into OUTPUT/plans/STAGE; a finished identical plan is left
+    as it is, one with fewer rows is extended.
+
+    The data continues where the plans of the stages before end; one that is not there
+    yet is made first.
+    """
+    stage, stores = run.stage(name), open_stores(run)
+    seen: dict[str, PackPlan] = {}
+    for earlier in earlier_stages(run, name):
+        directory = run_directory(run).plan(earlier)
+        if not directory.is_dir():
+            say(f"{name} continues the data of {earlier}, which is packed first")
+            pack(run, earlier)
+        sources = [source for source, _ in read_statement(directory).identity["stores"]]
+        seen[earlier] = PackPlan.open(
+            directory,
+            {source: stores[source] for source in sources if source in stores},
+            rows_per_update=run.stage(earlier).rows_per_update,
+        )
+    directory = run_directory(run).plan(name)
+    if directory.is_symlink():  # the plan is made anew where the link leads
+        directory = directory.resolve()
+    with (
+        exclusive(directory, f"alia-ctx pack --stage {name}"),
+        meter(f"pack {name}", 1.0, "plan") as bar,
+    ):
         return build_plan(
-            open_stores(run),
+            stores,
             stage.pack,
             stage.context,
             stage.rows,
-            run_directory(run).plan(name),
+            directory,
             rows_per_update=stage.rows_per_update,
             seed=run.seed,
+            seen=seen,
+            held_out=_held_out_store(run),
             overwrite=overwrite,
             progress=lambda what, done: bar.update(done, what),
         )
 
 
+def _held_out_store(run: RunConfig) -> TokenStore | None:
+    """The held-out text; None where there is none, or it is not tokenised yet."""
+    spec = run.evaluation.held_out
+    if spec is None:
+        return None
+    prefix = Path(spec.store) if spec.store else run.directory("tokens", HELD_OUT)
+    is_there = prefix.with_name(prefix.name + ".idx").is_file()
+    return open_store(run, HELD_OUT) if is_there else None
+
+
+def contamination(run: RunConfig) -> Contamination | None:
+    """The training documents that are held-out text, exactly or nearly; None where there
+    is no tokenised held-out text. Reads all tokens.
+    """
+    held_out = _held_out_store(run)
+    if held_out is None:
+        return None
+    with meter("compare with held-out text", 1.0, "corpus") as bar:
+        return find_contamination(
+            open_stores(run), held_out, lambda what, done: bar.update(done, what)
+        )
+
+
 def open_plan(run: RunConfig, name: str) -> PackPlan:
+    """The plan of a stage; DataError where there is none, where any bit of it is not what
+    was written, or where it was made from something else.
+    """
     directory = run_directory(run).plan(name)
     if not directory.is_dir():
         raise DataError(
@@ -124,4 +196,21 @@ def open_plan(run: RunConfig, name: str) -> PackPlan:
         seed=run.seed,
         rows=stage.rows,
         rows_per_update=stage.rows_per_update,
+        seen=_plans_before(run, name, directory),
     )
+
+
+def _plans_before(run: RunConfig, name: str, directory: Path) -> list[list[str]]:
+    """(stage, fingerprint) of the plans that this plan should continue. A plan that was
+    removed after use is taken to be the one that this plan names.
+    """
+    named = dict(read_statement(directory).identity["seen"])
+    return [
+        [
+            earlier,
+            read_statement(run_directory(run).plan(earlier)).fingerprint
+            if run_directory(run).plan(earlier).is_dir()
+            else named.get(earlier, "none"),
+        ]
+        for earlier in earlier_stages(run, name)
+    ]

@@ -146,6 +146,7 @@ def _evaluate_one(
         run.engine,
         None,
     )
+    checkpoint.open_checkpoint(path, engine)
     engine.load(path / checkpoint.STATE, with_optimizer=False)
     rows = held_out_rows(
         store,

@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from alia_ctx.config.load import load_run
 from alia_ctx.config.run import RunConfig
 from alia_ctx.errors import AliaError, CheckpointError
 from alia_ctx.evaluation.report import Report
@@ -79,6 +80,8 @@ def run_all(config: Path, overrides: Sequence[str], run: RunConfig) -> Report:
     for name in run.stages:
         check_trained(run, name)
     tokenize(run)
+    # Held-out text has its lengths in tokens now: too short is said before training.
+    load_run(config, overrides, read_text=True)
     for name in run.stages:
         plan = pack(run, name)
         if not check_trained(run, name, plan):

@@ -59,6 +59,7 @@ def recompute(run: RunConfig, name: str, update: int) -> RecomputedLoss:
             seed=run.seed,
         )
         if path is not None:
+            checkpoint.open_checkpoint(path, engine)
             engine.load(path / checkpoint.STATE, with_optimizer=False)
         rows = plan.rows_of_update(update - 1)
         own = rows[engine.data_parallel_rank :: engine.data_parallel_size]

@@ -8,6 +8,7 @@ from typing import Any
 from rich.markup import escape
 
 from alia_ctx.config.run import RunConfig, StageConfig
+from alia_ctx.files import exclusive
 from alia_ctx.progress import Meter, meter, say
 from alia_ctx.train.stopping import StopRequests, Watchdog
 from alia_ctx.train.trainer import StageTrainer
@@ -43,6 +44,12 @@ def train(run: RunConfig, name: str, *, exit_before: float | None = None) -> Pat
         main = engine.rank == 0
         tokens = stage.rows * stage.context
         with (
+            exclusive(
+                task.directory,
+                f"alia-ctx train --stage {name}",
+                rank=engine.rank,
+                gather=engine.gather_objects,
+            ),
             Watchdog(
                 run.engine.hang_minutes * 60, task.directory, engine.rank
             ) as watchdog,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 import signal
+import socket
 import subprocess
 import time
 from pathlib import Path
@@ -29,6 +30,7 @@ PYTHON = """#!/usr/bin/env bash
 echo "python $*" >> "$LOG"
 [[ $3 == check ]] && exit "${CHECK_STATUS:-0}"
 echo "env $RANK $LOCAL_RANK $WORLD_SIZE $MASTER_ADDR" >> "$LOG"
+echo "port $MASTER_PORT" >> "$LOG"
 eval "$RANK_SCRIPT"
 """
 SCONTROL = """#!/usr/bin/env bash
@@ -71,7 +73,7 @@ def test_ranks_get_torch_variables_and_the_command(cluster: dict[str, str]) -> N
     job = start(cluster, "exit 0", "run.yaml", "32k", "seed=2")
     _, errors = job.communicate(timeout=30)
     assert job.returncode == 0, errors
-    assert "python -m alia_ctx.cli check run.yaml seed=2" in log(cluster)
+    assert "python -m alia_ctx.cli check run.yaml --stage 32k seed=2" in log(cluster)
     assert "python -m alia_ctx.cli train run.yaml --stage 32k seed=2" in log(cluster)
     assert "env 3 1 8 node7" in log(cluster)
     assert "requeue" not in log(cluster)
@@ -107,6 +109,54 @@ def test_the_warning_reaches_the_rank_which_saves_and_is_requeued(
     assert job.returncode == 75, errors
     assert saved.exists(), "the job must wait until the rank has saved"
     assert "scontrol requeue 77" in log(cluster)
+
+
+def port_of(cluster: dict[str, str], job: int, port_range: str | None = None) -> int:
+    """The port that a job's ranks are told, where the kernel hands out `port_range`."""
+    environment = {**cluster, "SLURM_JOB_ID": str(job)}
+    if port_range is not None:
+        file = Path(cluster["LOG"]).with_name("port_range")
+        file.write_text(port_range)
+        environment["ALIA_PORT_RANGE_FILE"] = str(file)
+    Path(cluster["LOG"]).unlink(missing_ok=True)
+    _, errors = start(environment, "exit 0", "run.yaml", "32k").communicate(timeout=30)
+    ports = [line for line in log(cluster).splitlines() if line.startswith("port ")]
+    assert len(ports) == 1, errors
+    return int(ports[0].removeprefix("port "))
+
+
+@pytest.mark.parametrize(
+    ("port_range", "low", "high"),
+    [
+        ("32768\t60999\n", 20000, 32767),
+        ("10240\t65000\n", 65001, 65535),
+        ("15000\t40000\n", 40001, 65535),
+        ("49152\t65535\n", 20000, 49151),
+    ],
+)
+def test_the_port_is_none_that_the_kernel_hands_out(
+    cluster: dict[str, str], port_range: str, low: int, high: int
+) -> None:
+    for job in (1, 12_767, 12_768, 77_777, 35_912_345):
+        assert low <= port_of(cluster, job, port_range) <= high
+
+
+def test_where_every_port_may_be_taken_there_is_one_still(
+    cluster: dict[str, str],
+) -> None:
+    assert 1024 <= port_of(cluster, 5, "1024\t65535\n") <= 65535
+
+
+def test_another_port_where_somebody_listens(cluster: dict[str, str]) -> None:
+    taken = port_of(cluster, 123)
+    with socket.create_server(("127.0.0.1", taken)):
+        other = port_of(cluster, 123)
+    assert other != taken
+    assert port_of(cluster, 123) == taken
+
+
+def test_a_port_of_ones_own(cluster: dict[str, str]) -> None:
+    assert port_of({**cluster, "MASTER_PORT": "12345"}, 123) == 12345
 
 
 def test_requeues_end(cluster: dict[str, str]) -> None:

@@ -162,7 +162,7 @@ def test_the_same_name_twice(tmp_path: Path, first: str) -> None:
 
 
 ODD = ["a/b", "../x", ".", "..", "", ".hidden", "-x", "a ", "~", "a\\b", "*", "a:b"]
-ODD += ["a\nb", "[red]", "${name}", "x" * 200]
+ODD += ["a\nb", "a\0b", "[red]", "${name}", "x" * 200]
 
 
 @pytest.mark.parametrize("name", ODD)

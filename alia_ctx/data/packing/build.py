@@ -5,7 +5,7 @@ training order, report.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -16,12 +16,25 @@ from alia_ctx.data.packing.blend import (
     Stratum,
     check_repetition,
     gather_corpus,
-    segments,
     shuffled,
     stratify,
 )
+from alia_ctx.data.packing.contamination import (
+    find_contamination,
+    refuse_same_store,
+)
+from alia_ctx.data.packing.history import (
+    History,
+    Spans,
+    combined_pieces,
+    history_of,
+    join_spans,
+)
 from alia_ctx.data.packing.plan import PackPlan, equal_updates
 from alia_ctx.data.packing.plan_files import (
+    PackedRows,
+    Statement,
+    begins_with,
     differences,
     foreign_files,
     is_plan,
@@ -30,8 +43,9 @@ from alia_ctx.data.packing.plan_files import (
 )
 from alia_ctx.data.packing.policies import POLICIES, Pieces
 from alia_ctx.data.packing.predicted import predicted_of_rows
+from alia_ctx.data.packing.segments import segments
 from alia_ctx.data.packing.spec import PackSpec
-from alia_ctx.data.packing.statistics import PackedRows, plan_statistics
+from alia_ctx.data.packing.statistics import plan_statistics
 from alia_ctx.data.tokens import TokenStore
 from alia_ctx.errors import ConfigError, DataError
 
@@ -49,56 +63,104 @@ def build_plan(
     rows_per_update: int = 1,
     seed: int = 0,
     padding_id: int = 0,
+    seen: Mapping[str, PackPlan] | None = None,
+    held_out: TokenStore | None = None,
     overwrite: bool = False,
     progress: Progress | None = None,
 ) -> PackPlan:
     """Plan `n_rows` rows of `row_length` tokens, or one epoch of everything if `n_rows` is
     None, and open the plan.
 
-    The result depends on the stores' content and order and on the arguments alone. Data
-    repeats, in a new order each epoch, until the rows are there. Documents of fewer
+    Data repeats, in a new order each epoch, until the rows are there. Documents of fewer
     than 2 tokens predict nothing and are dropped and counted. Update k is
-    `rows_per_update` rows from row k * rows_per_update on. A finished plan of the same
-    identity is opened as it is. `progress` gets what is done and the fraction.
+    `rows_per_update` rows from row k * rows_per_update on.
 
-    Memory: about 150 bytes a document. Raises ConfigError for a spec that breaks rules,
-    DataError for a blend that the data cannot give and for another plan in `out_dir`
-    without `overwrite`.
+    seen: plans of the stages before, by stage. The plan begins with what they left of
+        the epoch under way, documents that they trained on in part included.
+    held_out: the evaluation text. A source that is the same is refused, and what of the
+        sources is in it is left out where the spec says `drop_contaminated`.
+
+    A finished plan of the same identity is opened as it is. One that differs in having
+    fewer rows (whole updates) is extended: its rows stay, to the last bit, and the data
+    continues behind them. So the result depends on the stores' content and order, on the
+    arguments, and on the lengths that the plan had before, which it states as `parts`;
+    made anew over a damaged plan that can still state them, it is the same again.
+    `progress` gets what is done and the fraction.
+
+    Memory: about 150 bytes a document, more with `seen`. Raises ConfigError for a spec
+    that breaks rules, DataError for a blend that the data cannot give and for another
+    plan in `out_dir` without `overwrite`.
     """
     report = progress or (lambda _what, _fraction: None)
-    _check(stores, spec, row_length, n_rows, rows_per_update)
+    seen = seen or {}
+    _check(stores, spec, row_length, n_rows, rows_per_update, bool(seen))
     directory = Path(out_dir)
     report("fingerprints", 0.0)
     identity = {
         "stores": [[name, store.fingerprint] for name, store in stores.items()],
-        "spec": asdict(spec),
+        "spec": spec.statement(),
         "seed": seed,
         "row_length": row_length,
         "rows": n_rows,
         "rows_per_update": rows_per_update,
         "padding_id": padding_id,
+        "seen": [[stage, plan.fingerprint] for stage, plan in seen.items()],
+        "held_out": None,
     }
-    existing = _existing(directory, stores, identity, overwrite)
-    if existing is not None:
-        return existing
+    if held_out is not None:
+        refuse_same_store(stores, held_out)
+    if spec.drop_contaminated:
+        if held_out is None:
+            raise DataError(
+                "drop_contaminated needs held-out text to compare with; name some under "
+                "evaluation.held_out and tokenize it"
+            )
+        identity["held_out"] = held_out.fingerprint
+    place = _what_is_there(directory, stores, identity, overwrite)
+    if place.plan is not None and place.plan.identity["rows"] == n_rows:
+        return place.plan
+    contaminated = None
+    if spec.drop_contaminated and held_out is not None:
+        overlap = find_contamination(stores, held_out, report)
+        contaminated = {name: overlap.documents(name) for name in stores}
     report("documents", 0.02)
-    corpus = gather_corpus(stores, spec, row_length)
-    strata = stratify(corpus, spec)
-    if n_rows is not None:
-        check_repetition(strata, n_rows * row_length, spec.max_epochs)
-    packed = _pack(corpus, strata, spec, row_length, n_rows, seed, report)
-    predicted = predicted_of_rows(tuple(stores.values()), corpus, packed)
-    packed = replace(packed, row_predicted=predicted)
+    corpus = gather_corpus(stores, spec, row_length, contaminated)
+    planned = {stage: plan.planned_rows() for stage, plan in seen.items()}
+    earlier = combined_pieces(stores, corpus.base, planned)
+    packed, count = None, 0
+    if place.plan is not None:
+        packed, count = place.plan.packed, place.plan.stats["segments"]
+    strata: list[Stratum] = []
+    for end in [*(place.parts if packed is None else []), n_rows]:
+        strata = stratify(corpus, spec, _history(corpus, earlier, packed))
+        more = None if end is None else end - (len(packed) if packed else 0)
+        if more is not None:
+            check_repetition(strata, more * row_length, spec.max_epochs)
+        new, segments_packed = _pack(
+            corpus, strata, spec, row_length, more, seed, count, report
+        )
+        predicted = predicted_of_rows(tuple(stores.values()), corpus, new)
+        new = replace(new, row_predicted=predicted)
+        packed = new if packed is None else _joined(packed, new)
+        count += segments_packed
+    assert packed is not None  # the last end is n_rows
     arrays = {
-        **packed.arrays(),
-        "update_offsets": equal_updates(packed.row_pairs.size, rows_per_update),
+        **vars(packed),
+        "update_offsets": equal_updates(len(packed), rows_per_update),
     }
     report("writing", 0.9)
     write_plan(
-        directory, identity, arrays, plan_statistics(corpus, packed, strata, row_length)
+        directory,
+        {**identity, "parts": place.parts},
+        arrays,
+        plan_statistics(
+            corpus, packed, strata, row_length, count, _history(corpus, earlier, None)
+        ),
+        [shorter for shorter in place.shorter if begins_with(arrays, shorter)],
     )
     report("done", 1.0)
-    return PackPlan.open(directory, stores)
+    # Written a moment ago, with checksums of what was read back.
+    return PackPlan.open(directory, stores, verify=False)
 
 
 def _check(
@@ -107,6 +169,7 @@ def _check(
     row_length: int,
     n_rows: int | None,
     rows_per_update: int,
+    continues: bool,
 ) -> None:
     if not stores:
         raise DataError("no token stores to pack; tokenize a source first")
@@ -121,19 +184,34 @@ def _check(
         raise DataError(f"n_rows={n_rows}: a plan needs at least one row")
     if rows_per_update < 1:
         raise DataError(f"rows_per_update={rows_per_update}: an update needs a row")
-    if n_rows is None and (spec.weights or spec.length_buckets):
+    if n_rows is None and (spec.weights or spec.length_buckets or continues):
         raise DataError(
-            "weights and length_buckets need n_rows: 'one epoch' is not defined for a "
-            "weighted blend"
+            "weights, length_buckets and the data of earlier stages need n_rows: 'one "
+            "epoch' is not defined for them"
         )
 
 
-def _existing(
+@dataclass(frozen=True)
+class _Place:
+    """What is in a plan's directory before the plan is built.
+
+    plan: the plan asked for, or one that has its first rows; parts: rows at which the
+        plan asked for ended before it was extended; shorter: plans (as
+        Statement.as_shorter) with whose rows the new one may begin.
+    """
+
+    plan: PackPlan | None
+    parts: list[int]
+    shorter: list[dict[str, Any]]
+
+
+def _what_is_there(
     directory: Path,
     stores: Mapping[str, TokenStore],
     identity: dict[str, Any],
     overwrite: bool,
-) -> PackPlan | None:
+) -> _Place:
+    nothing = _Place(None, [], [])
     foreign = foreign_files(directory)
     if foreign:
         raise DataError(
@@ -146,27 +224,75 @@ def _existing(
                 f"{directory}: is not empty and holds no whole plan; choose another "
                 "folder or allow overwriting"
             )
-        return None
+        return nothing
     try:
         statement = read_statement(directory)
-        expected = dict(identity)
-        if statement.format == 1:
-            del expected["rows_per_update"]
-        differing = differences(statement.identity, expected)
-        if not differing:
-            return PackPlan.open(
-                directory, stores, rows_per_update=identity["rows_per_update"]
-            )
     except DataError:
         if not overwrite:
             raise
-        return None
-    if not overwrite:
-        raise DataError(
-            f"{directory}: another plan is there:\n  " + "\n  ".join(differing) + "\n"
-            "choose another folder or allow overwriting"
+        return nothing
+    shorter = [statement.as_shorter(), *statement.shorter]
+    parts, differing = _first_rows(statement, identity)
+    if differing:
+        if not overwrite:
+            raise DataError(
+                f"{directory}: another plan is there:\n  "
+                + "\n  ".join(differing)
+                + "\nchoose another folder or allow overwriting"
+            )
+        return _Place(None, [], shorter)
+    try:
+        rows_per_update = identity["rows_per_update"]
+        plan = PackPlan.open(directory, stores, rows_per_update=rows_per_update)
+    except DataError:
+        if not overwrite:
+            raise
+        return _Place(None, parts, shorter)
+    return _Place(plan, parts, shorter)
+
+
+def _first_rows(
+    statement: Statement, identity: dict[str, Any]
+) -> tuple[list[int], list[str]]:
+    """Parts of the plan of `identity` where the one that `statement` is of has its first
+    rows, or all of them; and what differs where it does not.
+    """
+    expected = dict(identity)
+    if statement.format == 1:
+        del expected["rows_per_update"]
+    differing = differences(statement.identity, expected)
+    parts, rows = list(statement.identity["parts"]), statement.identity["rows"]
+    if len(differing) != 1 or rows == expected["rows"]:
+        return parts, differing
+    whole_updates = rows is not None and rows % identity["rows_per_update"] == 0
+    if expected["rows"] is not None and whole_updates and expected["rows"] > rows:
+        return [*parts, rows], []
+    return parts, differing
+
+
+def _history(
+    corpus: Corpus, earlier: Spans, packed: PackedRows | None
+) -> History | None:
+    """What the stages before and the rows so far have trained on; None for nothing."""
+    parts = [earlier]
+    if packed is not None:
+        parts.append(
+            Spans(packed.piece_documents, packed.piece_starts, packed.piece_lengths)
         )
-    return None
+    pieces = join_spans(parts)
+    return history_of(corpus.lengths, pieces) if pieces.document.size else None
+
+
+def _joined(first: PackedRows, second: PackedRows) -> PackedRows:
+    offsets = second.row_offsets[1:] + first.row_offsets[-1]
+    joined = {
+        name: np.concatenate((values, getattr(second, name)))
+        for name, values in vars(first).items()
+        if name != "row_offsets"
+    }
+    return PackedRows(
+        row_offsets=np.concatenate((first.row_offsets, offsets)), **joined
+    )
 
 
 def _pack(
@@ -176,18 +302,20 @@ def _pack(
     row_length: int,
     n_rows: int | None,
     seed: int,
+    segments_before: int,
     report: Progress,
-) -> PackedRows:
+) -> tuple[PackedRows, int]:
+    """`n_rows` rows (None: one epoch), without what they predict, and how many segments
+    made them.
+    """
     parts: list[tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]] = []
     rows = 0
     for number, drawn in enumerate(
-        segments(strata, corpus.lengths, row_length, n_rows, seed)
+        segments(strata, corpus.lengths, row_length, n_rows, seed), segments_before
     ):
         if n_rows is not None and rows >= n_rows:
             break
-        pieces = _pack_segment(
-            drawn, corpus.lengths, spec, row_length, f"concat/{seed}/{number}"
-        )
+        pieces = _pack_segment(drawn, spec, row_length, f"concat/{seed}/{number}")
         counts, order = _order_rows(
             pieces, f"rows/{seed}/{number}", None if n_rows is None else n_rows - rows
         )
@@ -207,15 +335,13 @@ def _pack(
     )
     offsets = np.concatenate(([0], np.cumsum(counts)))
     pairs = _pairs(offsets, lengths, row_length)
-    return PackedRows(offsets, pairs, documents, starts, lengths, len(parts))
+    unknown = np.empty(0, np.int64)
+    packed = PackedRows(offsets, pairs, unknown, documents, starts, lengths)
+    return packed, len(parts)
 
 
 def _pack_segment(
-    drawn: list[tuple[int, np.ndarray]],
-    lengths: np.ndarray,
-    spec: PackSpec,
-    row_length: int,
-    purpose: str,
+    drawn: list[tuple[int, Spans]], spec: PackSpec, row_length: int, purpose: str
 ) -> Pieces:
     policy = POLICIES[spec.policy]
     groups = (
@@ -226,13 +352,23 @@ def _pack_segment(
     packed: list[Pieces] = []
     bins = 0
     for group in groups:
-        documents = np.concatenate(
-            [numbers for bucket, numbers in drawn if group is None or bucket == group]
+        spans = join_spans(
+            [part for bucket, part in drawn if group is None or bucket == group]
         )
         if policy.keeps_order and len(drawn) > 1:
             # strata come one after another: mix them
-            documents = documents[shuffled(documents.size, f"{purpose}/{bins}")]
-        pieces = policy.pack(documents, lengths[documents], row_length)
+            mixed = shuffled(spans.document.size, f"{purpose}/{bins}")
+            spans = Spans(*(column[mixed] for column in spans))
+        if spans.start.any():
+            # parts of documents: packed like documents, then numbered as what they are
+            numbers = np.arange(spans.document.size)
+            pieces = policy.pack(numbers, spans.length, row_length)
+            pieces = pieces._replace(
+                document=spans.document[pieces.document],
+                start=pieces.start + spans.start[pieces.document],
+            )
+        else:
+            pieces = policy.pack(spans.document, spans.length, row_length)
         packed.append(pieces._replace(bin=pieces.bin + bins))
         bins += pieces.bins
     if len(packed) == 1:

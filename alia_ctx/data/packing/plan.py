@@ -6,13 +6,16 @@ Opens in milliseconds, any row in O(1).
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import fields
 from pathlib import Path
 
 import numpy as np
 
+from alia_ctx.data.packing.history import PlannedRows, Spans
 from alia_ctx.data.packing.plan_files import (
+    PackedRows,
     Statement,
+    begins_with,
     differences,
     load_arrays,
     read_statement,
@@ -27,8 +30,14 @@ from alia_ctx.errors import DataError
 class PackPlan:
     """Rows in training order; update k is `rows_of_update(k)`, whatever the layout."""
 
-    def __init__(self, statement: Statement, stores: Mapping[str, TokenStore]) -> None:
+    def __init__(
+        self,
+        statement: Statement,
+        stores: Mapping[str, TokenStore],
+        arrays: Mapping[str, np.ndarray],
+    ) -> None:
         """Use `open`, which compares before anything is read."""
+        self.statement = statement
         self.directory = statement.directory
         self.stats = statement.stats
         self.fingerprint = statement.fingerprint
@@ -43,14 +52,9 @@ class PackPlan:
         self._base = np.concatenate(
             ([0], np.cumsum([store.n_documents for store in self._stores]))
         )
-        arrays = load_arrays(statement)
-        self._row_offsets = arrays["row_offsets"]
-        self._row_pairs = arrays["row_pairs"]
-        self._documents = arrays["piece_documents"]
-        self._starts = arrays["piece_starts"]
-        self._lengths = arrays["piece_lengths"]
-        self._row_predicted = arrays.get("row_predicted")
         self._update_offsets = arrays.get("update_offsets")
+        rows = {f.name: arrays[f.name] for f in fields(PackedRows)}
+        self.packed = PackedRows(**rows)
 
     @classmethod
     def open(
@@ -64,12 +68,16 @@ class PackPlan:
         rows: int | None = None,
         rows_per_update: int | None = None,
         padding_id: int | None = None,
+        seen: Sequence[Sequence[str]] | None = None,
+        verify: bool = True,
     ) -> PackPlan:
         """Open a plan for `stores`, in the order in which it was built.
 
         Raises DataError saying exactly what differs if the stores' content, or any of
-        the other arguments that is given, is not what the plan was built from; and if a
-        file of the plan is missing or cut off.
+        the other arguments that is given, is not what the plan was built from; and if
+        any bit of the plan's files is not what was written. `seen` is (stage,
+        fingerprint) of the plans whose data this one continues. Without `verify` the
+        bits of the arrays are believed: for tools that look at a plan and train nothing.
 
         A plan of version 0.1 does not say which rows an update has: it takes
         `rows_per_update` from here, and has no updates without it.
@@ -78,12 +86,13 @@ class PackPlan:
         statement = read_statement(path)
         identity = {
             "stores": [[name, store.fingerprint] for name, store in stores.items()],
-            "spec": asdict(spec) if spec is not None else None,
+            "spec": spec.statement() if spec is not None else None,
             "seed": seed,
             "row_length": row_length,
             "rows": rows,
             "rows_per_update": rows_per_update,
             "padding_id": padding_id,
+            "seen": None if seen is None else [list(pair) for pair in seen],
         }
         if statement.format == 1:
             del identity["rows_per_update"]
@@ -97,20 +106,13 @@ class PackPlan:
                 + "\n  ".join(differing)
                 + f"\n{way_out(path)}, or restore what it was built from"
             )
-        plan = cls(statement, stores)
+        arrays = load_arrays(statement, verify=verify)
         if statement.format == 1:
-            plan._add_what_format_1_lacks(rows_per_update)
-        return plan
-
-    def _add_what_format_1_lacks(self, rows_per_update: int | None) -> None:
-        pieces = np.diff(self._row_offsets)
-        tokens = np.add.reduceat(self._lengths, self._row_offsets[:-1], dtype=np.int64)
-        self._row_predicted = tokens - pieces
-        if rows_per_update is not None:
-            self._update_offsets = equal_updates(len(self), rows_per_update)
+            _add_what_format_1_lacks(arrays, rows_per_update)
+        return cls(statement, stores, arrays)
 
     def __len__(self) -> int:
-        return self._row_pairs.size
+        return len(self.packed)
 
     @property
     def updates(self) -> int:
@@ -138,13 +140,14 @@ class PackPlan:
         """Row `index`, 0 <= index < len(plan); reads nothing but its pieces."""
         if not 0 <= index < len(self):
             raise IndexError(f"row {index} of a plan of {len(self)} rows")
-        low, high = int(self._row_offsets[index]), int(self._row_offsets[index + 1])
-        documents = np.asarray(self._documents[low:high])
+        packed = self.packed
+        low, high = map(int, packed.row_offsets[index : index + 2])
+        documents = np.asarray(packed.piece_documents[low:high])
         sources = (np.searchsorted(self._base, documents, "right") - 1).astype(np.int32)
         numbers = documents - self._base[sources]
-        starts = self._starts[low:high].astype(np.int64)
+        starts = packed.piece_starts[low:high].astype(np.int64)
         offsets = np.zeros(high - low + 1, np.int64)
-        np.cumsum(self._lengths[low:high], out=offsets[1:])
+        np.cumsum(packed.piece_lengths[low:high], out=offsets[1:])
         return PackedRow(
             index, self.row_length, offsets, numbers, sources, starts, self._padding_id,
             self._tokens, self._begins(sources, numbers) + starts, self._weights,
@@ -167,16 +170,45 @@ class PackPlan:
         Padding counts as the one document that it is for the kernel. FLOPs are 12 *
         layers * query_size times this.
         """
-        return np.asarray(self._row_pairs[rows])
+        return np.asarray(self.packed.row_pairs[rows])
 
     def predicted(self, rows: int | Sequence[int] | np.ndarray | slice) -> np.ndarray:
         """Positions with a target in each of `rows`, int64; no token is read."""
-        return np.asarray(self._row_predicted[rows])  # type: ignore[index]
+        return np.asarray(self.packed.row_predicted[rows])
 
     def predicted_of_update(self, update: int) -> int:
         """Positions with a target in all rows of an update; no token is read."""
         rows = self.rows_of_update(update)
         return int(self.predicted(slice(rows.start, rows.stop)).sum())
+
+    def extends(self, fingerprint: str) -> bool:
+        """Whether the first rows and updates of this plan are, to the last bit, those of
+        the plan of this fingerprint, to which rows were added. Reads the arrays.
+        """
+        arrays = {**vars(self.packed), "update_offsets": self._offsets}
+        return any(
+            shorter["fingerprint"] == fingerprint and begins_with(arrays, shorter)
+            for shorter in self.statement.shorter
+        )
+
+    def planned_rows(self) -> PlannedRows:
+        """What a later stage that continues the data must know of this plan."""
+        packed = self.packed
+        return PlannedRows(
+            self.identity["stores"],
+            [store.n_documents for store in self._stores],
+            Spans(packed.piece_documents, packed.piece_starts, packed.piece_lengths),
+        )
+
+
+def _add_what_format_1_lacks(
+    arrays: dict[str, np.ndarray], rows_per_update: int | None
+) -> None:
+    offsets, lengths = arrays["row_offsets"], arrays["piece_lengths"]
+    tokens = np.add.reduceat(lengths, offsets[:-1], dtype=np.int64)
+    arrays["row_predicted"] = tokens - np.diff(offsets)
+    if rows_per_update is not None:
+        arrays["update_offsets"] = equal_updates(tokens.size, rows_per_update)
 
 
 def equal_updates(rows: int, rows_per_update: int) -> np.ndarray:

@@ -4,14 +4,16 @@ was made from and protects the arrays and itself by checksums.
 
 from __future__ import annotations
 
+import io
 import json
 import shutil
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
+import xxhash
 
 from alia_ctx.errors import DataError
 from alia_ctx.files import checksum, file_checksum, write_json
@@ -48,6 +50,9 @@ class Statement:
     identity: what the plan was made from and the settings that decide its content.
     sizes, checksums: entries and xxh3_128 of the file of each array.
     fingerprint: xxh3_128 of identity and checksums, in hex.
+    shorter: of each plan that this one began as, before rows were added, what its
+        fingerprint is made of: see `begins_with`.
+    written: the identity as it stands in the file, which the fingerprint is made of.
     """
 
     directory: Path
@@ -57,6 +62,31 @@ class Statement:
     checksums: dict[str, str]
     fingerprint: str
     stats: dict[str, Any]
+    shorter: list[dict[str, Any]]
+    written: dict[str, Any]
+
+    def as_shorter(self) -> dict[str, Any]:
+        """What a plan that begins with this one's rows keeps of it."""
+        return {
+            "fingerprint": self.fingerprint,
+            "identity": self.written,
+            "entries": self.sizes,
+        }
+
+
+@dataclass(frozen=True)
+class PackedRows:
+    """The arrays of a plan, but for its updates: see ARRAYS."""
+
+    row_offsets: np.ndarray
+    row_pairs: np.ndarray
+    row_predicted: np.ndarray
+    piece_documents: np.ndarray
+    piece_starts: np.ndarray
+    piece_lengths: np.ndarray
+
+    def __len__(self) -> int:
+        return self.row_pairs.size
 
 
 def way_out(directory: Path) -> str:
@@ -116,7 +146,7 @@ def read_statement(directory: Path) -> Statement:
         )
     return Statement(
         directory, FORMAT, note["identity"], sizes, checksums, note["fingerprint"],
-        note["stats"],
+        note["stats"], note["shorter"], note["identity"],
     )  # fmt: skip
 
 
@@ -135,13 +165,16 @@ def _statement_of_format_1(directory: Path, note: dict[str, Any]) -> Statement:
         del spec["holdout_min_tokens"], spec["holdout_seed"]
         identity = {
             **{name: written[name] for name in ("format", "stores", "seed", "rows")},
-            "spec": spec,
+            "spec": {**spec, "drop_contaminated": False},
             "row_length": written["row_length"],
             "padding_id": written["fill_id"],
+            "seen": [],
+            "parts": [],
         }
         statement = Statement(
-            directory, 1, identity, sizes, checksums, note["fingerprint"], note["stats"]
-        )
+            directory, 1, identity, sizes, checksums, note["fingerprint"],
+            note["stats"], [], written,
+        )  # fmt: skip
     except (KeyError, TypeError) as error:
         raise DataError(
             f"{path}: broken plan ({error!r}); {way_out(directory)}"
@@ -155,18 +188,30 @@ def _statement_of_format_1(directory: Path, note: dict[str, Any]) -> Statement:
     return statement
 
 
-def load_arrays(statement: Statement) -> dict[str, np.ndarray]:
-    """The arrays of a plan, mapped; DataError for one that is missing or cut off."""
+def load_arrays(statement: Statement, *, verify: bool) -> dict[str, np.ndarray]:
+    """The arrays of a plan, mapped; DataError for one that is missing or cut off, and with
+    `verify` for one of which any bit is not what was written.
+    """
     types = ARRAYS if statement.format == FORMAT else _ARRAYS_OF_FORMAT_1
     arrays = {}
     for name, dtype in types.items():
         path, size = statement.directory / f"{name}.npy", statement.sizes[name]
         try:
-            array = np.load(path, mmap_mode="r" if size else None, allow_pickle=False)
-        except (OSError, ValueError, EOFError) as error:
+            whole = not verify or file_checksum(path) == statement.checksums[name]
+            if whole:
+                mode: Literal["r"] | None = "r" if size else None
+                array = np.load(path, mmap_mode=mode, allow_pickle=False)
+        # numpy reads a header as Python: a broken one raises tokenize.TokenError,
+        # SyntaxError and others, beside ValueError (numpy/lib/_format_impl.py).
+        except Exception as error:
             raise DataError(
                 f"{path}: missing or broken ({error}); {way_out(statement.directory)}"
             ) from error
+        if not whole:
+            raise DataError(
+                f"{path}: is not what was written (its checksum differs); "
+                f"{way_out(statement.directory)}"
+            )
         if array.shape != (size,) or array.dtype != dtype:
             raise DataError(
                 f"{path}: holds {array.dtype}{list(array.shape)}, not {dtype}[{size}]; "
@@ -182,6 +227,7 @@ def write_plan(
     identity: Mapping[str, Any],
     arrays: Mapping[str, np.ndarray],
     stats: Mapping[str, Any],
+    shorter: Sequence[Mapping[str, Any]] = (),
 ) -> None:
     """Write a plan under a temporary name and rename it: it is whole or not there.
 
@@ -209,6 +255,7 @@ def write_plan(
             "arrays": entries,
             "fingerprint": _fingerprint({**identity, "format": FORMAT}, checksums),
             "stats": stats,
+            "shorter": list(shorter),
         }
         write_json(partial / STATEMENT, {**note, "checksum": _checksum_of(note)})
         if directory.exists():
@@ -238,6 +285,22 @@ def _fingerprint(identity: Mapping[str, Any], checksums: Mapping[str, str]) -> s
     return checksum(json.dumps([identity, checksums], sort_keys=True).encode())
 
 
+def begins_with(arrays: Mapping[str, np.ndarray], shorter: Mapping[str, Any]) -> bool:
+    """Whether the first entries of `arrays` are the arrays of the plan `shorter` (see
+    Statement.as_shorter), to the last bit: its fingerprint is computed again from them.
+    """
+    checksums = {}
+    for name, entries in shorter["entries"].items():
+        array = np.ascontiguousarray(arrays[name][:entries])
+        header = io.BytesIO()
+        described = np.lib.format.header_data_from_array_1_0(array)
+        np.lib.format.write_array_header_1_0(header, described)
+        digest = xxhash.xxh3_128(header.getvalue())
+        digest.update(memoryview(array).cast("B") if array.size else b"")
+        checksums[name] = digest.hexdigest()
+    return bool(_fingerprint(shorter["identity"], checksums) == shorter["fingerprint"])
+
+
 def differences(
     old: Mapping[str, Any], new: Mapping[str, Any], prefix: str = ""
 ) -> list[str]:
@@ -249,6 +312,12 @@ def differences(
         before = old.get(key)
         if key == "stores":
             lines += _store_differences(before or [], value)
+        elif key == "seen" and before != value:
+            lines.append(
+                f"continues the data of {_stages(before)} in the plan, of "
+                f"{_stages(value)} now"
+                + (" (pack.data: restart keeps such a plan)" if not before else "")
+            )
         elif isinstance(value, dict) and isinstance(before, dict):
             missing = {name: None for name in before if name not in value}
             lines += differences(before, {**value, **missing}, f"{prefix}{key}.")
@@ -268,3 +337,8 @@ def _store_differences(old: list[list[str]], new: list[list[str]]) -> list[str]:
         for (name, before), (_, after) in zip(old, new, strict=True)
         if before != after
     ]
+
+
+def _stages(seen: list[list[str]] | None) -> str:
+    stages = [f"{stage} (plan {fingerprint[:8]})" for stage, fingerprint in seen or []]
+    return ", ".join(stages) or "no stage"

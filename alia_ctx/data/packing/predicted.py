@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from alia_ctx.data.packing.blend import Corpus
-from alia_ctx.data.packing.statistics import PackedRows
+from alia_ctx.data.packing.plan_files import PackedRows
 from alia_ctx.data.tokens import TokenStore
 from alia_ctx.errors import DataError
 

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Collection
-from dataclasses import dataclass, field
-from typing import ClassVar, Literal
+from dataclasses import asdict, dataclass, field
+from typing import Any, ClassVar, Literal
 
 from alia_ctx.data.packing.policies import POLICIES
 from alia_ctx.errors import Problem
@@ -14,6 +14,7 @@ _CHOICES = {
     "policy": tuple(POLICIES),
     "long_docs": ("split", "drop"),
     "short_docs": ("with_long", "apart"),
+    "data": ("continue", "restart"),
 }
 _HELD_OUT = (
     "name the held-out text under evaluation.held_out instead, and leave this out"
@@ -45,8 +46,11 @@ class PackSpec:
     short_docs: `with_long` fills the gaps beside long documents with short ones;
         `apart` packs each length bucket for itself, so that a row is
         long or short throughout (and fills worse).
-    max_epochs: refuse a plan that repeats any part of the data more often; None is no
-        limit.
+    max_epochs: refuse a plan that repeats any part of the data more often, the stages
+        whose data it continues included; None is no limit.
+    data: `continue` begins where the data of the stage before in the chain stopped;
+        `restart` begins anew, with the same documents as that stage.
+    drop_contaminated: leave out documents that are held-out text, exactly or nearly.
     """
 
     # settings of version 0.1 -> what to do instead; the configuration's reader says so
@@ -61,6 +65,14 @@ class PackSpec:
     length_buckets: list[LengthBucket] = field(default_factory=list)
     short_docs: Literal["with_long", "apart"] = "with_long"
     max_epochs: float | None = None
+    data: Literal["continue", "restart"] = "continue"
+    drop_contaminated: bool = False
+
+    def statement(self) -> dict[str, Any]:
+        """What decides a plan's content, as plain containers. What `data` stands for is
+        said by the earlier plans that the plan names.
+        """
+        return {k: v for k, v in asdict(self).items() if k != "data"}
 
     def problems(self, key: str, sources: Collection[str]) -> list[Problem]:
         """Rules that this spec breaks for a blend of `sources`; `key` is its place in

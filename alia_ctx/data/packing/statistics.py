@@ -4,39 +4,25 @@ its tokens have.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 
 from alia_ctx.data.packing.blend import Corpus, Stratum
-
-
-@dataclass(frozen=True)
-class PackedRows:
-    """The arrays of a plan (see plan_files.ARRAYS) and how many segments made them."""
-
-    row_offsets: np.ndarray
-    row_pairs: np.ndarray
-    piece_documents: np.ndarray
-    piece_starts: np.ndarray
-    piece_lengths: np.ndarray
-    segments: int
-    row_predicted: np.ndarray = field(default_factory=lambda: np.empty(0, np.int64))
-
-    def arrays(self) -> dict[str, np.ndarray]:
-        return {
-            name: value
-            for name, value in vars(self).items()
-            if isinstance(value, np.ndarray)
-        }
+from alia_ctx.data.packing.history import History
+from alia_ctx.data.packing.plan_files import PackedRows
 
 
 def plan_statistics(
-    corpus: Corpus, packed: PackedRows, strata: list[Stratum], row_length: int
+    corpus: Corpus,
+    packed: PackedRows,
+    strata: list[Stratum],
+    row_length: int,
+    segments: int,
+    earlier: History | None,
 ) -> dict[str, Any]:
     """Everything that a plan says about itself; tokens are counted as often as they are
-    trained on.
+    trained on. `earlier`: what the stages before have trained on.
     """
     lengths = packed.piece_lengths
     rows = packed.row_pairs.size
@@ -55,8 +41,8 @@ def plan_statistics(
         "cut_documents_that_fit": int(
             np.unique(packed.piece_documents[cut & (whole <= row_length)]).size
         ),
-        "segments": packed.segments,
-        "sources": _source_stats(corpus, packed),
+        "segments": segments,
+        "sources": _source_stats(corpus, packed, earlier),
         "strata": {
             stratum.name: {"share": stratum.share, "tokens": stratum.tokens}
             for stratum in strata
@@ -65,7 +51,9 @@ def plan_statistics(
     }
 
 
-def _source_stats(corpus: Corpus, packed: PackedRows) -> dict[str, dict[str, Any]]:
+def _source_stats(
+    corpus: Corpus, packed: PackedRows, earlier: History | None
+) -> dict[str, dict[str, Any]]:
     count = len(corpus.names)
     owner = corpus.source_of(packed.piece_documents)
     trained = np.bincount(owner, weights=packed.piece_lengths, minlength=count)
@@ -75,6 +63,16 @@ def _source_stats(corpus: Corpus, packed: PackedRows) -> dict[str, dict[str, Any
         usable_owner, weights=corpus.lengths[corpus.usable], minlength=count
     )
     total = trained.sum()
+    trained_documents = np.unique(packed.piece_documents)
+    seen = (
+        np.zeros(corpus.lengths.size, np.int64) if earlier is None else earlier.tokens
+    )
+    seen_by = [
+        seen[low:high] for low, high in zip(corpus.base, corpus.base[1:], strict=False)
+    ]
+    met_before = trained_documents[seen[trained_documents] > 0]
+    in_plan = np.bincount(corpus.source_of(trained_documents), minlength=count)
+    in_both = np.bincount(corpus.source_of(met_before), minlength=count)
     return {
         name: {
             "documents": int(documents[number]),
@@ -84,6 +82,13 @@ def _source_stats(corpus: Corpus, packed: PackedRows) -> dict[str, dict[str, Any
             if tokens[number]
             else 0.0,
             "share": float(trained[number] / total),
+            "trained_documents": int(in_plan[number]),
+            "trained_documents_seen_before": int(in_both[number]),
+            "seen_tokens": int(seen_by[number].sum()),
+            "seen_documents": int(np.count_nonzero(seen_by[number])),
+            "seen_epochs": float(seen_by[number].sum() / tokens[number])
+            if tokens[number]
+            else 0.0,
             "dropped": corpus.dropped[name],
         }
         for number, name in enumerate(corpus.names)

@@ -22,8 +22,9 @@ from alia_ctx.data.tokens.shards import (
     Job,
     TokenizeProgress,
     encode_all,
-    read_shard_note,
-    shard_path,
+    piece_path,
+    pieces_of,
+    read_note,
 )
 from alia_ctx.data.tokens.special_tokens import SpecialTokens
 from alia_ctx.data.tokens.store import TokenStore, write_index
@@ -43,7 +44,7 @@ class TokenizeReport:
     prefix: Path
     tokens: int
     counts: DocumentCounts
-    ignored_files: tuple[str, ...]
+    ignored_files: dict[str, str]
     bin_checksum: str
     shards: int
     shards_reused: int
@@ -63,6 +64,12 @@ class TokenizeReport:
             most = sorted(counts.special_tokens.items(), key=lambda item: -item[1])
             told = ", ".join(f"{token!r} {number:,}" for token, number in most[:10])
             lines.append(f"special tokens spelled in the text: {told}")
+        by_reason: dict[str, list[str]] = {}
+        for name, reason in self.ignored_files.items():
+            by_reason.setdefault(reason, []).append(name)
+        for reason, names in by_reason.items():
+            more = f" and {len(names) - 5:,} more" if len(names) > 5 else ""
+            lines.append(f"not read ({reason}): {', '.join(names[:5])}{more}")
         return lines
 
 
@@ -119,7 +126,7 @@ def tokenize_source(
         return _report(
             name,
             prefix,
-            finished,
+            {**finished, "ignored_files": inputs.ignored},
             shards_reused=0,
             unchanged=True,
             seconds=time.monotonic() - began,
@@ -277,7 +284,8 @@ def _join(
 ) -> dict[str, Any]:
     """Join the shards to the final files; the sidecar comes last and says that all are whole."""
     data_path, index_path, ids_path, sidecar_path = _paths(prefix)
-    notes = [read_shard_note(work, number) for number in range(shards)]
+    pieces = [piece for number in range(shards) for piece in pieces_of(work, number)]
+    notes = [read_note(piece_path(work, piece, "json")) for piece in pieces]
     counts = DocumentCounts()
     for note in notes:
         counts.add(DocumentCounts(**note["counts"]))
@@ -287,17 +295,16 @@ def _join(
             f"{counts.reasons()}; {'; '.join(counts.examples)}"
         )
     lengths = np.concatenate(
-        [np.load(shard_path(work, number, "npy")) for number in range(shards)]
+        [np.load(piece_path(work, piece, "npy")) for piece in pieces]
     )
     with atomic_file(data_path) as stream:
-        bin_checksum = _append_shards(stream, work, notes)
+        bin_checksum = _append_tokens(stream, work, pieces, notes)
     with atomic_file(index_path) as stream:
         write_index(stream, lengths, encoder.dtype)
     with atomic_file(ids_path) as stream:
-        _append_ids(stream, work, shards)
+        _append_ids(stream, work, pieces)
     sidecar = {
         **about,
-        "ignored_files": list(about["ignored_files"]),
         "tokens": int(lengths.sum(dtype=np.int64)),
         "vocabulary": encoder.vocabulary,
         "token_range": recorded_range(
@@ -315,10 +322,12 @@ def _join(
     return sidecar
 
 
-def _append_shards(stream: Any, work: Path, notes: list[dict[str, Any]]) -> str:
+def _append_tokens(
+    stream: Any, work: Path, pieces: list[int | str], notes: list[dict[str, Any]]
+) -> str:
     whole = xxhash.xxh3_128()
-    for number, note in enumerate(notes):
-        path = shard_path(work, number, "bin")
+    for piece, note in zip(pieces, notes, strict=True):
+        path = piece_path(work, piece, "bin")
         digest = xxhash.xxh3_128()
         with open(path, "rb") as shard:
             while block := shard.read(16 << 20):
@@ -333,14 +342,14 @@ def _append_shards(stream: Any, work: Path, notes: list[dict[str, Any]]) -> str:
     return whole.hexdigest()
 
 
-def _append_ids(stream: Any, work: Path, shards: int) -> None:
+def _append_ids(stream: Any, work: Path, pieces: list[int | str]) -> None:
     import pyarrow as pa
     import pyarrow.parquet as pq
 
     schema = pa.schema([("id", pa.string()), ("file", pa.string())])
     with pq.ParquetWriter(stream, schema) as writer:
-        for number in range(shards):
-            columns = json.loads(shard_path(work, number, "ids").read_bytes())
+        for piece in pieces:
+            columns = json.loads(piece_path(work, piece, "ids").read_bytes())
             writer.write_table(pa.table(columns, schema))
 
 
@@ -358,7 +367,7 @@ def _report(
         prefix=prefix,
         tokens=sidecar["tokens"],
         counts=DocumentCounts(**sidecar["counts"]),
-        ignored_files=tuple(sidecar["ignored_files"]),
+        ignored_files=dict(sidecar["ignored_files"]),
         bin_checksum=sidecar["bin_checksum"],
         shards=sidecar["shards"],
         shards_reused=shards_reused,

@@ -137,6 +137,21 @@ class HubTokenizer:
         ]
         return [*_PROBES, *spelled]
 
+    def difference(self, other: HubTokenizer) -> str | None:
+        """A text to which two tokenizers give other ids, with both; None where they agree
+        on all probes of either and name the same special tokens.
+        """
+        if self.special != other.special:
+            return f"special tokens {dict(self.special)} and {dict(other.special)}"
+        probes = [*self.probes(), *other.probes()]
+        ours, theirs = (
+            tokenizer.ids(probes, split_special=False) for tokenizer in (self, other)
+        )
+        for text, first, second in zip(probes, ours, theirs, strict=True):
+            if first != second:
+                return f"{text!r} is {first} and {second}"
+        return None
+
     def fingerprint(self) -> str:
         """xxh3_128 over the tokenizer's files and over the ids of the probes, in hex.
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import shutil
 import tempfile
 from pathlib import Path
@@ -13,9 +14,11 @@ from hypothesis import strategies as st
 
 from alia_ctx.config.schema import build
 from alia_ctx.data.packing import PackPlan, PackSpec, build_plan
+from alia_ctx.data.packing.plan_files import ARRAYS
+from alia_ctx.data.packing.policies import POLICIES
 from alia_ctx.data.tokens import TokenStore
 from alia_ctx.errors import DataError, Problems
-from tests.data.packing.plans import LENGTHS, make_store
+from tests.data.packing.plans import LENGTHS, make_store, order_problems
 
 SPEC = PackSpec("best_fit", "split")
 VERSION_0_1 = Path(__file__).with_name("version_0_1")  # made by that version's code
@@ -120,6 +123,190 @@ def test_damaged_plans_are_refused(tmp_path: Path) -> None:
     (tmp_path / "p" / "plan.json").write_text("{")
     with pytest.raises(DataError, match=r"plan\.json"):
         PackPlan.open(tmp_path / "p", stores)
+
+
+# -- every bit -------------------------------------------------------------------------
+
+PLAN_FILES = ["plan.json", *(f"{name}.npy" for name in ARRAYS)]
+
+
+@settings(max_examples=150, deadline=None)
+@given(data=st.data())
+def test_any_flipped_bit_of_a_plan_is_refused_by_name(data: st.DataObject) -> None:
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        stores = {"a": make_store(folder / "a", LENGTHS)}
+        build_plan(stores, SPEC, 32, 30, folder / "p", rows_per_update=3)
+        file = folder / "p" / data.draw(st.sampled_from(PLAN_FILES))
+        raw = bytearray(file.read_bytes())
+        raw[data.draw(st.integers(0, len(raw) - 1))] ^= 1 << data.draw(
+            st.integers(0, 7)
+        )
+        file.write_bytes(raw)
+        with pytest.raises(DataError) as refused:
+            PackPlan.open(folder / "p", stores)
+        assert str(file) in str(refused.value)
+        assert "`alia-ctx pack CONFIG --stage p --overwrite`" in str(refused.value)
+
+
+@pytest.mark.parametrize("name", ["piece_starts.npy", "piece_lengths.npy", "plan.json"])
+def test_a_flipped_bit_of_a_plan_of_version_0_1_is_refused(
+    tmp_path: Path, name: str
+) -> None:
+    stores = {"a": make_store(tmp_path / "a", LENGTHS)}
+    shutil.copytree(VERSION_0_1 / "plan", tmp_path / "p")
+    raw = bytearray((tmp_path / "p" / name).read_bytes())
+    place = raw.index(b'"seed": 1') + 8 if name == "plan.json" else len(raw) - 3
+    raw[place] ^= 2
+    (tmp_path / "p" / name).write_bytes(raw)
+    with pytest.raises(DataError, match=f"{name}: is not what was written"):
+        PackPlan.open(tmp_path / "p", stores)
+
+
+def test_only_who_says_so_believes_the_arrays(tmp_path: Path) -> None:
+    stores = {"a": make_store(tmp_path / "a", LENGTHS)}
+    build_plan(stores, SPEC, 32, 30, tmp_path / "p")
+    file = tmp_path / "p" / "piece_starts.npy"
+    raw = bytearray(file.read_bytes())
+    raw[-3] ^= 1
+    file.write_bytes(raw)
+    PackPlan.open(tmp_path / "p", stores, verify=False)
+    with pytest.raises(DataError, match=r"piece_starts\.npy"):
+        build_plan(stores, SPEC, 32, 30, tmp_path / "p")
+
+
+def test_a_damaged_plan_made_anew_is_the_same(tmp_path: Path) -> None:
+    stores = {"a": make_store(tmp_path / "a", LENGTHS)}
+    build_plan(stores, SPEC, 32, 10, tmp_path / "p")
+    fingerprint = build_plan(stores, SPEC, 32, 30, tmp_path / "p").fingerprint
+    for name in ("piece_starts.npy", "row_pairs.npy"):
+        (tmp_path / "p" / name).write_bytes(b"gone")
+        again = build_plan(stores, SPEC, 32, 30, tmp_path / "p", overwrite=True)
+        assert again.fingerprint == fingerprint
+    (tmp_path / "p" / "row_pairs.npy").unlink()
+    longer = build_plan(stores, SPEC, 32, 40, tmp_path / "p", overwrite=True)
+    assert longer.extends(fingerprint)
+
+
+def test_a_plan_behind_a_link_is_written_through_it(tmp_path: Path) -> None:
+    stores = {"a": make_store(tmp_path / "a", LENGTHS)}
+    (tmp_path / "big" / "disk").mkdir(parents=True)
+    (tmp_path / "p").symlink_to(tmp_path / "big" / "disk")
+    for rows in (10, 20):
+        assert len(build_plan(stores, SPEC, 32, rows, tmp_path / "p")) == rows
+    assert (tmp_path / "p").is_symlink()
+    assert len(PackPlan.open(tmp_path / "big" / "disk", stores)) == 20
+
+
+def test_a_folder_that_cannot_be_written_is_one_message(tmp_path: Path) -> None:
+    stores = {"a": make_store(tmp_path / "a", LENGTHS)}
+    (tmp_path / "file").write_text("in the way")
+    with pytest.raises(DataError, match="cannot be written"):
+        build_plan(stores, SPEC, 32, 10, tmp_path / "file" / "p")
+
+
+# -- growth ----------------------------------------------------------------------------
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    lengths=st.lists(st.integers(0, 70), min_size=1, max_size=40),
+    row=st.integers(4, 40),
+    policy=st.sampled_from(list(POLICIES)),
+    steps=st.lists(st.integers(1, 12), min_size=2, max_size=4),
+    size=st.integers(1, 3),
+    weighted=st.booleans(),
+)
+def test_rows_stay_when_a_plan_grows(
+    lengths: list[int],
+    row: int,
+    policy: str,
+    steps: list[int],
+    size: int,
+    weighted: bool,
+) -> None:
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        stores = {
+            "a": make_store(folder / "a", [*lengths, 5]),
+            "b": make_store(folder / "b", LENGTHS, 10_000),
+        }
+        weights = {"a": 0.4, "b": 0.6} if weighted else {}
+        spec = PackSpec(policy, "split", weights=weights)
+        ends = np.cumsum(steps) * size
+        options = {"rows_per_update": size, "seed": 3}
+        plans = []
+        for end in ends.tolist():
+            plan = build_plan(stores, spec, row, end, folder / "p", **options)  # type: ignore[arg-type]
+            plans.append((plan.fingerprint, rows_of(plan)))
+        assert [plan.extends(fingerprint) for fingerprint, _ in plans] == [
+            *[True] * (len(plans) - 1),
+            False,
+        ]
+        for _, rows in plans:
+            assert plans[-1][1][: len(rows)] == rows
+        reopened = PackPlan.open(folder / "p", stores, spec=spec, rows=int(ends[-1]))
+        assert reopened.fingerprint == plan.fingerprint
+        assert reopened.rows_of_update(plan.updates - 1).stop == ends[-1]
+        assert order_problems([plan], stores) == []
+
+
+def rows_of(plan: PackPlan) -> list[tuple[object, ...]]:
+    rows = [plan.row(index) for index in range(len(plan))]
+    return [
+        (*(part.tolist() for part in row.tokens_and_targets()), row.predicted)
+        for row in rows
+    ]
+
+
+def test_a_plan_does_not_extend_what_it_does_not_begin_with(tmp_path: Path) -> None:
+    stores = {"a": make_store(tmp_path / "a", LENGTHS)}
+    short = build_plan(stores, SPEC, 32, 10, tmp_path / "p")
+    long = build_plan(stores, SPEC, 32, 20, tmp_path / "p")
+    assert long.extends(short.fingerprint) and not long.extends(long.fingerprint)
+    anew = build_plan(stores, SPEC, 32, 20, tmp_path / "q")
+    assert not anew.extends(short.fingerprint)
+    # A statement that claims other rows as its first is not believed: it is computed.
+    other = build_plan(stores, SPEC, 32, 10, tmp_path / "r", seed=5)
+    shorter = other.statement.as_shorter()
+    claim = dataclasses.replace(long.statement, shorter=[shorter])
+    long.statement = claim
+    assert not long.extends(other.fingerprint)
+
+
+def test_only_whole_updates_are_added_and_nothing_is_taken_away(tmp_path: Path) -> None:
+    stores = {"a": make_store(tmp_path / "a", LENGTHS)}
+    build_plan(stores, SPEC, 32, 10, tmp_path / "p", rows_per_update=4)
+    for rows, size in ((12, 4), (5, 4), (20, 5), (20, 10)):
+        with pytest.raises(DataError, match="another plan is there"):
+            build_plan(stores, SPEC, 32, rows, tmp_path / "p", rows_per_update=size)
+    with pytest.raises(DataError, match="another plan is there"):
+        build_plan(stores, SPEC, 32, 20, tmp_path / "p", rows_per_update=4, seed=2)
+
+
+def test_a_plan_of_version_0_1_grows(tmp_path: Path) -> None:
+    stores = {"a": make_store(tmp_path / "a", LENGTHS)}
+    shutil.copytree(VERSION_0_1 / "plan", tmp_path / "p")
+    options = {"seed": 1, "rows_per_update": 4}
+    old = build_plan(stores, SPEC, 32, 12, tmp_path / "p", **options)  # type: ignore[arg-type]
+    rows = rows_of(old)
+    new = build_plan(stores, SPEC, 32, 20, tmp_path / "p", **options)  # type: ignore[arg-type]
+    assert new.extends(old.fingerprint) and rows_of(new)[:12] == rows
+    with pytest.raises(DataError, match="another plan"):
+        build_plan(stores, SPEC, 32, 30, tmp_path / "p", seed=1, rows_per_update=5)
+
+
+def test_a_stage_after_one_that_grew_is_made_anew(tmp_path: Path) -> None:
+    stores = {"a": make_store(tmp_path / "a", LENGTHS)}
+    first = build_plan(stores, SPEC, 32, 5, tmp_path / "p")
+    build_plan(stores, SPEC, 32, 5, tmp_path / "q", seen={"s1": first})
+    grown = build_plan(stores, SPEC, 32, 10, tmp_path / "p")
+    with pytest.raises(DataError, match="continues the data of s1"):
+        build_plan(stores, SPEC, 32, 5, tmp_path / "q", seen={"s1": grown})
+    second = build_plan(
+        stores, SPEC, 32, 5, tmp_path / "q", seen={"s1": grown}, overwrite=True
+    )
+    assert order_problems([grown, second], stores) == []
 
 
 # -- updates ---------------------------------------------------------------------------

@@ -14,6 +14,7 @@ from tokenizers import AddedToken, pre_tokenizers
 from transformers import AutoConfig, AutoTokenizer
 
 from alia_ctx.data.tokens.encoder import TextEncoder
+from alia_ctx.data.tokens.tokenizer import HubTokenizer
 from alia_ctx.errors import DataError
 from tests import tokenizers as families
 from tests.text_data import varied_texts, write_jsonl
@@ -249,3 +250,23 @@ def test_the_fingerprint_follows_ids_and_files(tmp_path: Path) -> None:
     assert fingerprint(plain) == fingerprint(same)
     other = families.save(tokenizer, tmp_path / "other", tokenizer_class=None)
     assert fingerprint(other, "qwen2") != fingerprint(other, "llama")
+
+
+def test_two_directories_are_compared_by_what_they_do(tmp_path: Path) -> None:
+    tokenizer = families.byte_level()
+    plain = families.save(tokenizer, tmp_path / "plain")
+    same = families.save(tokenizer, tmp_path / "same", model_max_length=9)
+    first = HubTokenizer(plain)
+    assert first.difference(HubTokenizer(same)) is None
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
+        [
+            pre_tokenizers.Digits(individual_digits=True),
+            pre_tokenizers.ByteLevel(add_prefix_space=True),
+        ]
+    )
+    other = HubTokenizer(families.save(tokenizer, tmp_path / "other"))
+    assert " is [" in str(first.difference(other))
+    more = families.save(
+        tokenizer, tmp_path / "more", added=(AddedToken("<a>", special=True),)
+    )
+    assert "special tokens" in str(first.difference(HubTokenizer(more)))

@@ -1,0 +1,75 @@
+"""A port that is taken where the ranks are to meet: one line, and status 75."""
+
+from __future__ import annotations
+
+import os
+import socket
+import subprocess
+from pathlib import Path
+
+import pytest
+import torch.distributed as dist
+
+from alia_ctx.train.rendezvous import rendezvous
+from alia_ctx.train.stopping import RequeueError
+from tests.small_run import alia, command, environment, write_run
+
+
+def ranks(port: int, **variables: str) -> dict[str, str]:
+    """The environment of a single rank that srun started."""
+    return {
+        **environment(),
+        "RANK": "0",
+        "LOCAL_RANK": "0",
+        "WORLD_SIZE": "1",
+        "MASTER_ADDR": "127.0.0.1",
+        "MASTER_PORT": str(port),
+        **variables,
+    }
+
+
+def set_environment(monkeypatch: pytest.MonkeyPatch, variables: dict[str, str]) -> None:
+    for name, value in variables.items():
+        monkeypatch.setitem(os.environ, name, value)
+
+
+@pytest.mark.parametrize("where", ["127.0.0.1", "0.0.0.0"])
+def test_a_taken_port_is_named(monkeypatch: pytest.MonkeyPatch, where: str) -> None:
+    with socket.create_server((where, 0)) as other:
+        port = other.getsockname()[1]
+        set_environment(monkeypatch, ranks(port))
+        named = f"port {port} of 127.0.0.1"
+        with pytest.raises(RequeueError, match=named) as caught, rendezvous():
+            pytest.fail("must be asked before the ranks meet")
+    assert caught.value.exit_code == 75
+    with rendezvous():
+        pass
+
+
+def test_training_ends_in_one_line_to_be_requeued(tmp_path: Path) -> None:
+    path = write_run(tmp_path, tokens=1024)
+    assert alia("pack", str(path), "--stage", "short").returncode == 0
+    train = command("train", str(path), "--stage", "short")
+    with socket.create_server(("127.0.0.1", 0)) as other:
+        port = other.getsockname()[1]
+        done = subprocess.run(
+            train, env=ranks(port), capture_output=True, text=True, timeout=400
+        )
+    assert done.returncode == 75, done.stderr
+    (line,) = done.stderr.splitlines()
+    assert line.startswith(f"rank 0: RequeueError: port {port} of 127.0.0.1")
+    assert not (tmp_path / "out" / "stages").exists()
+
+
+def test_a_port_taken_in_the_last_moment(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(os.environ, "RANK", "1")  # whoever does not listen cannot ask
+    with pytest.raises(RequeueError, match="cannot meet"), rendezvous():
+        raise dist.DistNetworkError("no listener\nand\nmore")
+
+
+def test_torchruns_own_listener_is_no_stranger(monkeypatch: pytest.MonkeyPatch) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as agent:
+        port = agent.getsockname()[1]
+        set_environment(monkeypatch, ranks(port, TORCHELASTIC_USE_AGENT_STORE="True"))
+        with rendezvous():
+            pass
