@@ -7,6 +7,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from rich.markup import escape
+
 from alia_ctx.config.run import RunConfig
 from alia_ctx.data.packing import PackPlan, build_plan
 from alia_ctx.data.tokens import TokenizeProgress, TokenStore, tokenize_source
@@ -72,7 +74,7 @@ def tokenize(
             f"documents; {state}"
         )
         for line in report.remarks():
-            say(f"  {line}")
+            say(f"  {escape(line)}")  # `[/INST]` in a text is no markup
 
 
 def open_store(run: RunConfig, source: str) -> TokenStore:
