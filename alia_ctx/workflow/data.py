@@ -6,6 +6,8 @@ import os
 from collections.abc import Sequence
 from pathlib import Path
 
+from rich.markup import escape
+
 from alia_ctx.config.run import RunConfig
 from alia_ctx.data.packing import (
     Contamination,
@@ -80,7 +82,7 @@ def tokenize(
             f"documents; {state}"
         )
         for line in report.remarks():
-            say(f"  {line}")
+            say(f"  {escape(line)}")  # `[/INST]` in a text is no markup
 
 
 def open_store(run: RunConfig, source: str) -> TokenStore:
