@@ -39,6 +39,7 @@ from alia_ctx.data.packing.plan_files import (
     foreign_files,
     is_plan,
     read_statement,
+    recover,
     write_plan,
 )
 from alia_ctx.data.packing.policies import POLICIES, Pieces
@@ -212,6 +213,7 @@ def _what_is_there(
     overwrite: bool,
 ) -> _Place:
     nothing = _Place(None, [], [])
+    recover(directory)
     foreign = foreign_files(directory)
     if foreign:
         raise DataError(

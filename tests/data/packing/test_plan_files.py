@@ -205,6 +205,39 @@ def test_a_folder_that_cannot_be_written_is_one_message(tmp_path: Path) -> None:
         build_plan(stores, SPEC, 32, 10, tmp_path / "file" / "p")
 
 
+@pytest.mark.parametrize("moment", range(3))
+@pytest.mark.parametrize("error", [OSError, KeyboardInterrupt])
+def test_a_plan_that_is_being_replaced_is_never_lost(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    moment: int,
+    error: type[BaseException],
+) -> None:
+    """Interrupted at each rename, by an error or a signal; and killed, which leaves no
+    time to clean up.
+    """
+    stores = {"a": make_store(tmp_path / "a", LENGTHS)}
+    short = build_plan(stores, SPEC, 32, 10, tmp_path / "p").fingerprint
+    whole, calls = Path.rename, []
+
+    def rename(self: Path, target: Path) -> Path:
+        calls.append(self)
+        if len(calls) == moment + 1:
+            raise error("interrupted")
+        return whole(self, target)
+
+    monkeypatch.setattr(Path, "rename", rename)
+    if moment < 2:
+        with pytest.raises((DataError, KeyboardInterrupt)):
+            build_plan(stores, SPEC, 32, 20, tmp_path / "p")
+    monkeypatch.undo()
+    if moment == 2:
+        (tmp_path / "p").rename(tmp_path / ".p.replaced")
+    assert build_plan(stores, SPEC, 32, 10, tmp_path / "p").fingerprint == short
+    assert build_plan(stores, SPEC, 32, 20, tmp_path / "p").extends(short)
+    assert sorted(path.name for path in tmp_path.glob("*p*")) == ["p"]
+
+
 # -- growth ----------------------------------------------------------------------------
 
 

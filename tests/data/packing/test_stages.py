@@ -103,6 +103,15 @@ def test_raising_tokens_extends_the_plan(small_run: Run) -> None:
     assert not trained(grown) & trained(again)
 
 
+def test_a_stage_that_continues_another_grows_too(small_run: Run) -> None:
+    run, more = small_run(), small_run("stages.long.tokens=9216")
+    short, long = workflow.pack(run, "short"), workflow.pack(run, "long")
+    grown = workflow.pack(more, "long")
+    assert grown.extends(long.fingerprint) and len(grown) > len(long)
+    assert order_problems([short, grown], open_stores(run)) == []
+    assert workflow.open_plan(more, "long").fingerprint == grown.fingerprint
+
+
 def test_a_damaged_plan_of_the_stage_before_is_named(small_run: Run) -> None:
     run = small_run()
     workflow.pack(run, "short")
