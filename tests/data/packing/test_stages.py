@@ -143,6 +143,10 @@ def test_inspecting_counts_what_is_held_out_text(
     run = small_run("stages.short.pack.drop_contaminated=true")
     plan = workflow.pack(run, "short", overwrite=True)
     assert not {7, 9} & {document for document, _ in trained(plan)}
+    workflow.open_plan(run, "short")
+    write_store(tmp_path / "heldout", [np.arange(90)], VOCABULARY)
+    with pytest.raises(DataError, match=r"held_out: .* in the plan, .* now"):
+        workflow.open_plan(run, "short")
 
 
 def test_a_run_that_evaluates_on_its_training_text_is_refused(
