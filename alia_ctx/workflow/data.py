@@ -190,6 +190,7 @@ def open_plan(run: RunConfig, name: str) -> PackPlan:
             f"{name}` first"
         )
     stage = run.stage(name)
+    held_out = _held_out_store(run) if stage.pack.drop_contaminated else None
     return PackPlan.open(
         directory,
         open_stores(run),
@@ -199,6 +200,7 @@ def open_plan(run: RunConfig, name: str) -> PackPlan:
         rows=stage.rows,
         rows_per_update=stage.rows_per_update,
         seen=_plans_before(run, name, directory),
+        held_out=held_out.fingerprint if held_out else None,
     )
 
 
