@@ -132,35 +132,25 @@ def require_same_rows(task: StageTask, plan: PackPlan, manifest: Manifest) -> No
 
 
 def _differences(task: StageTask, manifest: Manifest) -> list[str]:
+    """Settings that are not the same, of the stage and of those that it came from."""
     ledger, stage = manifest.ledger[-1], task.stage
-    then: dict[str, Any] = {
-        "model": _rounded(manifest.model),
-        "stages": {
-            ledger.stage: {
-                "context": ledger.context,
-                "rope": ledger.rope,
-                "learning_rate": ledger.learning_rate,
-            }
-        },
+    then: dict[str, Any] = {"model": _rounded(manifest.model), "stages": {}}
+    now: dict[str, Any] = {"model": _rounded(task.model), "stages": {}}
+    # What the ledger itself holds, in words of the configuration.
+    then["stages"][ledger.stage] = {
+        name: getattr(ledger, name) for name in ("context", "rope", "learning_rate")
     }
-    now: dict[str, Any] = {
-        "model": _rounded(task.model),
-        "stages": {
-            task.name: {
-                "context": stage.context,
-                "rope": stage.rope,
-                "learning_rate": stage.learning_rate,
-            }
-        },
+    now["stages"][task.name] = {
+        name: getattr(stage, name) for name in ("context", "rope", "learning_rate")
     }
-    for side, config in ((then, manifest.config), (now, task.config)):
-        if ledger.stage in manifest.config.get("stages", {}):
-            side |= {
-                "seed": config["seed"],
-                "optimizer": _with_defaults(OptimizerConfig, config["optimizer"]),
-            }
-            name = ledger.stage if side is then else task.name
-            side["stages"][name] |= _stage_settings(config["stages"][name])
+    recorded, current = manifest.config, task.config
+    for name in dict.fromkeys(entry.stage for entry in manifest.ledger):
+        if name in recorded.get("stages", {}) and name in current["stages"]:
+            for side, config in ((then, recorded), (now, current)):
+                settings = side["stages"].setdefault(name, {})
+                settings |= _stage_settings(config["stages"][name])
+                side["seed"] = config["seed"]
+                side["optimizer"] = _with_defaults(OptimizerConfig, config["optimizer"])
     return differences(then, now)
 
 

@@ -9,7 +9,7 @@ from alia_ctx import checkpoint
 from alia_ctx.config.run import RunConfig
 from alia_ctx.errors import CheckpointError
 from alia_ctx.train.metrics_log import read_lines
-from alia_ctx.workflow.chain import origin, run_directory
+from alia_ctx.workflow.chain import check_trained, origin, run_directory
 from alia_ctx.workflow.data import open_plan
 
 
@@ -39,12 +39,13 @@ def recompute(run: RunConfig, name: str, update: int) -> RecomputedLoss:
     on any layout. Collective.
 
     CheckpointError where no checkpoint holds the state before it, naming the updates
-    that can be recomputed.
+    that can be recomputed; IdentityError where the stage was trained with other settings.
     """
     from alia_ctx.mcore.engine import MegatronEngine
     from alia_ctx.mcore.runtime import Distributed
 
     stage = run.stage(name)
+    check_trained(run, name)
     plan = open_plan(run, name)
     path = _state_before(run, name, update)
     with Distributed(run.engine):

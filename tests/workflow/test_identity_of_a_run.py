@@ -83,7 +83,15 @@ def scenarios(rank: int, folder: str) -> dict[str, Any]:
 
     middle = Run(path, Path(folder, "middle"), like=first)
     shutil.rmtree(middle.output / "stages/short")
-    seen["other base"] = (middle.run(rates[0]), list(middle.started))
+    seen["other settings of the base"] = (middle.run(rates[0]), list(middle.started))
+    shutil.rmtree(middle.output / "plans/short")
+    other = "stages.short.pack.policy=best_fit"
+    workflow.pack(middle.config(other), "short")
+    seen["other base"] = (
+        middle.train("short", other),
+        middle.train("long", other),
+        message(lambda: workflow.report(middle.config(other))),
+    )
     return seen
 
 
@@ -159,7 +167,13 @@ def test_a_run_after_retraining_exports_and_reports_the_new_model(
 
 
 def test_a_stage_that_came_from_another_base_is_refused(seen: dict[str, Any]) -> None:
-    said, started = seen["other base"]
-    assert started == ["train --stage short"]
+    """Another base by its settings, before any work; by its content, once that is there."""
+    said, started = seen["other settings of the base"]
     assert "stage long was finished (2 updates) with other settings" in said
-    assert "init_from.ledger.short.learning_rate: 0.003 there, 0.01 now" in said
+    assert "stages.short.learning_rate: 0.003 there, 0.01 now" in said
+    assert started == []
+    base, said, reported = seen["other base"]
+    assert base == "" and reported.startswith("IdentityError")
+    assert "stage long was finished (2 updates) with other settings" in said
+    assert "stages.long.init_from.ledger.short.plan: " in said
+    assert "stages.long.init_from.weights: " in said
