@@ -1,15 +1,18 @@
-# Two commands: `make demo` and `make test`. Both set up what they need below this directory, once.
+# Two commands: `make demo` and `make test`. All targets set up what they need below this directory, once.
 SHELL := /bin/bash
 BIN := .venv/bin
 export OMP_NUM_THREADS ?= 1
 export HF_HUB_OFFLINE ?= 1
 export TOKENIZERS_PARALLELISM ?= false
 
-.PHONY: help setup demo test lint clean venv-tf4
+.PHONY: help setup demo test fast lint format clean venv-tf4
 
 help:
 	@echo "make demo   the whole job on real text: tokenise, pack, three stages, export, evaluate"
-	@echo "make test   linters, types and tests"
+	@echo "make test   linters, types and all tests"
+	@echo "make fast   the tests that start no processes and take no time: under a minute"
+	@echo "make format let ruff mend what it can"
+	@echo "make lint   linters and types"
 	@echo "make setup  only the virtual environment in .venv"
 	@echo "make clean  remove what the demo made; .venv stays"
 
@@ -25,6 +28,13 @@ lint: setup
 	@$(BIN)/ruff check .
 	@$(BIN)/ruff format --check .
 	@$(BIN)/mypy
+
+format: setup
+	@$(BIN)/ruff format .
+	@$(BIN)/ruff check --fix .
+
+fast: setup
+	@$(BIN)/python -m pytest --fast --ignore tests/gpu -q -n 2 --dist worksteal $(PYTEST_ARGS)
 
 test: setup lint
 	@$(BIN)/python -m pytest -n 2 --dist worksteal $(PYTEST_ARGS)

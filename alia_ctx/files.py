@@ -1,21 +1,34 @@
-"""Files that are whole or absent:
+"""Files that are whole or absent, and directories with one writer:
 
-atomic writes, checksums, and a quick fingerprint of big files.
+atomic writes, locks, checksums, and a quick fingerprint of big files.
 """
 
 from __future__ import annotations
 
+import errno
 import json
 import os
-from collections.abc import Iterator
-from contextlib import contextmanager
+import socket
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from datetime import UTC, datetime
 from pathlib import Path
-from typing import IO
+from typing import IO, Any
 
 import xxhash
+from filelock import BaseFileLock, FileLock, SoftFileLock, Timeout
+
+from alia_ctx.errors import AliaError
 
 _WHOLE_BYTES = 64 << 20
 _WINDOWS = 256
+_LOCK_SECONDS = 1.0  # a holder that is just leaving is gone by then
+# What file systems answer that have no locks at all (some mounts of Lustre and NFS).
+_NO_LOCKS = {errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOLCK, errno.EINVAL}
+
+
+class BusyError(AliaError):
+    """Another process writes to the directory."""
 
 
 @contextmanager
@@ -48,6 +61,92 @@ def write_json(path: Path, value: object) -> None:
             json.dumps(value, indent=1, sort_keys=True, ensure_ascii=False).encode()
             + b"\n"
         )
+
+
+@contextmanager
+def exclusive(
+    directory: Path,
+    what: str,
+    *,
+    rank: int = 0,
+    gather: Callable[[str | None], list[str | None]] = lambda error: [error],
+) -> Iterator[None]:
+    """Be the only writer of `directory` for as long as the block runs.
+
+    The lock is the operating system's (flock), on the file `.NAME.lock` beside the
+    directory, so that one of a dead process is no obstacle; its text tells host, pid,
+    job and `what` of the holder. Where the file system has no locks, `filelock` takes
+    the file's existence for one. With several ranks, rank 0 holds it, and `gather`
+    (a collective: the values of all ranks, on all) tells the others how it went.
+
+    Raises BusyError, on all ranks and in one line that names the holder, where another
+    process holds it; AliaError where the file cannot be made.
+    """
+    lock, error = None, None
+    if rank == 0:
+        try:
+            lock = _lock(directory.resolve(), what)
+        except AliaError as refusal:
+            error = str(refusal)
+    error = gather(error)[0]
+    if error is not None:
+        raise BusyError(error)
+    try:
+        yield
+    finally:
+        if lock is not None:
+            _unlock(lock)
+
+
+def _lock(directory: Path, what: str) -> BaseFileLock | None:
+    path = directory.with_name(f".{directory.name}.lock")
+    lock = FileLock(path)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        lock.acquire(timeout=_LOCK_SECONDS)
+    except Timeout:
+        raise BusyError(
+            f"{directory}: {_holder(path)} is writing to it; wait for it to end, or end it"
+        ) from None
+    except OSError as error:
+        if error.errno in _NO_LOCKS:
+            return None
+        raise AliaError(
+            f"{path}: cannot be locked ({error.strerror or error}); mend the permissions "
+            "or choose another place"
+        ) from error
+    if not isinstance(lock, SoftFileLock):  # whose text is its own
+        note = {
+            "what": what,
+            "host": socket.gethostname(),
+            "pid": os.getpid(),
+            "job": os.environ.get("SLURM_JOB_ID"),
+            "since": datetime.now(UTC).isoformat(timespec="seconds"),
+        }
+        with suppress(OSError):  # a full disk is no reason not to hold the lock
+            path.write_text(json.dumps(note) + "\n", encoding="utf-8")
+    return lock
+
+
+def _unlock(lock: BaseFileLock) -> None:
+    """Let go, and leave no file: whoever waits for a removed one notices and starts over
+    (filelock compares the link count after locking).
+    """
+    if not isinstance(lock, SoftFileLock):
+        Path(lock.lock_file).unlink(missing_ok=True)
+    lock.release()
+
+
+def _holder(path: Path) -> str:
+    try:
+        note: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+        job = f", job {note['job']}" if note["job"] else ""
+        return (
+            f"`{note['what']}` (pid {note['pid']} on {note['host']}{job}, since "
+            f"{note['since']})"
+        )
+    except (OSError, ValueError, KeyError, TypeError):
+        return "another process"
 
 
 def checksum(data: bytes | memoryview) -> str:

@@ -44,6 +44,12 @@ class Meter:
         self.first = self.done = done
         self.started = time.monotonic()
 
+    def retotal(self, total: float) -> None:
+        """Correct the total, as where it is an estimate that gets better on the way."""
+        self.total = total
+        if self.bar is not None and self.task is not None:
+            self.bar.update(self.task, total=total)
+
     def update(self, done: float, note: str = "") -> None:
         self.done = done
         text = f"{_amount(self._speed())} {self.unit}/s {note}".rstrip()
@@ -72,9 +78,9 @@ class Meter:
 def meter(
     title: str, total: float, unit: str, *, shown: bool = True
 ) -> Iterator[Meter]:
-    """A `Meter` for the body of the `with`;
+    """A `Meter` for the body of the `with`.
 
-    `shown=False` keeps it silent (every rank but the first).
+    `shown=False` keeps it silent: every rank but the first.
     """
     if not shown:
         silent = Progress(disable=True)

@@ -1,7 +1,7 @@
 """The blocked CPU reference against torch's scaled_dot_product_attention, single documents
 and packed rows, in one run.
 
-    python benchmarks/attention_reference.py [--threads 1] > docs/benchmarks-attention.md
+    python benchmarks/attention_reference.py [--threads 1] > docs/benchmarks/attention-reference.md
 
 fp32 on CPU. torch has a fused CPU kernel for one document; for packed documents it
 takes a dense mask of T x T, or a call for each document. The ways alternate; the table

@@ -1,7 +1,7 @@
 """Attention work, balance and traffic of context parallelism on packed rows: by row and
 by document.
 
-    python benchmarks/attention_work.py > docs/benchmarks-attention-work.md
+    python benchmarks/attention_work.py > docs/benchmarks/attention-work.md
 
 Counts, nothing is timed. All ways split the same rows of 163,840 tokens:
 

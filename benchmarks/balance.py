@@ -1,7 +1,7 @@
 """Simulated step time of balanced against arrival order, on rows of pack plans, DP 1 to
 32, with and without PP.
 
-    python benchmarks/balance.py
+    python benchmarks/balance.py > docs/benchmarks/balance.md
 
 A rank's time is the sum of its rows' work without a pipeline, and that of a simulated
 1F1B schedule with one; the step is as long as its slowest rank. Work is ALIA-40b's
@@ -16,8 +16,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
-from rich.console import Console
-from rich.table import Table
+import pages
 
 from alia_ctx.data.packing import LengthBucket, PackPlan, PackSpec, build_plan
 from alia_ctx.data.tokens import TokenStore, write_index
@@ -127,35 +126,31 @@ def measure(work: np.ndarray, rows: int, ranks: int) -> list[float]:
 
 
 def main() -> None:
-    table = Table(
-        "row",
-        "documents",
-        "rows",
-        "DP",
-        "max/mean arrival",
-        "balanced",
-        "over best, worst",
-        "speed-up PP1",
-        "PP4",
-        "PP8",
-    )
+    columns = ["row", "documents", "rows", "DP", "max/mean, arrival", "balanced"]
+    columns += ["over best, worst", "speed-up PP1", "PP4", "PP8"]
+    cells = []
     with tempfile.TemporaryDirectory() as folder:
         for row_length, (rows, sizes) in CASES.items():
             for name, plan in make_plans(Path(folder), row_length, rows).items():
                 work = row_work(plan)
                 for ranks in sizes:
                     arrival, balanced, gap, *speed = measure(work, rows, ranks)
-                    table.add_row(
-                        f"{row_length:,}",
-                        name,
-                        str(rows),
-                        str(ranks),
-                        f"{arrival:.3f}",
-                        f"{balanced:.3f}",
-                        f"{gap - 1:.2%}",
-                        *(f"{ratio:.3f}x" for ratio in speed),
+                    cells.append(
+                        [
+                            f"{row_length:,}",
+                            name,
+                            rows,
+                            ranks,
+                            f"{arrival:.3f}",
+                            f"{balanced:.3f}",
+                            f"{gap - 1:.2%}",
+                            *(f"{ratio:.3f}x" for ratio in speed),
+                        ]
                     )
-    Console(width=130).print(table)
+    print(pages.heading("Rows over data-parallel ranks", "numpy"))
+    print((__doc__ or "").split("\n\n", 2)[2].strip())
+    print(f"\nMeans of {UPDATES} updates; over best: against a proven lower bound.\n")
+    print(pages.table(columns, cells))
 
 
 if __name__ == "__main__":

@@ -24,7 +24,6 @@ from typing import Any
 
 import torch
 
-from alia_ctx.checkpoint import dcp_store
 from alia_ctx.hf import safetensors_writer
 from alia_ctx.hf.config import write_config
 from alia_ctx.hf.convert import export_hf, import_hf
@@ -85,12 +84,10 @@ def copy(source: Path, target: Path) -> None:
 
 TASKS = {
     "cp + sync": lambda w: copy(w / "hf", w / "copy"),
-    "import-hf": lambda w: import_hf(w / "hf", w / "ck", dcp_store),
-    "export-hf": lambda w: export_hf(w / "ck", w / "out", dcp_store),
-    "export-hf, no checksums": lambda w: export_hf(
-        w / "ck", w / "out", dcp_store, check=False
-    ),
-    "verify, weights": lambda w: verify(w / "hf", w / "ck", dcp_store, logits=False),
+    "import-hf": lambda w: import_hf(w / "hf", w / "ck"),
+    "export-hf": lambda w: export_hf(w / "ck", w / "out"),
+    "export-hf, no checksums": lambda w: export_hf(w / "ck", w / "out", check=False),
+    "verify, weights": lambda w: verify(w / "hf", w / "ck", logits=False),
 }
 WRITES = {
     "cp + sync": "copy",

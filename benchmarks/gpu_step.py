@@ -34,7 +34,6 @@ from typing import Any
 import numpy as np
 import torch
 
-import alia_ctx.mcore.engine as engine_module
 from alia_ctx.config.run import EngineConfig, OptimizerConfig
 from alia_ctx.data.packing import PackedRow
 from alia_ctx.mcore.engine import MegatronEngine
@@ -115,8 +114,7 @@ class Memory:
 
     def __init__(self, engine: MegatronEngine) -> None:
         self.at_loss = 0
-        module: Any = engine._module
-        module.decoder.final_layernorm.register_forward_hook(self._before_loss)
+        engine.module.decoder.final_layernorm.register_forward_hook(self._before_loss)
 
     def _before_loss(self, *_: Any) -> None:
         self.at_loss = torch.cuda.memory_allocated()
@@ -143,7 +141,6 @@ class Memory:
 def measure(
     case: Case, vocabulary: int, repeats: int, attention: str, profile: bool
 ) -> dict[str, Any]:
-    engine_module.initialize = draw_on_device
     settings = EngineConfig(attention=attention)
     with Distributed(settings):
         rates = [matrix_rate()]
@@ -157,6 +154,7 @@ def measure(
             settings,
             OptimizerConfig(),
             recompute=case.recompute,
+            initializer=draw_on_device,
         )
         row, memory = make_row(case, vocabulary), Memory(engine)
         peaks = peaks_of_a_step(engine, row)  # two steps, which warm up
@@ -171,9 +169,7 @@ def measure(
         return {
             "case": str(case),
             "documents": len(row.doc_ids),
-            "kernel": engine._module.decoder.layers[
-                0
-            ].self_attention.core_attention.kernel.name,
+            "kernel": engine.kernel,
             "seconds": compute,
             "optimizer_seconds": statistics.median(r.step_seconds for r in results),
             "spread": (
@@ -195,21 +191,14 @@ def peaks_of_a_step(engine: MegatronEngine, row: PackedRow) -> tuple[int, int]:
 
     Takes two steps; the first compiles.
     """
-    optimizer, compute = engine._optimizer, []
-    prepare = optimizer.prepare_grads
-
-    def noting() -> Any:
-        if not compute:  # the engine calls it first, the optimizer's step once more
-            compute.append(torch.cuda.max_memory_allocated())
-            torch.cuda.reset_peak_memory_stats()
-        return prepare()
-
+    assert engine.optimizer is not None
     engine.train_update([row], 1e-6)
     torch.cuda.reset_peak_memory_stats()
-    optimizer.prepare_grads = noting
-    engine.train_update([row], 1e-6)
-    optimizer.prepare_grads = prepare
-    return compute[0], torch.cuda.max_memory_allocated()
+    loss, _ = engine.reduce_losses(engine.accumulate_gradients([row]))
+    compute = torch.cuda.max_memory_allocated()
+    torch.cuda.reset_peak_memory_stats()
+    engine.optimizer.step_if_finite(loss, 1e-6)
+    return compute, torch.cuda.max_memory_allocated()
 
 
 def print_profile(engine: MegatronEngine, row: PackedRow) -> None:

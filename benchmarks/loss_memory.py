@@ -1,7 +1,7 @@
 """Peak memory and time of the chunked loss against Megatron-Core's own on materialised
 logits, in one run.
 
-    python benchmarks/loss_memory.py [--repeats 3] [--threads 1] > docs/benchmarks-loss.md
+    python benchmarks/loss_memory.py [--repeats 3] [--threads 1] > docs/benchmarks/loss-memory.md
 
 Both do forward and backward of head and cross entropy for one tensor-parallel shard,
 fp32 on CPU, from the same inputs. Time is the process's CPU time: what waiting for busy

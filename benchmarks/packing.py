@@ -1,7 +1,7 @@
 """Build, open and read a pack plan at full size: 40 million documents of heavy-tailed
 length, 39 billion tokens.
 
-    python benchmarks/packing.py [--documents N] [--read-tokens N] [--folder DIR]
+    python benchmarks/packing.py [--documents N] [--read-tokens N] > docs/benchmarks/packing.md
 
 The lengths are log-normal (sigma 1.6: median 270, longest above a million tokens). For
 the plan the token file is a sparse one, as only the index is read; reading is timed on
@@ -18,8 +18,7 @@ import time
 from pathlib import Path
 
 import numpy as np
-from rich.console import Console
-from rich.table import Table
+import pages
 
 from alia_ctx.data.packing import PackPlan, PackSpec, build_plan
 from alia_ctx.data.tokens import TokenStore, write_index
@@ -55,7 +54,7 @@ def random_store(prefix: Path, lengths: np.ndarray) -> TokenStore:
     return TokenStore(prefix)
 
 
-def measure_build(folder: Path, documents: int, table: Table) -> None:
+def measure_build(folder: Path, documents: int, cells: list[tuple[str, str]]) -> None:
     store = sparse_store(
         folder / "big", heavy_tailed_lengths(documents, TOKENS_PER_DOCUMENT)
     )
@@ -71,17 +70,19 @@ def measure_build(folder: Path, documents: int, table: Table) -> None:
     )
     opened = time.perf_counter() - began
     stats = plan.stats
-    table.add_row("documents", f"{documents:,}")
-    table.add_row("tokens", f"{stats['tokens']:,}")
-    table.add_row("rows of 163,840", f"{stats['rows']:,}")
-    table.add_row("build", f"{seconds:.1f} s")
-    table.add_row("peak memory of the process", f"{peak:.2f} GiB")
-    table.add_row("fill", f"{stats['fill']:.5%}")
-    table.add_row("documents cut that fit a row", f"{stats['cut_documents_that_fit']}")
-    table.add_row("open, fingerprints checked, first row", f"{opened * 1000:.0f} ms")
+    cells.append(("documents", f"{documents:,}"))
+    cells.append(("tokens", f"{stats['tokens']:,}"))
+    cells.append(("rows of 163,840", f"{stats['rows']:,}"))
+    cells.append(("build", f"{seconds:.1f} s"))
+    cells.append(("peak memory of the process", f"{peak:.2f} GiB"))
+    cells.append(("fill", f"{stats['fill']:.5%}"))
+    cells.append(("documents cut that fit a row", f"{stats['cut_documents_that_fit']}"))
+    cells.append(("open, fingerprints checked, first row", f"{opened * 1000:.0f} ms"))
 
 
-def measure_reading(folder: Path, tokens: int, mean: int, table: Table) -> None:
+def measure_reading(
+    folder: Path, tokens: int, mean: int, cells: list[tuple[str, str]]
+) -> None:
     store = random_store(
         folder / f"read{mean}", heavy_tailed_lengths(tokens // mean, mean)
     )
@@ -104,10 +105,12 @@ def measure_reading(folder: Path, tokens: int, mean: int, table: Table) -> None:
             store.tokens[start : start + ROW].astype(np.int64)
         copied = min(copied, time.perf_counter() - began)
     speed = len(plan) * ROW / best / 1e6
-    table.add_row(
-        f"read tokens and targets, {mean} tokens a document",
-        f"{speed:.0f} million tokens/s, {speed / (store.n_tokens / copied / 1e6):.2f}x "
-        "of a bare copy",
+    cells.append(
+        (
+            f"read tokens and targets, {mean} tokens a document",
+            f"{speed:.0f} million tokens/s, {speed / (store.n_tokens / copied / 1e6):.2f}x "
+            "of a bare copy",
+        )
     )
 
 
@@ -123,12 +126,15 @@ def main() -> None:
         help="where the temporary files go (3 GB; default: the system's)",
     )
     options = parser.parse_args()
-    table = Table("quantity", "value", title="pack plan, best_fit, long_docs: split")
+    cells: list[tuple[str, str]] = []
     with tempfile.TemporaryDirectory(dir=options.folder) as name:
-        measure_build(Path(name), options.documents, table)
+        measure_build(Path(name), options.documents, cells)
         for mean in (60, 300, TOKENS_PER_DOCUMENT, 20_000):
-            measure_reading(Path(name), options.read_tokens, mean, table)
-    Console(width=110).print(table)
+            measure_reading(Path(name), options.read_tokens, mean, cells)
+    print(pages.heading("Pack plans at full size", "numpy"))
+    print((__doc__ or "").split("\n\n", 2)[2].strip())
+    print("\n`policy: best_fit`, `long_docs: split`.\n")
+    print(pages.table(["quantity", "value"], cells))
 
 
 if __name__ == "__main__":

@@ -3,7 +3,7 @@ training waits.
 
     python benchmarks/save_stall.py [--hidden 1024] [--saves 6]
 
-Both go through the trainer's keeper of checkpoints, write the same state to the same
+Both go through the trainer's checkpoint manager, write the same state to the same
 disk in the same run, in turns, and retire the checkpoint before. A background save
 stalls twice: when it copies what it will write, and when it commits; in between,
 updates run, and how much longer than usual they take is said too. A blocking save is
@@ -30,25 +30,25 @@ from alia_ctx.mcore.runtime import Distributed
 from alia_ctx.spec.layout import Layout
 from alia_ctx.spec.model import ModelSpec
 from alia_ctx.spec.rope import RopeSpec
-from alia_ctx.train.checkpoint_manager import CheckpointKeeper
+from alia_ctx.train.checkpoint_manager import CheckpointManager
 
 CONTEXT = 512
 ROPE = RopeSpec("default", 10000.0)
 
 
 def save(
-    keeper: CheckpointKeeper, number: int, train: Callable[[], None]
+    manager: CheckpointManager, number: int, train: Callable[[], None]
 ) -> tuple[float, list[float]]:
     """Seconds that training waited, and those of the updates trained meanwhile."""
-    model = keeper.engine.model  # type: ignore[attr-defined]
-    keeper.begin(Manifest("bench", number, model, ROPE, CONTEXT))
+    model = manager.engine.model  # type: ignore[attr-defined]
+    manager.begin(Manifest("bench", number, model, ROPE, CONTEXT))
     updates = []
-    while keeper.is_writing:
+    while manager.is_writing:
         started = time.perf_counter()
         train()
         updates.append(time.perf_counter() - started)
-    keeper.finish(must_succeed=True)
-    return keeper.take_seconds(), updates
+    manager.finish(must_succeed=True)
+    return manager.take_seconds(), updates
 
 
 def main() -> None:
@@ -67,8 +67,8 @@ def main() -> None:
         engine = MegatronEngine(
             model, ROPE, CONTEXT, Layout(), engine_config, OptimizerConfig()
         )
-        keepers = {
-            background: CheckpointKeeper(
+        managers = {
+            background: CheckpointManager(
                 engine,
                 Path(folder) / str(background),
                 CheckpointConfig(keep_last=1, background=background),
@@ -85,19 +85,19 @@ def main() -> None:
             usual.append(time.perf_counter() - started)
             background = number % 2 == 0
             seconds, updates = save(
-                keepers[background], number, lambda: engine.train_update(rows, 1e-4)
+                managers[background], number, lambda: engine.train_update(rows, 1e-4)
             )
             if number < 2:  # the first of each takes memory that is kept
                 continue
             waited[background].append(seconds)
             beside += updates
         size = sum(
-            p.stat().st_size for p in keepers[True].root.rglob("*") if p.is_file()
+            p.stat().st_size for p in managers[True].root.rglob("*") if p.is_file()
         )
-        keepers[True].save(
+        managers[True].save(
             Manifest("bench", number + 1, model, ROPE, CONTEXT)
         )  # waits for the sweeping
-        keepers[False].save(Manifest("bench", number + 1, model, ROPE, CONTEXT))
+        managers[False].save(Manifest("bench", number + 1, model, ROPE, CONTEXT))
     print(
         f"{model.parameters():,} parameters, {size / 1e9:.2f} GB a checkpoint, medians "
         f"of {arguments.saves} saves"

@@ -16,19 +16,19 @@ import statistics
 import tempfile
 import time
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
-from megatron.core.pipeline_parallel import get_forward_backward_func
 
 from alia_ctx import workflow
 from alia_ctx.config.load import load_run
 from alia_ctx.config.run import RunConfig
 from alia_ctx.data.tokens import write_store
 from alia_ctx.mcore.engine import MegatronEngine
+from alia_ctx.mcore.forward_backward import Batch
 from alia_ctx.mcore.runtime import Distributed
 from alia_ctx.train.trainer import StageTrainer
+from alia_ctx.workflow.chain import stage_task
 
 CONFIG = """
 name: overhead
@@ -55,26 +55,17 @@ stages:
 class BareLoop:
     """What a Megatron-Core example does, on the engine's own modules."""
 
-    def __init__(self, engine: MegatronEngine, batches: list[list[Any]]) -> None:
-        self.engine, self.batches = engine, batches
-        self.schedule = get_forward_backward_func()
+    def __init__(self, engine: MegatronEngine, batches: list[list[Batch]]) -> None:
+        assert engine.optimizer is not None
+        self.engine, self.optimizer, self.batches = engine, engine.optimizer, batches
 
     def update(self, number: int) -> None:
-        engine, batches = self.engine, self.batches[number]
-        for group in engine._optimizer.param_groups:
+        batches = self.batches[number]
+        for group in self.optimizer.upstream.param_groups:
             group["lr"] = 1e-4
-        engine._chunk.zero_grad_buffer()
-        engine._optimizer.zero_grad()
-        self.schedule(
-            forward_step_func=engine._forward_step([]),
-            data_iterator=iter(batches),
-            model=[engine._chunk],
-            num_microbatches=len(batches),
-            seq_length=engine.context,
-            micro_batch_size=1,
-            forward_only=False,
-        )
-        engine._optimizer.step()
+        self.optimizer.begin_update()
+        self.engine.passes.batches(batches, len(batches), forward_only=False)
+        self.optimizer.upstream.step()
 
 
 def prepare(folder: Path, arguments: argparse.Namespace) -> RunConfig:
@@ -112,12 +103,12 @@ def measure(run: RunConfig, updates: int) -> tuple[list[float], list[float]]:
             run.engine,
             run.optimizer,
         )
-        trainer = StageTrainer(run, "only", engine, plan)
+        trainer = StageTrainer(stage_task(run, "only"), engine, plan)
         trainer.prepare()
         log = trainer.open_log()
         rows = stage.rows_per_update
         batches = [
-            [engine._batch(plan.row(u * rows + i)) for i in range(rows)]
+            [engine.passes.batch(plan.row(u * rows + i)) for i in range(rows)]
             for u in range(updates + 1)
         ]
         bare = BareLoop(engine, batches)
@@ -131,8 +122,7 @@ def measure(run: RunConfig, updates: int) -> tuple[list[float], list[float]]:
                 started = time.perf_counter()
                 step()
                 times.append(time.perf_counter() - started)
-        for writer in log:
-            writer.close()
+        log.close()
     return ours[1:], theirs[1:]  # the first pair warms up
 
 

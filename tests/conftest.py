@@ -5,6 +5,8 @@ from __future__ import annotations
 import pytest
 from hypothesis import HealthCheck, settings
 
+from tests.tiers import starts_processes
+
 # Two shared cores: how long an example takes says nothing, and a failure must repeat.
 settings.register_profile(
     "alia",
@@ -19,11 +21,20 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption(
         "--slow", action="store_true", help="also run tests that take minutes"
     )
+    parser.addoption(
+        "--fast",
+        action="store_true",
+        help="leave out tests that start processes or are marked long",
+    )
 
 
 def pytest_collection_modifyitems(
     config: pytest.Config, items: list[pytest.Item]
 ) -> None:
+    if config.getoption("--fast"):
+        left_out = [i for i in items if "long" in i.keywords or starts_processes(i)]
+        config.hook.pytest_deselected(items=left_out)
+        items[:] = [item for item in items if item not in left_out]
     if config.getoption("--slow"):
         return
     skip = pytest.mark.skip(reason="takes minutes on two cores; run with --slow")

@@ -34,7 +34,7 @@ def causal(q_qhd: Tensor, k_kgd: Tensor, v_kgd: Tensor, scale: float) -> Tensor:
     )
 
 
-def turn(x_Thd: Tensor, rope: RopeSpec, context: int) -> Tensor:
+def rotate(x_Thd: Tensor, rope: RopeSpec, context: int) -> Tensor:
     """Rotate one document from position 0.
 
     The angles are fp32 like the product's, the rest is fp64.
@@ -65,7 +65,7 @@ def packed(
     for start, stop in pairwise(ends):
         parts = [x[start:stop] for x in (q, k, v)]
         if rope is not None:
-            parts[:2] = [turn(x, rope, len(q)) for x in parts[:2]]
+            parts[:2] = [rotate(x, rope, len(q)) for x in parts[:2]]
         outputs.append(causal(*parts, q.shape[-1] ** -0.5))
     return torch.cat(outputs)
 

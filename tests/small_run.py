@@ -37,7 +37,7 @@ def write_run(folder: Path, **stage: Any) -> Path:
     documents = [_document(generator, int(n)) for n in generator.integers(20, 700, 120)]
     write_store(folder / "text", documents, VOCABULARY)
     write_store(
-        folder / "heldout", [_document(generator, 300) for _ in range(4)], VOCABULARY
+        folder / "held_out", [_document(generator, 300) for _ in range(4)], VOCABULARY
     )
     (folder / "tokenizer").mkdir()
     (folder / "tokenizer" / "tokenizer.json").write_text("{}")
@@ -77,7 +77,7 @@ def write_run(folder: Path, **stage: Any) -> Path:
         "engine": {"precision": "fp32", "loss_chunk_tokens": 64},
         "checkpoint": {"every_updates": 3, "keep_last": 2},
         "evaluation": {
-            "held_out": {"inputs": [], "store": str(folder / "heldout")},
+            "held_out": {"inputs": [], "store": str(folder / "held_out")},
             "documents": 4,
         },
         "stages": {"short": short, "long": long},

@@ -29,7 +29,11 @@ def save_tokenizer(directory: Path) -> Path:
     tokenizer.train_from_iterator([SENTENCE], trainer)
     directory.mkdir(parents=True)
     tokenizer.save(str(directory / "tokenizer.json"))
-    special = {"bos_token": {"content": "<s>"}, "eos_token": "</s>"}
+    special = {
+        "bos_token": "<s>",
+        "eos_token": "</s>",
+        "tokenizer_class": "PreTrainedTokenizerFast",
+    }
     (directory / "tokenizer_config.json").write_text(json.dumps(special))
     return directory
 

@@ -14,18 +14,25 @@ from alia_ctx.checkpoint.directory import (
     latest,
     list_checkpoints,
     publish,
+    remnants,
     retain,
-    set_aside,
     sweep,
     temporary_path,
-    verify_files,
 )
 from alia_ctx.checkpoint.manifest import (
     FORMAT_VERSION,
     MANIFEST,
+    DamagedError,
     Manifest,
     StageLedger,
+    UnreadableError,
     read_manifest,
+)
+from alia_ctx.checkpoint.opening import (
+    agreed_checkpoints,
+    open_checkpoint,
+    verify_files,
+    verify_names,
 )
 
 __all__ = [
@@ -33,8 +40,11 @@ __all__ = [
     "FORMAT_VERSION",
     "MANIFEST",
     "STATE",
+    "DamagedError",
     "Manifest",
     "StageLedger",
+    "UnreadableError",
+    "agreed_checkpoints",
     "begin",
     "checkpoint_name",
     "commit",
@@ -42,11 +52,13 @@ __all__ = [
     "file_entry",
     "latest",
     "list_checkpoints",
+    "open_checkpoint",
     "publish",
     "read_manifest",
+    "remnants",
     "retain",
-    "set_aside",
     "sweep",
     "temporary_path",
     "verify_files",
+    "verify_names",
 ]

@@ -5,6 +5,7 @@ copy it to the host, write it in a thread, agree.
 
 from __future__ import annotations
 
+import math
 import threading
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,6 +16,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from alia_ctx.checkpoint import STATE, file_entry
+from alia_ctx.checkpoint.boxes import boxes
 from alia_ctx.checkpoint.dcp_files import Part, record_file, write_metadata
 from alia_ctx.errors import CheckpointError
 
@@ -22,7 +24,7 @@ _ALIGNMENT = 64
 
 
 @dataclass(frozen=True)
-class Piece:
+class TensorBox:
     """A box of global tensor `key` at `offsets`, of `sizes`:
 
     `values` [n], flat, that the next update may change.
@@ -38,9 +40,27 @@ class Piece:
 class OwnedState:
     """What one rank writes, and what it knows of the global tensors: name -> (shape, dtype)."""
 
-    pieces: list[Piece]
+    boxes: list[TensorBox]
     objects: dict[str, Any]
     tensors: dict[str, tuple[tuple[int, ...], torch.dtype]]
+
+    def add(
+        self,
+        key: str,
+        offsets: tuple[int, ...],
+        shape: tuple[int, ...],
+        start: int,
+        values: Tensor,
+    ) -> None:
+        """Add flat `values`, those from `start` on of a shard of `shape` that lies at
+        `offsets` in tensor `key`, as the boxes that they are.
+        """
+        done = 0
+        for within, sizes in boxes(shape, start, start + values.numel()):
+            place = tuple(a + b for a, b in zip(offsets, within, strict=True))
+            part = values[done : done + math.prod(sizes)]
+            self.boxes.append(TensorBox(key, place, sizes, part))
+            done += part.numel()
 
 
 class Staging:
@@ -49,7 +69,7 @@ class Staging:
     def __init__(self) -> None:
         self._memory = torch.empty(0, dtype=torch.uint8)
 
-    def copy(self, pieces: list[Piece]) -> list[Piece]:
+    def copy(self, pieces: list[TensorBox]) -> list[TensorBox]:
         """The same pieces in host memory that nothing else changes until the next call;
         each its own storage.
 
@@ -75,7 +95,7 @@ class Staging:
         if torch.cuda.is_available():
             torch.cuda.synchronize()
         return [
-            Piece(p.key, p.offsets, p.sizes, copies[_place(p)].view(p.sizes))
+            TensorBox(p.key, p.offsets, p.sizes, copies[_place(p)].view(p.sizes))
             for p in pieces
         ]
 
@@ -89,7 +109,7 @@ class Staging:
         ).view(values.dtype)
 
 
-def _place(piece: Piece) -> tuple[int, int]:
+def _place(piece: TensorBox) -> tuple[int, int]:
     return piece.values.data_ptr(), piece.values.nbytes
 
 
@@ -104,8 +124,8 @@ class BackgroundSave:
         self.error: str | None = None
         self._tensors, self._objects = state.tensors, state.objects
         self._part = Part()
-        self._pieces: list[Piece] = []
-        self._guard(lambda: self._pieces.extend(staging.copy(state.pieces)))
+        self._pieces: list[TensorBox] = []
+        self._guard(lambda: self._pieces.extend(staging.copy(state.boxes)))
         self._thread = threading.Thread(
             target=self._guard, args=(self._write,), name="checkpoint writer"
         )
@@ -177,9 +197,9 @@ class BackgroundSave:
             self.error = self.error or f"{type(error).__name__}: {error}"
 
     def _raise_any(self, errors: list[str | None]) -> None:
-        found = [f"rank {rank}: {error}" for rank, error in enumerate(errors) if error]
-        if found:
+        failed = [f"rank {rank}: {error}" for rank, error in enumerate(errors) if error]
+        if failed:
             raise CheckpointError(
-                f"{self.directory}: could not be written ({'; '.join(found)}); check "
+                f"{self.directory}: could not be written ({'; '.join(failed)}); check "
                 "space and quota"
             )

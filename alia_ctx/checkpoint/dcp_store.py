@@ -2,7 +2,7 @@
 building a model.
 
 Upstream's own writer takes tensors that exist and keeps one of each name until the file
-is closed; a conversion has no room for that. Any layout loads any chunking (records.py
+is closed; a conversion has no room for that. Any layout loads any chunking (dcp_files.py
 says how the format works), so we cut tensors along rows in chunks of 32 MiB, of which a
 tensor-parallel rank that loads reads few beyond its slice, and write each in blocks
 that stay in the processor's cache: a block is the whole memory of an import, and 2 MiB
@@ -15,6 +15,7 @@ a conversion does not need.
 from __future__ import annotations
 
 import bisect
+import itertools
 import math
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -24,14 +25,13 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.distributed.checkpoint import FileSystemReader
 from torch.distributed.checkpoint.metadata import (
     ChunkStorageMetadata,
-    Metadata,
     MetadataIndex,
     TensorStorageMetadata,
 )
 
+from alia_ctx.checkpoint.closed_pickles import load_metadata
 from alia_ctx.checkpoint.dcp_files import (
     COMMON_STATE,
     METADATA,
@@ -87,9 +87,9 @@ def write_part(
     [start, start + n). The shares are contiguous and of about equal size. Memory is one
     block, or one row where that is larger.
     """
-    mine = _share(list(_chunks(tensors, chunk_bytes)), part, parts)
+    chunks = list(_chunks_in_order(tensors, chunk_bytes))
     with record_file(state, part) as file:
-        for chunk in mine:
+        for chunk in _contiguous_share(chunks, part, parts):
             _append_chunk(file, chunk, fill)
         if part == 0:
             for key, value in _objects(tensors):
@@ -130,7 +130,7 @@ class StateReader:
 
     def __init__(self, state: Path) -> None:
         self._state = Path(state)
-        metadata = _read_metadata(self._state)
+        metadata = load_metadata(self._state)
         self._storage: Mapping[Any, Any] = metadata.storage_data
         self._described = {
             name: entry
@@ -248,22 +248,22 @@ class StateReader:
                     f"{self._state / METADATA}: {name} at {list(chunk.offsets)} has no plain "
                     "record; the checkpoint is incomplete or compressed"
                 )
-            found = archive_tensors(
+            place = archive_tensors(
                 self._state / record.relative_path, record.offset, record.length
             )
-            self._check(name, chunk, found)
-            self._places[index] = found
+            self._check(name, chunk, place)
+            self._places[index] = place
         return self._places[index]
 
-    def _check(self, name: str, chunk: ChunkStorageMetadata, found: Any) -> None:
+    def _check(self, name: str, chunk: ChunkStorageMetadata, place: Any) -> None:
         dtype = self._described[name].properties.dtype
         if (
-            not isinstance(found, TensorPlace)
-            or found.shape != tuple(chunk.sizes)
-            or found.dtype != dtype
+            not isinstance(place, TensorPlace)
+            or place.shape != tuple(chunk.sizes)
+            or place.dtype != dtype
         ):
             raise CheckpointError(
-                f"{self._state}: the record of {name} at {list(chunk.offsets)} holds {found}, "
+                f"{self._state}: the record of {name} at {list(chunk.offsets)} holds {place}, "
                 f"expected {list(chunk.sizes)} of {dtype}; the checkpoint is damaged"
             )
 
@@ -275,52 +275,34 @@ def _box(
     return tuple(slice(a - o, b - o) for a, b, o in zip(low, high, origin, strict=True))
 
 
-def _read_metadata(state: Path) -> Metadata:
-    try:
-        metadata = FileSystemReader(state).read_metadata()
-    except FileNotFoundError:
-        raise CheckpointError(
-            f"{state / METADATA}: missing; the directory is no distributed checkpoint"
-        ) from None
-    except Exception as error:  # whatever a damaged pickle raises
-        raise CheckpointError(
-            f"{state / METADATA}: not readable ({error}); use another checkpoint"
-        ) from error
-    if not isinstance(metadata, Metadata) or not metadata.storage_data:
-        raise CheckpointError(
-            f"{state / METADATA}: describes no stored tensors; use another checkpoint"
-        )
-    return metadata
-
-
-def _chunks(tensors: Sequence[GlobalTensor], chunk_bytes: int) -> Iterator[Chunk]:
+def _chunks_in_order(
+    tensors: Sequence[GlobalTensor], chunk_bytes: int
+) -> Iterator[Chunk]:
     """All chunks, layer by layer, so that shards of a model are read in their order."""
-    depth = max((tensor.layers or 0 for tensor in tensors), default=0)
-    stacked = [
-        index for index, tensor in enumerate(tensors) if tensor.layers is not None
+    stacked = [tensor for tensor in tensors if tensor.layers is not None]
+    first = tensors.index(stacked[0]) if stacked else len(tensors)
+    layers = range(max((tensor.layers or 0 for tensor in stacked), default=0))
+    order: list[tuple[GlobalTensor, int | None]] = [
+        *((tensor, None) for tensor in tensors[:first]),
+        *((tensor, layer) for layer in layers for tensor in stacked),
+        *((tensor, None) for tensor in tensors[first:] if tensor.layers is None),
     ]
-    before = tensors[: stacked[0]] if stacked else tensors
-    after = [tensor for tensor in tensors[len(before) :] if tensor.layers is None]
-    order: list[tuple[GlobalTensor, int | None]] = [(tensor, None) for tensor in before]
-    order += [(tensors[index], layer) for layer in range(depth) for index in stacked]
-    order += [(tensor, None) for tensor in after]
     for tensor, layer in order:
         step = max(1, chunk_bytes // tensor.row_bytes)
         for start in range(0, tensor.shape[0], step):
             yield Chunk(tensor, layer, start, min(start + step, tensor.shape[0]))
 
 
-def _share(chunks: Sequence[Chunk], part: int, parts: int) -> list[Chunk]:
-    """The `part`-th of `parts` contiguous shares of about equal bytes;
-
-    every chunk is in exactly one.
+def _contiguous_share(chunks: Sequence[Chunk], part: int, parts: int) -> list[Chunk]:
+    """The `part`-th of `parts` shares of about equal bytes; every chunk is in exactly one,
+    that in which it begins.
     """
-    total, before, mine = sum(chunk.nbytes for chunk in chunks), 0, []
-    for chunk in chunks:
-        if before * parts // total == part:
-            mine.append(chunk)
-        before += chunk.nbytes
-    return mine
+    ends = list(itertools.accumulate(chunk.nbytes for chunk in chunks))
+    return [
+        chunk
+        for chunk, end in zip(chunks, ends, strict=True)
+        if (end - chunk.nbytes) * parts // ends[-1] == part
+    ]
 
 
 def _objects(tensors: Sequence[GlobalTensor]) -> Iterator[tuple[str, Any]]:

@@ -33,6 +33,7 @@ ASSETS = "assets"
 _NAME = re.compile(r"update-(\d{8})")
 _TEMPORARY_SUFFIX = ".incomplete"
 _RETIRED_SUFFIX = ".retired"
+_REPLACED_SUFFIX = ".replaced"
 
 
 def checkpoint_name(update: int) -> str:
@@ -47,11 +48,17 @@ def temporary_path(final: Path) -> Path:
 def begin(final: Path) -> Path:
     """Make the temporary directory in which `final` is to be written;
 
-    removes what a killed writer left there.
+    removes what a killed writer left there. CheckpointError says what is in the way.
     """
     temporary = temporary_path(final)
     shutil.rmtree(temporary, ignore_errors=True)
-    (temporary / STATE).mkdir(parents=True)
+    try:
+        (temporary / STATE).mkdir(parents=True)
+    except OSError as error:
+        raise CheckpointError(
+            f"{error.filename or temporary}: cannot be made ({error.strerror or error}); "
+            "make room, mend the permissions, or remove what is in the way"
+        ) from error
     return temporary
 
 
@@ -74,7 +81,14 @@ def commit(
         raise CheckpointError(
             f"{final} exists; remove it, choose another name, or allow overwriting"
         )
-    manifest = dataclasses.replace(manifest, files=_checksums(temporary, known or {}))
+    files = _checksums(temporary, known or {})
+    unseen = sorted(set(known or {}) - set(files))
+    if unseen:
+        raise CheckpointError(
+            f"{temporary / unseen[0]}: was written by another rank and is not here; all "
+            "ranks must write to one file system"
+        )
+    manifest = dataclasses.replace(manifest, files=files)
     document = json.dumps(manifest.to_json(), indent=1, sort_keys=True)
     (temporary / MANIFEST).write_text(document + "\n", encoding="utf-8")
     publish(temporary, final)
@@ -86,7 +100,7 @@ def publish(temporary: Path, final: Path) -> None:
     replacing what was there.
     """
     _flush(temporary)
-    if final.exists():
+    if final.exists() or final.is_symlink():
         _replace(temporary, final)
     else:
         os.rename(temporary, final)
@@ -94,12 +108,22 @@ def publish(temporary: Path, final: Path) -> None:
 
 
 def _replace(temporary: Path, final: Path) -> None:
-    """Swap directories through a third name: rename cannot replace a directory that has entries."""
-    old = final.with_name(final.name + ".replaced")
-    shutil.rmtree(old, ignore_errors=True)
+    """Swap directories through a third name: rename cannot replace a directory that has
+    entries. A link is replaced by itself, not what it leads to.
+    """
+    old = final.with_name(final.name + _REPLACED_SUFFIX)
+    _remove(old)
     os.rename(final, old)
     os.rename(temporary, final)
-    shutil.rmtree(old)
+    _remove(old)
+
+
+def _remove(path: Path) -> None:
+    """Remove a directory, or a link or file that stands where one should be."""
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)
 
 
 def discard(temporary: Path) -> None:
@@ -107,72 +131,52 @@ def discard(temporary: Path) -> None:
     shutil.rmtree(temporary, ignore_errors=True)
 
 
-def verify_files(
-    path: Path, manifest: Manifest, *, part: int = 0, parts: int = 1
-) -> None:
-    """Compare size and checksum of every `parts`-th file from `part` on with the manifest.
-
-    Raises CheckpointError naming the first file that is missing, of another size, or changed.
-    """
-    for name in sorted(manifest.files)[part::parts]:
-        expected = manifest.files[name]
-        file = path / name
-        if not file.is_file():
-            raise CheckpointError(
-                f"{file}: missing; the checkpoint is damaged, use an older one"
-            )
-        size = file.stat().st_size
-        if size != expected["bytes"]:
-            raise CheckpointError(
-                f"{file}: {size} bytes instead of {expected['bytes']}; use an older checkpoint"
-            )
-        if file_checksum(file) != expected["xxh3_128"]:
-            raise CheckpointError(
-                f"{file}: checksum differs, bytes were changed; use an older checkpoint"
-            )
-
-
 def list_checkpoints(root: Path) -> list[Path]:
-    """Committed checkpoints of a stage directory, the oldest first."""
-    if not root.is_dir():
+    """Everything below a stage directory that bears a checkpoint's name, the oldest first.
+
+    Whether it is one only opening tells: a checkpoint whose manifest cannot be read is
+    not taken for none. Raises OSError where `root` cannot be read.
+    """
+    try:
+        names = os.listdir(root)
+    except FileNotFoundError:
         return []
-    return sorted(
-        p
-        for p in root.iterdir()
-        if _NAME.fullmatch(p.name) and (p / MANIFEST).is_file()
-    )
+    return [root / name for name in sorted(names) if _NAME.fullmatch(name)]
 
 
 def latest(root: Path) -> Path | None:
-    """The newest committed checkpoint below `root`, or None."""
+    """The newest checkpoint below `root`, or None."""
     found = list_checkpoints(root)
     return found[-1] if found else None
 
 
-def set_aside(path: Path) -> Path:
-    """Rename a damaged checkpoint so that nothing takes it for one;
-
-    it is kept for whoever wants to look.
-    """
-    aside = path.with_name(path.name + ".damaged")
-    shutil.rmtree(aside, ignore_errors=True)
-    os.rename(path, aside)
-    return aside
+def remnants(root: Path) -> list[Path]:
+    """What shows that `root` once held checkpoints, where it holds none now."""
+    try:
+        names = os.listdir(root)
+    except FileNotFoundError:
+        return []
+    return [
+        root / name
+        for name in sorted(names)
+        if _NAME.match(name) and not name.endswith(_TEMPORARY_SUFFIX)
+    ]
 
 
 def retain(
     root: Path, *, keep_last: int, keep_every: int = 0, keep: Iterable[Path] = ()
 ) -> list[Path]:
     """Retire checkpoints but the newest `keep_last`, each `keep_every` updates, and those
-    in `keep`; returns those.
+    in `keep`, which are not counted; returns those.
 
     They are no checkpoints from then on, whenever we are killed; `sweep` frees their space.
     """
     retired = []
     kept = set(keep)
-    for path in list_checkpoints(root)[: -keep_last or None]:
+    counted = [path for path in list_checkpoints(root) if path not in kept]
+    for path in counted[: -keep_last or None]:
         update = int(path.name.rsplit("-", 1)[1])
-        if path in kept or (keep_every and update % keep_every == 0):
+        if keep_every and update % keep_every == 0:
             continue
         target = path.with_name(path.name + _RETIRED_SUFFIX)
         shutil.rmtree(target, ignore_errors=True)
@@ -199,10 +203,11 @@ def file_entry(file: Path) -> dict[str, Any]:
 def _checksums(
     directory: Path, known: Mapping[str, Mapping[str, Any]]
 ) -> dict[str, dict[str, Any]]:
-    files = sorted(
-        p for p in directory.rglob("*") if p.is_file() and p.name != MANIFEST
-    )
-    names = {str(p.relative_to(directory)): p for p in files}
+    names = {
+        str(p.relative_to(directory)): p
+        for p in sorted(directory.rglob("*"))
+        if p.is_file() and p != directory / MANIFEST
+    }
     return {
         name: dict(known[name]) if name in known else file_entry(p)
         for name, p in names.items()

@@ -1,4 +1,6 @@
-"""What a checkpoint says of itself: model, RoPE, ledger, and the checksum of every file."""
+"""What a checkpoint says of itself: model, RoPE, ledger, the checksum of every file, and
+a checksum of each of these statements.
+"""
 
 from __future__ import annotations
 
@@ -10,13 +12,23 @@ from pathlib import Path
 from typing import Any
 
 from alia_ctx.errors import CheckpointError
+from alia_ctx.files import checksum
 from alia_ctx.spec.model import ModelSpec
 from alia_ctx.spec.rope import RopeSpec
 
 MANIFEST = "manifest.json"
+# Version 1 (release 0.1) had no statement: such manifests load with nothing to check.
+FORMAT_VERSION = 2
+_READABLE = (1, FORMAT_VERSION)
+_STATEMENT = "statement"
 
 
-FORMAT_VERSION = 1
+class DamagedError(CheckpointError):
+    """What was read differs from what the checkpoint says of itself."""
+
+
+class UnreadableError(CheckpointError):
+    """Something could not be read, or not alike on all ranks: no proof of damage."""
 
 
 @dataclass(frozen=True)
@@ -58,18 +70,31 @@ class Manifest:
     files: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
 
     def to_json(self) -> dict[str, Any]:
-        return {"format_version": FORMAT_VERSION, **dataclasses.asdict(self)}
+        """The document of the file: all fields, and `statement`, a checksum of each."""
+        fields = {"format_version": FORMAT_VERSION, **dataclasses.asdict(self)}
+        document = json.loads(json.dumps(fields))
+        return {**document, _STATEMENT: _statement(document)}
 
     @classmethod
     def from_json(cls, document: Mapping[str, Any], where: Path) -> Manifest:
-        """Rebuild a manifest; CheckpointError names the file where it is of another format."""
+        """Rebuild a manifest.
+
+        Raises CheckpointError naming the file where it is of another format, and
+        DamagedError naming the fields that were changed after it was written.
+        """
+        if not isinstance(document, Mapping):
+            raise DamagedError(f"{where}: not a checkpoint manifest; {_RESTORE}")
         version = document.get("format_version")
-        if version != FORMAT_VERSION:
+        if version not in _READABLE:
             raise CheckpointError(
-                f"{where}: format_version is {version}, this release reads {FORMAT_VERSION}; "
-                "use the release that wrote it to export, then import again"
+                f"{where}: format_version is {version}, this release reads "
+                f"{' and '.join(map(str, _READABLE))}; use the release that wrote it to "
+                "export, then import again"
             )
-        values = {k: v for k, v in document.items() if k != "format_version"}
+        _check_statement(document, where)
+        values = {
+            k: v for k, v in document.items() if k not in ("format_version", _STATEMENT)
+        }
         try:
             values["model"] = ModelSpec(**values["model"])
             values["rope"] = RopeSpec(**values["rope"])
@@ -79,27 +104,69 @@ class Manifest:
             )
             return cls(**values)
         except (KeyError, TypeError) as error:
-            raise CheckpointError(
-                f"{where}: not a checkpoint manifest ({error}); restore it from a copy"
+            raise DamagedError(
+                f"{where}: not a checkpoint manifest ({error}); {_RESTORE}"
             ) from error
 
 
+_RESTORE = "restore the file from a copy, or use another checkpoint"
+
+
+def _statement(document: Mapping[str, Any]) -> dict[str, str]:
+    """Field -> checksum of its value as JSON in one spelling."""
+    return {
+        name: checksum(
+            json.dumps(value, sort_keys=True, separators=(",", ":")).encode()
+        )
+        for name, value in document.items()
+        if name != _STATEMENT
+    }
+
+
+def _check_statement(document: Mapping[str, Any], where: Path) -> None:
+    """Each field against its checksum, so that the message can name what was edited."""
+    if document["format_version"] == 1 and _STATEMENT not in document:
+        return
+    stated = document.get(_STATEMENT)
+    if not isinstance(stated, Mapping):
+        raise DamagedError(f"{where}: its checksums are missing; {_RESTORE}")
+    found = _statement(document)
+    changed = sorted(
+        name for name in {*stated, *found} if stated.get(name) != found.get(name)
+    )
+    if changed:
+        raise DamagedError(
+            f"{where}: {', '.join(changed)} changed after the file was written; "
+            f"{_RESTORE} (a stage takes its settings from the configuration, so a "
+            "manifest is never edited)"
+        )
+
+
 def read_manifest(path: Path) -> Manifest:
-    """The manifest of the checkpoint at `path`; CheckpointError where it is none."""
+    """The manifest of the checkpoint at `path`, its own checksums compared.
+
+    Raises DamagedError where the file is missing, broken or edited, UnreadableError
+    where the file system refuses it, CheckpointError where there is no checkpoint.
+    """
     where = path / MANIFEST
     try:
         document = json.loads(where.read_text(encoding="utf-8"))
     except FileNotFoundError:
-        hint = (
-            "the directory is not a checkpoint"
-            if path.is_dir()
-            else "there is no such directory"
-        )
-        raise CheckpointError(
-            f"{where}: {hint}; expected what `train` or `import-hf` wrote"
+        if not path.is_dir():
+            raise CheckpointError(
+                f"{where}: there is no such directory; expected what `train` or "
+                "`import-hf` wrote"
+            ) from None
+        raise DamagedError(
+            f"{where}: missing, the directory is not a checkpoint; expected what "
+            "`train` or `import-hf` wrote"
         ) from None
-    except (OSError, ValueError) as error:
-        raise CheckpointError(
-            f"{where}: cannot be read ({error}); use an older checkpoint"
+    except OSError as error:
+        raise UnreadableError(
+            f"{where}: cannot be read ({error.strerror or error})"
+        ) from error
+    except ValueError as error:
+        raise DamagedError(
+            f"{where}: is no JSON ({error}); use another checkpoint"
         ) from error
     return Manifest.from_json(document, where)

@@ -15,14 +15,13 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from alia_ctx.checkpoint import dcp_store
 from alia_ctx.cli.arguments import path
 from alia_ctx.errors import CheckpointError
 
 if TYPE_CHECKING:
     import torch
 
-    from alia_ctx.hf.convert import Progress
+    from alia_ctx.hf.streams import Progress
 
 _UNITS = {
     "": 1,
@@ -56,7 +55,9 @@ AsDType = Annotated[
     DType | None,
     typer.Option("--dtype", help="Convert weights (default: as they are stored)."),
 ]
-Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace what is there.")]
+Overwrite = Annotated[
+    bool, typer.Option("--overwrite", help="Replace what an earlier conversion wrote.")
+]
 
 
 def register(app: typer.Typer) -> None:
@@ -70,6 +71,13 @@ def import_hf(
     hf_dir: HfDir,
     checkpoint: Checkpoint,
     dtype: AsDType = None,
+    resize_embeddings: Annotated[
+        int | None,
+        typer.Option(help="Rows that the embedding shall have; new ones are the mean."),
+    ] = None,
+    pad_to_multiple_of: Annotated[
+        int | None, typer.Option(help="Round the embedding's rows up to a multiple.")
+    ] = None,
     overwrite: Overwrite = False,
 ) -> None:
     """Convert a Hugging Face model to a checkpoint that every layout loads.
@@ -77,22 +85,23 @@ def import_hf(
     Parallel under torchrun.
     """
     from alia_ctx.hf import convert
-    from alia_ctx.hf.ranks import Team
+    from alia_ctx.hf.ranks import Ranks
 
     with (
-        Team.from_environment() as team,
-        _progress("import-hf", team.rank == 0) as progress,
+        Ranks.from_environment() as ranks,
+        _progress("import-hf", ranks.rank == 0) as progress,
     ):
         manifest = convert.import_hf(
             hf_dir,
             checkpoint,
-            dcp_store,
             dtype=_torch_dtype(dtype),
+            resize_embeddings=resize_embeddings,
+            pad_to_multiple_of=pad_to_multiple_of,
             overwrite=overwrite,
             progress=progress,
-            team=team,
+            ranks=ranks,
         )
-    if team.rank == 0:
+    if ranks.rank == 0:
         typer.echo(
             f"{checkpoint}: {manifest.model.parameters():,} parameters in "
             f"{manifest.extra['dtype']}, "
@@ -110,7 +119,7 @@ def export_hf(
     ] = "5GB",
     tokenizer: Annotated[
         Path | None,
-        typer.Option(help="Take tokenizer files from here instead.", parser=path),
+        typer.Option(help="Where the tokenizer of training is.", parser=path),
     ] = None,
     check: Annotated[
         bool, typer.Option(help="Compare the checkpoint's checksums.")
@@ -120,25 +129,24 @@ def export_hf(
     and model card.
     """
     from alia_ctx.hf import convert
-    from alia_ctx.hf.ranks import Team
+    from alia_ctx.hf.ranks import Ranks
 
     with (
-        Team.from_environment() as team,
-        _progress("export-hf", team.rank == 0) as progress,
+        Ranks.from_environment() as ranks,
+        _progress("export-hf", ranks.rank == 0) as progress,
     ):
         manifest = convert.export_hf(
             checkpoint,
             hf_dir,
-            dcp_store,
             dtype=_torch_dtype(dtype),
             overwrite=overwrite,
             shard_bytes=parse_bytes(shard_size),
             tokenizer_dir=tokenizer,
             check=check,
             progress=progress,
-            team=team,
+            ranks=ranks,
         )
-    if team.rank == 0:
+    if ranks.rank == 0:
         typer.echo(
             f"{hf_dir}: context {manifest.context:,}, RoPE {manifest.rope.type}, "
             f"stages {', '.join(entry.stage for entry in manifest.ledger) or 'none'}"
@@ -166,7 +174,6 @@ def verify(
         report = compare(
             hf_dir,
             checkpoint,
-            dcp_store,
             logits=not weights_only,
             tolerance=tolerance,
             progress=progress,

@@ -9,14 +9,20 @@ Takes torchrun's own arguments and exits with the status of the first rank that 
 from __future__ import annotations
 
 import os
+import signal
 import sys
 
-from torch.distributed.elastic.multiprocessing.api import SignalException
-from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
-from torch.distributed.run import parse_args, run
+from alia_ctx.train.stopping import StopRequests, requeue_on_early_signals
 
 
 def main(arguments: list[str] | None = None) -> int:
+    requeue_on_early_signals()  # the imports below take seconds
+    from torch.distributed.elastic.multiprocessing.api import SignalException
+    from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
+    from torch.distributed.run import parse_args, run
+
+    for number in StopRequests.SIGNALS:  # torchrun passes them on from now on
+        signal.signal(number, signal.SIG_DFL)
     os.environ.setdefault(
         "OMP_NUM_THREADS", "1"
     )  # torchrun's own default, without its warning

@@ -123,13 +123,19 @@ def pack(
     from rich.console import Console
 
     from alia_ctx import workflow
-    from alia_ctx.data.packing import draw_plan, plan_table
+    from alia_ctx.data.packing import contamination_table, draw_plan, plan_table
 
     run = load_run(config, overrides or (), stages=[stage])
     made = workflow.pack(run, stage, overwrite=overwrite)
     typer.echo(f"{made.directory}: {len(made):,} rows, fingerprint {made.fingerprint}")
     if inspect:
-        for table in plan_table(made):
+        tables = plan_table(made)
+        overlap = workflow.contamination(run)
+        if overlap is None:
+            typer.echo("no tokenised held-out text to compare the sources with")
+        else:
+            tables.append(contamination_table(overlap))
+        for table in tables:
             Console().print(table)
         plot = made.directory.with_name(f"{stage}.png")
         draw_plan(made, plot)

@@ -11,6 +11,7 @@ from typing import Any, Literal
 
 from alia_ctx.data.documents import SourceSpec
 from alia_ctx.data.packing import PackSpec
+from alia_ctx.data.tokens import SpecialTokens
 from alia_ctx.errors import ConfigError, Problem
 from alia_ctx.spec.cluster import ClusterSpec
 from alia_ctx.spec.execution import Precision, Recompute
@@ -96,11 +97,14 @@ class MetricsConfig:
 
 @dataclass(frozen=True)
 class DataConfig:
-    """Sources of text by name, and what delimits documents."""
+    """Sources of text by name, what delimits documents, and what special tokens become
+    that a text spells: pieces (split), ids (keep), or the document is left out (refuse).
+    """
 
     sources: dict[str, SourceSpec]
     append_eos: bool = True
     prepend_bos: bool = False
+    special_tokens: SpecialTokens = "split"
     workers: int = 0
 
 

@@ -1,8 +1,6 @@
-"""What long context does to the loss:
+"""What is measured of a model on held-out text, accumulated, compared and reported."""
 
-accumulate it by position in the document, compare models, report.
-"""
-
+from alia_ctx.evaluation.evaluator import Evaluator
 from alia_ctx.evaluation.positions import (
     BandLoss,
     PairedDifference,
@@ -13,6 +11,7 @@ from alia_ctx.evaluation.report import Report, Verdict, judge, loss_table, write
 
 __all__ = [
     "BandLoss",
+    "Evaluator",
     "PairedDifference",
     "PositionBands",
     "Report",

@@ -14,12 +14,13 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from alia_ctx.errors import DataError
+from alia_ctx.evaluation.evaluator import RowPieces
 
 DocumentKey = tuple[int, int]
 DEMO_EDGES = (
@@ -30,24 +31,10 @@ DEMO_EDGES = (
 )  # the base context, x8, x40, as ALIA's 4,096 : 32,768 : 163,840
 
 
-class RowPieces(Protocol):
-    """The part of `PackedRow` that is read here."""
-
-    @property
-    def length(self) -> int: ...
-    @property
-    def doc_offsets(self) -> NDArray[np.int64]: ...
-    @property
-    def doc_ids(self) -> NDArray[np.int64]: ...
-    @property
-    def sources(self) -> NDArray[np.int32]: ...
-
-
 @dataclass(frozen=True)
 class BandLoss:
-    """Mean loss (nats per token) of the positions [start, stop);
-
-    nan where nothing was predicted there.
+    """Mean loss (nats per token) of the positions [start, stop); nan where nothing was
+    predicted there.
     """
 
     start: int
@@ -80,8 +67,8 @@ class PairedDifference:
 
 
 class PositionBands:
-    """Sums and counts of losses by position: in bands (per document) and along a finer
-    log-spaced curve.
+    """An `Evaluator`: sums and counts of losses by position, in bands (per document) and
+    along a finer log-spaced curve.
 
     `edges` are the band limits in tokens, from 0 up; positions at or past the last edge
     are counted in `beyond` and left out. The curve has `per_octave` points for each
@@ -113,9 +100,12 @@ class PositionBands:
         self,
         row: RowPieces,
         losses_T: NDArray[np.floating[Any]],
+        hits_T: NDArray[np.bool_] | None = None,
+        *,
         position_offset: Sequence[int] | None = None,
     ) -> None:
-        """Add one row's losses in nats, float [T], nan where nothing is predicted.
+        """Add one row's losses in nats, float [T], nan where nothing is predicted; hits are
+        not counted.
 
         `position_offset` gives for each piece of the row [P] the position of its first
         token in the document, where that is not 0: a model that is shown a document in
@@ -228,9 +218,8 @@ class PositionBands:
     def curve(
         self,
     ) -> tuple[NDArray[np.float64], NDArray[np.float64], NDArray[np.int64]]:
-        """(position, mean loss, tokens) of the curve's points;
-
-        the position is the middle of the point's range.
+        """(position, mean loss, tokens) of the curve's points. The position is the middle
+        of the point's range.
         """
         seen = self._curve_counts > 0
         middles = (self.curve_edges[:-1] + self.curve_edges[1:] - 1) / 2
@@ -330,9 +319,8 @@ def _curve_edges(last: int, per_octave: int) -> NDArray[np.int64]:
 def _positions(
     row: RowPieces, position_offset: Sequence[int] | None
 ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """(starts of the pieces [P], position within the document [T]);
-
-    the fill's positions mean nothing.
+    """(starts of the pieces [P], position within the document [T]). The fill's positions
+    mean nothing.
     """
     starts_P = np.asarray(row.doc_offsets[:-1], dtype=np.int64)
     offset_P = (

@@ -39,10 +39,8 @@ class Verdict:
     detail: str
 
     def __str__(self) -> str:
-        return (
-            f"{ {True: 'yes', False: 'NO', None: 'undecided'}[self.holds] }: "
-            f"{self.claim}: {self.detail}"
-        )
+        answer = {True: "yes", False: "NO", None: "undecided"}[self.holds]
+        return f"{answer}: {self.claim}: {self.detail}"
 
 
 @dataclass(frozen=True)
@@ -68,13 +66,15 @@ def write_report(
     baselines: Sequence[str] = (),
     title: str = "Loss by position in the document",
     notes: Sequence[str] = (),
+    made_from: Mapping[str, Any] | None = None,
 ) -> Report:
     """Write `report.md`, `report.json` and `loss_by_position.png` in `out_dir`, over earlier ones.
 
     `results` maps a model's display name to its losses, in the order to show them.
     `base` is judged against `final` inside the base context, `baselines` (default: the
-    base) at the positions past it. `notes` are lines on how it was measured. DataError:
-    a name is not among the results, or their edges differ.
+    base) at the positions past it. `notes` are lines on how it was measured;
+    `made_from` states what each result was made from. DataError: a name is not among
+    the results, or their edges differ.
     """
     verdicts = judge(results, base=base, final=final, baselines=baselines)
     out_dir = Path(out_dir)
@@ -87,6 +87,7 @@ def write_report(
     data = {
         "title": title,
         "notes": list(notes),
+        "made_from": dict(made_from or {}),
         "verdicts": [asdict(verdict) for verdict in verdicts],
         "results": {name: _result_json(bands) for name, bands in results.items()},
     }
@@ -266,9 +267,8 @@ def _markdown_row(cells: Sequence[str]) -> str:
 
 
 def _plot(results: Results, stream: IO[bytes], title: str) -> None:
-    """Loss against position, one line a model, dotted lines at the band edges;
-
-    no display and no global state.
+    """Loss against position, one line a model, dotted lines at the band edges; without a
+    display or global state.
     """
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure

@@ -1,0 +1,1 @@
+"""Names and rules of Hugging Face: models in and out of checkpoints, streamed and verified."""

@@ -1,52 +1,135 @@
-"""What travels beside the weights:
-
-tokenizer, generation defaults, chat template, licence, model card.
-"""
+"""What travels beside the weights: tokenizer, generation defaults, chat template, licence."""
 
 from __future__ import annotations
 
-import json
+import re
 import shutil
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from alia_ctx.checkpoint.manifest import Manifest, StageLedger
 from alia_ctx.errors import CheckpointError
-from alia_ctx.hf.config import CONFIG, load_json, rope_parameters
+from alia_ctx.hf.config import CONFIG
+from alia_ctx.hf.json_files import load_json
 from alia_ctx.spec.model import ModelSpec
-from alia_ctx.spec.rope import RopeSpec
 
 TOKENIZER_FILES = (
     "tokenizer.json",
     "tokenizer_config.json",
     "tokenizer.model",
+    "sentencepiece.bpe.model",
+    "spiece.model",
+    "tekken.json",
     "special_tokens_map.json",
     "added_tokens.json",
     "vocab.json",
+    "vocab.txt",
     "merges.txt",
     "chat_template.jinja",
     "chat_template.json",
     "additional_chat_templates",
 )
-_OTHER_FILES = (
-    "generation_config.json",
-    "LICENSE",
-    "LICENSE.txt",
-    "LICENSE.md",
-    "NOTICE",
+# Of these a directory is a tokenizer by one alone.
+_VOCABULARIES = (
+    "tokenizer.json",
+    "tokenizer.model",
+    "sentencepiece.bpe.model",
+    "spiece.model",
+    "tekken.json",
+    "vocab.json",
+    "vocab.txt",
 )
-CARRIED = (CONFIG, *TOKENIZER_FILES, *_OTHER_FILES)
+GENERATION_CONFIG = "generation_config.json"
+CARD = "README.md"
+ORIGIN = "alia_ctx_import.json"
+_LEGAL = re.compile(r"(licen[cs]e|notice|copying|use_policy|acceptable_use).*", re.I)
+
+
+def legal_files(directory: Path) -> list[str]:
+    """Names of licences, notices and policies: what must go wherever the weights go."""
+    if not directory.is_dir():
+        return []
+    return sorted(p.name for p in directory.iterdir() if _LEGAL.fullmatch(p.name))
+
+
+def has_tokenizer(directory: Path) -> bool:
+    """Whether there is a vocabulary that a tokenizer can be made of."""
+    return any((directory / name).is_file() for name in _VOCABULARIES)
+
+
+def asset_files(source: Path, names: Iterable[str]) -> list[Path]:
+    """Those files of `source` that exist under `names`, files of folders among them.
+
+    CheckpointError where one is a link to something outside of `source`: what it points
+    at was never said to belong to the model.
+    """
+    files = [file for name in names for file in _files(source / name)]
+    for file in files:
+        _check_link(file, source)
+    return files
 
 
 def copy_assets(source: Path, target: Path, names: Iterable[str]) -> None:
-    """Copy those files and folders of `source` that exist to `target`."""
+    """Copy the `asset_files` of `source` to `target`."""
     target.mkdir(parents=True, exist_ok=True)
-    for name in names:
-        if (source / name).is_dir():
-            shutil.copytree(source / name, target / name, dirs_exist_ok=True)
-        elif (source / name).is_file():
-            shutil.copyfile(source / name, target / name)
+    for file in asset_files(source, names):
+        copy = target / file.relative_to(source)
+        copy.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(file, copy)
+
+
+def carried(hf_dir: Path) -> list[str]:
+    """Names of what an import takes along from `hf_dir`."""
+    names = [CONFIG, *TOKENIZER_FILES, GENERATION_CONFIG, CARD]
+    return [*names, *legal_files(hf_dir)]
+
+
+def _files(path: Path) -> Iterator[Path]:
+    """`path`, or all files below it; links count as files, wherever they lead."""
+    if path.is_symlink() or path.is_file():
+        yield path
+    elif path.is_dir():
+        for inner in sorted(path.iterdir()):
+            yield from _files(inner)
+
+
+def _check_link(file: Path, source: Path) -> None:
+    """Refuse a file that a link takes from elsewhere.
+
+    In the Hugging Face cache every file is a link from `snapshots/REVISION` to `blobs`
+    beside it: both belong to the model.
+    """
+    root = source.resolve()
+    homes = [root]
+    if root.parent.name == "snapshots":
+        homes.append(root.parent.parent / "blobs")
+    try:
+        target = file.resolve()
+    except (
+        OSError,
+        RuntimeError,
+    ):  # a loop of links; which of the two, by Python's version
+        raise CheckpointError(f"{file}: is a link to itself; take it away") from None
+    if not any(target.is_relative_to(home) for home in homes):
+        raise CheckpointError(
+            f"{file}: is a link to {target}, outside of {source}; put a copy in its "
+            "place if it belongs to the model, or take the link away"
+        )
+    if not target.is_file():
+        raise CheckpointError(
+            f"{file}: is a link to {target}, which is no file; take the link away"
+        )
+
+
+def model_name(hf_dir: Path) -> str:
+    """The name of the model in `hf_dir`: ORGANISATION/NAME in the Hugging Face cache, else
+    that of the directory.
+    """
+    root = hf_dir.resolve()
+    cached = re.fullmatch(r"models--(.+?)--(.+)", root.parent.parent.name)
+    if root.parent.name == "snapshots" and cached:
+        return f"{cached[1]}/{cached[2]}"
+    return root.name
 
 
 def check_tokenizer(directory: Path, model: ModelSpec) -> None:
@@ -56,8 +139,10 @@ def check_tokenizer(directory: Path, model: ModelSpec) -> None:
     for file, largest in _largest_ids(directory):
         if largest >= model.vocab_size:
             raise CheckpointError(
-                f"{file}: has token id {largest}, the model's vocab_size is {model.vocab_size}; "
-                "this is another model's tokenizer, use the one it was trained with"
+                f"{file}: has token id {largest}, which needs {largest + 1} rows of the "
+                f"embedding; the model's vocab_size is {model.vocab_size}. Import with "
+                f"--resize-embeddings {largest + 1} where the tokenizer was given tokens "
+                "since the model was trained; use the model's own tokenizer where not"
             )
 
 
@@ -138,96 +223,3 @@ def _sentencepiece_size(file: Path) -> int:
             f"{file}: is no SentencePiece model ({error}); copy it again from the model's source"
         ) from error
     return pieces
-
-
-def raise_length_limit(directory: Path, context: int) -> None:
-    """Raise `model_max_length` of the tokenizer to `context` where it is below:
-
-    it would cut long inputs silently.
-    """
-    file = directory / "tokenizer_config.json"
-    if not file.is_file():
-        return
-    document = load_json(file)
-    limit = document.get("model_max_length")
-    if isinstance(limit, int | float) and limit < context:
-        document["model_max_length"] = context
-        file.write_text(
-            json.dumps(document, indent=2, ensure_ascii=False) + "\n", encoding="utf-8"
-        )
-
-
-def model_card(manifest: Manifest, dtype: str) -> str:
-    """A README stub that says what the weights are and how they came about;
-
-    its author adds the rest.
-    """
-    model = manifest.model
-    lines = [
-        "---",
-        "library_name: transformers",
-        "pipeline_tag: text-generation",
-        "---",
-        "",
-        f"# {model.architecture} model, {model.parameters():,} parameters, "
-        f"{manifest.context:,} tokens of context",
-        "",
-        "Written by alia-ctx. To be completed by the author: intended use, languages, "
-        "training data, licence, risks.",
-        "",
-        "| | |",
-        "|---|---|",
-        f"| layers | {model.num_hidden_layers} |",
-        f"| hidden size | {model.hidden_size} |",
-        f"| attention heads / KV heads | {model.num_attention_heads} / "
-        f"{model.num_key_value_heads} |",
-        f"| vocabulary | {model.vocab_size:,} |",
-        f"| weights | {dtype} |",
-        f"| RoPE | {_rope_text(manifest.rope)} |",
-        f"| parent checkpoint | {manifest.parent or 'none'} |",
-        *(
-            [f"| imported from | {manifest.extra['source']} |"]
-            if "source" in manifest.extra
-            else []
-        ),
-        "",
-        "## Training ledger",
-        "",
-        *_ledger_lines(manifest.ledger),
-    ]
-    return "\n".join(lines) + "\n"
-
-
-def _ledger_lines(ledger: tuple[StageLedger, ...]) -> list[str]:
-    if not ledger:
-        return ["No training with alia-ctx: the weights are as they were imported."]
-    head = (
-        "| stage | context | RoPE | learning rate | updates (skipped) | tokens | "
-        "predicted tokens |"
-    )
-    rows = [
-        f"| {e.stage} | {e.context:,} | {_rope_text(e.rope)} | {e.learning_rate:g} | {e.updates:,} "
-        f"({e.skipped_updates:,}) | {e.tokens:,} | {e.predicted_tokens:,} |"
-        for e in ledger
-    ]
-    return [
-        head,
-        "|" + "---|" * 7,
-        *rows,
-        "",
-        "Tokens are real ones; fill at the end of a row is not counted.",
-    ]
-
-
-def _rope_text(rope: RopeSpec) -> str:
-    parameters = rope_parameters(rope)
-    if rope.type == "dynamic":
-        parameters["original_max_position_embeddings"] = (
-            rope.original_max_position_embeddings
-        )
-    rest = [
-        f"{name} {value:g}" if isinstance(value, float) else f"{name} {value}"
-        for name, value in parameters.items()
-        if name != "rope_type"
-    ]
-    return ", ".join([rope.type, f"theta {rope.theta:g}", *rest])

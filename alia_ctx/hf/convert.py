@@ -8,125 +8,112 @@ one buffer of weights at a time, and leave either a whole directory or nothing b
 
 from __future__ import annotations
 
-import json
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager, nullcontext
+from contextlib import ExitStack, contextmanager, nullcontext
 from pathlib import Path
-from typing import Any, Protocol
+from tempfile import TemporaryDirectory
+from typing import Any
 
 import torch
-from torch import Tensor
 
 from alia_ctx import checkpoint
-from alia_ctx.checkpoint.manifest import Manifest
-from alia_ctx.checkpoint.tensor_files import (
-    FLOATS,
-    GlobalTensor,
-    TensorFiles,
-    TensorPlace,
-    as_bytes,
-    is_finite,
-)
-from alia_ctx.errors import CheckpointError
-from alia_ctx.hf import assets, config, rules, safetensors_writer
-from alia_ctx.hf.ranks import Team
+from alia_ctx.checkpoint import dcp_store
+from alia_ctx.checkpoint.manifest import MANIFEST, Manifest
+from alia_ctx.checkpoint.tensor_files import GlobalTensor, TensorFiles
+from alia_ctx.files import file_checksum
+from alia_ctx.hf import assets, config, rules, safetensors_writer, streams, targets
+from alia_ctx.hf.export_assets import ExportAssets, dtype_names
+from alia_ctx.hf.json_files import write_json
+from alia_ctx.hf.ranks import Ranks
+from alia_ctx.hf.resizing import mean_rows, resize
 from alia_ctx.hf.rules import EMBEDDING, HEAD, WeightMap
+from alia_ctx.hf.streams import Progress
 from alia_ctx.hf.weight_files import locate_weights
+from alia_ctx.progress import say
 
-Progress = Callable[[int, int], None]
 DEFAULT_SHARD_BYTES = 5_000_000_000
-
-
-class StateReader(Protocol):
-    """Rows of the global tensors of a checkpoint's `state/`; a context manager."""
-
-    @property
-    def tensors(self) -> dict[str, tuple[tuple[int, ...], torch.dtype]]: ...
-    def read_rows(
-        self, name: str, layer: int | None, start: int, out: Tensor
-    ) -> None: ...
-    def __enter__(self) -> StateReader: ...
-    def __exit__(self, *exception: object) -> None: ...
-
-
-class StateStore(Protocol):
-    """The format of `state/`: the module `alia_ctx.checkpoint.dcp_store` is one."""
-
-    def write_part(
-        self,
-        state: Path,
-        tensors: Sequence[GlobalTensor],
-        fill: Any,
-        *,
-        part: int,
-        parts: int,
-    ) -> Any: ...
-    def finish(
-        self, state: Path, tensors: Sequence[GlobalTensor], parts: Sequence[Any]
-    ) -> None: ...
-    def open_state(self, state: Path) -> StateReader: ...
 
 
 def import_hf(
     hf_dir: Path,
     ckpt_dir: Path,
-    store: StateStore,
     *,
     dtype: torch.dtype | None = None,
+    resize_embeddings: int | None = None,
+    pad_to_multiple_of: int | None = None,
     overwrite: bool = False,
     progress: Progress | None = None,
-    team: Team | None = None,
+    ranks: Ranks | None = None,
 ) -> Manifest:
     """Convert the Hugging Face model in `hf_dir` to a checkpoint at `ckpt_dir`; returns
     its manifest.
 
-    Weights keep their dtype unless `dtype` is given. `progress(done, total)` hears
-    bytes of this rank's share. Raises CheckpointError, with nothing left behind: a
-    config that we cannot express, tensors that are missing, surplus or wrongly shaped,
-    a broken file, NaN or infinite weights, a foreign tokenizer, an existing target.
+    Args:
+        dtype: of the weights; they keep theirs unless it is given.
+        resize_embeddings: rows that the embedding (and the head) shall have; new ones
+            are the mean of the others.
+        pad_to_multiple_of: rounds that number up.
+        overwrite: replace an earlier import, and nothing else.
+        progress: `progress(done, total)` hears bytes of this rank's share.
+        ranks: the processes that share the work.
+
+    Raises CheckpointError, with nothing left behind: a config that we cannot express,
+    tensors that are missing, surplus or wrongly shaped, a broken file, NaN or infinite
+    weights, a foreign tokenizer, links out of `hf_dir`, an existing target.
     """
-    hf_dir, ckpt_dir, team = Path(hf_dir), Path(ckpt_dir), team or Team()
-    model, rope, context = config.read_config(hf_dir)
+    hf_dir, ckpt_dir, ranks = Path(hf_dir), Path(ckpt_dir), ranks or Ranks()
+    published, rope, context = config.read_config(hf_dir)
+    model = resize(published, resize_embeddings, pad_to_multiple_of)
     assets.check_tokenizer(hf_dir, model)
-    weights, found = WeightMap(model), locate_weights(hf_dir)
-    drop_tied_head(model.tie_word_embeddings, found)
-    rules.check_huggingface(weights, found, str(hf_dir))
-    tensors = rules.megatron_tensors(weights, found, dtype, str(hf_dir))
-    _check_target(ckpt_dir, hf_dir, overwrite)
+    assets.asset_files(hf_dir, assets.carried(hf_dir))
+    weights, places = WeightMap(model), locate_weights(hf_dir)
+    streams.drop_tied_head(model.tie_word_embeddings, places)
+    rules.check_huggingface(WeightMap(published), places, str(hf_dir))
+    tensors = rules.megatron_tensors(weights, places, dtype, str(hf_dir))
+    targets.check_target(ckpt_dir, hf_dir, overwrite, targets.foreign_in_import)
+    origin: dict[str, Any] = {
+        "source": assets.model_name(hf_dir),
+        "dtype": dtype_names(tuple(t.dtype for t in tensors)),
+    }
+    if model != published:
+        origin["resized_embeddings"] = {
+            "from": published.vocab_size,
+            "to": model.vocab_size,
+            "initialisation": "mean",
+        }
     manifest = Manifest(
-        stage="import",
-        update=0,
-        model=model,
-        rope=rope,
-        context=context,
-        extra={
-            "source": hf_dir.resolve().name,
-            "dtype": _dtype_names(t.dtype for t in tensors),
-        },
+        stage="import", update=0, model=model, rope=rope, context=context, extra=origin
     )
     with (
-        _building(ckpt_dir, team, lambda: checkpoint.begin(ckpt_dir)) as temporary,
         TensorFiles() as files,
+        targets.building(
+            ckpt_dir, ranks, lambda: checkpoint.begin(ckpt_dir)
+        ) as temporary,
     ):
-        fill = _Filler(
-            weights, found, files, progress, sum(map(_size, tensors)) // team.size
+        means = mean_rows(
+            places, files, [EMBEDDING, HEAD] if model != published else []
         )
+        share = sum(map(_size, tensors)) // ranks.size
+        fill = streams.MegatronRows(weights, places, files, means, progress, share)
         state = temporary / checkpoint.STATE
-        parts = team.all(
-            lambda: store.write_part(
-                state, tensors, fill, part=team.rank, parts=team.size
+        parts = ranks.all(
+            lambda: dcp_store.write_part(
+                state, tensors, fill, part=ranks.rank, parts=ranks.size
             )
         )
 
         def complete() -> Manifest:
-            store.finish(state, tensors, parts)
-            assets.copy_assets(hf_dir, temporary / checkpoint.ASSETS, assets.CARRIED)
+            dcp_store.finish(state, tensors, parts)
+            kept = temporary / checkpoint.ASSETS
+            assets.copy_assets(hf_dir, kept, assets.carried(hf_dir))
+            write_json(kept / assets.ORIGIN, origin)
             known = {
                 f"{checkpoint.STATE}/{name}": entry
                 for part in parts
                 for name, entry in part.files.items()
             }
+            targets.finish_building(temporary)
             replaces = (
                 overwrite or ckpt_dir.exists()
             )  # an empty directory may stand there
@@ -134,13 +121,12 @@ def import_hf(
                 temporary, ckpt_dir, manifest, overwrite=replaces, known=known
             )
 
-        return team.first(complete)
+        return ranks.first(complete)
 
 
 def export_hf(
     ckpt_dir: Path,
     hf_dir: Path,
-    store: StateStore,
     *,
     dtype: torch.dtype | None = None,
     shard_bytes: int = DEFAULT_SHARD_BYTES,
@@ -148,311 +134,108 @@ def export_hf(
     overwrite: bool = False,
     check: bool = True,
     progress: Progress | None = None,
-    team: Team | None = None,
+    ranks: Ranks | None = None,
 ) -> Manifest:
-    """Convert the weights of the checkpoint at `ckpt_dir` to a Hugging Face directory at `hf_dir`.
+    """Convert the weights of the checkpoint at `ckpt_dir` to a Hugging Face directory at
+    `hf_dir`; returns the checkpoint's manifest.
 
-    RoPE and context come from the checkpoint's manifest, never from the configuration
-    it was once imported with. `check` compares every file's checksum beside the
-    copying. `tokenizer_dir` replaces the tokenizer that the checkpoint carries. Raises
-    CheckpointError, leaving nothing that loads: a damaged or foreign checkpoint, NaN or
-    infinite weights, a foreign tokenizer, a target that is not empty.
+    RoPE and context come from the manifest, never from the configuration it was once
+    imported with; the tokenizer is the one of training.
+
+    Args:
+        dtype: of the weights; they keep theirs unless it is given.
+        shard_bytes: most bytes of a weight file, or one tensor.
+        tokenizer_dir: where the tokenizer of training is now.
+        overwrite: replace an earlier export, and nothing else.
+        check: compare every file's checksum beside the copying.
+        progress: `progress(done, total)` hears bytes of this rank's share.
+        ranks: the processes that share the work.
+
+    Raises CheckpointError, leaving nothing that loads: a damaged or foreign checkpoint,
+    NaN or infinite weights, another tokenizer than that of training, a target that is
+    not empty.
     """
-    ckpt_dir, hf_dir, team = Path(ckpt_dir), Path(hf_dir), team or Team()
-    manifest = checkpoint.read_manifest(ckpt_dir)
+    ckpt_dir, hf_dir, ranks = Path(ckpt_dir), Path(hf_dir), ranks or Ranks()
+    manifest = (
+        ranks.first(lambda: checkpoint.open_checkpoint(ckpt_dir, weights=False))
+        if check
+        else checkpoint.read_manifest(ckpt_dir)
+    )
     weights = WeightMap(manifest.model)
-    carried = ckpt_dir / checkpoint.ASSETS
-    tokenizer = Path(tokenizer_dir) if tokenizer_dir else carried
-    if not tokenizer.is_dir() and tokenizer_dir:
-        raise CheckpointError(
-            f"{tokenizer}: there is no such directory; give one with tokenizer files"
-        )
-    assets.check_tokenizer(tokenizer, manifest.model)
-    _check_target(hf_dir, ckpt_dir, overwrite)
-    with store.open_state(ckpt_dir / checkpoint.STATE) as state:
-        kinds = stored_dtypes(weights, state, str(ckpt_dir))
+    targets.check_target(hf_dir, ckpt_dir, overwrite, targets.foreign_in_export)
+    with ExitStack() as stack:
+        state = stack.enter_context(dcp_store.open_state(ckpt_dir / checkpoint.STATE))
+        stored = streams.stored_dtypes(weights, state, str(ckpt_dir))
         plan = safetensors_writer.plan(
-            weights, lambda row_map: dtype or kinds[row_map.runs[0].name], shard_bytes
+            weights, lambda row_map: dtype or stored[row_map.runs[0].name], shard_bytes
         )
-        with _building(hf_dir, team, lambda: _begin_export(hf_dir)) as temporary:
-            source = _Source(
-                state, kinds, progress, sum(shard.nbytes for shard in plan) // team.size
-            )
+        dtypes = tuple(dtype for shard in plan for _, _, dtype, _ in shard.tensors)
+        prepared = Path(stack.enter_context(TemporaryDirectory()))
+        tokenizer = Path(tokenizer_dir) if tokenizer_dir else None
+        others = ExportAssets(ckpt_dir, manifest, tokenizer, dtypes)
+        notes = ranks.first(lambda: others.write(prepared))
+        temporary = stack.enter_context(
+            targets.building(hf_dir, ranks, lambda: targets.begin_export(hf_dir))
+        )
+        share = sum(shard.nbytes for shard in plan) // ranks.size
+        source = streams.HuggingFaceRows(state, stored, progress, share)
 
-            def write() -> None:
-                with _checking(ckpt_dir, manifest, team) if check else nullcontext():
-                    safetensors_writer.write_all(
-                        plan[team.rank :: team.size], temporary, source
-                    )
-
-            team.all(write)
-            team.first(
-                lambda: _complete_export(
-                    temporary, hf_dir, manifest, plan, carried, tokenizer
+        def write() -> dict[str, dict[str, Any]]:
+            with _checking(ckpt_dir, manifest, ranks) if check else nullcontext():
+                return safetensors_writer.write_all(
+                    plan[ranks.rank :: ranks.size], temporary, source
                 )
+
+        entries = {name: e for part in ranks.all(write) for name, e in part.items()}
+
+        def complete() -> None:
+            """Add the rest, `config.json` last: until then nothing loads the directory."""
+            safetensors_writer.write_index(plan, temporary)
+            names = sorted(path.name for path in prepared.iterdir())
+            names.sort(key=lambda name: name == config.CONFIG)
+            assets.copy_assets(prepared, temporary, names)
+            settings = {"dtype": dtype_names(dtypes), "shard_bytes": shard_bytes}
+            targets.write_statement(
+                temporary, _made_from(ckpt_dir, manifest), settings, entries
             )
+            targets.finish_building(temporary)
+            checkpoint.publish(temporary, hf_dir)
+
+        ranks.first(complete)
+    if ranks.rank == 0:
+        for note in notes:
+            say(f"{hf_dir.name}: {note}")
     return manifest
 
 
+def _made_from(ckpt_dir: Path, manifest: Manifest) -> dict[str, Any]:
+    return {
+        "checkpoint": ckpt_dir.resolve().name,
+        "manifest": file_checksum(ckpt_dir / MANIFEST),
+        "run": manifest.config.get("name"),
+        "stage": manifest.stage,
+        "update": manifest.update,
+    }
+
+
 @contextmanager
-def _checking(ckpt_dir: Path, manifest: Manifest, team: Team) -> Iterator[None]:
+def _checking(ckpt_dir: Path, manifest: Manifest, ranks: Ranks) -> Iterator[None]:
     """Compare this rank's share of the checksums beside the block;
 
     what they find explains what the block met.
     """
     with ThreadPoolExecutor(1) as pool:
         verdict = pool.submit(
-            checkpoint.verify_files, ckpt_dir, manifest, part=team.rank, parts=team.size
+            checkpoint.verify_files,
+            ckpt_dir,
+            manifest,
+            part=ranks.rank,
+            parts=ranks.size,
         )
         try:
             yield
         finally:
             verdict.result()
-
-
-def stored_dtypes(
-    weights: WeightMap, state: StateReader, where: str
-) -> dict[str, torch.dtype]:
-    """Dtype of each Megatron tensor of the model; CheckpointError where one is absent or
-    of another shape.
-
-    Vocabulary tables may have more rows than the vocabulary: a tensor-parallel run may
-    have padded them.
-    """
-    stored, kinds = state.tensors, {}
-    problems: list[str] = []
-    for name, (shape, layers) in weights.megatron_shapes().items():
-        wanted = shape if layers is None else (layers, *shape)
-        if name not in stored:
-            problems.append(f"  {name}: missing, expected {list(wanted)}")
-            continue
-        has, kinds[name] = stored[name]
-        padded = (
-            len(has) == 2 == len(wanted) and has[1] == wanted[1] and has[0] >= wanted[0]
-        )
-        if has != wanted and not padded:
-            problems.append(f"  {name}: {list(has)}, expected {list(wanted)}")
-        elif kinds[name] not in FLOATS:
-            problems.append(
-                f"  {name}: is {kinds[name]}, supported are {', '.join(map(str, FLOATS))}"
-            )
-    if problems:
-        raise CheckpointError(
-            "\n".join(
-                [
-                    f"{where}: state/ does not hold the model of its manifest",
-                    *problems[:10],
-                ]
-            )
-        )
-    return kinds
-
-
-class _Filler:
-    """Fills rows of Megatron tensors from Hugging Face's files."""
-
-    def __init__(
-        self,
-        weights: WeightMap,
-        found: dict[str, TensorPlace],
-        files: TensorFiles,
-        progress: Progress | None,
-        total: int,
-    ) -> None:
-        self._weights, self._found, self._files = weights, found, files
-        self._progress, self._total, self._done = progress, total, 0
-
-    def __call__(
-        self, tensor: GlobalTensor, layer: int | None, start: int, out: Tensor
-    ) -> None:
-        at = 0
-        for run in self._weights.sources(tensor.name, layer).between(
-            start, start + out.shape[0]
-        ):
-            block, place = out[at : at + run.count], self._found[run.name]
-            if place.dtype == out.dtype:
-                self._files.read_rows(place, run.start, block)
-            else:
-                given = torch.empty(block.shape, dtype=place.dtype)
-                self._files.read_rows(place, run.start, given)
-                block.copy_(given)
-            _check_finite(block, f"{place.file}: {run.name}", run.start)
-            at += run.count
-        self._done += out.nbytes
-        if self._progress:
-            self._progress(self._done, self._total)
-
-
-class _Source:
-    """Rows of Hugging Face tensors from a checkpoint's state, in a dtype of the caller's choice."""
-
-    def __init__(
-        self,
-        state: StateReader,
-        kinds: dict[str, torch.dtype],
-        progress: Progress | None,
-        total: int,
-    ) -> None:
-        self._state, self._kinds = state, kinds
-        self._progress, self._total, self._done = progress, total, 0
-
-    def __call__(
-        self, name: str, row_map: rules.RowMap, start: int, out: Tensor
-    ) -> None:
-        at = 0
-        for run in row_map.between(start, start + out.shape[0]):
-            block, kind = out[at : at + run.count], self._kinds[run.name]
-            stored = (
-                block if kind == out.dtype else torch.empty(block.shape, dtype=kind)
-            )
-            self._state.read_rows(run.name, run.layer, run.start, stored)
-            if stored is not block:
-                block.copy_(stored)
-            at += run.count
-        _check_finite(out, name, start)
-        self._done += out.nbytes
-        if self._progress:
-            self._progress(self._done, self._total)
-
-
-def _check_finite(block: Tensor, name: str, start: int) -> None:
-    if is_finite(block):
-        return
-    row = (
-        int(
-            (~torch.isfinite(block)).reshape(block.shape[0], -1).any(dim=1).nonzero()[0]
-        )
-        + start
-    )
-    raise CheckpointError(
-        f"{name} has NaN or infinite values in {block.dtype}, first in row {row}; the weights are "
-        "damaged or overflow this dtype: use another checkpoint or dtype"
-    )
-
-
-def drop_tied_head(tied: bool, found: dict[str, TensorPlace]) -> None:
-    """Forget a stored head that repeats a tied embedding; CheckpointError where it differs."""
-    if not tied or HEAD not in found or EMBEDDING not in found:
-        return
-    head, embedding = found[HEAD], found[EMBEDDING]
-    if not _same_bytes(head, embedding):
-        raise CheckpointError(
-            f"{head.file}: {HEAD} differs from {EMBEDDING}, but config.json has "
-            "tie_word_embeddings=true; set it to false if the head was trained on its own"
-        )
-    del found[HEAD]
-
-
-def _same_bytes(one: TensorPlace, other: TensorPlace) -> bool:
-    """Whether two stored tensors are equal to the bit."""
-    if (one.shape, one.dtype) != (other.shape, other.dtype):
-        return False
-    step = max(1, (2 << 20) // max(1, one.row_bytes))
-    with TensorFiles() as files:
-        for start in range(0, one.shape[0], step):
-            blocks = [
-                torch.empty(
-                    (min(step, one.shape[0] - start), *one.shape[1:]), dtype=one.dtype
-                )
-                for _ in "ab"
-            ]
-            files.read_rows(one, start, blocks[0])
-            files.read_rows(other, start, blocks[1])
-            if as_bytes(blocks[0]).tobytes() != as_bytes(blocks[1]).tobytes():
-                return False
-    return True
-
-
-def _check_target(target: Path, source: Path, overwrite: bool) -> None:
-    if (
-        target.resolve() == source.resolve()
-        or source.resolve() in target.resolve().parents
-    ):
-        raise CheckpointError(
-            f"{target}: lies in the directory that is converted; choose another one"
-        )
-    if (
-        target.exists()
-        and not overwrite
-        and (not target.is_dir() or any(target.iterdir()))
-    ):
-        raise CheckpointError(
-            f"{target} exists; remove it, choose another name, or allow overwriting"
-        )
-    if target.exists() and not target.is_dir():
-        raise CheckpointError(f"{target} is a file; choose another name")
-
-
-@contextmanager
-def _building(target: Path, team: Team, begin: Callable[[], Path]) -> Iterator[Path]:
-    """The temporary directory beside `target`, removed if the block fails;
-
-    system errors name the target.
-    """
-    temporary: Path | None = None
-    try:
-        temporary = Path(team.first(lambda: str(begin())))
-        yield temporary
-    except OSError as error:
-        raise CheckpointError(
-            f"{target}: cannot be written ({error.strerror or error}); free the space "
-            "or choose another place"
-        ) from error
-    finally:
-        if temporary is not None and team.rank == 0:
-            checkpoint.discard(
-                temporary
-            )  # after a commit the name is gone and this does nothing
-
-
-def _begin_export(hf_dir: Path) -> Path:
-    temporary = hf_dir.with_name(hf_dir.name + ".incomplete")
-    checkpoint.discard(temporary)
-    temporary.mkdir(parents=True)
-    return temporary
-
-
-def _complete_export(
-    temporary: Path,
-    final: Path,
-    manifest: Manifest,
-    plan: Sequence[safetensors_writer.Shard],
-    carried: Path,
-    tokenizer: Path,
-) -> None:
-    """Add everything but the weights.
-
-    `config.json` comes last: until then nothing loads the directory.
-    """
-    safetensors_writer.write_index(plan, temporary)
-    others = [
-        name
-        for name in assets.CARRIED
-        if name not in (config.CONFIG, *assets.TOKENIZER_FILES)
-    ]
-    assets.copy_assets(carried, temporary, others)
-    assets.copy_assets(tokenizer, temporary, assets.TOKENIZER_FILES)
-    assets.raise_length_limit(temporary, manifest.context)
-    kinds = [dtype for shard in plan for _, _, dtype, _ in shard.tensors]
-    (temporary / "README.md").write_text(
-        assets.model_card(manifest, _dtype_names(kinds)), encoding="utf-8"
-    )
-    original = carried / config.CONFIG
-    document = config.write_config(
-        manifest.model,
-        manifest.rope,
-        manifest.context,
-        max(kinds, key=kinds.count),
-        config.load_json(original) if original.is_file() else None,
-    )
-    (temporary / config.CONFIG).write_text(
-        json.dumps(document, indent=2) + "\n", encoding="utf-8"
-    )
-    checkpoint.publish(temporary, final)
-
-
-def _dtype_names(kinds: Any) -> str:
-    return ", ".join(sorted({str(kind).removeprefix("torch.") for kind in kinds}))
 
 
 def _size(tensor: GlobalTensor) -> int:

@@ -16,7 +16,7 @@ from alia_ctx.errors import CheckpointError
 _PATIENCE = timedelta(hours=24)
 
 
-class Team:
+class Ranks:
     """Ranks that do one thing together. Alone it is rank 0 of 1 and nothing is communicated."""
 
     def __init__(self, rank: int = 0, size: int = 1) -> None:
@@ -24,21 +24,21 @@ class Team:
 
     @classmethod
     @contextmanager
-    def from_environment(cls) -> Iterator[Team]:
-        """The team that torchrun describes (gloo over its rendezvous), or one process;
+    def from_environment(cls) -> Iterator[Ranks]:
+        """The ranks that torchrun describes (gloo over its rendezvous), or one process;
 
         for a `with` block.
         """
         if int(os.environ.get("WORLD_SIZE", "1")) == 1:
             yield cls()
             return
-        mine = not dist.is_initialized()
-        if mine:
+        started = not dist.is_initialized()
+        if started:
             dist.init_process_group("gloo", timeout=_PATIENCE)
         try:
             yield cls(dist.get_rank(), dist.get_world_size())
         finally:
-            if mine:
+            if started:
                 dist.destroy_process_group()
 
     def all(self, work: Callable[[], Any]) -> list[Any]:

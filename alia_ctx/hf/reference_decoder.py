@@ -82,4 +82,6 @@ def spread_positions(context: int, ends: int = 16, between: int = 32) -> Tensor:
         0, 1, between + 2, base=max(context, 2) / max(low, 1), dtype=torch.float64
     )
     middle = (low * steps / steps[0]).long().clamp(0, context - 1)
-    return torch.cat([torch.arange(low), middle, torch.arange(high, context)]).unique()
+    sparse = torch.cat([torch.arange(low), middle, torch.arange(high, context)])
+    positions: Tensor = sparse.unique()
+    return positions

@@ -236,14 +236,18 @@ class WeightMap:
 
     def _templates(self) -> Iterator[tuple[int | None, list[str]]]:
         before: list[str] = []
-        each: list[str] = []
+        per_layer: list[str] = []
         after: list[str] = []
         for rule in self.rules.values():
-            part = each if rule.per_layer else (after if each else before)
-            part += rule.sources
+            if rule.per_layer:
+                per_layer += rule.sources
+            elif per_layer:
+                after += rule.sources
+            else:
+                before += rule.sources
         yield None, before
         for layer in range(self.model.num_hidden_layers):
-            yield layer, each
+            yield layer, per_layer
         yield None, after
 
     def _shape(self, template: str) -> tuple[int, ...]:
@@ -257,22 +261,22 @@ class WeightMap:
 
 
 def check_huggingface(
-    weights: WeightMap, found: Mapping[str, TensorPlace], where: str
+    weights: WeightMap, places: Mapping[str, TensorPlace], where: str
 ) -> None:
-    """Raise CheckpointError unless `found` are exactly the model's tensors in supported dtypes."""
+    """Raise CheckpointError unless `places` are exactly the model's tensors in supported dtypes."""
     expected = weights.huggingface_shapes()
     problems = [
         f"{name} is missing, expected shape {list(shape)}"
         for name, shape in expected.items()
-        if name not in found
+        if name not in places
     ]
     problems += [
-        f"{name} is surplus, shape {list(found[name].shape)}"
-        for name in found
+        f"{name} is surplus, shape {list(places[name].shape)}"
+        for name in places
         if name not in expected
     ]
-    for name in found.keys() & expected.keys():
-        place = found[name]
+    for name in places.keys() & expected.keys():
+        place = places[name]
         if place.shape != expected[name]:
             problems.append(
                 f"{name} has shape {list(place.shape)}, config.json makes it {list(expected[name])}"
@@ -299,7 +303,7 @@ def check_huggingface(
 
 def megatron_tensors(
     weights: WeightMap,
-    found: Mapping[str, TensorPlace],
+    places: Mapping[str, TensorPlace],
     dtype: torch.dtype | None,
     where: str,
 ) -> list[GlobalTensor]:
@@ -307,19 +311,19 @@ def megatron_tensors(
 
     Raises CheckpointError where the sources of one tensor (its layers included) differ in dtype.
     """
-    kinds: dict[str, dict[torch.dtype, str]] = {}
+    dtypes: dict[str, dict[torch.dtype, str]] = {}
     for name, _, home in weights.huggingface_tensors():
-        kinds.setdefault(home.runs[0].name, {}).setdefault(found[name].dtype, name)
+        dtypes.setdefault(home.runs[0].name, {}).setdefault(places[name].dtype, name)
     tensors = []
     for name, (shape, layers) in weights.megatron_shapes().items():
-        if dtype is None and len(kinds[name]) > 1:
+        if dtype is None and len(dtypes[name]) > 1:
             mixed = ", ".join(
-                f"{source} is {kind}" for kind, source in kinds[name].items()
+                f"{source} is {has}" for has, source in dtypes[name].items()
             )
             raise CheckpointError(
                 f"{where}: {mixed}; Megatron keeps them in one tensor: ask for one dtype"
             )
         tensors.append(
-            GlobalTensor(name, shape, dtype or next(iter(kinds[name])), layers)
+            GlobalTensor(name, shape, dtype or next(iter(dtypes[name])), layers)
         )
     return tensors

@@ -13,9 +13,11 @@ import math
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
+import xxhash
 from torch import Tensor
 
 from alia_ctx.checkpoint.tensor_files import BlockPipe
@@ -70,13 +72,19 @@ def plan(
     ]
 
 
-def write(shard: Shard, directory: Path, read_rows: ReadRows) -> None:
+def write(shard: Shard, directory: Path, read_rows: ReadRows) -> dict[str, Any]:
     """Write one shard; `read_rows(name, row_map, start, out)` must fill `out` with rows
-    of tensor `name`.
+    of tensor `name`. Returns its size and checksum, formed beside the writing.
     """
+    digest = xxhash.xxh3_128()
     with (directory / shard.name).open("wb", buffering=0) as stream:
-        stream.write(_header(shard))
-        with BlockPipe(lambda data: _write_whole(stream, data), _BLOCK_BYTES) as pipe:
+
+        def put(data: Any) -> None:
+            digest.update(data)
+            _write_whole(stream, data)
+
+        put(np.frombuffer(_header(shard), np.uint8))
+        with BlockPipe(put, _BLOCK_BYTES) as pipe:
             for name, shape, dtype, home in shard.tensors:
                 for start, count in pipe.blocks(
                     0, shape[0], math.prod(shape[1:]) * dtype.itemsize
@@ -84,12 +92,15 @@ def write(shard: Shard, directory: Path, read_rows: ReadRows) -> None:
                     block = pipe.empty((count, *shape[1:]), dtype)
                     read_rows(name, home, start, block)
                     pipe.put(block)
+        size = stream.tell()
+    return {"bytes": size, "xxh3_128": digest.hexdigest()}
 
 
-def write_all(shards: Iterable[Shard], directory: Path, read_rows: ReadRows) -> None:
-    """Write several shards, one after the other."""
-    for shard in shards:
-        write(shard, directory, read_rows)
+def write_all(
+    shards: Iterable[Shard], directory: Path, read_rows: ReadRows
+) -> dict[str, dict[str, Any]]:
+    """Write several shards, one after the other; the entry of each by its name."""
+    return {shard.name: write(shard, directory, read_rows) for shard in shards}
 
 
 def write_index(plan: Sequence[Shard], directory: Path) -> None:

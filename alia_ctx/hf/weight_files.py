@@ -1,7 +1,7 @@
 """Where every weight of a Hugging Face directory lies: safetensors or `pytorch_model.bin`,
 one file or many.
 
-Only headers are read. Everything that can be wrong with the files is found here, before
+Only headers are read. Everything that can be wrong with the files is places here, before
 a byte is written.
 """
 
@@ -16,12 +16,13 @@ import torch
 
 from alia_ctx.checkpoint.tensor_files import TensorPlace, archive_tensors
 from alia_ctx.errors import CheckpointError
-from alia_ctx.hf.config import load_json
+from alia_ctx.hf.json_files import load_json
 
 SAFETENSORS = "model.safetensors"
 SAFETENSORS_INDEX = "model.safetensors.index.json"
 _BIN = "pytorch_model.bin"
 _BIN_INDEX = "pytorch_model.bin.index.json"
+_ADAPTER = "adapter_config.json"
 _MAX_HEADER = 100_000_000  # the limit of the safetensors library
 # Buffers that early Llama checkpoints saved with the weights; they follow from config.json.
 _DERIVED = (".rotary_emb.inv_freq", ".attn.masked_bias", ".attn.bias")
@@ -44,24 +45,30 @@ DTYPE_NAMES = {
 def locate_weights(hf_dir: Path) -> dict[str, TensorPlace]:
     """Name -> place of every weight in `hf_dir`.
 
-    Raises CheckpointError naming the file (and tensor): no weights, a shard that is
+    Where there are several, those that transformers would load. Raises CheckpointError
+    naming the file (and tensor): no weights, an adapter beside them, a shard that is
     missing, truncated or malformed, an index that names what the shards lack or lacks
     what they hold.
     """
     hf_dir = Path(hf_dir)
-    for index, single, read in (
-        (SAFETENSORS_INDEX, SAFETENSORS, read_safetensors_header),
-        (_BIN_INDEX, _BIN, _read_bin),
+    if (hf_dir / _ADAPTER).is_file():
+        raise CheckpointError(
+            f"{hf_dir / _ADAPTER}: transformers would add this adapter to the weights; "
+            "merge it into them (peft's merge_and_unload), or take the file away"
+        )
+    # The order in which transformers looks: a whole file wins over an index beside it.
+    for name, read in (
+        (SAFETENSORS, read_safetensors_header),
+        (SAFETENSORS_INDEX, _read_safetensors_shards),
+        (_BIN, _read_bin),
+        (_BIN_INDEX, _read_bin_shards),
     ):
-        if (hf_dir / index).exists():
-            found = _read_indexed(hf_dir / index, read)
-        elif (hf_dir / single).exists():
-            found = read(hf_dir / single)
-        else:
-            continue
-        return {
-            name: place for name, place in found.items() if not name.endswith(_DERIVED)
-        }
+        if (hf_dir / name).is_file():
+            return {
+                tensor: place
+                for tensor, place in read(hf_dir / name).items()
+                if not tensor.endswith(_DERIVED)
+            }
     shards = sorted(p.name for p in hf_dir.glob("*.safetensors")) + sorted(
         p.name for p in hf_dir.glob("*.bin")
     )
@@ -75,13 +82,21 @@ def locate_weights(hf_dir: Path) -> dict[str, TensorPlace]:
     )
 
 
-def _read_indexed(index: Path, read: Any) -> dict[str, TensorPlace]:
+def _read_safetensors_shards(index: Path) -> dict[str, TensorPlace]:
+    return _read_shards(index, read_safetensors_header)
+
+
+def _read_bin_shards(index: Path) -> dict[str, TensorPlace]:
+    return _read_shards(index, _read_bin)
+
+
+def _read_shards(index: Path, read: Any) -> dict[str, TensorPlace]:
     weight_map = load_json(index).get("weight_map")
     if not isinstance(weight_map, Mapping) or not weight_map:
         raise CheckpointError(
             f"{index}: has no weight_map; copy it again from its source"
         )
-    found: dict[str, TensorPlace] = {}
+    places: dict[str, TensorPlace] = {}
     for shard in sorted(set(weight_map.values())):
         file = index.parent / str(shard)
         if Path(str(shard)).name != shard or not file.is_file():
@@ -99,21 +114,21 @@ def _read_indexed(index: Path, read: Any) -> dict[str, TensorPlace]:
                     f"{file}: holds {name}, but {index.name} {listed}; index and shards are not "
                     "of one save, copy them again"
                 )
-            found[name] = place
-    absent = [name for name in weight_map if name not in found]
+            places[name] = place
+    absent = [name for name in weight_map if name not in places]
     if absent:
         raise CheckpointError(
             f"{index}: lists {absent[0]} in {weight_map[absent[0]]}, which does not hold it "
             f"({len(absent)} such); copy the shards again"
         )
-    return found
+    return places
 
 
 def _read_bin(file: Path) -> dict[str, TensorPlace]:
-    found = archive_tensors(file)
-    if not isinstance(found, dict):
+    places = archive_tensors(file)
+    if not isinstance(places, dict):
         raise CheckpointError(f"{file}: holds one tensor instead of a dict of tensors")
-    return found
+    return places
 
 
 def read_safetensors_header(file: Path) -> dict[str, TensorPlace]:

@@ -82,6 +82,10 @@ def use_group_step_adam() -> bool:
     """Give Megatron this AdamW where it would fall back to torch's. Returns whether it did."""
     if not megatron_optimizer.USING_PYTORCH_OPTIMIZER:
         return False
+    # Upstream picks its Adam at import and takes torch's for a last resort, whose state a
+    # `fully_reshardable` checkpoint cannot load (megatron/core/optimizer/__init__.py). The
+    # two flags say that the one in place keeps `step` per group, as Apex's and
+    # TransformerEngine's do (megatron/core/optimizer/distrib_optimizer.py asks).
     megatron_optimizer.Adam = GroupStepAdamW
     megatron_optimizer.USING_PYTORCH_OPTIMIZER = False
     distrib_optimizer.HAVE_APEX_OR_TE = True

@@ -34,7 +34,11 @@ from alia_ctx.nn.attention_kernels import (
     varlen_attention,
 )
 from alia_ctx.nn.context_parallel import Balance, RankGeometry, rank_geometry
-from alia_ctx.nn.key_value_exchange import exchange_keys, open_channels
+from alia_ctx.nn.key_value_exchange import (
+    KeyValues,
+    exchange_key_values,
+    open_channels,
+)
 from alia_ctx.nn.rotary import cos_sin, inverse_frequencies, rotate
 from alia_ctx.spec.rope import RopeSpec
 
@@ -143,7 +147,7 @@ class PackedAttention(MegatronModule):
             raise LayoutError(
                 "PackedAttention takes its mask from the row geometry; pass attention_mask=None"
             )
-        key_values, wait = exchange_keys(
+        key_values, wait = exchange_key_values(
             rotate(key, row.cos, row.sin), value, row.rank, self.cp_group
         )
         query = rotate(query, row.cos, row.sin)  # while keys and values travel
@@ -155,7 +159,7 @@ class PackedAttention(MegatronModule):
 
 def attend(
     query_thd: Tensor,
-    key_values: Any,
+    key_values: KeyValues,
     row: RowGeometry,
     kernel: Kernel,
     softmax_scale: float,

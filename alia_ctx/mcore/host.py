@@ -118,6 +118,8 @@ def activate() -> bool:
     if _active is None:
         for name, stand_in in _stand_ins().items():
             setattr(torch.cuda, name, stand_in)
+        # Upstream's tensor_parallel/random.py calls these under their module's name, which
+        # holds the originals; without CUDA they raise.
         torch.cuda.random.get_rng_state = torch.cuda.get_rng_state
         torch.cuda.random.set_rng_state = torch.cuda.set_rng_state
         _active = HostDevice()

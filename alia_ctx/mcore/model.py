@@ -5,7 +5,7 @@ whose checkpoint names are those that every Megatron tool reads, and keep the ch
 this file.
 
 Position embedding is "none": our core attention rotates q and k from per-token
-positions (see attention.py). Norms are ours because upstream's torch norm rejects
+positions (mcore/attention.py). Norms are ours because upstream's torch norm rejects
 sequence parallelism; the linear layers, the MLP, the embedding, the residual stream and
 the pipeline are upstream's.
 """
@@ -14,15 +14,14 @@ from __future__ import annotations
 
 import functools
 import hashlib
-import logging
 import math
 import re
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
 import torch
-from megatron.core.models.gpt import gpt_layer_specs
-from megatron.core.models.gpt import gpt_model as upstream_gpt_model
+from megatron.core.models.gpt import GPTModel, gpt_layer_specs
 from megatron.core.process_groups_config import ProcessGroupCollection
 from megatron.core.transformer.spec_utils import ModuleSpec
 from megatron.core.transformer.transformer_block import (
@@ -33,11 +32,16 @@ from megatron.core.transformer.transformer_config import TransformerConfig
 from megatron.core.transformer.transformer_layer import get_transformer_layer_offset
 
 from alia_ctx.mcore.attention import PackedAttention
+from alia_ctx.mcore.output_layer import LossOutputLayer
 from alia_ctx.spec.execution import Precision, Recompute
 from alia_ctx.spec.layout import Layout
 from alia_ctx.spec.model import ModelSpec
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
+# Draws the weights of (module, model, config, seed, groups) in place; see `initialize`.
+Initializer = Callable[
+    [torch.nn.Module, ModelSpec, TransformerConfig, int, ProcessGroupCollection], None
+]
 
 
 @dataclass(frozen=True)
@@ -49,6 +53,7 @@ class ModelOptions:
     recompute: Recompute
     deterministic: bool
     on_gpu: bool
+    loss_chunk_tokens: int | None = None
 
 
 class RMSNorm(torch.nn.Module):
@@ -164,26 +169,32 @@ def build_model(
     context: int,
     options: ModelOptions,
     groups: ProcessGroupCollection,
-) -> torch.nn.Module:
-    """This rank's part of the model, with uninitialised weights, on the current device."""
-    logging.getLogger(upstream_gpt_model.__name__).setLevel(logging.ERROR)
-    stage, stages = groups.pp.rank(), groups.pp.size()
+) -> GPTModel:
+    """This rank's part of the model, with uninitialised weights, on the current device.
+
+    On the last pipeline rank its `output_layer` is a `LossOutputLayer`.
+    """
+    pp_rank, pp_size = groups.pp.rank(), groups.pp.size()
     layer = layer_specification(config, options.kernel)
     block = TransformerBlockSubmodules(
-        layer_specs=[layer] * get_num_layers_to_build(config, pp_rank=stage),
+        layer_specs=[layer] * get_num_layers_to_build(config, pp_rank=pp_rank),
         layer_norm=RMSNorm,
     )
-    module = upstream_gpt_model.GPTModel(
+    module = GPTModel(
         config=config,
         transformer_layer_spec=block,
         vocab_size=padded_vocabulary(model, groups.tp.size()),
         max_sequence_length=context,
-        pre_process=stage == 0,
-        post_process=stage == stages - 1,
+        pre_process=pp_rank == 0,
+        post_process=pp_rank == pp_size - 1,
         share_embeddings_and_output_weights=model.tie_word_embeddings,
         position_embedding_type="none",
         pg_collection=groups,
     )
+    if module.post_process:
+        module.output_layer = LossOutputLayer(
+            module.output_layer, model.vocab_size, options.loss_chunk_tokens
+        )
     return module.to(torch.cuda.current_device())
 
 
@@ -253,7 +264,12 @@ def _draw(
     )
 
 
-def _shard(full: torch.Tensor, parameter: Any, name: str, tp: Any) -> torch.Tensor:
+def _shard(
+    full: torch.Tensor,
+    parameter: Any,
+    name: str,
+    tp: torch.distributed.ProcessGroup,
+) -> torch.Tensor:
     if not getattr(parameter, "tensor_model_parallel", False):
         return full
     dim, size, rank = parameter.partition_dim, tp.size(), tp.rank()

@@ -1,36 +1,41 @@
-"""The process group of a run, and Megatron-Core made ready for the device at hand."""
+"""The ranks of a run: its process group, Megatron-Core's groups in it, and Megatron-Core
+made ready for the device at hand.
+"""
 
 from __future__ import annotations
 
-import logging
+import contextlib
 import os
+import resource
 import tempfile
 from datetime import timedelta
+from pathlib import Path
+from typing import Any
 
+import numpy as np
 import torch
 import torch.distributed as dist
-from megatron.core import parallel_state
+from megatron.core import parallel_state, tensor_parallel
+from megatron.core.process_groups_config import ProcessGroupCollection
 
 from alia_ctx.config.run import EngineConfig
 from alia_ctx.errors import LayoutError
 from alia_ctx.mcore import adam, host
+from alia_ctx.mcore.quiet import quiet_upstream
+from alia_ctx.spec.layout import Layout
 from alia_ctx.train.rendezvous import rendezvous
-
-# Loggers whose warnings are about upstream's own plans, on every start and every save.
-_CHATTY = ("megatron", "torch.distributed.elastic", "DistributedDataParallel")
 
 
 class Distributed:
     """The process group of the run, for as long as the context is entered; one that is
-    there already is used.
+    there already is used. Upstream's start-up talk is silenced for as long.
 
     Under torchrun all of its ranks; without it, this process alone. NCCL on GPUs, gloo on hosts.
     """
 
     def __init__(self, config: EngineConfig) -> None:
         self.config = config
-        self._owned = False
-        self._rendezvous: tempfile.TemporaryDirectory[str] | None = None
+        self._entered = contextlib.ExitStack()
 
     def __enter__(self) -> Distributed:
         if self.config.device == "cuda" and not torch.cuda.is_available():
@@ -41,33 +46,106 @@ class Distributed:
             raise LayoutError(
                 "engine.device=cpu: hide the GPUs with CUDA_VISIBLE_DEVICES= to train on the host"
             )
-        on_host = host.activate()
-        adam.use_group_step_adam()
-        for name in _CHATTY:
-            logging.getLogger(name).setLevel(logging.ERROR)
-        if not on_host:
-            torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")))
-        if not dist.is_initialized():
-            self._owned = True
-            self._start("gloo" if on_host else "cpu:gloo,cuda:nccl")
+        with contextlib.ExitStack() as entered:
+            entered.enter_context(quiet_upstream())
+            on_host = host.activate()
+            adam.use_group_step_adam()
+            if not on_host:
+                torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")))
+            if not dist.is_initialized():
+                self._start("gloo" if on_host else "cpu:gloo,cuda:nccl", entered)
+            entered.callback(_end_model_parallel)
+            self._entered = entered.pop_all()
         return self
 
-    def _start(self, backend: str) -> None:
+    def _start(self, backend: str, entered: contextlib.ExitStack) -> None:
         timeout = timedelta(minutes=self.config.timeout_minutes)
         if "RANK" in os.environ:
             with rendezvous():
                 dist.init_process_group(backend, timeout=timeout)
-            return
-        self._rendezvous = tempfile.TemporaryDirectory(prefix="alia-ctx-")
-        store = f"file://{self._rendezvous.name}/store"
-        dist.init_process_group(
-            backend, init_method=store, rank=0, world_size=1, timeout=timeout
-        )
+        else:
+            folder = entered.enter_context(
+                tempfile.TemporaryDirectory(prefix="alia-ctx-")
+            )
+            dist.init_process_group(
+                backend,
+                init_method=(Path(folder) / "store").as_uri(),
+                rank=0,
+                world_size=1,
+                timeout=timeout,
+            )
+        entered.callback(dist.destroy_process_group)
 
     def __exit__(self, *exception: object) -> None:
-        if parallel_state.model_parallel_is_initialized():
-            parallel_state.destroy_model_parallel()
-        if self._owned:
-            dist.destroy_process_group()
-        if self._rendezvous:
-            self._rendezvous.cleanup()
+        self._entered.close()
+
+
+class Ranks:
+    """Where this process stands among the ranks of `layout`, and talk among them all.
+
+    Upstream's process groups are those of the engine built last: it keeps one set in the
+    process, and those before are ended. Seeds upstream's random states. Collective.
+    """
+
+    def __init__(self, layout: Layout, seed: int) -> None:
+        self.device = torch.device(torch.cuda.current_device())
+        _end_model_parallel()
+        parallel_state.initialize_model_parallel(
+            layout.tp, layout.pp, context_parallel_size=layout.cp
+        )
+        tensor_parallel.model_parallel_cuda_manual_seed(seed, force_reset_rng=True)
+        self.groups = ProcessGroupCollection.use_mpu_process_groups()
+        self.is_first_pp_rank = self.groups.pp.rank() == 0
+        self.is_last_pp_rank = self.groups.pp.rank() == layout.pp - 1
+
+    @property
+    def rank(self) -> int:
+        return dist.get_rank()
+
+    @property
+    def world_size(self) -> int:
+        return dist.get_world_size()
+
+    @property
+    def data_parallel_rank(self) -> int:
+        return self.groups.dp.rank()
+
+    @property
+    def data_parallel_size(self) -> int:
+        return self.groups.dp.size()
+
+    @property
+    def reports_losses(self) -> bool:
+        """Whether this rank's losses count:
+
+        the last pipeline rank, once per tensor-parallel group.
+        """
+        return self.is_last_pp_rank and self.groups.tp.rank() == 0
+
+    def sum_over_ranks(self, values: np.ndarray) -> np.ndarray:
+        """Sum of a float64 array over all ranks, on every rank."""
+        tensor = torch.from_numpy(np.ascontiguousarray(values, dtype=np.float64)).to(
+            self.device
+        )
+        dist.all_reduce(tensor)
+        return tensor.cpu().numpy()
+
+    def gather_objects(self, value: Any) -> list[Any]:
+        """`value` of every rank, on every rank; for small things."""
+        gathered: list[Any] = [None] * self.world_size
+        dist.all_gather_object(gathered, value)
+        return gathered
+
+    def barrier(self) -> None:
+        dist.barrier()
+
+    def memory_bytes(self) -> int:
+        """Peak memory of this rank: allocated on its GPU, or resident on the host."""
+        if self.device.type == "cuda":
+            return torch.cuda.max_memory_allocated()
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+
+
+def _end_model_parallel() -> None:
+    if parallel_state.model_parallel_is_initialized():
+        parallel_state.destroy_model_parallel()

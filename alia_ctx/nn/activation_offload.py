@@ -39,6 +39,7 @@ def offload_activations(
             return packed
         device, kept = packed
         # a copy even on a host, where it shows in tests what on a GPU would be another tensor
-        return kept.to(device, non_blocking=True, copy=True)
+        returned: Tensor = kept.to(device, non_blocking=True, copy=True)
+        return returned
 
     return torch.autograd.graph.saved_tensors_hooks(pack, unpack)

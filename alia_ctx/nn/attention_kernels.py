@@ -188,12 +188,13 @@ def _adapt_flash(function: Callable[..., Any]) -> Attend:
                 True  # costs backward speed and memory: dQ without atomic additions
             )
         out = function(q_qhd, k_kgd, v_kgd, **options)
-        return out[0] if isinstance(out, tuple) else out
+        output: Tensor = out[0] if isinstance(out, tuple) else out
+        return output
 
     return attend
 
 
-def _adapt_torch_varlen(function: Callable[..., Any]) -> Attend:
+def _adapt_torch_varlen(function: Callable[..., Tensor]) -> Attend:
     # Releases without `enable_gqa` do not compare head counts and hand q, k, v to the
     # same kernel, which groups heads.
     grouped = (
@@ -226,7 +227,7 @@ def _adapt_torch_varlen(function: Callable[..., Any]) -> Attend:
     return attend
 
 
-def _adapt_reference(function: Callable[..., Any]) -> Attend:
+def _adapt_reference(function: Callable[..., Tensor]) -> Attend:
     def attend(
         q_qhd: Tensor,
         k_kgd: Tensor,

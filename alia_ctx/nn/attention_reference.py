@@ -56,7 +56,7 @@ def tiles(
 
     short whole documents share a tile.
     """
-    found: list[Tile] = []
+    cut: list[Tile] = []
     pending: list[int] = []  # documents that wait to share a tile
     for document, (queries, keys) in enumerate(
         zip(np.diff(query_offsets), np.diff(key_offsets), strict=True)
@@ -65,15 +65,15 @@ def tiles(
         if pending and (
             not shares or query_offsets[document + 1] - query_offsets[pending[0]] > size
         ):
-            found.append(_shared_tile(pending, query_offsets, key_offsets))
+            cut.append(_shared_tile(pending, query_offsets, key_offsets))
             pending = []
         if shares:
             pending.append(document)
         else:
-            found.extend(_document_tiles(document, query_offsets, key_offsets, size))
+            cut.extend(_document_tiles(document, query_offsets, key_offsets, size))
     if pending:
-        found.append(_shared_tile(pending, query_offsets, key_offsets))
-    return tuple(found)
+        cut.append(_shared_tile(pending, query_offsets, key_offsets))
+    return tuple(cut)
 
 
 def _shared_tile(
@@ -103,7 +103,10 @@ def blocked_attention(
 
     computed in fp32 (fp64 for fp64 inputs).
     """
-    return _BlockedAttention.apply(q_qhd, k_kgd, v_kgd, tiles, scale)
+    output: Tensor = _BlockedAttention.apply(  # type: ignore[no-untyped-call]
+        q_qhd, k_kgd, v_kgd, tiles, scale
+    )
+    return output
 
 
 @lru_cache(maxsize=8)

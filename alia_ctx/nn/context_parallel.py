@@ -2,7 +2,7 @@
 numpy on the host, once a row.
 
 A row is cut in ranges of tokens that are dealt to the ranks: by default the zigzag of
-`layout.zigzag_chunks`, or with `Balance` finer cuts dealt by the work that this row's
+`spec.layout.zigzag_chunks`, or with `Balance` finer cuts dealt by the work that this row's
 documents put in them. The keys that the queries of a range [a, b) can see form one
 contiguous slice of the row: from the start of the document that holds token a up to b.
 A rank keeps the union of its slices in one buffer, in row order, and receives only the
@@ -222,7 +222,8 @@ def _pairs_before(offsets: np.ndarray, tokens: np.ndarray) -> np.ndarray:
         np.searchsorted(offsets, tokens, side="right") - 1, len(lengths)
     )
     inside = tokens - offsets[document]
-    return whole[document] + inside * (inside + 1) // 2
+    pairs: np.ndarray = whole[document] + inside * (inside + 1) // 2
+    return pairs
 
 
 def _deal(work: np.ndarray, cp: int) -> np.ndarray:

@@ -27,8 +27,8 @@ Wait = Callable[[], None]
 KeyValues = tuple[tuple[Tensor, Tensor], ...]
 
 
-def exchange_keys(
-    key_tgd: Tensor, value_tgd: Tensor, geometry: RankGeometry, group: Any
+def exchange_key_values(
+    key_tgd: Tensor, value_tgd: Tensor, geometry: RankGeometry, group: dist.ProcessGroup
 ) -> tuple[KeyValues, Wait]:
     """Start to collect the keys and values that this rank's chunks can see.
 
@@ -41,8 +41,10 @@ def exchange_keys(
     """
     if geometry.cp == 1:
         return ((key_tgd, value_tgd.contiguous()),), lambda: None
-    pending: list[Any] = []
-    slices = _ExchangeKeys.apply(key_tgd, value_tgd, geometry, group, pending)
+    pending: list[dist.Work] = []
+    slices = _ExchangeKeyValues.apply(  # type: ignore[no-untyped-call]
+        key_tgd, value_tgd, geometry, group, pending
+    )
 
     def wait() -> None:
         for work in pending:
@@ -52,7 +54,7 @@ def exchange_keys(
     return tuple(zip(slices[::2], slices[1::2], strict=True)), wait
 
 
-def open_channels(group: Any, device: torch.device | str) -> None:
+def open_channels(group: dist.ProcessGroup, device: torch.device | str) -> None:
     """One tiny collective: NCCL wants all ranks in a group's first call, and a point-
     to-point batch may lack some.
     """
@@ -62,8 +64,8 @@ def open_channels(group: Any, device: torch.device | str) -> None:
 
 def _start(
     operations: Sequence[tuple[Callable[..., Any], Tensor, int]],
-    group: Any,
-    pending: list[Any],
+    group: dist.ProcessGroup,
+    pending: list[dist.Work],
 ) -> None:
     """Post `(isend or irecv, tensor, group rank)` in one batch;
 
@@ -86,15 +88,15 @@ def _target(tensor: Tensor, transfer: Transfer) -> Tensor:
     return tensor[transfer.target_start : transfer.target_start + transfer.length]
 
 
-class _ExchangeKeys(torch.autograd.Function):
+class _ExchangeKeyValues(torch.autograd.Function):
     @staticmethod
     def forward(
         ctx: Any,
         key_tgd: Tensor,
         value_tgd: Tensor,
         geometry: RankGeometry,
-        group: Any,
-        pending: list[Any],
+        group: dist.ProcessGroup,
+        pending: list[dist.Work],
     ) -> tuple[Tensor, ...]:
         own = torch.stack((key_tgd, value_tgd), dim=1)
         buffer = own.new_empty((geometry.buffer_tokens, *own.shape[1:]))
@@ -119,11 +121,13 @@ class _ExchangeKeys(torch.autograd.Function):
         return own[:, 0], own[:, 1], None, None, None
 
 
-def _return_gradients(partial: Tensor, geometry: RankGeometry, group: Any) -> Tensor:
+def _return_gradients(
+    partial: Tensor, geometry: RankGeometry, group: dist.ProcessGroup
+) -> Tensor:
     """Sum over ranks of the gradients of this rank's tokens, [t, 2, g, d] in the dtype
     of `partial`.
     """
-    pending: list[Any] = []
+    pending: list[dist.Work] = []
     arrivals = [
         partial.new_empty((t.length, *partial.shape[1:])) for t in geometry.sends
     ]

@@ -3,17 +3,18 @@ without the logits.
 
 Tokens pass in chunks: each chunk's logits are formed, reduced to its losses, turned
 into the gradients of hidden states and weight on the spot, and dropped, so the peak is
-one chunk of fp32 logits however long the row: 1 GiB for 1,024 tokens and 256,000 words,
-where a row of 163,840 tokens would take 156 GiB. The forward thus does the backward's
+one chunk of fp32 logits however long the row: 1 GiB for 1,024 tokens and a vocabulary
+of 256,000, where a row of 163,840 tokens would take 156 GiB. The forward thus does the backward's
 two matrix products too; the backward only scales.
 
 Shapes: T tokens of this context-parallel rank, c tokens of a chunk, H hidden size, v
-words of this rank's shard.
+entries of the vocabulary in this tensor-parallel rank's shard.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -25,18 +26,32 @@ from alia_ctx.errors import DataError, LayoutError
 from alia_ctx.spec.execution import loss_chunk_tokens
 
 
+@dataclass(frozen=True)
+class TokenLosses:
+    """What a loss is made of, detached, token by token: `values` fp32 [T] (fp64 for fp64
+    inputs) and `hits` bool [T].
+
+    A hit: greedy decoding would give the target, that is, torch.argmax over the logits
+    of the whole vocabulary (of equal logits the lowest index). Where nothing is
+    predicted the value is 0 and no hit.
+    """
+
+    values: Tensor
+    hits: Tensor
+
+
 def vocab_parallel_loss(
     hidden: Tensor,
     weight_vH: Tensor,
     targets_T: Tensor,
     *,
-    tp_group: Any,
+    tp_group: dist.ProcessGroup | None,
     vocab_size: int,
     sequence_parallel: bool,
     chunk_tokens: int | None = None,
-) -> tuple[Tensor, Tensor]:
+) -> tuple[Tensor, TokenLosses]:
     """Sum of the cross entropies of the predicted tokens (fp32 scalar, differentiable),
-    and each one (fp32 [T]).
+    and what each of them is.
 
     `hidden` is [T, H] or Megatron's [T, 1, H]; under sequence parallelism it holds this
     TP rank's T/tp tokens. `weight_vH` is this TP rank's shard of the head, padded to
@@ -47,7 +62,7 @@ def vocab_parallel_loss(
 
     Logits, their softmax, and the sums over chunks and TP ranks are fp32 (fp64 for fp64
     inputs); gradients are rounded once, at the end. (On a GPU with bf16 weights the
-    logits' gradients enter the matrix products in bf16.) The token losses are detached.
+    logits' gradients enter the matrix products in bf16.)
     All TP ranks return the same values. The gradient of `hidden` is that of the whole
     vocabulary: already summed over TP. Raises LayoutError if the shapes do not fit,
     DataError for a target outside the vocabulary (on CPU, where looking costs no
@@ -60,9 +75,10 @@ def vocab_parallel_loss(
     differentiate = torch.is_grad_enabled() and (
         hidden.requires_grad or weight_vH.requires_grad
     )
-    return _LinearCrossEntropy.apply(
+    total, values_T, hits_T = _LinearCrossEntropy.apply(
         tokens_H, weight_vH, targets_T, head, differentiate
     )
+    return total, TokenLosses(values_T, hits_T)
 
 
 def _check(tokens_H: Tensor, weight_vH: Tensor, targets_T: Tensor, head: _Head) -> None:
@@ -74,7 +90,7 @@ def _check(tokens_H: Tensor, weight_vH: Tensor, targets_T: Tensor, head: _Head) 
         )
     if weight_vH.shape[0] * head.tp < head.vocab_size:
         raise LayoutError(
-            f"{head.tp} shards of {weight_vH.shape[0]} words cannot hold "
+            f"{head.tp} shards of {weight_vH.shape[0]} rows cannot hold "
             f"vocab_size={head.vocab_size}; pad the head"
         )
     if targets_T.device.type == "cpu":
@@ -91,20 +107,24 @@ def _check(tokens_H: Tensor, weight_vH: Tensor, targets_T: Tensor, head: _Head) 
 
 
 class _Head:
-    """How tokens and words are spread over the TP group, and the three collectives that
+    """How tokens and vocabulary are spread over the TP group, and the three collectives that
     this needs.
     """
 
     def __init__(
-        self, tp_group: Any, vocab_size: int, sequence_parallel: bool, chunk_tokens: int
+        self,
+        tp_group: dist.ProcessGroup | None,
+        vocab_size: int,
+        sequence_parallel: bool,
+        chunk_tokens: int,
     ) -> None:
         self.group, self.tp = tp_group, tp_group.size() if tp_group is not None else 1
         self.rank = tp_group.rank() if tp_group is not None else 0
         self.vocab_size, self.chunk_tokens = vocab_size, chunk_tokens
         self.sequence_parallel = sequence_parallel and self.tp > 1
 
-    def words(self, shard: int) -> int:
-        """Real words in a shard of `shard` rows."""
+    def vocab_local(self, shard: int) -> int:
+        """Real entries of the vocabulary in this rank's shard of `shard` rows."""
         return min(max(self.vocab_size - self.rank * shard, 0), shard)
 
     def chunks(self, own_tokens: int) -> Iterator[slice]:
@@ -142,7 +162,7 @@ class _Head:
         return grad_cH
 
     def gather_statistics(self, own: Tensor) -> Tensor:
-        """[3, c] of each TP rank -> [tp, 3, c]."""
+        """[n, c] of each TP rank -> [tp, n, c]."""
         if self.tp == 1:
             return own[None]
         out = own.new_empty((self.tp * own.shape[0], own.shape[1]))
@@ -159,11 +179,12 @@ class _LinearCrossEntropy(torch.autograd.Function):
         targets_T: Tensor,
         head: _Head,
         differentiate: bool,
-    ) -> tuple[Tensor, Tensor]:
+    ) -> tuple[Tensor, Tensor, Tensor]:
         compute = torch.promote_types(weight_vH.dtype, torch.float32)
-        weight = _operand(weight_vH[: head.words(weight_vH.shape[0])])
+        weight = _operand(weight_vH[: head.vocab_local(weight_vH.shape[0])])
         targets = head.targets(targets_T)
         losses = torch.zeros(targets.shape, dtype=compute, device=own_TH.device)
+        hits = torch.zeros(targets.shape, dtype=torch.bool, device=own_TH.device)
         if differentiate:
             grad_hidden = torch.empty_like(own_TH)
             grad_weight = torch.zeros_like(weight_vH, dtype=compute)
@@ -173,10 +194,11 @@ class _LinearCrossEntropy(torch.autograd.Function):
                 targets[:, chunk].reshape(-1),
             )
             local_c = targets_c - head.rank * weight_vH.shape[0]
-            losses_c, scores_cv = _cross_entropy(
+            losses_c, hits_c, scores_cv = _cross_entropy(
                 hidden_cH, weight, local_c, targets_c != IGNORE, head, differentiate
             )
             losses[:, chunk] = losses_c.view(targets.shape[0], -1)
+            hits[:, chunk] = hits_c.view(targets.shape[0], -1)
             if differentiate:
                 scores_cv = scores_cv.to(weight.dtype)
                 grad_hidden[chunk] = head.reduce_hidden(_product(scores_cv, weight))
@@ -184,13 +206,15 @@ class _LinearCrossEntropy(torch.autograd.Function):
             del scores_cv  # or the next chunk's logits would stand beside it
         if differentiate:
             ctx.save_for_backward(grad_hidden, grad_weight.to(weight_vH.dtype))
-        losses_T = losses.view(-1)
+        losses_T, hits_T = losses.view(-1), hits.view(-1)
         total = losses_T.sum()
-        ctx.mark_non_differentiable(losses_T)
-        return total, losses_T
+        ctx.mark_non_differentiable(losses_T, hits_T)
+        return total, losses_T, hits_T
 
     @staticmethod
-    def backward(ctx: Any, grad_total: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
+    def backward(
+        ctx: Any, grad_total: Tensor, *detached: Tensor
+    ) -> tuple[Tensor | None, ...]:
         grad_hidden, grad_weight = ctx.saved_tensors
         # In place: a second weight gradient would be the largest thing here. Autograd
         # refuses a second backward.
@@ -210,33 +234,35 @@ def _cross_entropy(
     counted_c: Tensor,
     head: _Head,
     differentiate: bool,
-) -> tuple[Tensor, Tensor]:
-    """Losses [c], and the gradient of the shard's logits [c, v] (or the scratch that it
-    would be made of).
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Losses [c], hits [c], and the gradient of the shard's logits [c, v] (or the scratch
+    that it would be made of).
     """
     scores = _product(hidden_cH, weight_vH.T)
-    words = scores.shape[1]
-    mine_c = (local_c >= 0) & (local_c < words) & counted_c
-    index_c1 = local_c.clamp(0, max(words - 1, 0))[:, None]
-    peak_c = (
-        scores.amax(1) if words else scores.new_full((scores.shape[0],), -torch.inf)
-    )
-    target_c = (
-        scores.gather(1, index_c1)[:, 0].where(mine_c, 0)
-        if words
-        else torch.zeros_like(peak_c)
-    )
+    vocab_local = scores.shape[1]
+    is_local_c = (local_c >= 0) & (local_c < vocab_local) & counted_c
+    index_c1 = local_c.clamp(0, max(vocab_local - 1, 0))[:, None]
+    if vocab_local:
+        best_c1 = scores.argmax(1, keepdim=True)
+        peak_c = scores.gather(1, best_c1)[:, 0]
+        target_c = scores.gather(1, index_c1)[:, 0].where(is_local_c, 0)
+        is_best_c = is_local_c & (best_c1 == index_c1)[:, 0]
+    else:  # a shard that is padding alone
+        peak_c = scores.new_full((scores.shape[0],), -torch.inf)
+        target_c, is_best_c = torch.zeros_like(peak_c), is_local_c
     scores.sub_(peak_c[:, None]).exp_()
-    peaks, sums, chosen = head.gather_statistics(
-        torch.stack((peak_c, scores.sum(1), target_c))
+    peaks, sums, chosen, best = head.gather_statistics(
+        torch.stack((peak_c, scores.sum(1), target_c, is_best_c.to(scores.dtype)))
     ).unbind(1)
     lse_c = peaks.amax(0)
     lse_c = lse_c + (sums * (peaks - lse_c).exp()).sum(0).log()
     losses_c = (lse_c - chosen.sum(0)).where(counted_c, 0)
-    if differentiate and words:
+    # Of shards with equal peaks the first one, whose indices are the lowest.
+    hits_c = best.gather(0, peaks.argmax(0, keepdim=True))[0] > 0
+    if differentiate and vocab_local:
         scores.mul_(((peak_c - lse_c).exp() * counted_c)[:, None])
-        scores.scatter_add_(1, index_c1, -mine_c[:, None].to(scores.dtype))
-    return losses_c, scores
+        scores.scatter_add_(1, index_c1, -is_local_c[:, None].to(scores.dtype))
+    return losses_c, hits_c, scores
 
 
 def _operand(x: Tensor) -> Tensor:

@@ -8,7 +8,6 @@ al., arXiv 2405.14591, section 4). A heuristic, so an ablation has the last word
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 from functools import lru_cache
 
@@ -16,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from alia_ctx.errors import ConfigError
+from alia_ctx.spec import rope as spec
 from alia_ctx.spec.rope import RopeSpec
 
 _BLOCK = 512
@@ -88,77 +88,21 @@ def plain_bases(head_dim: int, context: int) -> tuple[float | None, float | None
 
 
 def _holds(theta: float, head_dim: int, context: int) -> bool:
-    return first_negative_distance(_plain(theta, head_dim), context) is None
+    plain = RopeSpec("default", theta)
+    frequencies_f = inverse_frequencies(plain, head_dim, context)
+    return first_negative_distance(frequencies_f, context) is None
 
 
 def inverse_frequencies(
     rope: RopeSpec, head_dim: int, context: int
 ) -> NDArray[np.float64]:
-    """Radians per token of each of the head_dim/2 rotated pairs, float64, by the rules of
-    Hugging Face's types.
+    """Radians per token of each of the head_dim/2 rotated pairs, float64.
 
-    `alia_ctx.nn.rotary` has the frequencies that the model trains with; these agree
-    with them to fp32's precision.
+    The model trains with the same formulas in fp32 (`alia_ctx.nn.rotary`).
+    ConfigError where the RoPE breaks a rule for rows of `context` tokens.
     """
     problems = rope.problems("rope", context)
     if problems:
         raise ConfigError("the RoPE cannot be planned with", problems)
-    plain_f = _plain(rope.theta, head_dim)
-    factor, original = (
-        rope.factor or 1.0,
-        rope.original_max_position_embeddings or context,
-    )
-    if rope.type == "linear":
-        return plain_f / factor
-    if rope.type == "dynamic":
-        growth = factor * max(context, original) / original - (factor - 1)
-        return _plain(rope.theta * growth ** (head_dim / (head_dim - 2)), head_dim)
-    if rope.type == "llama3":
-        return plain_f * _llama3_scale(rope, plain_f, factor, original)
-    if rope.type == "yarn":
-        return plain_f * _yarn_scale(rope, head_dim, factor, original)
-    return plain_f
-
-
-def _plain(theta: float, head_dim: int) -> NDArray[np.float64]:
-    frequencies_f: NDArray[np.float64] = np.power(
-        theta, -np.arange(0, head_dim, 2) / head_dim
-    )
-    return frequencies_f
-
-
-def _llama3_scale(
-    rope: RopeSpec, plain_f: NDArray[np.float64], factor: float, original: int
-) -> NDArray[np.float64]:
-    """1 for pairs that turn high_freq_factor times or more in the original length,
-    1/factor below low_freq_factor.
-    """
-    low, high = rope.low_freq_factor or 1.0, rope.high_freq_factor or 4.0
-    turns_f = original * plain_f / (2 * math.pi)
-    kept_f: NDArray[np.float64] = np.clip((turns_f - low) / (high - low), 0.0, 1.0)
-    return kept_f + (1 - kept_f) / factor
-
-
-def _yarn_scale(
-    rope: RopeSpec, head_dim: int, factor: float, original: int
-) -> NDArray[np.float64]:
-    """YaRN's ramp over the pair index (arXiv 2309.00071), from pairs kept to pairs
-    divided by the factor.
-    """
-
-    def pair(turns: float) -> float:
-        return (
-            head_dim
-            * math.log(original / (turns * 2 * math.pi))
-            / (2 * math.log(rope.theta))
-        )
-
-    low, high = pair(rope.beta_fast or 32.0), pair(rope.beta_slow or 1.0)
-    if rope.truncate is not False:
-        low, high = math.floor(low), math.ceil(high)
-    low, high = max(low, 0), min(high, head_dim - 1)
-    width = high - low or 0.001
-    divided_f: NDArray[np.float64] = np.clip(
-        (np.arange(head_dim // 2) - low) / width, 0.0, 1.0
-    )
-    return (1 - divided_f) + divided_f / factor
+    frequencies_f, _ = spec.inverse_frequencies(rope, head_dim, context, np, np.float64)
+    return np.asarray(frequencies_f)

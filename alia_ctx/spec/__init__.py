@@ -5,9 +5,10 @@ sizes of the model, rotary embedding, parallel layout. No tensors.
 
 from alia_ctx.spec.layout import Layout, zigzag_chunks
 from alia_ctx.spec.model import Architecture, ModelSpec
-from alia_ctx.spec.rope import RopeSpec, RopeType
+from alia_ctx.spec.rope import ROPE_TYPES, RopeSpec, RopeType
 
 __all__ = [
+    "ROPE_TYPES",
     "Architecture",
     "Layout",
     "ModelSpec",

@@ -1,37 +1,45 @@
-"""Rotary position embeddings as numbers: types, their fields, and the rules that they break."""
+"""Rotary position embeddings as numbers: one table of types, with the fields that each
+needs and the formula of its frequencies.
+
+The formulas are those of Hugging Face's `modeling_rope_utils.py`, operation by operation,
+so that in fp32 on torch they equal it to the bit. They take the array module and dtype
+to compute in: rotation asks for torch in fp32, the planner for numpy in float64.
+"""
 
 from __future__ import annotations
 
+import math
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Literal
+from types import MappingProxyType
+from typing import Any
 
-from alia_ctx.errors import Problem
-
-RopeType = Literal["default", "linear", "dynamic", "yarn", "llama3"]
-
-
-_ROPE_FIELDS: dict[str, tuple[str, ...]] = {
-    "default": (),
-    "linear": ("factor",),
-    "dynamic": ("factor", "original_max_position_embeddings"),
-    "yarn": ("factor", "original_max_position_embeddings"),
-    "llama3": (
-        "factor",
-        "original_max_position_embeddings",
-        "low_freq_factor",
-        "high_freq_factor",
-    ),
-}
+from alia_ctx.errors import ConfigError, Problem
 
 
-_YARN_OPTIONS = (
-    "attention_factor",
-    "beta_fast",
-    "beta_slow",
-    "mscale",
-    "mscale_all_dim",
-    "truncate",
-)
+@dataclass(frozen=True)
+class Frequencies:
+    """Where a formula computes: rotated pairs f = head_dim / 2, rows of `context` tokens,
+    arrays of `arrays` (numpy or torch) in `dtype`.
+    """
+
+    head_dim: int
+    context: int
+    arrays: Any  # a module; numpy's and torch's stubs share no type
+    dtype: Any
+
+    def powers(self, theta: float) -> Any:
+        """theta^(2i/head_dim) of pair i, [f].
+
+        The exponent is rounded to the dtype before the power, as upstream does: another
+        order changes last bits.
+        """
+        even_f = self.arrays.arange(0, self.head_dim, 2, dtype=self.dtype)
+        return theta ** (even_f / self.head_dim)
+
+    def pairs(self) -> Any:
+        """The pairs' indices, [f]."""
+        return self.arrays.arange(self.head_dim // 2, dtype=self.dtype)
 
 
 @dataclass(frozen=True)
@@ -43,7 +51,7 @@ class RopeSpec:
     effect.
     """
 
-    type: RopeType
+    type: str
     theta: float
     factor: float | None = None
     original_max_position_embeddings: int | None = None
@@ -58,56 +66,46 @@ class RopeSpec:
 
     def used_fields(self) -> tuple[str, ...]:
         """Names of the optional fields that this type reads."""
-        return _ROPE_FIELDS[self.type] + (_YARN_OPTIONS if self.type == "yarn" else ())
+        definition = ROPE_TYPES[self.type]
+        return definition.needs + definition.options
 
     def problems(self, key: str, context: int) -> list[Problem]:
         """Rules that this RoPE breaks for rows of `context` tokens;
 
         `key` is its place in the config.
         """
-        found = []
-        if not self.theta > 1:
-            found.append(
-                Problem(
-                    f"{key}.theta",
-                    self.theta,
-                    "the base must be above 1",
-                    "10000 is Llama's",
-                )
-            )
-        for name in _ROPE_FIELDS[self.type]:
-            if getattr(self, name) is None:
-                found.append(
-                    Problem(
-                        f"{key}.{name}",
-                        None,
-                        f"RoPE type {self.type} needs it",
-                        f"set {key}.{name}",
-                    )
-                )
-        found += self._surplus(key)
-        found += self._out_of_range(key, context)
-        return found
-
-    def _surplus(self, key: str) -> list[Problem]:
-        optional = (
-            set(self.__dataclass_fields__) - {"type", "theta"} - set(self.used_fields())
-        )
-        return [
-            Problem(
-                f"{key}.{name}",
-                getattr(self, name),
-                f"RoPE type {self.type} ignores it",
-                "remove it",
-            )
-            for name in sorted(optional)
-            if getattr(self, name) is not None
+        if self.type not in ROPE_TYPES:
+            known = ", ".join(ROPE_TYPES)
+            rule = "there is no such RoPE type"
+            return [Problem(f"{key}.type", self.type, rule, f"use one of {known}")]
+        problems = [
+            Problem(f"{key}.{name}", value, "must be a finite number", "set a number")
+            for name, value in vars(self).items()
+            if isinstance(value, float) and not math.isfinite(value)
         ]
+        if problems:
+            return problems
+        if not self.theta > 1:
+            rule = "the base must be above 1"
+            problems.append(
+                Problem(f"{key}.theta", self.theta, rule, "10000 is Llama's")
+            )
+        for name in ROPE_TYPES[self.type].needs:
+            if getattr(self, name) is None:
+                rule = f"RoPE type {self.type} needs it"
+                problems.append(
+                    Problem(f"{key}.{name}", None, rule, f"set {key}.{name}")
+                )
+        for name in sorted(OPTIONAL_FIELDS - set(self.used_fields())):
+            if (value := getattr(self, name)) is not None:
+                rule = f"RoPE type {self.type} ignores it"
+                problems.append(Problem(f"{key}.{name}", value, rule, "remove it"))
+        return problems + self._out_of_range(key, context)
 
     def _out_of_range(self, key: str, context: int) -> list[Problem]:
-        found = []
+        problems = []
         if self.factor is not None and self.factor < 1:
-            found.append(
+            problems.append(
                 Problem(
                     f"{key}.factor",
                     self.factor,
@@ -117,7 +115,7 @@ class RopeSpec:
             )
         original = self.original_max_position_embeddings
         if original is not None and original < 1:
-            found.append(
+            problems.append(
                 Problem(
                     f"{key}.original_max_position_embeddings",
                     original,
@@ -125,10 +123,10 @@ class RopeSpec:
                     "use the length that the base model was trained at",
                 )
             )
-        elif original is not None and self.factor and self.type in ("yarn", "llama3"):
+        elif original is not None and self.factor and ROPE_TYPES[self.type].reaches:
             reach = int(original * self.factor)
             if reach < context:
-                found.append(
+                problems.append(
                     Problem(
                         f"{key}.factor",
                         self.factor,
@@ -137,9 +135,16 @@ class RopeSpec:
                         f"use a factor of {context / original:g} or more",
                     )
                 )
+        for name in ("attention_factor", "beta_fast", "beta_slow"):
+            value = getattr(self, name)
+            if value is not None and not value > 0:
+                remedy = "leave it out, the default is the paper's"
+                problems.append(
+                    Problem(f"{key}.{name}", value, "must be above 0", remedy)
+                )
         low, high = self.low_freq_factor, self.high_freq_factor
         if low is not None and high is not None and not 0 < low < high:
-            found.append(
+            problems.append(
                 Problem(
                     f"{key}.low_freq_factor",
                     low,
@@ -147,4 +152,161 @@ class RopeSpec:
                     "Llama 3 and ALIA use 1 and 4",
                 )
             )
-        return found
+        return problems
+
+    def require(self, name: str) -> float:
+        """The value of a field that the type needs; ConfigError where it is unset."""
+        value = getattr(self, name)
+        if value is None:
+            raise ConfigError("", [Problem(f"rope.{name}", None, "is unset", "set it")])
+        return float(value)
+
+
+OPTIONAL_FIELDS = frozenset(RopeSpec.__dataclass_fields__) - {"type", "theta"}
+
+
+@dataclass(frozen=True)
+class RopeType:
+    """One type: what it computes and from which fields.
+
+    Args:
+        formula: inverse frequencies in radians a token [f], and the factor on cos and sin.
+        needs: fields of RopeSpec without which it is undefined.
+        options: fields that it reads where they are set.
+        reaches: whether factor x original length bounds the context.
+        original_is_context: Hugging Face keeps the original length of this type in
+            `max_position_embeddings` and not in `rope_parameters`.
+        factor_is_ratio: Hugging Face takes an absent factor, and some of its versions
+            any factor, as `max_position_embeddings` over the original length.
+    """
+
+    formula: Callable[[RopeSpec, Frequencies], tuple[Any, float]]
+    needs: tuple[str, ...] = ()
+    options: tuple[str, ...] = ()
+    reaches: bool = False
+    original_is_context: bool = False
+    factor_is_ratio: bool = False
+
+
+def inverse_frequencies(
+    rope: RopeSpec, head_dim: int, context: int, arrays: Any, dtype: Any
+) -> tuple[Any, float]:
+    """Angular frequency of each rotated pair in radians a token [head_dim / 2], and the
+    factor on cos and sin.
+
+    `arrays` is the module `numpy` or `torch`, `dtype` one of its types. Only `dynamic`
+    depends on `context`, the row length. Raises ConfigError where the type lacks a field
+    or `head_dim` is odd.
+    """
+    problems = rope.problems("rope", context=1)
+    if problems or head_dim % 2:
+        raise ConfigError(
+            f"RoPE cannot be built for head_dim={head_dim} (it must be even)", problems
+        )
+    formula = ROPE_TYPES[rope.type].formula
+    return formula(rope, Frequencies(head_dim, context, arrays, dtype))
+
+
+def _default(rope: RopeSpec, of: Frequencies) -> tuple[Any, float]:
+    return 1.0 / of.powers(rope.theta), 1.0
+
+
+def _linear(rope: RopeSpec, of: Frequencies) -> tuple[Any, float]:
+    return 1.0 / of.powers(rope.theta) / rope.require("factor"), 1.0
+
+
+def _dynamic(rope: RopeSpec, of: Frequencies) -> tuple[Any, float]:
+    """NTK-aware scaling: the base grows with the length, the highest frequency stays."""
+    original = int(rope.require("original_max_position_embeddings"))
+    factor = rope.require("factor")
+    length = max(of.context, original)
+    stretch = (factor * length / original) - (factor - 1)
+    theta = rope.theta * stretch ** (of.head_dim / (of.head_dim - 2))
+    return 1.0 / of.powers(theta), 1.0
+
+
+def _llama3(rope: RopeSpec, of: Frequencies) -> tuple[Any, float]:
+    """Llama 3.1: long wavelengths are divided by the factor, short ones kept, those
+    between blended.
+    """
+    factor = rope.require("factor")
+    original = rope.require("original_max_position_embeddings")
+    low, high = rope.require("low_freq_factor"), rope.require("high_freq_factor")
+    frequencies = 1.0 / of.powers(rope.theta)
+    wavelengths = 2 * math.pi / frequencies
+    is_long, is_short = wavelengths > original / low, wavelengths < original / high
+    share_kept = (original / wavelengths - low) / (high - low)
+    blended = (1 - share_kept) * frequencies / factor + share_kept * frequencies
+    where = of.arrays.where
+    scaled = where(is_long, frequencies / factor, frequencies)
+    return where(is_long | is_short, scaled, blended), 1.0
+
+
+def _yarn(rope: RopeSpec, of: Frequencies) -> tuple[Any, float]:
+    """YaRN (arXiv 2309.00071):
+
+    a linear ramp over the pairs between kept and interpolated frequencies.
+    """
+    factor = rope.require("factor")
+    original = rope.require("original_max_position_embeddings")
+
+    def pair_that_turns(times: float) -> float:
+        return (of.head_dim * math.log(original / (times * 2 * math.pi))) / (
+            2 * math.log(rope.theta)
+        )
+
+    low = pair_that_turns(rope.beta_fast or 32)
+    high = pair_that_turns(rope.beta_slow or 1)
+    if rope.truncate is None or rope.truncate:
+        low, high = math.floor(low), math.ceil(high)
+    low, high = max(low, 0), min(high, of.head_dim - 1)
+    if low == high:
+        high += 0.001
+    share_kept = 1 - of.arrays.clip((of.pairs() - low) / (high - low), 0, 1)
+    powers = of.powers(rope.theta)
+    frequencies = 1.0 / (factor * powers) * (1 - share_kept) + 1.0 / powers * share_kept
+    return frequencies, yarn_attention_factor(rope, factor)
+
+
+def yarn_attention_factor(rope: RopeSpec, factor: float) -> float:
+    """YaRN's factor on cos and sin where its pairs are stretched by `factor`."""
+    if rope.attention_factor is not None:
+        return rope.attention_factor
+
+    def temperature(mscale: float) -> float:
+        return 0.1 * mscale * math.log(factor) + 1.0 if factor > 1 else 1.0
+
+    if rope.mscale and rope.mscale_all_dim:
+        return float(temperature(rope.mscale) / temperature(rope.mscale_all_dim))
+    return temperature(1)
+
+
+_ORIGINAL = "original_max_position_embeddings"
+ROPE_TYPES: Mapping[str, RopeType] = MappingProxyType(
+    {
+        "default": RopeType(_default),
+        "linear": RopeType(_linear, needs=("factor",)),
+        "dynamic": RopeType(
+            _dynamic, needs=("factor", _ORIGINAL), original_is_context=True
+        ),
+        "yarn": RopeType(
+            _yarn,
+            needs=("factor", _ORIGINAL),
+            options=(
+                "attention_factor",
+                "beta_fast",
+                "beta_slow",
+                "mscale",
+                "mscale_all_dim",
+                "truncate",
+            ),
+            reaches=True,
+            factor_is_ratio=True,
+        ),
+        "llama3": RopeType(
+            _llama3,
+            needs=("factor", _ORIGINAL, "low_freq_factor", "high_freq_factor"),
+            reaches=True,
+        ),
+    }
+)

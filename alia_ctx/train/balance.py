@@ -14,12 +14,12 @@ _ROUNDS = 1000  # exchanges made per update at most; some ten are usual
 _ENOUGH = 1.001
 
 
-def assign_rows(work: Sequence[float], ranks: int, stages: int = 1) -> list[list[int]]:
+def assign_rows(work: Sequence[float], ranks: int, pp: int = 1) -> list[list[int]]:
     """Split rows over data-parallel ranks so that the largest sum of work of a rank is as
     small as we can make it.
 
-    work: of each row of the update (FLOPs, or any unit); ranks: data-parallel size;
-    stages: pipeline stages. Returns, for each rank, its rows as indices into `work`, in
+    work: of each row of the update (FLOPs, or any unit); ranks: data-parallel size; pp:
+    pipeline-parallel size. Returns, for each rank, its rows as indices into `work`, in
     the order in which to run them as microbatches. Ranks may get unequal numbers of
     rows, none only if there are fewer rows than ranks. Deterministic.
 
@@ -32,7 +32,7 @@ def assign_rows(work: Sequence[float], ranks: int, stages: int = 1) -> list[list
     enough = least_possible(work, ranks) * _ENOUGH
     improved = [_improve(work, groups, enough) for groups in candidates]
     best = min(improved, key=lambda groups: _largest(work, groups))
-    return [_in_pipeline_order(work, sorted(group), stages) for group in best]
+    return [_in_pipeline_order(work, sorted(group), pp) for group in best]
 
 
 def least_possible(work: Sequence[float], ranks: int) -> float:
@@ -63,41 +63,41 @@ def imbalance(work: Sequence[float], groups: Sequence[Sequence[int]]) -> float:
     return _largest(work, groups) * len(groups) / sum(work)
 
 
-def pipeline_time(work: Sequence[float], stages: int) -> float:
+def pipeline_time(work: Sequence[float], pp: int) -> float:
     """Time of one rank's microbatches through a 1F1B pipeline (PipeDream-flush), in
     units of `work`.
 
-    work: of each microbatch, in order, forward and backward over all stages; a backward
-    is twice a forward. Each stage runs min(microbatches, stages - 1 - stage) forwards
-    ahead, then alternates. Communication takes no time.
+    work: of each microbatch, in order, forward and backward over all `pp` ranks; a
+    backward is twice a forward. Each rank runs min(microbatches, pp - 1 - its rank)
+    forwards ahead, then alternates. Communication takes no time.
     """
     if not work:
         return 0.0
-    forward = [each / (3 * stages) for each in work]
-    schedules = [_one_f_one_b(len(work), stages, stage) for stage in range(stages)]
+    forward = [row / (3 * pp) for row in work]
+    schedules = [_one_f_one_b(len(work), pp_rank, pp) for pp_rank in range(pp)]
     done: dict[tuple[str, int, int], float] = {}
-    clock = [0.0] * stages
-    cursor = [0] * stages
+    clock = [0.0] * pp
+    cursor = [0] * pp
     waiting = True
     while waiting:
         waiting = False
-        for stage, schedule in enumerate(schedules):
-            while cursor[stage] < len(schedule):
-                kind, batch = schedule[cursor[stage]]
-                ready = _ready(done, kind, batch, stage, stages)
+        for pp_rank, schedule in enumerate(schedules):
+            while cursor[pp_rank] < len(schedule):
+                step, batch = schedule[cursor[pp_rank]]
+                ready = _ready(done, step, batch, pp_rank, pp)
                 if ready is None:
                     waiting = True
                     break
-                clock[stage] = max(clock[stage], ready) + forward[batch] * (
-                    1 if kind == "F" else 2
+                clock[pp_rank] = max(clock[pp_rank], ready) + forward[batch] * (
+                    1 if step == "F" else 2
                 )
-                done[kind, batch, stage] = clock[stage]
-                cursor[stage] += 1
+                done[step, batch, pp_rank] = clock[pp_rank]
+                cursor[pp_rank] += 1
     return max(clock)
 
 
-def _one_f_one_b(batches: int, stages: int, stage: int) -> list[tuple[str, int]]:
-    ahead = min(batches, stages - 1 - stage)
+def _one_f_one_b(batches: int, pp_rank: int, pp: int) -> list[tuple[str, int]]:
+    ahead = min(batches, pp - 1 - pp_rank)
     schedule = [("F", batch) for batch in range(ahead)]
     for batch in range(batches):
         if batch + ahead < batches:
@@ -108,17 +108,18 @@ def _one_f_one_b(batches: int, stages: int, stage: int) -> list[tuple[str, int]]
 
 def _ready(
     done: dict[tuple[str, int, int], float],
-    kind: str,
+    step: str,
     batch: int,
-    stage: int,
-    stages: int,
+    pp_rank: int,
+    pp: int,
 ) -> float | None:
-    if kind == "F":
-        return 0.0 if stage == 0 else done.get(("F", batch, stage - 1))
+    """When the input of a step has been computed; None where it has not been yet."""
+    if step == "F":
+        return 0.0 if pp_rank == 0 else done.get(("F", batch, pp_rank - 1))
     return (
-        done.get(("F", batch, stage))
-        if stage == stages - 1
-        else done.get(("B", batch, stage + 1))
+        done.get(("F", batch, pp_rank))
+        if pp_rank == pp - 1
+        else done.get(("B", batch, pp_rank + 1))
     )
 
 
@@ -136,7 +137,7 @@ def _longest_first(
     groups: list[list[int]] = [[] for _ in range(ranks)]
     sums = [0.0] * ranks
     for row in order:
-        rank = min(range(ranks), key=lambda each: (sums[each], len(groups[each]), each))
+        rank = min(range(ranks), key=lambda r: (sums[r], len(groups[r]), r))
         groups[rank].append(row)
         sums[rank] += work[row]
     return groups
@@ -189,7 +190,7 @@ def _without_idle(work: Sequence[float], groups: list[list[int]]) -> list[list[i
     for group in groups:
         donor = max(groups, key=len)
         if not group and len(donor) > 1:
-            row = min(donor, key=lambda each: work[each])
+            row = min(donor, key=work.__getitem__)
             donor.remove(row)
             group.append(row)
     return groups
@@ -229,18 +230,16 @@ def _exchange(
     groups[other] = [row for row in groups[other] if row not in back] + list(out)
 
 
-def _in_pipeline_order(
-    work: Sequence[float], group: list[int], stages: int
-) -> list[int]:
+def _in_pipeline_order(work: Sequence[float], group: list[int], pp: int) -> list[int]:
     """Order microbatches for the shortest pipeline:
 
-    small ones at the ends, where the stages wait for each other.
+    small ones at the ends, where the ranks of the pipeline wait for each other.
     """
-    if stages == 1 or len(group) < 3:
+    if pp == 1 or len(group) < 3:
         return group
     rising = sorted(group, key=lambda row: (work[row], row))
     candidates = [group, rising, rising[::-1], rising[::2] + rising[1::2][::-1]]
     return min(
         candidates,
-        key=lambda order: pipeline_time([work[row] for row in order], stages),
+        key=lambda order: pipeline_time([work[row] for row in order], pp),
     )

@@ -1,4 +1,5 @@
-"""The checkpoints of one stage: written in the background, committed whole, damaged ones set aside.
+"""The checkpoints of one stage: written in the background, committed whole, opened only
+when all ranks find them so.
 
 Every method but the properties is collective: all ranks call it, and all of them learn
 of a failure on any.
@@ -6,26 +7,35 @@ of a failure on any.
 
 from __future__ import annotations
 
-import shutil
 import threading
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 
 from alia_ctx import checkpoint
-from alia_ctx.checkpoint.manifest import Manifest
+from alia_ctx.checkpoint.manifest import DamagedError, Manifest
 from alia_ctx.config.run import CheckpointConfig
 from alia_ctx.errors import CheckpointError
 from alia_ctx.train.engine import Engine, PendingSave
 
+# A file system that writes or reads a whole checkpoint more slowly than this hangs.
+_SLOWEST_BYTES_PER_SECOND = 50e6
+_BYTES_PER_PARAMETER = 16
 
-class CheckpointKeeper:
+
+class CheckpointManager:
     """Writes to and reads from `root`, the checkpoints directory of a stage.
+
+    What travels with the weights (tokenizer, licence, ...) is read from the checkpoint
+    that the stage goes on from, and held in memory on rank 0: that checkpoint may be
+    gone when the next ones are written.
 
     Args:
         rules: retention, and whether saves go on in the background.
         notice: called on rank 0 with what a person should know.
         beat: called after everything that takes long.
+        allow: called with the seconds for which no beat may come.
     """
 
     def __init__(
@@ -35,13 +45,14 @@ class CheckpointKeeper:
         rules: CheckpointConfig,
         notice: Callable[[str], None],
         beat: Callable[[], None],
+        allow: Callable[[float], None] = lambda seconds: None,
     ) -> None:
         self.engine, self.root, self.rules = engine, root, rules
-        self.notice, self.beat = notice, beat
-        self.assets: Path | None = (
-            None  # what travels with the weights: copied into every checkpoint
-        )
+        self.notice, self.beat, self.allow = notice, beat, allow
         self.longest_seconds = 0.0
+        self._assets: dict[str, bytes] = {}
+        self._whole: Path | None = None  # the newest that we opened or committed
+        self._damaged: set[Path] = set()
         self._seconds = 0.0
         self._begun = 0.0
         self._pending: tuple[PendingSave, Manifest] | None = None
@@ -60,23 +71,17 @@ class CheckpointKeeper:
         seconds, self._seconds = self._seconds, 0.0
         return seconds
 
+    # -- writing -----------------------------------------------------------------------
+
     def begin(self, manifest: Manifest) -> None:
-        """Start a checkpoint of the engine's state. A failure later on is loud, and not the end."""
+        """Start a checkpoint of the engine's state. A failure, now or later on, is loud,
+        and not the end.
+        """
         self.finish()
-        self._begun = started = time.perf_counter()
-        final = self.path(manifest)
-        if self.engine.rank == 0:
-            self._finish_sweeping()  # the space may be needed
-            temporary = checkpoint.begin(final)
-            if self.assets is not None and self.assets.is_dir():
-                shutil.copytree(self.assets, temporary / checkpoint.ASSETS)
-        self.engine.barrier()
-        self._pending = (
-            self.engine.begin_save(checkpoint.temporary_path(final)),
-            manifest,
-        )
-        self._seconds += time.perf_counter() - started
-        if not self.rules.background:
+        error = self._begin(manifest)
+        if error is not None:
+            self._say_failed(error)
+        elif not self.rules.background:
             self.finish()
 
     def finish(self, *, must_succeed: bool = False) -> None:
@@ -86,6 +91,7 @@ class CheckpointKeeper:
         started = time.perf_counter()
         pending, manifest = self._pending
         self._pending = None
+        self.allow(_patience(manifest))
         error = self._commit(pending, manifest)
         self.beat()
         self._seconds += time.perf_counter() - started
@@ -95,97 +101,198 @@ class CheckpointKeeper:
         if error is not None and must_succeed:
             raise CheckpointError(error)
         if error is not None:
-            self.notice(
-                f"{error}; training goes on, the checkpoint before it is intact"
-            )
+            self._say_failed(error)
 
     def save(self, manifest: Manifest) -> Path:
         """A checkpoint of the engine's state, whole when this returns;
 
-        nothing is done where it is there already.
+        nothing is done where it is there already. CheckpointError, on all ranks alike,
+        where it cannot be written.
         """
         final = self.path(manifest)
         if self._pending is None or self._pending[1].update != manifest.update:
             self.finish()
-            if checkpoint.latest(self.root) == final:
+            if self._whole == final:
                 return final
-            self.begin(manifest)
+            error = self._begin(manifest)
+            if error is not None:
+                raise CheckpointError(error)
         self.finish(must_succeed=True)
         self._finish_sweeping()
         return final
+
+    def _begin(self, manifest: Manifest) -> str | None:
+        """Make the directory with its assets and start writing; what went wrong, if anything."""
+        self._begun = started = time.perf_counter()
+        final = self.path(manifest)
+        error = self._on_first_rank(lambda: self._make_directory(final))
+        if error is None:
+            temporary = checkpoint.temporary_path(final)
+            self._pending = self.engine.begin_save(temporary), manifest
+        self._seconds += time.perf_counter() - started
+        return error
+
+    def _make_directory(self, final: Path) -> None:
+        self._finish_sweeping()  # the space may be needed
+        temporary = checkpoint.begin(final)
+        try:
+            for name, content in self._assets.items():
+                file = temporary / checkpoint.ASSETS / name
+                file.parent.mkdir(parents=True, exist_ok=True)
+                file.write_bytes(content)
+        except OSError:
+            checkpoint.discard(temporary)
+            raise
+
+    def _commit(self, pending: PendingSave, manifest: Manifest) -> str | None:
+        final = self.path(manifest)
+        temporary = checkpoint.temporary_path(final)
+        try:
+            files = pending.finish()
+        except CheckpointError as failure:  # the same on all ranks
+            self._on_first_rank(lambda: checkpoint.discard(temporary))
+            return str(failure)
+
+        def commit() -> None:
+            try:
+                checkpoint.commit(
+                    temporary, final, manifest, known=files, overwrite=True
+                )
+            except (CheckpointError, OSError):
+                checkpoint.discard(temporary)
+                raise
+
+        error = self._on_first_rank(commit)
+        if error is None:
+            self._whole = final
+            self._damaged.discard(final)
+            self._retire()
+        return error
+
+    def _retire(self) -> None:
+        """Make room. What cannot be removed is no reason to call the checkpoint failed."""
+
+        def retire() -> None:
+            checkpoint.retain(
+                self.root,
+                keep_last=self.rules.keep_last,
+                keep_every=self.rules.keep_every,
+                keep=self._damaged,
+            )
+            # freeing terabytes takes a file system a while, and nobody needs to wait for it
+            self._sweeper = threading.Thread(
+                target=checkpoint.sweep, args=(self.root,), name="checkpoint sweeper"
+            )
+            self._sweeper.start()
+
+        error = self._on_first_rank(retire)
+        if error is not None:
+            self.notice(f"{error}; older checkpoints stay, watch the space")
 
     def _finish_sweeping(self) -> None:
         if self._sweeper is not None:
             self._sweeper.join()
             self._sweeper = None
 
-    def newest_whole(self) -> Path | None:
-        """The newest checkpoint whose files are as its manifest says; newer ones that are
-        not are set aside, loudly.
+    def _say_failed(self, error: str) -> None:
+        self.notice(f"{error}; training goes on, the checkpoint before it is intact")
 
-        CheckpointError where there are checkpoints and none is whole.
+    def _on_first_rank(self, action: Callable[[], None]) -> str | None:
+        """Run `action` on rank 0; its error in words, or None, on every rank."""
+        error = None
+        if self.engine.rank == 0:
+            try:
+                action()
+            except CheckpointError as failure:
+                error = str(failure)
+            except OSError as failure:
+                error = (
+                    f"{failure.filename or self.root}: "
+                    f"{failure.strerror or failure}; check space, quota and permissions"
+                )
+        first: str | None = self.engine.gather_objects(error)[0]
+        return first
+
+    # -- reading -----------------------------------------------------------------------
+
+    def newest_whole(self) -> Path | None:
+        """The newest checkpoint that is whole; None where there never was one.
+
+        Damaged ones are passed over, loudly, and left where they are, under their name:
+        training replaces them when it gets there. Only what all ranks find damaged is;
+        where one cannot read, or reads otherwise than the others, UnreadableError stops
+        the run with nothing changed. CheckpointError where there are checkpoints, or
+        remnants of some, and none is whole: a stage never begins anew unasked.
         """
-        damaged = []
-        for path in reversed(checkpoint.list_checkpoints(self.root)):
+        found = checkpoint.agreed_checkpoints(self.root, self.engine)
+        for path in reversed(found):
             error = self.damage(path)
             if error is None:
+                self._whole = path
                 return path
-            damaged.append(path)
+            self._damaged.add(path)
             if self.engine.rank == 0:
-                self.notice(
-                    f"{error}\n{path} is set aside as {checkpoint.set_aside(path).name}"
-                )
-            self.engine.barrier()
-        if damaged:
+                self.notice(f"{error}\n{path} is passed over")
+        if found:
             raise CheckpointError(
                 f"every checkpoint in {self.root} is damaged "
-                f"({', '.join(p.name for p in damaged)}); "
+                f"({', '.join(p.name for p in reversed(found))}); "
                 "restore one, or empty the directory to begin the stage anew"
+            )
+        remnants = self._remnants()
+        if remnants:
+            raise CheckpointError(
+                f"{self.root} holds no checkpoint, but what is left of some "
+                f"({', '.join(remnants)}); restore one under its name, or empty the "
+                "directory to begin the stage anew"
             )
         return None
 
     def damage(self, path: Path) -> str | None:
-        """What is wrong with the files of a checkpoint, or None;
+        """What is wrong with a checkpoint, or None; each rank reads its share of it.
 
-        each rank reads its share of them.
+        A whole one gives its assets to the checkpoints to come. UnreadableError where
+        the ranks do not agree, or cannot read.
         """
-        problem = None
+        with suppress(CheckpointError):
+            self.allow(_patience(checkpoint.read_manifest(path)))
         try:
-            manifest = checkpoint.read_manifest(path)
-            checkpoint.verify_files(
-                path, manifest, part=self.engine.rank, parts=self.engine.world_size
-            )
-        except CheckpointError as error:
-            problem = str(error)
-        found = [text for text in self.engine.gather_objects(problem) if text]
-        self.beat()
-        return "\n".join(dict.fromkeys(found)) or None
+            manifest = checkpoint.open_checkpoint(path, self.engine)
+        except DamagedError as error:
+            return str(error)
+        assets = self._read_assets(path, manifest)
+        if self.engine.rank == 0:
+            self._assets = assets
+        self.allow(_patience(manifest))  # loading comes next
+        return None
 
-    def _commit(self, pending: PendingSave, manifest: Manifest) -> str | None:
-        error = None
-        final = self.path(manifest)
-        temporary = checkpoint.temporary_path(final)
-        try:
-            files = pending.finish()
-            if self.engine.rank == 0:
-                checkpoint.commit(
-                    temporary, final, manifest, known=files, overwrite=True
-                )
-                checkpoint.retain(
-                    self.root,
-                    keep_last=self.rules.keep_last,
-                    keep_every=self.rules.keep_every,
-                )
-                # freeing terabytes takes a file system a while, and nobody needs to wait for it
-                self._sweeper = threading.Thread(
-                    target=checkpoint.sweep,
-                    args=(self.root,),
-                    name="checkpoint sweeper",
-                )
-                self._sweeper.start()
-        except (CheckpointError, OSError) as failure:
-            error = str(failure)
-        found = [text for text in self.engine.gather_objects(error) if text]
-        if found and self.engine.rank == 0:
-            checkpoint.discard(temporary)
-        return found[0] if found else None
+    def _read_assets(self, path: Path, manifest: Manifest) -> dict[str, bytes]:
+        assets: dict[str, bytes] = {}
+
+        def read() -> None:
+            folder = f"{checkpoint.ASSETS}/"
+            for name in manifest.files:
+                if name.startswith(folder):
+                    assets[name.removeprefix(folder)] = (path / name).read_bytes()
+
+        error = self._on_first_rank(read)
+        if error is not None:
+            raise checkpoint.UnreadableError(error)
+        return assets
+
+    def _remnants(self) -> list[str]:
+        names: list[str] = []
+        error = self._on_first_rank(
+            lambda: names.extend(p.name for p in checkpoint.remnants(self.root))
+        )
+        if error is not None:
+            raise checkpoint.UnreadableError(error)
+        first: list[str] = self.engine.gather_objects(names)[0]
+        return first
+
+
+def _patience(manifest: Manifest) -> float:
+    """Seconds that reading or writing a checkpoint may take on a file system that works."""
+    return (
+        manifest.model.parameters() * _BYTES_PER_PARAMETER / _SLOWEST_BYTES_PER_SECOND
+    )

@@ -1,4 +1,4 @@
-"""What the trainer needs of a compute engine, and what it gets back.
+"""What training and evaluation need of a compute engine, and what they get back.
 
 `alia_ctx.mcore` implements it.
 """
@@ -17,25 +17,37 @@ from alia_ctx.data.packing import PackedRow
 
 @dataclass(frozen=True)
 class RowLosses:
-    """Losses of one row on one rank:
+    """Losses of one row (packed sequence) on one rank, over the row's `ranges` in order.
 
-    `values` fp32 [t] and `predicted` bool [t] over the row's `ranges`, in order.
+    `values` fp32 [t] in nats and 0 where nothing is predicted, `predicted` bool [t], and
+    `hits` bool [t]: greedy decoding would give the target (of equal logits the lowest
+    index wins, as in torch.argmax).
     """
 
     row: PackedRow
     ranges: tuple[tuple[int, int], ...]
     values: np.ndarray
     predicted: np.ndarray
+    hits: np.ndarray
 
     def as_row(self) -> np.ndarray:
         """fp32 [T]: losses in row order, NaN where nothing is predicted or another rank
         holds the token.
         """
-        out = np.full(self.row.length, np.nan, dtype=np.float32)
+        losses = np.where(self.predicted, self.values, np.float32(np.nan))
+        return self._in_row_order(losses, np.nan)
+
+    def hits_as_row(self) -> np.ndarray:
+        """bool [T]: hits in row order, False where nothing is predicted or another rank
+        holds the token.
+        """
+        return self._in_row_order(self.hits, False)
+
+    def _in_row_order(self, values: np.ndarray, elsewhere: float) -> np.ndarray:
+        out = np.full(self.row.length, elsewhere, dtype=values.dtype)
         start = 0
         for a, b in self.ranges:
-            part = slice(start, start + b - a)
-            out[a:b] = np.where(self.predicted[part], self.values[part], np.nan)
+            out[a:b] = values[start : start + b - a]
             start += b - a
         return out
 
@@ -57,16 +69,26 @@ class UpdateResult:
 
 
 class PendingSave(Protocol):
-    """A checkpoint being written in the background. `finish` is collective."""
+    """A checkpoint being written in the background."""
 
     @property
-    def done(self) -> bool: ...
+    def done(self) -> bool:
+        """Whether this rank has written its part, or failed to."""
+        ...
 
-    def finish(self) -> dict[str, dict[str, Any]]: ...
+    def finish(self) -> dict[str, dict[str, Any]]:
+        """Wait for all ranks; size and checksum of every file, on every rank. Collective.
+
+        Raises CheckpointError, on all ranks alike, where any rank could not write.
+        """
+        ...
 
 
 class Engine(Protocol):
-    """What the trainer needs of a compute engine. Every method is collective."""
+    """One stage's model, gradients and optimizer on this rank.
+
+    Every method but `memory_bytes` is collective: all ranks call it, in the same order.
+    """
 
     @property
     def rank(self) -> int: ...
@@ -82,20 +104,54 @@ class Engine(Protocol):
 
     def train_update(
         self, rows: Sequence[PackedRow], learning_rate: float
-    ) -> UpdateResult: ...
+    ) -> UpdateResult:
+        """One optimizer update over `rows`, those of this data-parallel rank; ranks may
+        bring unequal numbers, and none.
 
-    def row_losses(self, rows: Sequence[PackedRow]) -> tuple[RowLosses, ...]: ...
+        A NaN or infinite loss or gradient raises nothing: nothing is changed then, and
+        the result's `applied` says so.
+        """
+        ...
 
-    def sum_over_ranks(self, values: np.ndarray) -> np.ndarray: ...
+    def row_losses(self, rows: Sequence[PackedRow]) -> tuple[RowLosses, ...]:
+        """Losses and hits per token of `rows` without training, on the ranks that report
+        them (empty elsewhere): over all ranks each predicted token of each row is
+        reported once.
+        """
+        ...
 
-    def gather_objects(self, value: Any) -> list[Any]: ...
+    def reduce_losses(self, losses: Sequence[RowLosses]) -> tuple[float, int]:
+        """Mean loss in nats over the predicted tokens of all ranks' `losses`, and their
+        number; 0.0 and 0 where nothing is predicted.
+        """
+        ...
+
+    def sum_over_ranks(self, values: np.ndarray) -> np.ndarray:
+        """Sum of a float64 array over all ranks, on every rank."""
+        ...
+
+    def gather_objects(self, value: Any) -> list[Any]:
+        """`value` (picklable, small) of every rank in rank order, on every rank."""
+        ...
 
     def barrier(self) -> None: ...
 
-    def memory_bytes(self) -> int: ...
+    def memory_bytes(self) -> int:
+        """Peak memory of this rank: allocated on its GPU, or resident on the host."""
+        ...
 
     def begin_save(
         self, directory: Path, *, with_optimizer: bool = True
-    ) -> PendingSave: ...
+    ) -> PendingSave:
+        """Start writing weights, and optimizer state where there is one, into a begun
+        checkpoint. One save at a time.
+        """
+        ...
 
-    def load(self, directory: Path, *, with_optimizer: bool) -> None: ...
+    def load(self, directory: Path, *, with_optimizer: bool) -> None:
+        """Load the `state` directory of a checkpoint, written under any layout.
+
+        Without the optimizer, its state starts afresh from the loaded weights. Raises
+        CheckpointError, on all ranks alike, where it does not load into this model.
+        """
+        ...

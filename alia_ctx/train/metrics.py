@@ -1,81 +1,103 @@
-"""What is written about each update:
-
-JSON lines always, TensorBoard by default, W&B and MLflow by extra.
-"""
+"""The numbers of an update: losses by group, speed, spikes, and whose documents they are of."""
 
 from __future__ import annotations
 
-import contextlib
-import json
 import math
-from collections.abc import Mapping, Sequence
-from pathlib import Path
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import numpy as np
 
+from alia_ctx.data.packing import PackedRow
+from alia_ctx.spec.model import ModelSpec
+from alia_ctx.train.engine import Engine, RowLosses, UpdateResult
 
-class JsonLines:
-    """One line an update; lines of updates that a resumed run does again are dropped
-    when it opens the file.
+
+class StageMetrics:
+    """The arithmetic of a stage's metrics.
+
+    Args:
+        model, context: what is trained, and the tokens of a row.
+        edges: limits of the bands of the position in the document that losses are
+            reported in.
+        sources: names of the plan's sources, in its order.
+        peak_flops: floating-point operations that one rank could do a second, at best.
     """
 
-    def __init__(self, path: Path, resume_at: int) -> None:
-        self.path = path
-        self.kept = [line for line in read_lines(path) if line["update"] <= resume_at]
-        path.parent.mkdir(parents=True, exist_ok=True)
-        temporary = path.with_suffix(".tmp")
-        temporary.write_text(
-            "".join(json.dumps(line) + "\n" for line in self.kept), encoding="utf-8"
-        )
-        temporary.replace(path)
-        self._stream = path.open("a", encoding="utf-8")
+    def __init__(
+        self,
+        model: ModelSpec,
+        context: int,
+        edges: Sequence[int],
+        sources: Sequence[str],
+        peak_flops: float,
+    ) -> None:
+        self.model, self.context = model, context
+        self.edges, self.sources = tuple(edges), tuple(sources)
+        self.peak_flops = peak_flops
+        self._spikes = SpikeDetector()
 
-    def append(self, line: Mapping[str, Any]) -> None:
-        try:
-            self._stream.write(json.dumps(_finite(line)) + "\n")
-            self._stream.flush()
-        except OSError as error:  # names no file of itself
-            raise OSError(error.errno, error.strerror, str(self.path)) from error
+    def flops(self, attention_pairs: np.ndarray) -> list[float]:
+        """FLOPs of rows with so many visible query-key pairs each: what balancing makes
+        even over the data-parallel ranks.
+        """
+        linear = self.model.linear_flops_per_token() * self.context
+        return list(linear + self.model.attention_flops([1]) * attention_pairs)
 
-    def close(self) -> None:
-        with contextlib.suppress(
-            OSError
-        ):  # every line was flushed, or its loss reported, when it was appended
-            self._stream.close()
+    def remember(self, losses: Iterable[float]) -> None:
+        """Take these losses for those of the updates before, as after a resume."""
+        for loss in losses:
+            self._spikes.is_spike(loss)
+
+    def results(self, engine: Engine, result: UpdateResult) -> dict[str, Any]:
+        """What the update did, its losses by position and source summed over ranks.
+        Collective.
+        """
+        return {
+            "loss": result.loss,
+            "gradient_norm": result.gradient_norm,
+            "applied": result.applied,
+            "spike": self._spikes.is_spike(result.loss),
+            "predicted_tokens": result.predicted_tokens,
+            "memory_gib": engine.memory_bytes() / 2**30,
+            **self._grouped(engine, result.losses),
+        }
+
+    def _grouped(
+        self, engine: Engine, losses: Sequence[RowLosses]
+    ) -> dict[str, dict[str, float]]:
+        grouped = GroupedLoss(self.edges, self.sources)
+        for part in losses:
+            grouped.add(part.row.doc_offsets, part.row.sources, part.as_row())
+        return grouped.means(engine.sum_over_ranks(grouped.values))
+
+    def speed(
+        self, seconds: float, tokens: int, flops: float, ranks: int
+    ) -> dict[str, float]:
+        """Tokens a second, and the share of the peak that went into the model's FLOPs:
+        `mfu` by those of the rows, `mfu_6n` by 6 x parameters x tokens.
+        """
+        peak = self.peak_flops * ranks
+        return {
+            "seconds": seconds,
+            "tokens_per_second": tokens / seconds,
+            "tokens_per_second_per_rank": tokens / seconds / ranks,
+            "mfu": flops / seconds / peak,
+            "mfu_6n": 6.0 * self.model.parameters() * tokens / seconds / peak,
+        }
 
 
-def read_lines(path: Path) -> list[dict[str, Any]]:
-    """Whole lines of a JSON lines file; a last line that a killed writer cut off is left out."""
-    if not path.is_file():
-        return []
+def documents_of(rows: Sequence[PackedRow], sources: Sequence[str]) -> list[str]:
+    """A line for each row with its first eight documents, as source/number."""
     lines = []
-    for text in path.read_text(encoding="utf-8").splitlines():
-        try:
-            lines.append(json.loads(text))
-        except ValueError:
-            break
+    for row in rows:
+        documents = [
+            f"{sources[source]}/{document}"
+            for source, document in zip(row.sources[:8], row.doc_ids[:8], strict=True)
+        ]
+        more = f" and {len(row.doc_ids) - 8} more" if len(row.doc_ids) > 8 else ""
+        lines.append(f"row {row.index}: {', '.join(documents)}{more}")
     return lines
-
-
-def _finite(value: Any) -> Any:
-    """JSON has no NaN: a number that is not finite becomes null."""
-    if isinstance(value, float) and not math.isfinite(value):
-        return None
-    if isinstance(value, Mapping):
-        return {key: _finite(entry) for key, entry in value.items()}
-    return value
-
-
-def flatten(line: Mapping[str, Any], prefix: str = "") -> dict[str, float]:
-    """Numbers of a metrics line with slash-joined names, as the sinks want them."""
-    flat: dict[str, float] = {}
-    for name, value in line.items():
-        if isinstance(value, Mapping):
-            flat.update(flatten(value, f"{prefix}{name}/"))
-        elif isinstance(value, (int, float, np.number)) and not isinstance(value, bool):
-            flat[f"{prefix}{name}"] = float(value)
-    return flat
 
 
 class GroupedLoss:
@@ -108,25 +130,23 @@ class GroupedLoss:
         self.values[first:, 1] += np.bincount(group, minlength=size)
 
     def means(self, totals: np.ndarray) -> dict[str, dict[str, float]]:
-        """Mean losses by name of `totals`, the sum of all ranks' `values`;
-
-        groups without tokens are left out.
+        """Mean losses by name of `totals`, the sum of all ranks' `values`. Groups without
+        tokens are left out.
         """
         named = [
             *(("position", band) for band in self._bands),
             *(("source", source) for source in self.sources),
         ]
         out: dict[str, dict[str, float]] = {"position": {}, "source": {}}
-        for (kind, name), (total, count) in zip(named, totals, strict=True):
+        for (axis, name), (total, count) in zip(named, totals, strict=True):
             if count:
-                out[kind][name] = total / count
-        return {f"loss_by_{kind}": values for kind, values in out.items()}
+                out[axis][name] = total / count
+        return {f"loss_by_{axis}": values for axis, values in out.items()}
 
 
 class SpikeDetector:
-    """Flags a loss that is far above those before it:
-
-    more than `height` standard deviations of the last `window`.
+    """Flags a loss that is far above those before it: more than `height` standard
+    deviations of the last `window`.
     """
 
     def __init__(self, window: int = 64, height: float = 6.0, least: int = 16) -> None:

@@ -1,37 +1,94 @@
-"""Places of a run on disk."""
+"""Every place of a run on disk, in one table."""
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
 
 from alia_ctx import checkpoint
-from alia_ctx.config.run import RunConfig
 from alia_ctx.errors import CheckpointError
 
 
-def stage_directory(run: RunConfig, stage: str) -> Path:
-    return run.directory("stages", stage)
+@dataclass(frozen=True)
+class RunDirectory:
+    """The places below `root`, the output directory of a run:
 
-
-def checkpoints_directory(run: RunConfig, stage: str) -> Path:
-    return stage_directory(run, stage) / "checkpoints"
-
-
-def finished_checkpoint(run: RunConfig, stage: str) -> Path:
-    """The last checkpoint of a finished stage;
-
-    CheckpointError says how far it got where it is not finished.
+    ================================  =============================  ==================
+    place                             what                           written by
+    ================================  =============================  ==================
+    tokens/SOURCE.{bin,idx}           token stores                   tokenize
+    plans/STAGE/                      the rows of a stage            pack
+    stages/STAGE/                     sinks, stacks of hung ranks    train
+    stages/STAGE/metrics.jsonl        a line an update               train
+    stages/STAGE/checkpoints/         update-00000100/ and so on     train
+    evaluation/STAGE-CONTEXT.json     what was measured of a stage   evaluate
+    report/                           tables, plot, verdicts         report
+    hf/STAGE/                         a Hugging Face directory       run
+    hf/STAGE.made_from.json           what it was made from          run
+    ================================  =============================  ==================
     """
-    wanted = run.stage(stage).updates
-    found = checkpoint.latest(checkpoints_directory(run, stage))
-    if found is None:
-        raise CheckpointError(
-            f"stage {stage} has no checkpoint yet; run `alia-ctx train CONFIG --stage {stage}`"
-        )
-    update = checkpoint.read_manifest(found).update
-    if update < wanted:
-        raise CheckpointError(
-            f"stage {stage} has done {update} of {wanted} updates; go on with "
-            f"`alia-ctx train CONFIG --stage {stage}`"
-        )
-    return found
+
+    root: Path
+
+    @property
+    def tokens(self) -> Path:
+        return self.root / "tokens"
+
+    def store(self, source: str) -> Path:
+        """The prefix of a source's token store."""
+        return self.tokens / source
+
+    def plan(self, stage: str) -> Path:
+        return self.root / "plans" / stage
+
+    def stage(self, stage: str) -> Path:
+        return self.root / "stages" / stage
+
+    def metrics(self, stage: str) -> Path:
+        return metrics_file(self.stage(stage))
+
+    def checkpoints(self, stage: str) -> Path:
+        return checkpoints_directory(self.stage(stage))
+
+    def evaluation(self, stage: str, context: int) -> Path:
+        return self.root / "evaluation" / f"{stage}-{context}.json"
+
+    @property
+    def report(self) -> Path:
+        return self.root / "report"
+
+    def hf(self, stage: str) -> Path:
+        return self.root / "hf" / stage
+
+    def hf_note(self, stage: str) -> Path:
+        """What the Hugging Face directory of a stage was made from."""
+        return self.root / "hf" / f"{stage}.made_from.json"
+
+    def finished_checkpoint(self, stage: str, updates: int) -> Path:
+        """The last checkpoint of a stage of `updates` updates.
+
+        CheckpointError says how far it got where it is not finished.
+        """
+        newest = checkpoint.latest(self.checkpoints(stage))
+        if newest is None:
+            raise CheckpointError(
+                f"stage {stage} has no checkpoint yet; "
+                f"run `alia-ctx train CONFIG --stage {stage}`"
+            )
+        update = checkpoint.read_manifest(newest).update
+        if update < updates:
+            raise CheckpointError(
+                f"stage {stage} has done {update} of {updates} updates; go on with "
+                f"`alia-ctx train CONFIG --stage {stage}`"
+            )
+        return newest
+
+
+def metrics_file(stage_directory: Path) -> Path:
+    """The log of the stage that has `stage_directory`."""
+    return stage_directory / "metrics.jsonl"
+
+
+def checkpoints_directory(stage_directory: Path) -> Path:
+    """Where the stage that has `stage_directory` keeps its checkpoints."""
+    return stage_directory / "checkpoints"

@@ -12,7 +12,7 @@ import signal
 import sys
 import threading
 import time
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -20,12 +20,29 @@ from alia_ctx.errors import AliaError, ConfigError, Problem
 
 # EX_TEMPFAIL of sysexits.h: what launch/slurm_stage.sbatch takes as "put me back in the queue"
 REQUEUE = 75
+_LAST_WORDS_SECONDS = 10.0
 
 
 class RequeueError(AliaError):
     """The run stopped early on request, with everything saved; starting it again goes on."""
 
     exit_code = REQUEUE
+
+
+def requeue_on_early_signals() -> None:
+    """Let a request to stop end the process at once, with status REQUEUE, as long as
+    nothing has been done: imports alone take seconds. StopRequests takes over.
+    """
+    for number in StopRequests.SIGNALS:
+        signal.signal(number, _leave)
+
+
+def _leave(number: int, frame: Any) -> None:
+    name = signal.Signals(number).name
+    message = f"stopped by {name} before training began; start again to go on\n"
+    with suppress(OSError):
+        os.write(2, message.encode())
+    os._exit(REQUEUE)
 
 
 class StopRequests(AbstractContextManager["StopRequests"]):
@@ -55,7 +72,8 @@ class StopRequests(AbstractContextManager["StopRequests"]):
 
     def __exit__(self, *exception: object) -> None:
         for number, handler in self._previous.items():
-            signal.signal(number, handler)
+            if handler is not _leave:  # it is late now: what is done shall stay done
+                signal.signal(number, handler)
 
     def _receive(self, number: int, frame: Any) -> None:
         if self._received is not None and number == signal.SIGTERM:
@@ -78,7 +96,8 @@ class StopRequests(AbstractContextManager["StopRequests"]):
 def _process_start() -> float:
     import psutil
 
-    return psutil.Process().create_time()
+    started: float = psutil.Process().create_time()
+    return started
 
 
 def parse_duration(text: str) -> float:
@@ -108,21 +127,21 @@ class Watchdog(AbstractContextManager["Watchdog"]):
     the stack of every thread.
 
     Each rank has its own; a hung collective hangs them all, so each leaves its stacks
-    in `folder` and the job ends instead of holding its nodes. The exit status is
-    REQUEUE: the last checkpoint is whole.
+    in `folder` (on standard error where it cannot) and the job ends instead of holding
+    its nodes. The exit status is REQUEUE: the last checkpoint is whole.
     """
 
     def __init__(self, limit_seconds: float, folder: Path, rank: int) -> None:
         self.limit, self.rank = limit_seconds, rank
         self.path = folder / f"hang-rank-{rank}.txt"
-        self._beaten = time.monotonic()
+        self._deadline = time.monotonic() + limit_seconds
         self._stop = threading.Event()
         self._thread = threading.Thread(
             target=self._watch, name="watchdog", daemon=True
         )
 
     def __enter__(self) -> Watchdog:
-        self._beaten = time.monotonic()
+        self.beat()
         self._thread.start()
         return self
 
@@ -131,22 +150,43 @@ class Watchdog(AbstractContextManager["Watchdog"]):
         self._thread.join()
 
     def beat(self) -> None:
-        self._beaten = time.monotonic()
+        """A sign of life: the limit counts from now."""
+        self._deadline = time.monotonic() + self.limit
+
+    def allow(self, seconds: float) -> None:
+        """As `beat`, for what is known to take `seconds` more than the limit without one."""
+        self._deadline = time.monotonic() + self.limit + seconds
 
     def _watch(self) -> None:
         while not self._stop.wait(min(1.0, self.limit / 4)):
-            if time.monotonic() - self._beaten > self.limit:
+            if time.monotonic() > self._deadline:
                 self._give_up()
 
     def _give_up(self) -> None:
-        message = (
-            f"rank {self.rank}: no progress for {self.limit:.0f} s; stacks of all "
-            f"threads are in {self.path}"
-        )
-        print(message, file=sys.stderr, flush=True)
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        with self.path.open("w", encoding="utf-8") as stream:
-            stream.write(message + "\n")
-            stream.flush()
-            faulthandler.dump_traceback(stream, all_threads=True)
-        os._exit(REQUEUE)
+        """Leave the stacks and end, whatever happens to the leaving: the file system may
+        be what hangs.
+        """
+        try:
+            leaving = threading.Thread(target=self._leave_stacks, daemon=True)
+            leaving.start()
+            leaving.join(_LAST_WORDS_SECONDS)
+        finally:
+            os._exit(REQUEUE)
+
+    def _leave_stacks(self) -> None:
+        message = f"rank {self.rank}: no progress for {self.limit:.0f} s; stacks of all"
+        try:
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            with self.path.open("w", encoding="utf-8") as stream:
+                stream.write(f"{message} threads:\n")
+                stream.flush()
+                faulthandler.dump_traceback(stream, all_threads=True)
+            print(f"{message} threads are in {self.path}", file=sys.stderr, flush=True)
+        except OSError as error:
+            print(
+                f"{message} threads follow, as {self.path} cannot be written "
+                f"({error.strerror or error})",
+                file=sys.stderr,
+                flush=True,
+            )
+            faulthandler.dump_traceback(2, all_threads=True)

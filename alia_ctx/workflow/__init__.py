@@ -1,15 +1,12 @@
-"""The steps of a run, one function each, with their places on disk:
+"""The steps of a run, one function each; `train/run_directory.py` has their places on disk.
 
-OUTPUT/tokens/SOURCE.{bin,idx}       tokenize
-OUTPUT/plans/STAGE/                  pack
-OUTPUT/stages/STAGE/checkpoints/     train
-OUTPUT/evaluation/NAME.json          evaluate
-OUTPUT/report/                       report
-OUTPUT/hf/STAGE/                     export
+The whole configuration is known here and in `cli`; what lies below takes its parts.
 """
 
+from alia_ctx.workflow.chain import finished_checkpoint
 from alia_ctx.workflow.data import (
     HELD_OUT,
+    contamination,
     open_plan,
     open_store,
     open_stores,
@@ -18,19 +15,24 @@ from alia_ctx.workflow.data import (
 )
 from alia_ctx.workflow.evaluation import (
     Evaluation,
+    Role,
     evaluate,
-    recompute,
-    report,
     standard_evaluations,
 )
-from alia_ctx.workflow.pipeline import export, plan_stages, run_all
+from alia_ctx.workflow.exporting import export
+from alia_ctx.workflow.pipeline import plan_stages, run_all
+from alia_ctx.workflow.recomputing import recompute
+from alia_ctx.workflow.reporting import report
 from alia_ctx.workflow.training import train
 
 __all__ = [
     "HELD_OUT",
     "Evaluation",
+    "Role",
+    "contamination",
     "evaluate",
     "export",
+    "finished_checkpoint",
     "open_plan",
     "open_store",
     "open_stores",

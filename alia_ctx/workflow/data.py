@@ -5,13 +5,20 @@ from __future__ import annotations
 import os
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 from alia_ctx.config.run import RunConfig
-from alia_ctx.data.packing import PackPlan, build_plan
+from alia_ctx.data.packing import (
+    Contamination,
+    PackPlan,
+    build_plan,
+    find_contamination,
+    read_statement,
+)
 from alia_ctx.data.tokens import TokenizeProgress, TokenStore, tokenize_source
 from alia_ctx.errors import ConfigError, DataError, Problem
-from alia_ctx.progress import meter, say
+from alia_ctx.files import exclusive
+from alia_ctx.progress import Meter, meter, say
+from alia_ctx.workflow.chain import run_directory
 
 HELD_OUT = "held_out"
 
@@ -40,37 +47,40 @@ def tokenize(
         if spec.store:
             say(f"{name}: uses the store {spec.store} as it is")
             continue
-        with meter(f"tokenize {name}", 1.0, "token") as bar:
+        prefix = run.directory("tokens", name)
+        with (
+            exclusive(prefix, f"alia-ctx tokenize --source {name}"),
+            meter(f"tokenize {name}", 1.0, "token") as bar,
+        ):
 
-            def show(state: TokenizeProgress, bar: Any = bar) -> None:
-                bar.total = max(
-                    state.tokens * state.bytes_total / max(state.bytes_done, 1), 1
-                )
-                if bar.bar is not None:
-                    bar.bar.update(bar.task, total=bar.total)
+            def show(state: TokenizeProgress, bar: Meter = bar) -> None:
+                tokens_a_byte = state.tokens / max(state.bytes_done, 1)
+                bar.retotal(max(tokens_a_byte * state.bytes_total, 1))
                 bar.update(state.tokens)
 
             report = tokenize_source(
                 spec,
                 name,
                 run.tokenizer,
-                run.directory("tokens"),
+                run_directory(run).tokens,
                 workers=run.data.workers or os.cpu_count() or 1,
                 append_eos=run.data.append_eos,
                 prepend_bos=run.data.prepend_bos,
+                special_tokens=run.data.special_tokens,
+                model_type=run.model.architecture,
+                vocab_size=run.model.vocab_size,
                 overwrite=overwrite,
                 progress=show,
             )
         state = (
             "is there already" if report.unchanged else f"took {report.seconds:.1f} s"
         )
-        left_out = (
-            f", {report.counts.left_out} left out" if report.counts.left_out else ""
-        )
         say(
             f"{name}: {report.tokens:,} tokens of {report.counts.documents:,} "
-            f"documents{left_out}; {state}"
+            f"documents; {state}"
         )
+        for line in report.remarks():
+            say(f"  {line}")
 
 
 def open_store(run: RunConfig, source: str) -> TokenStore:
@@ -80,7 +90,7 @@ def open_store(run: RunConfig, source: str) -> TokenStore:
         raise DataError(
             "there is no held-out text; name some under evaluation.held_out"
         )
-    prefix = Path(spec.store) if spec.store else run.directory("tokens", source)
+    prefix = Path(spec.store) if spec.store else run_directory(run).store(source)
     if not prefix.with_name(prefix.name + ".idx").is_file():
         raise DataError(f"{prefix}.idx: no such file; run `alia-ctx tokenize` first")
     return TokenStore(prefix)
@@ -90,31 +100,88 @@ def open_stores(run: RunConfig) -> dict[str, TokenStore]:
     return {name: open_store(run, name) for name in run.data.sources}
 
 
-def plan_directory(run: RunConfig, stage: str) -> Path:
-    return run.directory("plans", stage)
+def earlier_stages(run: RunConfig, name: str) -> list[str]:
+    """The stages whose data stage `name` continues, oldest first: those before it in the
+    chain, back to one that begins anew.
+    """
+    stages: list[str] = []
+    stage = run.stage(name)
+    while stage.pack.data == "continue" and stage.init_from in run.stages:
+        stages.insert(0, stage.init_from)
+        stage = run.stages[stage.init_from]
+    return stages
 
 
 def pack(run: RunConfig, name: str, *, overwrite: bool = False) -> PackPlan:
-    """Plan the rows of a stage into OUTPUT/plans/STAGE;
+    """Plan the rows of a stage into OUTPUT/plans/STAGE; a finished identical plan is left
+    as it is, one with fewer rows is extended.
 
-    a finished identical plan is left as it is.
+    The data continues where the plans of the stages before end; one that is not there
+    yet is made first.
     """
-    stage = run.stage(name)
-    with meter(f"pack {name}", 1.0, "plan") as bar:
+    stage, stores = run.stage(name), open_stores(run)
+    seen: dict[str, PackPlan] = {}
+    for earlier in earlier_stages(run, name):
+        directory = run_directory(run).plan(earlier)
+        if not directory.is_dir():
+            say(f"{name} continues the data of {earlier}, which is packed first")
+            pack(run, earlier)
+        sources = [source for source, _ in read_statement(directory).identity["stores"]]
+        seen[earlier] = PackPlan.open(
+            directory,
+            {source: stores[source] for source in sources if source in stores},
+            rows_per_update=run.stage(earlier).rows_per_update,
+        )
+    directory = run_directory(run).plan(name)
+    if directory.is_symlink():  # the plan is made anew where the link leads
+        directory = directory.resolve()
+    with (
+        exclusive(directory, f"alia-ctx pack --stage {name}"),
+        meter(f"pack {name}", 1.0, "plan") as bar,
+    ):
         return build_plan(
-            open_stores(run),
+            stores,
             stage.pack,
             stage.context,
             stage.rows,
-            plan_directory(run, name),
+            directory,
+            rows_per_update=stage.rows_per_update,
             seed=run.seed,
+            seen=seen,
+            held_out=_held_out_store(run),
             overwrite=overwrite,
             progress=lambda what, done: bar.update(done, what),
         )
 
 
+def _held_out_store(run: RunConfig) -> TokenStore | None:
+    """The held-out text; None where there is none, or it is not tokenised yet."""
+    spec = run.evaluation.held_out
+    if spec is None:
+        return None
+    prefix = Path(spec.store) if spec.store else run.directory("tokens", HELD_OUT)
+    is_there = prefix.with_name(prefix.name + ".idx").is_file()
+    return open_store(run, HELD_OUT) if is_there else None
+
+
+def contamination(run: RunConfig) -> Contamination | None:
+    """The training documents that are held-out text, exactly or nearly; None where there
+    is no tokenised held-out text. Reads all tokens.
+    """
+    held_out = _held_out_store(run)
+    if held_out is None:
+        return None
+    with meter("compare with held-out text", 1.0, "corpus") as bar:
+        return find_contamination(
+            open_stores(run), held_out, lambda what, done: bar.update(done, what)
+        )
+
+
 def open_plan(run: RunConfig, name: str) -> PackPlan:
-    directory = plan_directory(run, name)
+    """The plan of a stage; DataError where there is none, where any bit of it is not what
+    was written, or where it was made from something else.
+    """
+    directory = run_directory(run).plan(name)
     if not directory.is_dir():
         raise DataError(
             f"{directory}: stage {name} has no plan; run `alia-ctx pack CONFIG --stage "
@@ -128,4 +195,22 @@ def open_plan(run: RunConfig, name: str) -> PackPlan:
         row_length=stage.context,
         seed=run.seed,
         rows=stage.rows,
+        rows_per_update=stage.rows_per_update,
+        seen=_plans_before(run, name, directory),
     )
+
+
+def _plans_before(run: RunConfig, name: str, directory: Path) -> list[list[str]]:
+    """(stage, fingerprint) of the plans that this plan should continue. A plan that was
+    removed after use is taken to be the one that this plan names.
+    """
+    named = dict(read_statement(directory).identity["seen"])
+    return [
+        [
+            earlier,
+            read_statement(run_directory(run).plan(earlier)).fingerprint
+            if run_directory(run).plan(earlier).is_dir()
+            else named.get(earlier, "none"),
+        ]
+        for earlier in earlier_stages(run, name)
+    ]

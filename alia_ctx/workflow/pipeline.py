@@ -1,4 +1,4 @@
-"""The plan before a run, the export after it, and everything in between on one machine."""
+"""The plan before a run, and every step of it on one machine."""
 
 from __future__ import annotations
 
@@ -9,23 +9,22 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from alia_ctx import checkpoint
-from alia_ctx.checkpoint import dcp_store
 from alia_ctx.config.load import load_run
 from alia_ctx.config.run import RunConfig
 from alia_ctx.errors import AliaError, CheckpointError
 from alia_ctx.evaluation.report import Report
 from alia_ctx.progress import say
 from alia_ctx.spec.execution import loss_chunk_tokens
-from alia_ctx.train.run_directory import checkpoints_directory, finished_checkpoint
+from alia_ctx.workflow.chain import check_trained
 from alia_ctx.workflow.data import pack, tokenize
-from alia_ctx.workflow.evaluation import report, result_path, standard_evaluations
+from alia_ctx.workflow.evaluation import standard_evaluations, what_differs
+from alia_ctx.workflow.exporting import export
+from alia_ctx.workflow.reporting import report
 
 
 def plan_stages(run: RunConfig, names: Sequence[str] = ()) -> list[Any]:
-    """What each stage needs, as rich tables:
-
-    tokens, time, RoPE, memory by item, and the layouts that would fit.
+    """What each stage needs, as rich tables: tokens, time, RoPE, memory by item, and the
+    layouts that would fit.
     """
     from alia_ctx.planner import (
         choices_table,
@@ -63,25 +62,14 @@ def plan_stages(run: RunConfig, names: Sequence[str] = ()) -> list[Any]:
     return tables
 
 
-def export(run: RunConfig, name: str) -> Path:
-    """The last checkpoint of a finished stage as a Hugging Face directory,
-    OUTPUT/hf/STAGE; left as it is if there.
-    """
-    from alia_ctx.hf import convert
-
-    path, directory = finished_checkpoint(run, name), run.directory("hf", name)
-    if not directory.is_dir():
-        directory.parent.mkdir(parents=True, exist_ok=True)
-        convert.export_hf(path, directory, dcp_store, tokenizer_dir=Path(run.tokenizer))
-        say(f"{name}: exported to {directory}")
-    return directory
-
-
 def run_all(config: Path, overrides: Sequence[str], run: RunConfig) -> Report:
     """Every step on this machine; training and evaluation in processes of their own,
     started with torchrun.
 
     Steps that are finished are not done again, so a stopped run goes on where it was.
+    What was made from another checkpoint than the one that is there is named and made
+    anew; a stage that was trained with other settings is refused before anything is
+    done.
     """
     ranks = run.cluster.ranks_per_node
     if run.cluster.nodes != 1:
@@ -89,31 +77,26 @@ def run_all(config: Path, overrides: Sequence[str], run: RunConfig) -> Report:
             f"`run` works on one machine, cluster.nodes={run.cluster.nodes}; use "
             "launch/slurm_stage.sbatch"
         )
+    for name in run.stages:
+        check_trained(run, name)
     tokenize(run)
     # Held-out text has its lengths in tokens now: too short is said before training.
     load_run(config, overrides, read_text=True)
     for name in run.stages:
-        pack(run, name)
-        if not _is_finished(run, name):
+        plan = pack(run, name)
+        if not check_trained(run, name, plan):
             torchrun(ranks, ["train", str(config), "--stage", name, *overrides])
     export(run, list(run.stages)[-1])
-    if not all(result_path(run, e).is_file() for e in standard_evaluations(run)):
+    reasons = [why for e in standard_evaluations(run) for why in what_differs(run, e)]
+    if reasons:
+        say("evaluations are made anew:\n  " + "\n  ".join(reasons))
         torchrun(ranks, ["evaluate", str(config), *overrides])
     return report(run)
 
 
-def _is_finished(run: RunConfig, name: str) -> bool:
-    newest = checkpoint.latest(checkpoints_directory(run, name))
-    return (
-        newest is not None
-        and checkpoint.read_manifest(newest).update >= run.stage(name).updates
-    )
-
-
 def torchrun(ranks: int, arguments: Sequence[str]) -> None:
-    """Run `alia-ctx ARGUMENTS` on `ranks` processes of this machine;
-
-    CheckpointError where it fails.
+    """Run `alia-ctx ARGUMENTS` on `ranks` processes of this machine; CheckpointError
+    where it fails.
     """
     command = [
         sys.executable,

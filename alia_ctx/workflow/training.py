@@ -8,10 +8,11 @@ from typing import Any
 from rich.markup import escape
 
 from alia_ctx.config.run import RunConfig, StageConfig
-from alia_ctx.progress import meter, say
-from alia_ctx.train.run_directory import stage_directory
+from alia_ctx.files import exclusive
+from alia_ctx.progress import Meter, meter, say
 from alia_ctx.train.stopping import StopRequests, Watchdog
 from alia_ctx.train.trainer import StageTrainer
+from alia_ctx.workflow.chain import check_trained, stage_task
 from alia_ctx.workflow.data import open_plan
 from alia_ctx.workflow.evaluation import held_out_evaluation
 
@@ -26,7 +27,8 @@ def train(run: RunConfig, name: str, *, exit_before: float | None = None) -> Pat
     from alia_ctx.mcore.engine import MegatronEngine
     from alia_ctx.mcore.runtime import Distributed
 
-    stage = run.stage(name)
+    stage, task = run.stage(name), stage_task(run, name)
+    check_trained(run, name)
     plan = open_plan(run, name)
     with StopRequests(exit_before) as stop, Distributed(run.engine):
         engine = MegatronEngine(
@@ -40,27 +42,28 @@ def train(run: RunConfig, name: str, *, exit_before: float | None = None) -> Pat
             seed=run.seed,
         )
         main = engine.rank == 0
-        hang = Watchdog(
-            run.engine.hang_minutes * 60, stage_directory(run, name), engine.rank
-        )
+        tokens = stage.rows * stage.context
         with (
-            hang,
-            meter(
-                f"train {name}", stage.rows * stage.context, "token", shown=main
-            ) as bar,
+            exclusive(
+                task.directory,
+                f"alia-ctx train --stage {name}",
+                rank=engine.rank,
+                gather=engine.gather_objects,
+            ),
+            Watchdog(
+                run.engine.hang_minutes * 60, task.directory, engine.rank
+            ) as watchdog,
+            meter(f"train {name}", tokens, "token", shown=main) as bar,
         ):
             trainer = StageTrainer(
-                run,
-                name,
+                task,
                 engine,
                 plan,
                 stop=stop,
-                watchdog=hang,
+                watchdog=watchdog,
                 report=lambda line: _show_update(bar, stage, line),
-                notice=(lambda text: say(f"[bold red]{escape(text)}"))
-                if main
-                else (lambda text: None),
-                evaluate=held_out_evaluation(run, name, engine)
+                notice=_warn if main else _be_silent,
+                evaluate=held_out_evaluation(run, name, engine, watchdog.beat)
                 if run.evaluation.every_updates
                 else None,
             )
@@ -68,9 +71,17 @@ def train(run: RunConfig, name: str, *, exit_before: float | None = None) -> Pat
             return trainer.train()
 
 
-def _show_update(bar: Any, stage: StageConfig, line: dict[str, Any]) -> None:
+def _show_update(bar: Meter, stage: StageConfig, line: dict[str, Any]) -> None:
     note = (
         f"update {line['update']}/{stage.updates} loss {line['loss']:.4f} grad "
         f"norm {line['gradient_norm']:.2f}"
     )
     bar.update(line["update"] * stage.rows_per_update * stage.context, note)
+
+
+def _warn(text: str) -> None:
+    say(f"[bold red]{escape(text)}")
+
+
+def _be_silent(text: str) -> None:
+    """On the ranks whose notices would only repeat the first one's."""

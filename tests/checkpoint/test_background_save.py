@@ -15,11 +15,11 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from alia_ctx.checkpoint.background_save import Piece, Staging
+from alia_ctx.checkpoint.background_save import Staging, TensorBox
+from alia_ctx.checkpoint.boxes import boxes
 from alia_ctx.checkpoint.dcp_files import record_file, write_metadata
 from alia_ctx.checkpoint.dcp_store import open_state
 from alia_ctx.errors import CheckpointError
-from alia_ctx.mcore.owned_state import boxes
 
 shapes = st.lists(st.integers(1, 6), min_size=1, max_size=4).map(tuple)
 
@@ -45,9 +45,9 @@ def test_a_copy_is_its_own_storage_and_shared_values_are_copied_once() -> None:
     live = torch.arange(12.0)
     staging = Staging()
     pieces = [
-        Piece("a", (0, 0), (2, 3), live[:6]),
-        Piece("b", (0, 0), (2, 3), live[:6]),
-        Piece("c", (6,), (6,), live[6:]),
+        TensorBox("a", (0, 0), (2, 3), live[:6]),
+        TensorBox("b", (0, 0), (2, 3), live[:6]),
+        TensorBox("c", (6,), (6,), live[6:]),
     ]
     first, second, third = staging.copy(pieces)
     live.zero_()

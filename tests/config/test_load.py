@@ -46,6 +46,9 @@ def test_shipped_configurations_are_what_one_file_said(folder: str, name: str) -
     }:
         assert resolved["cluster"].pop(guess) == getattr(ClusterSpec(), guess)
     expected = json.loads((Path(__file__).parent / f"resolved/{name}.json").read_text())
+    for stage in expected["stages"].values():  # what is no longer a setting
+        for name in ("holdout_documents", "holdout_min_tokens", "holdout_seed"):
+            del stage["pack"][name]
     assert json.dumps(resolved) == json.dumps(expected)  # the order of stages counts
 
 

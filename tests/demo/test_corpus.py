@@ -15,6 +15,8 @@ from alia_ctx.demo.installed_text import CorpusText
 from alia_ctx.demo.tokenizer import SPECIAL_TOKENS, train_tokenizer
 from alia_ctx.errors import DataError
 
+pytestmark = pytest.mark.long
+
 MEGABYTES = 3.0
 
 

@@ -9,8 +9,7 @@ from pathlib import Path
 
 
 def round_trip(source: Path, checkpoint: Path, target: Path) -> None:
-    from alia_ctx.checkpoint import dcp_store
     from alia_ctx.hf import convert
 
-    convert.import_hf(source, checkpoint, dcp_store)
-    convert.export_hf(checkpoint, target, dcp_store)
+    convert.import_hf(source, checkpoint)
+    convert.export_hf(checkpoint, target)

@@ -84,6 +84,7 @@ def _train_all(rank: int, folder: str) -> dict[str, Any]:
                 f"engine.precision={precision}",
                 f"cluster.ranks_per_node={world}",
                 "metrics.sinks=[]",
+                "stages.long.pack.data=restart",  # the figures' rows
                 *(
                     f"stages.{s}.layout.{k}={v}"
                     for s in ("short", "long")

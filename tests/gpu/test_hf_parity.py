@@ -19,7 +19,6 @@ import torch
 from torch import Tensor
 
 from alia_ctx import checkpoint
-from alia_ctx.checkpoint import dcp_store
 from alia_ctx.config.run import EngineConfig
 from alia_ctx.data.packing import PackedRow
 from alia_ctx.hf.convert import import_hf
@@ -133,7 +132,7 @@ class Parity:
         self.model = make_llama(context)
         self.model.save_pretrained(folder / "hf")
         write_tokenizer(folder / "hf", VOCABULARY)
-        self.manifest = import_hf(folder / "hf", folder / "checkpoint", dcp_store)
+        self.manifest = import_hf(folder / "hf", folder / "checkpoint")
         self.state = folder / "checkpoint" / checkpoint.STATE
 
     def ours(

@@ -31,14 +31,11 @@ WIDE = {
 
 
 def state(engine: MegatronEngine) -> list[torch.Tensor]:
-    optimizer = engine._optimizer_part()
-    found = [p.detach().clone() for p in engine.parameters()]
-    for parameter in optimizer.model_param_gbuf_map:
-        found += [
-            v.detach().clone()
-            for v in optimizer._get_main_param_and_optimizer_states(parameter).values()
-        ]
-    return found
+    assert engine.optimizer is not None
+    tensors = [p.detach().clone() for p in engine.parameters()]
+    for _, states in engine.optimizer.states():
+        tensors += [values.clone() for values in states.values()]
+    return tensors
 
 
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import errno
+import functools
 import json
 import multiprocessing
 import os
+import re
 import shutil
 import signal
 from collections.abc import Callable
@@ -20,9 +22,11 @@ from safetensors.torch import load_file, save_file
 from alia_ctx import checkpoint
 from alia_ctx.checkpoint import dcp_files, dcp_store
 from alia_ctx.errors import AliaError, CheckpointError
-from alia_ctx.hf import safetensors_writer
+from alia_ctx.hf import convert as convert_module
+from alia_ctx.hf import safetensors_writer, weight_files
+from alia_ctx.hf import verify as verify_module
 from alia_ctx.hf.convert import export_hf, import_hf
-from alia_ctx.hf.ranks import Team
+from alia_ctx.hf.ranks import Ranks
 from alia_ctx.hf.verify import verify
 from alia_ctx.spec.rope import RopeSpec
 from tests.distributed import run_distributed
@@ -66,8 +70,8 @@ def files_below(directory: Path) -> set[str]:
 @pytest.mark.parametrize("family", FAMILIES)
 def test_import_then_export_is_bit_exact(tmp_path: Path, family: str) -> None:
     model = save_model(tmp_path / "hf", family)
-    manifest = import_hf(tmp_path / "hf", tmp_path / "ck", dcp_store)
-    export_hf(tmp_path / "ck", tmp_path / "out", dcp_store, shard_bytes=100_000)
+    manifest = import_hf(tmp_path / "hf", tmp_path / "ck")
+    export_hf(tmp_path / "ck", tmp_path / "out", shard_bytes=100_000)
     assert same_weights(load_model(tmp_path / "out"), model)
     before, after = (
         json.loads((tmp_path / d / "config.json").read_text()) for d in ("hf", "out")
@@ -84,8 +88,8 @@ def test_import_then_export_is_bit_exact(tmp_path: Path, family: str) -> None:
 
 
 def test_what_travels_along(tmp_path: Path, source: Path) -> None:
-    import_hf(source, tmp_path / "ck", dcp_store)
-    export_hf(tmp_path / "ck", tmp_path / "out", dcp_store)
+    import_hf(source, tmp_path / "ck")
+    export_hf(tmp_path / "ck", tmp_path / "out")
     assert files_below(tmp_path / "out") == {
         "config.json",
         "generation_config.json",
@@ -94,6 +98,7 @@ def test_what_travels_along(tmp_path: Path, source: Path) -> None:
         "chat_template.jinja",
         "model.safetensors",
         "README.md",
+        "alia_ctx_export.json",
     }
     assert (tmp_path / "out/tokenizer.json").read_bytes() == (
         source / "tokenizer.json"
@@ -122,17 +127,17 @@ def test_pytorch_bin_shards_and_old_buffers(tmp_path: Path) -> None:
         "weight_map": {name: file for file, part in shards.items() for name in part}
     }
     (tmp_path / "hf/pytorch_model.bin.index.json").write_text(json.dumps(index))
-    import_hf(tmp_path / "hf", tmp_path / "ck", dcp_store)
-    export_hf(tmp_path / "ck", tmp_path / "out", dcp_store)
+    import_hf(tmp_path / "hf", tmp_path / "ck")
+    export_hf(tmp_path / "ck", tmp_path / "out")
     assert same_weights(load_model(tmp_path / "out"), model)
 
 
 def test_dtype_on_request(tmp_path: Path, source: Path) -> None:
-    import_hf(source, tmp_path / "ck", dcp_store, dtype=torch.float32)
-    report = verify(source, tmp_path / "ck", dcp_store)
-    assert report.ok and "torch.bfloat16 -> torch.float32" in str(report)
-    export_hf(tmp_path / "ck", tmp_path / "half", dcp_store, dtype=torch.float16)
-    export_hf(tmp_path / "ck", tmp_path / "out", dcp_store, dtype=torch.bfloat16)
+    import_hf(source, tmp_path / "ck", dtype=torch.float32)
+    report = verify(source, tmp_path / "ck")
+    assert report.ok and "torch.float32 -> torch.bfloat16" in str(report)
+    export_hf(tmp_path / "ck", tmp_path / "half", dtype=torch.float16)
+    export_hf(tmp_path / "ck", tmp_path / "out", dtype=torch.bfloat16)
     exact = load_file(tmp_path / "out/model.safetensors")
     halves = load_file(tmp_path / "half/model.safetensors")
     for shard in source.glob("*.safetensors"):
@@ -146,6 +151,108 @@ def test_dtype_on_request(tmp_path: Path, source: Path) -> None:
     )
 
 
+# Files, checkpoint and export in turn; None keeps the dtype.
+BF16, FP16, FP32 = torch.bfloat16, torch.float16, torch.float32
+ROUNDED = [
+    (FP32, None, BF16, "the checkpoint were rounded.*float32 -> torch.bfloat16"),
+    (FP32, None, FP16, "the checkpoint were rounded.*float32 -> torch.float16"),
+    (BF16, None, FP16, "the checkpoint were rounded.*bfloat16 -> torch.float16"),
+    (FP16, BF16, FP16, "the checkpoint were rounded|float16"),
+    (FP32, BF16, None, None),
+]
+
+
+@pytest.mark.parametrize("files, held, written, said", ROUNDED)
+def test_verify_compares_with_what_was_rounded(
+    tmp_path: Path,
+    files: torch.dtype,
+    held: torch.dtype | None,
+    written: torch.dtype | None,
+    said: str | None,
+) -> None:
+    save_model(tmp_path / "hf", dtype=files)
+    import_hf(tmp_path / "hf", tmp_path / "ck", dtype=held)
+    export_hf(tmp_path / "ck", tmp_path / "out", dtype=written)
+    report = verify(tmp_path / "out", tmp_path / "ck")
+    assert report.ok, str(report)
+    if said is None:
+        assert "rounded" not in str(report)
+    else:
+        assert re.search(said, str(report)), str(report)
+    assert verify(tmp_path / "hf", tmp_path / "ck").ok  # what import rounded, too
+    shard = tmp_path / "out/model.safetensors"
+    weights = load_file(shard)
+    name = "model.layers.3.mlp.up_proj.weight"
+    weights[name][7, 5] *= 1 + 2**-7  # one unit in bf16's last place
+    save_file(weights, shard, metadata={"format": "pt"})
+    report = verify(tmp_path / "out", tmp_path / "ck")
+    assert report.weight_differences[0].startswith(f"{name}[7, 5] is ")
+
+
+def test_a_single_file_beside_an_index_wins_as_in_transformers(
+    tmp_path: Path, source: Path
+) -> None:
+    newer = make_model("llama")
+    with torch.no_grad():
+        newer.model.norm.weight.mul_(2)
+    newer.save_pretrained(tmp_path / "newer")
+    shutil.copy(tmp_path / "newer/model.safetensors", source)
+    import_hf(source, tmp_path / "ck")
+    export_hf(tmp_path / "ck", tmp_path / "out")
+    assert same_weights(load_model(tmp_path / "out"), load_model(source))
+    assert same_weights(load_model(tmp_path / "out"), newer)
+    assert verify(source, tmp_path / "ck").ok
+
+
+@pytest.mark.parametrize("stale", ["model.safetensors", "pytorch_model.bin"])
+def test_verify_reads_what_transformers_reads(
+    tmp_path: Path, source: Path, stale: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Were our choice of files wrong, verify would not share the fault."""
+    other = make_model("llama", hidden_act="silu")
+    with torch.no_grad():
+        other.model.embed_tokens.weight[11, 3] += 1
+    if stale == "model.safetensors":
+        other.save_pretrained(tmp_path / "other")
+        shutil.copy(tmp_path / "other" / stale, source)
+    else:
+        torch.save(other.state_dict(), source / stale)
+    real = weight_files.locate_weights
+
+    def shards_first(hf_dir: Path) -> Any:
+        whole = hf_dir / "model.safetensors"
+        if not whole.exists():
+            return real(hf_dir)
+        whole.rename(hf_dir / "hidden")
+        try:
+            return real(hf_dir)
+        finally:
+            (hf_dir / "hidden").rename(whole)
+
+    monkeypatch.setattr(convert_module, "locate_weights", shards_first)
+    import_hf(source, tmp_path / "ck")
+    report = verify(source, tmp_path / "ck")
+    differs = stale == "model.safetensors"
+    assert report.ok != differs, str(report)
+    if differs:
+        assert "model.embed_tokens.weight[11, 3]" in report.weight_differences[0]
+
+
+def test_a_model_beyond_memory_is_verified_from_its_files_and_says_so(
+    tmp_path: Path, source: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import_hf(source, tmp_path / "ck")
+    monkeypatch.setattr(verify_module, "fits_in_memory", lambda nbytes: False)
+    report = verify(source, tmp_path / "ck")
+    assert report.ok and "not by transformers" in str(report)
+
+
+def test_an_adapter_beside_the_weights_is_refused(tmp_path: Path, source: Path) -> None:
+    (source / "adapter_config.json").write_text("{}")
+    with pytest.raises(CheckpointError, match="merge it"):
+        import_hf(source, tmp_path / "ck")
+
+
 def test_a_stored_copy_of_a_tied_head_is_dropped(tmp_path: Path) -> None:
     save_model(tmp_path / "hf", "qwen2", shards="5GB")
     file = tmp_path / "hf/model.safetensors"
@@ -154,19 +261,19 @@ def test_a_stored_copy_of_a_tied_head_is_dropped(tmp_path: Path) -> None:
         {**weights, "lm_head.weight": weights["model.embed_tokens.weight"].clone()},
         file,
     )
-    import_hf(tmp_path / "hf", tmp_path / "ck", dcp_store)
-    assert verify(tmp_path / "hf", tmp_path / "ck", dcp_store).ok
+    import_hf(tmp_path / "hf", tmp_path / "ck")
+    assert verify(tmp_path / "hf", tmp_path / "ck").ok
     save_file(
         {**weights, "lm_head.weight": weights["model.embed_tokens.weight"] + 1}, file
     )
     with pytest.raises(CheckpointError, match=r"lm_head.weight differs"):
-        import_hf(tmp_path / "hf", tmp_path / "ck2", dcp_store)
+        import_hf(tmp_path / "hf", tmp_path / "ck2")
 
 
 def test_a_later_stage_exports_its_rope_and_ledger(
     tmp_path: Path, source: Path
 ) -> None:
-    manifest = import_hf(source, tmp_path / "ck", dcp_store)
+    manifest = import_hf(source, tmp_path / "ck")
     rope = RopeSpec(
         "llama3", 10000.0, 8.0, CONTEXT, low_freq_factor=1.0, high_freq_factor=4.0
     )
@@ -186,7 +293,7 @@ def test_a_later_stage_exports_its_rope_and_ledger(
         }
     )
     (tmp_path / "ck/manifest.json").write_text(json.dumps(later.to_json()))
-    export_hf(tmp_path / "ck", tmp_path / "out", dcp_store)
+    export_hf(tmp_path / "ck", tmp_path / "out")
     config = json.loads((tmp_path / "out/config.json").read_text())
     assert (
         config["max_position_embeddings"] == 8 * CONTEXT
@@ -194,11 +301,11 @@ def test_a_later_stage_exports_its_rope_and_ledger(
     )
     card = (tmp_path / "out/README.md").read_text()
     assert (
-        "| 32k | 1,024 | llama3, theta 10000, original_max_position_embeddings 128, factor 8"
+        "| 32k | 1,024 | llama3, theta 10000, factor 8, original_max_position_embeddings 128"
         in card
     )
     assert "1,234,567" in card
-    report = verify(source, tmp_path / "ck", dcp_store)
+    report = verify(source, tmp_path / "ck")
     assert (
         not report.weight_differences
         and len(report.config_differences) == 2
@@ -220,8 +327,8 @@ def test_logits_agree_for_every_family_and_rope(
     tmp_path: Path, family: str, rope: str
 ) -> None:
     save_model(tmp_path / "hf", family, rope)
-    import_hf(tmp_path / "hf", tmp_path / "ck", dcp_store)
-    report = verify(tmp_path / "hf", tmp_path / "ck", dcp_store)
+    import_hf(tmp_path / "hf", tmp_path / "ck")
+    report = verify(tmp_path / "hf", tmp_path / "ck")
     assert report.ok, str(report)
     assert report.logits is not None and report.logits.positions[-1] == CONTEXT - 1
     # fp32 sums in another order; measured 1e-6, the issue asks for 1e-4.
@@ -229,23 +336,23 @@ def test_logits_agree_for_every_family_and_rope(
 
 
 def test_verify_names_the_first_different_weight(tmp_path: Path, source: Path) -> None:
-    import_hf(source, tmp_path / "ck", dcp_store)
+    import_hf(source, tmp_path / "ck")
     name = "model.layers.1.self_attn.k_proj.weight"
     file = next(f for f in sorted(source.glob("*.safetensors")) if name in load_file(f))
     weights = load_file(file)
     weights[name][5, 7] += 0.5
     save_file(weights, file, metadata={"format": "pt"})
-    report = verify(source, tmp_path / "ck", dcp_store)
+    report = verify(source, tmp_path / "ck")
     assert len(report.weight_differences) == 1 and not report.ok
     assert report.weight_differences[0].startswith(f"{name}[5, 7] is ")
     assert report.logits is not None and "layer 1" in str(report.logits.first)
 
 
 def test_verify_notices_a_wrong_base(tmp_path: Path, source: Path) -> None:
-    import_hf(source, tmp_path / "ck", dcp_store)
+    import_hf(source, tmp_path / "ck")
     parameters = {"rope_type": "default", "rope_theta": 10000.0}
     edit_json(source / "config.json", rope_parameters=parameters)
-    report = verify(source, tmp_path / "ck", dcp_store)
+    report = verify(source, tmp_path / "ck")
     assert not report.weight_differences and not report.ok
     assert "10000.0" in report.config_differences[0] and "layer 0" in str(
         report.logits and report.logits.first
@@ -253,15 +360,15 @@ def test_verify_notices_a_wrong_base(tmp_path: Path, source: Path) -> None:
 
 
 def test_another_model_cannot_be_compared(tmp_path: Path, source: Path) -> None:
-    import_hf(source, tmp_path / "ck", dcp_store)
+    import_hf(source, tmp_path / "ck")
     save_model(tmp_path / "other", num_hidden_layers=3)
     with pytest.raises(
         CheckpointError,
         match=r"not one model: num_hidden_layers is 3 .* 4 in the checkpoint",
     ):
-        verify(tmp_path / "other", tmp_path / "ck", dcp_store)
+        verify(tmp_path / "other", tmp_path / "ck")
     edit_json(source / "config.json", rms_norm_eps=1e-3)
-    report = verify(source, tmp_path / "ck", dcp_store)
+    report = verify(source, tmp_path / "ck")
     assert report.config_differences == (
         "rms_norm_eps is 0.001 in config.json, 1e-05 in the checkpoint",
     )
@@ -420,7 +527,7 @@ def test_a_corrupt_source_is_named_and_leaves_nothing(
     corrupt, said = CORRUPTIONS[name]
     corrupt(source)
     with pytest.raises(CheckpointError, match=said):
-        import_hf(source, tmp_path / "ck", dcp_store)
+        import_hf(source, tmp_path / "ck")
     assert sorted(p.name for p in tmp_path.iterdir()) == ["hf"]
 
 
@@ -432,7 +539,7 @@ def test_a_truncated_bin_is_named(tmp_path: Path) -> None:
     with pytest.raises(
         CheckpointError, match=r"pytorch_model.bin: not a readable torch archive"
     ):
-        import_hf(tmp_path / "hf", tmp_path / "ck", dcp_store)
+        import_hf(tmp_path / "hf", tmp_path / "ck")
 
 
 def _nan_in_state(path: Path) -> None:
@@ -491,7 +598,7 @@ STATE_CORRUPTIONS: dict[str, tuple[Callable[[Path], Any], bool, str]] = {
             },
         ),
         False,
-        "does not hold",
+        "model changed after the file was written",
     ),
     "no manifest": (lambda c: (c / "manifest.json").unlink(), True, "not a checkpoint"),
     "NaN": (_nan_in_state, False, "lm_head.weight has NaN or infinite values"),
@@ -508,10 +615,10 @@ def test_a_corrupt_checkpoint_is_named_and_leaves_nothing(
     tmp_path: Path, source: Path, name: str
 ) -> None:
     corrupt, check, said = STATE_CORRUPTIONS[name]
-    import_hf(source, tmp_path / "ck", dcp_store)
+    import_hf(source, tmp_path / "ck")
     corrupt(tmp_path / "ck")
     with pytest.raises(CheckpointError, match=said):
-        export_hf(tmp_path / "ck", tmp_path / "out", dcp_store, check=check)
+        export_hf(tmp_path / "ck", tmp_path / "out", check=check)
     assert sorted(p.name for p in tmp_path.iterdir()) == ["ck", "hf"]
 
 
@@ -524,32 +631,10 @@ def test_overflow_in_a_narrower_dtype_is_an_error(tmp_path: Path) -> None:
         CheckpointError,
         match=r"layers.2.mlp.up_proj.weight .* torch.float16, first in row 1",
     ):
-        import_hf(tmp_path / "hf", tmp_path / "ck", dcp_store, dtype=torch.float16)
-    import_hf(tmp_path / "hf", tmp_path / "ck", dcp_store)
+        import_hf(tmp_path / "hf", tmp_path / "ck", dtype=torch.float16)
+    import_hf(tmp_path / "hf", tmp_path / "ck")
     with pytest.raises(CheckpointError, match="float16"):
-        export_hf(tmp_path / "ck", tmp_path / "out", dcp_store, dtype=torch.float16)
-
-
-def test_targets_are_never_overwritten_unasked(tmp_path: Path, source: Path) -> None:
-    for target in (tmp_path / "ck", tmp_path / "out"):
-        target.mkdir()
-        (target / "precious").write_text("x")
-    with pytest.raises(CheckpointError, match="ck exists"):
-        import_hf(source, tmp_path / "ck", dcp_store)
-    import_hf(source, tmp_path / "ck", dcp_store, overwrite=True)
-    with pytest.raises(CheckpointError, match="out exists"):
-        export_hf(tmp_path / "ck", tmp_path / "out", dcp_store)
-    assert (tmp_path / "out/precious").exists()
-    export_hf(tmp_path / "ck", tmp_path / "out", dcp_store, overwrite=True)
-    assert (
-        not (tmp_path / "out/precious").exists()
-        and (tmp_path / "out/config.json").exists()
-    )
-    with pytest.raises(CheckpointError, match="lies in the directory"):
-        export_hf(tmp_path / "ck", tmp_path / "ck/hf", dcp_store)
-    (tmp_path / "empty").mkdir()
-    import_hf(source, tmp_path / "empty", dcp_store)
-    assert (tmp_path / "empty/manifest.json").exists()
+        export_hf(tmp_path / "ck", tmp_path / "out", dtype=torch.float16)
 
 
 # -- killed in the middle --------------------------------------------------------------
@@ -560,7 +645,7 @@ def _run_and_die(convert: Any, source: Path, target: Path) -> None:
         if done > total // 2:
             os.kill(os.getpid(), signal.SIGKILL)
 
-    convert(source, target, dcp_store, progress=die_half_way)
+    convert(source, target, progress=die_half_way)
 
 
 def _killed(convert: Any, source: Path, target: Path) -> None:
@@ -579,51 +664,38 @@ def test_kill_9_leaves_nothing_that_loads_and_the_next_run_succeeds(
     assert not (tmp_path / "ck").exists() and (tmp_path / "ck.incomplete").exists()
     with pytest.raises(AliaError):
         checkpoint.read_manifest(tmp_path / "ck.incomplete")
-    import_hf(source, tmp_path / "ck", dcp_store)
+    import_hf(source, tmp_path / "ck")
     _killed(export_hf, tmp_path / "ck", tmp_path / "out")
     assert not (tmp_path / "out").exists()
     with pytest.raises((OSError, ValueError)):
         load_model(tmp_path / "out.incomplete")
-    export_hf(tmp_path / "ck", tmp_path / "out", dcp_store)
-    assert verify(tmp_path / "out", tmp_path / "ck", dcp_store).ok
+    export_hf(tmp_path / "ck", tmp_path / "out")
+    assert verify(tmp_path / "out", tmp_path / "ck").ok
     assert sorted(p.name for p in tmp_path.iterdir()) == ["ck", "hf", "out"]
 
 
 # -- pieces smaller than a tensor ------------------------------------------------------
 
 
-class SmallPieces:
-    """The store with chunks of 5,000 bytes in blocks of 1,000:
-
-    what tensors above 32 MiB go through.
-    """
-
-    chunk_bytes = 5_000
-    open_state = staticmethod(dcp_store.open_state)
-    finish = staticmethod(dcp_store.finish)
-
-    def write_part(self, *args: Any, **options: Any) -> Any:
-        return dcp_store.write_part(*args, **options, chunk_bytes=self.chunk_bytes)
-
-
 @pytest.fixture
-def small_pieces(monkeypatch: pytest.MonkeyPatch) -> SmallPieces:
+def small_pieces(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Chunks of 5,000 bytes in blocks of 1,000: what tensors above 32 MiB go through."""
     monkeypatch.setattr(dcp_files, "_BLOCK_BYTES", 1_000)
     monkeypatch.setattr(safetensors_writer, "_BLOCK_BYTES", 1_000)
-    return SmallPieces()
+    write_part = functools.partial(dcp_store.write_part, chunk_bytes=5_000)
+    monkeypatch.setattr(dcp_store, "write_part", write_part)
 
 
-def test_small_pieces_are_the_same_model(
-    tmp_path: Path, source: Path, small_pieces: SmallPieces
-) -> None:
+@pytest.mark.usefixtures("small_pieces")
+def test_small_pieces_are_the_same_model(tmp_path: Path, source: Path) -> None:
     from torch.distributed.checkpoint.format_utils import dcp_to_torch_save
 
-    import_hf(source, tmp_path / "ck", small_pieces)
+    import_hf(source, tmp_path / "ck")
     with dcp_store.open_state(tmp_path / "ck/state") as state:
         chunks = state._described["decoder.layers.mlp.linear_fc1.weight"].chunks
     assert len(chunks) == 4 * 5  # 4 layers of 192 rows of 128 bytes, 39 rows a chunk
-    export_hf(tmp_path / "ck", tmp_path / "out", small_pieces)
-    assert verify(source, tmp_path / "ck", small_pieces).ok
+    export_hf(tmp_path / "ck", tmp_path / "out")
+    assert verify(source, tmp_path / "ck").ok
     assert same_weights(load_model(tmp_path / "out"), load_model(source))
     # PyTorch's own reader agrees that these are plain records of whole global tensors.
     dcp_to_torch_save(tmp_path / "ck/state", tmp_path / "plain.pt")
@@ -632,25 +704,27 @@ def test_small_pieces_are_the_same_model(
     assert torch.equal(plain["output_layer.weight"], load_model(source).lm_head.weight)
 
 
+@pytest.mark.parametrize("chunks", ["small", "whole"])
 def test_errors_while_a_record_is_written(
     tmp_path: Path,
     source: Path,
-    small_pieces: SmallPieces,
+    chunks: str,
+    request: pytest.FixtureRequest,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     def full(self: Any, data: Any) -> None:
         raise OSError(errno.ENOSPC, "No space left on device")
 
+    if chunks == "small":
+        request.getfixturevalue("small_pieces")
     with monkeypatch.context() as patch:
         patch.setattr(dcp_files.RecordFile, "_put", full)
-        for pieces in (small_pieces, dcp_store):
-            with pytest.raises(
-                CheckpointError, match=r"ck: cannot be written .No space left"
-            ):
-                import_hf(source, tmp_path / "ck", pieces)
+        said = r"ck: cannot be written .No space left"
+        with pytest.raises(CheckpointError, match=said):
+            import_hf(source, tmp_path / "ck")
     _edit_shard(source, _poison(float("nan")))
     with pytest.raises(CheckpointError, match=r"NaN or infinite .* in row 3"):
-        import_hf(source, tmp_path / "ck", small_pieces)
+        import_hf(source, tmp_path / "ck")
     assert sorted(p.name for p in tmp_path.iterdir()) == ["hf"]
 
 
@@ -659,11 +733,11 @@ def test_errors_while_a_record_is_written(
 
 def _convert_on_ranks(rank: int, folder: str) -> str:
     root = Path(folder)
-    with Team.from_environment() as team:
-        import_hf(root / "hf", root / "ck", dcp_store, team=team)
-        export_hf(root / "ck", root / "out", dcp_store, shard_bytes=100_000, team=team)
+    with Ranks.from_environment() as ranks:
+        import_hf(root / "hf", root / "ck", ranks=ranks)
+        export_hf(root / "ck", root / "out", shard_bytes=100_000, ranks=ranks)
         try:
-            import_hf(root / "bad", root / "bad-ck", dcp_store, team=team)
+            import_hf(root / "bad", root / "bad-ck", ranks=ranks)
         except CheckpointError as error:
             return str(error)
     return "no error"
@@ -688,7 +762,7 @@ def test_ranks_share_the_work(tmp_path: Path, source: Path) -> None:
     ]
     assert max(sizes) < 1.5 * min(sizes)
     assert same_weights(load_model(tmp_path / "out"), load_model(source))
-    assert verify(source, tmp_path / "ck", dcp_store).ok
+    assert verify(source, tmp_path / "ck").ok
 
 
 # -- through Megatron ------------------------------------------------------------------
@@ -748,7 +822,7 @@ def test_through_tp2_pp2_and_back(tmp_path: Path) -> None:
     for family, rope, dtype, changes in THROUGH:
         path = tmp_path / f"{family}-{rope}"
         models[path] = save_model(path / "hf", family, rope, dtype=dtype, **changes)
-        import_hf(path / "hf", path / "ck", dcp_store)
+        import_hf(path / "hf", path / "ck")
     (tmp_path / "port").write_text(str(_free_port()))
     found = run_distributed(_load_and_save, 4, str(tmp_path), timeout=300)
     losses = next(of_rank for of_rank in found if of_rank[0] is not None)
@@ -762,14 +836,14 @@ def test_through_tp2_pp2_and_back(tmp_path: Path) -> None:
         manifest = checkpoint.read_manifest(path / "ck")
         document = {**manifest.to_json(), "files": {}}
         (path / "trained/manifest.json").write_text(json.dumps(document))
-        export_hf(path / "trained", path / "out", dcp_store)
+        export_hf(path / "trained", path / "out")
         # The model of the loss is fp32, so what it saves is; every value is that of the import.
         back = load_model(path / "out")
         assert back.dtype == torch.float32 and same_weights(back, model.float()), (
             path.name
         )
         assert torch.equal(logits(back), expected), path.name
-        assert verify(path / "out", path / "trained", dcp_store).ok
+        assert verify(path / "out", path / "trained").ok
 
 
 def _free_port() -> int:
@@ -783,8 +857,8 @@ def _free_port() -> int:
 def test_the_exported_model_generates(tmp_path: Path, source: Path) -> None:
     from transformers import AutoTokenizer
 
-    import_hf(source, tmp_path / "ck", dcp_store)
-    export_hf(tmp_path / "ck", tmp_path / "out", dcp_store)
+    import_hf(source, tmp_path / "ck")
+    export_hf(tmp_path / "ck", tmp_path / "out")
     prompt = AutoTokenizer.from_pretrained(tmp_path / "out")(
         "word5 word7 word9", return_tensors="pt"
     ).input_ids

@@ -143,22 +143,22 @@ def resume_exactly(rank: int, folder: str) -> tuple[list[Any], list[Any]]:
 
 def train_offloaded(rank: int) -> tuple[Any, Any, int]:
     """Three updates with and without offloading, and how many activations went to host memory."""
-    from alia_ctx.mcore import engine as module
     from alia_ctx.nn.activation_offload import offload_activations
 
     moved = []
 
-    def all_sizes(parameters: Any) -> Any:
-        hooks = offload_activations(parameters, least_bytes=0)
+    def all_sizes() -> Any:
+        hooks = offload_activations(engine.parameters(), least_bytes=0)
         pack = hooks.pack_hook
         hooks.pack_hook = lambda tensor: moved.append(pack(tensor)) or moved[-1]
         return hooks
 
-    module.offload_activations = all_sizes
     with small.distributed():
         plain = small.train(small.make_engine(Layout(tp=2)), range(3))
-        assert not moved
-        offloaded = small.train(small.make_engine(Layout(tp=2), offload=True), range(3))
+        engine = small.make_engine(Layout(tp=2), offload=True)
+        assert engine.passes.forward_context.func is offload_activations
+        engine.passes.forward_context = all_sizes
+        offloaded = small.train(engine, range(3))
     return plain, offloaded, sum(isinstance(packed, tuple) for packed in moved)
 
 
@@ -201,21 +201,37 @@ def test_tied_embeddings_biases_and_query_norms_are_saved_whole(tmp_path: Path) 
             assert resumed == expected
 
 
-def losses_by_row(rank: int) -> list[Any]:
+def losses_by_row(rank: int, layout: Layout) -> list[Any]:
+    """Losses and hits of each row, and this rank's share of the logits."""
     with small.distributed():
-        engine = small.make_engine(Layout(cp=2), train=False)
-        return [
-            (part.row.index, part.as_row())
-            for part in engine.row_losses(small.rows_of(0))
+        engine = small.make_engine(layout)
+        small.train(engine, [0] * 12, rate=3e-2)  # until some tokens are hits
+        rows = small.rows_of(0)
+        found = [
+            (row.row.index, row.ranges, row.as_row(), row.hits_as_row())
+            for row in engine.row_losses(rows)
         ]
+        logits = [None if layout.pp > 1 else engine.logits(row).numpy() for row in rows]
+        return [(*row, logits[row[0]]) for row in found]
 
 
-def test_row_losses_cover_each_predicted_token_once() -> None:
+@pytest.mark.parametrize("layout", [Layout(cp=2), Layout(tp=2), Layout(pp=2)])
+def test_row_losses_cover_each_predicted_token_once(layout: Layout) -> None:
     rows = {row.index: row for row in small.rows_of(0)}
     seen = {index: np.zeros(small.CONTEXT, dtype=int) for index in rows}
-    for parts in run_distributed(losses_by_row, 2):
-        for index, losses in parts:
+    hits = 0
+    for ranks in run_distributed(losses_by_row, 2, layout):
+        for index, ranges, losses, hits_of_row, logits in ranks:
             seen[index] += np.isfinite(losses)
+            assert not hits_of_row[np.isnan(losses)].any()
+            hits += int(hits_of_row.sum())
+            if logits is None:
+                continue
+            targets = rows[index].targets()
+            local = np.concatenate([np.arange(a, b) for a, b in ranges])
+            expected = logits.argmax(-1) == targets[local]
+            np.testing.assert_array_equal(hits_of_row[local], expected)
+    assert hits > 20
     for index, row in rows.items():
         np.testing.assert_array_equal(seen[index], (row.targets() >= 0).astype(int))
 

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +19,6 @@ from torch import Tensor
 from torch.nn import functional
 
 from alia_ctx import checkpoint
-from alia_ctx.checkpoint import dcp_store
 from alia_ctx.data.packing import PackedRow
 from alia_ctx.hf.convert import export_hf, import_hf
 from alia_ctx.spec.layout import Layout
@@ -142,9 +140,10 @@ def save_gradients(rank: int, folder: str, layouts: list[Layout]) -> list[float]
                 OptimizerConfig(),
             )
             engine.load(Path(folder) / "ck/state", with_optimizer=False)
-            engine._step_if_finite = stop_before_the_step(engine)  # type: ignore[method-assign]
-            mine = rows()[engine.data_parallel_rank :: engine.data_parallel_size]
-            losses.append(engine.train_update(mine, 0.0).loss)
+            own = rows()[engine.data_parallel_rank :: engine.data_parallel_size]
+            loss, _ = engine.reduce_losses(engine.accumulate_gradients(own))
+            losses.append(loss)
+            put_gradients_into_weights(engine)
             target = Path(folder) / f"gradients-{number}"
             if rank == 0:
                 (target / "state").mkdir(parents=True)
@@ -157,22 +156,11 @@ def save_gradients(rank: int, folder: str, layouts: list[Layout]) -> list[float]
     return losses
 
 
-def stop_before_the_step(engine: Any) -> Callable[[float], float]:
-    """In place of the step:
-
-    each rank's own range of the reduced gradients becomes its range of the weights.
-    """
-
-    def put(loss: float) -> float:
-        optimizer = engine._optimizer_part()
-        for parameter in optimizer.model_param_gbuf_map:
-            mine = optimizer._get_model_param_range_map(parameter)["param"]
-            parameter.data.view(-1)[mine.start : mine.end] = parameter.main_grad.view(
-                -1
-            )[mine.start : mine.end]
-        return 1.0
-
-    return put
+def put_gradients_into_weights(engine: Any) -> None:
+    """Each rank's own range of the reduced gradients becomes its range of the weights."""
+    for parameter, owned in engine.optimizer.owned.ranges().items():
+        gradient = parameter.main_grad.view(-1)[owned]
+        parameter.data.view(-1)[owned] = gradient
 
 
 @pytest.fixture(scope="module")
@@ -184,7 +172,7 @@ def model(
     original = hf_models.save_model(
         folder / "hf", "llama", "llama3", dtype=torch.float32
     )
-    import_hf(folder / "hf", folder / "ck", dcp_store)
+    import_hf(folder / "hf", folder / "ck")
     rope = checkpoint.read_manifest(folder / "ck").rope
     loss, gradients = dense_gradients(
         dict(original.state_dict()), rope, original.config
@@ -197,7 +185,7 @@ def exported(folder: Path) -> dict[str, Tensor]:
     from safetensors.torch import load_file
 
     target = folder.with_name(folder.name + "-hf")
-    export_hf(folder, target, dcp_store)
+    export_hf(folder, target)
     return {
         k: v
         for file in target.glob("*.safetensors")

@@ -47,6 +47,11 @@ def random_case(ignored: str = "some", seed: int = 0) -> tuple[Tensor, Tensor, T
     return hidden, weight, targets
 
 
+def loss_and_values(*arguments: Any, **options: Any) -> tuple[Tensor, Tensor]:
+    total, tokens = vocab_parallel_loss(*arguments, **options)
+    return total, tokens.values
+
+
 def dense_loss(
     hidden: Tensor, weight: Tensor, targets: Tensor, scale: float
 ) -> list[Tensor]:
@@ -80,7 +85,7 @@ def test_equals_cross_entropy_with_any_chunk(chunk: int, ignored: str) -> None:
         hidden.float()[:, None].requires_grad_(),
         padded(weight, 40).float().requires_grad_(),
     )
-    total, losses = vocab_parallel_loss(
+    total, losses = loss_and_values(
         h,
         w,
         targets,
@@ -108,7 +113,7 @@ def test_fp64_is_fp64_throughout() -> None:
     hidden, weight, targets = random_case()
     expected = dense_loss(hidden, weight, targets, scale=1.0)
     h, w = hidden.clone().requires_grad_(), weight.clone().requires_grad_()
-    total, losses = vocab_parallel_loss(
+    total, losses = loss_and_values(
         h,
         w,
         targets,
@@ -138,7 +143,7 @@ def test_bf16_rounds_only_inputs_and_results() -> None:
     )
     expected = dense_loss(hidden.double(), weight.double(), targets, scale=1.0)
     h, w = hidden.clone().requires_grad_(), weight.clone().requires_grad_()
-    total, losses = vocab_parallel_loss(
+    total, losses = loss_and_values(
         h,
         w,
         targets,
@@ -158,7 +163,7 @@ def test_logits_far_beyond_the_range_of_exp() -> None:
     hidden, weight, targets = random_case()
     expected = dense_loss(hidden * 100, weight, targets, scale=1.0)
     h, w = (hidden * 100).float().requires_grad_(), weight.float().requires_grad_()
-    total, losses = vocab_parallel_loss(
+    total, losses = loss_and_values(
         h,
         w,
         targets,
@@ -180,7 +185,7 @@ def test_without_gradients_the_loss_is_the_same() -> None:
         tp_group=Alone(), vocab_size=WORDS, sequence_parallel=False, chunk_tokens=16
     )
     with torch.no_grad():
-        total, losses = vocab_parallel_loss(
+        total, losses = loss_and_values(
             hidden.float(), weight.float(), targets, **options
         )
     trained, _ = vocab_parallel_loss(
@@ -215,6 +220,54 @@ def test_ignored_tokens_have_no_influence(token: int, seed: int) -> None:
         results.append((total.detach(), w.grad))
     assert torch.equal(results[0][0], results[1][0])
     assert torch.equal(results[0][1], results[1][1])
+
+
+def case_with_ties(vocab_size: int, seed: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Small whole numbers, so that products are exact and equal logits equal to the bit;
+    targets of which most are the argmax, some equal it, and some are ignored.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    hidden = torch.randint(-1, 2, (TOKENS, 4), generator=generator).float()
+    weight = torch.randint(-1, 2, (vocab_size, 4), generator=generator).float()
+    logits = hidden @ weight.T
+    last = vocab_size - 1 - logits.flip(1).argmax(1)
+    draw = torch.rand(TOKENS, generator=generator)
+    any_of = torch.randint(0, vocab_size, (TOKENS,), generator=generator)
+    targets = torch.where(draw < 0.5, logits.argmax(1), last)
+    targets = torch.where(draw > 0.8, any_of, targets)
+    targets[draw > 0.95] = IGNORE
+    return hidden, weight, targets
+
+
+def expected_hits(hidden: Tensor, weight: Tensor, targets: Tensor) -> Tensor:
+    """By NumPy, whose argmax is documented to give the first of equal values."""
+    best = (hidden.double() @ weight.double().T).numpy().argmax(1)
+    return torch.from_numpy(best == targets.numpy())
+
+
+@pytest.mark.parametrize("seed", range(5))
+@pytest.mark.parametrize("chunk", [5, 1000])
+def test_hits_are_the_argmax_of_dense_logits(seed: int, chunk: int) -> None:
+    """And torch's argmax, by which transformers decodes greedily, agrees with NumPy's."""
+    hidden, weight, targets = case_with_ties(WORDS, seed)
+    logits = hidden @ weight.T
+    tied = (logits == logits.amax(1, keepdim=True)).sum(1) > 1
+    hits = expected_hits(hidden, weight, targets)
+    assert tied.any() and hits.any() and (~hits & (targets != IGNORE) & tied).any()
+    assert torch.equal(hits, logits.argmax(1) == targets)
+    for dtype in (torch.float32, torch.bfloat16):  # exact in both
+        for differentiable in (False, True):
+            _, tokens = vocab_parallel_loss(
+                hidden.to(dtype, copy=True).requires_grad_(differentiable),
+                padded(weight, 40).to(dtype),
+                targets,
+                tp_group=Alone(),
+                vocab_size=WORDS,
+                sequence_parallel=False,
+                chunk_tokens=chunk,
+            )
+            assert tokens.hits.dtype == torch.bool and not tokens.hits.requires_grad
+            assert torch.equal(tokens.hits, hits)
 
 
 def test_a_second_backward_is_refused() -> None:
@@ -254,7 +307,7 @@ def test_shapes_that_do_not_fit_are_named() -> None:
             sequence_parallel=False,
         )
     with pytest.raises(
-        LayoutError, match="1 shards of 37 words cannot hold vocab_size=38"
+        LayoutError, match="1 shards of 37 rows cannot hold vocab_size=38"
     ):
         vocab_parallel_loss(
             hidden,
@@ -282,6 +335,10 @@ def check_parallel(rank: int) -> None:
                 for chunk in (5, 1000):
                     check_layout(tp_group, cp_group, sequence_parallel, ignored, chunk)
     check_shard_without_words(rank)
+    for tp in (2, 4):
+        tp_group, _ = grid(rank, tp, 1)
+        for vocab_size in (5, WORDS):  # 5 over 4 shards of 2: one is padding alone
+            check_hits(tp_group, vocab_size)
 
 
 def grid(rank: int, tp: int, cp: int) -> tuple[Any, Any]:
@@ -320,7 +377,7 @@ def check_layout(
     own = tokens.chunk(tp)[tp_group.rank()] if sequence_parallel else tokens
     h = hidden[own].float()[:, None].requires_grad_()
 
-    total, losses = vocab_parallel_loss(
+    total, losses = loss_and_values(
         h, shard, targets[tokens], tp_group=tp_group, vocab_size=WORDS,
         sequence_parallel=sequence_parallel, chunk_tokens=chunk,
     )  # fmt: skip
@@ -342,6 +399,26 @@ def check_layout(
         assert (ours - theirs).norm() <= TOLERANCE * theirs.norm()
 
 
+def check_hits(tp_group: Any, vocab_size: int) -> None:
+    """Ties within a shard and across shards: the lowest index of all wins."""
+    tp = tp_group.size()
+    for seed in range(5):
+        hidden, weight, targets = case_with_ties(vocab_size, seed)
+        shard = padded(weight, -(-vocab_size // tp) * tp).chunk(tp)[tp_group.rank()]
+        for sequence_parallel in (False, True):
+            own = hidden.chunk(tp)[tp_group.rank()] if sequence_parallel else hidden
+            _, tokens = vocab_parallel_loss(
+                own,
+                shard,
+                targets,
+                tp_group=tp_group,
+                vocab_size=vocab_size,
+                sequence_parallel=sequence_parallel,
+                chunk_tokens=10,
+            )
+            assert torch.equal(tokens.hits, expected_hits(hidden, weight, targets))
+
+
 def check_shard_without_words(rank: int) -> None:
     """5 words over 4 shards of 2: the last shard is padding alone."""
     hidden, weight, _ = random_case()
@@ -349,7 +426,7 @@ def check_shard_without_words(rank: int) -> None:
     expected = dense_loss(hidden, weight, targets, scale=1.0)
     shard = padded(weight, 8).float().chunk(4)[rank].clone().requires_grad_()
     h = hidden.float().requires_grad_()
-    total, losses = vocab_parallel_loss(
+    total, losses = loss_and_values(
         h,
         shard,
         targets,

@@ -40,7 +40,7 @@ def kept(layers: int, layout: Layout, recompute: str) -> tuple[int, int]:
         OptimizerConfig(),
         recompute=recompute,
     )
-    parameters = list(engine._module.parameters())
+    parameters = list(engine.module.parameters())
     weights = {parameter.untyped_storage().data_ptr() for parameter in parameters}
     storages: dict[int, Any] = {}
     in_forward = True

@@ -19,15 +19,15 @@ def largest(work: list[float], groups: list[list[int]]) -> float:
 
 
 @settings(max_examples=100, deadline=None)
-@given(work=works, ranks=st.integers(1, 12), stages=st.sampled_from([1, 4]))
+@given(work=works, ranks=st.integers(1, 12), pp=st.sampled_from([1, 4]))
 def test_every_row_goes_to_one_rank_and_none_is_idle(
-    work: list[float], ranks: int, stages: int
+    work: list[float], ranks: int, pp: int
 ) -> None:
-    groups = assign_rows(work, ranks, stages)
+    groups = assign_rows(work, ranks, pp)
     assert len(groups) == ranks
     assert sorted(itertools.chain(*groups)) == list(range(len(work)))
     assert sum(not group for group in groups) == max(0, ranks - len(work))
-    assert groups == assign_rows(work, ranks, stages)
+    assert groups == assign_rows(work, ranks, pp)
     assert largest(work, groups) >= least_possible(work, ranks) * (1 - 1e-9)
 
 
@@ -78,22 +78,20 @@ def test_imbalance_is_largest_over_mean() -> None:
 
 
 @pytest.mark.parametrize(
-    ("batches", "stages"), [(1, 1), (5, 1), (1, 4), (3, 4), (8, 4), (25, 8)]
+    ("batches", "pp"), [(1, 1), (5, 1), (1, 4), (3, 4), (8, 4), (25, 8)]
 )
-def test_an_even_pipeline_takes_the_known_time(batches: int, stages: int) -> None:
-    """1F1B over p stages with m equal microbatches takes (m + p - 1) / p of one's work
+def test_an_even_pipeline_takes_the_known_time(batches: int, pp: int) -> None:
+    """1F1B over p pp with m equal microbatches takes (m + p - 1) / p of one's work
     (arXiv 2104.04473, 2.2).
     """
-    assert pipeline_time([1.0] * batches, stages) == pytest.approx(
-        (batches + stages - 1) / stages
-    )
+    assert pipeline_time([1.0] * batches, pp) == pytest.approx((batches + pp - 1) / pp)
 
 
 def test_pipeline_order_is_never_slower_than_arrival() -> None:
     chance = np.random.default_rng(2)
     for _ in range(10):
         work = (1 + 1.68 * chance.random(24) ** 2).tolist()
-        (order,) = assign_rows(work, 1, stages=4)
+        (order,) = assign_rows(work, 1, pp=4)
         ordered = pipeline_time([work[row] for row in order], 4)
         assert sum(work) / 4 <= ordered <= pipeline_time(work, 4)
 

@@ -181,7 +181,7 @@ class KillAt:
 
 MOMENTS = {
     "in the middle of an update": KillAt(
-        "alia_ctx.mcore.engine:MegatronEngine._run", 5, 1
+        "alia_ctx.mcore.forward_backward:ForwardBackward.rows", 5, 1
     ),
     "while weights are written": KillAt(
         "alia_ctx.checkpoint.background_save:BackgroundSave._write", 2, 0
@@ -401,7 +401,7 @@ def damage_manifest(path: Path) -> None:
 @pytest.mark.parametrize(
     "damage", [damage_flip, damage_cut, damage_remove, damage_manifest]
 )
-def test_damaged_newest_checkpoint_is_set_aside_for_the_one_before(
+def test_damaged_newest_checkpoint_is_passed_over_for_the_one_before(
     damage: Callable[[Path], None], tmp_path: Path, uninterrupted: Path
 ) -> None:
     path = write_run(tmp_path)
@@ -414,7 +414,7 @@ def test_damaged_newest_checkpoint_is_set_aside_for_the_one_before(
     assert start(path, ranks=2) == ""
     assert numbers(tmp_path) == numbers(uninterrupted)
     assert state_checksums(last(tmp_path)) == state_checksums(last(uninterrupted))
-    assert (last(tmp_path).parent / "update-00000008.damaged").is_dir()
+    assert "update-00000008" in [p.name for p in last(tmp_path).parent.iterdir()]
 
 
 def test_all_damaged_is_an_error_that_says_so(tmp_path: Path) -> None:

@@ -1,30 +1,33 @@
 """Input files -> documents:
 
-plain text, JSON lines and Parquet, in slices that can be read on their own.
+plain text, JSON and Parquet, in slices that can be read on their own.
 """
 
-from alia_ctx.data.documents.inputs import (
-    Inputs,
-    Slice,
-    SourceSpec,
-    find_inputs,
-    plan_shards,
-)
+from alia_ctx.data.documents.counts import REASONS, DocumentCounts, LeftOut
+from alia_ctx.data.documents.inputs import Inputs, SourceSpec, find_inputs
 from alia_ctx.data.documents.reading import (
     Document,
-    DocumentCounts,
+    Item,
+    read_blocks,
     read_documents,
+    read_items,
     read_slice,
 )
+from alia_ctx.data.documents.slices import Slice, plan_shards
 
 __all__ = [
+    "REASONS",
     "Document",
     "DocumentCounts",
     "Inputs",
+    "Item",
+    "LeftOut",
     "Slice",
     "SourceSpec",
     "find_inputs",
     "plan_shards",
+    "read_blocks",
     "read_documents",
+    "read_items",
     "read_slice",
 ]

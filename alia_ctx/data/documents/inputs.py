@@ -1,29 +1,34 @@
-"""What a source is: its specification, its files, and their cut in shards that can be
-read on their own.
-"""
+"""What a source is: its specification, and the files that its inputs name."""
 
 from __future__ import annotations
 
 import glob
-from collections.abc import Sequence
+import os
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
-from alia_ctx.data.documents.containers import open_parquet
+from alia_ctx.data.documents.containers import COMPRESSIONS
 from alia_ctx.errors import DataError, Problem
 
-Kind = Literal["text", "jsonl", "parquet"]
-_KINDS: dict[str, Kind] = {
+Format = Literal["text", "json", "jsonl", "parquet"]
+_FORMATS: dict[str, Format] = {
     ".txt": "text",
+    ".text": "text",
     ".md": "text",
+    ".markdown": "text",
     ".rst": "text",
+    ".json": "json",
     ".jsonl": "jsonl",
     ".ndjson": "jsonl",
     ".parquet": "parquet",
+    ".pq": "parquet",
 }
-COMPRESSIONS = (".gz", ".zst")
-SUPPORTED = ".txt .md .rst .jsonl .ndjson (each also .gz or .zst) and .parquet"
+_ARCHIVES = (".zip", ".tar", ".tgz", ".7z", ".rar")
+SUPPORTED = (
+    ".txt .md .rst .json .jsonl .ndjson (each also .gz, .zst, .xz or .bz2) and .parquet"
+)
 
 
 @dataclass(frozen=True)
@@ -31,8 +36,8 @@ class SourceSpec:
     """Where one source of documents comes from: `data.sources.NAME` in the configuration.
 
     inputs: files, directories (read recursively) and globs; see SUPPORTED for the suffixes.
-    text_key, id_key: field of a JSON line, or column of a Parquet file; without
-    `id_key` a document is called FILE@BYTE, FILE#ROW or FILE.
+    text_key, id_key: field of a JSON record, or column of a Parquet file; without
+    `id_key` a document is called FILE@BYTE, FILE#RECORD or FILE.
     store: prefix of a Megatron `.bin`/`.idx` pair to use as it is, instead of `inputs`.
     max_document_bytes: longer documents are left out, counted and named; a tokenizer
     needs some 50 times a document's size in memory.
@@ -60,9 +65,9 @@ class SourceSpec:
                     f"list files: {SUPPORTED}",
                 )
             ]
-        found = []
+        problems = []
         if self.max_document_bytes < 1:
-            found.append(
+            problems.append(
                 Problem(
                     f"{key}.max_document_bytes",
                     self.max_document_bytes,
@@ -73,10 +78,10 @@ class SourceSpec:
         try:
             find_inputs(self.inputs)
         except DataError as error:
-            found.append(
+            problems.append(
                 Problem(f"{key}.inputs", self.inputs, str(error), "correct the path")
             )
-        return found
+        return problems
 
     def _store_problems(self, key: str, store: str) -> list[Problem]:
         if self.inputs:
@@ -102,131 +107,119 @@ class SourceSpec:
 
 @dataclass(frozen=True)
 class Inputs:
-    """Input files in reading order, and the files of given directories that no reader takes."""
+    """Input files in reading order, and what else lies there: path -> why it is not read."""
 
     files: tuple[str, ...]
-    ignored: tuple[str, ...]
-
-
-@dataclass(frozen=True)
-class Slice:
-    """A part of a file: bytes [start, stop) of plain JSON lines, row groups of Parquet,
-    or the whole of the rest.
-    """
-
-    file: str
-    kind: Kind
-    start: int
-    stop: int
-    size: int  # bytes on disk, for progress
+    ignored: dict[str, str]
 
 
 def find_inputs(patterns: Sequence[str]) -> Inputs:
-    """Resolve files, directories and globs, each sorted by name, without repeats.
+    """Resolve files, directories and globs, each sorted by name; a file is read once,
+    whatever links lead to it.
 
-    Raises DataError for a pattern without a readable file: missing path, empty
-    directory, unknown suffix.
+    Raises DataError for a pattern without a readable file (missing path, empty
+    directory, unknown suffix) and for a directory that cannot be listed.
     """
-    files: dict[str, None] = {}
-    ignored: dict[str, None] = {}
+    files: dict[tuple[int, int], str] = {}
+    ignored: dict[str, str] = {}
     for pattern in patterns:
-        matches = _matches(pattern)
-        readable = [name for name in matches if _kind(name) is not None]
+        readable = False
+        left_out: dict[str, str] = {}
+        for name, reason in _matches(pattern):
+            reason = reason or _why_unreadable(name)
+            if reason is not None:
+                left_out[name] = reason
+                continue
+            readable = True
+            status = os.stat(name)
+            first = files.setdefault((status.st_dev, status.st_ino), name)
+            if first != name:
+                left_out[name] = f"is the same file as {first}"
         if not readable:
-            detail = (
-                f"holds none of the supported files ({SUPPORTED})"
-                if matches
-                else "matches no file"
-            )
             raise DataError(
-                f"{pattern}: {detail}; give files, directories or globs that exist"
+                f"{pattern}: {_nothing(left_out)}; give files, directories or globs "
+                "that exist"
             )
-        files.update(dict.fromkeys(readable))
-        ignored.update(dict.fromkeys(name for name in matches if _kind(name) is None))
-    return Inputs(tuple(files), tuple(ignored))
+        ignored.update(left_out)
+    return Inputs(tuple(files.values()), ignored)
 
 
-def _matches(pattern: str) -> list[str]:
-    path = Path(pattern)
-    if path.is_dir():
-        found = [
-            entry
-            for entry in path.rglob("*")
-            if entry.is_file() and not _hidden(entry.relative_to(path))
-        ]
-        return sorted(str(entry) for entry in found)
-    if path.is_file():
-        return [pattern]
-    return sorted(
-        name for name in glob.glob(pattern, recursive=True) if Path(name).is_file()
-    )
+def _nothing(left_out: dict[str, str]) -> str:
+    if not left_out:
+        return "matches no file"
+    told = ", ".join(f"{name} ({why})" for name, why in [*left_out.items()][:3])
+    return f"holds none of the supported files ({SUPPORTED}); {told}"
 
 
-def _hidden(path: Path) -> bool:
-    return any(part.startswith(".") for part in path.parts)
+def _matches(pattern: str) -> Iterator[tuple[str, str | None]]:
+    """(path, why it is not read at all or None), sorted by path."""
+    if os.path.isdir(pattern):
+        yield from sorted(_walk(Path(pattern)))
+    elif os.path.lexists(pattern):
+        yield pattern, _why_no_file(pattern)
+    else:
+        for name in sorted(glob.glob(pattern, recursive=True)):
+            if not (os.path.isdir(name) and "**" in pattern):
+                yield name, _why_no_file(name)
 
 
-def _kind(name: str) -> Kind | None:
+def _walk(root: Path) -> Iterator[tuple[str, str | None]]:
+    def unreadable(error: OSError) -> None:
+        raise DataError(
+            f"{error.filename}: cannot be listed ({error.strerror}); make it readable or "
+            "name the files"
+        ) from error
+
+    for folder, folders, names in os.walk(root, onerror=unreadable):
+        for name in [*folders]:
+            path = Path(folder, name)
+            if name.startswith(".") or path.is_symlink():
+                folders.remove(name)
+                hidden = name.startswith(".")
+                yield (
+                    str(path),
+                    "hidden directory"
+                    if hidden
+                    else "link to a directory, not followed",
+                )
+        for name in names:
+            path = Path(folder, name)
+            hidden = name.startswith(".")
+            yield str(path), "hidden file" if hidden else _why_no_file(str(path))
+
+
+def _why_no_file(name: str) -> str | None:
+    if os.path.isfile(name):
+        return None
+    if os.path.isdir(name):
+        return "directory, give it by itself"
+    return "broken link" if os.path.islink(name) else "no regular file"
+
+
+def _why_unreadable(name: str) -> str | None:
+    """Why no reader takes a file of this name, None where one does."""
+    suffix = Path(name).suffix.lower()
+    if suffix in COMPRESSIONS:
+        inner = Path(Path(name).stem).suffix.lower()
+        if _FORMATS.get(inner) == "parquet":
+            return "Parquet in a compressed file, decompress it"
+        if inner not in _FORMATS:
+            return f"no reader for {inner or 'a name without suffix'} in {suffix}"
+        return None
+    if suffix in _ARCHIVES:
+        return f"{suffix} is an archive, unpack it"
+    if suffix not in _FORMATS:
+        return f"no reader for {suffix or 'a name without suffix'}"
+    return None
+
+
+def format_of(name: str) -> Format:
+    """The format that a file's suffix says; DataError where there is no reader for it."""
+    reason = _why_unreadable(name)
+    if reason is not None:
+        raise DataError(f"{name}: {reason}; supported are {SUPPORTED}")
     path = Path(name)
-    if path.suffix in COMPRESSIONS:
-        inner = _KINDS.get(Path(path.stem).suffix)
-        return None if inner == "parquet" else inner
-    return _KINDS.get(path.suffix)
-
-
-def plan_shards(
-    files: Sequence[str], spec: SourceSpec, shard_bytes: int = 64 << 20
-) -> list[tuple[Slice, ...]]:
-    """Cut the files in shards of about `shard_bytes` on disk; a shard can be redone
-    without the others.
-
-    Plain JSON lines are cut anywhere (a slice reads the lines that begin in it),
-    Parquet between row groups; compressed and text files stay whole, small ones share a
-    shard. The result depends on nothing but the files. Raises DataError for a Parquet
-    file that is broken or lacks the text column.
-    """
-    shards: list[tuple[Slice, ...]] = []
-    current: list[Slice] = []
-    for part in (part for name in files for part in _slices(name, spec, shard_bytes)):
-        if current and sum(each.size for each in current) + part.size > shard_bytes:
-            shards.append(tuple(current))
-            current = []
-        current.append(part)
-    return [*shards, tuple(current)] if current else shards
-
-
-def _slices(name: str, spec: SourceSpec, shard_bytes: int) -> list[Slice]:
-    kind = _kind(name)
-    if kind is None:
-        raise DataError(f"{name}: unknown suffix; supported are {SUPPORTED}")
-    size = Path(name).stat().st_size
-    if kind == "parquet":
-        return _parquet_slices(name, spec, size, shard_bytes)
-    if kind == "text" or Path(name).suffix in COMPRESSIONS or size <= shard_bytes:
-        return [Slice(name, kind, 0, size, size)]
-    stops = [*range(shard_bytes, size, shard_bytes), size]
-    starts = [0, *stops[:-1]]
-    return [
-        Slice(name, kind, start, stop, stop - start)
-        for start, stop in zip(starts, stops, strict=True)
-    ]
-
-
-def _parquet_slices(
-    name: str, spec: SourceSpec, size: int, shard_bytes: int
-) -> list[Slice]:
-    with open_parquet(name, spec.text_key, spec.id_key) as parquet:
-        groups = parquet.metadata.num_row_groups
-    if groups == 0:
-        return [Slice(name, "parquet", 0, 0, size)]
-    step = max(1, groups * shard_bytes // max(size, 1))
-    return [
-        Slice(
-            name,
-            "parquet",
-            start,
-            min(start + step, groups),
-            size * (min(start + step, groups) - start) // groups,
-        )
-        for start in range(0, groups, step)
+    suffix = path.suffix.lower()
+    return _FORMATS[
+        Path(path.stem).suffix.lower() if suffix in COMPRESSIONS else suffix
     ]

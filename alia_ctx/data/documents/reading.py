@@ -1,25 +1,23 @@
-"""Slices of files -> documents; what cannot be used is counted by reason, never lost silently."""
+"""Slices of files -> documents; what cannot be used is named with its reason, never lost."""
 
 from __future__ import annotations
 
 import json
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass, field
-from pathlib import Path
+from dataclasses import dataclass
 from typing import Any
 
-from alia_ctx.data.documents.containers import ByteStream, open_bytes, open_parquet
-from alia_ctx.data.documents.inputs import (
-    COMPRESSIONS,
-    Slice,
-    SourceSpec,
-    find_inputs,
-    plan_shards,
+from alia_ctx.data.documents.containers import (
+    ByteStream,
+    open_bytes,
+    open_counted,
+    open_parquet,
 )
+from alia_ctx.data.documents.counts import DocumentCounts, LeftOut
+from alia_ctx.data.documents.inputs import SourceSpec, find_inputs
+from alia_ctx.data.documents.json_values import json_values
+from alia_ctx.data.documents.slices import UTF8_BOM, Slice, plan_shards
 from alia_ctx.errors import DataError
-
-_EXAMPLES = 5
-_UTF8_BOM = b"\xef\xbb\xbf"
 
 
 @dataclass(frozen=True)
@@ -31,123 +29,132 @@ class Document:
     file: str
 
 
-@dataclass
-class DocumentCounts:
-    """How many documents were read, and how many were left out for which reason;
-
-    `examples` names a few.
-    """
-
-    documents: int = 0
-    empty: int = 0
-    invalid_utf8: int = 0
-    invalid_json: int = 0
-    missing_text: int = 0
-    too_long: int = 0
-    examples: list[str] = field(default_factory=list)
-
-    @property
-    def left_out(self) -> int:
-        return (
-            self.empty
-            + self.invalid_utf8
-            + self.invalid_json
-            + self.missing_text
-            + self.too_long
-        )
-
-    def leave_out(self, reason: str, where: str) -> None:
-        """Count one document as left out for `reason`, a field of this class."""
-        number = getattr(self, reason) + 1
-        setattr(self, reason, number)
-        if number <= _EXAMPLES:
-            self.examples.append(f"{reason}: {where}")
-
-    def add(self, other: DocumentCounts) -> None:
-        """Add the counts of another slice; the first few examples of each reason stay."""
-        room = {
-            name: max(0, _EXAMPLES - number)
-            for name, number in asdict(self).items()
-            if name != "examples"
-        }
-        for name in room:
-            setattr(self, name, getattr(self, name) + getattr(other, name))
-        for example in other.examples:
-            reason = example.split(":", 1)[0]
-            if room[reason] > 0:
-                room[reason] -= 1
-                self.examples.append(example)
+Item = Document | LeftOut
 
 
 def read_documents(
     spec: SourceSpec, counts: DocumentCounts | None = None
 ) -> Iterator[Document]:
     """All documents of a source in order; `counts` is filled on the way."""
+    counts = counts if counts is not None else DocumentCounts()
     for shard in plan_shards(find_inputs(spec.inputs).files, spec):
         for part in shard:
-            yield from read_slice(
-                part, spec, counts if counts is not None else DocumentCounts()
-            )
+            yield from read_slice(part, spec, counts)
 
 
 def read_slice(
     part: Slice, spec: SourceSpec, counts: DocumentCounts
 ) -> Iterator[Document]:
-    """Documents of one slice in bounded memory (about twice max_document_bytes; for
-    Parquet one batch of rows).
+    """Documents of one slice; what is left out goes into `counts`.
 
-    What is left out goes into `counts`. Raises DataError for a file that cannot be read
-    to its end (a broken or cut-off gzip, zstd or Parquet file) and for a slice in which
-    no record at all has the text field.
+    Memory and errors are those of `read_items`.
     """
-    own = DocumentCounts()
-    reader = {"text": _read_text, "jsonl": _read_jsonl, "parquet": _read_parquet}[
-        part.kind
-    ]
-    for document in reader(part, spec, own):
-        if document.text.strip():
-            own.documents += 1
-            yield document
+    for item in read_items(part, spec):
+        if isinstance(item, Document):
+            counts.documents += 1
+            yield item
         else:
-            own.leave_out("empty", document.id)
-    if own.missing_text and not own.documents + own.empty:
+            counts.leave_out(item.reason, item.where)
+
+
+def read_items(
+    part: Slice, spec: SourceSpec, stream: ByteStream | None = None
+) -> Iterator[Item]:
+    """Documents of one slice and what is left out, in order and in bounded memory (about
+    twice max_document_bytes; for Parquet one batch of rows).
+
+    `stream` are the file's bytes where they are open already. Raises DataError for a
+    file that cannot be read to its end (a broken or cut-off container, JSON over several
+    lines that is none), for a slice in which no record at all has the text field, and
+    for a file of lines none of which is JSON.
+    """
+    if part.format == "parquet":
+        items = _read_parquet(part, spec)
+    elif stream is not None:
+        items = _read_stream(stream, part, spec)
+    else:
+        items = _read_file(part, spec)
+    seen: dict[str, int] = {}
+    first: dict[str, str] = {}
+    for item in items:
+        if isinstance(item, Document) and not item.text.strip():
+            item = LeftOut("empty", item.id)
+        reason = item.reason if isinstance(item, LeftOut) else "document"
+        seen[reason] = seen.get(reason, 0) + 1
+        if isinstance(item, LeftOut):
+            first.setdefault(reason, item.where)
+        yield item
+    if "missing_text" in seen and not {"document", "empty"} & seen.keys():
         raise DataError(
-            f"{part.file}: none of {own.missing_text} records has text under the key "
-            f"{spec.text_key!r} "
-            f"({own.examples[0]}); set text_key to the field that holds it"
+            f"{part.file}: none of {seen['missing_text']} records has text under the key "
+            f"{spec.text_key!r} ({first['missing_text']}); set text_key to the field "
+            "that holds it"
         )
-    counts.add(own)
+    broken = seen.get("invalid_json", 0) + seen.get("invalid_utf8", 0)
+    whole = part.format == "jsonl" and part.stop is None
+    if whole and broken > 1 and not {"document", "empty", "missing_text"} & seen.keys():
+        where = first.get("invalid_json") or first["invalid_utf8"]
+        raise DataError(
+            f"{part.file}: none of its {broken} lines is JSON in UTF-8 ({where}); "
+            "convert it to JSON lines, or give it the suffix of what it is"
+        )
 
 
-def _read_text(
-    part: Slice, spec: SourceSpec, counts: DocumentCounts
-) -> Iterator[Document]:
+def read_blocks(part: Slice, spec: SourceSpec) -> Iterator[tuple[list[Item], int]]:
+    """The items of a slice in blocks of `part.block_bytes` characters of text, each with
+    the bytes on disk that it took (for Parquet unknown, 0).
+
+    Where blocks end depends on nothing but the file. Errors are those of `read_items`.
+    """
+    with open_counted(part.file) as (stream, raw):
+        block: list[Item] = []
+        size = done = 0
+        for item in read_items(part, spec, stream):
+            block.append(item)
+            size += len(item.text if isinstance(item, Document) else item.where)
+            if size >= (part.block_bytes or 1):
+                now = min(raw.tell(), part.size) if part.format != "parquet" else 0
+                yield block, now - done
+                block, size, done = [], 0, now
+        if block:
+            yield block, 0
+
+
+def _read_file(part: Slice, spec: SourceSpec) -> Iterator[Item]:
     with open_bytes(part.file) as stream:
-        raw = stream.read(spec.max_document_bytes + 1)
-    if len(raw) > spec.max_document_bytes:
-        counts.leave_out("too_long", part.file)
+        yield from _read_stream(stream, part, spec)
+
+
+def _read_stream(stream: ByteStream, part: Slice, spec: SourceSpec) -> Iterator[Item]:
+    if part.format == "text":
+        yield _read_text(stream, part, spec)
         return
+    # A JSON record is longer than its text (escapes, other fields), so it may take
+    # twice the text's limit.
+    limit = 2 * spec.max_document_bytes
+    if part.format == "json":
+        for number, value in enumerate(json_values(stream, part.file, limit)):
+            yield _from_record(value, f"{part.file}#{number}", part.file, spec)
+        return
+    for position, line in _lines(stream, part, limit):
+        where = f"{part.file}@{position}"
+        if line is None:
+            yield LeftOut("too_long", where)
+        elif line.strip():
+            yield _parse_line(line, where, part.file, spec)
+
+
+def _read_text(stream: ByteStream, part: Slice, spec: SourceSpec) -> Item:
+    raw = stream.read(spec.max_document_bytes + 1)
+    if len(raw) > spec.max_document_bytes:
+        return LeftOut("too_long", part.file)
     text = _decode(raw)
     if text is None:
-        counts.leave_out("invalid_utf8", part.file)
-        return
-    yield Document(text, part.file, part.file)
-
-
-def _read_jsonl(
-    part: Slice, spec: SourceSpec, counts: DocumentCounts
-) -> Iterator[Document]:
-    # A JSON line is longer than its text (escapes, other fields), so the line may take
-    # twice the text's limit.
-    with open_bytes(part.file) as stream:
-        for position, line in _lines(stream, part, 2 * spec.max_document_bytes):
-            where = f"{part.file}@{position}"
-            if line is None:
-                counts.leave_out("too_long", where)
-            elif line.strip():
-                document = _parse_line(line, where, part.file, spec, counts)
-                if document is not None:
-                    yield document
+        return LeftOut("invalid_utf8", part.file)
+    if 4 * raw.count(b"\0") > len(raw) > 0:
+        # UTF-16 and UTF-32 of Latin letters without a mark are valid UTF-8, with NULs.
+        return LeftOut("invalid_utf8", f"{part.file} (NUL bytes: UTF-16 or binary?)")
+    return Document(text, part.file, part.file)
 
 
 def _lines(
@@ -158,11 +165,10 @@ def _lines(
     None for a line above `limit` bytes.
     """
     position = 0
-    compressed = Path(part.file).suffix in COMPRESSIONS
     if part.start:
         stream.seek(part.start - 1)
         position = part.start - 1 + _skip_line(stream, limit)
-    while compressed or position < part.stop:
+    while part.stop is None or position < part.stop:
         line = stream.readline(limit + 1)
         if not line:
             return
@@ -183,41 +189,30 @@ def _skip_line(stream: ByteStream, block: int) -> int:
     return skipped
 
 
-def _parse_line(
-    line: bytes, where: str, file: str, spec: SourceSpec, counts: DocumentCounts
-) -> Document | None:
+def _parse_line(line: bytes, where: str, file: str, spec: SourceSpec) -> Item:
     decoded = _decode(line)
     if decoded is None:
-        counts.leave_out("invalid_utf8", where)
-        return None
+        return LeftOut("invalid_utf8", where)
     try:
         record = json.loads(decoded)
     except (ValueError, RecursionError):
-        counts.leave_out("invalid_json", where)
-        return None
+        return LeftOut("invalid_json", where)
+    return _from_record(record, where, file, spec)
+
+
+def _from_record(record: object, where: str, file: str, spec: SourceSpec) -> Item:
     text = record.get(spec.text_key) if isinstance(record, dict) else None
-    if not isinstance(text, str):
-        fields = (
-            ", ".join(map(repr, list(record)[:8]))
-            if isinstance(record, dict)
-            else "no object"
-        )
-        counts.leave_out("missing_text", f"{where} (has {fields or 'no fields'})")
-        return None
-    if "\\ud" in decoded.lower() and not _encodable(
-        text
-    ):  # an escaped lone surrogate is no character
-        counts.leave_out("invalid_utf8", where)
-        return None
-    if (
-        len(text) > spec.max_document_bytes // 4
-        and len(text.encode()) > spec.max_document_bytes
-    ):
-        counts.leave_out("too_long", where)
-        return None
-    return Document(
-        text, _identity(record.get(spec.id_key) if spec.id_key else None, where), file
-    )
+    if not isinstance(record, dict) or not isinstance(text, str):
+        names = list(record)[:8] if isinstance(record, dict) else None
+        fields = "no object" if names is None else ", ".join(map(repr, names))
+        return LeftOut("missing_text", f"{where} (has {fields or 'no fields'})")
+    if not text.isascii() and not _encodable(text):
+        return LeftOut("invalid_utf8", where)  # a lone surrogate is no character
+    long = len(text) > spec.max_document_bytes // 4
+    if long and len(text.encode()) > spec.max_document_bytes:
+        return LeftOut("too_long", where)
+    number = record.get(spec.id_key) if spec.id_key else None
+    return Document(text, _identity(number, where), file)
 
 
 def _encodable(text: str) -> bool:
@@ -229,42 +224,34 @@ def _encodable(text: str) -> bool:
 
 
 def _identity(value: object, otherwise: str) -> str:
-    text = (
-        otherwise
-        if value is None
-        else value
-        if isinstance(value, str)
-        else json.dumps(value)
-    )
+    if value is None:
+        return otherwise.encode("utf-8", "replace").decode()
+    text = value if isinstance(value, str) else json.dumps(value)
     return text.encode("utf-8", "replace").decode()
 
 
 def _decode(raw: bytes) -> str | None:
     try:
-        return raw.removeprefix(_UTF8_BOM).decode("utf-8")
+        return raw.removeprefix(UTF8_BOM).decode("utf-8")
     except UnicodeDecodeError:
         return None
 
 
-def _read_parquet(
-    part: Slice, spec: SourceSpec, counts: DocumentCounts
-) -> Iterator[Document]:
+def _read_parquet(part: Slice, spec: SourceSpec) -> Iterator[Item]:
     columns = [spec.text_key, *([spec.id_key] if spec.id_key else [])]
     with open_parquet(part.file, spec.text_key, spec.id_key) as parquet:
         row = sum(
             parquet.metadata.row_group(group).num_rows for group in range(part.start)
         )
-        groups = list(range(part.start, part.stop))
+        groups = list(range(part.start, part.stop or 0))
         for batch in parquet.iter_batches(
             batch_size=256, row_groups=groups, columns=columns
         ):
-            yield from _parquet_rows(batch, row, part.file, spec, counts)
+            yield from _parquet_rows(batch, row, part.file, spec)
             row += batch.num_rows
 
 
-def _parquet_rows(
-    batch: Any, row: int, file: str, spec: SourceSpec, counts: DocumentCounts
-) -> Iterator[Document]:
+def _parquet_rows(batch: Any, row: int, file: str, spec: SourceSpec) -> Iterator[Item]:
     import pyarrow as pa
     import pyarrow.compute as pc
 
@@ -276,10 +263,10 @@ def _parquet_rows(
     for number, size in enumerate(sizes):
         where = f"{file}#{row + number}"
         if size is None:
-            counts.leave_out("missing_text", f"{where} (null)")
+            yield LeftOut("missing_text", f"{where} (null)")
         elif size > spec.max_document_bytes:
-            counts.leave_out("too_long", where)
+            yield LeftOut("too_long", where)
         elif (text := _decode(texts[number].as_py())) is None:
-            counts.leave_out("invalid_utf8", where)
+            yield LeftOut("invalid_utf8", where)
         else:
             yield Document(text, _identity(ids[number], where), file)

@@ -1,22 +1,20 @@
-"""Which documents are trained on, in which order and how often:
-
-hold-out, blend by source and length, epochs.
-"""
+"""Which documents are trained on, and in which proportion: the blend by source and length."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 import xxhash
 
+from alia_ctx.data.packing.history import History, Spans, unseen_spans
 from alia_ctx.data.packing.spec import PackSpec
 from alia_ctx.data.tokens import TokenStore
 from alia_ctx.errors import DataError
 
 _GOLDEN = np.uint64(0x9E3779B97F4A7C15)
-_MIN_SEGMENT_ROWS = 32
 _FIT_ROUNDS = 1000
 
 
@@ -63,12 +61,14 @@ class Corpus:
 
 
 def gather_corpus(
-    stores: Mapping[str, TokenStore], spec: PackSpec, row_length: int, held_out: bool
+    stores: Mapping[str, TokenStore],
+    spec: PackSpec,
+    row_length: int,
+    contaminated: Mapping[str, np.ndarray] | None = None,
 ) -> Corpus:
-    """Number all documents, set the held-out ones apart, and drop what the policy cannot use.
+    """Number all documents and drop what cannot be used; DataError where nothing is left.
 
-    With `held_out` the usable documents are the held-out ones instead. DataError where
-    a source has too few documents to hold out, or nothing is left.
+    contaminated: by source, numbers of documents that are held-out text.
     """
     names = tuple(stores)
     base = np.concatenate(
@@ -79,58 +79,39 @@ def gather_corpus(
     dropped = {}
     for name, first in zip(names, base[:-1].tolist(), strict=True):
         own = stores[name].lengths
-        mask = _held_out(name, own, spec)
-        if not held_out:
-            np.logical_not(mask, out=mask)
-        tiny = mask & (own < 2)
-        long = (
-            mask & (own > row_length)
-            if spec.long_docs == "drop"
-            else np.zeros_like(mask)
-        )
-        mask &= ~(tiny | long)
-        usable.append(np.flatnonzero(mask) + first)
+        tiny = own < 2
+        held_out = np.zeros_like(tiny)
+        if contaminated is not None:
+            held_out[contaminated[name]] = True
+            held_out &= ~tiny
+        drop_long = spec.long_docs == "drop"
+        long = (own > row_length) & ~held_out if drop_long else np.zeros_like(tiny)
+        usable.append(np.flatnonzero(~(tiny | long | held_out)) + first)
         dropped[name] = {
             "short_documents": int(tiny.sum()),
             "short_tokens": int(own[tiny].sum(dtype=np.int64)),
             "long_documents": int(long.sum()),
             "long_tokens": int(own[long].sum(dtype=np.int64)),
+            "contaminated_documents": int(held_out.sum()),
+            "contaminated_tokens": int(own[held_out].sum(dtype=np.int64)),
         }
     corpus = Corpus(names, base, lengths, np.concatenate(usable), dropped)
     if not corpus.usable.size:
-        what = "held-out documents" if held_out else "documents"
         raise DataError(
-            f"sources {', '.join(names)}: no {what} are left to pack (left out: {dropped})"
+            f"sources {', '.join(names)}: no documents are left to pack (left out: "
+            f"{dropped})"
         )
     return corpus
 
 
-def _held_out(name: str, lengths: np.ndarray, spec: PackSpec) -> np.ndarray:
-    mask = np.zeros(lengths.size, bool)
-    if not spec.holdout_documents:
-        return mask
-    candidates = np.flatnonzero(lengths >= spec.holdout_min_tokens)
-    if candidates.size <= spec.holdout_documents:
-        raise DataError(
-            f"source {name}: has {candidates.size} documents of "
-            f"{spec.holdout_min_tokens} tokens or more, "
-            f"holdout_documents={spec.holdout_documents} would leave none of them; "
-            "hold out fewer or shorter ones"
-        )
-    order = candidates[
-        np.argsort(
-            _hashes(lengths.size, f"holdout/{name}/{spec.holdout_seed}")[candidates]
-        )
-    ]
-    mask[order[: spec.holdout_documents]] = True
-    return mask
-
-
 @dataclass(frozen=True)
 class Stratum:
-    """Documents that are drawn together:
+    """Documents that are drawn together: a source, a length bucket, both, or everything.
 
-    a source, a length bucket, both, or everything; `share` of the tokens.
+    documents: int64, their numbers, rising; tokens: of all of them; share: of the plan's
+        tokens; bucket: number of the length bucket.
+    passes: how often all of them were trained on before; unseen: what the pass under way
+        has not trained on yet; trained: tokens trained on before, repetitions counted.
     """
 
     name: str
@@ -138,21 +119,33 @@ class Stratum:
     tokens: int
     share: float
     bucket: int
+    passes: int
+    unseen: Spans
+    trained: int
+
+    @cached_property
+    def unseen_tokens(self) -> int:
+        return int(self.unseen.length.sum(dtype=np.int64))
 
 
-def stratify(corpus: Corpus, spec: PackSpec) -> list[Stratum]:
+def stratify(
+    corpus: Corpus, spec: PackSpec, history: History | None = None
+) -> list[Stratum]:
     """Split the usable documents by what the spec weighs, and give each part its share
     of the tokens.
 
     With weights and length buckets both, the shares are those nearest to the data that
     meet both margins (iterative proportional fitting); DataError where no shares do.
+    With a `history` sources are strata even without weights (of shares by size), as
+    different parts of them may have been trained on.
     """
+    by_source = bool(spec.weights) or (history is not None and len(corpus.names) > 1)
     sources = (
         corpus.source_of(corpus.usable)
-        if spec.weights
+        if by_source
         else np.zeros(corpus.usable.size, np.int32)
     )
-    names = corpus.names if spec.weights else ("",)
+    names = corpus.names if by_source else ("",)
     bounds = [bucket.min_tokens for bucket in spec.length_buckets]
     lengths = corpus.lengths[corpus.usable]
     buckets = (
@@ -166,16 +159,27 @@ def stratify(corpus: Corpus, spec: PackSpec) -> list[Stratum]:
         cell, weights=lengths, minlength=len(names) * len(labels)
     ).reshape(len(names), len(labels))
     shares = _fit_shares(tokens, names, labels, spec)
-    return [
-        Stratum(
-            " ".join(filter(None, (names[row], labels[column]))) or "all",
-            corpus.usable[cell == row * len(labels) + column],
-            int(tokens[row, column]),
-            float(shares[row, column]),
-            column,
+    strata = []
+    for row, column in zip(*np.nonzero(shares), strict=True):
+        documents = corpus.usable[cell == row * len(labels) + column]
+        whole = Spans(
+            documents,
+            np.broadcast_to(np.int64(0), documents.size),
+            corpus.lengths[documents],
         )
-        for row, column in zip(*np.nonzero(shares), strict=True)
-    ]
+        strata.append(
+            Stratum(
+                " ".join(filter(None, (names[row], labels[column]))) or "all",
+                documents,
+                int(tokens[row, column]),
+                float(shares[row, column]),
+                column,
+                int(history.times[documents].min()) if history else 0,
+                unseen_spans(history, documents, corpus.lengths) if history else whole,
+                int(history.tokens[documents].sum()) if history else 0,
+            )
+        )
+    return strata
 
 
 def _fit_shares(
@@ -214,11 +218,14 @@ def _fit_shares(
             f"{[(bucket.min_tokens, bucket.share) for bucket in spec.length_buckets]}: "
             f"{detail}; change the shares"
         )
-    return fitted / fitted.sum()
+    blend: np.ndarray = fitted / fitted.sum()
+    return blend
 
 
 def _ratio(wanted: np.ndarray, have: np.ndarray) -> np.ndarray:
-    return np.divide(wanted, have, out=np.zeros_like(have), where=have > 0)
+    ratio: np.ndarray = np.zeros_like(have)
+    np.divide(wanted, have, out=ratio, where=have > 0)
+    return ratio
 
 
 def _misfit(
@@ -231,111 +238,24 @@ def _misfit(
     return worst
 
 
-class _Stream:
-    """Documents of a stratum, epoch after epoch, each in an order of its own."""
-
-    def __init__(self, stratum: Stratum, lengths: np.ndarray, seed: int) -> None:
-        self._stratum = stratum
-        self._lengths = lengths
-        self._seed = seed
-        self._epoch = -1
-        self._position = 0
-        self._order = np.empty(0, np.int64)
-        self._ends = np.empty(0, np.int64)
-
-    def draw(self, until: int) -> Iterator[np.ndarray]:
-        """Documents from where the last draw ended until the stream has given `until`
-        tokens in all, or just more.
-        """
-        while True:
-            whole = (
-                self._epoch * self._stratum.tokens
-            )  # tokens of the epochs before this one
-            stop = (
-                int(np.searchsorted(self._ends, until - whole, "left")) + 1
-                if until > whole
-                else 0
-            )
-            stop = min(max(stop, self._position), self._order.size)
-            if stop > self._position:
-                yield self._order[self._position : stop]
-                self._position = stop
-            if self._position < self._order.size or until <= whole + (
-                self._stratum.tokens if self._order.size else 0
-            ):
-                return
-            self._next_epoch()
-
-    def _next_epoch(self) -> None:
-        self._epoch += 1
-        order = shuffled(
-            self._stratum.documents.size,
-            f"pack/{self._seed}/{self._stratum.name}/{self._epoch}",
-        )
-        self._order = self._stratum.documents[order]
-        self._ends = np.cumsum(self._lengths[self._order], dtype=np.int64)
-        self._position = 0
-
-
-def segments(
-    strata: list[Stratum],
-    lengths: np.ndarray,
-    row_length: int,
-    rows: int | None,
-    seed: int,
-) -> Iterator[list[tuple[int, np.ndarray]]]:
-    """Documents to pack together, segment after segment: per stratum its bucket and the
-    documents drawn, int64.
-
-    A segment ends where a stratum has been gone through once more (unless that is
-    within 32 rows of the last end), so that a document and its next repetition are
-    packed in different segments, and an unweighted plan is a row of whole epochs.
-    `rows` bounds the tokens drawn in all; without it there is one epoch. Repetitions of
-    a stratum are evenly spread over the plan, as its share is the same in each segment.
-    """
-    streams = [_Stream(stratum, lengths, seed) for stratum in strata]
-    budget = (
-        rows * row_length
-        if rows is not None
-        else sum(stratum.tokens for stratum in strata)
-    )
-    drawn = 0.0
-    while drawn < budget:
-        target = _next_boundary(strata, drawn, row_length, budget)
-        yield [
-            (stratum.bucket, documents)
-            for stratum, stream in zip(strata, streams, strict=True)
-            for documents in stream.draw(round(stratum.share * target))
-        ]
-        drawn = target
-
-
-def _next_boundary(
-    strata: list[Stratum], drawn: float, row_length: int, budget: int
-) -> float:
-    least = _MIN_SEGMENT_ROWS * row_length if len(strata) > 1 else 0.5
-    ends = []
-    for stratum in strata:
-        epoch = stratum.tokens / stratum.share
-        done = (drawn + least) / epoch
-        ends.append(epoch * (int(done) + (0 if done == int(done) else 1)))
-    return min(budget, *ends)
-
-
 def check_repetition(
     strata: list[Stratum], tokens: int, max_epochs: float | None
 ) -> None:
-    """DataError naming every stratum that `tokens` tokens of the blend would repeat
-    more often than allowed.
+    """DataError naming every stratum that `tokens` tokens of the blend, with what was
+    trained on before, would repeat more often than allowed.
     """
     if max_epochs is None:
         return
-    over = [
-        f"  {stratum.name}: {stratum.share * tokens / stratum.tokens:.2f} epochs of "
-        f"{stratum.tokens} tokens"
-        for stratum in strata
-        if stratum.share * tokens > max_epochs * stratum.tokens * (1 + 1e-9)
-    ]
+    over = []
+    for stratum in strata:
+        trained = stratum.share * tokens + stratum.trained
+        if trained > max_epochs * stratum.tokens * (1 + 1e-9):
+            before = stratum.trained / stratum.tokens
+            over.append(
+                f"  {stratum.name}: {trained / stratum.tokens:.2f} epochs of "
+                f"{stratum.tokens} tokens"
+                + (f", {before:.2f} of them before" if before else "")
+            )
     if over:
         raise DataError(
             f"a plan of {tokens} tokens repeats data more than max_epochs={max_epochs:g} times:\n"

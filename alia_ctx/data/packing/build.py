@@ -4,9 +4,8 @@ training order, report.
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -17,24 +16,38 @@ from alia_ctx.data.packing.blend import (
     Stratum,
     check_repetition,
     gather_corpus,
-    segments,
     shuffled,
     stratify,
 )
-from alia_ctx.data.packing.plan import (
-    ARRAYS,
-    FORMAT,
-    PLAN_FILE,
-    PackPlan,
-    differences,
-    identity_fingerprint,
-    read_note,
+from alia_ctx.data.packing.contamination import (
+    find_contamination,
+    refuse_same_store,
 )
-from alia_ctx.data.packing.policies import Pieces, best_fit, concat
+from alia_ctx.data.packing.history import (
+    History,
+    Spans,
+    combined_pieces,
+    history_of,
+    join_spans,
+)
+from alia_ctx.data.packing.plan import PackPlan, equal_updates
+from alia_ctx.data.packing.plan_files import (
+    PackedRows,
+    Statement,
+    begins_with,
+    differences,
+    foreign_files,
+    is_plan,
+    read_statement,
+    write_plan,
+)
+from alia_ctx.data.packing.policies import POLICIES, Pieces
+from alia_ctx.data.packing.predicted import predicted_of_rows
+from alia_ctx.data.packing.segments import segments
 from alia_ctx.data.packing.spec import PackSpec
+from alia_ctx.data.packing.statistics import plan_statistics
 from alia_ctx.data.tokens import TokenStore
 from alia_ctx.errors import ConfigError, DataError
-from alia_ctx.files import checksum, file_checksum, write_json
 
 _MAX_ROW = 1 << 24  # the packer sorts by length in 24 bits
 Progress = Callable[[str, float], None]
@@ -47,53 +60,107 @@ def build_plan(
     n_rows: int | None,
     out_dir: str | Path,
     *,
+    rows_per_update: int = 1,
     seed: int = 0,
-    fill_id: int = 0,
-    held_out: bool = False,
+    padding_id: int = 0,
+    seen: Mapping[str, PackPlan] | None = None,
+    held_out: TokenStore | None = None,
     overwrite: bool = False,
     progress: Progress | None = None,
 ) -> PackPlan:
     """Plan `n_rows` rows of `row_length` tokens, or one epoch of everything if `n_rows` is
     None, and open the plan.
 
-    The result depends on the stores' content and order and on the arguments alone. Data
-    repeats, in a new order each epoch, until the rows are there. Documents of fewer
-    than 2 tokens predict nothing and are dropped and counted. With `held_out` the plan
-    is one epoch of the documents held out, by size and unweighted. A finished plan of
-    the same identity is opened as it is. `progress` gets what is done and the fraction.
+    Data repeats, in a new order each epoch, until the rows are there. Documents of fewer
+    than 2 tokens predict nothing and are dropped and counted. Update k is
+    `rows_per_update` rows from row k * rows_per_update on.
 
-    Memory: about 150 bytes a document. Raises ConfigError for a spec that breaks rules,
-    DataError for a blend that the data cannot give and for another plan in `out_dir`
-    without `overwrite`.
+    seen: plans of the stages before, by stage. The plan begins with what they left of
+        the epoch under way, documents that they trained on in part included.
+    held_out: the evaluation text. A source that is the same is refused, and what of the
+        sources is in it is left out where the spec says `drop_contaminated`.
+
+    A finished plan of the same identity is opened as it is. One that differs in having
+    fewer rows (whole updates) is extended: its rows stay, to the last bit, and the data
+    continues behind them. So the result depends on the stores' content and order, on the
+    arguments, and on the lengths that the plan had before, which it states as `parts`;
+    made anew over a damaged plan that can still state them, it is the same again.
+    `progress` gets what is done and the fraction.
+
+    Memory: about 150 bytes a document, more with `seen`. Raises ConfigError for a spec
+    that breaks rules, DataError for a blend that the data cannot give and for another
+    plan in `out_dir` without `overwrite`.
     """
     report = progress or (lambda _what, _fraction: None)
-    _check(stores, spec, row_length, n_rows, held_out)
+    seen = seen or {}
+    _check(stores, spec, row_length, n_rows, rows_per_update, bool(seen))
     directory = Path(out_dir)
     report("fingerprints", 0.0)
     identity = {
-        "format": FORMAT,
         "stores": [[name, store.fingerprint] for name, store in stores.items()],
-        "spec": asdict(spec),
+        "spec": spec.statement(),
         "seed": seed,
         "row_length": row_length,
         "rows": n_rows,
-        "fill_id": fill_id,
-        "held_out": held_out,
+        "rows_per_update": rows_per_update,
+        "padding_id": padding_id,
+        "seen": [[stage, plan.fingerprint] for stage, plan in seen.items()],
+        "held_out": None,
     }
-    existing = _existing(directory, stores, identity, overwrite)
-    if existing is not None:
-        return existing
+    if held_out is not None:
+        refuse_same_store(stores, held_out)
+    if spec.drop_contaminated:
+        if held_out is None:
+            raise DataError(
+                "drop_contaminated needs held-out text to compare with; name some under "
+                "evaluation.held_out and tokenize it"
+            )
+        identity["held_out"] = held_out.fingerprint
+    place = _what_is_there(directory, stores, identity, overwrite)
+    if place.plan is not None and place.plan.identity["rows"] == n_rows:
+        return place.plan
+    contaminated = None
+    if spec.drop_contaminated and held_out is not None:
+        overlap = find_contamination(stores, held_out, report)
+        contaminated = {name: overlap.documents(name) for name in stores}
     report("documents", 0.02)
-    corpus = gather_corpus(stores, spec, row_length, held_out)
-    blend = PackSpec(policy=spec.policy, long_docs=spec.long_docs) if held_out else spec
-    strata = stratify(corpus, blend)
-    if n_rows is not None:
-        check_repetition(strata, n_rows * row_length, spec.max_epochs)
-    packed = _pack(corpus, strata, blend, row_length, n_rows, seed, report)
+    corpus = gather_corpus(stores, spec, row_length, contaminated)
+    planned = {stage: plan.planned_rows() for stage, plan in seen.items()}
+    earlier = combined_pieces(stores, corpus.base, planned)
+    packed, count = None, 0
+    if place.plan is not None:
+        packed, count = place.plan.packed, place.plan.stats["segments"]
+    strata: list[Stratum] = []
+    for end in [*(place.parts if packed is None else []), n_rows]:
+        strata = stratify(corpus, spec, _history(corpus, earlier, packed))
+        more = None if end is None else end - (len(packed) if packed else 0)
+        if more is not None:
+            check_repetition(strata, more * row_length, spec.max_epochs)
+        new, segments_packed = _pack(
+            corpus, strata, spec, row_length, more, seed, count, report
+        )
+        predicted = predicted_of_rows(tuple(stores.values()), corpus, new)
+        new = replace(new, row_predicted=predicted)
+        packed = new if packed is None else _joined(packed, new)
+        count += segments_packed
+    assert packed is not None  # the last end is n_rows
+    arrays = {
+        **vars(packed),
+        "update_offsets": equal_updates(len(packed), rows_per_update),
+    }
     report("writing", 0.9)
-    _write(directory, identity, packed, _stats(corpus, packed, strata, row_length))
+    write_plan(
+        directory,
+        {**identity, "parts": place.parts},
+        arrays,
+        plan_statistics(
+            corpus, packed, strata, row_length, count, _history(corpus, earlier, None)
+        ),
+        [shorter for shorter in place.shorter if begins_with(arrays, shorter)],
+    )
     report("done", 1.0)
-    return PackPlan.open(directory, stores)
+    # Written a moment ago, with checksums of what was read back.
+    return PackPlan.open(directory, stores, verify=False)
 
 
 def _check(
@@ -101,7 +168,8 @@ def _check(
     spec: PackSpec,
     row_length: int,
     n_rows: int | None,
-    held_out: bool,
+    rows_per_update: int,
+    continues: bool,
 ) -> None:
     if not stores:
         raise DataError("no token stores to pack; tokenize a source first")
@@ -114,52 +182,117 @@ def _check(
         )
     if n_rows is not None and n_rows < 1:
         raise DataError(f"n_rows={n_rows}: a plan needs at least one row")
-    if n_rows is None and not held_out and (spec.weights or spec.length_buckets):
+    if rows_per_update < 1:
+        raise DataError(f"rows_per_update={rows_per_update}: an update needs a row")
+    if n_rows is None and (spec.weights or spec.length_buckets or continues):
         raise DataError(
-            "weights and length_buckets need n_rows: 'one epoch' is not defined for a "
-            "weighted blend"
+            "weights, length_buckets and the data of earlier stages need n_rows: 'one "
+            "epoch' is not defined for them"
         )
 
 
-def _existing(
+@dataclass(frozen=True)
+class _Place:
+    """What is in a plan's directory before the plan is built.
+
+    plan: the plan asked for, or one that has its first rows; parts: rows at which the
+        plan asked for ended before it was extended; shorter: plans (as
+        Statement.as_shorter) with whose rows the new one may begin.
+    """
+
+    plan: PackPlan | None
+    parts: list[int]
+    shorter: list[dict[str, Any]]
+
+
+def _what_is_there(
     directory: Path,
     stores: Mapping[str, TokenStore],
     identity: dict[str, Any],
     overwrite: bool,
-) -> PackPlan | None:
-    if not (directory / PLAN_FILE).is_file():
+) -> _Place:
+    nothing = _Place(None, [], [])
+    foreign = foreign_files(directory)
+    if foreign:
+        raise DataError(
+            f"{directory}: holds what is no plan ({', '.join(foreign[:5])}) and is not "
+            "overwritten; choose another folder"
+        )
+    if not is_plan(directory):
         if directory.exists() and any(directory.iterdir()) and not overwrite:
             raise DataError(
-                f"{directory}: is not empty and holds no plan; choose another folder "
-                "or allow overwriting"
+                f"{directory}: is not empty and holds no whole plan; choose another "
+                "folder or allow overwriting"
             )
-        return None
+        return nothing
     try:
-        found = differences(read_note(directory)["identity"], identity)
-        if not found:
-            return PackPlan.open(directory, stores)
+        statement = read_statement(directory)
     except DataError:
         if not overwrite:
             raise
-        return None
-    if not overwrite:
-        raise DataError(
-            f"{directory}: another plan is there:\n  " + "\n  ".join(found) + "\n"
-            "choose another folder or allow overwriting"
+        return nothing
+    shorter = [statement.as_shorter(), *statement.shorter]
+    parts, differing = _first_rows(statement, identity)
+    if differing:
+        if not overwrite:
+            raise DataError(
+                f"{directory}: another plan is there:\n  "
+                + "\n  ".join(differing)
+                + "\nchoose another folder or allow overwriting"
+            )
+        return _Place(None, [], shorter)
+    try:
+        rows_per_update = identity["rows_per_update"]
+        plan = PackPlan.open(directory, stores, rows_per_update=rows_per_update)
+    except DataError:
+        if not overwrite:
+            raise
+        return _Place(None, parts, shorter)
+    return _Place(plan, parts, shorter)
+
+
+def _first_rows(
+    statement: Statement, identity: dict[str, Any]
+) -> tuple[list[int], list[str]]:
+    """Parts of the plan of `identity` where the one that `statement` is of has its first
+    rows, or all of them; and what differs where it does not.
+    """
+    expected = dict(identity)
+    if statement.format == 1:
+        del expected["rows_per_update"]
+    differing = differences(statement.identity, expected)
+    parts, rows = list(statement.identity["parts"]), statement.identity["rows"]
+    if len(differing) != 1 or rows == expected["rows"]:
+        return parts, differing
+    whole_updates = rows is not None and rows % identity["rows_per_update"] == 0
+    if expected["rows"] is not None and whole_updates and expected["rows"] > rows:
+        return [*parts, rows], []
+    return parts, differing
+
+
+def _history(
+    corpus: Corpus, earlier: Spans, packed: PackedRows | None
+) -> History | None:
+    """What the stages before and the rows so far have trained on; None for nothing."""
+    parts = [earlier]
+    if packed is not None:
+        parts.append(
+            Spans(packed.piece_documents, packed.piece_starts, packed.piece_lengths)
         )
-    return None
+    pieces = join_spans(parts)
+    return history_of(corpus.lengths, pieces) if pieces.document.size else None
 
 
-@dataclass
-class _Packed:
-    """The arrays of a plan (see plan.ARRAYS) and how many segments made them."""
-
-    row_offsets: np.ndarray
-    row_pairs: np.ndarray
-    piece_documents: np.ndarray
-    piece_starts: np.ndarray
-    piece_lengths: np.ndarray
-    segments: int
+def _joined(first: PackedRows, second: PackedRows) -> PackedRows:
+    offsets = second.row_offsets[1:] + first.row_offsets[-1]
+    joined = {
+        name: np.concatenate((values, getattr(second, name)))
+        for name, values in vars(first).items()
+        if name != "row_offsets"
+    }
+    return PackedRows(
+        row_offsets=np.concatenate((first.row_offsets, offsets)), **joined
+    )
 
 
 def _pack(
@@ -169,18 +302,20 @@ def _pack(
     row_length: int,
     n_rows: int | None,
     seed: int,
+    segments_before: int,
     report: Progress,
-) -> _Packed:
+) -> tuple[PackedRows, int]:
+    """`n_rows` rows (None: one epoch), without what they predict, and how many segments
+    made them.
+    """
     parts: list[tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]] = []
     rows = 0
     for number, drawn in enumerate(
-        segments(strata, corpus.lengths, row_length, n_rows, seed)
+        segments(strata, corpus.lengths, row_length, n_rows, seed), segments_before
     ):
         if n_rows is not None and rows >= n_rows:
             break
-        pieces = _pack_segment(
-            drawn, corpus.lengths, spec, row_length, f"concat/{seed}/{number}"
-        )
+        pieces = _pack_segment(drawn, spec, row_length, f"concat/{seed}/{number}")
         counts, order = _order_rows(
             pieces, f"rows/{seed}/{number}", None if n_rows is None else n_rows - rows
         )
@@ -196,21 +331,19 @@ def _pack(
             0.05 + 0.85 * (min(1.0, rows / n_rows) if n_rows else 1.0),
         )
     counts, documents, starts, lengths = (
-        np.concatenate(each) for each in zip(*parts, strict=True)
+        np.concatenate(arrays) for arrays in zip(*parts, strict=True)
     )
     offsets = np.concatenate(([0], np.cumsum(counts)))
     pairs = _pairs(offsets, lengths, row_length)
-    return _Packed(offsets, pairs, documents, starts, lengths, len(parts))
+    unknown = np.empty(0, np.int64)
+    packed = PackedRows(offsets, pairs, unknown, documents, starts, lengths)
+    return packed, len(parts)
 
 
 def _pack_segment(
-    drawn: list[tuple[int, np.ndarray]],
-    lengths: np.ndarray,
-    spec: PackSpec,
-    row_length: int,
-    purpose: str,
+    drawn: list[tuple[int, Spans]], spec: PackSpec, row_length: int, purpose: str
 ) -> Pieces:
-    policy = {"concat": concat, "best_fit": best_fit}[spec.policy]
+    policy = POLICIES[spec.policy]
     groups = (
         sorted({bucket for bucket, _ in drawn})
         if spec.short_docs == "apart"
@@ -219,19 +352,28 @@ def _pack_segment(
     packed: list[Pieces] = []
     bins = 0
     for group in groups:
-        documents = np.concatenate(
-            [numbers for bucket, numbers in drawn if group is None or bucket == group]
+        spans = join_spans(
+            [part for bucket, part in drawn if group is None or bucket == group]
         )
-        if (
-            spec.policy == "concat" and len(drawn) > 1
-        ):  # strata come one after another: mix them
-            documents = documents[shuffled(documents.size, f"{purpose}/{bins}")]
-        pieces = policy(documents, lengths[documents], row_length)
+        if policy.keeps_order and len(drawn) > 1:
+            # strata come one after another: mix them
+            mixed = shuffled(spans.document.size, f"{purpose}/{bins}")
+            spans = Spans(*(column[mixed] for column in spans))
+        if spans.start.any():
+            # parts of documents: packed like documents, then numbered as what they are
+            numbers = np.arange(spans.document.size)
+            pieces = policy.pack(numbers, spans.length, row_length)
+            pieces = pieces._replace(
+                document=spans.document[pieces.document],
+                start=pieces.start + spans.start[pieces.document],
+            )
+        else:
+            pieces = policy.pack(spans.document, spans.length, row_length)
         packed.append(pieces._replace(bin=pieces.bin + bins))
         bins += pieces.bins
     if len(packed) == 1:
         return packed[0]
-    return Pieces(*(np.concatenate(each) for each in zip(*packed, strict=True)))
+    return Pieces(*(np.concatenate(arrays) for arrays in zip(*packed, strict=True)))
 
 
 def _order_rows(
@@ -260,120 +402,7 @@ def _order_rows(
 
 def _pairs(offsets: np.ndarray, lengths: np.ndarray, row_length: int) -> np.ndarray:
     sizes = lengths.astype(np.int64)
-    fill = row_length - np.add.reduceat(sizes, offsets[:-1])
+    padding = row_length - np.add.reduceat(sizes, offsets[:-1])
     sizes *= sizes + 1
     sizes //= 2
-    return np.add.reduceat(sizes, offsets[:-1]) + fill * (fill + 1) // 2
-
-
-def _write(
-    directory: Path, identity: dict[str, Any], packed: _Packed, stats: dict[str, Any]
-) -> None:
-    """Write everything under a temporary name and rename it: the plan is whole or not there."""
-    partial = directory.with_name(f".{directory.name}.partial")
-    shutil.rmtree(partial, ignore_errors=True)
-    partial.mkdir(parents=True)
-    try:
-        sizes, checksums = {}, {}
-        for name, dtype in ARRAYS.items():
-            array: np.ndarray = getattr(packed, name).astype(dtype, copy=False)
-            np.save(partial / f"{name}.npy", array)
-            sizes[name] = array.size
-            checksums[name] = file_checksum(partial / f"{name}.npy")
-        note = {
-            "identity": identity,
-            "fingerprint": identity_fingerprint(identity, checksums),
-            "arrays": sizes,
-            "checksums": checksums,
-            "stats": stats,
-        }
-        write_json(partial / PLAN_FILE, note)
-        shutil.rmtree(directory, ignore_errors=True)
-        partial.rename(directory)
-    except BaseException:
-        shutil.rmtree(partial, ignore_errors=True)
-        raise
-
-
-def _stats(
-    corpus: Corpus, packed: _Packed, strata: list[Stratum], row_length: int
-) -> dict[str, Any]:
-    """Everything that a plan says about itself;
-
-    tokens are counted as often as they are trained on.
-    """
-    lengths = packed.piece_lengths
-    rows = packed.row_pairs.size
-    tokens = int(lengths.sum(dtype=np.int64))
-    whole = corpus.lengths[packed.piece_documents]
-    cut = lengths < whole
-    return {
-        "rows": rows,
-        "row_length": row_length,
-        "tokens": tokens,
-        "predicted": tokens - lengths.size,
-        "fill": tokens / (rows * row_length),
-        "pieces": int(lengths.size),
-        "cut_pieces": int(cut.sum()),
-        "cut_documents": int(np.unique(packed.piece_documents[cut]).size),
-        "cut_documents_that_fit": int(
-            np.unique(packed.piece_documents[cut & (whole <= row_length)]).size
-        ),
-        "segments": packed.segments,
-        "sources": _source_stats(corpus, packed),
-        "strata": {
-            each.name: {"share": each.share, "tokens": each.tokens} for each in strata
-        },
-        "context": context_use(lengths, row_length),
-    }
-
-
-def _source_stats(corpus: Corpus, packed: _Packed) -> dict[str, dict[str, Any]]:
-    count = len(corpus.names)
-    owner = corpus.source_of(packed.piece_documents)
-    trained = np.bincount(owner, weights=packed.piece_lengths, minlength=count)
-    usable_owner = corpus.source_of(corpus.usable)
-    documents = np.bincount(usable_owner, minlength=count)
-    tokens = np.bincount(
-        usable_owner, weights=corpus.lengths[corpus.usable], minlength=count
-    )
-    total = trained.sum()
-    return {
-        name: {
-            "documents": int(documents[number]),
-            "tokens": int(tokens[number]),
-            "trained_tokens": int(trained[number]),
-            "epochs": float(trained[number] / tokens[number])
-            if tokens[number]
-            else 0.0,
-            "share": float(trained[number] / total),
-            "dropped": corpus.dropped[name],
-        }
-        for number, name in enumerate(corpus.names)
-    }
-
-
-def context_use(lengths: np.ndarray, row_length: int) -> list[list[float]]:
-    """[n, share of tokens that have more than n tokens of their own document before
-    them], n = 0 and 8 an octave.
-    """
-    pieces = np.bincount(lengths, minlength=row_length + 1)
-    longer = np.cumsum(pieces[::-1])[::-1]  # pieces of length >= i
-    tokens = float((np.arange(pieces.size) * pieces).sum())
-    # a piece of length L has L-1-n tokens with more than n before them: sum of `longer` above n+1
-    beyond = np.append(np.cumsum(longer[::-1])[::-1], 0)
-    points = sorted(
-        {
-            0,
-            *(int(2 ** (step / 8)) for step in range(8 * int(np.log2(row_length)) + 1)),
-            row_length - 1,
-        }
-    )
-    return [[n, float(beyond[min(n + 2, row_length + 1)]) / tokens] for n in points]
-
-
-def plan_checksum(directory: Path) -> str:
-    """One checksum over all bytes of a plan's files, in hex: equal plans are equal bytes."""
-    return checksum(
-        " ".join(file_checksum(path) for path in sorted(directory.iterdir())).encode()
-    )
+    return np.add.reduceat(sizes, offsets[:-1]) + padding * (padding + 1) // 2

@@ -1,64 +1,60 @@
-"""A pack plan on disk: which pieces of which documents make each row.
+"""A pack plan: which pieces of which documents make each row, and which rows each update.
 
 Opens in milliseconds, any row in O(1).
 """
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import fields
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
+from alia_ctx.data.packing.history import PlannedRows, Spans
+from alia_ctx.data.packing.plan_files import (
+    PackedRows,
+    Statement,
+    begins_with,
+    differences,
+    load_arrays,
+    read_statement,
+    way_out,
+)
 from alia_ctx.data.packing.row import PackedRow
 from alia_ctx.data.packing.spec import PackSpec
 from alia_ctx.data.tokens import TokenStore
 from alia_ctx.errors import DataError
-from alia_ctx.files import checksum
-
-FORMAT = 1
-PLAN_FILE = "plan.json"
-# name -> type; `rows` has one entry more than there are rows
-ARRAYS = {
-    "row_offsets": np.dtype(np.int64),  # [rows + 1] first piece of each row
-    "row_pairs": np.dtype(np.int64),  # [rows] query-key pairs of causal attention
-    "piece_documents": np.dtype(
-        np.int64
-    ),  # [pieces] number of the document, all sources counted through
-    "piece_starts": np.dtype(
-        np.uint32
-    ),  # [pieces] first token of the piece in its document
-    "piece_lengths": np.dtype(np.int32),  # [pieces] tokens
-}
 
 
 class PackPlan:
-    """Rows in training order: update k of R rows is rows [k*R, (k+1)*R), whatever the layout."""
+    """Rows in training order; update k is `rows_of_update(k)`, whatever the layout."""
 
     def __init__(
-        self, directory: Path, stores: Mapping[str, TokenStore], note: dict[str, Any]
+        self,
+        statement: Statement,
+        stores: Mapping[str, TokenStore],
+        arrays: Mapping[str, np.ndarray],
     ) -> None:
-        self.directory = directory
-        self.stats: dict[str, Any] = note["stats"]
-        self.fingerprint: str = note["fingerprint"]
-        self.identity: dict[str, Any] = note["identity"]
+        """Use `open`, which compares before anything is read."""
+        self.statement = statement
+        self.directory = statement.directory
+        self.stats = statement.stats
+        self.fingerprint = statement.fingerprint
+        self.identity = statement.identity
         self.row_length: int = self.identity["row_length"]
         self.sources = tuple(stores)
-        self._fill_id: int = self.identity["fill_id"]
+        self._padding_id: int = self.identity["padding_id"]
         self._stores = tuple(stores.values())
         self._tokens = tuple(store.tokens for store in self._stores)
+        weights = tuple(store.weights for store in self._stores)
+        self._weights = weights if any(w is not None for w in weights) else ()
         self._base = np.concatenate(
             ([0], np.cumsum([store.n_documents for store in self._stores]))
         )
-        arrays = {name: _load(directory, name, note["arrays"][name]) for name in ARRAYS}
-        self._row_offsets = arrays["row_offsets"]
-        self._row_pairs = arrays["row_pairs"]
-        self._documents = arrays["piece_documents"]
-        self._starts = arrays["piece_starts"]
-        self._lengths = arrays["piece_lengths"]
+        self._update_offsets = arrays.get("update_offsets")
+        rows = {f.name: arrays[f.name] for f in fields(PackedRows)}
+        self.packed = PackedRows(**rows)
 
     @classmethod
     def open(
@@ -70,56 +66,92 @@ class PackPlan:
         row_length: int | None = None,
         seed: int | None = None,
         rows: int | None = None,
-        fill_id: int | None = None,
-        held_out: bool | None = None,
+        rows_per_update: int | None = None,
+        padding_id: int | None = None,
+        seen: Sequence[Sequence[str]] | None = None,
+        verify: bool = True,
     ) -> PackPlan:
         """Open a plan for `stores`, in the order in which it was built.
 
         Raises DataError saying exactly what differs if the stores' content, or any of
-        the other arguments that is given, is not what the plan was built from; and if a
-        file of the plan is missing or cut off.
+        the other arguments that is given, is not what the plan was built from; and if
+        any bit of the plan's files is not what was written. `seen` is (stage,
+        fingerprint) of the plans whose data this one continues. Without `verify` the
+        bits of the arrays are believed: for tools that look at a plan and train nothing.
+
+        A plan of version 0.1 does not say which rows an update has: it takes
+        `rows_per_update` from here, and has no updates without it.
         """
         path = Path(directory)
-        note = read_note(path)
-        given = {
+        statement = read_statement(path)
+        identity = {
             "stores": [[name, store.fingerprint] for name, store in stores.items()],
-            "spec": asdict(spec) if spec is not None else None,
+            "spec": spec.statement() if spec is not None else None,
             "seed": seed,
             "row_length": row_length,
             "rows": rows,
-            "fill_id": fill_id,
-            "held_out": held_out,
+            "rows_per_update": rows_per_update,
+            "padding_id": padding_id,
+            "seen": None if seen is None else [list(pair) for pair in seen],
         }
-        found = differences(
-            note["identity"],
-            {key: value for key, value in given.items() if value is not None},
+        if statement.format == 1:
+            del identity["rows_per_update"]
+        differing = differences(
+            statement.identity,
+            {key: value for key, value in identity.items() if value is not None},
         )
-        if found:
+        if differing:
             raise DataError(
                 f"{path}: this plan was built from something else:\n  "
-                + "\n  ".join(found)
-                + "\n"
-                "build it again, or restore what it was built from"
+                + "\n  ".join(differing)
+                + f"\n{way_out(path)}, or restore what it was built from"
             )
-        return cls(path, stores, note)
+        arrays = load_arrays(statement, verify=verify)
+        if statement.format == 1:
+            _add_what_format_1_lacks(arrays, rows_per_update)
+        return cls(statement, stores, arrays)
 
     def __len__(self) -> int:
-        return self._row_pairs.size
+        return len(self.packed)
+
+    @property
+    def updates(self) -> int:
+        """Number of updates; DataError for a plan of version 0.1 that was opened
+        without `rows_per_update`.
+        """
+        return self._offsets.size - 1
+
+    def rows_of_update(self, update: int) -> range:
+        """The rows of update `update`, 0 <= update < updates."""
+        if not 0 <= update < self.updates:
+            raise IndexError(f"update {update} of a plan of {self.updates} updates")
+        return range(*self._offsets[update : update + 2].tolist())
+
+    @property
+    def _offsets(self) -> np.ndarray:
+        if self._update_offsets is None:
+            raise DataError(
+                f"{self.directory}: this plan of version 0.1 does not say which rows "
+                "an update has; open it with rows_per_update"
+            )
+        return self._update_offsets
 
     def row(self, index: int) -> PackedRow:
         """Row `index`, 0 <= index < len(plan); reads nothing but its pieces."""
         if not 0 <= index < len(self):
             raise IndexError(f"row {index} of a plan of {len(self)} rows")
-        low, high = int(self._row_offsets[index]), int(self._row_offsets[index + 1])
-        documents = np.asarray(self._documents[low:high])
+        packed = self.packed
+        low, high = map(int, packed.row_offsets[index : index + 2])
+        documents = np.asarray(packed.piece_documents[low:high])
         sources = (np.searchsorted(self._base, documents, "right") - 1).astype(np.int32)
         numbers = documents - self._base[sources]
-        starts = self._starts[low:high].astype(np.int64)
+        starts = packed.piece_starts[low:high].astype(np.int64)
         offsets = np.zeros(high - low + 1, np.int64)
-        np.cumsum(self._lengths[low:high], out=offsets[1:])
+        np.cumsum(packed.piece_lengths[low:high], out=offsets[1:])
         return PackedRow(
-            index, self.row_length, offsets, numbers, sources, starts, self._fill_id, self._tokens,
-            self._begins(sources, numbers) + starts,
+            index, self.row_length, offsets, numbers, sources, starts, self._padding_id,
+            self._tokens, self._begins(sources, numbers) + starts, self._weights,
+            int(self.predicted(index)),
         )  # fmt: skip
 
     def _begins(self, sources: np.ndarray, numbers: np.ndarray) -> np.ndarray:
@@ -127,97 +159,60 @@ class PackPlan:
             return self._stores[0].starts(numbers)
         begins = np.empty_like(numbers)
         for source in np.unique(sources).tolist():
-            mine = sources == source
-            begins[mine] = self._stores[source].starts(numbers[mine])
+            of_source = sources == source
+            begins[of_source] = self._stores[source].starts(numbers[of_source])
         return begins
-
-    def document_lengths(self, index: int) -> np.ndarray:
-        """Tokens of each piece of row `index`, int32, fill not counted."""
-        return np.asarray(
-            self._lengths[self._row_offsets[index] : self._row_offsets[index + 1]]
-        )
 
     def attention_pairs(self, rows: Sequence[int] | np.ndarray | slice) -> np.ndarray:
         """Visible query-key pairs of causal attention in each of `rows`, int64: sum of
         n*(n+1)/2 over its documents.
 
-        Fill counts as the one document that it is for the kernel. FLOPs are 12 * layers
-        * query_size times this.
+        Padding counts as the one document that it is for the kernel. FLOPs are 12 *
+        layers * query_size times this.
         """
-        return np.asarray(self._row_pairs[rows])
+        return np.asarray(self.packed.row_pairs[rows])
 
+    def predicted(self, rows: int | Sequence[int] | np.ndarray | slice) -> np.ndarray:
+        """Positions with a target in each of `rows`, int64; no token is read."""
+        return np.asarray(self.packed.row_predicted[rows])
 
-def _load(directory: Path, name: str, shape: int) -> np.ndarray:
-    path = directory / f"{name}.npy"
-    try:
-        array = np.load(path, mmap_mode="r" if shape else None, allow_pickle=False)
-    except (OSError, ValueError, EOFError) as error:
-        raise DataError(
-            f"{path}: missing or broken ({error}); build the plan again"
-        ) from error
-    if array.shape != (shape,) or array.dtype != ARRAYS[name]:
-        raise DataError(
-            f"{path}: holds {array.dtype}{list(array.shape)}, not "
-            f"{ARRAYS[name]}[{shape}]; build the plan again"
+    def predicted_of_update(self, update: int) -> int:
+        """Positions with a target in all rows of an update; no token is read."""
+        rows = self.rows_of_update(update)
+        return int(self.predicted(slice(rows.start, rows.stop)).sum())
+
+    def extends(self, fingerprint: str) -> bool:
+        """Whether the first rows and updates of this plan are, to the last bit, those of
+        the plan of this fingerprint, to which rows were added. Reads the arrays.
+        """
+        arrays = {**vars(self.packed), "update_offsets": self._offsets}
+        return any(
+            shorter["fingerprint"] == fingerprint and begins_with(arrays, shorter)
+            for shorter in self.statement.shorter
         )
-    return np.asarray(
-        array
-    )  # a plain array over the map: slicing np.memmap itself is slow
 
-
-def read_note(directory: Path) -> dict[str, Any]:
-    """The `plan.json` of a plan;
-
-    DataError where there is none, it is broken, or of another version.
-    """
-    path = directory / PLAN_FILE
-    if not path.is_file():
-        raise DataError(f"{directory}: holds no pack plan; build one")
-    try:
-        note = json.loads(path.read_text("utf-8"))
-        version = note["identity"]["format"]
-    except (ValueError, KeyError, TypeError) as error:
-        raise DataError(f"{path}: broken plan ({error!r}); build it again") from error
-    if version != FORMAT:
-        raise DataError(
-            f"{path}: plan format {version}, this version reads {FORMAT}; build it again"
+    def planned_rows(self) -> PlannedRows:
+        """What a later stage that continues the data must know of this plan."""
+        packed = self.packed
+        return PlannedRows(
+            self.identity["stores"],
+            [store.n_documents for store in self._stores],
+            Spans(packed.piece_documents, packed.piece_starts, packed.piece_lengths),
         )
-    return dict(note)
 
 
-def identity_fingerprint(identity: dict[str, Any], checksums: dict[str, str]) -> str:
-    """xxh3_128, in hex, of what a plan was built from and of its arrays."""
-    return checksum(json.dumps([identity, checksums], sort_keys=True).encode())
+def _add_what_format_1_lacks(
+    arrays: dict[str, np.ndarray], rows_per_update: int | None
+) -> None:
+    offsets, lengths = arrays["row_offsets"], arrays["piece_lengths"]
+    tokens = np.add.reduceat(lengths, offsets[:-1], dtype=np.int64)
+    arrays["row_predicted"] = tokens - np.diff(offsets)
+    if rows_per_update is not None:
+        arrays["update_offsets"] = equal_updates(tokens.size, rows_per_update)
 
 
-def differences(
-    old: dict[str, Any], new: dict[str, Any], prefix: str = ""
-) -> list[str]:
-    """One line per leaf of `new` that is not the same in `old`;
-
-    keys that `new` lacks do not matter.
+def equal_updates(rows: int, rows_per_update: int) -> np.ndarray:
+    """First row of each update and the end, int64 [updates + 1], `rows_per_update` rows
+    each; the last update may have fewer.
     """
-    lines: list[str] = []
-    for key, value in new.items():
-        before = old.get(key)
-        if key == "stores":
-            lines += _store_differences(before or [], value)
-        elif isinstance(value, dict) and isinstance(before, dict):
-            missing = {name: None for name in before if name not in value}
-            lines += differences(before, {**value, **missing}, f"{prefix}{key}.")
-        elif before != value:
-            lines.append(f"{prefix}{key}: {before} in the plan, {value} now")
-    return lines
-
-
-def _store_differences(old: list[list[str]], new: list[list[str]]) -> list[str]:
-    if [name for name, _ in old] != [name for name, _ in new]:
-        return [
-            f"sources: {', '.join(name for name, _ in old)} in the plan, "
-            f"{', '.join(name for name, _ in new)} now"
-        ]
-    return [
-        f"store {name}: content {before} in the plan, {after} now"
-        for (name, before), (_, after) in zip(old, new, strict=True)
-        if before != after
-    ]
+    return np.append(np.arange(0, rows, rows_per_update, dtype=np.int64), rows)

@@ -1,7 +1,11 @@
-"""Packing policies on arrays: documents in, pieces of rows out. No Python per document."""
+"""Packing policies on arrays: documents in, pieces of rows out. No Python per document.
+
+`POLICIES`, at the end, is the one list of them: a new policy is one entry there.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -227,3 +231,32 @@ class _Rooms:
         moves.bins.append(count)
         moves.per_bin.append(per_bin)
         self.open(first, count, room)
+
+
+@dataclass(frozen=True)
+class Policy:
+    """A way to pack documents in rows.
+
+    pack: (documents int64 [n] numbers, lengths [n] tokens, row_length) -> Pieces.
+    keeps_order: whether rows follow the order of the documents given, so that documents
+        of several strata must be mixed before.
+    summary: what it does, in words, for messages and docs.
+    """
+
+    pack: Callable[[np.ndarray, np.ndarray, int], Pieces]
+    keeps_order: bool
+    summary: str
+
+
+POLICIES: dict[str, Policy] = {
+    "concat": Policy(
+        concat,
+        keeps_order=True,
+        summary="documents one after another, cut at every row end",
+    ),
+    "best_fit": Policy(
+        best_fit,
+        keeps_order=False,
+        summary="best-fit decreasing; only documents longer than a row are cut",
+    ),
+}

@@ -19,8 +19,8 @@ class PackedRow:
 
     index: row number in its plan.
     doc_offsets: int64 [n+1]; piece i is tokens [doc_offsets[i], doc_offsets[i+1]).
-        Tokens after the last offset are
-        fill: for attention one more document, never predicted, never counted.
+        Tokens after the last offset are padding: for attention one more document, never
+        predicted, never counted.
     doc_ids, sources: int64 [n] and int32 [n]; number of the document in its source, and
         of the source in the plan.
     piece_starts: int64 [n]; position in its document at which each piece begins (0
@@ -33,21 +33,26 @@ class PackedRow:
     doc_ids: np.ndarray
     sources: np.ndarray
     piece_starts: np.ndarray
-    fill_id: int
-    _stores: tuple[np.ndarray, ...]  # all tokens of each source
+    padding_id: int
+    _tokens: tuple[np.ndarray, ...]  # all tokens of each source
     _begins: np.ndarray  # int64 [n]: where each piece begins in its source's tokens
+    # uint8: loss weights of each source's tokens; () where no source has any
+    _weights: tuple[np.ndarray | None, ...] = ()
+    _predicted: int | None = None  # as the plan says; None: all but each piece's first
 
     @classmethod
     def from_documents(
         cls,
         documents: Sequence[np.ndarray],
         length: int,
-        fill_id: int = 0,
+        padding_id: int = 0,
         index: int = 0,
+        weights: Sequence[np.ndarray] | None = None,
     ) -> PackedRow:
         """A row from token arrays in memory, in order;
 
-        for tests and for text that is in no store.
+        for tests and for text that is in no store. `weights`: 0 or 1 for each token of
+        each document, its weight as a target; None is 1 throughout.
         """
         sizes = np.array([len(tokens) for tokens in documents], np.int64)
         if sizes.sum() > length or (sizes < 1).any():
@@ -60,6 +65,13 @@ class PackedRow:
         )
         numbers = np.arange(sizes.size, dtype=np.int64)
         zeros = np.zeros_like(numbers)
+        loss_weights: tuple[np.ndarray, ...] = ()
+        predicted = None
+        if weights is not None:
+            if [len(document) for document in weights] != sizes.tolist():
+                raise ValueError("every token needs exactly one weight")
+            loss_weights = (np.concatenate([np.empty(0, np.uint8), *weights]) != 0,)
+            predicted = int(sum(np.count_nonzero(part[1:]) for part in weights))
         return cls(
             index,
             length,
@@ -67,23 +79,29 @@ class PackedRow:
             numbers,
             zeros.astype(np.int32),
             zeros,
-            fill_id,
+            padding_id,
             (tokens,),
             offsets[:-1],
+            loss_weights,
+            predicted,
         )
 
     @property
     def real_tokens(self) -> int:
-        """Tokens of documents, fill not counted."""
+        """Tokens of documents, padding not counted."""
         return int(self.doc_offsets[-1])
 
     @property
     def predicted(self) -> int:
-        """Positions with a target: each piece predicts all of its tokens but the first."""
+        """Positions with a target: each piece predicts those of its tokens, the first
+        left out, that have a loss weight.
+        """
+        if self._predicted is not None:
+            return self._predicted
         return self.real_tokens - self.doc_ids.size
 
     def tokens(self, start: int = 0, stop: int | None = None) -> np.ndarray:
-        """Token ids of row positions [start, stop), fill included; int64 [stop - start].
+        """Token ids of row positions [start, stop), padding included; int64 [stop - start].
 
         Only pieces that overlap the range are read from the store.
         """
@@ -94,19 +112,28 @@ class PackedRow:
             )
         out = np.empty(stop - start, np.int64)
         end = max(start, min(stop, self.real_tokens))
-        out[end - start :] = self.fill_id
+        out[end - start :] = self.padding_id
         if end > start:
-            self._read(out[: end - start], start, end)
+            self._read(self._tokens, out[: end - start], start, end)
         return out
 
-    def _read(self, out: np.ndarray, start: int, end: int) -> None:
+    def _read(
+        self,
+        stores: tuple[np.ndarray | None, ...],
+        out: np.ndarray,
+        start: int,
+        end: int,
+    ) -> None:
+        """Fill `out` with what `stores` hold for row positions [start, end); a source
+        whose store is None leaves its positions as they are.
+        """
         first = int(np.searchsorted(self.doc_offsets, start, "right")) - 1
         last = int(np.searchsorted(self.doc_offsets, end, "left"))
         edges = np.clip(self.doc_offsets[first : last + 1], start, end)
         begins = self._begins[first:last] + (edges[:-1] - self.doc_offsets[first:last])
         sources = self.sources[first:last]
         if last - first > 8 and out.size < _GATHER_BELOW * (last - first):
-            self._gather(out, edges - start, begins, sources)
+            _gather(stores, out, edges - start, begins, sources)
             return
         for source, begin, low, high in zip(
             sources.tolist(),
@@ -115,33 +142,13 @@ class PackedRow:
             (edges[1:] - start).tolist(),
             strict=True,
         ):
-            out[low:high] = self._stores[source][begin : begin + high - low]
-
-    def _gather(
-        self,
-        out: np.ndarray,
-        edges: np.ndarray,
-        begins: np.ndarray,
-        sources: np.ndarray,
-    ) -> None:
-        """Fill `out` by one indexed read per source:
-
-        no Python per piece, for rows of very short documents.
-        """
-        sizes = np.diff(edges)
-        where = np.repeat(begins - edges[:-1], sizes) + np.arange(out.size)
-        present = np.unique(sources).tolist()
-        if len(present) == 1:
-            np.copyto(out, self._stores[present[0]][where])
-            return
-        owner = np.repeat(sources, sizes)
-        for source in present:
-            mine = owner == source
-            out[mine] = self._stores[source][where[mine]]
+            store = stores[source]
+            if store is not None:
+                out[low:high] = store[begin : begin + high - low]
 
     def targets(self, start: int = 0, stop: int | None = None) -> np.ndarray:
         """For row positions [start, stop) the next token of the piece, else IGNORE
-        (last of a piece, fill); int64.
+        (last of a piece, padding, loss weight 0); int64.
         """
         return self.tokens_and_targets(start, stop)[1]
 
@@ -158,4 +165,35 @@ class PackedRow:
         targets[end - start :] = IGNORE
         first, last = np.searchsorted(self.doc_offsets, (start + 1, stop + 1))
         targets[self.doc_offsets[first:last] - 1 - start] = IGNORE
+        last_target = min(start + 1 + following.size, self.real_tokens)
+        if self._weights and start + 1 < last_target:
+            weights = np.ones(last_target - start - 1, np.uint8)
+            self._read(self._weights, weights, start + 1, last_target)
+            targets[: weights.size][weights == 0] = IGNORE
         return tokens[: stop - start], targets
+
+
+def _gather(
+    stores: tuple[np.ndarray | None, ...],
+    out: np.ndarray,
+    edges: np.ndarray,
+    begins: np.ndarray,
+    sources: np.ndarray,
+) -> None:
+    """Fill `out` by one indexed read per source:
+
+    no Python per piece, for rows of very short documents.
+    """
+    sizes = np.diff(edges)
+    where = np.repeat(begins - edges[:-1], sizes) + np.arange(out.size)
+    present = np.unique(sources).tolist()
+    owner = np.repeat(sources, sizes) if len(present) > 1 else None
+    for source in present:
+        store = stores[source]
+        if store is None:
+            continue
+        if owner is None:
+            np.copyto(out, store[where])
+        else:
+            of_source = owner == source
+            out[of_source] = store[where[of_source]]

@@ -1,19 +1,24 @@
-"""How rows are made from documents: `data.packing` in the configuration."""
+"""How rows are made from documents: `stages.NAME.pack` in the configuration."""
 
 from __future__ import annotations
 
 from collections.abc import Collection
-from dataclasses import dataclass, field
-from typing import Literal
+from dataclasses import asdict, dataclass, field
+from typing import Any, ClassVar, Literal
 
+from alia_ctx.data.packing.policies import POLICIES
 from alia_ctx.errors import Problem
 
 _TOLERANCE = 1e-6
 _CHOICES = {
-    "policy": ("concat", "best_fit"),
+    "policy": tuple(POLICIES),
     "long_docs": ("split", "drop"),
     "short_docs": ("with_long", "apart"),
+    "data": ("continue", "restart"),
 }
+_HELD_OUT = (
+    "name the held-out text under evaluation.held_out instead, and leave this out"
+)
 
 
 @dataclass(frozen=True)
@@ -28,43 +33,52 @@ class LengthBucket:
 
 @dataclass(frozen=True)
 class PackSpec:
-    """Policy, blend and held-out documents of a pack plan.
+    """Policy and blend of a pack plan.
 
-    policy: `concat` puts documents one after another and cuts at every row end;
-        `best_fit` packs whole documents by
-        best-fit decreasing (arXiv 2404.10830) and cuts only those longer than a row.
+    policy: one of `policies.POLICIES`: `concat` puts documents one after another and
+        cuts at every row end; `best_fit` packs whole documents by best-fit decreasing
+        (arXiv 2404.10830) and cuts only those longer than a row.
     long_docs: what becomes of documents longer than a row: `split` in rows and a
         remainder, or `drop`. No default.
     weights: source -> share of the tokens, summing to 1; empty means by size.
     length_buckets: shares by document length; documents below the smallest `min_tokens`
         give the rest.
     short_docs: `with_long` fills the gaps beside long documents with short ones;
-        `apart` packs each length bucket
-        for itself, so that a row is long or short throughout (and fills worse).
-    max_epochs: refuse a plan that repeats any part of the data more often; None is no limit.
-    holdout_documents: so many documents of each source are kept for evaluation and
-        never trained on. Which ones
-        depends on the source, this number, holdout_min_tokens and holdout_seed alone,
-        so all stages hold out the same.
-    holdout_min_tokens: held-out documents have at least so many tokens.
+        `apart` packs each length bucket for itself, so that a row is
+        long or short throughout (and fills worse).
+    max_epochs: refuse a plan that repeats any part of the data more often, the stages
+        whose data it continues included; None is no limit.
+    data: `continue` begins where the data of the stage before in the chain stopped;
+        `restart` begins anew, with the same documents as that stage.
+    drop_contaminated: leave out documents that are held-out text, exactly or nearly.
     """
 
-    policy: Literal["concat", "best_fit"]
+    # settings of version 0.1 -> what to do instead; the configuration's reader says so
+    REMOVED: ClassVar[dict[str, str]] = {
+        name: _HELD_OUT
+        for name in ("holdout_documents", "holdout_min_tokens", "holdout_seed")
+    }
+
+    policy: str
     long_docs: Literal["split", "drop"]
     weights: dict[str, float] = field(default_factory=dict)
     length_buckets: list[LengthBucket] = field(default_factory=list)
     short_docs: Literal["with_long", "apart"] = "with_long"
     max_epochs: float | None = None
-    holdout_documents: int = 0
-    holdout_min_tokens: int = 2
-    holdout_seed: int = 0
+    data: Literal["continue", "restart"] = "continue"
+    drop_contaminated: bool = False
+
+    def statement(self) -> dict[str, Any]:
+        """What decides a plan's content, as plain containers. What `data` stands for is
+        said by the earlier plans that the plan names.
+        """
+        return {k: v for k, v in asdict(self).items() if k != "data"}
 
     def problems(self, key: str, sources: Collection[str]) -> list[Problem]:
-        """Rules that this spec breaks for a blend of `sources`;
-
-        `key` is its place in the configuration.
+        """Rules that this spec breaks for a blend of `sources`; `key` is its place in
+        the configuration.
         """
-        found = [
+        problems = [
             Problem(
                 f"{key}.{name}",
                 getattr(self, name),
@@ -74,9 +88,9 @@ class PackSpec:
             for name, allowed in _CHOICES.items()
             if getattr(self, name) not in allowed
         ]
-        found += self._weight_problems(key, sources) + self._bucket_problems(key)
+        problems += self._weight_problems(key, sources) + self._bucket_problems(key)
         if self.max_epochs is not None and not self.max_epochs > 0:
-            found.append(
+            problems.append(
                 Problem(
                     f"{key}.max_epochs",
                     self.max_epochs,
@@ -84,33 +98,15 @@ class PackSpec:
                     "leave it out for no limit",
                 )
             )
-        if self.holdout_documents < 0:
-            found.append(
-                Problem(
-                    f"{key}.holdout_documents",
-                    self.holdout_documents,
-                    "is negative",
-                    "0 holds out none",
-                )
-            )
-        if self.holdout_min_tokens < 2:
-            found.append(
-                Problem(
-                    f"{key}.holdout_min_tokens",
-                    self.holdout_min_tokens,
-                    "is below 2",
-                    "a document of 1 token predicts nothing",
-                )
-            )
-        return found
+        return problems
 
     def _weight_problems(self, key: str, sources: Collection[str]) -> list[Problem]:
         if not self.weights:
             return []
-        found = []
+        problems = []
         for name in sorted({*self.weights, *sources}):
             if name not in sources:
-                found.append(
+                problems.append(
                     Problem(
                         f"{key}.weights.{name}",
                         self.weights[name],
@@ -119,7 +115,7 @@ class PackSpec:
                     )
                 )
             elif name not in self.weights:
-                found.append(
+                problems.append(
                     Problem(
                         f"{key}.weights.{name}",
                         None,
@@ -127,8 +123,8 @@ class PackSpec:
                         "give each source one (0 leaves it out), or none at all",
                     )
                 )
-            elif self.weights[name] < 0:
-                found.append(
+            elif not self.weights[name] >= 0:
+                problems.append(
                     Problem(
                         f"{key}.weights.{name}",
                         self.weights[name],
@@ -137,8 +133,8 @@ class PackSpec:
                     )
                 )
         total = sum(self.weights.values())
-        if abs(total - 1) > _TOLERANCE:
-            found.append(
+        if not abs(total - 1) <= _TOLERANCE:
+            problems.append(
                 Problem(
                     f"{key}.weights",
                     self.weights,
@@ -146,7 +142,7 @@ class PackSpec:
                     "use shares of tokens",
                 )
             )
-        return found
+        return problems
 
     def _bucket_problems(self, key: str) -> list[Problem]:
         if not self.length_buckets:
@@ -160,11 +156,11 @@ class PackSpec:
                     )
                 ]
             return []
-        found = []
+        problems = []
         bounds = [bucket.min_tokens for bucket in self.length_buckets]
         shares = [bucket.share for bucket in self.length_buckets]
         if bounds != sorted(set(bounds)) or bounds[0] < 1:
-            found.append(
+            problems.append(
                 Problem(
                     f"{key}.length_buckets",
                     bounds,
@@ -172,8 +168,8 @@ class PackSpec:
                     "list the buckets from short to long",
                 )
             )
-        if min(shares) < 0 or sum(shares) > 1 + _TOLERANCE:
-            found.append(
+        if not (min(shares) >= 0 and sum(shares) <= 1 + _TOLERANCE):
+            problems.append(
                 Problem(
                     f"{key}.length_buckets",
                     shares,
@@ -181,4 +177,4 @@ class PackSpec:
                     "documents below the first bucket give what is left of 1",
                 )
             )
-        return found
+        return problems

@@ -1,10 +1,11 @@
-"""What a plan holds, as a table and as a plot."""
+"""What a plan holds, and what of it is held-out text, as tables and as a plot."""
 
 from __future__ import annotations
 
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from alia_ctx.data.packing.contamination import Contamination
 from alia_ctx.data.packing.plan import PackPlan
 
 if TYPE_CHECKING:
@@ -14,12 +15,15 @@ _POINTS = (0, 127, 1023, 4095, 8191, 16383, 32767, 65535, 131071)
 
 
 def plan_table(plan: PackPlan) -> list[Table]:
-    """Three rich tables: the plan as a whole, its sources, and how much context its tokens have."""
+    """Rich tables: the plan as a whole, its sources, what earlier stages saw of them, and
+    how much context its tokens have.
+    """
     from rich.table import Table
 
     stats = plan.stats
     whole = Table(
-        title=f"{plan.directory.name}: {stats['rows']:,} rows of {stats['row_length']:,} tokens"
+        title=f"{plan.directory.name}: {stats['rows']:,} rows of "
+        f"{stats['row_length']:,} tokens"
     )
     whole.add_column("quantity")
     whole.add_column("value", justify="right")
@@ -36,7 +40,10 @@ def plan_table(plan: PackPlan) -> list[Table]:
         whole.add_row(
             name.replace("_", " "), f"{value:.4%}" if name == "fill" else f"{value:,}"
         )
-    return [whole, _source_table(plan), _context_table(plan)]
+    tables = [whole, _source_table(plan), _context_table(plan)]
+    if plan.identity["seen"]:
+        tables.insert(2, _seen_table(plan))
+    return tables
 
 
 def _source_table(plan: PackPlan) -> Table:
@@ -52,19 +59,61 @@ def _source_table(plan: PackPlan) -> Table:
         "share",
         "dropped long",
         "dropped short",
+        "dropped held out",
     ):
         table.add_column(name, justify="right")
-    for name, each in plan.stats["sources"].items():
-        dropped = each["dropped"]
+    for name, source in plan.stats["sources"].items():
+        dropped = source["dropped"]
         table.add_row(
             name,
-            f"{each['documents']:,}",
-            f"{each['tokens']:,}",
-            f"{each['trained_tokens']:,}",
-            f"{each['epochs']:.3f}",
-            f"{each['share']:.2%}",
+            f"{source['documents']:,}",
+            f"{source['tokens']:,}",
+            f"{source['trained_tokens']:,}",
+            f"{source['epochs']:.3f}",
+            f"{source['share']:.2%}",
             f"{dropped['long_documents']:,} ({dropped['long_tokens']:,} tokens)",
             f"{dropped['short_documents']:,}",
+            f"{dropped.get('contaminated_documents', 0):,}",
+        )
+    return table
+
+
+def _seen_table(plan: PackPlan) -> Table:
+    from rich.table import Table
+
+    stages = ", ".join(stage for stage, _ in plan.identity["seen"])
+    table = Table(title=f"seen before, in {stages}")
+    table.add_column("source")
+    for name in ("documents", "tokens", "epochs", "documents of this plan among them"):
+        table.add_column(name, justify="right")
+    for name, source in plan.stats["sources"].items():
+        table.add_row(
+            name,
+            f"{source['seen_documents']:,}",
+            f"{source['seen_tokens']:,}",
+            f"{source['seen_epochs']:.3f}",
+            f"{source['trained_documents_seen_before']:,} of "
+            f"{source['trained_documents']:,}",
+        )
+    return table
+
+
+def contamination_table(contamination: Contamination) -> Table:
+    """How many documents of each source are held-out text, and the first of them."""
+    from rich.table import Table
+
+    table = Table(
+        title=f"in the held-out text ({contamination.held_out.size:,} of its documents)"
+    )
+    for name in ("source", "the same", "nearly", "first documents"):
+        table.add_column(name, justify="left" if name[0] in "sf" else "right")
+    for name in contamination.exact:
+        first = contamination.documents(name)[:5].tolist()
+        table.add_row(
+            name,
+            f"{contamination.exact[name].size:,}",
+            f"{contamination.near[name].size:,}",
+            ", ".join(map(str, first)) or "none",
         )
     return table
 

@@ -2,14 +2,25 @@
 
 from alia_ctx.data.tokens.shards import TokenizeProgress
 from alia_ctx.data.tokens.source import TokenizeReport, tokenize_source
-from alia_ctx.data.tokens.store import TokenStore, token_dtype, write_index, write_store
+from alia_ctx.data.tokens.special_tokens import SpecialTokens
+from alia_ctx.data.tokens.store import (
+    TokenStore,
+    token_dtype,
+    write_index,
+    write_store,
+    write_weights,
+)
+from alia_ctx.data.tokens.vocabulary import vocabulary_problems
 
 __all__ = [
+    "SpecialTokens",
     "TokenStore",
     "TokenizeProgress",
     "TokenizeReport",
     "token_dtype",
     "tokenize_source",
+    "vocabulary_problems",
     "write_index",
     "write_store",
+    "write_weights",
 ]

@@ -1,169 +1,221 @@
-"""Hugging Face tokenizer directories -> token ids in numpy, one core at a time."""
+"""Texts -> token ids in numpy, one core at a time, as the exported tokenizer gives them."""
 
 from __future__ import annotations
 
-import json
-import os
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
-from alia_ctx.data.tokens.store import token_dtype
-from alia_ctx.errors import DataError
-from alia_ctx.files import checksum, file_fingerprint
-
-_FILES = (
-    "tokenizer.json",
-    "tokenizer_config.json",
-    "special_tokens_map.json",
-    "added_tokens.json",
-    "tokenizer.model",
-    "vocab.json",
-    "merges.txt",
-    "vocab.txt",
-    "spiece.model",
-    "sentencepiece.bpe.model",
+from alia_ctx.data.tokens.special_tokens import (
+    SpecialTokens,
+    SpelledTokens,
+    without_special,
 )
+from alia_ctx.data.tokens.store import token_dtype
+from alia_ctx.data.tokens.tokenizer import HubTokenizer
+
+
+class EncodedText(NamedTuple):
+    """Token ids of one document [tokens], BOS and EOS included where asked; the special
+    tokens that its text spells, by token; and whether it is refused because of them.
+    """
+
+    tokens: np.ndarray
+    spelled: Mapping[str, int]
+    refused: bool
 
 
 class TextEncoder:
-    """Texts -> token ids without special tokens, then BOS and EOS as asked.
+    """Texts -> the ids of `AutoTokenizer(DIRECTORY)` without the special tokens that it
+    would add, then BOS and EOS as asked.
 
-    Reads `tokenizer.json` with the `tokenizers` library where there is one, and
-    anything else (SentencePiece, slow tokenizers) through `transformers.AutoTokenizer`.
+    Special tokens that a text spells are text (`split`), control ids (`keep`), or a
+    reason to refuse the document (`refuse`). The Rust library does the work where it
+    gives the same ids, otherwise transformers itself, slower. May be pickled: a worker
+    process needs no transformers then.
     """
 
     def __init__(
-        self, directory: str | Path, *, append_eos: bool, prepend_bos: bool
+        self,
+        directory: str | Path,
+        *,
+        append_eos: bool,
+        prepend_bos: bool,
+        special_tokens: SpecialTokens = "split",
+        model_type: str | None = None,
     ) -> None:
-        """DataError where the directory is no tokenizer, or names no EOS or BOS
-        although one is asked for.
+        """`model_type`: of the model beside which the tokenizer will lie.
+
+        DataError where the directory is no tokenizer, or names no EOS or BOS although
+        one is asked for.
         """
+        tokenizer = HubTokenizer(directory, model_type)
         self.directory = Path(directory)
-        if not self.directory.is_dir():
-            raise DataError(
-                f"{self.directory}: no such tokenizer directory; give a local Hugging "
-                "Face directory"
-            )
-        self._fast = _load_fast(self.directory)
-        self._slow = None if self._fast is not None else _load_slow(self.directory)
-        if self._fast is None and getattr(self._slow, "is_fast", False):
-            self._fast = self._slow.backend_tokenizer  # type: ignore[union-attr]
-        if self._fast is not None:
-            self._fast.no_truncation()
-            self._fast.no_padding()
-        self.vocabulary = self._vocabulary()
+        self.special_tokens = special_tokens
+        self.special = dict(tokenizer.special)
+        self.vocabulary = max(tokenizer.vocabulary.values(), default=-1) + 1
+        self.fingerprint = tokenizer.fingerprint()
         self.dtype = token_dtype(self.vocabulary)
-        self._before = self._special("bos_token", prepend_bos)
-        self._after = self._special("eos_token", append_eos)
+        self._unknown = tokenizer.unknown_id
+        self._normalised = tokenizer.normalised_special
+        before = [tokenizer.special_id("bos_token")] if prepend_bos else []
+        after = [tokenizer.special_id("eos_token")] if append_eos else []
+        self._before, self._after = self._ids(before), self._ids(after)
+        self._rust = _rust_equivalent(tokenizer)
+        self._slow = None if self._rust is not None else tokenizer
 
-    def _vocabulary(self) -> int:
-        if self._fast is not None:
-            ids = self._fast.get_vocab(with_added_tokens=True).values()
-        else:
-            ids = self._slow.get_vocab().values()  # type: ignore[union-attr]
-        return max(ids, default=-1) + 1
-
-    def _special(self, name: str, wanted: bool) -> np.ndarray:
-        if not wanted:
-            return np.empty(0, self.dtype)
-        token = _special_token(self.directory, name)
-        if token is None and self._slow is not None:
-            token = getattr(self._slow, name, None)
-        number = self._token_id(token) if token is not None else None
-        if number is None:
-            raise DataError(
-                f"{self.directory}: names no {name} in its vocabulary (found {token!r}); "
-                f"set {name} in tokenizer_config.json or do not ask for it"
-            )
-        return np.array([number], self.dtype)
-
-    def _token_id(self, token: str) -> int | None:
-        if self._fast is not None:
-            return self._fast.token_to_id(token)
-        return self._slow.get_vocab().get(token)  # type: ignore[union-attr]
+    def __getstate__(self) -> dict[str, Any]:
+        made_anew = ("_backend", "_stripped", "_spelled", "_is_special")
+        return {k: v for k, v in self.__dict__.items() if k not in made_anew}
 
     @property
     def special_ids(self) -> dict[str, list[int]]:
         """Token ids put before and after each document."""
         return {"before": self._before.tolist(), "after": self._after.tolist()}
 
-    def encode(self, texts: Sequence[str]) -> list[np.ndarray]:
-        """Token ids of each text;
+    def encode(self, texts: Sequence[str]) -> list[EncodedText]:
+        """Encode each text; one without any token stays without BOS and EOS."""
+        keep = self.special_tokens == "keep"
+        spelled = [self._spelled.count(text) for text in texts]
+        batch = [self._ids(ids) for ids in self._encode(texts, spelled, keep)]
+        if keep:
+            return [
+                EncodedText(self._framed(ids), found, False)
+                for ids, found in zip(batch, spelled, strict=True)
+            ]
+        return [
+            self._without_control(text, ids, found)
+            for text, ids, found in zip(texts, batch, spelled, strict=True)
+        ]
 
-        a text without any token gives an empty array, without BOS and EOS.
-        """
-        if self._fast is not None:
-            batch = [
+    def _encode(
+        self, texts: Sequence[str], spelled: Sequence[Mapping[str, int]], keep: bool
+    ) -> list[list[int]]:
+        if self._slow is None:
+            self._backend.encode_special_tokens = not keep
+            return [
                 encoding.ids
-                for encoding in self._fast.encode_batch_fast(
+                for encoding in self._backend.encode_batch_fast(
                     texts, add_special_tokens=False
                 )
             ]
-        else:
-            batch = self._slow(list(texts), add_special_tokens=False)["input_ids"]  # type: ignore[misc]
-        return [self._framed(ids) for ids in batch]
+        # Tokenizers written in Python split every added token, special or not, once
+        # they are told to (transformers/tokenization_python.py, tokenize): only texts
+        # that spell a special token go that way.
+        return [
+            self._slow.ids([text], split_special=bool(found) and not keep)[0]
+            for text, found in zip(texts, spelled, strict=True)
+        ]
 
-    def _framed(self, ids: list[int]) -> np.ndarray:
-        if not ids:
-            return np.empty(0, self.dtype)
-        return np.concatenate((self._before, np.array(ids, self.dtype), self._after))
+    def _without_control(
+        self, text: str, ids: np.ndarray, spelled: Counter[str]
+    ) -> EncodedText:
+        """Make sure that no control id came from text, or refuse it."""
+        control = self._control_ids(ids, spelled)
+        if control.size:
+            names = {number: token for token, number in self.special.items()}
+            spelled = spelled or Counter(names[number] for number in control.tolist())
+            if self._stripped is None or self.special_tokens == "refuse":
+                return EncodedText(self._ids([]), spelled, True)
+            ids = self._ids(self._stripped.encode(text, add_special_tokens=False).ids)
+        refused = self.special_tokens == "refuse" and bool(spelled)
+        return EncodedText(self._framed(ids), spelled, refused)
+
+    def _control_ids(self, ids: np.ndarray, spelled: Mapping[str, int]) -> np.ndarray:
+        control = ids[self._is_special[ids]]
+        unknown_is_text = not any(
+            self.special[token] == self._unknown for token in spelled
+        )
+        return control[control != self._unknown] if unknown_is_text else control
+
+    def _framed(self, ids: np.ndarray) -> np.ndarray:
+        """BOS and EOS around `ids`, unless they are there already."""
+        if not ids.size:
+            return ids
+        before, after = self._before, self._after
+        if before.size and ids[0] == before[0]:
+            before = before[:0]
+        if after.size and ids[-1] == after[0]:
+            after = after[:0]
+        return np.concatenate((before, ids, after))
+
+    def _ids(self, ids: Sequence[int]) -> np.ndarray:
+        return np.array(ids, self.dtype)
+
+    @cached_property
+    def _spelled(self) -> SpelledTokens:
+        normalizer = None if self._rust is None else self._backend.normalizer
+        return SpelledTokens(self.special, self._normalised, normalizer)
+
+    @cached_property
+    def _is_special(self) -> np.ndarray:
+        marks = np.zeros(self.vocabulary, bool)
+        marks[list(self.special.values())] = True
+        return marks
+
+    @cached_property
+    def _backend(self) -> Any:
+        return _rust_tokenizer(self._rust or "", self.special)
+
+    @cached_property
+    def _stripped(self) -> Any | None:
+        """A tokenizer that knows no special token, None where none can be made."""
+        if self._rust is None:
+            return None
+        from tokenizers import Tokenizer
+
+        try:
+            stripped = Tokenizer.from_str(without_special(self._rust, self.special))
+        except Exception:  # the Rust library raises bare Exception
+            return None
+        stripped.no_truncation()
+        stripped.no_padding()
+        usual = self._backend.get_vocab(with_added_tokens=True)
+        other = stripped.get_vocab(with_added_tokens=True)
+        same = all(
+            other.get(token) == number
+            for token, number in usual.items()
+            if token not in self.special
+        )
+        return stripped if same else None
 
 
-def tokenizer_fingerprint(directory: str | Path) -> str:
-    """xxh3_128 over the tokenizer's files, in hex;
-
-    other files of the directory (weights, say) do not count.
-    """
-    paths = [
-        Path(directory) / name for name in _FILES if (Path(directory) / name).is_file()
-    ]
-    return checksum(
-        "\n".join(f"{path.name} {file_fingerprint(path)}" for path in paths).encode()
-    )
-
-
-def _load_fast(directory: Path) -> Any | None:
-    from tokenizers import Tokenizer
-
-    path = directory / "tokenizer.json"
-    if not path.is_file():
+def _rust_equivalent(tokenizer: HubTokenizer) -> str | None:
+    """The JSON of a `tokenizers` tokenizer that gives the same ids; None without one."""
+    backend = getattr(tokenizer.auto, "backend_tokenizer", None)
+    if backend is None:
         return None
     try:
-        return Tokenizer.from_file(str(path))
-    except Exception as error:  # the Rust library raises bare Exception
-        raise DataError(
-            f"{path}: not a tokenizer ({error}); restore the file"
-        ) from error
+        text = str(backend.to_str())
+        copy = _rust_tokenizer(text, tokenizer.special)
+    except Exception:  # a part written in Python cannot be serialised
+        return None
+    if copy.get_vocab(with_added_tokens=True) != tokenizer.auto.get_vocab():
+        return None
+    probes, control = tokenizer.probes(), {*tokenizer.special.values()}
+    for split in (False, True):
+        copy.encode_special_tokens = split
+        ours = copy.encode_batch_fast(probes, add_special_tokens=False)
+        theirs = tokenizer.ids(probes, split_special=split)
+        for encoding, ids in zip(ours, theirs, strict=True):
+            # A control id that transformers leaves in split text is not to be copied.
+            if encoding.ids != ids and not (split and control & {*ids}):
+                return None
+    return text
 
 
-def _load_slow(directory: Path) -> Any:
-    os.environ.setdefault("HF_HUB_OFFLINE", "1")
-    from transformers import AutoTokenizer
+def _rust_tokenizer(text: str, special: Mapping[str, int]) -> Any:
+    from tokenizers import Tokenizer
 
-    try:
-        return AutoTokenizer.from_pretrained(str(directory), local_files_only=True)
-    except (OSError, ValueError, ImportError, KeyError) as error:
-        raise DataError(
-            f"{directory}: holds no tokenizer that transformers can load ({error})"
-        ) from error
-
-
-def _special_token(directory: Path, name: str) -> str | None:
-    for file in ("tokenizer_config.json", "special_tokens_map.json"):
-        path = directory / file
-        if not path.is_file():
-            continue
-        try:
-            value = json.loads(path.read_text("utf-8")).get(name)
-        except ValueError as error:
-            raise DataError(
-                f"{path}: broken JSON ({error}); restore the file"
-            ) from error
-        if isinstance(value, dict):
-            value = value.get("content")
-        if value:
-            return str(value)
-    return None
+    backend = Tokenizer.from_str(text)
+    # Tokens that only a configuration calls special lose that on the way through JSON.
+    for token in backend.get_added_tokens_decoder().values():
+        if token.content in special and not token.special:
+            backend.add_special_tokens([token])
+    backend.no_truncation()
+    backend.no_padding()
+    return backend

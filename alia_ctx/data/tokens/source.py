@@ -17,19 +17,22 @@ import numpy as np
 import xxhash
 
 from alia_ctx.data.documents import DocumentCounts, SourceSpec, find_inputs, plan_shards
-from alia_ctx.data.tokens.encoder import TextEncoder, tokenizer_fingerprint
+from alia_ctx.data.tokens.encoder import TextEncoder
 from alia_ctx.data.tokens.shards import (
     Job,
     TokenizeProgress,
     encode_all,
-    read_shard_note,
-    shard_path,
+    piece_path,
+    pieces_of,
+    read_note,
 )
+from alia_ctx.data.tokens.special_tokens import SpecialTokens
 from alia_ctx.data.tokens.store import TokenStore, write_index
+from alia_ctx.data.tokens.vocabulary import recorded_range, vocabulary_problems
 from alia_ctx.errors import DataError
 from alia_ctx.files import atomic_file, file_checksum, file_fingerprint, write_json
 
-_FORMAT = 1
+_FORMAT = 2
 SHARD_BYTES = 64 << 20
 
 
@@ -41,12 +44,33 @@ class TokenizeReport:
     prefix: Path
     tokens: int
     counts: DocumentCounts
-    ignored_files: tuple[str, ...]
+    ignored_files: dict[str, str]
     bin_checksum: str
     shards: int
     shards_reused: int
     unchanged: bool
     seconds: float
+
+    def remarks(self) -> list[str]:
+        """What a person should read: what was left out and why, with first examples,
+        and the special tokens that the text spells.
+        """
+        counts = self.counts
+        lines = []
+        if counts.left_out:
+            lines.append(f"{counts.left_out:,} documents left out: {counts.reasons()}")
+            lines += [f"  {example}" for example in counts.examples]
+        if counts.special_tokens:
+            most = sorted(counts.special_tokens.items(), key=lambda item: -item[1])
+            told = ", ".join(f"{token!r} {number:,}" for token, number in most[:10])
+            lines.append(f"special tokens spelled in the text: {told}")
+        by_reason: dict[str, list[str]] = {}
+        for name, reason in self.ignored_files.items():
+            by_reason.setdefault(reason, []).append(name)
+        for reason, names in by_reason.items():
+            more = f" and {len(names) - 5:,} more" if len(names) > 5 else ""
+            lines.append(f"not read ({reason}): {', '.join(names[:5])}{more}")
+        return lines
 
 
 def tokenize_source(
@@ -58,6 +82,9 @@ def tokenize_source(
     workers: int = 1,
     append_eos: bool = True,
     prepend_bos: bool = False,
+    special_tokens: SpecialTokens = "split",
+    model_type: str | None = None,
+    vocab_size: int | None = None,
     overwrite: bool = False,
     progress: Callable[[TokenizeProgress], None] | None = None,
     shard_bytes: int = SHARD_BYTES,
@@ -71,12 +98,27 @@ def tokenize_source(
     for the tokens twice. A finished store of the same inputs is left as it is. Each
     worker is one process on one core.
 
-    Raises DataError: inputs missing or broken, no usable document, or another store or
+    `special_tokens`: what special tokens that a document spells become: pieces like any
+    other text (`split`), their ids (`keep`), or a reason to leave the document out
+    (`refuse`). `model_type` is that of the model beside which the tokenizer will lie, as
+    `AutoTokenizer` heeds it; `vocab_size` is its number of token ids.
+
+    Raises DataError: inputs missing or broken, a tokenizer that transformers cannot load
+    or that has ids beyond `vocab_size`, no usable document, or another store or
     unfinished run in the way and `overwrite` not set.
     """
     began = time.monotonic()
     inputs = find_inputs(spec.inputs)
-    encoder = TextEncoder(tokenizer_dir, append_eos=append_eos, prepend_bos=prepend_bos)
+    encoder = TextEncoder(
+        tokenizer_dir,
+        append_eos=append_eos,
+        prepend_bos=prepend_bos,
+        special_tokens=special_tokens,
+        model_type=model_type,
+    )
+    if vocab_size is not None and encoder.vocabulary > vocab_size:
+        problems = vocabulary_problems(tokenizer_dir, vocab_size, model_type=model_type)
+        raise DataError("\n".join(map(str, problems)))
     prefix = Path(out_dir) / name
     identity = _identity(spec, inputs.files, encoder, shard_bytes)
     finished = _finished(prefix, identity, overwrite)
@@ -84,15 +126,15 @@ def tokenize_source(
         return _report(
             name,
             prefix,
-            finished,
+            {**finished, "ignored_files": inputs.ignored},
             shards_reused=0,
             unchanged=True,
             seconds=time.monotonic() - began,
         )
     shards = plan_shards(inputs.files, spec, shard_bytes)
     with _work_folder(prefix, identity, overwrite) as work:
-        job = Job(spec, str(tokenizer_dir), append_eos, prepend_bos, work)
-        reused = encode_all(job, encoder, shards, workers, progress)
+        job = Job(spec, encoder, work)
+        reused = encode_all(job, shards, workers, progress)
         sidecar = _join(
             prefix,
             work,
@@ -120,8 +162,9 @@ def _identity(
         "text_key": spec.text_key,
         "id_key": spec.id_key,
         "max_document_bytes": spec.max_document_bytes,
-        "tokenizer": tokenizer_fingerprint(encoder.directory),
+        "tokenizer": encoder.fingerprint,
         "special_ids": encoder.special_ids,
+        "special_tokens": encoder.special_tokens,
         "shard_bytes": shard_bytes,
     }
 
@@ -241,28 +284,34 @@ def _join(
 ) -> dict[str, Any]:
     """Join the shards to the final files; the sidecar comes last and says that all are whole."""
     data_path, index_path, ids_path, sidecar_path = _paths(prefix)
-    notes = [read_shard_note(work, number) for number in range(shards)]
+    pieces = [piece for number in range(shards) for piece in pieces_of(work, number)]
+    notes = [read_note(piece_path(work, piece, "json")) for piece in pieces]
     counts = DocumentCounts()
     for note in notes:
         counts.add(DocumentCounts(**note["counts"]))
     if not counts.documents:
         raise DataError(
-            f"{prefix.name}: no usable document in the inputs; left out: {_left_out(counts)}"
+            f"{prefix.name}: no usable document in the inputs; left out: "
+            f"{counts.reasons()}; {'; '.join(counts.examples)}"
         )
     lengths = np.concatenate(
-        [np.load(shard_path(work, number, "npy")) for number in range(shards)]
+        [np.load(piece_path(work, piece, "npy")) for piece in pieces]
     )
     with atomic_file(data_path) as stream:
-        bin_checksum = _append_shards(stream, work, notes)
+        bin_checksum = _append_tokens(stream, work, pieces, notes)
     with atomic_file(index_path) as stream:
         write_index(stream, lengths, encoder.dtype)
     with atomic_file(ids_path) as stream:
-        _append_ids(stream, work, shards)
+        _append_ids(stream, work, pieces)
     sidecar = {
         **about,
-        "ignored_files": list(about["ignored_files"]),
         "tokens": int(lengths.sum(dtype=np.int64)),
         "vocabulary": encoder.vocabulary,
+        "token_range": recorded_range(
+            data_path,
+            min(note["smallest"] for note in notes if note["tokens"]),
+            max(note["largest"] for note in notes if note["tokens"]),
+        ),
         "counts": asdict(counts),
         "shards": shards,
         "bin_checksum": bin_checksum,
@@ -273,10 +322,12 @@ def _join(
     return sidecar
 
 
-def _append_shards(stream: Any, work: Path, notes: list[dict[str, Any]]) -> str:
+def _append_tokens(
+    stream: Any, work: Path, pieces: list[int | str], notes: list[dict[str, Any]]
+) -> str:
     whole = xxhash.xxh3_128()
-    for number, note in enumerate(notes):
-        path = shard_path(work, number, "bin")
+    for piece, note in zip(pieces, notes, strict=True):
+        path = piece_path(work, piece, "bin")
         digest = xxhash.xxh3_128()
         with open(path, "rb") as shard:
             while block := shard.read(16 << 20):
@@ -291,27 +342,15 @@ def _append_shards(stream: Any, work: Path, notes: list[dict[str, Any]]) -> str:
     return whole.hexdigest()
 
 
-def _append_ids(stream: Any, work: Path, shards: int) -> None:
+def _append_ids(stream: Any, work: Path, pieces: list[int | str]) -> None:
     import pyarrow as pa
     import pyarrow.parquet as pq
 
     schema = pa.schema([("id", pa.string()), ("file", pa.string())])
     with pq.ParquetWriter(stream, schema) as writer:
-        for number in range(shards):
-            columns = json.loads(shard_path(work, number, "ids").read_bytes())
+        for piece in pieces:
+            columns = json.loads(piece_path(work, piece, "ids").read_bytes())
             writer.write_table(pa.table(columns, schema))
-
-
-def _left_out(counts: DocumentCounts) -> str:
-    reasons = {
-        name: number
-        for name, number in asdict(counts).items()
-        if name not in ("documents", "examples")
-    }
-    return (
-        ", ".join(f"{number} {name}" for name, number in reasons.items() if number)
-        or "nothing"
-    )
 
 
 def _report(
@@ -328,7 +367,7 @@ def _report(
         prefix=prefix,
         tokens=sidecar["tokens"],
         counts=DocumentCounts(**sidecar["counts"]),
-        ignored_files=tuple(sidecar["ignored_files"]),
+        ignored_files=dict(sidecar["ignored_files"]),
         bin_checksum=sidecar["bin_checksum"],
         shards=sidecar["shards"],
         shards_reused=shards_reused,

@@ -5,6 +5,10 @@ The `.idx` (megatron/core/datasets/indexed_dataset.py): 9 bytes magic, uint64 ve
 uint8 dtype code, uint64 number of sequences S, uint64 number of document indices D,
 int32[S] sequence lengths in tokens, int64[S] byte offsets in the `.bin`, int64[D] first
 sequence of each document with S at the end; int8[S] modes may follow.
+
+Loss weights may lie beside them, in a `.weights` of our own that Megatron does not look
+for: 8 bytes magic, uint64 number of tokens T, 16 bytes xxh3_128 over the fingerprints of
+`.bin` and `.idx`, uint8[T] weight of each token as a target (0 or 1).
 """
 
 from __future__ import annotations
@@ -18,13 +22,16 @@ from typing import IO
 
 import numpy as np
 
+from alia_ctx.data.tokens.vocabulary import known_range
 from alia_ctx.errors import DataError
-from alia_ctx.files import checksum, file_checksum, file_fingerprint
+from alia_ctx.files import atomic_file, checksum, file_checksum, file_fingerprint
 
 _MAGIC = b"MMIDIDX\x00\x00"
 _HEADER = struct.Struct("<9sQBQQ")
 _DTYPES = {1: np.uint8, 2: np.int8, 3: np.int16, 4: np.int32, 5: np.int64, 8: np.uint16}
 _CODES = {np.dtype(kind): code for code, kind in _DTYPES.items()}
+_WEIGHTS_MAGIC = b"ALIAWGT1"
+_WEIGHTS_HEADER = struct.Struct("<8sQ16s")
 UINT16_VOCABULARY = 65_500  # Megatron's own limit for two-byte tokens
 
 
@@ -44,6 +51,7 @@ class TokenStore:
         self.index_path = self.prefix.with_name(self.prefix.name + ".idx")
         self.data_path = self.prefix.with_name(self.prefix.name + ".bin")
         self.sidecar_path = self.prefix.with_name(self.prefix.name + ".json")
+        self.weights_path = self.prefix.with_name(self.prefix.name + ".weights")
         for path in (self.index_path, self.data_path):
             if not path.is_file():
                 raise DataError(
@@ -73,6 +81,12 @@ class TokenStore:
             raise DataError(
                 f"{self.index_path}: {raw.size} bytes, its header says {ends[3]}; copy "
                 "or build it again"
+            )
+        if raw[ends[3] :].any():
+            modes = ", ".join(str(mode) for mode in np.unique(raw[ends[3] :]) if mode)
+            raise DataError(
+                f"{self.index_path}: holds sequences of modes {modes} beside text (a "
+                "multimodal dataset); write its text sequences to a store of their own"
             )
         self.sequence_lengths: np.ndarray = raw[ends[0] : ends[1]].view(np.int32)
         self._pointers: np.ndarray = raw[ends[1] : ends[2]].view(np.int64)
@@ -157,6 +171,64 @@ class TokenStore:
         return self.tokens[begin:end][start:stop]
 
     @cached_property
+    def weights(self) -> np.ndarray | None:
+        """Loss weight of each token as a target, uint8 [n_tokens], 0 or 1, as a view of
+        the file; None where the store has none, which is weight 1 throughout.
+
+        Raises DataError where the file is cut off, was made for other tokens, or is
+        gone although the sidecar names it.
+        """
+        if not self.weights_path.is_file():
+            if "weights_checksum" in self.sidecar:
+                raise DataError(
+                    f"{self.weights_path} does not exist, but {self.sidecar_path} names "
+                    "it; without it everything would be trained on: copy it, or "
+                    "tokenize the source again"
+                )
+            return None
+        raw = _map(self.weights_path, np.dtype(np.uint8))
+        head = bytes(raw[: _WEIGHTS_HEADER.size])
+        if head[:8] != _WEIGHTS_MAGIC or len(head) < _WEIGHTS_HEADER.size:
+            raise DataError(
+                f"{self.weights_path}: no file of loss weights (bad header); tokenize "
+                "the source again"
+            )
+        if head != _weights_header(self):
+            raise DataError(
+                f"{self.weights_path}: made for other tokens than those of "
+                f"{self.data_path}; tokenize the source again, or remove it to train "
+                "on every token"
+            )
+        if raw.size != _WEIGHTS_HEADER.size + self.n_tokens:
+            raise DataError(
+                f"{self.weights_path}: {raw.size - _WEIGHTS_HEADER.size} weights for "
+                f"{self.n_tokens} tokens; copy or build it again"
+            )
+        return raw[_WEIGHTS_HEADER.size :]
+
+    @cached_property
+    def _range(self) -> tuple[int, int]:
+        return known_range(self.data_path, self.tokens, self.sidecar)
+
+    def largest_token_id(self) -> int:
+        """Largest token id of the store, -1 where it is empty.
+
+        Written down when the store was; one of other origin is read whole, once.
+        """
+        return self._range[1]
+
+    def check_vocabulary(self, vocab_size: int) -> None:
+        """DataError where a token id is negative or has no row among `vocab_size`."""
+        smallest, largest = self._range
+        if smallest < 0 or largest >= vocab_size:
+            number = smallest if smallest < 0 else largest
+            raise DataError(
+                f"{self.data_path}: holds token id {number}, the model has ids 0 to "
+                f"{vocab_size - 1} (model.vocab_size); tokenize with this model's "
+                "tokenizer, or correct the store"
+            )
+
+    @cached_property
     def sidecar(self) -> dict[str, object]:
         """What the tokenizer run wrote beside the store (`PREFIX.json`);
 
@@ -175,7 +247,7 @@ class TokenStore:
     def fingerprint(self) -> str:
         """Identity of the content, in hex:
 
-        file_fingerprint of both files, and the sidecar's checksum of all tokens.
+        file_fingerprint of the files, and the sidecar's checksum of all tokens.
         """
         recorded = str(self.sidecar.get("bin_checksum", ""))
         parts = [
@@ -183,6 +255,8 @@ class TokenStore:
             file_fingerprint(self.index_path),
             file_fingerprint(self.data_path),
         ]
+        if self.weights is not None:
+            parts.append(file_fingerprint(self.weights_path))
         return checksum(" ".join(parts).encode())
 
     def verify(self) -> None:
@@ -190,10 +264,10 @@ class TokenStore:
 
         DataError where they differ or there is no sidecar.
         """
-        for path, key in (
-            (self.data_path, "bin_checksum"),
-            (self.index_path, "idx_checksum"),
-        ):
+        files = [(self.data_path, "bin_checksum"), (self.index_path, "idx_checksum")]
+        if self.weights is not None:
+            files.append((self.weights_path, "weights_checksum"))
+        for path, key in files:
             recorded = self.sidecar.get(key)
             if recorded is None:
                 raise DataError(
@@ -232,20 +306,59 @@ def write_index(stream: IO[bytes], lengths: np.ndarray, dtype: np.dtype) -> None
     stream.write(np.arange(counts.size + 1, dtype=np.int64).tobytes())
 
 
+def write_weights(store: TokenStore, blocks: Iterable[np.ndarray]) -> None:
+    """Write `PREFIX.weights` for the store as it is now.
+
+    blocks: 0 or 1 (integers or bools) for each token, in the order of the store's
+        tokens, cut anywhere. DataError for other values or another number of them.
+    """
+    written = 0
+    with atomic_file(store.weights_path) as stream:
+        stream.write(_weights_header(store))
+        for block in map(np.asarray, blocks):
+            if ((block != 0) & (block != 1)).any():
+                raise DataError(
+                    f"{store.weights_path}: loss weights must be 0 or 1, not "
+                    f"{block[(block != 0) & (block != 1)][0]}"
+                )
+            stream.write(block.astype(np.uint8).tobytes())
+            written += block.size
+        if written != store.n_tokens:
+            raise DataError(
+                f"{store.weights_path}: {written} loss weights for {store.n_tokens} "
+                "tokens; give one for each"
+            )
+    vars(store).pop("weights", None)
+    vars(store).pop("fingerprint", None)
+
+
+def _weights_header(store: TokenStore) -> bytes:
+    content = [file_fingerprint(path) for path in (store.data_path, store.index_path)]
+    identity = bytes.fromhex(checksum(" ".join(content).encode()))
+    return _WEIGHTS_HEADER.pack(_WEIGHTS_MAGIC, store.n_tokens, identity)
+
+
 def write_store(
-    prefix: str | Path, documents: Iterable[np.ndarray], vocabulary: int
+    prefix: str | Path,
+    documents: Iterable[np.ndarray],
+    vocabulary: int,
+    weights: Iterable[np.ndarray] | None = None,
 ) -> TokenStore:
     """Write documents that are in memory as a store and open it;
 
-    for tests and small experiments.
+    for tests and small experiments. `weights`: 0 or 1 for each token of each document.
     """
     dtype = token_dtype(vocabulary)
     kept = [np.asarray(tokens, dtype) for tokens in documents]
     path = Path(prefix)
     path.parent.mkdir(parents=True, exist_ok=True)
+    path.with_name(path.name + ".weights").unlink(missing_ok=True)
     with open(path.with_name(path.name + ".bin"), "wb") as stream:
         for tokens in kept:
             stream.write(tokens.tobytes())
     with open(path.with_name(path.name + ".idx"), "wb") as stream:
         write_index(stream, np.array([tokens.size for tokens in kept], np.int32), dtype)
-    return TokenStore(path)
+    store = TokenStore(path)
+    if weights is not None:
+        write_weights(store, weights)
+    return store

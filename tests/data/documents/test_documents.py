@@ -262,7 +262,10 @@ def test_inputs_are_found_sorted_once_and_the_rest_is_told(tmp_path: Path) -> No
         "two.txt",
         "a.md",
     ]
-    assert [Path(each).name for each in found.ignored] == ["picture.png"]
+    assert {Path(name).name: why for name, why in found.ignored.items()} == {
+        "picture.png": "no reader for .png",
+        ".hidden": "hidden directory",
+    }
 
 
 def test_nothing_to_read_is_an_error(tmp_path: Path) -> None:

@@ -22,29 +22,15 @@ from alia_ctx.data.packing import (
     PackPlan,
     PackSpec,
     build_plan,
-    prefetch_rows,
 )
-from alia_ctx.data.packing.build import plan_checksum
-from alia_ctx.data.tokens import TokenStore, write_store
+from alia_ctx.data.packing.policies import POLICIES
+from alia_ctx.data.tokens import TokenStore
 from alia_ctx.errors import ConfigError, DataError
+from tests.data.packing.plans import LENGTHS, make_store, tokens_of
 
-FILL = 3
+PADDING = 3
 lengths_lists = st.lists(st.integers(0, 60), min_size=1, max_size=40)
-policies = st.sampled_from(["concat", "best_fit"])
-
-
-def make_store(folder: Path, lengths: list[int], first: int = 0) -> TokenStore:
-    """A store in which each token is a number of its own, from `first`."""
-    ends = np.cumsum([first, *lengths])
-    return write_store(folder, [np.arange(a, b) for a, b in pairwise(ends)], 1 << 20)
-
-
-def tokens_of(plan: PackPlan, rows: range | None = None) -> Counter[int]:
-    found: Counter[int] = Counter()
-    for index in rows or range(len(plan)):
-        row = plan.row(index)
-        found.update(row.tokens(0, row.real_tokens).tolist())
-    return found
+policies = st.sampled_from(list(POLICIES))
 
 
 def tokens_in(store: TokenStore, keep: object = lambda length: length >= 2) -> set[int]:
@@ -123,7 +109,7 @@ def check_rows(
                 )
         assert np.array_equal(targets, expected)
         assert row.predicted == (targets != IGNORE).sum()
-        assert np.array_equal(plan.document_lengths(index), np.diff(row.doc_offsets))
+        assert plan.predicted(index) == row.predicted
         sizes = [*np.diff(row.doc_offsets), row_length - row.real_tokens]
         assert plan.attention_pairs([index])[0] == sum(
             int(n) * (int(n) + 1) // 2 for n in sizes
@@ -206,13 +192,13 @@ def test_any_part_of_a_row_is_that_part_of_the_row(
     length = sum(sizes) + data.draw(st.integers(0, 9))
     ends = np.cumsum([100, *sizes])
     row = PackedRow.from_documents(
-        [np.arange(a, b) for a, b in pairwise(ends)], length, fill_id=FILL
+        [np.arange(a, b) for a, b in pairwise(ends)], length, padding_id=PADDING
     )
     start = data.draw(st.integers(0, length))
     stop = data.draw(st.integers(start, length))
     assert np.array_equal(row.tokens(start, stop), row.tokens()[start:stop])
     assert np.array_equal(row.targets(start, stop), row.targets()[start:stop])
-    assert (row.tokens()[row.real_tokens :] == FILL).all()
+    assert (row.tokens()[row.real_tokens :] == PADDING).all()
 
 
 def test_rows_of_many_short_documents_of_several_sources(tmp_path: Path) -> None:
@@ -234,22 +220,6 @@ def test_ranges_outside_the_row_are_refused() -> None:
             row.tokens(start, stop)
     with pytest.raises(ValueError, match="do not make a row"):
         PackedRow.from_documents([np.arange(9)], 8)
-
-
-def test_prefetched_ranges_are_the_rows(tmp_path: Path) -> None:
-    store = make_store(tmp_path / "a", [7, 20, 33, 5] * 10)
-    plan = build_plan(
-        {"a": store}, PackSpec("concat", "split"), 32, None, tmp_path / "p"
-    )
-    for depth in (0, 1, 3):
-        order = [3, 0, 5, 4, 1]
-        for index, loaded in zip(
-            order, prefetch_rows(plan, order, [(8, 16), (16, 24)], depth), strict=True
-        ):
-            row = plan.row(index)
-            assert loaded.row.index == index
-            assert np.array_equal(loaded.tokens, row.tokens(8, 24))
-            assert np.array_equal(loaded.targets, row.targets(8, 24))
 
 
 # -- blend -----------------------------------------------------------------------------
@@ -391,135 +361,9 @@ def test_repetition_is_refused_above_its_limit(
     build_plan(blend_stores, spec, 128, 600, tmp_path / "p")
 
 
-# -- held out --------------------------------------------------------------------------
-
-
-def test_held_out_documents_are_never_trained_on(
-    tmp_path: Path, blend_stores: dict[str, TokenStore]
-) -> None:
-    spec = PackSpec("best_fit", "split", holdout_documents=12, holdout_min_tokens=50)
-    held = build_plan(blend_stores, spec, 128, None, tmp_path / "held", held_out=True)
-    apart = tokens_of(held)
-    assert sum(each["documents"] for each in held.stats["sources"].values()) == 24
-    for policy, row, seed in (("best_fit", 128, 0), ("concat", 512, 7)):
-        other = PackSpec(policy, "split", holdout_documents=12, holdout_min_tokens=50)  # type: ignore[arg-type]
-        train = build_plan(blend_stores, other, row, None, tmp_path / policy, seed=seed)
-        assert not set(tokens_of(train)) & set(apart)
-        assert len(tokens_of(train)) + len(apart) == sum(
-            len(tokens_in(store)) for store in blend_stores.values()
-        )
-
-
-def test_holding_out_everything_is_refused(
-    tmp_path: Path, blend_stores: dict[str, TokenStore]
-) -> None:
-    spec = PackSpec("best_fit", "split", holdout_documents=10, holdout_min_tokens=395)
-    with pytest.raises(
-        DataError, match=r"source long: has \d+ documents of 395 tokens"
-    ):
-        build_plan(blend_stores, spec, 128, None, tmp_path / "p")
-
-
-# -- identity --------------------------------------------------------------------------
+# -- arguments -------------------------------------------------------------------------
 
 SPEC = PackSpec("best_fit", "split")
-LENGTHS = [5, 9, 30, 2, 17] * 8
-
-
-def test_equal_input_is_equal_bytes_and_the_seed_matters(tmp_path: Path) -> None:
-    stores = {"a": make_store(tmp_path / "a", LENGTHS)}
-    sums = [
-        plan_checksum(
-            build_plan(stores, SPEC, 32, 60, tmp_path / name, seed=seed).directory
-        )
-        for name, seed in (("p", 1), ("q", 1), ("r", 2))
-    ]
-    assert sums[0] == sums[1] != sums[2]
-
-
-def test_a_plan_refuses_what_it_was_not_built_from(tmp_path: Path) -> None:
-    stores = {"a": make_store(tmp_path / "a", LENGTHS)}
-    build_plan(stores, SPEC, 32, 60, tmp_path / "p", seed=1)
-    PackPlan.open(tmp_path / "p", stores, spec=SPEC, row_length=32, seed=1, rows=60)
-    for asked, told in (
-        ({"seed": 2}, "seed: 1 in the plan, 2 now"),
-        ({"row_length": 64}, "row_length: 32 in the plan, 64 now"),
-        ({"rows": 61}, "rows: 60 in the plan, 61 now"),
-        (
-            {"spec": PackSpec("concat", "split")},
-            "spec.policy: best_fit in the plan, concat now",
-        ),
-        (
-            {"spec": PackSpec("best_fit", "split", weights={"a": 1.0})},
-            r"spec.weights.a: None in the plan, 1.0 now",
-        ),
-        ({"held_out": True}, "held_out: False in the plan, True now"),
-    ):
-        with pytest.raises(DataError, match=told):
-            PackPlan.open(tmp_path / "p", stores, **asked)  # type: ignore[arg-type]
-    with pytest.raises(DataError, match="sources: a in the plan, b now"):
-        PackPlan.open(tmp_path / "p", {"b": stores["a"]})
-
-
-@settings(max_examples=25, deadline=None)
-@given(data=st.data())
-def test_any_changed_token_or_length_of_a_store_is_noticed(data: st.DataObject) -> None:
-    with tempfile.TemporaryDirectory() as name:
-        folder = Path(name)
-        build_plan({"a": make_store(folder / "a", LENGTHS)}, SPEC, 32, 60, folder / "p")
-        if data.draw(st.booleans()):
-            raw = bytearray((folder / "a.bin").read_bytes())
-            raw[data.draw(st.integers(0, len(raw) - 1))] ^= 1 << data.draw(
-                st.integers(0, 7)
-            )
-            (folder / "a.bin").write_bytes(raw)
-        else:
-            changed = list(LENGTHS)
-            changed[data.draw(st.integers(0, len(changed) - 1))] += 1
-            make_store(folder / "a", changed)
-        with pytest.raises(DataError, match=r"store a: content .* in the plan, .* now"):
-            PackPlan.open(folder / "p", {"a": TokenStore(folder / "a")})
-
-
-def test_a_finished_plan_is_opened_and_another_refused(tmp_path: Path) -> None:
-    stores = {"a": make_store(tmp_path / "a", LENGTHS)}
-    plan = build_plan(stores, SPEC, 32, 60, tmp_path / "p")
-    made = (tmp_path / "p" / "plan.json").stat().st_mtime_ns
-    assert (
-        build_plan(stores, SPEC, 32, 60, tmp_path / "p").fingerprint == plan.fingerprint
-    )
-    assert (tmp_path / "p" / "plan.json").stat().st_mtime_ns == made
-    with pytest.raises(
-        DataError, match="another plan is there:\n  row_length: 32 in the plan, 64 now"
-    ):
-        build_plan(stores, SPEC, 64, 60, tmp_path / "p")
-    assert (
-        build_plan(stores, SPEC, 64, 60, tmp_path / "p", overwrite=True).row_length
-        == 64
-    )
-    (tmp_path / "other").mkdir()
-    (tmp_path / "other" / "thesis.tex").write_text("years of work")
-    with pytest.raises(DataError, match="not empty and holds no plan"):
-        build_plan(stores, SPEC, 32, 60, tmp_path / "other")
-
-
-def test_damaged_plans_are_refused(tmp_path: Path) -> None:
-    stores = {"a": make_store(tmp_path / "a", LENGTHS)}
-    with pytest.raises(DataError, match="holds no pack plan"):
-        PackPlan.open(tmp_path / "p", stores)
-    build_plan(stores, SPEC, 32, 60, tmp_path / "p")
-    array = tmp_path / "p" / "piece_lengths.npy"
-    whole = array.read_bytes()
-    for damaged in (whole[:-4], b"", whole[:20]):
-        array.write_bytes(damaged)
-        with pytest.raises(DataError, match=r"piece_lengths\.npy"):
-            PackPlan.open(tmp_path / "p", stores)
-    np.save(array, np.zeros(3, np.int32))
-    with pytest.raises(DataError, match=r"piece_lengths\.npy"):
-        PackPlan.open(tmp_path / "p", stores)
-    (tmp_path / "p" / "plan.json").write_text("{")
-    with pytest.raises(DataError, match=r"plan\.json"):
-        PackPlan.open(tmp_path / "p", stores)
 
 
 def test_arguments_that_make_no_plan(tmp_path: Path) -> None:
@@ -528,6 +372,8 @@ def test_arguments_that_make_no_plan(tmp_path: Path) -> None:
         build_plan(stores, SPEC, 1, 60, tmp_path / "p")
     with pytest.raises(DataError, match="n_rows=0"):
         build_plan(stores, SPEC, 32, 0, tmp_path / "p")
+    with pytest.raises(DataError, match="rows_per_update=0"):
+        build_plan(stores, SPEC, 32, 60, tmp_path / "p", rows_per_update=0)
     with pytest.raises(DataError, match="need n_rows"):
         build_plan(
             stores,
@@ -554,8 +400,6 @@ def test_spec_problems_are_all_found() -> None:
         weights={"a": 0.9, "c": -0.1},
         length_buckets=[LengthBucket(9, 0.8), LengthBucket(4, 0.8)],  # type: ignore[arg-type]
         max_epochs=0,
-        holdout_documents=-1,
-        holdout_min_tokens=1,
     )
     keys = [problem.key for problem in spec.problems("p", ["a", "b"])]
     assert keys == [
@@ -567,8 +411,6 @@ def test_spec_problems_are_all_found() -> None:
         "p.length_buckets",
         "p.length_buckets",
         "p.max_epochs",
-        "p.holdout_documents",
-        "p.holdout_min_tokens",
     ]
     assert PackSpec("concat", "drop").problems("p", ["a"]) == []
     assert (

@@ -14,9 +14,10 @@ from hypothesis import strategies as st
 
 from alia_ctx.data.packing import PackSpec, build_plan, draw_plan, plan_table
 from alia_ctx.data.packing.blend import shuffled
-from alia_ctx.data.packing.build import context_use
-from alia_ctx.data.packing.policies import best_fit, concat
+from alia_ctx.data.packing.policies import POLICIES, best_fit, concat
+from alia_ctx.data.packing.statistics import context_use
 from alia_ctx.data.tokens import write_store
+from tests.paths import ROOT
 
 
 def plain_best_fit(lengths: list[int], row_length: int) -> list[int]:
@@ -131,3 +132,9 @@ def test_a_plan_can_be_looked_at(tmp_path: Path) -> None:
     assert f"{2 * 1024 / 5420:.2%}" in text
     draw_plan(plan, tmp_path / "plan.png")
     assert (tmp_path / "plan.png").read_bytes()[:8] == b"\x89PNG\r\n\x1a\n"
+
+
+def test_each_policy_is_documented() -> None:
+    text = (ROOT / "docs" / "data.md").read_text("utf-8")
+    for name in POLICIES:
+        assert f"`policy: {name}`" in text

@@ -1,6 +1,5 @@
-"""Held-out documents as rows:
-
-every model sees the same tokens, in blocks of the context it is given.
+"""Held-out documents as rows (packed sequences): every model sees the same tokens, in
+blocks of the context it is given.
 """
 
 from __future__ import annotations
@@ -17,9 +16,8 @@ from alia_ctx.errors import DataError
 
 @dataclass(frozen=True)
 class HeldOutRow:
-    """A row of blocks of documents;
-
-    `position_offsets` says where each block begins in its document.
+    """A row of blocks of documents; `position_offsets` says where each begins in its
+    document.
     """
 
     row: PackedRow

@@ -1,14 +1,18 @@
-"""The measurement behind benchmarks/tokenize.py.
+"""Tokenising speed, in one run: ours, the bare `tokenizers` batch encode, and Megatron's
+preprocessing loop.
+
+    python benchmarks/tokenizing.py [--megabytes N] [--rounds N] > docs/benchmarks/tokenizing.md
 
 Text: documentation and sources of the installed Python packages, as JSON lines;
 tokenizer: byte-level BPE trained on part of it. On as many processes or threads as
 there are cores, in turn, several rounds:
 
-ours        alia_ctx.data.tokens.tokenize_source: file to finished, checksummed store
-bare        `Tokenizer.encode_batch` (threads of the library) over the texts in memory;
-no reading, no writing bare, fast  the same with `encode_batch_fast`, which leaves out
-character offsets Megatron    its tools/preprocess_data.py, written plainly: Pool.imap
-over lines, encode, IndexedDatasetBuilder
+- ours: `alia_ctx.data.tokens.tokenize_source`, file to finished, checksummed store.
+- bare: `Tokenizer.encode_batch` (threads of the library) over the texts in memory; no
+  reading, no writing.
+- bare, fast: the same with `encode_batch_fast`, which leaves out character offsets.
+- Megatron: its tools/preprocess_data.py, written plainly: Pool.imap over lines, encode,
+  IndexedDatasetBuilder.
 """
 
 from __future__ import annotations
@@ -28,6 +32,8 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+
+import pages
 
 VOCABULARY = 32_000
 _encoder = None
@@ -68,7 +74,8 @@ def prepare(folder: Path, megabytes: int) -> None:
     tokenizer.train_from_iterator(texts[::8], trainer)
     (folder / "tokenizer").mkdir()
     tokenizer.save(str(folder / "tokenizer" / "tokenizer.json"))
-    (folder / "tokenizer" / "tokenizer_config.json").write_text('{"eos_token": "</s>"}')
+    config = {"eos_token": "</s>", "tokenizer_class": "PreTrainedTokenizerFast"}
+    (folder / "tokenizer" / "tokenizer_config.json").write_text(json.dumps(config))
 
 
 def ours(folder: Path, workers: int) -> int:
@@ -117,7 +124,8 @@ def _start(path: str) -> None:
 
 
 def _encode(line: str) -> tuple[list[int], int]:
-    ids = _encoder.encode(json.loads(line)["text"], add_special_tokens=False).ids  # type: ignore[attr-defined]
+    text = json.loads(line)["text"]
+    ids = _encoder.encode(text, add_special_tokens=False).ids  # type: ignore[attr-defined]
     ids.append(2)
     return ids, len(line)
 
@@ -155,75 +163,61 @@ def timed(what: Callable[[], int]) -> tuple[float, float, int]:
     return time.perf_counter() - began, sum(os.times()[:4]) - before, tokens
 
 
-def one_round(folder: Path, kind: str, workers: int) -> None:
-    """Run one contender and print what `timed` gives;
+def one_round(folder: Path, contender: str, workers: int) -> None:
+    """Run one contender and print what `timed` gives.
 
-    in a process of its own, as the libraries keep threads.
+    In a process of its own, as the libraries keep threads.
     """
     logging.disable(logging.WARNING)
-    if kind == "ours":
+    if contender == "ours":
         result = timed(lambda: ours(folder, workers))
-    elif kind == "Megatron":
-        importlib.import_module(
-            "megatron.core.datasets.indexed_dataset"
-        )  # its import is not what we time
-
+    elif contender == "Megatron":
+        # Its import is not what we time.
+        importlib.import_module("megatron.core.datasets.indexed_dataset")
         result = timed(lambda: megatron_loop(folder, workers))
     else:
-        result = timed(bare(folder, fast=kind == "bare, fast"))
+        result = timed(bare(folder, fast=contender == "bare, fast"))
     print(json.dumps(result))
 
 
 def compare(folder: Path, rounds: int, workers: int) -> None:
-    from rich.console import Console
-    from rich.table import Table
-
+    """Run the contenders in turn, each in a process of its own, and print the page."""
     size = (folder / "corpus.jsonl").stat().st_size / 1e6
-    kinds = ("ours", "bare", "bare, fast", "Megatron")
-    clock: dict[str, list[float]] = {kind: [] for kind in kinds}
-    cpu: dict[str, list[float]] = {kind: [] for kind in kinds}
+    names = ("ours", "bare", "bare, fast", "Megatron")
+    clock: dict[str, list[float]] = {name: [] for name in names}
+    cpu: dict[str, list[float]] = {name: [] for name in names}
     tokens = {}
+    command = [sys.executable, "-W", "ignore", __file__, "--folder", str(folder)]
     for _ in range(rounds):
-        for kind in kinds:
+        for name in names:
             shutil.rmtree(folder / "ours", ignore_errors=True)
-            command = [
-                sys.executable,
-                "-W",
-                "ignore",
-                __file__,
-                "--one",
-                kind,
-                "--folder",
-                str(folder),
-            ]
             done = subprocess.run(
-                [*command, "--workers", str(workers)],
+                [*command, "--one", name, "--workers", str(workers)],
                 check=True,
                 stdout=subprocess.PIPE,
                 text=True,
             )
-            elapsed, used, tokens[kind] = json.loads(done.stdout.splitlines()[-1])
-            clock[kind].append(elapsed)
-            cpu[kind].append(used)
-    table = Table(
-        "contender",
-        "tokens",
-        "MB/s, best",
-        "ours / it: best of each",
-        "median (lowest, highest)",
-        "by CPU time",
-    )
-    for kind in kinds:
-        table.add_row(
-            kind,
-            f"{tokens[kind]:,}",
-            f"{size / min(clock[kind]):.2f}",
-            f"{min(clock[kind]) / min(clock['ours']):.3f}x",
-            ratio(clock[kind], clock["ours"]),
-            ratio(cpu[kind], cpu["ours"]),
-        )
-    table.title = f"{size:.0f} MB of JSON lines, {workers} cores, {rounds} rounds"
-    Console(width=130).print(table)
+            elapsed, used, tokens[name] = json.loads(done.stdout.splitlines()[-1])
+            clock[name].append(elapsed)
+            cpu[name].append(used)
+            print(f"{name}: {elapsed:.1f} s", file=sys.stderr)
+    print(pages.heading("Tokenising", "tokenizers", "numpy"))
+    print((__doc__ or "").split("\n\n", 2)[2].strip())
+    print(f"\n{size:.0f} MB of JSON lines, {workers} workers, {rounds} rounds.\n")
+    columns = ["contender", "tokens", "MB/s, best", "ours / it: best of each"]
+    columns += ["median (lowest, highest)", "by CPU time"]
+    rows = [
+        [
+            name,
+            f"{tokens[name]:,}",
+            f"{size / min(clock[name]):.2f}",
+            f"{min(clock[name]) / min(clock['ours']):.3f}x",
+            ratio(clock[name], clock["ours"]),
+            ratio(cpu[name], cpu["ours"]),
+        ]
+        for name in names
+    ]
+    print(pages.table(columns, rows))
 
 
 def ratio(theirs: list[float], mine: list[float]) -> str:

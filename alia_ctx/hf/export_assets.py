@@ -1,0 +1,212 @@
+"""All files of an export but its weights, made before the first weight is written."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from alia_ctx.checkpoint.directory import ASSETS
+from alia_ctx.checkpoint.manifest import Manifest
+from alia_ctx.errors import CheckpointError
+from alia_ctx.hf import assets, limits, special_ids
+from alia_ctx.hf.assets import CARD, GENERATION_CONFIG, ORIGIN
+from alia_ctx.hf.config import CONFIG, write_config
+from alia_ctx.hf.json_files import load_json, write_json
+from alia_ctx.hf.model_card import model_card
+from alia_ctx.hf.rope_config import least_version, stated_length
+from alia_ctx.hf.special_ids import Tokenizer
+
+NO_TOKENIZER = (
+    "the export has NO TOKENIZER: neither the checkpoint nor its run has one; text that "
+    "was made with another is noise to it. Give its own with --tokenizer DIR"
+)
+
+
+@dataclass(frozen=True)
+class ExportAssets:
+    """What goes with the weights of one checkpoint.
+
+    Args:
+        ckpt_dir: the checkpoint; its assets are those of the model that was imported.
+        manifest: its manifest.
+        tokenizer: a directory to take the tokenizer from instead of the one that the run
+            was trained with.
+        dtypes: of the exported tensors.
+    """
+
+    ckpt_dir: Path
+    manifest: Manifest
+    tokenizer: Path | None
+    dtypes: tuple[torch.dtype, ...]
+
+    def write(self, directory: Path) -> list[str]:
+        """Write every file into the empty `directory`; returns what a person should hear.
+
+        Raises CheckpointError: a tokenizer that is not that of training, that does not
+        load, or that has ids beyond the model's; links out of a directory.
+        """
+        manifest, carried = self.manifest, self.ckpt_dir / ASSETS
+        source = self._tokenizer()
+        legal = assets.legal_files(carried)
+        assets.copy_assets(carried, directory, [GENERATION_CONFIG, *legal])
+        assets.copy_assets(source, directory, assets.TOKENIZER_FILES)
+        assets.check_tokenizer(directory, manifest.model)
+        self._lift_limits(directory)
+        original = carried / CONFIG
+        config = write_config(
+            manifest.model,
+            manifest.rope,
+            manifest.context,
+            max(self.dtypes, key=self.dtypes.count),
+            load_json(original) if original.is_file() else None,
+        )
+        notes = self._reconcile(directory, config, source)
+        notes += self._rope_notes()
+        file = carried / ORIGIN
+        origin = load_json(file) if file.is_file() else dict(manifest.extra)
+        if resized := origin.get("resized_embeddings"):
+            notes.append(
+                f"the embedding was resized at import, from {resized['from']} to "
+                f"{resized['to']} rows; new ones began as the mean of the others"
+            )
+        card = carried / CARD
+        text = model_card(
+            manifest,
+            dtype_names(self.dtypes),
+            base=origin.get("source"),
+            base_card=card.read_text("utf-8", "replace") if card.is_file() else "",
+            legal=tuple(legal),
+            notes=tuple(notes),
+        )
+        (directory / CARD).write_text(text, encoding="utf-8")
+        return notes
+
+    def _tokenizer(self) -> Path:
+        """The directory to take the tokenizer from: the one asked for, else the one of
+        training, else the one that was imported.
+        """
+        training = stated_tokenizer(self.manifest)
+        if self.tokenizer is not None:
+            if not assets.has_tokenizer(self.tokenizer):
+                raise CheckpointError(
+                    f"{self.tokenizer}: holds no tokenizer; give a directory with "
+                    "tokenizer.json or tokenizer.model"
+                )
+            if training is not None and assets.has_tokenizer(training):
+                problems = special_ids.differences(
+                    special_ids.read_tokenizer(self.tokenizer),
+                    special_ids.read_tokenizer(training),
+                )
+                if problems:
+                    raise CheckpointError(
+                        f"{self.tokenizer} is not the tokenizer of training, {training}: "
+                        f"{'; '.join(problems)}; export with the latter"
+                    )
+            return self.tokenizer
+        if training is None:
+            return self.ckpt_dir / ASSETS
+        if not assets.has_tokenizer(training):
+            raise CheckpointError(
+                f"{training}: the tokenizer that the checkpoint was trained with is not "
+                "here; say where it is with --tokenizer DIR"
+            )
+        return training
+
+    def _lift_limits(self, directory: Path) -> None:
+        context = self.manifest.context
+        for name, lift in {
+            GENERATION_CONFIG: lambda d: limits.lift_generation(d, context),
+            "tokenizer_config.json": lambda d: limits.lift_tokenizer_config(d, context),
+            "tokenizer.json": limits.lift_tokenizer,
+        }.items():
+            file = directory / name
+            if file.is_file():
+                document = load_json(file)
+                lifted = lift(document)
+                if lifted != document:
+                    write_json(file, lifted)
+
+    def _reconcile(
+        self, directory: Path, config: Mapping[str, Any], source: Path
+    ) -> list[str]:
+        """Write config and generation config with the special ids of the tokenizer that
+        came from `source`; returns what is missing.
+        """
+        vocab_size = self.manifest.model.vocab_size
+        notes: list[str] = []
+        config = special_ids.reconcile(config, {}, vocab_size)
+        write_json(directory / CONFIG, config)
+        ids: Mapping[str, int | None] = {}
+        if assets.has_tokenizer(directory):
+            tokenizer = special_ids.read_tokenizer(directory, source)
+            ids = {
+                name: value
+                for name, value in tokenizer.ids.items()
+                if value is None or value < vocab_size
+            }
+            notes += self._reading_notes(tokenizer, source)
+        else:
+            notes.append(NO_TOKENIZER)
+        config = special_ids.reconcile(config, ids, vocab_size)
+        write_json(directory / CONFIG, config)
+        file = directory / GENERATION_CONFIG
+        generation = load_json(file) if file.is_file() else {}
+        stated = {name: config[name] for name in special_ids.NAMES}
+        generation = special_ids.reconcile({**stated, **generation}, ids, vocab_size)
+        write_json(file, generation)
+        if config["eos_token_id"] is None:
+            notes.append(
+                "neither tokenizer nor configuration names a token that ends a text: "
+                "generation will not stop by itself"
+            )
+        return notes
+
+    def _reading_notes(self, exported: Tokenizer, source: Path) -> Iterator[str]:
+        """What changes where transformers loads the tokenizer beside this config.json: for
+        some architectures it takes a class of its own, whatever the files say.
+        """
+        if exported.largest_id >= self.manifest.model.vocab_size:
+            yield (
+                f"transformers reads the tokenizer as {exported.class_name}, with ids up "
+                f"to {exported.largest_id}; the model has "
+                f"{self.manifest.model.vocab_size} rows"
+            )
+        if source == self.ckpt_dir / ASSETS:
+            return  # it stood beside the same config.json there
+        apart = special_ids.differences(exported, special_ids.read_tokenizer(source))
+        if apart:
+            yield (
+                "transformers reads the tokenizer otherwise than the training did: "
+                f"{'; '.join(apart)}"
+            )
+
+    def _rope_notes(self) -> list[str]:
+        rope, context = self.manifest.rope, self.manifest.context
+        notes, stated = [], stated_length(rope, context)
+        if least := least_version(rope, context):
+            notes.append(
+                f"this RoPE needs transformers {least} or later: earlier ones compute "
+                "another one from the same config.json"
+            )
+        if stated > context:
+            notes.append(
+                f"config.json states max_position_embeddings {stated:,}, the reach of its "
+                f"YaRN, so that every transformers reads factor {rope.factor:g}; the "
+                f"model was trained at {context:,} tokens"
+            )
+        return notes
+
+
+def stated_tokenizer(manifest: Manifest) -> Path | None:
+    """The tokenizer directory that a checkpoint's run was trained with, if it says so."""
+    stated = manifest.config.get("tokenizer")
+    return Path(stated) if isinstance(stated, str) else None
+
+
+def dtype_names(dtypes: tuple[torch.dtype, ...]) -> str:
+    """The dtypes by name, each once."""
+    return ", ".join(sorted({str(dtype).removeprefix("torch.") for dtype in dtypes}))

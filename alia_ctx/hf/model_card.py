@@ -1,0 +1,144 @@
+"""The README.md of an export: what the weights are, and what they were made from."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import yaml
+
+from alia_ctx.checkpoint.manifest import Manifest, StageLedger
+from alia_ctx.hf.rope_config import rope_parameters
+from alia_ctx.spec.rope import RopeSpec
+
+# What a base model's card says of it that still holds for a model made from it.
+_INHERITED = ("license", "license_name", "license_link", "language")
+_UNKNOWN = "not stated by the base model; to be completed by the author"
+
+
+def front_matter(card: str) -> dict[str, Any]:
+    """The YAML at the head of a model card; empty where there is none that can be read."""
+    head, _, rest = card.removeprefix("\ufeff").partition("\n")
+    block, end, _ = rest.partition("\n---")
+    if head.strip() != "---" or not end:
+        return {}
+    try:
+        facts = yaml.safe_load(block)
+    except yaml.YAMLError:
+        return {}
+    return facts if isinstance(facts, dict) else {}
+
+
+def model_card(
+    manifest: Manifest,
+    dtype: str,
+    *,
+    base: str | None,
+    base_card: str = "",
+    legal: tuple[str, ...] = (),
+    notes: tuple[str, ...] = (),
+) -> str:
+    """A model card that states what the checkpoint and the base model's card know; its
+    author adds the rest.
+
+    Args:
+        manifest: of the exported checkpoint.
+        dtype: of the exported weights.
+        base: name of the imported model, None where training began from random weights.
+        base_card: its README.md.
+        legal: names of the licence and notice files that travel along.
+        notes: what whoever loads the model must know.
+    """
+    inherited = front_matter(base_card)
+    facts: dict[str, Any] = {
+        "library_name": "transformers",
+        "pipeline_tag": "text-generation",
+        **{name: inherited[name] for name in _INHERITED if name in inherited},
+    }
+    if "license" not in facts and legal:
+        facts |= {"license": "other", "license_link": legal[0]}
+    if base is not None:
+        facts["base_model"] = base
+    model = manifest.model
+    head = yaml.safe_dump(facts, sort_keys=False, allow_unicode=True).strip()
+    rows = {
+        "base model": base or "none: training began from random weights",
+        "licence": facts.get("license", _UNKNOWN),
+        "languages": _listed(facts.get("language")) or _UNKNOWN,
+        "training data": _listed(_sources(manifest)) or "none with alia-ctx",
+        "layers": model.num_hidden_layers,
+        "hidden size": model.hidden_size,
+        "attention heads / KV heads": (
+            f"{model.num_attention_heads} / {model.num_key_value_heads}"
+        ),
+        "vocabulary": f"{model.vocab_size:,}",
+        "weights": dtype,
+        "RoPE": _rope_text(manifest.rope),
+        "made from": _origin(manifest),
+    }
+    title = (
+        f"# {model.architecture} model, {model.parameters():,} parameters, "
+        f"{manifest.context:,} tokens of context"
+    )
+    return "\n".join(
+        [
+            *("---", head, "---", "", title, ""),
+            "Written by alia-ctx. To be completed by the author: intended use, risks,",
+            "and what is marked below.",
+            "",
+            *(f"**{note}**\n" for note in notes),
+            *("| | |", "|---|---|"),
+            *(f"| {name} | {value} |" for name, value in rows.items()),
+            *("", "## Training ledger", ""),
+            *_ledger_lines(manifest.ledger),
+            "",
+        ]
+    )
+
+
+def _sources(manifest: Manifest) -> list[str]:
+    data = manifest.config.get("data")
+    sources = data.get("sources") if isinstance(data, Mapping) else None
+    return sorted(sources) if isinstance(sources, Mapping) else []
+
+
+def _listed(value: Any) -> str:
+    return ", ".join(map(str, value)) if isinstance(value, list) else str(value or "")
+
+
+def _origin(manifest: Manifest) -> str:
+    text = f"checkpoint of stage {manifest.stage}, update {manifest.update:,}"
+    run = manifest.config.get("name")
+    return f"{text}, run {run}" if run else text
+
+
+def _ledger_lines(ledger: tuple[StageLedger, ...]) -> Iterator[str]:
+    if not ledger:
+        yield "No training with alia-ctx: the weights are as they were imported."
+        return
+    yield (
+        "| stage | context | RoPE | learning rate | updates (skipped) | tokens | "
+        "predicted tokens | plan |"
+    )
+    yield "|" + "---|" * 8
+    for e in ledger:
+        yield (
+            f"| {e.stage} | {e.context:,} | {_rope_text(e.rope)} | {e.learning_rate:g} | "
+            f"{e.updates:,} ({e.skipped_updates:,}) | {e.tokens:,} | "
+            f"{e.predicted_tokens:,} | {e.plan or 'none'} |"
+        )
+    yield ""
+    yield "Tokens are real ones; fill at the end of a row is not counted."
+
+
+def _rope_text(rope: RopeSpec) -> str:
+    parameters = rope_parameters(rope)
+    original = rope.original_max_position_embeddings
+    if original is not None:
+        parameters.setdefault("original_max_position_embeddings", original)
+    rest = [
+        f"{name} {value:g}" if isinstance(value, float) else f"{name} {value}"
+        for name, value in parameters.items()
+        if name != "rope_type"
+    ]
+    return ", ".join([rope.type, f"theta {rope.theta:g}", *rest])

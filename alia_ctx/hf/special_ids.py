@@ -1,0 +1,121 @@
+"""Which tokens begin, end and pad a text: one answer in config, generation config and
+tokenizer.
+
+The tokenizer's is the one that counts: it is the one that the training text was made
+with. It is asked through transformers, whose tokenizer classes have defaults of their
+own.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from alia_ctx.errors import CheckpointError
+
+NAMES = ("bos_token_id", "eos_token_id", "pad_token_id")
+# Tokenizer classes differ in how they cut digits, spaces, letters and line ends.
+_SAMPLE = (
+    "El 2026, l'été: 1234567 años; 中文 عربي x_i+=1\n\n\tDon't   STOP word5 word9 🙂"
+)
+
+
+@dataclass(frozen=True)
+class Tokenizer:
+    """What transformers makes of a tokenizer directory: a class, its vocabulary, the
+    special ids by `NAMES`, and the ids of a sample text.
+    """
+
+    directory: Path
+    class_name: str
+    vocabulary: Mapping[str, int]
+    ids: Mapping[str, int | None]
+    sample: tuple[int, ...]
+
+    @property
+    def largest_id(self) -> int:
+        return max(self.vocabulary.values(), default=-1)
+
+
+def read_tokenizer(directory: Path, named: Path | None = None) -> Tokenizer:
+    """The tokenizer that `AutoTokenizer` makes of `directory`, called `named` in errors.
+
+    CheckpointError where it makes none, or where a special token is none of its tokens.
+    """
+    from transformers import AutoTokenizer
+
+    named = named or directory
+    try:
+        loaded = AutoTokenizer.from_pretrained(
+            directory, trust_remote_code=False, local_files_only=True
+        )
+        vocabulary = dict(loaded.get_vocab())
+        ids = {name: getattr(loaded, name) for name in NAMES}
+        words = {name: getattr(loaded, name.removesuffix("_id")) for name in NAMES}
+        sample = tuple(loaded.encode(_SAMPLE, add_special_tokens=False))
+    # whatever transformers, tokenizers or sentencepiece raise, by what is wrong
+    except Exception as error:
+        reason = str(error).strip().split("\n")[0] or type(error).__name__
+        raise CheckpointError(
+            f"{named}: transformers cannot load this tokenizer ({reason}); use one "
+            "that AutoTokenizer loads"
+        ) from error
+    for name, word in words.items():
+        if word is not None and vocabulary.get(str(word), -1) != ids[name]:
+            raise CheckpointError(
+                f"{named}: {name.removesuffix('_id')} {str(word)!r} is none of the "
+                "tokenizer's tokens; mend its tokenizer_config.json"
+            )
+    return Tokenizer(directory, type(loaded).__name__, vocabulary, ids, sample)
+
+
+def differences(given: Tokenizer, training: Tokenizer) -> list[str]:
+    """In what `given` turns text into other ids than the tokenizer of training."""
+    problems = [
+        f"{name} is {given.ids[name]} there and {training.ids[name]} in training"
+        for name in NAMES
+        if given.ids[name] != training.ids[name]
+    ]
+    theirs, ours = given.vocabulary, training.vocabulary
+    apart = [word for word in {**theirs, **ours} if theirs.get(word) != ours.get(word)]
+    if apart:
+        word = min(apart)
+        problems.append(
+            f"{len(apart)} tokens have other ids, such as {word!r}: {theirs.get(word)} "
+            f"there and {ours.get(word)} in training"
+        )
+    if given.sample != training.sample:
+        problems.append(
+            f"a sample text gives {_ids(given)} there and {_ids(training)} in training"
+        )
+    return problems
+
+
+def _ids(tokenizer: Tokenizer) -> str:
+    shown = " ".join(map(str, tokenizer.sample[:12]))
+    return f"{len(tokenizer.sample)} tokens ({shown} ...) as {tokenizer.class_name}"
+
+
+def reconcile(
+    document: Mapping[str, Any], ids: Mapping[str, int | None], vocab_size: int
+) -> dict[str, Any]:
+    """`document` (config or generation config) with the tokenizer's special ids.
+
+    An id that the tokenizer does not have stays as it was, so long as the model has a
+    row for it, and is null else: an absent key would mean the default of the model's
+    class. A list of stop tokens that holds the tokenizer's own stays a list.
+    """
+    reconciled = dict(document)
+    for name in NAMES:
+        stated, told = document.get(name), ids.get(name)
+        is_list = isinstance(stated, list) and name == "eos_token_id"
+        values = stated if is_list else [stated]
+        if not values or not all(
+            type(value) is int and 0 <= value < vocab_size for value in values
+        ):
+            stated = None
+        keeps = told is None or (is_list and stated is not None and told in stated)
+        reconciled[name] = stated if keeps else told
+    return reconciled

@@ -1,0 +1,135 @@
+"""What `transformers` itself makes of a Hugging Face directory: weights, and layers."""
+
+# ruff: noqa: N803 - shape suffixes are part of tensor names
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import psutil
+import torch
+from torch import Tensor
+
+from alia_ctx.checkpoint.tensor_files import TensorFiles, TensorPlace
+from alia_ctx.errors import CheckpointError
+from alia_ctx.hf.families import FAMILIES
+
+# Loading takes the model's bytes, and some room for what else runs.
+_ROOM = 1.25
+
+
+class LoadedWeights:
+    """The weights as `AutoModelForCausalLM.from_pretrained` gives them, all in memory."""
+
+    def __init__(self, hf_dir: Path) -> None:
+        from transformers import AutoModelForCausalLM
+
+        try:
+            loaded: Any = AutoModelForCausalLM.from_pretrained(
+                hf_dir,
+                dtype="auto",
+                trust_remote_code=False,
+                local_files_only=True,
+                attn_implementation="eager",
+                output_loading_info=True,
+            )
+        # transformers raises OSError, ValueError, SafetensorError, ... by what is wrong
+        except Exception as error:
+            reason = str(error).strip().split("\n")[0]
+            raise CheckpointError(
+                f"{hf_dir}: transformers cannot load this model ({reason}); "
+                "copy or export it again"
+            ) from error
+        model, self._loading = loaded
+        self._weights: Mapping[str, Tensor] = model.state_dict()
+
+    def problems(self) -> Iterator[str]:
+        """Weights that transformers did not find where it looks, or found and left."""
+        for name in sorted(map(str, self._loading["missing_keys"])):
+            yield f"{name} is in no file that transformers reads: it would be random"
+        for name in sorted(map(str, self._loading["mismatched_keys"])):
+            yield f"{name} has another shape than transformers expects"
+
+    def dtype(self, name: str) -> torch.dtype:
+        return self._weights[name].dtype
+
+    def rows(self, name: str, start: int, count: int) -> Tensor:
+        """Rows [start, start + count) of a tensor, in the dtype it was loaded in."""
+        return self._weights[name][start : start + count].contiguous()
+
+
+class FileWeights:
+    """The weights as our own reader finds them: for models that memory cannot hold."""
+
+    def __init__(self, places: Mapping[str, TensorPlace], files: TensorFiles) -> None:
+        self._places, self._files = places, files
+
+    def problems(self) -> Iterator[str]:
+        """None: what can be wrong with files was an error before."""
+        return iter(())
+
+    def dtype(self, name: str) -> torch.dtype:
+        return self._places[name].dtype
+
+    def rows(self, name: str, start: int, count: int) -> Tensor:
+        """Rows [start, start + count) of a tensor, in the file's dtype."""
+        place = self._places[name]
+        out = torch.empty((count, *place.shape[1:]), dtype=place.dtype)
+        self._files.read_rows(place, start, out)
+        return out
+
+
+def fits_in_memory(nbytes: int) -> bool:
+    """Whether this machine has room for weights of `nbytes` beside what runs on it."""
+    return bool(nbytes * _ROOM < psutil.virtual_memory().available)
+
+
+class DecoderLayers:
+    """The decoder layers of the installed `transformers`, given their weights one at a time."""
+
+    def __init__(self, hf_dir: Path, model_type: str, positions_T: Tensor) -> None:
+        try:
+            from transformers import AutoConfig
+        except ImportError as error:
+            raise CheckpointError(
+                "verify needs transformers for the logits; install it or compare weights only"
+            ) from error
+        module = importlib.import_module(
+            f"transformers.models.{model_type}.modeling_{model_type}"
+        )
+        family = FAMILIES[model_type].class_name.removesuffix("ForCausalLM")
+        self._config = AutoConfig.from_pretrained(hf_dir, trust_remote_code=False)
+        self._config._attn_implementation = "eager"
+        self._layer = getattr(module, f"{family}DecoderLayer")
+        self._norm = getattr(module, f"{family}RMSNorm")
+        self._positions = positions_T[None]
+        rotary = getattr(module, f"{family}RotaryEmbedding")(config=self._config)
+        self._cos_sin = rotary(torch.empty(1, dtype=torch.float32), self._positions)
+        size = positions_T.shape[0]
+        self._mask = torch.full((size, size), float("-inf")).triu(1)[None, None]
+
+    @torch.no_grad()
+    def norm(self, x_TH: Tensor, weight: Tensor) -> Tensor:
+        """The norm before the head."""
+        module = self._norm(x_TH.shape[-1], eps=self._config.rms_norm_eps)
+        module.load_state_dict({"weight": weight}, assign=True)
+        normed: Tensor = module(x_TH)
+        return normed
+
+    @torch.no_grad()
+    def layer(self, index: int, x_TH: Tensor, weights: dict[str, Tensor]) -> Tensor:
+        """The output of layer `index` with `weights`, named as within the layer."""
+        with torch.device("meta"):
+            module: Any = self._layer(self._config, index)
+        module.load_state_dict(weights, assign=True)
+        out: Any = module.eval()(
+            x_TH[None],
+            attention_mask=self._mask,
+            position_ids=self._positions,
+            position_embeddings=self._cos_sin,
+        )
+        hidden: Tensor = out[0] if isinstance(out, tuple) else out
+        return hidden.view(x_TH.shape)

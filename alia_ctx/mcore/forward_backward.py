@@ -1,0 +1,160 @@
+"""Forward and backward of a stage's rows: rows become batches, upstream's schedule runs
+them, losses come back.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from megatron.core.pipeline_parallel import get_forward_backward_func
+
+from alia_ctx.data.packing import PackedRow
+from alia_ctx.errors import LayoutError
+from alia_ctx.mcore.attention import RowGeometry, row_geometry
+from alia_ctx.mcore.output_layer import LossOutputLayer
+from alia_ctx.mcore.runtime import Ranks
+from alia_ctx.nn.context_parallel import Balance, Range
+from alia_ctx.nn.linear_cross_entropy import TokenLosses
+from alia_ctx.spec.rope import RopeSpec
+from alia_ctx.train.engine import RowLosses
+
+
+@dataclass(frozen=True)
+class Batch:
+    """One row on this CP rank:
+
+    t = T/cp tokens. `tokens` only where the pipeline starts, `targets` where it ends.
+    """
+
+    row: PackedRow
+    geometry: RowGeometry
+    tokens: torch.Tensor | None
+    targets: torch.Tensor | None
+
+
+@dataclass(frozen=True)
+class RowOnDevice:
+    """What a forward found of one row on this rank, while it is still on the device."""
+
+    row: PackedRow
+    ranges: tuple[Range, ...]
+    targets: torch.Tensor
+    losses: TokenLosses
+
+    def to_host(self) -> RowLosses:
+        return RowLosses(
+            row=self.row,
+            ranges=self.ranges,
+            values=self.losses.values.cpu().numpy(),
+            predicted=self.targets.cpu().numpy() >= 0,
+            hits=self.losses.hits.cpu().numpy(),
+        )
+
+
+class ForwardBackward:
+    """Runs rows of `context` tokens through `chunk`, forward alone or with backward.
+
+    Args:
+        chunk: what upstream's schedules drive: this rank's module in its wrappers.
+        output_layer: the module's, on the last pipeline rank; None elsewhere.
+        ranks: where this rank stands.
+        rope, head_dim: of the rotations of a row's tokens.
+        balance: how a row is cut over context-parallel ranks; None for the zigzag.
+        forward_context: entered around each forward; decides where activations are kept.
+    """
+
+    def __init__(
+        self,
+        chunk: torch.nn.Module,
+        output_layer: LossOutputLayer | None,
+        ranks: Ranks,
+        *,
+        context: int,
+        rope: RopeSpec,
+        head_dim: int,
+        balance: Balance | None,
+        forward_context: Callable[[], contextlib.AbstractContextManager[Any]],
+    ) -> None:
+        self.chunk, self.output_layer, self.ranks = chunk, output_layer, ranks
+        self.context, self.forward_context = context, forward_context
+        self._geometry = functools.partial(
+            row_geometry,
+            row_length=context,
+            cp=ranks.groups.cp.size(),
+            cp_rank=ranks.groups.cp.rank(),
+            rope=rope,
+            head_dim=head_dim,
+            device=ranks.device,
+            balance=balance,
+        )
+
+    def rows(self, rows: Sequence[PackedRow], *, forward_only: bool) -> list[RowLosses]:
+        """Losses of `rows`, where this rank reports them; a rank without rows runs one that
+        predicts nothing. Collective.
+        """
+        rows = list(rows) or [PackedRow.from_documents([], self.context)]
+        batches = (self.batch(row) for row in rows)
+        done = self.batches(batches, len(rows), forward_only=forward_only)
+        return [row.to_host() for row in done] if self.ranks.reports_losses else []
+
+    def batches(
+        self, batches: Iterable[Batch], count: int, *, forward_only: bool
+    ) -> list[RowOnDevice]:
+        """Drive upstream's schedule over `count` batches. Collective.
+
+        What is returned is on the last pipeline rank alone, in the order of the batches.
+        """
+        return get_forward_backward_func()(
+            forward_step_func=self._step,
+            data_iterator=iter(batches),
+            model=[self.chunk],
+            num_microbatches=count,
+            seq_length=self.context,
+            micro_batch_size=1,
+            forward_only=forward_only,
+        )
+
+    def batch(self, row: PackedRow) -> Batch:
+        """This CP rank's part of a row: only its chunks are read and turned into tensors."""
+        geometry = self._geometry(row.doc_offsets)
+
+        def local(read: Callable[[int, int], np.ndarray]) -> torch.Tensor:
+            return torch.from_numpy(
+                np.concatenate([read(a, b) for a, b in geometry.rank.ranges])
+            ).to(self.ranks.device)
+
+        return Batch(
+            row=row,
+            geometry=geometry,
+            tokens=local(row.tokens)[None] if self.ranks.is_first_pp_rank else None,
+            targets=local(row.targets) if self.ranks.is_last_pp_rank else None,
+        )
+
+    def _step(
+        self, batches: Iterator[Batch], chunk: torch.nn.Module
+    ) -> tuple[torch.Tensor, Callable[[torch.Tensor], Any]]:
+        """One batch, as upstream's schedules want it: the output of `chunk`, and a function
+        of it that gives loss, number of predicted tokens, and what is returned in the end.
+        """
+        batch, layer = next(batches), self.output_layer
+        arguments = (batch.tokens, None, None)
+        with self.forward_context():
+            if layer is None or batch.targets is None:
+                output = chunk(*arguments, packed_seq_params=batch.geometry)
+                return output, _no_loss
+            with layer.predicting(batch.targets):
+                output = chunk(*arguments, packed_seq_params=batch.geometry)
+        ranges = batch.geometry.rank.ranges
+        done = RowOnDevice(batch.row, ranges, batch.targets, layer.take_losses())
+        predicted = torch.sum(batch.targets >= 0).to(torch.int32)
+        return output, lambda loss: (loss.view(()), predicted, done)
+
+
+def _no_loss(output: torch.Tensor) -> Any:
+    raise LayoutError("upstream asks for a loss on the last pipeline rank alone")

@@ -1,0 +1,231 @@
+"""Whether a checkpoint is one of the stage that the configuration describes.
+
+A checkpoint records the configuration it was trained with and what its stage started
+from. What decides the content of a stage's checkpoints must be the same now; how an
+update is computed (layout, nodes, recompute) may change at any time, how far the stage
+goes (tokens) may grow, and the constants of the optimizer may change while the stage is
+not finished: they take effect from there on, and the checkpoints say so.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from alia_ctx import checkpoint
+from alia_ctx.checkpoint.manifest import Manifest, StageLedger
+from alia_ctx.config.run import OptimizerConfig, StageConfig
+from alia_ctx.data.packing import PackPlan
+from alia_ctx.errors import CheckpointError
+from alia_ctx.identity import IdentityError, differences, statement, statement_checksum
+from alia_ctx.spec.model import ModelSpec
+from alia_ctx.train.task import StageTask
+
+# Settings of a stage that are not compared as they are: how an update is computed, how
+# far the stage goes, and what has an identity of its own (the plan, the origin).
+# `update_tokens` counts by the rows that it pays for. Whatever else a stage has, today
+# or later, decides what is trained.
+_NOT_COMPARED = (
+    *("layout", "nodes", "recompute", "tokens"),
+    *("pack", "init_from", "update_tokens"),
+)
+STARTED_FROM = "started_from"  # in a manifest's `extra`: `checkpoint_statement` of it
+CHANGES = "changes"  # in a manifest's `extra`: what changed while the stage trained
+
+
+def checkpoint_statement(manifest: Manifest) -> dict[str, Any]:
+    """What a checkpoint is, wherever it lies: what it was trained on and how, and its
+    bytes.
+    """
+    tensors = {
+        name: entry
+        for name, entry in manifest.files.items()
+        if name.endswith(".distcp")
+    }
+    return dict(
+        statement(
+            {
+                "stage": manifest.stage,
+                "update": manifest.update,
+                "model": manifest.model,
+                "rope": manifest.rope,
+                "context": manifest.context,
+                "ledger": _by_stage(manifest.ledger),
+                "weights": statement_checksum(tensors),
+            }
+        )
+    )
+
+
+def _by_stage(ledger: Sequence[StageLedger]) -> dict[str, StageLedger]:
+    names: dict[str, StageLedger] = {}
+    for number, entry in enumerate(ledger, 1):
+        name = entry.stage if entry.stage not in names else f"{entry.stage} ({number})"
+        names[name] = entry
+    return names
+
+
+def require_same_stage(task: StageTask, path: Path, manifest: Manifest) -> list[str]:
+    """IdentityError unless the checkpoint at `path` is one of the stage of `task`: of
+    its model and settings, and started from what the stage starts from.
+
+    Returns what changed since and may, a line each.
+    """
+    finished = manifest.update >= task.stage.updates
+    changed = _differences(task, manifest)
+    allowed = [] if finished else [c for c in changed if c.startswith("optimizer.")]
+    refused = [line for line in changed if line not in allowed]
+    refused += _shortened(task, manifest) if not refused else []
+    refused += _other_origin(task, manifest)
+    if refused:
+        state = f"finished ({manifest.update} updates)" if finished else "begun"
+        raise IdentityError(
+            f"stage {task.name} was {state} with other settings, see {path}",
+            refused,
+            f"restore them; or, to train the stage anew with those of the "
+            f"configuration, move {task.directory} away and run "
+            f"`alia-ctx train CONFIG --stage {task.name}`",
+        )
+    return allowed
+
+
+def require_same_plan(task: StageTask, plan: PackPlan, manifest: Manifest) -> None:
+    """IdentityError unless the stage goes on at the row after those that its ledger has
+    counted: on the same plan, or on a longer one that begins with the same updates.
+    """
+    then = manifest.ledger[-1]
+    extends = getattr(plan, "extends", lambda fingerprint: False)
+    if then.plan == plan.fingerprint or extends(then.plan):
+        return
+    raise IdentityError(
+        f"stage {task.name} has trained {then.rows} rows of another plan than the one "
+        f"in {plan.directory}",
+        [f"plan: {then.plan} there, {plan.fingerprint} now"],
+        "with the settings and the data that the stage was begun with, "
+        f"`alia-ctx pack CONFIG --stage {task.name} --overwrite` makes that plan again, "
+        "to the bit; with `tokens` raised and nothing else it makes one that goes on "
+        f"from it. Or, to train the stage anew on this plan, move {task.directory} "
+        f"away and run `alia-ctx train CONFIG --stage {task.name}`",
+    )
+
+
+def require_same_rows(task: StageTask, plan: PackPlan, manifest: Manifest) -> None:
+    """IdentityError unless the next update begins at the row after those that the ledger
+    has counted: a plan of version 0.1 does not say itself which rows an update has.
+    """
+    rows = manifest.ledger[-1].rows
+    more = manifest.update < plan.updates
+    next_row = plan.rows_of_update(manifest.update).start if more else len(plan)
+    if rows != next_row:
+        raise IdentityError(
+            f"stage {task.name} cannot go on where it stopped",
+            [
+                f"update {manifest.update + 1}: begins at row {rows} there, {next_row} now"
+            ],
+            f"restore stages.{task.name}.update_tokens and the plan; or begin the stage "
+            f"anew: move {task.directory} away",
+        )
+
+
+def _differences(task: StageTask, manifest: Manifest) -> list[str]:
+    ledger, stage = manifest.ledger[-1], task.stage
+    then: dict[str, Any] = {
+        "model": _rounded(manifest.model),
+        "stages": {
+            ledger.stage: {
+                "context": ledger.context,
+                "rope": ledger.rope,
+                "learning_rate": ledger.learning_rate,
+            }
+        },
+    }
+    now: dict[str, Any] = {
+        "model": _rounded(task.model),
+        "stages": {
+            task.name: {
+                "context": stage.context,
+                "rope": stage.rope,
+                "learning_rate": stage.learning_rate,
+            }
+        },
+    }
+    for side, config in ((then, manifest.config), (now, task.config)):
+        if ledger.stage in manifest.config.get("stages", {}):
+            side |= {
+                "seed": config["seed"],
+                "optimizer": _with_defaults(OptimizerConfig, config["optimizer"]),
+            }
+            name = ledger.stage if side is then else task.name
+            side["stages"][name] |= _stage_settings(config["stages"][name])
+    return differences(then, now)
+
+
+def _stage_settings(stage: Mapping[str, Any]) -> dict[str, Any]:
+    settings = {
+        name: value
+        for name, value in _with_defaults(StageConfig, stage).items()
+        if name not in _NOT_COMPARED
+    }
+    rows = max(1, stage["update_tokens"] // stage["context"])
+    settings["update_tokens"] = f"{rows} rows of {stage['context']} tokens"
+    return settings
+
+
+def _with_defaults(cls: type, settings: Mapping[str, Any]) -> dict[str, Any]:
+    """What an older release did not have yet had the value that is the default now."""
+    defaults = {
+        field.name: field.default
+        for field in dataclasses.fields(cls)
+        if field.default is not dataclasses.MISSING
+    }
+    return {**defaults, **settings}
+
+
+def _rounded(model: ModelSpec) -> dict[str, Any]:
+    """Floats of a model as fp32 prints them: files hold 1e-5 as 9.999999747378752e-06."""
+    return {
+        name: float(str(np.float32(value))) if isinstance(value, float) else value
+        for name, value in dataclasses.asdict(model).items()
+    }
+
+
+def model_differences(then: ModelSpec, now: ModelSpec) -> list[str]:
+    """How a model differs from the configuration's, a line each."""
+    return differences(_rounded(then), _rounded(now), "model")
+
+
+def _shortened(task: StageTask, manifest: Manifest) -> list[str]:
+    if manifest.update <= task.stage.updates:
+        return []
+    return [
+        f"stages.{task.name}.tokens: {manifest.update} updates were done there, "
+        f"{task.stage.updates} are asked for now"
+    ]
+
+
+def _other_origin(task: StageTask, manifest: Manifest) -> list[str]:
+    """What the stage started from, compared with what it would start from now; nothing
+    where that is not at hand any more.
+    """
+    try:
+        origin = task.origin()
+        now = None if origin is None else checkpoint.read_manifest(origin)
+    except CheckpointError:
+        return []
+    key = f"stages.{task.name}.init_from"
+    if now is None or manifest.parent is None:
+        there, here = manifest.parent or "random", str(origin or "random")
+        return differences(there, here, key)
+    recorded = manifest.extra.get(STARTED_FROM)
+    if recorded is not None:
+        return differences(recorded, checkpoint_statement(now), key)
+    # of version 0.1, which recorded the ledgers of what it started from, and its place
+    return differences(
+        {"ledger": _by_stage(manifest.ledger[:-1])},
+        {"ledger": _by_stage(now.ledger)},
+        key,
+    )

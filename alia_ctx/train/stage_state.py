@@ -1,0 +1,149 @@
+"""Where a stage stands: what it has consumed, what it came from, and how that is loaded."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from alia_ctx import checkpoint
+from alia_ctx.checkpoint.manifest import Manifest, StageLedger
+from alia_ctx.config.run import StageConfig
+from alia_ctx.data.packing import PackedRow, PackPlan
+from alia_ctx.errors import CheckpointError
+from alia_ctx.spec.model import ModelSpec
+from alia_ctx.train.checkpoint_manager import CheckpointManager
+from alia_ctx.train.stage_identity import (
+    CHANGES,
+    STARTED_FROM,
+    checkpoint_statement,
+    model_differences,
+    require_same_plan,
+    require_same_rows,
+    require_same_stage,
+)
+from alia_ctx.train.task import StageTask
+
+
+@dataclass(frozen=True)
+class StageState:
+    """What a checkpoint of the stage says beside weights and optimizer.
+
+    `history` holds the ledgers of the stages before, the oldest first; `parent` is the
+    checkpoint that the stage started from, None for random weights. `extra` says what
+    that was, and what changed while the stage trained.
+    """
+
+    ledger: StageLedger
+    history: tuple[StageLedger, ...] = ()
+    parent: str | None = None
+    extra: Mapping[str, Any] = field(default_factory=dict)
+
+    @classmethod
+    def at_start(cls, name: str, stage: StageConfig, plan: str) -> StageState:
+        """Of a stage that has consumed nothing of the plan with this fingerprint."""
+        return cls(
+            StageLedger(
+                stage=name,
+                context=stage.context,
+                rope=stage.rope,
+                learning_rate=stage.learning_rate,
+                plan=plan,
+            )
+        )
+
+    @property
+    def update(self) -> int:
+        """Updates done."""
+        return self.ledger.updates
+
+    def counted(self, rows: Sequence[PackedRow], *, applied: bool) -> StageState:
+        """After one more update of `rows`."""
+        then = self.ledger
+        ledger = dataclasses.replace(
+            then,
+            updates=then.updates + 1,
+            skipped_updates=then.skipped_updates + (not applied),
+            rows=then.rows + len(rows),
+            tokens=then.tokens + sum(row.real_tokens for row in rows),
+            predicted_tokens=then.predicted_tokens + sum(row.predicted for row in rows),
+        )
+        return dataclasses.replace(self, ledger=ledger)
+
+    def manifest(self, model: ModelSpec, config: Mapping[str, Any]) -> Manifest:
+        return Manifest(
+            stage=self.ledger.stage,
+            update=self.update,
+            model=model,
+            rope=self.ledger.rope,
+            context=self.ledger.context,
+            ledger=(*self.history, self.ledger),
+            has_optimizer=True,
+            parent=self.parent,
+            config=config,
+            extra=self.extra,
+        )
+
+
+def resume(
+    start: StageState,
+    task: StageTask,
+    plan: PackPlan,
+    checkpoints: CheckpointManager,
+    path: Path,
+) -> StageState:
+    """Load a checkpoint of the stage whose beginning is `start`. Collective.
+
+    IdentityError where it is of another stage than the configuration's, or the plan
+    does not go on where its ledger ends.
+    """
+    manifest = checkpoint.read_manifest(path)
+    changed = require_same_stage(task, path, manifest)
+    require_same_plan(task, plan, manifest)
+    require_same_rows(task, plan, manifest)
+    checkpoints.engine.load(path / checkpoint.STATE, with_optimizer=True)
+    ledger = dataclasses.replace(manifest.ledger[-1], plan=plan.fingerprint)
+    extra = dict(manifest.extra)
+    if changed:
+        change = {"after_update": manifest.update, "settings": changed}
+        extra[CHANGES] = [*extra.get(CHANGES, ()), change]
+        if checkpoints.engine.rank == 0:
+            settings = "; ".join(changed)
+            checkpoints.notice(f"from update {manifest.update + 1} on: {settings}")
+    return StageState(ledger, manifest.ledger[:-1], manifest.parent, extra)
+
+
+def start_from(
+    start: StageState,
+    task: StageTask,
+    checkpoints: CheckpointManager,
+    path: Path,
+) -> StageState:
+    """Load what the stage starts from: another stage's checkpoint, or an imported one.
+    Collective.
+
+    CheckpointError where it is of another model, damaged, or lacks the optimizer state
+    that is to be kept.
+    """
+    manifest = checkpoint.read_manifest(path)
+    _require_same_model(path, manifest, task.model)
+    keep_optimizer = task.stage.optimizer_state == "keep"
+    if keep_optimizer and not manifest.has_optimizer:
+        raise CheckpointError(
+            f"{path} holds no optimizer state; set "
+            f"stages.{task.name}.optimizer_state=reset, or start from a stage"
+        )
+    problem = checkpoints.damage(path)
+    if problem is not None:
+        raise CheckpointError(problem)
+    checkpoints.engine.load(path / checkpoint.STATE, with_optimizer=keep_optimizer)
+    extra = {STARTED_FROM: checkpoint_statement(manifest)}
+    return StageState(start.ledger, manifest.ledger, str(path), extra)
+
+
+def _require_same_model(path: Path, manifest: Manifest, model: ModelSpec) -> None:
+    differing = model_differences(manifest.model, model)
+    if differing:
+        raise CheckpointError(f"{path} is of another model ({'; '.join(differing)})")

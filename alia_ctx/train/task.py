@@ -1,0 +1,44 @@
+"""What is to be trained: a run, as far as one stage sees it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from alia_ctx.config.run import CheckpointConfig, Sink, StageConfig
+from alia_ctx.spec.model import ModelSpec
+
+
+@dataclass(frozen=True)
+class StageTask:
+    """What is to be trained, and where its trail goes: a run, as far as one stage sees it.
+
+    Args:
+        run, name: of the run, as the sinks show it, and of the stage.
+        stage, model: their settings.
+        directory: the stage's place on disk.
+        origin: gives the checkpoint that the stage starts from, None for random
+            weights; CheckpointError where it is not there (yet, or any more).
+        position_edges: limits of the bands of the position in the document that losses
+            are reported in.
+        peak_flops: floating-point operations a second of one rank, for the MFU.
+        saving: when to save, and what to keep.
+        evaluate_every: updates between held-out evaluations; 0 for none.
+        sinks: where metrics go beside `metrics.jsonl`.
+        config: the resolved configuration, recorded in checkpoints and sinks.
+    """
+
+    run: str
+    name: str
+    stage: StageConfig
+    model: ModelSpec
+    directory: Path
+    origin: Callable[[], Path | None]
+    position_edges: tuple[int, ...]
+    peak_flops: float
+    saving: CheckpointConfig = field(default_factory=CheckpointConfig)
+    evaluate_every: int = 0
+    sinks: Sequence[Sink] = ()
+    config: Mapping[str, Any] = field(default_factory=dict)

@@ -1,0 +1,92 @@
+"""The chain of a run's stages: what each starts from, how far each got, what comes before."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from alia_ctx import checkpoint
+from alia_ctx.config.run import RANDOM, RunConfig, position_edges
+from alia_ctx.data.packing import PackPlan
+from alia_ctx.errors import CheckpointError
+from alia_ctx.train.run_directory import RunDirectory
+from alia_ctx.train.stage_identity import require_same_plan, require_same_stage
+from alia_ctx.train.task import StageTask
+
+
+def run_directory(run: RunConfig) -> RunDirectory:
+    return RunDirectory(Path(run.output))
+
+
+def stage_task(run: RunConfig, name: str) -> StageTask:
+    """What training has to know of `run` about the stage called `name`."""
+    return StageTask(
+        run=run.name,
+        name=name,
+        stage=run.stage(name),
+        model=run.model,
+        directory=run_directory(run).stage(name),
+        origin=lambda: origin(run, name),
+        position_edges=position_edges(run),
+        peak_flops=run.cluster.peak_tflops * 1e12,
+        saving=run.checkpoint,
+        evaluate_every=run.evaluation.every_updates,
+        sinks=run.metrics.sinks,
+        config=run.to_dict(),
+    )
+
+
+def check_trained(run: RunConfig, name: str, plan: PackPlan | None = None) -> bool:
+    """Whether the stage is finished. IdentityError where it was begun or finished with
+    other settings than those of `run`, or on another plan than `plan`: cheap, before
+    any work starts.
+    """
+    newest = checkpoint.latest(run_directory(run).checkpoints(name))
+    if newest is None:
+        return False
+    try:
+        manifest = checkpoint.read_manifest(newest)
+    except CheckpointError:  # damaged: whoever opens it says so
+        return False
+    task = stage_task(run, name)
+    require_same_stage(task, newest, manifest)
+    if plan is not None:
+        require_same_plan(task, plan, manifest)
+    return manifest.update >= task.stage.updates
+
+
+def finished_checkpoint(run: RunConfig, name: str) -> Path:
+    """The last checkpoint of a finished stage: the door through which all that is made
+    from a stage takes it.
+
+    CheckpointError says how far it got where it is not finished; IdentityError what
+    differs where it was trained with other settings than those of `run`.
+    """
+    updates = run.stage(name).updates
+    path = run_directory(run).finished_checkpoint(name, updates)
+    require_same_stage(stage_task(run, name), path, checkpoint.read_manifest(path))
+    return path
+
+
+def origin(run: RunConfig, name: str) -> Path | None:
+    """The checkpoint that a stage starts from; None where that is random weights.
+
+    CheckpointError where it is another stage's that is not finished.
+    """
+    init_from = run.stage(name).init_from
+    if init_from == RANDOM:
+        return None
+    if init_from in run.stages:
+        return finished_checkpoint(run, init_from)
+    return Path(init_from)
+
+
+def contexts_up_to(run: RunConfig, name: str) -> list[int]:
+    """The stage's context and those of the stages it comes from, the shortest first."""
+    contexts = {run.stage(name).context}
+    while (name := run.stage(name).init_from) in run.stages:
+        contexts.add(run.stage(name).context)
+    return sorted(contexts)
+
+
+def longest_context(run: RunConfig) -> int:
+    return max(stage.context for stage in run.stages.values())

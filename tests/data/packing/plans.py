@@ -1,0 +1,68 @@
+"""Small stores and plans that the packing tests share."""
+
+from __future__ import annotations
+
+from collections import Counter
+from itertools import pairwise
+from pathlib import Path
+
+import numpy as np
+
+from alia_ctx.data.packing import PackPlan
+from alia_ctx.data.tokens import TokenStore, write_store
+
+LENGTHS = [5, 9, 30, 2, 17] * 8
+
+
+def make_store(folder: Path, lengths: list[int], first: int = 0) -> TokenStore:
+    """A store in which each token is a number of its own, from `first`."""
+    ends = np.cumsum([first, *lengths])
+    return write_store(folder, [np.arange(a, b) for a, b in pairwise(ends)], 1 << 20)
+
+
+def tokens_of(plan: PackPlan, rows: range | None = None) -> Counter[int]:
+    """How often each token is in the plan's rows."""
+    counts: Counter[int] = Counter()
+    for index in rows or range(len(plan)):
+        row = plan.row(index)
+        counts.update(row.tokens(0, row.real_tokens).tolist())
+    return counts
+
+
+def order_problems(plans: list[PackPlan], stores: dict[str, TokenStore]) -> list[str]:
+    """Every token that is trained on a second time before every document of its source
+    was trained on once, but for rests of one token, which predict nothing.
+    """
+    problems = []
+    left = {
+        (name, number): set(range(int(length)))
+        for name, store in stores.items()
+        for number, length in enumerate(store.lengths)
+        if length >= 2
+    }
+    waiting = Counter(name for name, _ in left)
+    for plan in plans:
+        for index in range(len(plan)):
+            row = plan.row(index)
+            for number, source, start, size in zip(
+                row.doc_ids,
+                row.sources,
+                row.piece_starts,
+                np.diff(row.doc_offsets),
+                strict=True,
+            ):
+                name = plan.sources[source]
+                rest, tokens = left[name, int(number)], set(range(start, start + size))
+                if waiting[name] and not tokens <= rest:
+                    problems.append(
+                        f"{plan.directory.name} row {index}: {name}/{number} again"
+                    )
+                before = _runs(rest)
+                rest -= tokens
+                waiting[name] -= bool(before) and not _runs(rest)
+    return problems
+
+
+def _runs(tokens: set[int]) -> bool:
+    """Whether two tokens in a row are among them."""
+    return any(token + 1 in tokens for token in tokens)

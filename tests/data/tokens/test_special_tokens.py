@@ -1,0 +1,207 @@
+"""Special tokens spelled in text: pieces, ids or a refusal, and BOS and EOS only once."""
+
+from __future__ import annotations
+
+import json
+import pickle
+from itertools import pairwise
+from pathlib import Path
+
+import pytest
+from tokenizers import AddedToken
+from transformers import AutoTokenizer
+
+from alia_ctx.data.documents import SourceSpec
+from alia_ctx.data.tokens import TokenStore, tokenize_source
+from alia_ctx.data.tokens.encoder import EncodedText, TextEncoder
+from tests import tokenizers as families
+from tests.text_data import varied_texts, write_jsonl
+
+TEXTS = [
+    "see </s> and <|im_end|> here",
+    "<s>hello</s>",
+    "<s> hello </s>",
+    "</s>",
+    "<pad><pad><s></s>",
+    "<unk> or not <UNK>",
+    "a<|im_start|>b<|im_end|>",
+    "nothing special here, not even </ s> or <s",
+]
+CONTROL = [
+    1,
+    2,
+    3,
+    4,
+    5,
+]  # every special token but <unk>, which unknown letters are too
+
+
+def encode(
+    directory: Path,
+    special_tokens: str,
+    texts: list[str] = TEXTS,
+    *,
+    delimit: bool = False,
+) -> list[EncodedText]:
+    encoder = TextEncoder(
+        directory,
+        append_eos=delimit,
+        prepend_bos=delimit,
+        special_tokens=special_tokens,  # type: ignore[arg-type]
+    )
+    return pickle.loads(pickle.dumps(encoder)).encode(texts)
+
+
+@pytest.mark.parametrize("family", families.FAMILIES)
+def test_split_never_gives_a_control_id(tmp_path: Path, family: str) -> None:
+    directory = families.save(families.FAMILIES[family](), tmp_path / "t")
+    tokenizer = AutoTokenizer.from_pretrained(directory, local_files_only=True)
+    theirs = tokenizer(TEXTS, add_special_tokens=False, split_special_tokens=True)
+    for text, ours, ids in zip(
+        TEXTS, encode(directory, "split"), theirs["input_ids"], strict=True
+    ):
+        assert not {*ours.tokens.tolist()} & {*CONTROL}, text
+        assert not ours.refused and ours.tokens.size
+        if not {*ids} & {*CONTROL}:  # where transformers splits, so do we
+            assert ours.tokens.tolist() == ids or "<unk>" in text, text
+
+
+@pytest.mark.parametrize("family", ["unigram", "merging"])
+def test_split_spells_the_text_out(tmp_path: Path, family: str) -> None:
+    """Where the model itself has `</s>` as a piece or a merge, its letters come."""
+    directory = families.save(families.FAMILIES[family](), tmp_path / "t")
+    tokenizer = AutoTokenizer.from_pretrained(directory, local_files_only=True)
+    assert (
+        tokenizer("</s>", add_special_tokens=False, split_special_tokens=True)[
+            "input_ids"
+        ][-1]
+        == 2
+    ), "the library alone would do"
+    (encoded,) = encode(directory, "split", ["see </s> here"])
+    pieces = tokenizer.convert_ids_to_tokens(encoded.tokens.tolist())
+    assert "".join(pieces).replace("▁", " ").strip() == "see </s> here"
+
+
+@pytest.mark.parametrize("family", families.FAMILIES)
+def test_keep_is_autotokenizers_own_reading(tmp_path: Path, family: str) -> None:
+    directory = families.save(families.FAMILIES[family](), tmp_path / "t")
+    tokenizer = AutoTokenizer.from_pretrained(directory, local_files_only=True)
+    ids = tokenizer(TEXTS, add_special_tokens=False)["input_ids"]
+    assert [text.tokens.tolist() for text in encode(directory, "keep")] == ids
+
+
+def test_counts_by_token(tmp_path: Path) -> None:
+    directory = families.save(families.byte_level(), tmp_path / "t")
+    for mode in ("split", "keep", "refuse"):
+        counts = [dict(text.spelled) for text in encode(directory, mode)]
+        assert counts == [
+            {"</s>": 1, "<|im_end|>": 1},
+            {"<s>": 1, "</s>": 1},
+            {"<s>": 1, "</s>": 1},
+            {"</s>": 1},
+            {"<pad>": 2, "<s>": 1, "</s>": 1},
+            {"<unk>": 1},
+            {"<|im_start|>": 1, "<|im_end|>": 1},
+            {},
+        ]
+    refused = [text.refused for text in encode(directory, "refuse")]
+    assert refused == [bool(count) for count in counts]
+
+
+@pytest.mark.parametrize("family", ["byte level", "byte level with template"])
+def test_bos_and_eos_are_never_doubled(tmp_path: Path, family: str) -> None:
+    directory = families.save(
+        families.FAMILIES[family](), tmp_path / "t", add_bos_token=True
+    )
+    for mode in ("split", "keep"):
+        for text, encoded in zip(
+            TEXTS, encode(directory, mode, delimit=True), strict=True
+        ):
+            ids = encoded.tokens.tolist()
+            assert ids[0] == 1 and ids[-1] == 2
+            assert (1, 1) not in pairwise(ids), text
+            assert (2, 2) not in pairwise(ids), text
+            if mode == "split":
+                assert ids.count(1) == ids.count(2) == 1, text
+
+
+def test_all_kinds_of_special_tokens_are_found(tmp_path: Path) -> None:
+    added = (
+        AddedToken("<mask>", special=True, lstrip=True),
+        AddedToken("<tool", special=True),
+        AddedToken("<tool>", special=True, single_word=True),
+        AddedToken("Caps", special=True, normalized=True),
+        AddedToken("plain", special=False),
+    )
+    directory = families.save(families.byte_level(), tmp_path / "t", added=added)
+    config = json.loads((directory / "tokenizer_config.json").read_text())
+    config["additional_special_tokens"] = ["[only here]"]
+    config["sep_token"] = "[sep]"
+    (directory / "tokenizer_config.json").write_text(json.dumps(config))
+    text = "a <mask> <tool <tool> Caps [only here] [sep] plain"
+    (split,) = encode(directory, "split", [text])
+    special = ["<mask>", "<tool", "<tool>", "Caps", "[only here]", "[sep]"]
+    assert split.spelled == dict.fromkeys(special, 1)
+    tokenizer = AutoTokenizer.from_pretrained(directory, local_files_only=True)
+    ids = tokenizer.convert_tokens_to_ids(special)
+    assert not {*split.tokens.tolist()} & {*ids}
+    assert tokenizer.convert_tokens_to_ids("plain") in split.tokens
+    (kept,) = encode(directory, "keep", [text])
+    assert {*ids} <= {*kept.tokens.tolist()}
+
+
+def test_tokens_that_only_the_normalised_text_spells(tmp_path: Path) -> None:
+    added = (AddedToken("[END]", special=True, normalized=True),)
+    directory = families.save(families.word_piece(), tmp_path / "t", added=added)
+    split, refused = (
+        encode(directory, mode, ["the [end] of rain"])[0]
+        for mode in ("split", "refuse")
+    )
+    tokenizer = AutoTokenizer.from_pretrained(directory, local_files_only=True)
+    number = tokenizer.convert_tokens_to_ids("[END]")
+    assert number in encode(directory, "keep", ["the [end] of rain"])[0].tokens
+    assert split.spelled == {"[END]": 1} and number not in split.tokens
+    assert refused.refused
+
+
+@pytest.mark.parametrize("mode", ["split", "keep", "refuse"])
+def test_a_store_counts_what_was_spelled(tmp_path: Path, mode: str) -> None:
+    directory = families.save(families.byte_level(), tmp_path / "t")
+    texts = [*varied_texts(20), *TEXTS]
+    spec = SourceSpec(inputs=[str(write_jsonl(tmp_path / "a.jsonl", texts))])
+    report = tokenize_source(
+        spec, "a", directory, tmp_path / "out", special_tokens=mode, shard_bytes=900
+    )
+    assert report.counts.special_tokens == {
+        "</s>": 5,
+        "<s>": 3,
+        "<|im_end|>": 2,
+        "<pad>": 2,
+        "<unk>": 1,
+        "<|im_start|>": 1,
+    }
+    remarks = "\n".join(report.remarks())
+    assert "'</s>' 5, '<s>' 3" in remarks
+    assert report.counts.special_token == (7 if mode == "refuse" else 0)
+    assert TokenStore(report.prefix).n_documents == (21 if mode == "refuse" else 28)
+    if mode == "refuse":
+        assert "7 special_token" in remarks and "(</s>, <|im_end|>)" in remarks
+
+
+def test_the_setting_is_part_of_the_stores_identity(tmp_path: Path) -> None:
+    directory = families.save(families.byte_level(), tmp_path / "t")
+    spec = SourceSpec(inputs=[str(write_jsonl(tmp_path / "a.jsonl", TEXTS))])
+    tokenize_source(spec, "a", directory, tmp_path / "out")
+    with pytest.raises(Exception, match="special_tokens: split there, keep asked"):
+        tokenize_source(spec, "a", directory, tmp_path / "out", special_tokens="keep")
+
+
+def test_a_token_that_only_the_configuration_calls_special(tmp_path: Path) -> None:
+    tokenizer = families.byte_level()
+    tokenizer.add_tokens([AddedToken("<end>", special=False)])
+    directory = families.save(tokenizer, tmp_path / "t", eos_token="<end>")
+    text = "rain <end> rain"
+    (split,), (kept,) = (encode(directory, mode, [text]) for mode in ("split", "keep"))
+    number = tokenizer.token_to_id("<end>")
+    assert split.spelled == kept.spelled == {"<end>": 1}
+    assert number in kept.tokens and number not in split.tokens

@@ -1,0 +1,88 @@
+"""Updates of a small decoder on the layouts of a number of GPUs, under torchrun:
+
+    python -m alia_ctx.cli.launch --standalone --nproc-per-node=2 -m tests.gpu.layouts OUT
+
+Writes OUT on the first rank, JSON: for each layout and precision the loss, gradient norm
+and predicted tokens of each update, and the losses after a checkpoint that another
+layout wrote was loaded. The attention kernel is the fastest in bf16 and the reference in
+fp32, as the fast ones have no fp32.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+
+from alia_ctx.checkpoint import STATE
+from alia_ctx.config.run import EngineConfig, OptimizerConfig
+from alia_ctx.mcore.engine import MegatronEngine
+from alia_ctx.mcore.runtime import Distributed
+from alia_ctx.spec.layout import Layout
+from alia_ctx.spec.model import ModelSpec
+from tests.engine import CONTEXT, MODEL, ROPE, save, train
+
+# Heads of 64, which every kernel has; 250 words are no multiple of 4.
+WIDE: dict[str, Any] = {
+    **MODEL,
+    "hidden_size": 256,
+    "intermediate_size": 512,
+    "head_dim": 64,
+}
+TWO = {
+    "dp2": Layout(),
+    "cp2": Layout(cp=2),
+    "tp2": Layout(tp=2),
+    "pp2": Layout(pp=2),
+}
+RATE = 1e-3
+
+
+def engine_of(layout: Layout, precision: str, attention: str) -> MegatronEngine:
+    return MegatronEngine(
+        ModelSpec(**WIDE),
+        ROPE,
+        CONTEXT,
+        layout,
+        EngineConfig(precision=precision, attention=attention, loss_chunk_tokens=16),  # type: ignore[arg-type]
+        OptimizerConfig(),
+    )
+
+
+def main(out: Path) -> None:
+    results: dict[str, Any] = {}
+    with Distributed(EngineConfig()):
+        layouts = TWO if dist.get_world_size() == 2 else {"single": Layout()}
+        for precision, attention in (("fp32", "reference"), ("bf16", "auto")):
+            states: dict[str, Path] = {}
+            folder = Path(_agreed(tempfile.mkdtemp()))
+            for name, layout in layouts.items():
+                engine = engine_of(layout, precision, attention)
+                results[f"{name} {precision}"] = train(engine, range(3), RATE)
+                states[name] = folder / name / STATE
+                save(engine, states[name])
+                results[f"{name} {precision} on"] = train(engine, range(3, 5), RATE)
+            for name, layout in layouts.items():
+                other = list(layouts)[(list(layouts).index(name) + 1) % len(layouts)]
+                engine = engine_of(layout, precision, attention)
+                engine.load(states[other], with_optimizer=True)
+                results[f"{name} {precision} resumed"] = train(
+                    engine, range(3, 5), RATE
+                )
+    if int(dist.get_rank() if dist.is_initialized() else 0) == 0:
+        out.write_text(json.dumps(results))
+
+
+def _agreed(value: str) -> str:
+    values = [value]
+    dist.broadcast_object_list(values, src=0, device=torch.device("cpu"))
+    return values[0]
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]))

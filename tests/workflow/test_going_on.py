@@ -1,0 +1,188 @@
+"""A stage that goes on: at the row after those that it has trained, on the plan that it was
+begun on or one that extends it; or it is refused, with nothing lost.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from alia_ctx import checkpoint, workflow
+from alia_ctx.data.packing import PackPlan
+from alia_ctx.workflow.chain import run_directory
+from tests.distributed import run_distributed
+from tests.small_run import metrics, state_checksums, write_run
+from tests.workflow.scenarios import Run, message
+
+OTHER_UPDATES = ("256", "1024", "2048")  # 4, 16 and 32 rows instead of 8
+OTHER_STAGES = {  # none of them is another `update_tokens` alone
+    "stages.short.pack.policy=best_fit": "pack",
+    "seed=7": "seed",
+    "stages.short.learning_rate=0.1": "learning_rate",
+    "stages.short.context=32": "context",
+}
+EXTENDED = "stages.short.tokens=4096"  # eight updates instead of four
+
+
+def pack(run: Run, *overrides: str, overwrite: bool = False) -> str:
+    config = run.config(*overrides)
+    return message(lambda: workflow.pack(config, "short", overwrite=overwrite))
+
+
+def rows(run: Run) -> list[list[int]]:
+    return [line["rows"] for line in metrics(run.folder)]
+
+
+def last(run: Run) -> Path:
+    path = checkpoint.latest(run_directory(run.config()).checkpoints("short"))
+    assert path is not None
+    return path
+
+
+def scenarios(rank: int, folder: str) -> dict[str, Any]:
+    path = Path(folder, "run.yaml")
+    through = Run(path, Path(folder, "through"))
+    pack(through)
+    through.train("short")
+    seen: dict[str, Any] = {"through": rows(through)}
+
+    stopped = Run(path, Path(folder, "stopped"))
+    pack(stopped)
+    seen["stopped"] = stopped.train("short", exit_before=0.0)
+    before = stopped.files()
+    for tokens in OTHER_UPDATES:
+        other = f"stages.short.update_tokens={tokens}"
+        seen[tokens] = [
+            stopped.train("short", other),
+            stopped.run(other),
+            stopped.files() == before,
+        ]
+        # The way round through a plan built anew is refused too, and leads back.
+        anew = Run(path, Path(folder, f"anew-{tokens}"), like=stopped)
+        seen[tokens] += [
+            pack(anew, other, overwrite=True),
+            anew.train("short", other),
+            anew.train("short"),
+            pack(anew, overwrite=True),
+            anew.train("short"),
+            rows(anew) == rows(through),
+            state_checksums(last(anew)) == state_checksums(last(through)),
+        ]
+    for override in OTHER_STAGES:
+        anew = Run(path, Path(folder, f"other-{override}"), like=stopped)
+        pack(anew, override, overwrite=True)
+        trained = anew.files()
+        seen[override] = (anew.train("short", override), anew.files() == trained)
+
+    changed = Run(path, Path(folder, "changed"), like=stopped)
+    decay = "optimizer.weight_decay=0.9"
+    seen["decay"] = changed.train("short", decay)
+    seen["decay, finished"] = changed.train("short", decay), changed.train("short")
+
+    longer = Run(path, Path(folder, "longer"))
+    pack(longer, EXTENDED)
+    longer.train("short", EXTENDED)
+    for name, like in (("finished", through), ("running", stopped)):
+        extended = Run(path, Path(folder, f"extended-{name}"), like=like)
+        seen[name] = [
+            extended.train("short", EXTENDED),
+            pack(extended, EXTENDED),
+            extended.train("short", EXTENDED),
+            rows(extended) == rows(longer),
+            state_checksums(last(extended)) == state_checksums(last(longer)),
+            checkpoint.read_manifest(last(extended)).ledger
+            == checkpoint.read_manifest(last(longer)).ledger,
+        ]
+    return seen
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("runs")
+    write_run(folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def seen(folder: Path) -> dict[str, Any]:
+    return dict(run_distributed(scenarios, 1, str(folder), timeout=900)[0])
+
+
+def test_the_updates_hold_each_row_once(seen: dict[str, Any]) -> None:
+    assert seen["through"] == [[0, 8], [8, 16], [16, 24], [24, 32]]
+
+
+@pytest.mark.parametrize("tokens", OTHER_UPDATES)
+def test_other_updates_are_refused_with_nothing_lost(
+    tokens: str, seen: dict[str, Any]
+) -> None:
+    assert "after update 1" in seen["stopped"]
+    trained, run, same, *_ = seen[tokens]
+    for said in (trained, run):
+        assert "stages.short.update_tokens: 8 rows of 64 tokens there, " in said
+        assert f"{int(tokens) // 64} rows of 64 tokens now" in said
+    assert same
+
+
+@pytest.mark.parametrize("tokens", OTHER_UPDATES)
+def test_a_plan_of_other_updates_leads_back_to_the_stage(
+    tokens: str, seen: dict[str, Any]
+) -> None:
+    packed, trained, restored, packed_again, went_on, rows, weights = seen[tokens][3:]
+    assert packed == ""
+    assert "stages.short.update_tokens: 8 rows" in trained
+    assert restored.startswith("DataError") and "pack CONFIG --stage short" in restored
+    assert packed_again == "" and went_on == ""
+    assert rows and weights
+
+
+@pytest.mark.parametrize("override", OTHER_STAGES)
+def test_a_begun_stage_goes_on_with_nothing_else(
+    override: str, seen: dict[str, Any]
+) -> None:
+    said, same = seen[override]
+    assert said.startswith("IdentityError: stage short") and same, said
+    assert (
+        OTHER_STAGES[override] in said or "--overwrite` makes that plan again" in said
+    )
+    assert "to train the stage anew" in said
+
+
+def test_constants_of_the_optimizer_change_on_record(
+    folder: Path, seen: dict[str, Any]
+) -> None:
+    assert seen["decay"] == ""
+    newest = max((folder / "changed/out/stages/short/checkpoints").iterdir())
+    manifest = checkpoint.read_manifest(newest)
+    assert manifest.extra["changes"] == [
+        {
+            "after_update": 1,
+            "settings": ["optimizer.weight_decay: 0.1 there, 0.9 now"],
+        }
+    ]
+    with_it, without = seen["decay, finished"]
+    assert with_it == ""
+    assert "optimizer.weight_decay: 0.9 there, 0.1 now" in without
+
+
+@pytest.mark.skipif(
+    not hasattr(PackPlan, "extends"), reason="plans cannot be extended yet"
+)
+@pytest.mark.parametrize("state", ["finished", "running"])
+def test_a_stage_whose_tokens_are_raised_goes_on(
+    state: str, seen: dict[str, Any]
+) -> None:
+    """As if it had been asked for them from the start, to the last bit."""
+    unpacked, packed, trained, rows, weights, ledger = seen[state]
+    assert "pack CONFIG --stage short" in unpacked, "the message leads on"
+    assert packed == "" and trained == ""
+    assert rows and weights and ledger
+
+
+def test_no_line_of_the_log_is_of_an_update_twice(folder: Path) -> None:
+    for file in folder.glob("*/out/stages/short/metrics.jsonl"):
+        updates = [json.loads(line)["update"] for line in file.open()]
+        assert updates == list(range(1, len(updates) + 1)), file
