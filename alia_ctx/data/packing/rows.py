@@ -128,7 +128,8 @@ def _pairs(offsets: np.ndarray, lengths: np.ndarray, row_length: int) -> np.ndar
     padding = row_length - np.add.reduceat(sizes, offsets[:-1])
     sizes *= sizes + 1
     sizes //= 2
-    return np.add.reduceat(sizes, offsets[:-1]) + padding * (padding + 1) // 2
+    pairs: np.ndarray = np.add.reduceat(sizes, offsets[:-1])
+    return pairs + padding * (padding + 1) // 2
 
 
 def joined_rows(first: PackedRows, second: PackedRows) -> PackedRows:
