@@ -39,12 +39,15 @@ fast: setup
 test: setup lint
 	@$(BIN)/python -m pytest -n 2 --dist worksteal $(PYTEST_ARGS)
 
-# A second environment, for tests that exported directories load in transformers 4 as well.
+# Environments of other releases of transformers: for the tests that exported directories load
+# in them as well, and for scripts/conversion_matrix.py. torch is that of .venv.
 venv-tf4: setup
-	uv venv -q --python .venv/bin/python .venv-tf4
-	uv pip install -q --python .venv-tf4/bin/python 'transformers==4.57.*'
-	@for site in .venv-tf4/lib/python3.*/site-packages; do \
-		echo $(CURDIR)/.venv/lib/$$(basename $$(dirname $$site))/site-packages > $$site/zz_torch.pth; done
+	@for v in 4.51 4.55 4.57; do \
+		$(BIN)/python -m venv --clear --without-pip .venv-tf$$v && \
+		$(BIN)/python -m pip --python .venv-tf$$v/bin/python install -q "transformers==$$v.*" && \
+		for site in .venv-tf$$v/lib/python3.*/site-packages; do \
+			echo $(CURDIR)/.venv/lib/$$(basename $$(dirname $$site))/site-packages > $$site/zz_torch.pth; \
+		done || exit 1; done
 
 clean:
 	rm -rf runs

@@ -1,19 +1,22 @@
 """Time and memory of import, export and verify against `cp`, side by side on one synthetic model.
 
-    python benchmarks/conversion.py --work DIR [--layers 24] [--rounds 2]
+    python benchmarks/conversion.py --work DIR [--model alia|small] [--layers 24] [--rounds 2]
 
-The model has ALIA-40b's proportions cut down: 24 layers of hidden size 3,072 and the
-whole vocabulary of 256,000, 8.2 GB in bf16. `cp` copies its directory and flushes it to
-disk, as the conversions do; each round runs all of them, and the fastest of each
-counts, since the machine may be busy with other things. Every run is a process of its
-own, whose peak resident memory (VmHWM, Python and torch included) is reported. DIR
-needs four times the model's size. Speeds are bytes of the model over the time of the
-conversion, start of Python excluded.
+`alia` has ALIA-40b's proportions cut down: 24 layers of hidden size 3,072 and the whole
+vocabulary of 256,000, 8.2 GB in bf16. `small` has the sizes of SmolLM2-135M, where
+starting Python, torch and transformers is most of the work. `cp` copies the directory
+and flushes it to disk, as the conversions do; each round runs all of them, and the
+fastest of each counts, since the machine may be busy with other things. Every run is a
+process of its own, whose peak resident memory (VmHWM) and processor time, Python and
+torch included, are reported; `imports only` is that share of both. DIR needs four times
+the model's size. Speeds are bytes of the model over the time of the conversion, start of
+Python excluded.
 """
 
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import json
 import shutil
 import subprocess
@@ -39,17 +42,31 @@ ROPE = RopeSpec(
 POOL = 1 << 24
 
 
-def synthesize(directory: Path, layers: int) -> int:
-    """Write a random bf16 model; returns its bytes."""
-    model = ModelSpec(
-        num_hidden_layers=layers,
+MODELS = {
+    "alia": ModelSpec(
+        num_hidden_layers=24,
         hidden_size=3072,
         intermediate_size=9216,
         num_attention_heads=24,
         num_key_value_heads=3,
         head_dim=128,
         vocab_size=256_000,
-    )
+    ),
+    "small": ModelSpec(
+        num_hidden_layers=30,
+        hidden_size=576,
+        intermediate_size=1536,
+        num_attention_heads=9,
+        num_key_value_heads=3,
+        head_dim=64,
+        vocab_size=49_152,
+        tie_word_embeddings=True,
+    ),
+}
+
+
+def synthesize(directory: Path, model: ModelSpec) -> int:
+    """Write a random bf16 model; returns its bytes."""
     pool = (
         torch.randn(2 * POOL, generator=torch.Generator().manual_seed(0))
         .mul_(0.02)
@@ -88,6 +105,7 @@ TASKS = {
     "export-hf": lambda w: export_hf(w / "ck", w / "out"),
     "export-hf, no checksums": lambda w: export_hf(w / "ck", w / "out", check=False),
     "verify, weights": lambda w: verify(w / "hf", w / "ck", logits=False),
+    "imports only": lambda w: None,
 }
 WRITES = {
     "cp + sync": "copy",
@@ -115,12 +133,14 @@ def child(name: str, work: Path) -> None:
     started = time.perf_counter()
     TASKS[name](work)
     seconds = time.perf_counter() - started
+    cpu = time.process_time()
     peak = next(
         line
         for line in Path("/proc/self/status").read_text().splitlines()
         if line.startswith("VmHWM")
     )
-    print(json.dumps({"seconds": seconds, "rss": int(peak.split()[1]) * 1024 / 1e9}))
+    rss = int(peak.split()[1]) * 1024 / 1e9
+    print(json.dumps({"seconds": seconds, "cpu": cpu, "rss": rss}))
 
 
 def report(size: int, results: dict[str, list[dict[str, float]]]) -> str:
@@ -129,17 +149,17 @@ def report(size: int, results: dict[str, list[dict[str, float]]]) -> str:
     lines = [
         f"model: {size / 1e9:.2f} GB in bf16",
         "",
-        "| task | seconds | GB/s | of cp's speed | peak RSS |",
-        "|---|---|---|---|---|",
+        "| task | seconds | GB/s | of cp's speed | CPU seconds | peak RSS |",
+        "|---|---|---|---|---|---|",
     ]
     for name, runs in results.items():
-        rss = (
-            "" if name.startswith("cp") else f"{max(run['rss'] for run in runs):.2f} GB"
+        cpu, rss = min(run["cpu"] for run in runs), max(run["rss"] for run in runs)
+        own = "| |" if name.startswith("cp") else f"| {cpu:.1f} | {rss:.2f} GB |"
+        speed = (
+            f"| {size / best[name] / 1e9:.2f} | {best['cp + sync'] / best[name]:.0%} "
         )
-        lines.append(
-            f"| {name} | {best[name]:.1f} | {size / best[name] / 1e9:.2f} | "
-            f"{best['cp + sync'] / best[name]:.0%} | {rss} |"
-        )
+        shown = f"| {best[name]:.1f} {speed}" if best[name] > 0.01 else "| | | "
+        lines.append(f"| {name} {shown}{own}")
     alia = 2 * ALIA_PARAMETERS
     lines += [
         "",
@@ -147,6 +167,7 @@ def report(size: int, results: dict[str, list[dict[str, float]]]) -> str:
         + ", ".join(
             f"{name} {alia / size * seconds / 60:.1f} min"
             for name, seconds in best.items()
+            if seconds > 0.01
         )
         + ".",
     ]
@@ -163,7 +184,8 @@ def main() -> None:
         required=True,
         help="an empty or absent directory on the disk to measure",
     )
-    parser.add_argument("--layers", type=int, default=24)
+    parser.add_argument("--model", choices=MODELS, default="alia")
+    parser.add_argument("--layers", type=int, default=None)
     parser.add_argument("--rounds", type=int, default=2)
     parser.add_argument("--task", choices=TASKS, help=argparse.SUPPRESS)
     options = parser.parse_args()
@@ -173,7 +195,10 @@ def main() -> None:
     if options.work.exists() and any(options.work.iterdir()):
         parser.error(f"{options.work} is not empty")
     try:
-        size = synthesize(options.work / "hf", options.layers)
+        model = MODELS[options.model]
+        layers = options.layers or model.num_hidden_layers
+        model = dataclasses.replace(model, num_hidden_layers=layers)
+        size = synthesize(options.work / "hf", model)
         results: dict[str, list[dict[str, Any]]] = {name: [] for name in TASKS}
         for _ in range(options.rounds):
             for name in TASKS:

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import shutil
 import sys
 import time
@@ -64,13 +65,14 @@ def parse() -> argparse.Namespace:
     parser.add_argument(
         "--text",
         nargs="+",
+        type=os.path.expanduser,
         default=[],
         metavar="PATH",
         help="your own text, in place of the demo's",
     )
     parser.add_argument(
         "--output",
-        type=Path,
+        type=lambda text: Path(text).expanduser(),
         metavar="DIR",
         help="where everything goes (runs/tiny, or runs/mine)",
     )

@@ -99,7 +99,7 @@ def load_metadata(state: Path) -> dcp.Metadata:
         _check(metadata)
     except Exception as error:  # whatever a damaged pickle raises
         raise CheckpointError(
-            f"{file}: not the metadata of a checkpoint ({error}); use another checkpoint"
+            f"{file}: not readable as a checkpoint's metadata ({error}); use another one"
         ) from error
     finally:
         _restore(before)

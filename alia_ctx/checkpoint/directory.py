@@ -186,11 +186,16 @@ def retain(
 
 
 def sweep(root: Path) -> None:
-    """Remove what `retain` retired, now or before a kill.
+    """Remove what `retain` retired and what `publish` replaced, now or before a kill.
 
     Takes as long as the file system takes to free it all.
     """
-    for path in root.glob("*" + _RETIRED_SUFFIX):
+    replaced = [
+        path
+        for path in root.glob("*" + _REPLACED_SUFFIX)
+        if path.with_name(path.name.removesuffix(_REPLACED_SUFFIX)).exists()
+    ]
+    for path in [*root.glob("*" + _RETIRED_SUFFIX), *replaced]:
         shutil.rmtree(path, ignore_errors=True)
 
 

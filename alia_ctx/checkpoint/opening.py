@@ -174,6 +174,10 @@ def _verify_bytes(
             raise DamagedError(
                 f"{file}: missing; the checkpoint is damaged, use an older one"
             ) from None
+        except OSError as error:  # which names no file where a read fails
+            raise UnreadableError(
+                f"{file}: cannot be read ({error.strerror or error})"
+            ) from error
         if digest != expected["xxh3_128"]:
             raise DamagedError(
                 f"{file}: checksum differs, bytes were changed ({digest} instead of "

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from alia_ctx.cli.arguments import path
 from alia_ctx.errors import CheckpointError
 
 if TYPE_CHECKING:
@@ -43,10 +44,12 @@ class DType(StrEnum):
 
 
 HfDir = Annotated[
-    Path, typer.Argument(help="Hugging Face directory.", show_default=False)
+    Path,
+    typer.Argument(help="Hugging Face directory.", show_default=False, parser=path),
 ]
 Checkpoint = Annotated[
-    Path, typer.Argument(help="Checkpoint directory.", show_default=False)
+    Path,
+    typer.Argument(help="Checkpoint directory.", show_default=False, parser=path),
 ]
 AsDType = Annotated[
     DType | None,
@@ -115,7 +118,8 @@ def export_hf(
         str, typer.Option(help="Most bytes in a file, as in 5GB.")
     ] = "5GB",
     tokenizer: Annotated[
-        Path | None, typer.Option(help="Where the tokenizer of training is.")
+        Path | None,
+        typer.Option(help="Where the tokenizer of training is.", parser=path),
     ] = None,
     check: Annotated[
         bool, typer.Option(help="Compare the checkpoint's checksums.")

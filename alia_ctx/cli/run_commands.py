@@ -14,6 +14,7 @@ from typing import Annotated, Any
 import typer
 
 from alia_ctx.cli import convert_commands
+from alia_ctx.cli.arguments import path
 from alia_ctx.config.load import load_run
 from alia_ctx.errors import AliaError, ConfigError, Problem
 
@@ -26,7 +27,10 @@ app = typer.Typer(
 
 convert_commands.register(app)
 
-Config = Annotated[Path, typer.Argument(help="The run's YAML.", show_default=False)]
+Config = Annotated[
+    Path,
+    typer.Argument(help="The run's YAML.", show_default=False, parser=path),
+]
 Overrides = Annotated[
     list[str] | None, typer.Argument(help="Overrides, as in stages.32k.layout.cp=16.")
 ]

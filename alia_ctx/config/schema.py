@@ -149,7 +149,9 @@ def _entries(expected: Any, raw: object, key: str, problems: Problems) -> Any:
         return _wrong_type(key, raw, "a mapping", problems)
     item = get_args(expected)[1]
     return {
-        str(name): _convert(item, entry, f"{key}.{name}", problems)
+        str(name): _INVALID
+        if _convert_text(str(name), key, problems) is _INVALID
+        else _convert(item, entry, f"{key}.{name}", problems)
         for name, entry in raw.items()
     }
 
@@ -169,9 +171,16 @@ def _convert_scalar(expected: Any, raw: object, key: str, problems: Problems) ->
         if expected is str and isinstance(raw, int):
             return str(raw)  # `init_from: 4096` means the stage of that name
     if expected is str and isinstance(raw, str):
-        return raw
+        return _convert_text(raw, key, problems)
     names = {int: "a whole number", float: "a number", str: "a string"}
     return _wrong_type(key, raw, names.get(expected, str(expected)), problems)
+
+
+def _convert_text(raw: str, key: str, problems: Problems) -> Any:
+    """A string without NUL, at which the file system's calls raise instead of answering."""
+    is_text = "\0" not in raw
+    problems.need(is_text, key, repr(raw), "holds a NUL character", "take it out")
+    return raw if is_text else _INVALID
 
 
 def _convert_number(

@@ -96,7 +96,10 @@ class ExportAssets:
                     f"{self.tokenizer}: holds no tokenizer; give a directory with "
                     "tokenizer.json or tokenizer.model"
                 )
-            if training is not None and assets.has_tokenizer(training):
+            other = (
+                training is not None and training.resolve() != self.tokenizer.resolve()
+            )
+            if training is not None and other and assets.has_tokenizer(training):
                 problems = special_ids.differences(
                     special_ids.read_tokenizer(self.tokenizer),
                     special_ids.read_tokenizer(training),

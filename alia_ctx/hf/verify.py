@@ -125,7 +125,7 @@ def verify(
     apart = [
         f"{name} is {getattr(model, name)!r} in config.json, {value!r} in the checkpoint"
         for name, value in vars(held).items()
-        if getattr(model, name) != value
+        if not _same_value(getattr(model, name), value)
     ]
     if weights.huggingface_shapes() != WeightMap(held).huggingface_shapes():
         raise CheckpointError(
@@ -162,6 +162,13 @@ def verify(
             tolerance=tolerance,
             notes=(*notes, said, *pair.notes(), *(() if loads else (_NOT_LOADED,))),
         )
+
+
+def _same_value(one: Any, other: Any) -> bool:
+    """Equality, of floats to fp32: some writers state an epsilon of 9.999999747e-06."""
+    if isinstance(one, float) and isinstance(other, float):
+        return bool(torch.tensor(one).float() == torch.tensor(other).float())
+    return bool(one == other)
 
 
 def _as_imported(manifest: Manifest, model: ModelSpec) -> tuple[ModelSpec, list[str]]:

@@ -76,8 +76,8 @@ class Layout:
             key,
             f"tp*cp*pp={self.model_ranks}",
             f"does not divide {world_size} ranks",
-            f"start a multiple of {self.model_ranks} ranks (cluster.nodes and "
-            "ranks_per_node, torchrun --nproc-per-node), or change the layout",
+            f"start a multiple of {self.model_ranks} ranks (cluster.nodes, "
+            "--nproc-per-node) or change the layout",
         )
         return problems
 

@@ -6,6 +6,8 @@ import os
 from collections.abc import Sequence
 from pathlib import Path
 
+from rich.markup import escape
+
 from alia_ctx.config.run import RunConfig
 from alia_ctx.data.packing import (
     Contamination,
@@ -80,7 +82,7 @@ def tokenize(
             f"documents; {state}"
         )
         for line in report.remarks():
-            say(f"  {line}")
+            say(f"  {escape(line)}")  # `[/INST]` in a text is no markup
 
 
 def open_store(run: RunConfig, source: str) -> TokenStore:
@@ -188,6 +190,7 @@ def open_plan(run: RunConfig, name: str) -> PackPlan:
             f"{name}` first"
         )
     stage = run.stage(name)
+    held_out = _held_out_store(run) if stage.pack.drop_contaminated else None
     return PackPlan.open(
         directory,
         open_stores(run),
@@ -197,6 +200,7 @@ def open_plan(run: RunConfig, name: str) -> PackPlan:
         rows=stage.rows,
         rows_per_update=stage.rows_per_update,
         seen=_plans_before(run, name, directory),
+        held_out=held_out.fingerprint if held_out else None,
     )
 
 

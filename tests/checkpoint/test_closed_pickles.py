@@ -140,7 +140,7 @@ def test_metadata_runs_nothing(
     document = PLACES[place](metadata, payloads(mark)[name])
     for protocol in (0, 2, 5):
         file.write_bytes(pickle.dumps(document, protocol))
-        with pytest.raises(CheckpointError, match="not the metadata of a checkpoint"):
+        with pytest.raises(CheckpointError, match="not readable as a checkpoint's"):
             load(tmp_path / "state")
         assert not mark.exists()
 

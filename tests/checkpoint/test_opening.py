@@ -432,3 +432,16 @@ def test_retention_counts_no_damaged_ones(tmp_path: Path) -> None:
         path.mkdir()
     checkpoint.retain(tmp_path, keep_last=2, keep=[paths[2]])
     assert checkpoint.list_checkpoints(tmp_path) == paths[1:]
+
+
+def test_what_a_killed_writer_replaced_is_swept_once_its_successor_is_there(
+    tmp_path: Path,
+) -> None:
+    for name in ("update-00000003.replaced", "update-00000006.replaced"):
+        (tmp_path / name).mkdir()
+    (tmp_path / "update-00000006").mkdir()
+    checkpoint.sweep(tmp_path)
+    assert sorted(path.name for path in tmp_path.iterdir()) == [
+        "update-00000003.replaced",
+        "update-00000006",
+    ]

@@ -6,12 +6,15 @@ import subprocess
 import sys
 import tomllib
 from pathlib import Path
+from typing import get_args, get_type_hints
 
 import click
 import pytest
+import typer
 import typer.main
 
 from alia_ctx import cli
+from alia_ctx.cli.arguments import path
 from alia_ctx.cli.run_commands import app
 from tests.paths import ROOT
 
@@ -88,3 +91,18 @@ def test_python_m_runs_it_and_a_name_may_lack_its_suffix(tmp_path: Path) -> None
     )
     assert done.returncode == 0, done.stderr
     assert "25 x 163,840" in done.stdout
+
+
+def test_every_path_may_be_at_home(monkeypatch: pytest.MonkeyPatch) -> None:
+    parsers = [
+        (command.name, name, hint.__metadata__[0].parser)
+        for command in app.registered_commands
+        for name, hint in get_type_hints(command.callback, include_extras=True).items()
+        if Path in (hint, *get_args(hint)) or (Path | None) in get_args(hint)
+    ]
+    assert len(parsers) >= 15
+    assert {parser for *_, parser in parsers} == {path}, parsers
+    monkeypatch.setenv("HOME", "/home/somebody")
+    assert path("~/x") == Path("/home/somebody/x")
+    with pytest.raises(typer.BadParameter, match="no such home"):
+        path("~nobody-here/x")

@@ -124,6 +124,14 @@ def test_an_include_may_be_at_home(tmp_path: Path, monkeypatch: Any) -> None:
     assert read_config(tmp_path / "run.yaml") == {"a": 1}
 
 
+@pytest.mark.parametrize(
+    "key", ["output", "root", "tokenizer", "stages.short.init_from"]
+)
+def test_a_nul_in_a_path(tmp_path: Path, key: str) -> None:
+    problems = problems_of(write_run(tmp_path), f'{key}="a\\0b"')
+    assert [p.key for p in problems] == [key]
+
+
 # --- output ---------------------------------------------------------------------------
 
 

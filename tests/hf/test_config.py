@@ -461,7 +461,7 @@ def test_qwen_names_a_window_that_is_off(tmp_path: Path) -> None:
 
 
 _OTHER_PYTHON = Path(
-    os.environ.get("ALIA_CTX_TRANSFORMERS4", ROOT / ".venv-tf4/bin/python")
+    os.environ.get("ALIA_CTX_TRANSFORMERS4", ROOT / ".venv-tf4.57/bin/python")
 )
 _READ_IN_4 = """
 import json, sys, torch

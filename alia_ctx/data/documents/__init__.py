@@ -13,7 +13,7 @@ from alia_ctx.data.documents.reading import (
     read_items,
     read_slice,
 )
-from alia_ctx.data.documents.slices import Slice, plan_shards
+from alia_ctx.data.documents.slices import Slice, plan_shards, usual_shard_bytes
 
 __all__ = [
     "REASONS",
@@ -30,4 +30,5 @@ __all__ = [
     "read_documents",
     "read_items",
     "read_slice",
+    "usual_shard_bytes",
 ]

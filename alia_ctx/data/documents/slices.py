@@ -18,6 +18,9 @@ from alia_ctx.errors import DataError
 UTF8_BOM = b"\xef\xbb\xbf"
 _UTF16 = (b"\xff\xfe", b"\xfe\xff")
 _LINE = 1 << 20
+_BLOCK_BYTES = 8 << 20
+_SHARD_BYTES = (1 << 20, 64 << 20)
+_SHARDS = 1024
 
 
 @dataclass(frozen=True)
@@ -39,11 +42,27 @@ class Slice:
     block_bytes: int | None = None
 
 
+def usual_shard_bytes(files: Sequence[str]) -> int:
+    """Shards for some hundred workers, so that the last ones end together; not so small
+    that starting one counts, not so big that much is lost with one: 1 to 64 MiB.
+    """
+    least, most = _SHARD_BYTES
+    total = sum(_file_size(name) for name in files)
+    return max(least, min(total // _SHARDS, most))
+
+
+def _file_size(name: str) -> int:
+    try:
+        return Path(name).stat().st_size
+    except OSError as error:
+        raise DataError(f"{name}: cannot be read ({error}); restore it") from error
+
+
 def plan_shards(
-    files: Sequence[str], spec: SourceSpec, shard_bytes: int = 64 << 20
+    files: Sequence[str], spec: SourceSpec, shard_bytes: int | None = None
 ) -> list[tuple[Slice, ...]]:
-    """Cut the files in shards of about `shard_bytes` on disk; a shard can be redone
-    without the others.
+    """Cut the files in shards of about `shard_bytes` on disk, by default of the usual
+    size; a shard can be redone without the others.
 
     Plain JSON lines are cut anywhere (a slice reads the lines that begin in it),
     Parquet between row groups; compressed files, JSON over several lines and text files
@@ -51,6 +70,7 @@ def plan_shards(
     small ones share one. The result depends on nothing but the files. Raises DataError
     for a file that is broken at its start, a Parquet file without the text column.
     """
+    shard_bytes = shard_bytes or usual_shard_bytes(files)
     shards: list[tuple[Slice, ...]] = []
     current: list[Slice] = []
     for part in (part for name in files for part in _slices(name, spec, shard_bytes)):
@@ -64,10 +84,7 @@ def plan_shards(
 
 def _slices(name: str, spec: SourceSpec, shard_bytes: int) -> list[Slice]:
     form = format_of(name)
-    try:
-        size = Path(name).stat().st_size
-    except OSError as error:
-        raise DataError(f"{name}: cannot be read ({error}); restore it") from error
+    size = _file_size(name)
     if form == "parquet":
         return _parquet_slices(name, spec, size, shard_bytes)
     if form == "text":
@@ -86,12 +103,10 @@ def _slices(name: str, spec: SourceSpec, shard_bytes: int) -> list[Slice]:
 
 
 def _block_bytes(size: int, shard_bytes: int) -> int | None:
-    """With shards of 64 MiB: files above 4 MiB, in blocks of 1 MiB of text, so that the
-    last ones end together, up to 8 MiB, so that they do not become too many.
+    """What is more than a shard is spread in blocks of a shard's size, up to 8 MiB: a
+    few of them a worker are in memory at a time.
     """
-    if size <= shard_bytes // 16:
-        return None
-    return max(1, shard_bytes // 64, min(size // 64, shard_bytes // 8))
+    return min(shard_bytes, _BLOCK_BYTES) if size > shard_bytes else None
 
 
 def _json_form(name: str, form: Format) -> Format:

@@ -69,6 +69,7 @@ class PackPlan:
         rows_per_update: int | None = None,
         padding_id: int | None = None,
         seen: Sequence[Sequence[str]] | None = None,
+        held_out: str | None = None,
         verify: bool = True,
     ) -> PackPlan:
         """Open a plan for `stores`, in the order in which it was built.
@@ -76,7 +77,8 @@ class PackPlan:
         Raises DataError saying exactly what differs if the stores' content, or any of
         the other arguments that is given, is not what the plan was built from; and if
         any bit of the plan's files is not what was written. `seen` is (stage,
-        fingerprint) of the plans whose data this one continues. Without `verify` the
+        fingerprint) of the plans whose data this one continues, `held_out` the
+        fingerprint of the text that it was cleared of. Without `verify` the
         bits of the arrays are believed: for tools that look at a plan and train nothing.
 
         A plan of version 0.1 does not say which rows an update has: it takes
@@ -93,6 +95,7 @@ class PackPlan:
             "rows_per_update": rows_per_update,
             "padding_id": padding_id,
             "seen": None if seen is None else [list(pair) for pair in seen],
+            "held_out": held_out,
         }
         if statement.format == 1:
             del identity["rows_per_update"]

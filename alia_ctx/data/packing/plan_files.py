@@ -98,6 +98,17 @@ def is_plan(directory: Path) -> bool:
     return (directory / STATEMENT).is_file()
 
 
+def _replaced(directory: Path) -> Path:
+    return directory.with_name(f".{directory.name}.replaced")
+
+
+def recover(directory: Path) -> None:
+    """Give a plan its name back that was being replaced when the process was killed."""
+    directory = directory.resolve()
+    if is_plan(_replaced(directory)) and not directory.exists():
+        _replaced(directory).rename(directory)
+
+
 def foreign_files(directory: Path) -> list[str]:
     """Names in `directory` that no plan has; nobody may overwrite those."""
     ours = {STATEMENT, *(f"{name}.npy" for name in ARRAYS)}
@@ -231,12 +242,13 @@ def write_plan(
 ) -> None:
     """Write a plan under a temporary name and rename it: it is whole or not there.
 
-    A plan that is replaced keeps its place until the new one is whole. DataError where
-    the directory cannot be written.
+    A plan that is replaced keeps its place until the new one is whole: it may hold the
+    rows that the new one must begin with. DataError where the directory cannot be
+    written.
     """
     directory = directory.resolve()  # through a link, to what it stands for
     partial = directory.with_name(f".{directory.name}.partial")
-    replaced = directory.with_name(f".{directory.name}.replaced")
+    replaced = _replaced(directory)
     try:
         for leftover in (partial, replaced):
             shutil.rmtree(leftover, ignore_errors=True)
@@ -269,6 +281,7 @@ def write_plan(
         ) from error
     finally:
         shutil.rmtree(partial, ignore_errors=True)
+        recover(directory)
 
 
 def _json_bytes(note: Mapping[str, Any]) -> bytes:

@@ -84,7 +84,7 @@ def encode_all(
     """Encode the shards that are not there yet; returns how many were."""
     sizes = [sum(part.size for part in shard) for shard in shards]
     state = TokenizeProgress(0, sum(sizes), 0, len(shards), 0, 0)
-    done = [n for n in range(len(shards)) if piece_path(job.work, n, "json").is_file()]
+    done = [number for number in range(len(shards)) if _is_there(job.work, number)]
     missing = [number for number in range(len(shards)) if number not in set(done)]
 
     def finished() -> Iterator[_Finished]:
@@ -247,6 +247,14 @@ def piece_path(work: Path, piece: int | str, kind: str) -> Path:
 
 def read_note(path: Path) -> Note:
     return dict(json.loads(path.read_text("utf-8")))
+
+
+def _is_there(work: Path, number: int) -> bool:
+    """Whether a shard is noted, and each of its blocks: one may have been deleted."""
+    if not piece_path(work, number, "json").is_file():
+        return False
+    pieces = pieces_of(work, number)
+    return all(piece_path(work, piece, "json").is_file() for piece in pieces)
 
 
 def pieces_of(work: Path, number: int) -> list[int | str]:

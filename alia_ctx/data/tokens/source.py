@@ -16,7 +16,13 @@ from typing import Any
 import numpy as np
 import xxhash
 
-from alia_ctx.data.documents import DocumentCounts, SourceSpec, find_inputs, plan_shards
+from alia_ctx.data.documents import (
+    DocumentCounts,
+    SourceSpec,
+    find_inputs,
+    plan_shards,
+    usual_shard_bytes,
+)
 from alia_ctx.data.tokens.encoder import TextEncoder
 from alia_ctx.data.tokens.shards import (
     Job,
@@ -33,7 +39,6 @@ from alia_ctx.errors import DataError
 from alia_ctx.files import atomic_file, file_checksum, file_fingerprint, write_json
 
 _FORMAT = 2
-SHARD_BYTES = 64 << 20
 
 
 @dataclass(frozen=True)
@@ -87,7 +92,7 @@ def tokenize_source(
     vocab_size: int | None = None,
     overwrite: bool = False,
     progress: Callable[[TokenizeProgress], None] | None = None,
-    shard_bytes: int = SHARD_BYTES,
+    shard_bytes: int | None = None,
 ) -> TokenizeReport:
     """Tokenise a source into `OUT_DIR/NAME.bin`, `.idx`, `.documents.parquet` (id and file
     of each) and `.json`.
@@ -119,6 +124,7 @@ def tokenize_source(
     if vocab_size is not None and encoder.vocabulary > vocab_size:
         problems = vocabulary_problems(tokenizer_dir, vocab_size, model_type=model_type)
         raise DataError("\n".join(map(str, problems)))
+    shard_bytes = shard_bytes or usual_shard_bytes(inputs.files)
     prefix = Path(out_dir) / name
     identity = _identity(spec, inputs.files, encoder, shard_bytes)
     finished = _finished(prefix, identity, overwrite)

@@ -15,7 +15,13 @@ import pyarrow.parquet as pq
 import pytest
 import zstandard
 
-from alia_ctx.data.documents import DocumentCounts, find_inputs, read_documents
+from alia_ctx.data.documents import (
+    DocumentCounts,
+    SourceSpec,
+    find_inputs,
+    plan_shards,
+    read_documents,
+)
 from alia_ctx.data.documents.json_values import json_values
 from alia_ctx.errors import DataError
 from tests.data.documents.test_documents import read_all, source
@@ -235,3 +241,21 @@ def test_a_directory_that_cannot_be_listed_is_an_error(tmp_path: Path) -> None:
     (tmp_path / "locked").mkdir(0o000)
     with pytest.raises(DataError, match="locked: cannot be listed"):
         find_inputs([str(tmp_path)])
+
+
+def test_shards_are_small_enough_for_many_workers(tmp_path: Path) -> None:
+    """32 files of 2 MB, or one of 64, are work for dozens of workers either way."""
+    line = json.dumps({"text": "x" * 4000}).encode() + b"\n"
+    many = [tmp_path / f"{number}.jsonl" for number in range(8)]
+    for path in many:
+        path.write_bytes(line * 520)
+    one = tmp_path / "one.jsonl"
+    one.write_bytes(line * 520 * 8)
+    spec = SourceSpec(inputs=[])
+    assert len(plan_shards([str(path) for path in many], spec)) == 16
+    assert len(plan_shards([str(one)], spec)) == 16
+    packed = tmp_path / "one.jsonl.gz"
+    packed.write_bytes(os.urandom(3 << 20))
+    packed.write_bytes(gzip.compress(packed.read_bytes().hex().encode()))
+    ((part,),) = plan_shards([str(packed)], spec)
+    assert part.block_bytes == 1 << 20

@@ -335,7 +335,12 @@ def test_short_documents_apart_never_share_a_row_with_long_ones(
     long = [store.lengths >= 100 for store in blend_stores.values()]
     kinds = {}
     for short in ("apart", "with_long"):
-        spec = PackSpec("best_fit", "split", length_buckets=buckets, short_docs=short)  # type: ignore[arg-type]
+        spec = PackSpec(
+            "best_fit",
+            "split",
+            length_buckets=buckets,
+            short_docs=short,  # type: ignore[arg-type]
+        )
         plan = build_plan(blend_stores, spec, 512, 200, tmp_path / short)
         rows = [plan.row(index) for index in range(len(plan))]
         kinds[short] = [

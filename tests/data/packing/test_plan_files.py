@@ -205,6 +205,39 @@ def test_a_folder_that_cannot_be_written_is_one_message(tmp_path: Path) -> None:
         build_plan(stores, SPEC, 32, 10, tmp_path / "file" / "p")
 
 
+@pytest.mark.parametrize("moment", range(3))
+@pytest.mark.parametrize("error", [OSError, KeyboardInterrupt])
+def test_a_plan_that_is_being_replaced_is_never_lost(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    moment: int,
+    error: type[BaseException],
+) -> None:
+    """Interrupted at each rename, by an error or a signal; and killed, which leaves no
+    time to clean up.
+    """
+    stores = {"a": make_store(tmp_path / "a", LENGTHS)}
+    short = build_plan(stores, SPEC, 32, 10, tmp_path / "p").fingerprint
+    whole, calls = Path.rename, []
+
+    def rename(self: Path, target: Path) -> Path:
+        calls.append(self)
+        if len(calls) == moment + 1:
+            raise error("interrupted")
+        return whole(self, target)
+
+    monkeypatch.setattr(Path, "rename", rename)
+    if moment < 2:
+        with pytest.raises((DataError, KeyboardInterrupt)):
+            build_plan(stores, SPEC, 32, 20, tmp_path / "p")
+    monkeypatch.undo()
+    if moment == 2:
+        (tmp_path / "p").rename(tmp_path / ".p.replaced")
+    assert build_plan(stores, SPEC, 32, 10, tmp_path / "p").fingerprint == short
+    assert build_plan(stores, SPEC, 32, 20, tmp_path / "p").extends(short)
+    assert sorted(path.name for path in tmp_path.glob("*p*")) == ["p"]
+
+
 # -- growth ----------------------------------------------------------------------------
 
 
@@ -234,10 +267,11 @@ def test_rows_stay_when_a_plan_grows(
         weights = {"a": 0.4, "b": 0.6} if weighted else {}
         spec = PackSpec(policy, "split", weights=weights)
         ends = np.cumsum(steps) * size
-        options = {"rows_per_update": size, "seed": 3}
         plans = []
         for end in ends.tolist():
-            plan = build_plan(stores, spec, row, end, folder / "p", **options)  # type: ignore[arg-type]
+            plan = build_plan(
+                stores, spec, row, end, folder / "p", rows_per_update=size, seed=3
+            )
             plans.append((plan.fingerprint, rows_of(plan)))
         assert [plan.extends(fingerprint) for fingerprint, _ in plans] == [
             *[True] * (len(plans) - 1),
@@ -287,10 +321,9 @@ def test_only_whole_updates_are_added_and_nothing_is_taken_away(tmp_path: Path) 
 def test_a_plan_of_version_0_1_grows(tmp_path: Path) -> None:
     stores = {"a": make_store(tmp_path / "a", LENGTHS)}
     shutil.copytree(VERSION_0_1 / "plan", tmp_path / "p")
-    options = {"seed": 1, "rows_per_update": 4}
-    old = build_plan(stores, SPEC, 32, 12, tmp_path / "p", **options)  # type: ignore[arg-type]
+    old = build_plan(stores, SPEC, 32, 12, tmp_path / "p", seed=1, rows_per_update=4)
     rows = rows_of(old)
-    new = build_plan(stores, SPEC, 32, 20, tmp_path / "p", **options)  # type: ignore[arg-type]
+    new = build_plan(stores, SPEC, 32, 20, tmp_path / "p", seed=1, rows_per_update=4)
     assert new.extends(old.fingerprint) and rows_of(new)[:12] == rows
     with pytest.raises(DataError, match="another plan"):
         build_plan(stores, SPEC, 32, 30, tmp_path / "p", seed=1, rows_per_update=5)

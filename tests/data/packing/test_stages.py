@@ -103,6 +103,15 @@ def test_raising_tokens_extends_the_plan(small_run: Run) -> None:
     assert not trained(grown) & trained(again)
 
 
+def test_a_stage_that_continues_another_grows_too(small_run: Run) -> None:
+    run, more = small_run(), small_run("stages.long.tokens=9216")
+    short, long = workflow.pack(run, "short"), workflow.pack(run, "long")
+    grown = workflow.pack(more, "long")
+    assert grown.extends(long.fingerprint) and len(grown) > len(long)
+    assert order_problems([short, grown], open_stores(run)) == []
+    assert workflow.open_plan(more, "long").fingerprint == grown.fingerprint
+
+
 def test_a_damaged_plan_of_the_stage_before_is_named(small_run: Run) -> None:
     run = small_run()
     workflow.pack(run, "short")
@@ -134,6 +143,10 @@ def test_inspecting_counts_what_is_held_out_text(
     run = small_run("stages.short.pack.drop_contaminated=true")
     plan = workflow.pack(run, "short", overwrite=True)
     assert not {7, 9} & {document for document, _ in trained(plan)}
+    workflow.open_plan(run, "short")
+    write_store(tmp_path / "heldout", [np.arange(90)], VOCABULARY)
+    with pytest.raises(DataError, match=r"held_out: .* in the plan, .* now"):
+        workflow.open_plan(run, "short")
 
 
 def test_a_run_that_evaluates_on_its_training_text_is_refused(

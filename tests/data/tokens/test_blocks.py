@@ -14,13 +14,13 @@ import pytest
 import zstandard
 
 from alia_ctx.data.documents import Slice, SourceSpec, plan_shards
-from alia_ctx.data.tokens import TokenizeProgress, TokenStore, tokenize_source
+from alia_ctx.data.tokens import TokenizeProgress, TokenStore, source, tokenize_source
 from alia_ctx.data.tokens import shards as module
 from alia_ctx.errors import DataError
 from tests.text_data import save_tokenizer, varied_texts, write_jsonl
 
 TEXTS = varied_texts(150)
-SHARD = 2000
+SHARD = 500
 
 
 @pytest.fixture(scope="module")
@@ -151,6 +151,30 @@ def test_finished_blocks_are_found_by_the_next_run(
     tokenize_source(spec, "a", tokenizer_dir, out, shard_bytes=SHARD)
     assert encoded[0] == "000000-000004"
     for file in whole.iterdir():
+        assert (out / file.name).read_bytes() == file.read_bytes()
+
+
+def test_a_damaged_block_is_named_and_made_again(
+    tmp_path: Path, tokenizer_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    spec = SourceSpec(inputs=[str(write_stream(tmp_path, "a.jsonl.gz"))])
+    tokenize_source(spec, "a", tokenizer_dir, tmp_path / "whole", shard_bytes=SHARD)
+    out = tmp_path / "out"
+
+    def run() -> None:
+        tokenize_source(spec, "a", tokenizer_dir, out, shard_bytes=SHARD)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(source, "_join", None)  # all blocks are there, nothing joined
+        with pytest.raises(TypeError):
+            run()
+    block = out / "a.work" / "shard-000000-000003.bin"
+    block.write_bytes(b"\x01" + block.read_bytes()[1:])
+    with pytest.raises(DataError, match=r"000003\.bin: is not .*000003\.json and run"):
+        run()
+    block.with_suffix(".json").unlink()
+    run()
+    for file in (tmp_path / "whole").iterdir():
         assert (out / file.name).read_bytes() == file.read_bytes()
 
 

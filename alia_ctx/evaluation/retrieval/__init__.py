@@ -1,0 +1,22 @@
+"""Can a model find what a long text told it? Tasks of exact length, made from a seed,
+scored without generating.
+
+The forms and their parameters are those of RULER (Hsieh et al., arXiv 2404.06654); the
+sentences, in five languages, and the generator are ours. See `tasks.RULER` for the
+table, `samples.make_sample` for a row.
+"""
+
+from alia_ctx.evaluation.retrieval.languages import LANGUAGES
+from alia_ctx.evaluation.retrieval.samples import Haystack, Sample, make_sample
+from alia_ctx.evaluation.retrieval.scores import RetrievalScores
+from alia_ctx.evaluation.retrieval.tasks import RULER, Task
+
+__all__ = [
+    "LANGUAGES",
+    "RULER",
+    "Haystack",
+    "RetrievalScores",
+    "Sample",
+    "Task",
+    "make_sample",
+]
