@@ -41,8 +41,8 @@ class Evaluator(Protocol):
         """Add one row.
 
         losses_T: loss in nats of each token's target, float [T], nan where nothing is
-        predicted, or where another rank has it. hits_T: bool [T], whether the target
-        had the highest logit; None where the engine does not say. position_offset: for
+        predicted, or where another rank has it. hits_T: bool [T], whether greedy
+        decoding would give the target; None where nobody asked. position_offset: for
         each piece [P], the position of its first token in the document.
         """
         ...

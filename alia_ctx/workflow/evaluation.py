@@ -9,8 +9,6 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from alia_ctx import checkpoint
 from alia_ctx.checkpoint.manifest import Manifest
 from alia_ctx.config.run import RunConfig, position_edges
@@ -22,7 +20,7 @@ from alia_ctx.evaluation.positions import PositionBands
 from alia_ctx.files import write_json
 from alia_ctx.identity import IdentityError, require_same, sealed, unsealed
 from alia_ctx.progress import meter
-from alia_ctx.train.engine import Engine, RowLosses
+from alia_ctx.train.engine import Engine
 from alia_ctx.train.stage_identity import checkpoint_statement
 from alia_ctx.workflow.chain import (
     contexts_up_to,
@@ -91,28 +89,13 @@ def measure[E: Evaluator](
                 local.add(
                     losses.row,
                     losses.as_row(),
-                    _hits(losses),
+                    losses.hits_as_row(),
                     position_offset=own[0].position_offsets,
                 )
         progress(first + len(part))
     for gathered in engine.gather_objects(local.to_json()):
         total.merge(type(total).from_json(gathered))
     return total
-
-
-def _hits(losses: RowLosses) -> np.ndarray | None:
-    """bool [T] in row order, False where another rank holds the token; None where the
-    engine does not tell.
-    """
-    values = getattr(losses, "hits", None)
-    if values is None:
-        return None
-    in_row = np.zeros(losses.row.length, dtype=bool)
-    start = 0
-    for a, b in losses.ranges:
-        in_row[a:b] = values[start : start + b - a]
-        start += b - a
-    return in_row
 
 
 def evaluate(

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
 from pathlib import Path
 from threading import Barrier
 from typing import Any, Self
@@ -40,14 +39,9 @@ def test_a_stage_called_like_a_baseline_is_none(tmp_path: Path) -> None:
     assert roles[name] is workflow.Role.STAGE
 
 
-@dataclass(frozen=True)
-class LossesWithHits(RowLosses):
-    hits: np.ndarray | None = None
-
-
 class Ranks:
     """Two data-parallel ranks in threads, each of which predicts every token of its rows:
-    loss = token, hit where the token is even. `split` gives each its half of a row.
+    loss = token, hit where the token is even.
     """
 
     def __init__(self, size: int) -> None:
@@ -70,7 +64,7 @@ class FakeEngine:
             ranges = ((half, row.length), (0, half))  # in an order of its own
             values = np.concatenate([tokens[a:b] for a, b in ranges]).astype(np.float32)
             made.append(
-                LossesWithHits(
+                RowLosses(
                     row, ranges, values, np.ones(row.length, bool), values % 2 == 0
                 )
             )
