@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 import yaml
+from tokenizers import Tokenizer, models, pre_tokenizers
 
 from alia_ctx.data.tokens.store import write_store
 
@@ -39,8 +40,7 @@ def write_run(folder: Path, **stage: Any) -> Path:
     write_store(
         folder / "held_out", [_document(generator, 300) for _ in range(4)], VOCABULARY
     )
-    (folder / "tokenizer").mkdir()
-    (folder / "tokenizer" / "tokenizer.json").write_text("{}")
+    _write_tokenizer(folder / "tokenizer")
     short = {
         "init_from": "random",
         "context": 64,
@@ -85,6 +85,26 @@ def write_run(folder: Path, **stage: Any) -> Path:
     path = folder / "run.yaml"
     path.write_text(yaml.safe_dump(config, sort_keys=False))
     return path
+
+
+def _write_tokenizer(directory: Path) -> None:
+    """A word for each id, so that what is trained can be exported."""
+    special = ["<unk>", "<s>", "</s>", "<pad>"]
+    words = [*special, *(f"w{number}" for number in range(4, VOCABULARY))]
+    vocabulary = {word: number for number, word in enumerate(words)}
+    tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token="<unk>"))
+    tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    tokenizer.add_special_tokens(special)
+    directory.mkdir()
+    tokenizer.save(str(directory / "tokenizer.json"))
+    settings = {
+        "tokenizer_class": "PreTrainedTokenizerFast",
+        "unk_token": "<unk>",
+        "bos_token": "<s>",
+        "eos_token": "</s>",
+        "pad_token": "<pad>",
+    }
+    (directory / "tokenizer_config.json").write_text(json.dumps(settings))
 
 
 def _document(generator: np.random.Generator, length: int) -> np.ndarray:

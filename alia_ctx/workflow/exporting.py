@@ -8,7 +8,7 @@ from typing import Any
 from alia_ctx import checkpoint
 from alia_ctx.config.run import RunConfig
 from alia_ctx.files import file_fingerprint, write_json
-from alia_ctx.identity import differences, sealed, statement, unsealed
+from alia_ctx.identity import IdentityError, differences, sealed, statement, unsealed
 from alia_ctx.progress import say
 from alia_ctx.train.stage_identity import checkpoint_statement
 from alia_ctx.workflow.chain import finished_checkpoint, run_directory
@@ -20,29 +20,23 @@ def export(run: RunConfig, name: str) -> Path:
 
     One that is there is left as it is where it was made from that very checkpoint and
     tokenizer, and is whole; otherwise what differs is said, and it is made anew.
-    IdentityError where something is there that no export of ours began: it is not
-    removed.
+    CheckpointError, with nothing removed, where it holds what no conversion wrote, or
+    what was changed since.
     """
     from alia_ctx.hf import convert
 
     path, directory = finished_checkpoint(run, name), run_directory(run).hf(name)
     note = run_directory(run).hf_note(name)
     made_from = _made_from(run, path)
-    if directory.exists():
+    if directory.is_dir() and any(directory.iterdir()):
         reasons = _what_differs(directory, note, made_from)
         if not reasons:
             return directory
         say(f"{directory} is made anew:\n  " + "\n  ".join(reasons))
     directory.parent.mkdir(parents=True, exist_ok=True)
-    # Before and after: an export that is killed in between is known for ours.
-    write_json(note, sealed(made_from, {"files": None}))
-    convert.export_hf(
-        path,
-        directory,
-        tokenizer_dir=Path(run.tokenizer),
-        overwrite=directory.exists(),
-    )
-    write_json(note, sealed(made_from, {"files": _sizes(directory)}))
+    tokenizer = Path(run.tokenizer)
+    convert.export_hf(path, directory, tokenizer_dir=tokenizer, overwrite=True)
+    write_json(note, sealed(made_from, _content(directory)))
     say(f"{name}: exported to {directory}")
     return directory
 
@@ -61,24 +55,28 @@ def _made_from(run: RunConfig, path: Path) -> dict[str, Any]:
 
 
 def _what_differs(directory: Path, note: Path, made_from: dict[str, Any]) -> list[str]:
-    if directory.is_dir() and not any(directory.iterdir()):
-        return ["it is empty"]
-    remedy = (
-        f"move {directory} away, or remove it, and run `alia-ctx run CONFIG` again, "
-        "which makes it anew"
-    )
-    document = read_json(note, f"the export {directory}", remedy)
-    before, content = unsealed(document, f"the export {directory}", remedy)
-    reasons = differences(before, made_from)
-    if content["files"] is None:
-        return [*reasons, "making it was not finished"]
-    return reasons + differences(content["files"], _sizes(directory))
+    artefact, remedy = f"the export {directory}", "run `alia-ctx run CONFIG` again"
+    try:
+        document = read_json(note, artefact, remedy)
+        before, content = unsealed(document, artefact, remedy)
+    except IdentityError as error:
+        return list(error.differences)
+    return differences(before, made_from) + differences(content, _content(directory))
 
 
-def _sizes(directory: Path) -> dict[str, int]:
-    """Bytes of the files that hold the model; the others are its owner's to edit."""
-    return {
+def _content(directory: Path) -> dict[str, Any]:
+    """What tells an export from another: what the conversion says that it wrote, and
+    the sizes of the files that hold the model. The others are its owner's to edit.
+    """
+    from alia_ctx.hf.targets import STATEMENT
+
+    files = {
         path.name: path.stat().st_size
         for path in sorted(directory.iterdir())
         if path.suffix == ".safetensors" or path.name == "config.json"
+    }
+    written = directory / STATEMENT
+    return {
+        "written": file_fingerprint(written) if written.is_file() else "nothing",
+        "files": files,
     }

@@ -11,7 +11,6 @@ from typing import Any
 import pytest
 
 from alia_ctx import checkpoint, workflow
-from alia_ctx.data.packing import PackPlan
 from alia_ctx.workflow.chain import run_directory
 from tests.distributed import run_distributed
 from tests.small_run import metrics, state_checksums, write_run
@@ -166,9 +165,6 @@ def test_constants_of_the_optimizer_change_on_record(
     assert "optimizer.weight_decay: 0.9 there, 0.1 now" in without
 
 
-@pytest.mark.skipif(
-    not hasattr(PackPlan, "extends"), reason="plans cannot be extended yet"
-)
 @pytest.mark.parametrize("state", ["finished", "running"])
 def test_a_stage_whose_tokens_are_raised_goes_on(
     state: str, seen: dict[str, Any]
@@ -181,9 +177,6 @@ def test_a_stage_whose_tokens_are_raised_goes_on(
     assert (ledger.updates, ledger.rows) == (8, 64)
 
 
-@pytest.mark.skipif(
-    not hasattr(PackPlan, "extends"), reason="plans cannot be extended yet"
-)
 def test_it_does_not_matter_when_tokens_are_raised(seen: dict[str, Any]) -> None:
     """To the last bit: after the last update or after the first."""
     assert seen["finished"][-2:] == seen["running"][-2:]
