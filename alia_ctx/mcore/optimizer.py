@@ -51,6 +51,7 @@ class StageOptimizer:
         *,
         overlap: bool,
     ) -> None:
+        self.constants = constants
         self._gathers_late = overlap
         self._communication = 0.0
         settings = DistributedDataParallelConfig(
@@ -84,6 +85,7 @@ class StageOptimizer:
             self._distributed.optimizer, self._distributed.config
         )
         self.owned = OwnedRange(self._distributed)
+        self._apply_constants()
         config.finalize_model_grads_func = self._reduce_gradients
         config.grad_scale_func = self.upstream.scale_loss
         if overlap:
@@ -114,6 +116,16 @@ class StageOptimizer:
                 group["lr"] = learning_rate
             self.upstream.step()
         return norm
+
+    def _apply_constants(self) -> None:
+        """Give every parameter group the configured constants.
+
+        Upstream builds all groups with one weight decay and leaves `wd_mult`, 0 for norms
+        and biases, to its scheduler (megatron/core/optimizer_param_scheduler.py), which
+        does not run here. Without this line norms and biases would decay.
+        """
+        for group in self.upstream.param_groups:
+            group["weight_decay"] = self.constants.weight_decay * group["wd_mult"]
 
     def take_communication_seconds(self) -> float:
         """Seconds of gradient reduction that nothing hid, since this was last asked."""
