@@ -154,7 +154,8 @@ class MegatronEngine(Ranks):
 
         The loss is the sum over the update's predicted tokens of all ranks divided once
         by their number. Raises nothing on a NaN or infinite gradient: the update is
-        then skipped and the result says so.
+        then skipped and the result says so. So is one in which nothing is predicted: it
+        has no gradient, and a step would decay weights and move momentum all the same.
         """
         optimizer = self._training()
         started = time.perf_counter()
@@ -162,12 +163,12 @@ class MegatronEngine(Ranks):
         loss, predicted = self.reduce_losses(losses)
         computed = time.perf_counter()
         communication = optimizer.take_communication_seconds()
-        norm = optimizer.step_if_finite(loss, learning_rate)
+        norm = optimizer.step_if_finite(loss, learning_rate) if predicted else 0.0
         return UpdateResult(
             loss=loss,
             predicted_tokens=predicted,
             gradient_norm=norm,
-            applied=math.isfinite(loss) and math.isfinite(norm),
+            applied=predicted > 0 and math.isfinite(loss) and math.isfinite(norm),
             losses=tuple(losses),
             compute_seconds=computed - started - communication,
             communication_seconds=communication,

@@ -109,7 +109,8 @@ class Engine(Protocol):
         bring unequal numbers, and none.
 
         A NaN or infinite loss or gradient raises nothing: nothing is changed then, and
-        the result's `applied` says so.
+        the result's `applied` says so. The same holds where nothing is predicted, with
+        loss and gradient norm 0.
         """
         ...
 

@@ -177,7 +177,9 @@ class StageTrainer:
         }
 
     def _count(self, rows: Sequence[PackedRow], result: UpdateResult) -> None:
-        self._skipped_in_a_row = 0 if result.applied else self._skipped_in_a_row + 1
+        # One that predicts nothing is skipped too, and no sign of divergence.
+        is_sound = result.applied or not result.predicted_tokens
+        self._skipped_in_a_row = 0 if is_sound else self._skipped_in_a_row + 1
         self.ledger = dataclasses.replace(
             self.ledger,
             updates=self.ledger.updates + 1,
