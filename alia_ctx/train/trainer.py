@@ -355,6 +355,7 @@ class StageTrainer:
             has_optimizer=True,
             parent=self.parent,
             config=self.run.to_dict(),
+            extra={"precision": self.engine.precision_on_disk},
         )
 
     # -- loading -----------------------------------------------------------------------
