@@ -65,6 +65,7 @@ def make_engine(
     rope: RopeSpec = ROPE,
     train: bool = True,
     offload: bool = False,
+    constants: OptimizerConfig | None = None,
     **changes: Any,
 ) -> MegatronEngine:
     return MegatronEngine(
@@ -75,7 +76,7 @@ def make_engine(
         EngineConfig(
             precision=precision, loss_chunk_tokens=16, offload_activations=offload
         ),
-        OptimizerConfig() if train else None,
+        (constants or OptimizerConfig()) if train else None,
         recompute=recompute,
     )
 
@@ -100,11 +101,11 @@ def distributed() -> Distributed:
     return Distributed(EngineConfig())
 
 
-def save(engine: MegatronEngine, state: Path) -> None:
+def save(engine: MegatronEngine, state: Path, *, with_optimizer: bool = True) -> None:
     """Write the engine's state into the directory `state`, called as the checkpoint
     format wants it.
     """
     if engine.rank == 0:
         state.mkdir(parents=True)
     engine.barrier()
-    engine.begin_save(state.parent).finish()
+    engine.begin_save(state.parent, with_optimizer=with_optimizer).finish()

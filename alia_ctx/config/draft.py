@@ -19,6 +19,7 @@ from alia_ctx.config.run import (
     is_deferred,
 )
 from alia_ctx.data.documents import SourceSpec
+from alia_ctx.errors import ConfigError
 from alia_ctx.spec.cluster import ClusterSpec
 from alia_ctx.spec.model import ModelSpec
 
@@ -77,4 +78,12 @@ class Draft:
         """
         if self.output is None or self.deferred(self.output):
             return []
-        return list_checkpoints(Path(self.output, "stages", stage, "checkpoints"))
+        folder = Path(self.output, "stages", stage, "checkpoints")
+        try:
+            return list_checkpoints(folder)
+        except NotADirectoryError:
+            return []  # the output lies below a file, which is said
+        except OSError as error:
+            raise ConfigError(
+                f"{folder}: cannot be read ({error.strerror}); try again, or mend it"
+            ) from error

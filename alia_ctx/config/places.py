@@ -135,11 +135,14 @@ def _tree(pattern: str) -> Path | None:
 def _name_of_run(output: Path) -> str | None:
     """The name in the checkpoints below an output, if there are any that say it."""
     for stage in sorted(output.glob("stages/*/checkpoints")):
-        for path in reversed(list_checkpoints(stage)):
-            try:
-                name = read_manifest(path).config.get("name")
-            except CheckpointError:
-                continue  # a damaged checkpoint is no matter of the output's place
+        try:
+            names = [
+                read_manifest(p).config.get("name")
+                for p in list_checkpoints(stage)[-1:]
+            ]
+        except (CheckpointError, OSError):
+            continue  # a damaged checkpoint is no matter of the output's place
+        for name in names:
             if isinstance(name, str):
                 return name
     return None

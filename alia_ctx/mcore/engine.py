@@ -13,6 +13,7 @@ import math
 import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -20,10 +21,10 @@ import torch.distributed as dist
 from megatron.core import dist_checkpointing
 from megatron.core.tensor_parallel import gather_from_tensor_model_parallel_region
 from megatron.core.transformer.module import Float16Module
-from torch.distributed.checkpoint.api import CheckpointException
 
 from alia_ctx.checkpoint.background_save import BackgroundSave, Staging
 from alia_ctx.checkpoint.closed_pickles import closed_unpickling
+from alia_ctx.checkpoint.dcp_store import StateReader, open_state
 from alia_ctx.config.run import EngineConfig, OptimizerConfig
 from alia_ctx.data.packing import PackedRow
 from alia_ctx.errors import CheckpointError, LayoutError
@@ -36,12 +37,17 @@ from alia_ctx.mcore.model import (
     transformer_config,
 )
 from alia_ctx.mcore.optimizer import StageOptimizer
-from alia_ctx.mcore.owned_state import owned_state
+from alia_ctx.mcore.owned_state import (
+    as_main_weights,
+    holds_main_weights,
+    owned_state,
+    table_keys,
+)
 from alia_ctx.mcore.runtime import Ranks
 from alia_ctx.nn.activation_offload import offload_activations
 from alia_ctx.nn.attention_kernels import resolve_kernel
 from alia_ctx.nn.context_parallel import Balance
-from alia_ctx.spec.execution import Recompute
+from alia_ctx.spec.execution import Precision, Recompute
 from alia_ctx.spec.layout import Layout
 from alia_ctx.spec.model import ModelSpec
 from alia_ctx.spec.rope import RopeSpec
@@ -141,6 +147,12 @@ class MegatronEngine(Ranks):
             else contextlib.nullcontext,
         )
 
+    @property
+    def precision_on_disk(self) -> dict[str, Precision | None]:
+        """Of what `begin_save` writes: weights computed with, main weights stepped."""
+        main: Precision | None = None if self.optimizer is None else "fp32"
+        return {"weights": self.config.precision, "main_weights": main}
+
     def parameters(self) -> Iterator[torch.nn.Parameter]:
         """This rank's parameters."""
         return self.module.parameters()
@@ -155,7 +167,8 @@ class MegatronEngine(Ranks):
 
         The loss is the sum over the update's predicted tokens of all ranks divided once
         by their number. Raises nothing on a NaN or infinite gradient: the update is
-        then skipped and the result says so.
+        then skipped and the result says so. So is one in which nothing is predicted: it
+        has no gradient, and a step would decay weights and move momentum all the same.
         """
         optimizer = self._training()
         started = time.perf_counter()
@@ -163,12 +176,12 @@ class MegatronEngine(Ranks):
         loss, predicted = self.reduce_losses(losses)
         computed = time.perf_counter()
         communication = optimizer.take_communication_seconds()
-        norm = optimizer.step_if_finite(loss, learning_rate)
+        norm = optimizer.step_if_finite(loss, learning_rate) if predicted else 0.0
         return UpdateResult(
             loss=loss,
             predicted_tokens=predicted,
             gradient_norm=norm,
-            applied=math.isfinite(loss) and math.isfinite(norm),
+            applied=predicted > 0 and math.isfinite(loss) and math.isfinite(norm),
             losses=tuple(losses),
             compute_seconds=computed - started - communication,
             communication_seconds=communication,
@@ -251,37 +264,43 @@ class MegatronEngine(Ranks):
         """Load the `state` directory of what `begin_save` or an import wrote, under any
         layout. Collective.
 
-        Without the optimizer its state starts afresh from the loaded weights. Raises
-        CheckpointError naming the directory where a tensor is missing, misshapen or
-        unreadable.
+        The weights are the most precise ones that the checkpoint holds, rounded to the
+        engine's precision: fp32 main weights where it was written with optimizer state.
+        Without the optimizer its moments and steps start afresh. Raises CheckpointError
+        naming the directory where a tensor is missing, misshapen or unreadable.
         """
-        problem = None
-        try:
+        if with_optimizer:
+            self._training()
+        model = self.module.sharded_state_dict()
+        with self.loading(directory), open_state(directory) as reader:
+            self._check_tables(model, reader)
+            # In bf16 the weights are the main weights rounded, and half the bytes.
+            if self.config.precision == "fp32" and holds_main_weights(reader):
+                model = as_main_weights(model)
+        with self.loading(directory):
             with closed_unpickling(directory):
-                loaded = dist_checkpointing.load(
-                    {"model": self.module.sharded_state_dict()}, str(directory)
-                )
+                loaded = dist_checkpointing.load({"model": model}, str(directory))
             self.module.load_state_dict(loaded["model"], strict=False)
-            if with_optimizer:
-                self._training().load(
+        if self.optimizer is not None:
+            with self.loading(directory):
+                self.optimizer.load(
                     directory,
                     self.module.sharded_state_dict(),
                     loaded.get("optimizer"),
+                    with_moments=with_optimizer,
                 )
-        except (
-            Exception,
-            CheckpointException,
-        ) as error:  # many kinds for one cause; the latter is no Exception
-            problem = _last_line(error)
-        problems = [text for text in self.gather_objects(problem) if text]
-        if problems:
-            raise CheckpointError(
-                f"{directory}: does not load into this model ({problems[0]}); "
-                "check that the configuration's model is the checkpoint's"
-            )
-        if not with_optimizer and self.optimizer is not None:
-            self.optimizer.restart()
+            self.optimizer.publish()
 
-
-def _last_line(error: BaseException) -> str:
-    return str(error).strip().rsplit("\n", 1)[-1] or type(error).__name__
+    def _check_tables(self, model: dict[str, Any], reader: StateReader) -> None:
+        """Upstream takes a vocabulary's table of any number of rows, as padding changes
+        with tp, and leaves rows that are not there as they were
+        (megatron/core/models/common/language_module/language_module.py). A checkpoint
+        of a smaller vocabulary would thus load with rows that were never trained.
+        """
+        for key in table_keys(model):
+            stored = reader.tensors.get(key)
+            if stored is not None and stored[0][0] < self.model.vocab_size:
+                raise CheckpointError(
+                    f"{key} has {stored[0][0]} rows for a vocabulary of "
+                    f"{self.model.vocab_size}"
+                )

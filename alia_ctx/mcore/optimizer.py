@@ -23,7 +23,7 @@ from megatron.core.transformer.transformer_config import TransformerConfig
 from alia_ctx.checkpoint.dcp_store import open_state
 from alia_ctx.config.run import OptimizerConfig
 from alia_ctx.errors import CheckpointError
-from alia_ctx.mcore.owned_state import OwnedRange, owned_state, read_moments
+from alia_ctx.mcore.owned_state import OwnedRange, read_owned
 
 
 class StageOptimizer:
@@ -51,6 +51,7 @@ class StageOptimizer:
         *,
         overlap: bool,
     ) -> None:
+        self.constants = constants
         self._gathers_late = overlap
         self._communication = 0.0
         settings = DistributedDataParallelConfig(
@@ -84,6 +85,7 @@ class StageOptimizer:
             self._distributed.optimizer, self._distributed.config
         )
         self.owned = OwnedRange(self._distributed)
+        self._apply_constants()
         config.finalize_model_grads_func = self._reduce_gradients
         config.grad_scale_func = self.upstream.scale_loss
         if overlap:
@@ -115,6 +117,20 @@ class StageOptimizer:
             self.upstream.step()
         return norm
 
+    def _apply_constants(self) -> None:
+        """Give every parameter group the configured constants: also after a load, which
+        brings those of the run that wrote the checkpoint.
+
+        Upstream builds all groups with one weight decay and leaves `wd_mult`, 0 for norms
+        and biases, to its scheduler (megatron/core/optimizer_param_scheduler.py), which
+        does not run here. Without this line norms and biases would decay.
+        """
+        constants = self.constants
+        for group in self.upstream.param_groups:
+            group["betas"] = (constants.beta1, constants.beta2)
+            group["eps"] = constants.epsilon
+            group["weight_decay"] = constants.weight_decay * group["wd_mult"]
+
     def take_communication_seconds(self) -> float:
         """Seconds of gradient reduction that nothing hid, since this was last asked."""
         seconds, self._communication = self._communication, 0.0
@@ -138,21 +154,49 @@ class StageOptimizer:
         if self._gathers_late:
             self.chunk.start_param_sync(force_sync=True)
 
-    def load(self, directory: Path, model: dict[str, Any], common: Any) -> None:
-        """Load moments and constants from the `state` directory that `model`, a sharded
-        state dict, was loaded from. `common` is its common state.
+    def load(
+        self, directory: Path, model: dict[str, Any], common: Any, *, with_moments: bool
+    ) -> None:
+        """Load this rank's ranges from the `state` directory that the weights of `model`, a
+        sharded state dict, were loaded from. `common` is its common state.
 
-        Raises CheckpointError where it holds no optimizer state, or not of this model.
+        Main weights are read in the precision in which the checkpoint keeps them. Moments
+        and steps are the checkpoint's `with_moments`, and else begin anew. The constants
+        stay the configuration's. Call `publish` then. Raises CheckpointError where
+        moments are asked of a checkpoint that has none, or where they are not of this
+        model.
         """
-        if not common:
+        if with_moments and not common:
             raise CheckpointError("it holds no optimizer state")
-        self._distributed.load_state_dict({"optimizer": common["optimizer"]})
+        if with_moments:
+            self._distributed.load_state_dict({"optimizer": common["optimizer"]})
+            self._apply_constants()
+        else:
+            self._forget()
         with open_state(directory) as reader:
-            read_moments(owned_state(model, self.owned, copies=True), reader)
+            names = self.owned.state_names if with_moments else ("param",)
+            read_owned(model, self.owned, reader, names)
 
-    def restart(self) -> None:
-        """Take the weights as they now are for those to step."""
-        self.upstream.reload_model_params()
+    def publish(self) -> None:
+        """Round the main weights into the model's, on every rank alike. Collective.
+
+        What is loaded may be finer than the weights (a checkpoint of bf16 training in
+        an fp32 engine), and each rank has read its own range alone: without this step
+        ranks would compute one update with different weights.
+        """
+        for parameter, owned in self.owned.ranges().items():
+            main = self.owned.states(parameter)["param"]
+            parameter.data.view(-1)[owned].copy_(main)
+        self.chunk.start_param_sync(force_sync=True)
+
+    def _forget(self) -> None:
+        """Moments and steps as before the first update."""
+        for _, states in self.states():
+            for name in states.keys() - {"param"}:
+                states[name].zero_()
+        for group in self.upstream.param_groups:
+            if "step" in group:
+                group["step"] = 0
 
     def states(self) -> Iterator[tuple[torch.nn.Parameter, dict[str, torch.Tensor]]]:
         """This rank's range of each parameter's main weight (`param`) and moments, flat."""

@@ -18,7 +18,7 @@ memory takes longer than the copy; and the time of that copy.
 from __future__ import annotations
 
 import bisect
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from typing import Any
 
 import numpy as np
@@ -28,6 +28,7 @@ from megatron.core.dist_checkpointing import ShardedTensor
 from megatron.core.dist_checkpointing.dict_utils import nested_values
 from megatron.core.dist_checkpointing.mapping import (
     ShardedObject,
+    ShardedTensorFactory,
     apply_factories,
     is_main_replica,
 )
@@ -128,27 +129,73 @@ def owned_state(
     return state
 
 
-def read_moments(state: OwnedState, reader: StateReader) -> None:
-    """Fill the optimizer's share of `state` in place, from boxes of any shape: each rank
-    reads its own range alone.
-
-    Raises CheckpointError where the checkpoint holds no optimizer state, or not of these tensors.
+def holds_main_weights(reader: StateReader) -> bool:
+    """Whether a checkpoint holds the fp32 weights that were stepped, beside those that the
+    model computed with.
     """
-    known = reader.tensors
+    return any(key.startswith(f"{_PREFIX}param.") for key in reader.tensors)
+
+
+def as_main_weights(model: dict[str, Any]) -> dict[str, Any]:
+    """The sharded state dict `model`, to be loaded from the fp32 main weights."""
+    for sharded in nested_values(model):
+        if isinstance(sharded, (ShardedTensor, ShardedTensorFactory)):
+            sharded.key = f"{_PREFIX}param.{sharded.key}"
+    return model
+
+
+def table_keys(model: dict[str, Any]) -> set[str]:
+    """Keys of the vocabulary's tables in the sharded state dict `model`: the tensors whose
+    rows tensor parallelism pads, so that their number depends on the layout.
+    """
+    return {
+        sharded.key
+        for sharded in nested_values(model)
+        if isinstance(sharded, ShardedTensor) and sharded.allow_shape_mismatch
+    }
+
+
+def read_owned(
+    model: dict[str, Any],
+    owned: OwnedRange,
+    reader: StateReader,
+    names: Collection[str],
+) -> None:
+    """Fill this rank's ranges of the states `names` in place, from boxes of any shape:
+    each rank reads its own range alone.
+
+    A main weight (`param`) is read from the weight itself, in the precision in which it
+    is stored, where the checkpoint has no main weights. Padding of a vocabulary's table
+    that it lacks is zero. Raises CheckpointError where the checkpoint does not hold
+    these states, or not of these tensors.
+    """
+    tables = table_keys(model)
+    state = owned_state(model, owned, copies=True)
     for box in state.boxes:
-        if not box.key.startswith(_PREFIX):
+        name, _, key = box.key.removeprefix(_PREFIX).partition(".")
+        if not box.key.startswith(_PREFIX) or name not in names:
             continue
-        shape = state.tensors[box.key][0]
-        if box.key in known and known[box.key][0] != shape:
-            raise CheckpointError(
-                f"{box.key} {list(shape)} is of shape {list(known[box.key][0])}"
+        shape, source = state.tensors[box.key][0], box.key
+        if name == "param" and source not in reader.tensors:
+            source = key
+        if source not in reader.tensors:
+            raise CheckpointError(f"{source} is not in it")
+        stored, dtype = reader.tensors[source]
+        if stored != shape and (key not in tables or stored[1:] != shape[1:]):
+            raise CheckpointError(f"{source} {list(shape)} is of shape {list(stored)}")
+        values = box.values.view(box.sizes)
+        there = min(box.sizes[0], max(stored[0] - box.offsets[0], 0))  # rows
+        values[there:].zero_()
+        if there:
+            direct = values.device.type == "cpu" and values.dtype == dtype
+            read = (
+                values[:there]
+                if direct
+                else torch.empty_like(values[:there], dtype=dtype, device="cpu")
             )
-        if box.values.device.type == "cpu":
-            reader.read_box(box.key, box.offsets, box.values.view(box.sizes))
-        else:
-            read = torch.empty(box.sizes, dtype=box.values.dtype)
-            reader.read_box(box.key, box.offsets, read)
-            box.values.copy_(read.view(-1))
+            reader.read_box(source, box.offsets, read)
+            if not direct:
+                values[:there].copy_(read)
 
 
 def _add_tensor(

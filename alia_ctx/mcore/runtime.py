@@ -8,6 +8,7 @@ import contextlib
 import os
 import resource
 import tempfile
+from collections.abc import Iterator
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -17,9 +18,10 @@ import torch
 import torch.distributed as dist
 from megatron.core import parallel_state, tensor_parallel
 from megatron.core.process_groups_config import ProcessGroupCollection
+from torch.distributed.checkpoint.api import CheckpointException
 
 from alia_ctx.config.run import EngineConfig
-from alia_ctx.errors import LayoutError
+from alia_ctx.errors import CheckpointError, LayoutError
 from alia_ctx.mcore import adam, host
 from alia_ctx.mcore.quiet import quiet_upstream
 from alia_ctx.spec.layout import Layout
@@ -145,7 +147,32 @@ class Ranks:
             return torch.cuda.max_memory_allocated()
         return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 
+    @contextlib.contextmanager
+    def loading(self, directory: Path) -> Iterator[None]:
+        """What any rank meets while it loads from `directory` within it, all raise at its
+        end as a CheckpointError, so that none waits for another in what comes next.
+        Collective.
+        """
+        problem = None
+        try:
+            yield
+        except (
+            Exception,
+            CheckpointException,
+        ) as error:  # many kinds for one cause; the latter is no Exception
+            problem = _last_line(error)
+        problems = [text for text in self.gather_objects(problem) if text]
+        if problems:
+            raise CheckpointError(
+                f"{directory}: does not load into this model ({problems[0]}); "
+                "check that the configuration's model is the checkpoint's"
+            )
+
 
 def _end_model_parallel() -> None:
     if parallel_state.model_parallel_is_initialized():
         parallel_state.destroy_model_parallel()
+
+
+def _last_line(error: BaseException) -> str:
+    return str(error).strip().rsplit("\n", 1)[-1] or type(error).__name__

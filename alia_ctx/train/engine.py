@@ -13,6 +13,7 @@ from typing import Any, Protocol
 import numpy as np
 
 from alia_ctx.data.packing import PackedRow
+from alia_ctx.spec.execution import Precision
 
 
 @dataclass(frozen=True)
@@ -102,6 +103,13 @@ class Engine(Protocol):
     @property
     def data_parallel_size(self) -> int: ...
 
+    @property
+    def precision_on_disk(self) -> dict[str, Precision | None]:
+        """The precision of what `begin_save` writes: `weights`, those computed with, and
+        `main_weights`, those stepped (None without an optimizer).
+        """
+        ...
+
     def train_update(
         self, rows: Sequence[PackedRow], learning_rate: float
     ) -> UpdateResult:
@@ -109,7 +117,8 @@ class Engine(Protocol):
         bring unequal numbers, and none.
 
         A NaN or infinite loss or gradient raises nothing: nothing is changed then, and
-        the result's `applied` says so.
+        the result's `applied` says so. The same holds where nothing is predicted, with
+        loss and gradient norm 0.
         """
         ...
 
@@ -151,7 +160,8 @@ class Engine(Protocol):
     def load(self, directory: Path, *, with_optimizer: bool) -> None:
         """Load the `state` directory of a checkpoint, written under any layout.
 
-        Without the optimizer, its state starts afresh from the loaded weights. Raises
+        The weights are the most precise ones that it holds. Without the optimizer, moments
+        and steps start afresh; constants are the configuration's either way. Raises
         CheckpointError, on all ranks alike, where it does not load into this model.
         """
         ...

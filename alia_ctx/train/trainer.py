@@ -8,6 +8,7 @@ which a stage can be resumed or audited.
 
 from __future__ import annotations
 
+import dataclasses
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -199,7 +200,9 @@ class StageTrainer:
             self._tell(line)
 
         # What follows: give up, make way, or save and go on.
-        self._skipped_in_a_row = 0 if result.applied else self._skipped_in_a_row + 1
+        # One that predicts nothing is skipped too, and no sign of divergence.
+        is_sound = result.applied or not result.predicted_tokens
+        self._skipped_in_a_row = 0 if is_sound else self._skipped_in_a_row + 1
         if self._skipped_in_a_row == PATIENCE:
             raise self._diverged(line, rows)
         reason = self._agreed_stop()
@@ -265,4 +268,6 @@ class StageTrainer:
             self.watchdog.beat()
 
     def _manifest(self) -> Manifest:
-        return self.state.manifest(self.task.model, self.task.config)
+        manifest = self.state.manifest(self.task.model, self.task.config)
+        extra = {**manifest.extra, "precision": self.engine.precision_on_disk}
+        return dataclasses.replace(manifest, extra=extra)

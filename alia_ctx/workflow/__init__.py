@@ -3,9 +3,9 @@
 The whole configuration is known here and in `cli`; what lies below takes its parts.
 """
 
+from alia_ctx.config.run import HELD_OUT
 from alia_ctx.workflow.chain import finished_checkpoint
 from alia_ctx.workflow.data import (
-    HELD_OUT,
     contamination,
     open_plan,
     open_store,

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from rich.markup import escape
 
-from alia_ctx.config.run import RunConfig
+from alia_ctx.config.run import HELD_OUT, RunConfig
 from alia_ctx.data.packing import (
     Contamination,
     PackPlan,
@@ -21,8 +21,6 @@ from alia_ctx.errors import ConfigError, DataError, Problem
 from alia_ctx.files import exclusive
 from alia_ctx.progress import Meter, meter, say
 from alia_ctx.workflow.chain import run_directory
-
-HELD_OUT = "held_out"
 
 
 def tokenize(

@@ -11,7 +11,7 @@ from typing import Any
 
 from alia_ctx import checkpoint
 from alia_ctx.checkpoint.manifest import Manifest
-from alia_ctx.config.run import RunConfig, position_edges
+from alia_ctx.config.run import HELD_OUT, RunConfig, position_edges
 from alia_ctx.data.tokens import TokenStore
 from alia_ctx.errors import DataError
 from alia_ctx.evaluation.evaluator import Evaluator
@@ -28,7 +28,7 @@ from alia_ctx.workflow.chain import (
     longest_context,
     run_directory,
 )
-from alia_ctx.workflow.data import HELD_OUT, open_store
+from alia_ctx.workflow.data import open_store
 from alia_ctx.workflow.reading import read_json
 
 
@@ -131,10 +131,11 @@ def _evaluate_one(
     )
     checkpoint.open_checkpoint(path, engine)
     engine.load(path / checkpoint.STATE, with_optimizer=False)
+    length = _document_length(run, evaluation, store)
     rows = held_out_rows(
         store,
         context=evaluation.context,
-        length=longest_context(run),
+        length=length,
         documents=run.evaluation.documents,
     )
     title = f"evaluate {evaluation.name}"
@@ -144,20 +145,37 @@ def _evaluate_one(
     if engine.rank == 0:
         result = evaluation.path(run)
         result.parent.mkdir(parents=True, exist_ok=True)
-        made_from = _made_from(run, evaluation, manifest, store.fingerprint)
+        made_from = _made_from(run, evaluation, manifest, store.fingerprint, length)
         write_json(result, sealed(made_from, total.to_json()))
     return total
 
 
+def _document_length(run: RunConfig, evaluation: Evaluation, store: TokenStore) -> int:
+    """Tokens of each document that are shown.
+
+    The report compares on documents of the longest context. What somebody asks for beside
+    it needs them no longer than the context that was asked for.
+    """
+    longest = longest_context(run)
+    has_longest = int(store.lengths.max(initial=0)) >= longest
+    if evaluation.role is Role.ASKED_FOR and not has_longest:
+        return evaluation.context
+    return longest
+
+
 def _made_from(
-    run: RunConfig, evaluation: Evaluation, manifest: Manifest, held_out: str
+    run: RunConfig,
+    evaluation: Evaluation,
+    manifest: Manifest,
+    held_out: str,
+    length: int,
 ) -> dict[str, Any]:
     """What decides a result: the checkpoint, the text, and how much is shown of it."""
     return {
         "checkpoint": checkpoint_statement(manifest),
         "held_out": held_out,
         "context": evaluation.context,
-        "length": longest_context(run),
+        "length": length,
         "documents": run.evaluation.documents,
         "position_edges": position_edges(run),
     }
@@ -182,7 +200,7 @@ def read_result(
         held_out = open_store(run, HELD_OUT).fingerprint
     except DataError:
         held_out = before.get("held_out")
-    now = _made_from(run, evaluation, manifest, held_out)
+    now = _made_from(run, evaluation, manifest, held_out, longest_context(run))
     require_same(before, now, artefact, remedy)
     return PositionBands.from_json(content), before
 

@@ -222,54 +222,6 @@ def test_ignored_tokens_have_no_influence(token: int, seed: int) -> None:
     assert torch.equal(results[0][1], results[1][1])
 
 
-def case_with_ties(vocab_size: int, seed: int) -> tuple[Tensor, Tensor, Tensor]:
-    """Small whole numbers, so that products are exact and equal logits equal to the bit;
-    targets of which most are the argmax, some equal it, and some are ignored.
-    """
-    generator = torch.Generator().manual_seed(seed)
-    hidden = torch.randint(-1, 2, (TOKENS, 4), generator=generator).float()
-    weight = torch.randint(-1, 2, (vocab_size, 4), generator=generator).float()
-    logits = hidden @ weight.T
-    last = vocab_size - 1 - logits.flip(1).argmax(1)
-    draw = torch.rand(TOKENS, generator=generator)
-    any_of = torch.randint(0, vocab_size, (TOKENS,), generator=generator)
-    targets = torch.where(draw < 0.5, logits.argmax(1), last)
-    targets = torch.where(draw > 0.8, any_of, targets)
-    targets[draw > 0.95] = IGNORE
-    return hidden, weight, targets
-
-
-def expected_hits(hidden: Tensor, weight: Tensor, targets: Tensor) -> Tensor:
-    """By NumPy, whose argmax is documented to give the first of equal values."""
-    best = (hidden.double() @ weight.double().T).numpy().argmax(1)
-    return torch.from_numpy(best == targets.numpy())
-
-
-@pytest.mark.parametrize("seed", range(5))
-@pytest.mark.parametrize("chunk", [5, 1000])
-def test_hits_are_the_argmax_of_dense_logits(seed: int, chunk: int) -> None:
-    """And torch's argmax, by which transformers decodes greedily, agrees with NumPy's."""
-    hidden, weight, targets = case_with_ties(WORDS, seed)
-    logits = hidden @ weight.T
-    tied = (logits == logits.amax(1, keepdim=True)).sum(1) > 1
-    hits = expected_hits(hidden, weight, targets)
-    assert tied.any() and hits.any() and (~hits & (targets != IGNORE) & tied).any()
-    assert torch.equal(hits, logits.argmax(1) == targets)
-    for dtype in (torch.float32, torch.bfloat16):  # exact in both
-        for differentiable in (False, True):
-            _, tokens = vocab_parallel_loss(
-                hidden.to(dtype, copy=True).requires_grad_(differentiable),
-                padded(weight, 40).to(dtype),
-                targets,
-                tp_group=Alone(),
-                vocab_size=WORDS,
-                sequence_parallel=False,
-                chunk_tokens=chunk,
-            )
-            assert tokens.hits.dtype == torch.bool and not tokens.hits.requires_grad
-            assert torch.equal(tokens.hits, hits)
-
-
 def test_a_second_backward_is_refused() -> None:
     """The gradients are scaled in place, so a second use would be silently wrong."""
     hidden, weight, targets = random_case()
@@ -335,10 +287,6 @@ def check_parallel(rank: int) -> None:
                 for chunk in (5, 1000):
                     check_layout(tp_group, cp_group, sequence_parallel, ignored, chunk)
     check_shard_without_words(rank)
-    for tp in (2, 4):
-        tp_group, _ = grid(rank, tp, 1)
-        for vocab_size in (5, WORDS):  # 5 over 4 shards of 2: one is padding alone
-            check_hits(tp_group, vocab_size)
 
 
 def grid(rank: int, tp: int, cp: int) -> tuple[Any, Any]:
@@ -397,26 +345,6 @@ def check_layout(
     for ours, theirs in pairs:
         assert torch.isfinite(ours).all()
         assert (ours - theirs).norm() <= TOLERANCE * theirs.norm()
-
-
-def check_hits(tp_group: Any, vocab_size: int) -> None:
-    """Ties within a shard and across shards: the lowest index of all wins."""
-    tp = tp_group.size()
-    for seed in range(5):
-        hidden, weight, targets = case_with_ties(vocab_size, seed)
-        shard = padded(weight, -(-vocab_size // tp) * tp).chunk(tp)[tp_group.rank()]
-        for sequence_parallel in (False, True):
-            own = hidden.chunk(tp)[tp_group.rank()] if sequence_parallel else hidden
-            _, tokens = vocab_parallel_loss(
-                own,
-                shard,
-                targets,
-                tp_group=tp_group,
-                vocab_size=vocab_size,
-                sequence_parallel=sequence_parallel,
-                chunk_tokens=10,
-            )
-            assert torch.equal(tokens.hits, expected_hits(hidden, weight, targets))
 
 
 def check_shard_without_words(rank: int) -> None:

@@ -129,7 +129,8 @@ def _pairs(offsets: np.ndarray, lengths: np.ndarray, row_length: int) -> np.ndar
     sizes *= sizes + 1
     sizes //= 2
     pairs: np.ndarray = np.add.reduceat(sizes, offsets[:-1])
-    return pairs + padding * (padding + 1) // 2
+    pairs += padding * (padding + 1) // 2
+    return pairs
 
 
 def joined_rows(first: PackedRows, second: PackedRows) -> PackedRows:

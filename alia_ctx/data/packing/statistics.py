@@ -4,6 +4,7 @@ its tokens have.
 
 from __future__ import annotations
 
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -63,16 +64,10 @@ def _source_stats(
         usable_owner, weights=corpus.lengths[corpus.usable], minlength=count
     )
     total = trained.sum()
-    trained_documents = np.unique(packed.piece_documents)
-    seen = (
-        np.zeros(corpus.lengths.size, np.int64) if earlier is None else earlier.tokens
-    )
-    seen_by = [
-        seen[low:high] for low, high in zip(corpus.base, corpus.base[1:], strict=False)
-    ]
-    met_before = trained_documents[seen[trained_documents] > 0]
-    in_plan = np.bincount(corpus.source_of(trained_documents), minlength=count)
-    in_both = np.bincount(corpus.source_of(met_before), minlength=count)
+    in_plan = np.zeros(corpus.lengths.size, bool)
+    in_plan[packed.piece_documents] = True
+    seen = np.zeros(in_plan.size, np.int64) if earlier is None else earlier.tokens
+    parts = [slice(low, high) for low, high in pairwise(corpus.base.tolist())]
     return {
         name: {
             "documents": int(documents[number]),
@@ -82,11 +77,13 @@ def _source_stats(
             if tokens[number]
             else 0.0,
             "share": float(trained[number] / total),
-            "trained_documents": int(in_plan[number]),
-            "trained_documents_seen_before": int(in_both[number]),
-            "seen_tokens": int(seen_by[number].sum()),
-            "seen_documents": int(np.count_nonzero(seen_by[number])),
-            "seen_epochs": float(seen_by[number].sum() / tokens[number])
+            "trained_documents": int(np.count_nonzero(in_plan[parts[number]])),
+            "trained_documents_seen_before": int(
+                np.count_nonzero(in_plan[parts[number]] & (seen[parts[number]] > 0))
+            ),
+            "seen_tokens": int(seen[parts[number]].sum()),
+            "seen_documents": int(np.count_nonzero(seen[parts[number]])),
+            "seen_epochs": float(seen[parts[number]].sum() / tokens[number])
             if tokens[number]
             else 0.0,
             "dropped": corpus.dropped[name],

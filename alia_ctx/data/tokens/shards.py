@@ -90,11 +90,14 @@ def encode_all(
     def finished() -> Iterator[_Finished]:
         for number in done:
             yield _Finished(shard_totals(job.work, number), sizes[number], 1)
-        if workers <= 1:
+        useful = workers
+        if not any(shards[number][0].block_bytes for number in missing):
+            useful = min(workers, len(missing))
+        if useful <= 1:
             for number in missing:
                 yield from _encode_here(job, number, shards[number])
-        elif missing:
-            yield from _encode_in_pool(job, shards, missing, workers)
+        else:
+            yield from _encode_in_pool(job, shards, missing, useful)
 
     for each in finished():
         state = TokenizeProgress(

@@ -229,9 +229,9 @@ import sys
 from alia_ctx.data.documents import SourceSpec
 from alia_ctx.data.tokens import tokenize_source
 if __name__ == "__main__":
-    source, tokenizer, out = sys.argv[1:]
+    source, tokenizer, shard_bytes, out = sys.argv[1:]
     spec = SourceSpec(inputs=[source], id_key="name")
-    tokenize_source(spec, "a", tokenizer, out, workers=2, shard_bytes=1500,
+    tokenize_source(spec, "a", tokenizer, out, workers=2, shard_bytes=int(shard_bytes),
                     progress=lambda state: print(state.shards_done, state.shards_total, flush=True))
 """
 
@@ -270,7 +270,7 @@ def test_kill_9_at_any_moment_then_rerun_gives_the_same_bytes(
         source = packed
     script = tmp_path / "run.py"
     script.write_text(_SCRIPT)
-    arguments = (source, tokenizer_dir)
+    arguments = (source, tokenizer_dir, Path("500" if suffix else "1500"))
     whole = _start(script, *arguments, tmp_path / "whole")
     steps = len(whole.communicate()[0].splitlines())
     assert whole.returncode == 0 and steps > 8

@@ -1,0 +1,77 @@
+"""Directories of checkpoints: begun, committed, published, retained, swept."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from alia_ctx import checkpoint
+from alia_ctx.checkpoint.dcp_files import record_file, write_metadata
+from alia_ctx.errors import CheckpointError
+from tests.checkpoint.test_opening import MODEL, ROPE
+
+
+def test_files_of_other_ranks_must_be_here(tmp_path: Path) -> None:
+    """A rank that wrote to a file system of its own: its file would be missing later."""
+    final = tmp_path / "update-00000005"
+    temporary = checkpoint.begin(final)
+    with record_file(temporary / "state", 0) as file:
+        file.append_tensor("w", (0,), torch.arange(4.0))
+    write_metadata(temporary / "state", {"w": ((4,), torch.float32)}, [file.part])
+    known = {"state/__1_0.distcp": {"bytes": 3, "xxh3_128": "0"}}
+    manifest = checkpoint.Manifest("s1", 5, MODEL, ROPE, 64)
+    with pytest.raises(
+        CheckpointError, match=r"__1_0\.distcp: was written by another rank"
+    ):
+        checkpoint.commit(temporary, final, manifest, known=known)
+    assert not final.exists()
+
+
+@pytest.mark.parametrize("what", ["file", "link", "directory", "dangling link"])
+def test_whatever_bears_the_final_name_is_replaced(what: str, tmp_path: Path) -> None:
+    final, other = tmp_path / "update-00000004", tmp_path / "other"
+    other.mkdir()
+    (other / "mine").write_text("kept")
+    if what == "file":
+        final.write_text("x")
+    elif what == "directory":
+        final.mkdir()
+    else:
+        final.symlink_to(other if what == "link" else tmp_path / "nothing")
+    temporary = tmp_path / "new"
+    temporary.mkdir()
+    (temporary / "a").write_text("a")
+    checkpoint.publish(temporary, final)
+    assert [p.name for p in final.iterdir()] == ["a"] and not final.is_symlink()
+    assert (other / "mine").read_text() == "kept"
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["other", "update-00000004"]
+
+
+def test_what_is_in_the_way_of_a_save_is_named(tmp_path: Path) -> None:
+    final = tmp_path / "update-00000004"
+    checkpoint.temporary_path(final).write_text("in the way")
+    with pytest.raises(CheckpointError, match=r"incomplete.*remove what is in the way"):
+        checkpoint.begin(final)
+
+
+def test_retention_counts_no_damaged_ones(tmp_path: Path) -> None:
+    paths = [tmp_path / checkpoint.checkpoint_name(n) for n in (3, 6, 8, 9)]
+    for path in paths:
+        path.mkdir()
+    checkpoint.retain(tmp_path, keep_last=2, keep=[paths[2]])
+    assert checkpoint.list_checkpoints(tmp_path) == paths[1:]
+
+
+def test_what_a_killed_writer_replaced_is_swept_once_its_successor_is_there(
+    tmp_path: Path,
+) -> None:
+    for name in ("update-00000003.replaced", "update-00000006.replaced"):
+        (tmp_path / name).mkdir()
+    (tmp_path / "update-00000006").mkdir()
+    checkpoint.sweep(tmp_path)
+    assert sorted(path.name for path in tmp_path.iterdir()) == [
+        "update-00000003.replaced",
+        "update-00000006",
+    ]
