@@ -154,7 +154,7 @@ def report(size: int, results: dict[str, list[dict[str, float]]]) -> str:
     ]
     for name, runs in results.items():
         cpu, rss = min(run["cpu"] for run in runs), max(run["rss"] for run in runs)
-        own = "| |" if name.startswith("cp") else f"| {cpu:.1f} | {rss:.2f} GB |"
+        own = "| | |" if name.startswith("cp") else f"| {cpu:.1f} | {rss:.2f} GB |"
         speed = (
             f"| {size / best[name] / 1e9:.2f} | {best['cp + sync'] / best[name]:.0%} "
         )

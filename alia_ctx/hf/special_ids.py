@@ -54,6 +54,7 @@ def read_tokenizer(directory: Path, named: Path | None = None) -> Tokenizer:
         vocabulary = dict(loaded.get_vocab())
         ids = {name: getattr(loaded, name) for name in NAMES}
         words = {name: getattr(loaded, name.removesuffix("_id")) for name in NAMES}
+        loaded.model_max_length = 1 << 30  # or it warns of a sample beyond its length
         sample = tuple(loaded.encode(_SAMPLE, add_special_tokens=False))
     # whatever transformers, tokenizers or sentencepiece raise, by what is wrong
     except Exception as error:

@@ -367,6 +367,9 @@ def test_another_model_cannot_be_compared(tmp_path: Path, source: Path) -> None:
         match=r"not one model: num_hidden_layers is 3 .* 4 in the checkpoint",
     ):
         verify(tmp_path / "other", tmp_path / "ck")
+    # How a writer that keeps fp32 states 1e-5.
+    edit_json(source / "config.json", rms_norm_eps=9.999999747378752e-06)
+    assert verify(source, tmp_path / "ck").ok
     edit_json(source / "config.json", rms_norm_eps=1e-3)
     report = verify(source, tmp_path / "ck")
     assert report.config_differences == (
