@@ -129,6 +129,7 @@ def export_hf(
     and model card.
     """
     from alia_ctx.hf import convert
+    from alia_ctx.hf.model_card import rounded_from
     from alia_ctx.hf.ranks import Ranks
 
     with (
@@ -149,7 +150,8 @@ def export_hf(
     if ranks.rank == 0:
         typer.echo(
             f"{hf_dir}: context {manifest.context:,}, RoPE {manifest.rope.type}, "
-            f"stages {', '.join(entry.stage for entry in manifest.ledger) or 'none'}"
+            f"stages {', '.join(entry.stage for entry in manifest.ledger) or 'none'}, "
+            f"{rounded_from(manifest)}"
         )
 
 

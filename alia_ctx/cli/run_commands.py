@@ -54,8 +54,11 @@ def check(
     config: Config, overrides: Overrides = None, stage: StageNames = None
 ) -> None:
     """Check a configuration as a whole; list every violation with its remedy."""
+    from alia_ctx import workflow
+
     names = stage or ()
     run = load_run(config, overrides or (), stages=names, read_text=not names)
+    workflow.check_vocabulary(run, config)
     for name in names or run.stages:
         planned = run.stage(name)
         tokens = planned.rows_per_update * planned.context

@@ -72,7 +72,7 @@ def model_card(
             f"{model.num_attention_heads} / {model.num_key_value_heads}"
         ),
         "vocabulary": f"{model.vocab_size:,}",
-        "weights": dtype,
+        "weights": f"{dtype}; {rounded_from(manifest)}",
         "RoPE": _rope_text(manifest.rope),
         "made from": _origin(manifest),
     }
@@ -94,6 +94,19 @@ def model_card(
             "",
         ]
     )
+
+
+def rounded_from(manifest: Manifest) -> str:
+    """Of what precision the weights were that an export converts, and whether more
+    precise ones were stepped in training.
+    """
+    precision = manifest.extra.get("precision")
+    if not isinstance(precision, dict):
+        given = manifest.extra.get("dtype")
+        return f"from {given} weights" if given else "from weights as they were stored"
+    main = precision.get("main_weights")
+    stepped = f", rounded from the {main} ones of training" if main else ""
+    return f"from {precision.get('weights')} weights{stepped}"
 
 
 def _sources(manifest: Manifest) -> list[str]:

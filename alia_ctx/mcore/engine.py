@@ -136,6 +136,7 @@ class MegatronEngine(Ranks):
             self.chunk,
             self.module.output_layer if self.is_last_pp_rank else None,
             self,
+            vocab_size=model.vocab_size,
             context=context,
             rope=rope,
             head_dim=model.head_dim,

@@ -14,8 +14,8 @@ import numpy as np
 import torch
 from megatron.core.pipeline_parallel import get_forward_backward_func
 
-from alia_ctx.data.packing import PackedRow
-from alia_ctx.errors import LayoutError
+from alia_ctx.data.packing import IGNORE, PackedRow
+from alia_ctx.errors import DataError, LayoutError
 from alia_ctx.mcore.attention import RowGeometry, row_geometry
 from alia_ctx.mcore.output_layer import LossOutputLayer
 from alia_ctx.mcore.runtime import Ranks
@@ -64,6 +64,9 @@ class ForwardBackward:
         chunk: what upstream's schedules drive: this rank's module in its wrappers.
         output_layer: the module's, on the last pipeline rank; None elsewhere.
         ranks: where this rank stands.
+        vocab_size: rows of the model's vocabulary; ids outside are refused on the host,
+            as upstream's embedding reads past its table, or zeroes them under tp, without
+            a word (megatron/core/tensor_parallel/layers.py, VocabParallelEmbedding).
         rope, head_dim: of the rotations of a row's tokens.
         balance: how a row is cut over context-parallel ranks; None for the zigzag.
         forward_context: entered around each forward; decides where activations are kept.
@@ -76,13 +79,15 @@ class ForwardBackward:
         ranks: Ranks,
         *,
         context: int,
+        vocab_size: int,
         rope: RopeSpec,
         head_dim: int,
         balance: Balance | None,
         forward_context: Callable[[], contextlib.AbstractContextManager[Any]],
     ) -> None:
         self.chunk, self.output_layer, self.ranks = chunk, output_layer, ranks
-        self.context, self.forward_context = context, forward_context
+        self.context, self.vocab_size = context, vocab_size
+        self.forward_context = forward_context
         self._geometry = functools.partial(
             row_geometry,
             row_length=context,
@@ -125,9 +130,9 @@ class ForwardBackward:
         geometry = self._geometry(row.doc_offsets)
 
         def local(read: Callable[[int, int], np.ndarray]) -> torch.Tensor:
-            return torch.from_numpy(
-                np.concatenate([read(a, b) for a, b in geometry.rank.ranges])
-            ).to(self.ranks.device)
+            ids = np.concatenate([read(a, b) for a, b in geometry.rank.ranges])
+            self._check_vocabulary(row, ids)
+            return torch.from_numpy(ids).to(self.ranks.device)
 
         return Batch(
             row=row,
@@ -135,6 +140,15 @@ class ForwardBackward:
             tokens=local(row.tokens)[None] if self.ranks.is_first_pp_rank else None,
             targets=local(row.targets) if self.ranks.is_last_pp_rank else None,
         )
+
+    def _check_vocabulary(self, row: PackedRow, ids: np.ndarray) -> None:
+        outside = (ids >= self.vocab_size) | ((ids < 0) & (ids != IGNORE))
+        if outside.any():
+            raise DataError(
+                f"row {row.index}: token id {int(ids[outside][0])} is outside the "
+                f"model's vocabulary of {self.vocab_size}; tokenize with this model's "
+                "tokenizer"
+            )
 
     def _step(
         self, batches: Iterator[Batch], chunk: torch.nn.Module

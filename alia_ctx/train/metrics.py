@@ -57,7 +57,10 @@ class StageMetrics:
             "loss": result.loss,
             "gradient_norm": result.gradient_norm,
             "applied": result.applied,
-            "spike": self._spikes.is_spike(result.loss),
+            # The loss of an update that predicts nothing is 0, and nobody's loss.
+            "spike": self._spikes.is_spike(
+                result.loss if result.predicted_tokens else math.nan
+            ),
             "predicted_tokens": result.predicted_tokens,
             "memory_gib": engine.memory_bytes() / 2**30,
             **self._grouped(engine, result.losses),

@@ -38,7 +38,10 @@ class MetricsLog(AbstractContextManager["MetricsLog"]):
     def past_losses(self) -> list[float]:
         """The losses of the lines that a resumed stage goes on from; NaN where skipped."""
         kept = self._lines.kept if self._lines is not None else []
-        losses = [line.get("loss") for line in kept]
+        losses = [
+            line.get("loss") if line.get("predicted_tokens", 1) else None
+            for line in kept
+        ]
         return [math.nan if loss is None else loss for loss in losses]
 
     def write(self, line: Mapping[str, Any]) -> None:

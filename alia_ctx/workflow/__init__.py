@@ -5,6 +5,7 @@ The whole configuration is known here and in `cli`; what lies below takes its pa
 
 from alia_ctx.config.run import HELD_OUT
 from alia_ctx.workflow.chain import finished_checkpoint
+from alia_ctx.workflow.checking import check_vocabulary
 from alia_ctx.workflow.data import (
     contamination,
     open_plan,
@@ -29,6 +30,7 @@ __all__ = [
     "HELD_OUT",
     "Evaluation",
     "Role",
+    "check_vocabulary",
     "contamination",
     "evaluate",
     "export",

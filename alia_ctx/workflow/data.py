@@ -84,7 +84,9 @@ def tokenize(
 
 
 def open_store(run: RunConfig, source: str) -> TokenStore:
-    """The token store of a source; DataError tells to tokenise first where there is none."""
+    """The token store of a source; DataError tells to tokenise first where there is none,
+    and names a token id that the model has no row for.
+    """
     spec = run.evaluation.held_out if source == HELD_OUT else run.data.sources[source]
     if spec is None:
         raise DataError(
@@ -93,7 +95,9 @@ def open_store(run: RunConfig, source: str) -> TokenStore:
     prefix = Path(spec.store) if spec.store else run_directory(run).store(source)
     if not prefix.with_name(prefix.name + ".idx").is_file():
         raise DataError(f"{prefix}.idx: no such file; run `alia-ctx tokenize` first")
-    return TokenStore(prefix)
+    store = TokenStore(prefix)
+    store.check_vocabulary(run.model.vocab_size)
+    return store
 
 
 def open_stores(run: RunConfig) -> dict[str, TokenStore]:

@@ -16,6 +16,7 @@ from alia_ctx.evaluation.report import Report
 from alia_ctx.progress import say
 from alia_ctx.spec.execution import loss_chunk_tokens
 from alia_ctx.workflow.chain import check_trained
+from alia_ctx.workflow.checking import check_vocabulary
 from alia_ctx.workflow.data import pack, tokenize
 from alia_ctx.workflow.evaluation import standard_evaluations, what_differs
 from alia_ctx.workflow.exporting import export
@@ -79,6 +80,7 @@ def run_all(config: Path, overrides: Sequence[str], run: RunConfig) -> Report:
         )
     for name in run.stages:
         check_trained(run, name)
+    check_vocabulary(run, config)
     tokenize(run)
     # Held-out text has its lengths in tokens now: too short is said before training.
     load_run(config, overrides, read_text=True)

@@ -27,7 +27,8 @@ class RecomputedLoss:
                 f"update {self.update}: loss {self.loss:.9f}; the log has none "
                 "(skipped, or not there)"
             )
-        difference = abs(self.loss - self.logged) / abs(self.logged)
+        # The loss of an update in which nothing is predicted is 0.
+        difference = abs(self.loss - self.logged) / (abs(self.logged) or 1.0)
         return (
             f"update {self.update}: loss {self.loss:.9f}, in the log "
             f"{self.logged:.9f}, relative {difference:.1e}"
