@@ -8,7 +8,7 @@ Counts, nothing is timed. All ways split the same rows of 163,840 tokens:
 - zigzag: the row is cut in 2*cp chunks whatever the documents; keys go only to ranks
   whose queries see them.
 - balanced: the same with up to 8 times as many chunks, dealt by the work in them
-  (`geometry.Balance`).
+  (`nn.context_parallel.Balance`).
 - document: each document is padded to a multiple of 2*cp and cut in 2*cp chunks, and
   all keys visit all ranks (what
   Megatron-Core and TransformerEngine do for packed rows; ring or gather, the bytes are the same).

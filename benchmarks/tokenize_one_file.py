@@ -1,6 +1,6 @@
 """One big compressed file against the same text in 32 files, in turn, several rounds.
 
-The text and the tokenizer are those of benchmarks/tokenize_speed.py. Both contenders go
+The text and the tokenizer are those of benchmarks/tokenizing.py. Both contenders go
 from files to a finished, checksummed store with the same number of workers; the ratio is
 the time of the 32 files over that of the one, by the clock and by CPU time, which
 other jobs on the machine disturb less. The last line says how fast the one

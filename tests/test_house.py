@@ -6,10 +6,9 @@ import ast
 import re
 import sysconfig
 import tokenize
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
-from typing import Any
 
 import pytest
 
@@ -43,42 +42,8 @@ MODULE_NAME = re.compile(r"\balia_ctx((?:\.\w+)+)")
 SITE_PACKAGES = Path(sysconfig.get_path("purelib"))
 
 
-# Known breaches, by test and file. Nothing is added here: mend it, and take it out.
-BREACHES = {
-    "sizes": {
-        "alia_ctx/checkpoint/dcp_store.py",
-        "alia_ctx/config/rules.py",
-        "alia_ctx/hf/safetensors_writer.py",
-        "tests/data/packing/test_packing.py",
-        "tests/data/tokens/test_tokens.py",
-        "tests/hf/test_config.py",
-        "tests/hf/test_conversion.py",
-        "tests/nn/test_linear_cross_entropy.py",
-        "tests/planner/test_planner.py",
-        "tests/train/test_trainer.py",
-    },
-    "names": {
-        "alia_ctx/checkpoint/dcp_store.py",
-        "benchmarks/attention_work.py",
-    },
-}
-
-
 def name_of(file: Path) -> str:
     return str(file.relative_to(ROOT))
-
-
-def held(test: str, files: Sequence[Path]) -> list[Any]:
-    """Parameters of a test; where a breach is known, one that must still fail."""
-    breach = pytest.mark.xfail(strict=True, reason="a known breach: see BREACHES")
-    return [
-        pytest.param(
-            file,
-            id=name_of(file),
-            marks=[breach] if name_of(file) in BREACHES[test] else [],
-        )
-        for file in files
-    ]
 
 
 @cache
@@ -86,7 +51,7 @@ def tree(file: Path) -> ast.Module:
     return ast.parse(file.read_text(encoding="utf-8"))
 
 
-@pytest.mark.parametrize("file", held("sizes", PYTHON))
+@pytest.mark.parametrize("file", PYTHON, ids=name_of)
 def test_sizes(file: Path) -> None:
     lines = file.read_text(encoding="utf-8").splitlines()
     assert len(lines) <= FILE_LINES, f"{len(lines)} lines; split it by what it knows"
@@ -226,7 +191,7 @@ def known(name: str, line: str) -> bool:
     return bool(re.search(r"\w+://\S*" + re.escape(name), line))
 
 
-@pytest.mark.parametrize("file", held("names", [*PYTHON, *PAGES, *OTHER]))
+@pytest.mark.parametrize("file", [*PYTHON, *PAGES, *OTHER], ids=name_of)
 def test_no_stale_name(file: Path) -> None:
     if name_of(file) not in HISTORY and file != Path(__file__):
         assert not stale(file)

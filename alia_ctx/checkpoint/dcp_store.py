@@ -2,11 +2,11 @@
 building a model.
 
 Upstream's own writer takes tensors that exist and keeps one of each name until the file
-is closed; a conversion has no room for that. Any layout loads any chunking (dcp_files.py
-says how the format works), so we cut tensors along rows in chunks of 32 MiB, of which a
-tensor-parallel rank that loads reads few beyond its slice, and write each in blocks
-that stay in the processor's cache: a block is the whole memory of an import, and 2 MiB
-ones take half the processor time of 16 MiB ones.
+is closed; a conversion has no room for that. Any layout loads any chunking
+(checkpoint/dcp_files.py says how the format works), so we cut tensors along rows in
+chunks of 32 MiB, of which a tensor-parallel rank that loads reads few beyond its slice,
+and write each in blocks that stay in the processor's cache: a block is the whole memory
+of an import, and 2 MiB ones take half the processor time of 16 MiB ones.
 
 Nothing here imports Megatron: starting it takes seconds and hundreds of megabytes that
 a conversion does not need.
@@ -312,6 +312,6 @@ def _objects(tensors: Sequence[GlobalTensor]) -> Iterator[tuple[str, Any]]:
     """
     yield COMMON_STATE, {}
     for tensor in tensors:
-        match = _LINEAR.fullmatch(tensor.name)
-        for layer in range(tensor.layers or 0 if match else 0):
-            yield f"{match[1]}._extra_state/shard_{layer}_{tensor.layers}", None  # type: ignore[index]
+        if match := _LINEAR.fullmatch(tensor.name):
+            for layer in range(tensor.layers or 0):
+                yield f"{match[1]}._extra_state/shard_{layer}_{tensor.layers}", None

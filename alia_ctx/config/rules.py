@@ -65,7 +65,8 @@ def _positive(problems: Problems, key: str, part: object, *names: str) -> None:
 
 
 def _default(part: object, name: str) -> object:
-    return next(f.default for f in dataclasses.fields(part) if f.name == name)  # type: ignore[arg-type]
+    fields = dataclasses.fields(part)  # type: ignore[arg-type]
+    return next(f.default for f in fields if f.name == name)
 
 
 def _names(draft: Draft, problems: Problems) -> None:

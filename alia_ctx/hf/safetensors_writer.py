@@ -135,5 +135,5 @@ def _header(shard: Shard) -> bytes:
 
 def _write_whole(stream: object, data: np.ndarray) -> None:
     view = memoryview(data)
-    while view:
-        view = view[stream.write(view) :]  # type: ignore[attr-defined]  # a raw file may write less than asked
+    while view:  # a raw file may write less than asked
+        view = view[stream.write(view) :]  # type: ignore[attr-defined]

@@ -11,6 +11,7 @@ import threading
 import time
 from collections.abc import Callable
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 
 from alia_ctx import checkpoint
@@ -49,6 +50,7 @@ class CheckpointManager:
     ) -> None:
         self.engine, self.root, self.rules = engine, root, rules
         self.notice, self.beat, self.allow = notice, beat, allow
+        self._on_first_rank = partial(_on_first_rank, engine, root)
         self.longest_seconds = 0.0
         self._assets: dict[str, bytes] = {}
         self._whole: Path | None = None  # the newest that we opened or committed
@@ -197,22 +199,6 @@ class CheckpointManager:
     def _say_failed(self, error: str) -> None:
         self.notice(f"{error}; training goes on, the checkpoint before it is intact")
 
-    def _on_first_rank(self, action: Callable[[], None]) -> str | None:
-        """Run `action` on rank 0; its error in words, or None, on every rank."""
-        error = None
-        if self.engine.rank == 0:
-            try:
-                action()
-            except CheckpointError as failure:
-                error = str(failure)
-            except OSError as failure:
-                error = (
-                    f"{failure.filename or self.root}: "
-                    f"{failure.strerror or failure}; check space, quota and permissions"
-                )
-        first: str | None = self.engine.gather_objects(error)[0]
-        return first
-
     # -- reading -----------------------------------------------------------------------
 
     def newest_whole(self) -> Path | None:
@@ -296,3 +282,22 @@ def _patience(manifest: Manifest) -> float:
     return (
         manifest.model.parameters() * _BYTES_PER_PARAMETER / _SLOWEST_BYTES_PER_SECOND
     )
+
+
+def _on_first_rank(
+    engine: Engine, root: Path, action: Callable[[], None]
+) -> str | None:
+    """Run `action` on rank 0; its error in words, or None, on every rank."""
+    error = None
+    if engine.rank == 0:
+        try:
+            action()
+        except CheckpointError as failure:
+            error = str(failure)
+        except OSError as failure:
+            error = (
+                f"{failure.filename or root}: "
+                f"{failure.strerror or failure}; check space, quota and permissions"
+            )
+    first: str | None = engine.gather_objects(error)[0]
+    return first

@@ -44,13 +44,13 @@ RATE = 1e-3
 
 
 def engine_of(layout: Layout, precision: str, attention: str) -> MegatronEngine:
+    config = EngineConfig(
+        precision=precision,  # type: ignore[arg-type]
+        attention=attention,  # type: ignore[arg-type]
+        loss_chunk_tokens=16,
+    )
     return MegatronEngine(
-        ModelSpec(**WIDE),
-        ROPE,
-        CONTEXT,
-        layout,
-        EngineConfig(precision=precision, attention=attention, loss_chunk_tokens=16),  # type: ignore[arg-type]
-        OptimizerConfig(),
+        ModelSpec(**WIDE), ROPE, CONTEXT, layout, config, OptimizerConfig()
     )
 
 

@@ -66,10 +66,11 @@ def tiny(
         "world_size": layout.model_ranks,
         "tokens": 640,
         "update_tokens": 64,
+        "recompute": recompute,
         **changes,
     }
     rope = RopeSpec("default", 10_000)
-    return plan_stage(TINY, rope, 16, layout, recompute=recompute, **arguments)  # type: ignore[arg-type]
+    return plan_stage(TINY, rope, 16, layout, **arguments)  # type: ignore[arg-type]
 
 
 # --- tokens and rows ------------------------------------------------------------------

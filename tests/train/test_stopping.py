@@ -14,7 +14,7 @@ import pytest
 
 from alia_ctx.train.stopping import REQUEUE
 from tests.small_run import command, environment, metrics, write_run
-from tests.train.test_trainer import start
+from tests.train.runs import start
 
 WATCH = """
 import sys, time

@@ -140,8 +140,8 @@ class _Decompressed(io.RawIOBase):
     """All streams of a file, one after another.
 
     BZ2File and LZMAFile take what follows the first stream and is none for the end of
-    the file (Lib/_compression.py, trailing_error): a damaged second stream would be lost
-    without a word.
+    the file (trailing_error in CPython's module _compression): a damaged second stream
+    would be lost without a word.
     """
 
     def __init__(self, raw: IO[bytes], make: Callable[[], Any]) -> None:

@@ -213,7 +213,8 @@ def load_arrays(statement: Statement, *, verify: bool) -> dict[str, np.ndarray]:
                 mode: Literal["r"] | None = "r" if size else None
                 array = np.load(path, mmap_mode=mode, allow_pickle=False)
         # numpy reads a header as Python: a broken one raises tokenize.TokenError,
-        # SyntaxError and others, beside ValueError (numpy/lib/_format_impl.py).
+        # SyntaxError and others, beside ValueError (read_array_header_1_0 and its
+        # helpers in numpy.lib.format).
         except Exception as error:
             raise DataError(
                 f"{path}: missing or broken ({error}); {way_out(statement.directory)}"

@@ -6,8 +6,9 @@ sentences, in five languages, and the generator are ours. See `tasks.RULER` for 
 table, `samples.make_sample` for a row.
 """
 
+from alia_ctx.evaluation.retrieval.haystack import Haystack
 from alia_ctx.evaluation.retrieval.languages import LANGUAGES
-from alia_ctx.evaluation.retrieval.samples import Haystack, Sample, make_sample
+from alia_ctx.evaluation.retrieval.samples import Sample, make_sample
 from alia_ctx.evaluation.retrieval.scores import RetrievalScores
 from alia_ctx.evaluation.retrieval.tasks import RULER, Task
 

@@ -1,6 +1,7 @@
-"""RULER's thirteen tasks as parameters (arXiv 2404.06654, appendix B;
+"""RULER's thirteen tasks as parameters.
 
-`scripts/synthetic.yaml` of its repository).
+From arXiv 2404.06654, appendix B, and from
+https://github.com/NVIDIA/RULER/blob/main/scripts/synthetic.yaml.
 """
 
 from __future__ import annotations

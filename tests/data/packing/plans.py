@@ -8,9 +8,11 @@ from pathlib import Path
 
 import numpy as np
 
-from alia_ctx.data.packing import PackPlan
+from alia_ctx.data.packing import PackPlan, PackSpec
 from alia_ctx.data.tokens import TokenStore, write_store
 
+SPEC = PackSpec("best_fit", "split")
+VERSION_0_1 = Path(__file__).with_name("version_0_1")  # made by that version's code
 LENGTHS = [5, 9, 30, 2, 17] * 8
 
 
@@ -18,6 +20,16 @@ def make_store(folder: Path, lengths: list[int], first: int = 0) -> TokenStore:
     """A store in which each token is a number of its own, from `first`."""
     ends = np.cumsum([first, *lengths])
     return write_store(folder, [np.arange(a, b) for a, b in pairwise(ends)], 1 << 20)
+
+
+def tokens_in(store: TokenStore, keep: object = lambda length: length >= 2) -> set[int]:
+    lengths = store.lengths.tolist()
+    return {
+        int(t)
+        for n, length in enumerate(lengths)
+        if keep(length)
+        for t in store.document(n)
+    }  # type: ignore[operator]
 
 
 def tokens_of(plan: PackPlan, rows: range | None = None) -> Counter[int]:

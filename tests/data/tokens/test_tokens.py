@@ -1,16 +1,9 @@
-"""Token stores: Megatron's format, exact tokens, restarts that change no byte."""
+"""Token stores: Megatron's format, exact tokens, and what is refused."""
 
 from __future__ import annotations
 
-import gzip
 import json
-import os
-import random
-import signal
 import struct
-import subprocess
-import sys
-import time
 from itertools import chain
 from pathlib import Path
 
@@ -22,31 +15,8 @@ from tokenizers import Tokenizer
 from alia_ctx.data.documents import SourceSpec
 from alia_ctx.data.tokens import TokenStore, token_dtype, tokenize_source, write_store
 from alia_ctx.errors import DataError
-from tests.paths import ROOT
-from tests.text_data import save_tokenizer, varied_texts, write_jsonl
-
-TEXTS = varied_texts(120)
-SHARD = 4000
-
-
-@pytest.fixture(scope="module")
-def tokenizer_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return save_tokenizer(tmp_path_factory.mktemp("tokenizer") / "hf")
-
-
-@pytest.fixture
-def spec(tmp_path: Path) -> SourceSpec:
-    return SourceSpec(
-        inputs=[str(write_jsonl(tmp_path / "a.jsonl", TEXTS))], id_key="name"
-    )
-
-
-def files_of(folder: Path) -> dict[str, bytes]:
-    return {
-        str(path.relative_to(folder)): path.read_bytes()
-        for path in sorted(folder.rglob("*"))
-        if path.is_file()
-    }
+from tests.data.tokens.stores import SHARD, TEXTS, files_of
+from tests.text_data import write_jsonl
 
 
 def test_store_holds_the_tokens_of_each_document(
@@ -169,160 +139,6 @@ def test_a_foreign_store_is_not_overwritten(
     assert TokenStore(tmp_path / "out" / "a").n_documents == len(TEXTS)
 
 
-class StopError(Exception):
-    pass
-
-
-def test_an_interrupted_run_goes_on_where_it_was(
-    tmp_path: Path, spec: SourceSpec, tokenizer_dir: Path
-) -> None:
-    tokenize_source(spec, "a", tokenizer_dir, tmp_path / "whole", shard_bytes=SHARD)
-
-    def stop(state: object) -> None:
-        if state.shards_done == 2:  # type: ignore[attr-defined]
-            raise StopError
-
-    out = tmp_path / "out"
-    with pytest.raises(StopError):
-        tokenize_source(spec, "a", tokenizer_dir, out, shard_bytes=SHARD, progress=stop)
-    assert not (out / "a.json").exists()
-    with pytest.raises(DataError, match="unfinished run that differs"):
-        tokenize_source(
-            spec, "a", tokenizer_dir, out, shard_bytes=SHARD, append_eos=False
-        )
-    seen: list[int] = []
-    report = tokenize_source(
-        spec,
-        "a",
-        tokenizer_dir,
-        out,
-        shard_bytes=SHARD,
-        progress=lambda state: seen.append(state.tokens),
-    )
-    assert (
-        report.shards_reused == 2
-        and len(seen) == report.shards
-        and seen[-1] == report.tokens
-    )
-    assert files_of(out) == files_of(tmp_path / "whole")
-
-
-def test_a_damaged_shard_is_noticed(
-    tmp_path: Path, spec: SourceSpec, tokenizer_dir: Path
-) -> None:
-    out = tmp_path / "out"
-
-    def stop(_state: object) -> None:
-        raise StopError
-
-    with pytest.raises(StopError):
-        tokenize_source(spec, "a", tokenizer_dir, out, shard_bytes=SHARD, progress=stop)
-    shard = out / "a.work" / "shard-000000.bin"
-    shard.write_bytes(b"\x01" + shard.read_bytes()[1:])
-    with pytest.raises(DataError, match="not what was written"):
-        tokenize_source(spec, "a", tokenizer_dir, out, shard_bytes=SHARD)
-    assert not (out / "a.bin").exists()
-
-
-_SCRIPT = """
-import sys
-from alia_ctx.data.documents import SourceSpec
-from alia_ctx.data.tokens import tokenize_source
-if __name__ == "__main__":
-    source, tokenizer, shard_bytes, out = sys.argv[1:]
-    spec = SourceSpec(inputs=[source], id_key="name")
-    tokenize_source(spec, "a", tokenizer, out, workers=2, shard_bytes=int(shard_bytes),
-                    progress=lambda state: print(state.shards_done, state.shards_total, flush=True))
-"""
-
-
-def _start(script: Path, *arguments: Path) -> subprocess.Popen[str]:
-    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
-    command = [sys.executable, str(script), *map(str, arguments)]
-    return subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, text=True)
-
-
-def _children(process: int) -> set[int]:
-    tasks = Path(f"/proc/{process}/task/{process}/children")
-    return (
-        {int(each) for each in tasks.read_text().split()} if tasks.exists() else set()
-    )
-
-
-def _alive(process: int) -> bool:
-    try:
-        return (
-            Path(f"/proc/{process}/stat").read_text().rsplit(")", 1)[1].split()[0]
-            != "Z"
-        )
-    except FileNotFoundError:
-        return False
-
-
-@pytest.mark.parametrize("suffix", ["", ".gz"])
-def test_kill_9_at_any_moment_then_rerun_gives_the_same_bytes(
-    tmp_path: Path, spec: SourceSpec, tokenizer_dir: Path, suffix: str
-) -> None:
-    source = Path(spec.inputs[0])
-    if suffix:  # one stream, spread over the workers in blocks
-        packed = source.with_name("packed.jsonl.gz")
-        packed.write_bytes(gzip.compress(source.read_bytes(), mtime=0))
-        source = packed
-    script = tmp_path / "run.py"
-    script.write_text(_SCRIPT)
-    arguments = (source, tokenizer_dir, Path("500" if suffix else "1500"))
-    whole = _start(script, *arguments, tmp_path / "whole")
-    steps = len(whole.communicate()[0].splitlines())
-    assert whole.returncode == 0 and steps > 8
-    out = tmp_path / "out"
-    chance = random.Random(5)
-    moments = [0, 1, steps // 2, steps - 1, steps]  # the last one: while joining
-    for wait_for in moments[:: 2 if suffix else 1]:
-        process = _start(script, *arguments, out)
-        lines = iter(process.stdout or ())
-        for _ in range(wait_for):
-            next(lines, "")
-        time.sleep(0.5 if not wait_for else chance.random() * 0.02)
-        children = _children(process.pid)
-        process.send_signal(signal.SIGKILL)
-        process.wait()
-        process.stdout.close()  # type: ignore[union-attr]
-        deadline = time.monotonic() + 30
-        while any(map(_alive, children)) and time.monotonic() < deadline:
-            time.sleep(0.05)
-        assert not any(map(_alive, children)), "workers outlive a killed parent"
-    final = _start(script, *arguments, out)
-    final.communicate()
-    assert final.returncode == 0
-    assert files_of(out) == files_of(tmp_path / "whole")
-
-
-@pytest.mark.parametrize("point", ["a.bin", "a.idx", "a.documents.parquet", "a.json"])
-def test_a_death_before_each_final_rename_is_repaired(
-    tmp_path: Path,
-    spec: SourceSpec,
-    tokenizer_dir: Path,
-    point: str,
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    tokenize_source(spec, "a", tokenizer_dir, tmp_path / "whole", shard_bytes=SHARD)
-    real = os.replace
-
-    def replace(source: Path, target: Path) -> None:
-        if Path(target).name == point:
-            raise StopError
-        real(source, target)
-
-    out = tmp_path / "out"
-    with monkeypatch.context() as patched:
-        patched.setattr(os, "replace", replace)
-        with pytest.raises(StopError):
-            tokenize_source(spec, "a", tokenizer_dir, out, shard_bytes=SHARD)
-    (out / ".a.bin.999999.tmp").write_bytes(b"what kill -9 leaves")
-    tokenize_source(spec, "a", tokenizer_dir, out, shard_bytes=SHARD)
-    assert files_of(out) == files_of(tmp_path / "whole")
-
-
 def test_dirt_is_reported_and_nothing_left_is_an_error(
     tmp_path: Path, tokenizer_dir: Path
 ) -> None:
@@ -396,16 +212,6 @@ def test_directories_without_tokenizer_json_go_through_transformers(
     assert (tmp_path / "out" / "fast.bin").read_bytes() == (
         tmp_path / "out" / "slow.bin"
     ).read_bytes()
-
-
-def test_a_second_run_at_the_same_time_is_refused(
-    tmp_path: Path, spec: SourceSpec, tokenizer_dir: Path
-) -> None:
-    def second(_state: object) -> None:
-        tokenize_source(spec, "a", tokenizer_dir, tmp_path / "out")
-
-    with pytest.raises(DataError, match="another run is writing"):
-        tokenize_source(spec, "a", tokenizer_dir, tmp_path / "out", progress=second)
 
 
 def _damage(prefix: Path, kind: str) -> None:

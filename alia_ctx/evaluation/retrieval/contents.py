@@ -1,0 +1,262 @@
+"""What a retrieval task puts into a row: needles, variables, words or facts to hide, what
+hides them, the question and its answers.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from itertools import cycle, pairwise
+
+import numpy as np
+
+from alia_ctx.errors import DataError
+from alia_ctx.evaluation.retrieval.draws import Draws
+from alia_ctx.evaluation.retrieval.haystack import Encode, Haystack
+from alia_ctx.evaluation.retrieval.languages import LANGUAGES
+from alia_ctx.evaluation.retrieval.tasks import RULER
+
+
+@dataclass(frozen=True)
+class Content:
+    """What a task puts into a row:
+
+    sentences to hide (with their depths), the filling, question and answers.
+    """
+
+    instruction: str
+    hidden: list[tuple[float, str]]
+    filling: Iterator[np.ndarray]
+    question: str
+    lead: str
+    answers: list[str]
+    depths: tuple[float, ...]
+
+
+class ContentMaker:
+    """Draws the content of a row of `length` tokens for one of RULER's tasks."""
+
+    def __init__(
+        self,
+        task: str,
+        length: int,
+        encode: Encode,
+        random: np.random.Generator,
+        language: str,
+        haystack: Haystack | None,
+        depth: float | None,
+    ) -> None:
+        self.name, self.task, self.length = task, RULER[task], length
+        self.encode, self.words = encode, LANGUAGES[language]
+        self.haystack, self.depth, self.random = haystack, depth, random
+        self.draws = Draws(random, self.words)
+
+    def make(self) -> Content:
+        return {
+            "needles": self._needles,
+            "variables": self._variables,
+            "common_words": self._common_words,
+            "frequent_words": self._frequent_words,
+            "question": self._question,
+        }[self.task.form]()
+
+    def _line(self, text: str) -> np.ndarray:
+        return as_line(self.encode, text)
+
+    def _filling(self) -> Iterator[np.ndarray]:
+        if self.task.haystack == "noise":
+            return cycle([self._line(sentence) for sentence in self.words.noise])
+        if self.task.haystack == "needles":
+            return self._distractors()
+        if self.haystack is None:
+            raise DataError(
+                f"{self.name} hides its needles in text; give a haystack of documents"
+            )
+        return self.haystack.lines(self.random)
+
+    def _distractors(self) -> Iterator[np.ndarray]:
+        while True:
+            yield self._line(
+                self.words.needle.format(key=self._key(), value=self._value())
+            )
+
+    def _key(self) -> str:
+        return self.draws.fresh(
+            self.draws.uuid if self.task.key_type == "uuids" else self.draws.pair
+        )
+
+    def _value(self) -> str:
+        if self.task.value_type == "uuids":
+            return self.draws.fresh(self.draws.uuid)
+        return self.draws.fresh(
+            lambda: str(self.random.integers(1_000_000, 10_000_000))
+        )
+
+    def _depths(self, count: int) -> list[float]:
+        if self.depth is not None and count == 1:
+            return [self.depth]
+        return sorted(self.random.random(count).tolist())
+
+    def _needles(self) -> Content:
+        task, words = self.task, self.words
+        values = {
+            self._key(): [self._value() for _ in range(task.values)]
+            for _ in range(task.keys)
+        }
+        order = [(key, value) for key, given in values.items() for value in given]
+        depths = self._depths(len(order))
+        if task.values == 1:
+            order = [order[i] for i in self.random.permutation(len(order))]
+        hidden = [
+            (depth, words.needle.format(key=key, value=value))
+            for depth, (key, value) in zip(depths, order, strict=True)
+        ]
+        asked = [key for key, _ in order][:: task.values]
+        if task.queries < len(asked):
+            chosen = self.random.permutation(len(asked))[: task.queries]
+            asked = [asked[i] for i in chosen]
+        places = dict(zip(((k, v) for k, v in order), depths, strict=True))
+        answers = [value for key in asked for value in values[key]]
+        key = ", ".join(asked)
+        question, lead = words.needle_question, words.needle_answer
+        if task.values > 1:
+            question, lead = words.values_question, words.values_answer
+        elif task.queries > 1:
+            question, lead = words.keys_question, words.keys_answer
+        return Content(
+            words.instruction,
+            hidden,
+            self._filling(),
+            question.format(key=key),
+            lead.format(key=key),
+            answers,
+            tuple(places[key, value] for key in asked for value in values[key]),
+        )
+
+    def _variables(self) -> Content:
+        words, chains = self.words, []
+        hidden: list[tuple[float, str]] = []
+        for _ in range(self.task.chains):
+            value = self.draws.fresh(lambda: str(self.random.integers(10_000, 100_000)))
+            names = [
+                self.draws.fresh(self.draws.coded) for _ in range(self.task.hops + 1)
+            ]
+            depths = self._depths(len(names))
+            texts = [words.assign.format(name=names[0], value=value)]
+            texts += [
+                words.copy.format(name=name, other=other)
+                for other, name in pairwise(names)
+            ]
+            hidden += list(zip(depths, texts, strict=True))
+            chains.append((value, names, depths))
+        value, names, depths = chains[0]
+        return Content(
+            words.instruction,
+            hidden,
+            self._filling(),
+            words.variables_question.format(value=value),
+            words.variables_answer.format(value=value),
+            names,
+            tuple(depths),
+        )
+
+    def _common_words(self) -> Content:
+        task, words = self.task, self.words
+        common = [self.draws.fresh(self.draws.pair) for _ in range(task.words)]
+        rest = (
+            self.length
+            - sum(len(self._line(f"1. {word}")) for word in common) * task.common
+        )
+        entries = [word for word in common for _ in range(task.common)]
+        if (
+            rest < self.length // 4
+        ):  # the common words would be most of the list, or not all there
+            raise DataError(
+                f"{self.name} lists {len(entries)} entries of common words, "
+                f"{self.length - rest} tokens with this "
+                f"tokenizer, and cannot hide them in {self.length}; ask for longer rows"
+            )
+        while rest > 0:
+            word = self.draws.fresh(self.draws.pair)
+            entries += [word] * task.uncommon
+            rest -= task.uncommon * len(self._line(f"100. {word}"))
+        order = self.random.permutation(len(entries))
+        lines = (self._line(f"{n}. {entries[i]}") for n, i in enumerate(order, 1))
+        question = words.common_question.format(count=task.words)
+        lead = words.common_answer.format(count=task.words)
+        first = {entries[i]: n for n, i in reversed(list(enumerate(order)))}
+        return Content(
+            words.list_instruction,
+            [],
+            lines,
+            question,
+            lead,
+            sorted(common, key=first.__getitem__),
+            (),
+        )
+
+    def _frequent_words(self) -> Content:
+        words = self.words
+        size = len(self._line(self.draws.coded()))
+        total = max(64, self.length // max(1, size))
+        shares = np.arange(1, 1 + total // 8, dtype=np.float64) ** -self.task.alpha
+        counts = np.maximum(1, np.round(shares / shares.sum() * total)).astype(int)
+        coded = [self.draws.fresh(self.draws.coded) for _ in counts]
+        entries = [
+            word
+            for word, count in zip(coded, counts, strict=True)
+            for _ in range(count)
+        ]
+        lines = (
+            self._line(entries[i]) for i in cycle(self.random.permutation(len(entries)))
+        )
+        return Content(
+            words.list_instruction,
+            [],
+            lines,
+            words.frequent_question,
+            words.frequent_answer,
+            coded[:3],
+            (),
+        )
+
+    def _question(self) -> Content:
+        words = self.words
+        people = [self.draws.person() for _ in range(2)]
+        depths = self._depths(1 + self.task.hops)
+        thing = self.draws.pair()
+        hidden = [(depths[-1], self._record(people[0], thing))]
+        asked, question, lead = people[0], words.fact_question, words.fact_answer
+        if self.task.hops:
+            hidden.append(
+                (
+                    depths[0],
+                    words.hop.format(
+                        number=self.draws.number(), person=people[1], other=people[0]
+                    ),
+                )
+            )
+            asked, question, lead = people[1], words.hop_question, words.hop_answer
+        return Content(
+            words.instruction,
+            hidden,
+            (
+                self._line(self._record(self.draws.person(), self.draws.pair()))
+                for _ in iter(int, 1)
+            ),
+            question.format(person=asked),
+            lead.format(person=asked),
+            [thing],
+            tuple(depths),
+        )
+
+    def _record(self, person: str, thing: str) -> str:
+        place = self.draws.coded().capitalize()
+        return self.words.fact.format(
+            number=self.draws.number(), person=person, place=place, thing=thing
+        )
+
+
+def as_line(encode: Encode, text: str) -> np.ndarray:
+    """Ids of a text as a line of its own."""
+    return np.asarray(encode(text + "\n"), np.int64)
