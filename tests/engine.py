@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from alia_ctx import checkpoint
+from alia_ctx.checkpoint.manifest import Manifest
 from alia_ctx.config.run import EngineConfig, OptimizerConfig
 from alia_ctx.data.packing import PackedRow
 from alia_ctx.mcore.engine import MegatronEngine
@@ -109,3 +112,22 @@ def save(engine: MegatronEngine, state: Path, *, with_optimizer: bool = True) ->
         state.mkdir(parents=True)
     engine.barrier()
     engine.begin_save(state.parent, with_optimizer=with_optimizer).finish()
+
+
+def save_checkpoint(
+    engine: MegatronEngine, target: Path, manifest: Manifest, assets: Path | None = None
+) -> None:
+    """Commit the engine's state as the checkpoint `target`, as the trainer does.
+
+    Collective.
+    """
+    temporary = checkpoint.temporary_path(target)
+    if engine.rank == 0:
+        checkpoint.begin(target)
+        if assets is not None:
+            shutil.copytree(assets, temporary / checkpoint.ASSETS)
+    engine.barrier()
+    files = engine.begin_save(temporary).finish()
+    if engine.rank == 0:
+        checkpoint.commit(temporary, target, manifest, known=files)
+    engine.barrier()

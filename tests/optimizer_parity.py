@@ -9,8 +9,6 @@ matrices alone. The engine's weights come back through its checkpoint and the ex
 from __future__ import annotations
 
 import itertools
-import json
-import shutil
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +20,7 @@ from alia_ctx.config.run import EngineConfig, OptimizerConfig
 from alia_ctx.data.packing import PackedRow
 from alia_ctx.spec.layout import Layout
 from tests import hf_models
+from tests.engine import save_checkpoint
 
 UPDATES, RATE = 5, 1e-5
 # A decay that shows: 5 * 1e-5 * 2.0 is 1e-4 of a weight, against a tolerance of 1e-6. The
@@ -105,7 +104,6 @@ def train_all(rank: int, folder: str, world: int) -> None:
     """Every model on every layout of `world` ranks, from FOLDER/MODEL/start to
     FOLDER/MODEL/LAYOUT.
     """
-    import torch.distributed as dist
 
     from alia_ctx import checkpoint
     from alia_ctx.mcore.engine import MegatronEngine
@@ -129,14 +127,7 @@ def train_all(rank: int, folder: str, world: int) -> None:
                     )
                     engine.train_update(rows(update)[share], RATE)
                 target = Path(folder) / model / name
-                if rank == 0:
-                    (target / checkpoint.STATE).mkdir(parents=True)
-                    shutil.copytree(start / "assets", target / "assets")
-                    (target / "manifest.json").write_text(
-                        json.dumps({**manifest.to_json(), "files": {}})
-                    )
-                dist.barrier()
-                engine.begin_save(target).finish()
+                save_checkpoint(engine, target, manifest, start / "assets")
 
 
 def differences(folder: Path) -> dict[str, dict[str, float]]:

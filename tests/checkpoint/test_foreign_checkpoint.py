@@ -20,7 +20,7 @@ from alia_ctx import checkpoint, workflow
 from alia_ctx.checkpoint.dcp_files import COMMON_STATE
 from alia_ctx.config.load import load_run
 from alia_ctx.errors import AliaError
-from alia_ctx.train.run_directory import finished_checkpoint
+from alia_ctx.workflow import finished_checkpoint
 from alia_ctx.workflow.evaluation import standard_evaluations
 from tests.checkpoint.test_closed_pickles import Call
 from tests.distributed import run_distributed

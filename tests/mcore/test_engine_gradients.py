@@ -7,7 +7,6 @@ compared under its Hugging Face name.
 
 from __future__ import annotations
 
-import json
 import os
 from pathlib import Path
 from typing import Any
@@ -25,6 +24,7 @@ from alia_ctx.spec.layout import Layout
 from alia_ctx.spec.rope import RopeSpec
 from tests import dense, hf_models
 from tests.distributed import run_distributed
+from tests.engine import save_checkpoint
 
 CONTEXT = hf_models.CONTEXT
 LENGTHS = (
@@ -118,8 +118,6 @@ def norm(x: Tensor, weight: Tensor, config: Any) -> Tensor:
 
 def save_gradients(rank: int, folder: str, layouts: list[Layout]) -> list[float]:
     """A checkpoint of gradients for each layout; the losses."""
-    import torch.distributed as dist
-
     from alia_ctx.config.run import EngineConfig, OptimizerConfig
     from alia_ctx.mcore.engine import MegatronEngine
     from alia_ctx.mcore.runtime import Distributed
@@ -145,14 +143,7 @@ def save_gradients(rank: int, folder: str, layouts: list[Layout]) -> list[float]
             losses.append(loss)
             put_gradients_into_weights(engine)
             target = Path(folder) / f"gradients-{number}"
-            if rank == 0:
-                (target / "state").mkdir(parents=True)
-                (target / "assets").symlink_to(Path(folder) / "ck/assets")
-                (target / "manifest.json").write_text(
-                    json.dumps({**manifest.to_json(), "files": {}})
-                )
-            dist.barrier()
-            engine.begin_save(target, with_optimizer=True).finish()
+            save_checkpoint(engine, target, manifest, Path(folder) / "ck/assets")
     return losses
 
 

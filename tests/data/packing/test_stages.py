@@ -130,7 +130,7 @@ def test_inspecting_counts_what_is_held_out_text(
     documents = [chance.integers(0, VOCABULARY, 300) for _ in range(40)]
     text = write_store(tmp_path / "text", documents, VOCABULARY)
     held_out = [text.document(7), text.document(9)[3:]]
-    write_store(tmp_path / "heldout", [np.asarray(t) for t in held_out], VOCABULARY)
+    write_store(tmp_path / "held_out", [np.asarray(t) for t in held_out], VOCABULARY)
     config = str(tmp_path / "run.yaml")
     shown = alia("pack", config, "--stage", "short", "--inspect")
     table = shown.stdout.partition("in the held-out text (2 of its")[2]
@@ -144,7 +144,7 @@ def test_inspecting_counts_what_is_held_out_text(
     plan = workflow.pack(run, "short", overwrite=True)
     assert not {7, 9} & {document for document, _ in trained(plan)}
     workflow.open_plan(run, "short")
-    write_store(tmp_path / "heldout", [np.arange(90)], VOCABULARY)
+    write_store(tmp_path / "held_out", [np.arange(90)], VOCABULARY)
     with pytest.raises(DataError, match=r"held_out: .* in the plan, .* now"):
         workflow.open_plan(run, "short")
 
@@ -153,6 +153,6 @@ def test_a_run_that_evaluates_on_its_training_text_is_refused(
     tmp_path: Path, small_run: Run
 ) -> None:
     for suffix in (".bin", ".idx"):
-        shutil.copy(tmp_path / f"text{suffix}", tmp_path / f"heldout{suffix}")
+        shutil.copy(tmp_path / f"text{suffix}", tmp_path / f"held_out{suffix}")
     with pytest.raises(DataError, match="has the same tokens as source text"):
         workflow.pack(small_run(), "short")
