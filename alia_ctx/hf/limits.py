@@ -75,7 +75,9 @@ def lift_tokenizer(document: Mapping[str, Any]) -> dict[str, Any]:
     return lifted
 
 
-def _is_limit(key: str) -> bool:
+def _is_limit(key: object) -> bool:
+    if not isinstance(key, str):  # to_dict() of transformers has id2label by number
+        return False
     if key in _KEPT or key.endswith("_token_id"):
         return key in _DERIVED_FROM_LENGTH
     return key in _DERIVED_FROM_LENGTH or _LENGTH.fullmatch(key) is not None
