@@ -121,7 +121,8 @@ def import_hf(
                 temporary, ckpt_dir, manifest, overwrite=replaces, known=known
             )
 
-        return ranks.first(complete)
+        committed: Manifest = ranks.first(complete)
+        return committed
 
 
 def export_hf(

@@ -76,7 +76,7 @@ def lift_tokenizer(document: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _is_limit(key: object) -> bool:
-    if not isinstance(key, str):  # labels by number
+    if not isinstance(key, str):  # to_dict() of transformers has id2label by number
         return False
     if key in _KEPT or key.endswith("_token_id"):
         return key in _DERIVED_FROM_LENGTH

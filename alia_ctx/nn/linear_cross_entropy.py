@@ -75,7 +75,7 @@ def vocab_parallel_loss(
     differentiate = torch.is_grad_enabled() and (
         hidden.requires_grad or weight_vH.requires_grad
     )
-    total, values_T, hits_T = _LinearCrossEntropy.apply(
+    total, values_T, hits_T = _LinearCrossEntropy.apply(  # type: ignore[no-untyped-call]
         tokens_H, weight_vH, targets_T, head, differentiate
     )
     return total, TokenLosses(values_T, hits_T)

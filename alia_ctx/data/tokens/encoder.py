@@ -130,7 +130,8 @@ class TextEncoder:
         unknown_is_text = not any(
             self.special[token] == self._unknown for token in spelled
         )
-        return control[control != self._unknown] if unknown_is_text else control
+        kept: np.ndarray = control[control != self._unknown]
+        return kept if unknown_is_text else control
 
     def _framed(self, ids: np.ndarray) -> np.ndarray:
         """BOS and EOS around `ids`, unless they are there already."""
