@@ -20,6 +20,7 @@ from __future__ import annotations
 
 import argparse
 import ctypes
+import multiprocessing
 import os
 import random
 import shutil
@@ -33,6 +34,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from multiprocessing import forkserver
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
@@ -276,6 +278,19 @@ def unmounted_later(stage: Stage) -> Iterator[None]:
             subprocess.run(["umount", str(stage.root)], check=True)
 
 
+def preload_server() -> None:
+    """Have the server that ranks are forked from import the command too, once."""
+    multiprocessing.set_forkserver_preload(
+        [
+            "alia_ctx.cli.run_commands",
+            "alia_ctx.mcore.engine",
+            "alia_ctx.workflow.training",
+            "tests.disturbed_stage",
+        ]
+    )
+    forkserver.ensure_running()
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -285,12 +300,16 @@ def main() -> int:
     parser.add_argument(
         "--first", type=int, default=0, help="number of the first round"
     )
+    parser.add_argument(
+        "--minutes", type=float, default=600, help="begin no round after that long"
+    )
     arguments = parser.parse_args()
     if not _mounts() and can_mount():  # what is mounted in there goes when we go
         os.environ[IN_NAMESPACE] = "1"
         os.execvp("unshare", ["unshare", "-rm", sys.executable, *sys.argv])
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))
     ctypes.CDLL(None).prctl(PR_SET_CHILD_SUBREAPER, 1)
+    preload_server()
     began, counts, differences = time.monotonic(), Counter[tuple[str, str]](), {}
     starts = killed = 0
     with tempfile.TemporaryDirectory(prefix="chaos-") as folder:

@@ -131,6 +131,9 @@ class Stage:
             )
         except AssertionError as error:
             died = str(error)
+        except TimeoutError as error:
+            self.events.append(f"{event}: {error}")
+            raise
         said = "".join(
             Path(f"{words}-{rank}.err").read_text()
             for rank in range(ranks)
