@@ -6,6 +6,7 @@ spoils a checkpoint that lies there.
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import json
 import os
@@ -19,6 +20,8 @@ from pathlib import Path
 from typing import Any
 
 from tests.checkpoint.test_opening import failing
+
+_LASTING = contextlib.ExitStack()  # what lasts as long as the process
 
 
 @dataclass(frozen=True)
@@ -90,7 +93,7 @@ class Vanish:
             os.unshare(os.CLONE_NEWNS)
             mount_tmpfs(self.place)
         else:
-            failing(self.place, self.fault).__enter__()
+            _LASTING.enter_context(failing(self.place, self.fault))
 
 
 @dataclass(frozen=True)
