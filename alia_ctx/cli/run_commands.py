@@ -59,6 +59,8 @@ def check(
     names = stage or ()
     run = load_run(config, overrides or (), stages=names, read_text=not names)
     workflow.check_vocabulary(run, config)
+    if not run.deferred(run.tokenizer):
+        workflow.require_same_text(run)
     for name in names or run.stages:
         planned = run.stage(name)
         tokens = planned.rows_per_update * planned.context

@@ -160,8 +160,11 @@ class ExportAssets:
         generation = load_json(file) if file.is_file() else {}
         stated = {name: config[name] for name in special_ids.NAMES}
         generation = special_ids.reconcile({**stated, **generation}, ids, vocab_size)
+        for name in special_ids.NAMES:  # what one of the two cannot say, the other does
+            if generation[name] is None:
+                generation[name] = config[name]
         write_json(file, generation)
-        if config["eos_token_id"] is None:
+        if generation["eos_token_id"] is None:
             notes.append(
                 "neither tokenizer nor configuration names a token that ends a text: "
                 "generation will not stop by itself"

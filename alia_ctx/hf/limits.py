@@ -8,6 +8,7 @@ stand, else dropped.
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Mapping
 from typing import Any
@@ -44,7 +45,7 @@ def lift_generation(document: Mapping[str, Any], context: int) -> dict[str, Any]
     lifted = without_limits(document)
     stated = document.get("max_length")
     if stated is not None:
-        is_number = type(stated) in (int, float)
+        is_number = type(stated) in (int, float) and math.isfinite(stated)
         lifted["max_length"] = max(context, int(stated)) if is_number else context
     return lifted
 

@@ -106,17 +106,16 @@ def reconcile(
 
     An id that the tokenizer does not have stays as it was, so long as the model has a
     row for it, and is null else: an absent key would mean the default of the model's
-    class. A list of stop tokens that holds the tokenizer's own stays a list.
+    class. Of a list of stop tokens those without a row are dropped; one that holds the
+    tokenizer's own stays a list.
     """
     reconciled = dict(document)
     for name in NAMES:
         stated, told = document.get(name), ids.get(name)
         is_list = isinstance(stated, list) and name == "eos_token_id"
-        values = stated if is_list else [stated]
-        if not values or not all(
-            type(value) is int and 0 <= value < vocab_size for value in values
-        ):
-            stated = None
-        keeps = told is None or (is_list and stated is not None and told in stated)
-        reconciled[name] = stated if keeps else told
+        values = (stated or []) if is_list else [stated]
+        usable = [v for v in values if type(v) is int and 0 <= v < vocab_size]
+        kept = usable if is_list and usable else next(iter(usable), None)
+        keeps = told is None or (is_list and told in usable)
+        reconciled[name] = kept if keeps else told
     return reconciled

@@ -274,7 +274,7 @@ class MegatronEngine(Ranks):
             self._training()
         model = self.module.sharded_state_dict()
         with self.loading(directory), open_state(directory) as reader:
-            self._check_tables(model, reader)
+            _check_tables(model, reader, self.model.vocab_size)
             # In bf16 the weights are the main weights rounded, and half the bytes.
             if self.config.precision == "fp32" and holds_main_weights(reader):
                 model = as_main_weights(model)
@@ -292,16 +292,16 @@ class MegatronEngine(Ranks):
                 )
             self.optimizer.publish()
 
-    def _check_tables(self, model: dict[str, Any], reader: StateReader) -> None:
-        """Upstream takes a vocabulary's table of any number of rows, as padding changes
-        with tp, and leaves rows that are not there as they were
-        (megatron/core/models/common/language_module/language_module.py). A checkpoint
-        of a smaller vocabulary would thus load with rows that were never trained.
-        """
-        for key in table_keys(model):
-            stored = reader.tensors.get(key)
-            if stored is not None and stored[0][0] < self.model.vocab_size:
-                raise CheckpointError(
-                    f"{key} has {stored[0][0]} rows for a vocabulary of "
-                    f"{self.model.vocab_size}"
-                )
+
+def _check_tables(model: dict[str, Any], reader: StateReader, vocab_size: int) -> None:
+    """Upstream takes a vocabulary's table of any number of rows, as padding changes
+    with tp, and leaves rows that are not there as they were
+    (megatron/core/models/common/language_module/language_module.py). A checkpoint
+    of a smaller vocabulary would thus load with rows that were never trained.
+    """
+    for key in table_keys(model):
+        stored = reader.tensors.get(key)
+        if stored is not None and stored[0][0] < vocab_size:
+            raise CheckpointError(
+                f"{key} has {stored[0][0]} rows for a vocabulary of {vocab_size}"
+            )

@@ -12,6 +12,7 @@ from alia_ctx.workflow.data import (
     open_store,
     open_stores,
     pack,
+    require_same_text,
     tokenize,
 )
 from alia_ctx.workflow.evaluation import (
@@ -42,6 +43,7 @@ __all__ = [
     "plan_stages",
     "recompute",
     "report",
+    "require_same_text",
     "run_all",
     "standard_evaluations",
     "tokenize",

@@ -16,7 +16,12 @@ from alia_ctx.data.packing import (
     find_contamination,
     read_statement,
 )
-from alia_ctx.data.tokens import TokenizeProgress, TokenStore, tokenize_source
+from alia_ctx.data.tokens import (
+    TokenizeProgress,
+    TokenStore,
+    require_same_source,
+    tokenize_source,
+)
 from alia_ctx.errors import ConfigError, DataError, Problem
 from alia_ctx.files import exclusive
 from alia_ctx.progress import Meter, meter, say
@@ -104,6 +109,28 @@ def open_stores(run: RunConfig) -> dict[str, TokenStore]:
     return {name: open_store(run, name) for name in run.data.sources}
 
 
+def require_same_text(run: RunConfig) -> None:
+    """DataError where a token store that is there was made from other text, with another
+    tokenizer, or with other options than the configuration says now. Reads the
+    fingerprints of all inputs and loads the tokenizer.
+    """
+    sources = dict(run.data.sources)
+    if run.evaluation.held_out is not None:
+        sources[HELD_OUT] = run.evaluation.held_out
+    for name, spec in sources.items():
+        prefix = Path(spec.store) if spec.store else run_directory(run).store(name)
+        if prefix.with_name(prefix.name + ".idx").is_file():
+            require_same_source(
+                spec,
+                prefix,
+                run.tokenizer,
+                append_eos=run.data.append_eos,
+                prepend_bos=run.data.prepend_bos,
+                special_tokens=run.data.special_tokens,
+                model_type=run.model.architecture,
+            )
+
+
 def earlier_stages(run: RunConfig, name: str) -> list[str]:
     """The stages whose data stage `name` continues, oldest first: those before it in the
     chain, back to one that begins anew.
@@ -123,6 +150,7 @@ def pack(run: RunConfig, name: str, *, overwrite: bool = False) -> PackPlan:
     The data continues where the plans of the stages before end; one that is not there
     yet is made first.
     """
+    require_same_text(run)
     stage, stores = run.stage(name), open_stores(run)
     seen: dict[str, PackPlan] = {}
     for earlier in earlier_stages(run, name):

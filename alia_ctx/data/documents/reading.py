@@ -226,7 +226,8 @@ def _encodable(text: str) -> bool:
 def _identity(value: object, otherwise: str) -> str:
     if value is None:
         return otherwise.encode("utf-8", "replace").decode()
-    text = value if isinstance(value, str) else json.dumps(value)
+    # Parquet has types that JSON has not: dates, bytes, decimals.
+    text = value if isinstance(value, str) else json.dumps(value, default=str)
     return text.encode("utf-8", "replace").decode()
 
 

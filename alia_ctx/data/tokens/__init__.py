@@ -1,7 +1,11 @@
 """Documents -> token stores in Megatron's `.bin`/`.idx` format, memory-mapped."""
 
 from alia_ctx.data.tokens.shards import TokenizeProgress
-from alia_ctx.data.tokens.source import TokenizeReport, tokenize_source
+from alia_ctx.data.tokens.source import (
+    TokenizeReport,
+    require_same_source,
+    tokenize_source,
+)
 from alia_ctx.data.tokens.special_tokens import SpecialTokens
 from alia_ctx.data.tokens.store import (
     TokenStore,
@@ -17,6 +21,7 @@ __all__ = [
     "TokenStore",
     "TokenizeProgress",
     "TokenizeReport",
+    "require_same_source",
     "token_dtype",
     "tokenize_source",
     "vocabulary_problems",
