@@ -165,7 +165,7 @@ def read_manifest(path: Path) -> Manifest:
         raise UnreadableError(
             f"{where}: cannot be read ({error.strerror or error})"
         ) from error
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise DamagedError(
             f"{where}: is no JSON ({error}); use another checkpoint"
         ) from error

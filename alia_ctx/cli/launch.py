@@ -12,7 +12,7 @@ import os
 import signal
 import sys
 
-from alia_ctx.train.stopping import StopRequests, requeue_on_early_signals
+from alia_ctx.train.stopping import REQUEUE, StopRequests, requeue_on_early_signals
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -35,7 +35,11 @@ def main(arguments: list[str] | None = None) -> int:
         print(f"rank {rank} stopped first, with exit status {code}", file=sys.stderr)
         return code
     except SignalException as signalled:
-        return 128 + int(signalled.sigval)
+        # torchrun passes the signal on, waits for the ranks, and does not tell how they
+        # ended (torch/distributed/elastic/agent/server/api.py). Training saves and asks
+        # to be started again; one that could not save goes on from its last checkpoint.
+        is_training = "train" in (sys.argv[1:] if arguments is None else arguments)
+        return REQUEUE if is_training else 128 + int(signalled.sigval)
     return 0
 
 

@@ -254,7 +254,12 @@ def _is_main() -> bool:
     return os.environ.get("RANK", "0") == "0"
 
 
-_REFUSALS = {errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EPERM, errno.EROFS}
+# What a file system answers: a fault of the place, none of the program.
+_REFUSALS = {
+    *(errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EPERM, errno.EROFS),
+    *(errno.ENOTDIR, errno.EISDIR, errno.ELOOP, errno.ENAMETOOLONG, errno.EEXIST),
+    *(errno.EIO, errno.ESTALE, errno.ETIMEDOUT, errno.EBUSY, errno.ENXIO),
+}
 
 
 def _complain(error: Exception, message: str) -> None:

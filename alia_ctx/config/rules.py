@@ -197,6 +197,9 @@ def _stage(
         problems += stage.pack.problems(f"{key}.pack", list(draft.data.sources))
 
 
+_LARGEST_RATE = 100.0
+
+
 def _stage_is_positive(key: str, stage: StageConfig, problems: Problems) -> bool:
     before = len(problems)
     for name, remedy in {
@@ -209,6 +212,14 @@ def _stage_is_positive(key: str, stage: StageConfig, problems: Problems) -> bool
         value = getattr(stage, name)
         if value is not None:
             problems.need(value > 0, f"{key}.{name}", value, "must be above 0", remedy)
+    # AdamW moves each weight by about the rate at every update.
+    problems.need(
+        not stage.learning_rate > _LARGEST_RATE,
+        f"{key}.learning_rate",
+        stage.learning_rate,
+        f"is above {_LARGEST_RATE:g}, which no weights survive",
+        "ALIA uses 9e-7",
+    )
     return len(problems) == before
 
 

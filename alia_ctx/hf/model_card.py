@@ -105,7 +105,8 @@ def rounded_from(manifest: Manifest) -> str:
         given = manifest.extra.get("dtype")
         return f"from {given} weights" if given else "from weights as they were stored"
     main = precision.get("main_weights")
-    stepped = f", rounded from the {main} ones of training" if main else ""
+    rounded = main and main != precision.get("weights")
+    stepped = f", rounded from the {main} ones of training" if rounded else ""
     return f"from {precision.get('weights')} weights{stepped}"
 
 

@@ -160,6 +160,7 @@ class CheckpointManager:
                 checkpoint.commit(
                     temporary, final, manifest, known=files, overwrite=True
                 )
+                _marker(self.root).touch()
             except (CheckpointError, OSError):
                 checkpoint.discard(temporary)
                 raise
@@ -197,7 +198,10 @@ class CheckpointManager:
             self._sweeper = None
 
     def _say_failed(self, error: str) -> None:
-        self.notice(f"{error}; training goes on, the checkpoint before it is intact")
+        kept = (
+            "the checkpoint before it is intact" if self._whole else "none is there yet"
+        )
+        self.notice(f"{error}; training goes on, {kept}")
 
     # -- reading -----------------------------------------------------------------------
 
@@ -225,13 +229,16 @@ class CheckpointManager:
                 f"({', '.join(p.name for p in reversed(found))}); "
                 "restore one, or empty the directory to begin the stage anew"
             )
-        remnants = self._remnants()
+        remnants = _remnants(self.engine, self.root)
         if remnants:
             raise CheckpointError(
                 f"{self.root} holds no checkpoint, but what is left of some "
                 f"({', '.join(remnants)}); restore one under its name, or empty the "
                 "directory to begin the stage anew"
             )
+        error = self._on_first_rank(lambda: _require_none_ever(self.root))
+        if error is not None:
+            raise CheckpointError(error)
         return None
 
     def damage(self, path: Path) -> str | None:
@@ -266,15 +273,39 @@ class CheckpointManager:
             raise checkpoint.UnreadableError(error)
         return assets
 
-    def _remnants(self) -> list[str]:
-        names: list[str] = []
-        error = self._on_first_rank(
-            lambda: names.extend(p.name for p in checkpoint.remnants(self.root))
+
+def _marker(root: Path) -> Path:
+    """Beside the directory, which may be a link: says that a checkpoint was committed."""
+    return root.with_name(root.name + ".begun")
+
+
+def _require_none_ever(root: Path) -> None:
+    """CheckpointError where a stage had checkpoints and none is to be seen: a link that
+    leads nowhere, or to a file system that is not mounted.
+    """
+    if root.is_symlink() and not root.exists():
+        raise CheckpointError(
+            f"{root} is a link to {root.readlink()}, which is not there; mount it, or "
+            "remove the link to begin the stage anew"
         )
-        if error is not None:
-            raise checkpoint.UnreadableError(error)
-        first: list[str] = self.engine.gather_objects(names)[0]
-        return first
+    if _marker(root).exists():
+        raise CheckpointError(
+            f"{root} is empty, but {_marker(root).name} beside it says that the stage "
+            "had checkpoints; mount what holds them, or move "
+            f"{root.parent} away to begin the stage anew"
+        )
+
+
+def _remnants(engine: Engine, root: Path) -> list[str]:
+    """Names below `root` that are left of checkpoints, as rank 0 sees them. Collective."""
+    names: list[str] = []
+    error = _on_first_rank(
+        engine, root, lambda: names.extend(p.name for p in checkpoint.remnants(root))
+    )
+    if error is not None:
+        raise checkpoint.UnreadableError(error)
+    first: list[str] = engine.gather_objects(names)[0]
+    return first
 
 
 def _patience(manifest: Manifest) -> float:

@@ -86,7 +86,8 @@ class JsonLines:
         broken = [line for line in lines if line.entry is None]
         newest = {n.update: n.number for n in whole if n.update <= resume_at}
         kept = [line for line in whole if newest.get(line.update) == line.number]
-        superseded = [line for line in whole if line not in kept]
+        numbers = {line.number for line in kept}
+        superseded = [line for line in whole if line.number not in numbers]
         self.kept = [line.entry for line in kept if line.entry is not None]
         if broken or superseded or (data and not data.endswith(b"\n")):
             if _read(path) != data:

@@ -69,13 +69,16 @@ def _by_stage(ledger: Sequence[StageLedger]) -> dict[str, StageLedger]:
     return names
 
 
-def require_same_stage(task: StageTask, path: Path, manifest: Manifest) -> list[str]:
+def require_same_stage(
+    task: StageTask, path: Path, manifest: Manifest, *, as_origin: bool = False
+) -> list[str]:
     """IdentityError unless the checkpoint at `path` is one of the stage of `task`: of
     its model and settings, and started from what the stage starts from.
 
-    Returns what changed since and may, a line each.
+    Returns what changed since and may, a line each. `as_origin`: another stage starts from
+    it, and may have constants of the optimizer that are its own.
     """
-    finished = manifest.update >= task.stage.updates
+    finished = manifest.update >= task.stage.updates and not as_origin
     changed = _differences(task, manifest)
     allowed = [] if finished else [c for c in changed if c.startswith("optimizer.")]
     refused = [line for line in changed if line not in allowed]

@@ -54,7 +54,7 @@ def check_trained(run: RunConfig, name: str, plan: PackPlan | None = None) -> bo
     return manifest.update >= task.stage.updates
 
 
-def finished_checkpoint(run: RunConfig, name: str) -> Path:
+def finished_checkpoint(run: RunConfig, name: str, *, as_origin: bool = False) -> Path:
     """The last checkpoint of a finished stage: the door through which all that is made
     from a stage takes it.
 
@@ -63,7 +63,8 @@ def finished_checkpoint(run: RunConfig, name: str) -> Path:
     """
     updates = run.stage(name).updates
     path = run_directory(run).finished_checkpoint(name, updates)
-    require_same_stage(stage_task(run, name), path, checkpoint.read_manifest(path))
+    manifest = checkpoint.read_manifest(path)
+    require_same_stage(stage_task(run, name), path, manifest, as_origin=as_origin)
     return path
 
 
@@ -76,7 +77,7 @@ def origin(run: RunConfig, name: str) -> Path | None:
     if init_from == RANDOM:
         return None
     if init_from in run.stages:
-        return finished_checkpoint(run, init_from)
+        return finished_checkpoint(run, init_from, as_origin=True)
     return Path(init_from)
 
 

@@ -8,6 +8,7 @@ from typing import Any
 from alia_ctx import checkpoint
 from alia_ctx.config.run import RunConfig
 from alia_ctx.files import file_fingerprint, write_json
+from alia_ctx.hf.targets import foreign_in_export
 from alia_ctx.identity import IdentityError, differences, sealed, statement, unsealed
 from alia_ctx.progress import say
 from alia_ctx.train.stage_identity import checkpoint_statement
@@ -61,7 +62,10 @@ def _what_differs(directory: Path, note: Path, made_from: dict[str, Any]) -> lis
         before, content = unsealed(document, artefact, remedy)
     except IdentityError as error:
         return list(error.differences)
-    return differences(before, made_from) + differences(content, _content(directory))
+    reasons = differences(before, made_from) + differences(content, _content(directory))
+    # Sizes are quick to compare and say little: bytes decide.
+    changed = None if reasons else foreign_in_export(directory)
+    return [*reasons, changed] if changed else reasons
 
 
 def _content(directory: Path) -> dict[str, Any]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -15,6 +16,7 @@ from alia_ctx.errors import AliaError, CheckpointError
 from alia_ctx.evaluation.report import Report
 from alia_ctx.progress import say
 from alia_ctx.spec.execution import loss_chunk_tokens
+from alia_ctx.train.stopping import RequeueError
 from alia_ctx.workflow.chain import check_trained
 from alia_ctx.workflow.checking import check_vocabulary
 from alia_ctx.workflow.data import pack, tokenize
@@ -114,7 +116,26 @@ def torchrun(ranks: int, arguments: Sequence[str]) -> None:
         "OMP_NUM_THREADS": str(max(1, (os.cpu_count() or 1) // ranks)),
         **os.environ,
     }
-    code = subprocess.run(command, env=environment, check=False).returncode
+    with subprocess.Popen(command, env=environment) as process:
+        asked: list[int] = []
+
+        def pass_on(number: int, frame: object) -> None:
+            asked.append(number)
+            process.send_signal(signal.SIGTERM)
+
+        # Without this the ranks would outlive a stopped parent, and train on.
+        signals = (signal.SIGTERM, signal.SIGUSR1)
+        before = {number: signal.signal(number, pass_on) for number in signals}
+        try:
+            code = process.wait()
+        finally:
+            for number, handler in before.items():
+                signal.signal(number, handler)
+    if asked:
+        raise RequeueError(
+            f"stopped by {signal.Signals(asked[0]).name}, and `alia-ctx "
+            f"{' '.join(arguments)}` with it (exit status {code}); start again to go on"
+        )
     if code:
         raise CheckpointError(
             f"`alia-ctx {' '.join(arguments)}` stopped with exit status {code}; its "

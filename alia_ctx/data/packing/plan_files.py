@@ -130,7 +130,7 @@ def read_statement(directory: Path) -> Statement:
         raw = path.read_bytes()
         note = json.loads(raw)
         version = note["identity"]["format"]
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
         raise DataError(
             f"{path}: broken plan ({error!r}); {way_out(directory)}"
         ) from error

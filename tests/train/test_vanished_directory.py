@@ -1,0 +1,41 @@
+"""A stage that had checkpoints does not begin anew because none is to be seen."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import pytest
+
+from tests.small_run import alia, write_run
+
+
+@pytest.fixture
+def trained(tmp_path: Path) -> Path:
+    path = write_run(tmp_path)
+    assert alia("pack", str(path), "--stage", "short").returncode == 0
+    assert alia("train", str(path), "--stage", "short").returncode == 0
+    return path
+
+
+@pytest.mark.parametrize("place", ["dangling", "empty", "removed"])
+def test_a_directory_that_is_not_mounted_stops_the_start(
+    trained: Path, tmp_path: Path, place: str
+) -> None:
+    stage = tmp_path / "out" / "stages" / "short"
+    log = (stage / "metrics.jsonl").read_bytes()
+    away = tmp_path / "away"
+    shutil.move(stage / "checkpoints", away)
+    if place != "removed":
+        target = tmp_path / "mount"
+        if place == "empty":
+            target.mkdir()
+        (stage / "checkpoints").symlink_to(target)
+    done = alia("train", str(trained), "--stage", "short")
+    assert done.returncode == 2, done.stderr
+    assert "begin the stage anew" in done.stderr and "Traceback" not in done.stderr
+    assert (stage / "metrics.jsonl").read_bytes() == log
+    if place != "removed":
+        (stage / "checkpoints").unlink()
+    shutil.move(away, stage / "checkpoints")
+    assert alia("train", str(trained), "--stage", "short").returncode == 0
