@@ -1,11 +1,8 @@
 """Documents -> token stores in Megatron's `.bin`/`.idx` format, memory-mapped."""
 
+from alia_ctx.data.tokens.same_source import require_same_source
 from alia_ctx.data.tokens.shards import TokenizeProgress
-from alia_ctx.data.tokens.source import (
-    TokenizeReport,
-    require_same_source,
-    tokenize_source,
-)
+from alia_ctx.data.tokens.source import TokenizeReport, tokenize_source
 from alia_ctx.data.tokens.special_tokens import SpecialTokens
 from alia_ctx.data.tokens.store import (
     TokenStore,

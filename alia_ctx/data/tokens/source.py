@@ -126,7 +126,7 @@ def tokenize_source(
         raise DataError("\n".join(map(str, problems)))
     shard_bytes = shard_bytes or usual_shard_bytes(inputs.files)
     prefix = Path(out_dir) / name
-    identity = _identity(spec, inputs.files, encoder, shard_bytes)
+    identity = source_identity(spec, inputs.files, encoder, shard_bytes)
     finished = _finished(prefix, identity, overwrite)
     if finished is not None:
         return _report(
@@ -159,49 +159,7 @@ def tokenize_source(
     )
 
 
-def require_same_source(
-    spec: SourceSpec,
-    prefix: Path,
-    tokenizer_dir: str | Path,
-    *,
-    append_eos: bool,
-    prepend_bos: bool,
-    special_tokens: SpecialTokens,
-    model_type: str | None,
-) -> None:
-    """DataError unless the store at `prefix` is what `tokenize_source` would make now: of
-    the same inputs, tokenizer and options.
-
-    Of a store that is given as one (`spec.store`) the inputs are not at hand, and of one
-    that was made elsewhere nothing is: what it says of itself is compared.
-    """
-    sidecar = TokenStore(prefix).sidecar
-    then = sidecar.get("identity")
-    if not isinstance(then, dict):
-        return
-    encoder = TextEncoder(
-        tokenizer_dir,
-        append_eos=append_eos,
-        prepend_bos=prepend_bos,
-        special_tokens=special_tokens,
-        model_type=model_type,
-    )
-    files = [] if spec.store else find_inputs(spec.inputs).files
-    now = _identity(spec, files, encoder, then.get("shard_bytes", 0))
-    if spec.store:
-        compared = ("tokenizer", "special_ids", "special_tokens")
-        then, now = ({key: side.get(key) for key in compared} for side in (then, now))
-    # Written and read back, so that tuples are lists as in the file.
-    differing = _differences(then, json.loads(json.dumps(now)))
-    if differing:
-        raise DataError(
-            f"{prefix}: this store was made from something else than the configuration "
-            f"says now:\n{differing}\nrestore that, or make the store anew with "
-            f"`alia-ctx tokenize CONFIG --source {prefix.name} --overwrite`"
-        )
-
-
-def _identity(
+def source_identity(
     spec: SourceSpec, files: Iterable[str], encoder: TextEncoder, shard_bytes: int
 ) -> dict[str, Any]:
     return {
@@ -217,7 +175,7 @@ def _identity(
     }
 
 
-def _differences(old: dict[str, Any], new: dict[str, Any]) -> str:
+def identity_differences(old: dict[str, Any], new: dict[str, Any]) -> str:
     lines = []
     for key in sorted({*old, *new}):
         before, after = old.get(key), new.get(key)
@@ -265,7 +223,7 @@ def _finished(
         if not overwrite:
             raise DataError(
                 f"{prefix}: a finished store is there already and differs:\n"
-                f"{_differences(old if isinstance(old, dict) else {}, identity)}\n"
+                f"{identity_differences(old if isinstance(old, dict) else {}, identity)}\n"
                 "choose another name or allow overwriting"
             )
     elif (
@@ -319,7 +277,8 @@ def _claim(work: Path, identity: dict[str, Any], overwrite: bool) -> None:
             return
         if not overwrite:
             raise DataError(
-                f"{work}: holds an unfinished run that differs:\n{_differences(old, identity)}\n"
+                f"{work}: holds an unfinished run that "
+                f"differs:\n{identity_differences(old, identity)}\n"
                 "finish it as it was, or allow overwriting to start anew"
             )
         for file in work.glob("shard-*"):
