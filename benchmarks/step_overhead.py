@@ -29,6 +29,7 @@ from alia_ctx.mcore.forward_backward import Batch
 from alia_ctx.mcore.runtime import Distributed
 from alia_ctx.train.trainer import StageTrainer
 from alia_ctx.workflow.chain import stage_task
+from alia_ctx.workflow.training import stage_engine
 
 CONFIG = """
 name: overhead
@@ -95,14 +96,7 @@ def measure(run: RunConfig, updates: int) -> tuple[list[float], list[float]]:
     stage = run.stage("only")
     plan = workflow.pack(run, "only")
     with Distributed(run.engine):
-        engine = MegatronEngine(
-            run.model,
-            stage.rope,
-            stage.context,
-            stage.layout,
-            run.engine,
-            run.optimizer,
-        )
+        engine = stage_engine(run, "only", run.optimizer)
         trainer = StageTrainer(stage_task(run, "only"), engine, plan)
         trainer.prepare()
         log = trainer.open_log()

@@ -8,25 +8,21 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from alia_ctx.config.run import HELD_OUT, RunConfig
-from alia_ctx.data.documents import SourceSpec
 from alia_ctx.data.tokens import TokenStore, vocabulary_problems
-from alia_ctx.errors import AliaError, ConfigError, Problem
+from alia_ctx.errors import AliaError, ConfigError, Problem, Problems
+from alia_ctx.workflow.data import text_sources
 
 
 def check_vocabulary(run: RunConfig, where: str | Path) -> None:
     """ConfigError unless every id of the tokenizer, and of every store that is there, has
     a row in the model's embedding. What lies on a root that is not mounted is left out.
     """
-    problems: list[Problem] = []
+    problems = Problems()
     if not run.deferred(run.tokenizer):
         problems += _tokenizer_problems(run)
-    sources = {f"data.sources.{name}": spec for name, spec in run.data.sources.items()}
-    if run.evaluation.held_out is not None:
-        sources[f"evaluation.{HELD_OUT}"] = run.evaluation.held_out
-    problems += _store_problems(run, sources)
+    problems += _store_problems(run)
     if problems:
-        count = f"{len(problems)} problem{'s' if len(problems) > 1 else ''}"
-        raise ConfigError(f"{where} has {count}", problems)
+        raise ConfigError(f"{where} has {problems.counted()}", problems)
 
 
 def _tokenizer_problems(run: RunConfig) -> Sequence[Problem]:
@@ -39,16 +35,15 @@ def _tokenizer_problems(run: RunConfig) -> Sequence[Problem]:
         return [Problem("tokenizer", run.tokenizer, str(error), remedy)]
 
 
-def _store_problems(
-    run: RunConfig, sources: dict[str, SourceSpec]
-) -> Sequence[Problem]:
-    problems = []
-    for key, spec in sources.items():
+def _store_problems(run: RunConfig) -> Problems:
+    problems = Problems()
+    for name, spec in text_sources(run).items():
         if spec.store is None or run.deferred(spec.store):
             continue
         try:
             TokenStore(Path(spec.store)).check_vocabulary(run.model.vocab_size)
         except AliaError as error:
+            key = "evaluation" if name == HELD_OUT else "data.sources"
             remedy = "tokenize the source again with the tokenizer of this model"
-            problems.append(Problem(f"{key}.store", spec.store, str(error), remedy))
+            problems.add(f"{key}.{name}.store", spec.store, str(error), remedy)
     return problems

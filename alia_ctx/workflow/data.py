@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import functools
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from rich.markup import escape
 
 from alia_ctx.config.run import HELD_OUT, RunConfig
+from alia_ctx.data.documents import SourceSpec
 from alia_ctx.data.packing import (
     Contamination,
     PackPlan,
@@ -17,6 +19,7 @@ from alia_ctx.data.packing import (
     read_statement,
 )
 from alia_ctx.data.tokens import (
+    TextEncoder,
     TokenizeProgress,
     TokenStore,
     require_same_source,
@@ -32,9 +35,7 @@ def tokenize(
     run: RunConfig, sources: Sequence[str] = (), *, overwrite: bool = False
 ) -> None:
     """Tokenise the named sources (default: all, and the held-out text) into OUTPUT/tokens."""
-    known = dict(run.data.sources)
-    if run.evaluation.held_out is not None:
-        known[HELD_OUT] = run.evaluation.held_out
+    known = text_sources(run)
     for name in sources or known:
         if name not in known:
             raise ConfigError(
@@ -52,9 +53,8 @@ def tokenize(
         if spec.store:
             say(f"{name}: uses the store {spec.store} as it is")
             continue
-        prefix = run.directory("tokens", name)
         with (
-            exclusive(prefix, f"alia-ctx tokenize --source {name}"),
+            exclusive(store_prefix(run, name), f"alia-ctx tokenize --source {name}"),
             meter(f"tokenize {name}", 1.0, "token") as bar,
         ):
 
@@ -88,17 +88,33 @@ def tokenize(
             say(f"  {escape(line)}")  # `[/INST]` in a text is no markup
 
 
+def text_sources(run: RunConfig) -> dict[str, SourceSpec]:
+    """All text of a run by name: what is trained on, and the held-out text if there is."""
+    held_out = run.evaluation.held_out
+    return {**run.data.sources, **({HELD_OUT: held_out} if held_out else {})}
+
+
+def store_prefix(run: RunConfig, source: str) -> Path:
+    """Where the token store of a source is, or will be."""
+    store = text_sources(run)[source].store
+    return Path(store) if store else run_directory(run).store(source)
+
+
+def has_store(run: RunConfig, source: str) -> bool:
+    prefix = store_prefix(run, source)
+    return prefix.with_name(prefix.name + ".idx").is_file()
+
+
 def open_store(run: RunConfig, source: str) -> TokenStore:
     """The token store of a source; DataError tells to tokenise first where there is none,
     and names a token id that the model has no row for.
     """
-    spec = run.evaluation.held_out if source == HELD_OUT else run.data.sources[source]
-    if spec is None:
+    if source == HELD_OUT and run.evaluation.held_out is None:
         raise DataError(
             "there is no held-out text; name some under evaluation.held_out"
         )
-    prefix = Path(spec.store) if spec.store else run_directory(run).store(source)
-    if not prefix.with_name(prefix.name + ".idx").is_file():
+    prefix = store_prefix(run, source)
+    if not has_store(run, source):
         raise DataError(f"{prefix}.idx: no such file; run `alia-ctx tokenize` first")
     store = TokenStore(prefix)
     store.check_vocabulary(run.model.vocab_size)
@@ -114,21 +130,20 @@ def require_same_text(run: RunConfig) -> None:
     tokenizer, or with other options than the configuration says now. Reads the
     fingerprints of all inputs and loads the tokenizer.
     """
-    sources = dict(run.data.sources)
-    if run.evaluation.held_out is not None:
-        sources[HELD_OUT] = run.evaluation.held_out
-    for name, spec in sources.items():
-        prefix = Path(spec.store) if spec.store else run_directory(run).store(name)
-        if prefix.with_name(prefix.name + ".idx").is_file():
-            require_same_source(
-                spec,
-                prefix,
-                run.tokenizer,
-                append_eos=run.data.append_eos,
-                prepend_bos=run.data.prepend_bos,
-                special_tokens=run.data.special_tokens,
-                model_type=run.model.architecture,
-            )
+
+    @functools.cache  # all sources have one; none is loaded for stores made elsewhere
+    def encoder() -> TextEncoder:
+        return TextEncoder(
+            run.tokenizer,
+            append_eos=run.data.append_eos,
+            prepend_bos=run.data.prepend_bos,
+            special_tokens=run.data.special_tokens,
+            model_type=run.model.architecture,
+        )
+
+    for name, spec in text_sources(run).items():
+        if has_store(run, name):
+            require_same_source(spec, store_prefix(run, name), encoder)
 
 
 def earlier_stages(run: RunConfig, name: str) -> list[str]:
@@ -151,13 +166,20 @@ def pack(run: RunConfig, name: str, *, overwrite: bool = False) -> PackPlan:
     yet is made first.
     """
     require_same_text(run)
-    stage, stores = run.stage(name), open_stores(run)
+    return _plan(run, name, open_stores(run), overwrite=overwrite)
+
+
+def _plan(
+    run: RunConfig, name: str, stores: Mapping[str, TokenStore], *, overwrite: bool
+) -> PackPlan:
+    """`pack` of text that was compared already; makes plans of earlier stages likewise."""
+    stage = run.stage(name)
     seen: dict[str, PackPlan] = {}
     for earlier in earlier_stages(run, name):
         directory = run_directory(run).plan(earlier)
         if not directory.is_dir():
             say(f"{name} continues the data of {earlier}, which is packed first")
-            pack(run, earlier)
+            _plan(run, earlier, stores, overwrite=False)
         sources = [source for source, _ in read_statement(directory).identity["stores"]]
         seen[earlier] = PackPlan.open(
             directory,
@@ -188,12 +210,8 @@ def pack(run: RunConfig, name: str, *, overwrite: bool = False) -> PackPlan:
 
 def _held_out_store(run: RunConfig) -> TokenStore | None:
     """The held-out text; None where there is none, or it is not tokenised yet."""
-    spec = run.evaluation.held_out
-    if spec is None:
-        return None
-    prefix = Path(spec.store) if spec.store else run.directory("tokens", HELD_OUT)
-    is_there = prefix.with_name(prefix.name + ".idx").is_file()
-    return open_store(run, HELD_OUT) if is_there else None
+    there = HELD_OUT in text_sources(run) and has_store(run, HELD_OUT)
+    return open_store(run, HELD_OUT) if there else None
 
 
 def contamination(run: RunConfig) -> Contamination | None:

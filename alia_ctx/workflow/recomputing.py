@@ -11,6 +11,7 @@ from alia_ctx.errors import CheckpointError
 from alia_ctx.train.metrics_log import read_lines
 from alia_ctx.workflow.chain import check_trained, origin, run_directory
 from alia_ctx.workflow.data import open_plan
+from alia_ctx.workflow.training import stage_engine
 
 
 @dataclass(frozen=True)
@@ -42,23 +43,13 @@ def recompute(run: RunConfig, name: str, update: int) -> RecomputedLoss:
     CheckpointError where no checkpoint holds the state before it, naming the updates
     that can be recomputed; IdentityError where the stage was trained with other settings.
     """
-    from alia_ctx.mcore.engine import MegatronEngine
     from alia_ctx.mcore.runtime import Distributed
 
-    stage = run.stage(name)
     check_trained(run, name)
     plan = open_plan(run, name)
     path = _state_before(run, name, update)
     with Distributed(run.engine):
-        engine = MegatronEngine(
-            run.model,
-            stage.rope,
-            stage.context,
-            stage.layout,
-            run.engine,
-            None,
-            seed=run.seed,
-        )
+        engine = stage_engine(run, name, None)
         if path is not None:
             checkpoint.open_checkpoint(path, engine)
             engine.load(path / checkpoint.STATE, with_optimizer=False)

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from rich.markup import escape
 
-from alia_ctx.config.run import RunConfig, StageConfig
+from alia_ctx.config.run import OptimizerConfig, RunConfig, StageConfig
 from alia_ctx.files import exclusive
 from alia_ctx.progress import Meter, meter, say
 from alia_ctx.train.stopping import StopRequests, Watchdog
@@ -15,6 +15,28 @@ from alia_ctx.train.trainer import StageTrainer
 from alia_ctx.workflow.chain import check_trained, stage_task
 from alia_ctx.workflow.data import open_plan
 from alia_ctx.workflow.evaluation import held_out_evaluation
+
+if TYPE_CHECKING:
+    from alia_ctx.mcore.engine import MegatronEngine
+
+
+def stage_engine(
+    run: RunConfig, name: str, optimizer: OptimizerConfig | None
+) -> MegatronEngine:
+    """The engine of a stage, with random weights; without an optimizer it only evaluates."""
+    from alia_ctx.mcore.engine import MegatronEngine
+
+    stage = run.stage(name)
+    return MegatronEngine(
+        run.model,
+        stage.rope,
+        stage.context,
+        stage.layout,
+        run.engine,
+        optimizer,
+        recompute=stage.recompute if optimizer else "none",
+        seed=run.seed,
+    )
 
 
 def train(run: RunConfig, name: str, *, exit_before: float | None = None) -> Path:
@@ -24,23 +46,13 @@ def train(run: RunConfig, name: str, *, exit_before: float | None = None) -> Pat
     `exit_before`: seconds from the start of the process by which it must have saved and
     left (RequeueError).
     """
-    from alia_ctx.mcore.engine import MegatronEngine
     from alia_ctx.mcore.runtime import Distributed
 
     stage, task = run.stage(name), stage_task(run, name)
     check_trained(run, name)
     plan = open_plan(run, name)
     with StopRequests(exit_before) as stop, Distributed(run.engine):
-        engine = MegatronEngine(
-            run.model,
-            stage.rope,
-            stage.context,
-            stage.layout,
-            run.engine,
-            run.optimizer,
-            recompute=stage.recompute,
-            seed=run.seed,
-        )
+        engine = stage_engine(run, name, run.optimizer)
         main = engine.rank == 0
         tokens = stage.rows * stage.context
         with (

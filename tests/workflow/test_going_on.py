@@ -12,8 +12,7 @@ import pytest
 
 from alia_ctx import checkpoint, workflow
 from alia_ctx.workflow.chain import run_directory
-from tests.distributed import run_distributed
-from tests.small_run import metrics, state_checksums, write_run
+from tests.small_run import metrics, state_checksums
 from tests.workflow.scenarios import Run, message
 
 OTHER_UPDATES = ("256", "1024", "2048")  # 4, 16 and 32 rows instead of 8
@@ -94,18 +93,6 @@ def scenarios(rank: int, folder: str) -> dict[str, Any]:
         ]
     seen["log"] = metrics(through.folder)
     return seen
-
-
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("runs")
-    write_run(folder)
-    return folder
-
-
-@pytest.fixture(scope="module")
-def seen(folder: Path) -> dict[str, Any]:
-    return dict(run_distributed(scenarios, 1, str(folder), timeout=900)[0])
 
 
 def test_the_updates_hold_each_row_once(seen: dict[str, Any]) -> None:

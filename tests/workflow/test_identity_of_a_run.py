@@ -11,8 +11,6 @@ import pytest
 
 from alia_ctx import checkpoint, workflow
 from alia_ctx.files import file_checksum
-from tests.distributed import run_distributed
-from tests.small_run import write_run
 from tests.workflow.scenarios import Run, message
 
 # Each decides what a finished stage holds; the key that the message must name.
@@ -92,18 +90,6 @@ def scenarios(rank: int, folder: str) -> dict[str, Any]:
         message(lambda: workflow.report(middle.config(other))),
     )
     return seen
-
-
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("runs")
-    write_run(folder)
-    return folder
-
-
-@pytest.fixture(scope="module")
-def seen(folder: Path) -> dict[str, Any]:
-    return dict(run_distributed(scenarios, 1, str(folder), timeout=900)[0])
 
 
 def test_a_finished_run_does_nothing_again(seen: dict[str, Any]) -> None:

@@ -1,5 +1,6 @@
 """Documents -> token stores in Megatron's `.bin`/`.idx` format, memory-mapped."""
 
+from alia_ctx.data.tokens.encoder import TextEncoder
 from alia_ctx.data.tokens.same_source import require_same_source
 from alia_ctx.data.tokens.shards import TokenizeProgress
 from alia_ctx.data.tokens.source import TokenizeReport, tokenize_source
@@ -15,6 +16,7 @@ from alia_ctx.data.tokens.vocabulary import vocabulary_problems
 
 __all__ = [
     "SpecialTokens",
+    "TextEncoder",
     "TokenStore",
     "TokenizeProgress",
     "TokenizeReport",

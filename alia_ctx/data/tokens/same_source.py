@@ -3,46 +3,31 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 
 from alia_ctx.data.documents import SourceSpec
 from alia_ctx.data.documents.inputs import find_inputs
 from alia_ctx.data.tokens.encoder import TextEncoder
 from alia_ctx.data.tokens.source import identity_differences, source_identity
-from alia_ctx.data.tokens.special_tokens import SpecialTokens
 from alia_ctx.data.tokens.store import TokenStore
 from alia_ctx.errors import DataError
 
 
 def require_same_source(
-    spec: SourceSpec,
-    prefix: Path,
-    tokenizer_dir: str | Path,
-    *,
-    append_eos: bool,
-    prepend_bos: bool,
-    special_tokens: SpecialTokens,
-    model_type: str | None,
+    spec: SourceSpec, prefix: Path, encoder: Callable[[], TextEncoder]
 ) -> None:
-    """DataError unless the store at `prefix` is what `tokenize_source` would make now: of
-    the same inputs, tokenizer and options.
+    """DataError unless the store at `prefix` is what `tokenize_source` would make of `spec`
+    now, with what `encoder` makes: of the same inputs, tokenizer and options.
 
     Of a store that is given as one (`spec.store`) the inputs are not at hand, and of one
     that was made elsewhere nothing is: what it says of itself is compared.
     """
-    sidecar = TokenStore(prefix).sidecar
-    then = sidecar.get("identity")
+    then = TokenStore(prefix).sidecar.get("identity")
     if not isinstance(then, dict):
         return
-    encoder = TextEncoder(
-        tokenizer_dir,
-        append_eos=append_eos,
-        prepend_bos=prepend_bos,
-        special_tokens=special_tokens,
-        model_type=model_type,
-    )
     files = [] if spec.store else find_inputs(spec.inputs).files
-    now = source_identity(spec, files, encoder, then.get("shard_bytes", 0))
+    now = source_identity(spec, files, encoder(), then.get("shard_bytes", 0))
     if spec.store:
         compared = ("tokenizer", "special_ids", "special_tokens")
         then, now = ({key: side.get(key) for key in compared} for side in (then, now))

@@ -315,7 +315,7 @@ def _join(
         "tokens": int(lengths.sum(dtype=np.int64)),
         "vocabulary": encoder.vocabulary,
         "token_range": recorded_range(
-            data_path,
+            file_fingerprint(data_path),
             min(note["smallest"] for note in notes if note["tokens"]),
             max(note["largest"] for note in notes if note["tokens"]),
         ),

@@ -208,7 +208,9 @@ class TokenStore:
 
     @cached_property
     def _range(self) -> tuple[int, int]:
-        return known_range(self.data_path, self.tokens, self.sidecar)
+        return known_range(
+            self.data_path, self._data_fingerprint, self.tokens, self.sidecar
+        )
 
     def largest_token_id(self) -> int:
         """Largest token id of the store, -1 where it is empty.
@@ -250,14 +252,18 @@ class TokenStore:
         file_fingerprint of the files, and the sidecar's checksum of all tokens.
         """
         recorded = str(self.sidecar.get("bin_checksum", ""))
-        parts = [
-            recorded,
-            file_fingerprint(self.index_path),
-            file_fingerprint(self.data_path),
-        ]
+        parts = [recorded, self._index_fingerprint, self._data_fingerprint]
         if self.weights is not None:
             parts.append(file_fingerprint(self.weights_path))
         return checksum(" ".join(parts).encode())
+
+    @cached_property
+    def _data_fingerprint(self) -> str:
+        return file_fingerprint(self.data_path)
+
+    @cached_property
+    def _index_fingerprint(self) -> str:
+        return file_fingerprint(self.index_path)
 
     def verify(self) -> None:
         """Compare all bytes with the checksums in the sidecar;
@@ -333,7 +339,7 @@ def write_weights(store: TokenStore, blocks: Iterable[np.ndarray]) -> None:
 
 
 def _weights_header(store: TokenStore) -> bytes:
-    content = [file_fingerprint(path) for path in (store.data_path, store.index_path)]
+    content = [store._data_fingerprint, store._index_fingerprint]
     identity = bytes.fromhex(checksum(" ".join(content).encode()))
     return _WEIGHTS_HEADER.pack(_WEIGHTS_MAGIC, store.n_tokens, identity)
 

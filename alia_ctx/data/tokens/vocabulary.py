@@ -12,7 +12,7 @@ import numpy as np
 
 from alia_ctx.data.tokens.tokenizer import HubTokenizer
 from alia_ctx.errors import Problem
-from alia_ctx.files import file_fingerprint, write_json
+from alia_ctx.files import write_json
 
 _BLOCK = 16 << 20  # tokens looked at in one go
 _NAMED = 5
@@ -29,17 +29,19 @@ def token_range(tokens: np.ndarray) -> tuple[int, int]:
     return smallest, largest
 
 
-def recorded_range(data_path: Path, smallest: int, largest: int) -> dict[str, Any]:
-    """What to write down of a `.bin` file, so that it need not be read again."""
+def recorded_range(fingerprint: str, smallest: int, largest: int) -> dict[str, Any]:
+    """What to write down of the `.bin` file with this fingerprint, so that it need not be
+    read again.
+    """
     return {
-        "file": file_fingerprint(data_path),
+        "file": fingerprint,
         "smallest": smallest,
         "largest": largest,
     }
 
 
 def known_range(
-    data_path: Path, tokens: np.ndarray, sidecar: Mapping[str, Any]
+    data_path: Path, fingerprint: str, tokens: np.ndarray, sidecar: Mapping[str, Any]
 ) -> tuple[int, int]:
     """The range of a store's ids: as the run that wrote it, or an earlier look, wrote
     down for this very file; otherwise all tokens are read, once.
@@ -47,14 +49,13 @@ def known_range(
     A store of other origin gets a file `PREFIX.range.json`, where that can be written.
     """
     cache = data_path.with_suffix(".range.json")
-    fingerprint = file_fingerprint(data_path)
     for record in (sidecar.get("token_range"), _read(cache)):
         if isinstance(record, dict) and record.get("file") == fingerprint:
             return int(record["smallest"]), int(record["largest"])
     smallest, largest = token_range(tokens)
     # Somebody else's store may lie on a read-only file system: read again next time.
     with contextlib.suppress(OSError):
-        write_json(cache, recorded_range(data_path, smallest, largest))
+        write_json(cache, recorded_range(fingerprint, smallest, largest))
     return smallest, largest
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Iterator
 from itertools import pairwise
 from pathlib import Path
 
@@ -41,6 +42,25 @@ def tokens_of(plan: PackPlan, rows: range | None = None) -> Counter[int]:
     return counts
 
 
+def pieces_of(plan: PackPlan) -> Iterator[tuple[int, str, int, range]]:
+    """(row, source, document, tokens of the document) of each piece, in training order."""
+    for index in range(len(plan)):
+        row = plan.row(index)
+        for number, source, start, size in zip(
+            row.doc_ids.tolist(),
+            row.sources.tolist(),
+            row.piece_starts.tolist(),
+            np.diff(row.doc_offsets).tolist(),
+            strict=True,
+        ):
+            yield index, plan.sources[source], number, range(start, start + size)
+
+
+def trained(plan: PackPlan) -> set[tuple[int, int]]:
+    """(document, token) of all rows."""
+    return {(number, at) for _, _, number, piece in pieces_of(plan) for at in piece}
+
+
 def order_problems(plans: list[PackPlan], stores: dict[str, TokenStore]) -> list[str]:
     """Every token that is trained on a second time before every document of its source
     was trained on once, but for rests of one token, which predict nothing.
@@ -54,24 +74,15 @@ def order_problems(plans: list[PackPlan], stores: dict[str, TokenStore]) -> list
     }
     waiting = Counter(name for name, _ in left)
     for plan in plans:
-        for index in range(len(plan)):
-            row = plan.row(index)
-            for number, source, start, size in zip(
-                row.doc_ids,
-                row.sources,
-                row.piece_starts,
-                np.diff(row.doc_offsets),
-                strict=True,
-            ):
-                name = plan.sources[source]
-                rest, tokens = left[name, int(number)], set(range(start, start + size))
-                if waiting[name] and not tokens <= rest:
-                    problems.append(
-                        f"{plan.directory.name} row {index}: {name}/{number} again"
-                    )
-                before = _runs(rest)
-                rest -= tokens
-                waiting[name] -= bool(before) and not _runs(rest)
+        for index, name, number, piece in pieces_of(plan):
+            rest, tokens = left[name, number], set(piece)
+            if waiting[name] and not tokens <= rest:
+                problems.append(
+                    f"{plan.directory.name} row {index}: {name}/{number} again"
+                )
+            before = _runs(rest)
+            rest -= tokens
+            waiting[name] -= bool(before) and not _runs(rest)
     return problems
 
 

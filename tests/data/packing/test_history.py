@@ -22,7 +22,9 @@ from tests.data.packing.plans import (
     LENGTHS,
     make_store,
     order_problems,
+    pieces_of,
     tokens_of,
+    trained,
 )
 
 SPEC = PackSpec("best_fit", "split")
@@ -93,16 +95,8 @@ def by_source(
         name: [Counter() for _ in range(store.n_documents)]
         for name, store in stores.items()
     }
-    for index in range(len(plan)):
-        row = plan.row(index)
-        for number, source, start, size in zip(
-            row.doc_ids,
-            row.sources,
-            row.piece_starts,
-            np.diff(row.doc_offsets),
-            strict=True,
-        ):
-            counts[plan.sources[source]][number].update(range(start, start + size))
+    for _, name, number, piece in pieces_of(plan):
+        counts[name][number].update(piece)
     return counts
 
 
@@ -194,25 +188,13 @@ def test_three_stages_share_no_text_while_there_is_other(
 ) -> None:
     stages = [(SPEC, 1024, 40), (SPEC, 1024, 40), (SPEC, 4096, 10)]
     plans = chain(tmp_path, corpus, stages)
-    whole = [pieces_of(plan) for plan in plans]
+    whole = [trained(plan) for plan in plans]
     for i, j in ((0, 1), (0, 2), (1, 2)):
-        overlap = set(whole[i]) & set(whole[j])
+        overlap = whole[i] & whole[j]
         assert not overlap, (i, j)
     assert order_problems(plans, corpus) == []
     restarted = build_plan(corpus, SPEC, 1024, 40, tmp_path / "again")
     assert tokens_equal(restarted, plans[0])
-
-
-def pieces_of(plan: PackPlan) -> list[tuple[int, int]]:
-    """(document, token) of everything in the plan."""
-    found = []
-    for index in range(len(plan)):
-        row = plan.row(index)
-        for number, start, size in zip(
-            row.doc_ids, row.piece_starts, np.diff(row.doc_offsets), strict=True
-        ):
-            found += [(int(number), at) for at in range(start, start + size)]
-    return found
 
 
 def tokens_equal(first: PackPlan, second: PackPlan) -> bool:

@@ -13,11 +13,10 @@ import pytest
 from alia_ctx import workflow
 from alia_ctx.config.load import load_run
 from alia_ctx.config.run import RunConfig
-from alia_ctx.data.packing import PackPlan
 from alia_ctx.data.tokens import write_store
 from alia_ctx.errors import DataError
 from alia_ctx.workflow.data import earlier_stages, open_stores
-from tests.data.packing.plans import order_problems
+from tests.data.packing.plans import order_problems, trained
 from tests.small_run import VOCABULARY, alia, write_run
 
 Run = Any  # a function (overrides) -> RunConfig
@@ -27,22 +26,6 @@ Run = Any  # a function (overrides) -> RunConfig
 def small_run(tmp_path: Path) -> Run:
     config = write_run(tmp_path)
     return lambda *overrides: load_run(config, [*overrides])
-
-
-def trained(plan: PackPlan) -> set[tuple[int, int]]:
-    """(document, token) of all rows."""
-    tokens = set()
-    for index in range(len(plan)):
-        row = plan.row(index)
-        bounds = zip(
-            row.doc_ids,
-            row.piece_starts,
-            row.doc_offsets[1:] - row.doc_offsets[:-1],
-            strict=True,
-        )
-        for number, start, size in bounds:
-            tokens |= {(int(number), at) for at in range(start, start + size)}
-    return tokens
 
 
 def test_the_second_stage_continues_the_data_of_the_first(small_run: Run) -> None:
