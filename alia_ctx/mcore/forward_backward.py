@@ -129,25 +129,26 @@ class ForwardBackward:
         """This CP rank's part of a row: only its chunks are read and turned into tensors."""
         geometry = self._geometry(row.doc_offsets)
 
-        def local(read: Callable[[int, int], np.ndarray]) -> torch.Tensor:
-            ids = np.concatenate([read(a, b) for a, b in geometry.rank.ranges])
-            self._check_vocabulary(row, ids)
-            return torch.from_numpy(ids).to(self.ranks.device)
+        def local(read: Callable[[int, int], np.ndarray]) -> np.ndarray:
+            return np.concatenate([read(a, b) for a, b in geometry.rank.ranges])
 
-        return Batch(
-            row=row,
-            geometry=geometry,
-            tokens=local(row.tokens)[None] if self.ranks.is_first_pp_rank else None,
-            targets=local(row.targets) if self.ranks.is_last_pp_rank else None,
-        )
+        tokens = targets = None
+        if self.ranks.is_first_pp_rank:
+            ids = local(row.tokens)
+            self._check_vocabulary(row, ids)
+            tokens = torch.from_numpy(ids).to(self.ranks.device)[None]
+        if self.ranks.is_last_pp_rank:
+            ids = local(row.targets)
+            self._check_vocabulary(row, ids[ids != IGNORE])
+            targets = torch.from_numpy(ids).to(self.ranks.device)
+        return Batch(row=row, geometry=geometry, tokens=tokens, targets=targets)
 
     def _check_vocabulary(self, row: PackedRow, ids: np.ndarray) -> None:
-        outside = (ids >= self.vocab_size) | ((ids < 0) & (ids != IGNORE))
-        if outside.any():
+        if ids.size and (ids.min() < 0 or ids.max() >= self.vocab_size):
+            outside = ids[(ids < 0) | (ids >= self.vocab_size)]
             raise DataError(
-                f"row {row.index}: token id {int(ids[outside][0])} is outside the "
-                f"model's vocabulary of {self.vocab_size}; tokenize with this model's "
-                "tokenizer"
+                f"row {row.index}: token id {int(outside[0])} is outside the model's "
+                f"vocabulary of {self.vocab_size}; tokenize with this model's tokenizer"
             )
 
     def _step(

@@ -54,7 +54,7 @@ def _train_on(rank: int, tp: int, token: int) -> str:
     return "trained"
 
 
-@pytest.mark.parametrize("token", [250, 251, 9999, -7])
+@pytest.mark.parametrize("token", [250, 251, 9999, -7, -100])
 @pytest.mark.parametrize("tp", [1, 2])
 def test_an_update_looks_at_its_ids_on_the_host(tp: int, token: int) -> None:
     """250 words on tp 2 and 4 are padded: 251 would have a row, and train."""
