@@ -38,8 +38,11 @@ def fetch_weights(directory: Path, *, package_only: bool = False) -> str:
 
 def _from_hub(directory: Path) -> str | None:
     from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
-    from huggingface_hub.errors import OfflineModeIsEnabled
+    from huggingface_hub.errors import (
+        HfHubHTTPError,
+        LocalEntryNotFoundError,
+        OfflineModeIsEnabled,
+    )
 
     try:
         snapshot_download(
@@ -57,8 +60,12 @@ def _from_hub(directory: Path) -> str | None:
 def _from_package(directory: Path) -> str:
     """Through transformers' reader of GGUF; the quantisation leaves with it."""
     import torch
-    from transformers import AutoModelForCausalLM, AutoTokenizer
-    from transformers import LlamaConfig, LlamaForCausalLM
+    from transformers import (
+        AutoModelForCausalLM,
+        AutoTokenizer,
+        LlamaConfig,
+        LlamaForCausalLM,
+    )
 
     gguf = _gguf()
     read = AutoModelForCausalLM.from_pretrained(
