@@ -82,7 +82,25 @@ class Distributed:
         self._entered.close()
 
 
-class Ranks:
+class World:
+    """All ranks of the process group, before any layout divides them."""
+
+    @property
+    def rank(self) -> int:
+        return dist.get_rank()
+
+    @property
+    def world_size(self) -> int:
+        return dist.get_world_size()
+
+    def gather_objects(self, value: Any) -> list[Any]:
+        """`value` of every rank, on every rank; for small things."""
+        gathered: list[Any] = [None] * self.world_size
+        dist.all_gather_object(gathered, value)
+        return gathered
+
+
+class Ranks(World):
     """Where this process stands among the ranks of `layout`, and talk among them all.
 
     Upstream's process groups are those of the engine built last: it keeps one set in the
@@ -99,14 +117,6 @@ class Ranks:
         self.groups = ProcessGroupCollection.use_mpu_process_groups()
         self.is_first_pp_rank = self.groups.pp.rank() == 0
         self.is_last_pp_rank = self.groups.pp.rank() == layout.pp - 1
-
-    @property
-    def rank(self) -> int:
-        return dist.get_rank()
-
-    @property
-    def world_size(self) -> int:
-        return dist.get_world_size()
 
     @property
     def data_parallel_rank(self) -> int:
@@ -131,12 +141,6 @@ class Ranks:
         )
         dist.all_reduce(tensor)
         return tensor.cpu().numpy()
-
-    def gather_objects(self, value: Any) -> list[Any]:
-        """`value` of every rank, on every rank; for small things."""
-        gathered: list[Any] = [None] * self.world_size
-        dist.all_gather_object(gathered, value)
-        return gathered
 
     def barrier(self) -> None:
         dist.barrier()

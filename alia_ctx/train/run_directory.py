@@ -1,11 +1,14 @@
-"""Every place of a run on disk, in one table."""
+"""Every place of a run on disk, in one table, and what to do where a stage's is damaged."""
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 from alia_ctx import checkpoint
+from alia_ctx.checkpoint.manifest import DamagedError
 from alia_ctx.errors import CheckpointError
 
 
@@ -92,3 +95,18 @@ def metrics_file(stage_directory: Path) -> Path:
 def checkpoints_directory(stage_directory: Path) -> Path:
     """Where the stage that has `stage_directory` keeps its checkpoints."""
     return stage_directory / "checkpoints"
+
+
+@contextmanager
+def mended_by_training(stage: str) -> Iterator[None]:
+    """Where the last checkpoint of a stage turns out to be damaged, have the error name
+    the one command that mends it, whatever was to be made from it.
+    """
+    try:
+        yield
+    except DamagedError as error:
+        raise DamagedError(
+            f"{error}\nIt is the last checkpoint of stage {stage}: `alia-ctx train CONFIG "
+            f"--stage {stage}` goes on from the newest one that is whole, and makes this "
+            "one again"
+        ) from error

@@ -109,8 +109,8 @@ class StageTrainer:
             self.state = resume(
                 self.state, self.task, self.plan, self.checkpoints, newest
             )
-        elif (origin := self.task.origin()) is not None:
-            self.state = start_from(self.state, self.task, self.checkpoints, origin)
+        else:
+            self.state = start_from(self.state, self.task, self.checkpoints)
         return self.update
 
     @property

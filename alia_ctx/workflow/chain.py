@@ -5,10 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 
 from alia_ctx import checkpoint
+from alia_ctx.checkpoint.manifest import DamagedError
 from alia_ctx.config.run import RANDOM, RunConfig, position_edges
 from alia_ctx.data.packing import PackPlan
-from alia_ctx.errors import CheckpointError
-from alia_ctx.train.run_directory import RunDirectory
+from alia_ctx.train.run_directory import RunDirectory, mended_by_training
 from alia_ctx.train.stage_identity import require_same_plan, require_same_stage
 from alia_ctx.train.task import StageTask
 
@@ -45,7 +45,7 @@ def check_trained(run: RunConfig, name: str, plan: PackPlan | None = None) -> bo
         return False
     try:
         manifest = checkpoint.read_manifest(newest)
-    except CheckpointError:  # damaged: whoever opens it says so
+    except DamagedError:  # training passes it over, or says that none is whole
         return False
     task = stage_task(run, name)
     require_same_stage(task, newest, manifest)
@@ -62,8 +62,9 @@ def finished_checkpoint(run: RunConfig, name: str, *, as_origin: bool = False) -
     differs where it was trained with other settings than those of `run`.
     """
     updates = run.stage(name).updates
-    path = run_directory(run).finished_checkpoint(name, updates)
-    manifest = checkpoint.read_manifest(path)
+    with mended_by_training(name):
+        path = run_directory(run).finished_checkpoint(name, updates)
+        manifest = checkpoint.read_manifest(path)
     require_same_stage(stage_task(run, name), path, manifest, as_origin=as_origin)
     return path
 

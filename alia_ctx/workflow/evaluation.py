@@ -20,7 +20,9 @@ from alia_ctx.evaluation.positions import PositionBands
 from alia_ctx.files import write_json
 from alia_ctx.identity import IdentityError, require_same, sealed, unsealed
 from alia_ctx.progress import meter
+from alia_ctx.train.agreement import on_all_ranks
 from alia_ctx.train.engine import Engine
+from alia_ctx.train.run_directory import mended_by_training
 from alia_ctx.train.stage_identity import checkpoint_statement
 from alia_ctx.workflow.chain import (
     contexts_up_to,
@@ -105,11 +107,18 @@ def evaluate(
 
     Collective: results on every rank, and in OUTPUT/evaluation.
     """
-    from alia_ctx.mcore.runtime import Distributed
+    from alia_ctx.mcore.runtime import Distributed, World
 
-    store = open_store(run, HELD_OUT)
-    paths = {e.name: finished_checkpoint(run, e.stage) for e in evaluations}
     with Distributed(run.engine):
+        store, paths = on_all_ranks(
+            World(),
+            f"what is evaluated, below {run.output}",
+            lambda: (
+                open_store(run, HELD_OUT),
+                {e.name: finished_checkpoint(run, e.stage) for e in evaluations},
+            ),
+            lambda opened: [opened[0].fingerprint, *map(str, opened[1].values())],
+        )
         return {
             e.name: _evaluate_one(run, e, paths[e.name], store) for e in evaluations
         }
@@ -119,8 +128,10 @@ def _evaluate_one(
     run: RunConfig, evaluation: Evaluation, path: Path, store: TokenStore
 ) -> PositionBands:
     from alia_ctx.mcore.engine import MegatronEngine
+    from alia_ctx.mcore.runtime import World
 
-    manifest = checkpoint.read_manifest(path)
+    with mended_by_training(evaluation.stage):
+        manifest = checkpoint.open_checkpoint(path, World())
     engine = MegatronEngine(
         manifest.model,
         manifest.rope,
@@ -129,7 +140,6 @@ def _evaluate_one(
         run.engine,
         None,
     )
-    checkpoint.open_checkpoint(path, engine)
     engine.load(path / checkpoint.STATE, with_optimizer=False)
     length = _document_length(run, evaluation, store)
     rows = held_out_rows(
@@ -217,6 +227,7 @@ def what_differs(run: RunConfig, evaluation: Evaluation) -> list[str]:
 def held_out_evaluation(
     run: RunConfig,
     name: str,
+    store: TokenStore,
     engine: Engine,
     beat: Callable[[], None] = lambda: None,
 ) -> Callable[[], dict[str, Any]]:
@@ -226,7 +237,6 @@ def held_out_evaluation(
     `beat` is called after every row.
     """
     contexts = contexts_up_to(run, name)
-    store = open_store(run, HELD_OUT)
     rows = {
         context: held_out_rows(
             store,

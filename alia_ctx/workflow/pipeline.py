@@ -6,10 +6,12 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+from alia_ctx import checkpoint
+from alia_ctx.checkpoint.manifest import DamagedError
 from alia_ctx.config.load import load_run
 from alia_ctx.config.run import RunConfig
 from alia_ctx.errors import AliaError, CheckpointError
@@ -17,11 +19,11 @@ from alia_ctx.evaluation.report import Report
 from alia_ctx.progress import say
 from alia_ctx.spec.execution import loss_chunk_tokens
 from alia_ctx.train.stopping import RequeueError
-from alia_ctx.workflow.chain import check_trained
+from alia_ctx.workflow.chain import check_trained, finished_checkpoint
 from alia_ctx.workflow.checking import check_vocabulary
 from alia_ctx.workflow.data import pack, tokenize
 from alia_ctx.workflow.evaluation import standard_evaluations, what_differs
-from alia_ctx.workflow.exporting import export
+from alia_ctx.workflow.exporting import export, needs_export
 from alia_ctx.workflow.reporting import report
 
 
@@ -86,16 +88,39 @@ def run_all(config: Path, overrides: Sequence[str], run: RunConfig) -> Report:
     tokenize(run)
     # Held-out text has its lengths in tokens now: too short is said before training.
     load_run(config, overrides, read_text=True)
+
+    def train(name: str) -> None:
+        torchrun(ranks, ["train", str(config), "--stage", name, *overrides])
+
     for name in run.stages:
         plan = pack(run, name)
         if not check_trained(run, name, plan):
-            torchrun(ranks, ["train", str(config), "--stage", name, *overrides])
-    export(run, list(run.stages)[-1])
-    reasons = [why for e in standard_evaluations(run) for why in what_differs(run, e)]
-    if reasons:
-        say("evaluations are made anew:\n  " + "\n  ".join(reasons))
+            if (before := run.stage(name).init_from) in run.stages:
+                _make_whole(run, before, train)
+            train(name)
+    last = list(run.stages)[-1]
+    if needs_export(run, last):
+        _make_whole(run, last, train)
+        export(run, last)
+    reasons = {e: what_differs(run, e) for e in standard_evaluations(run)}
+    lines = [line for why in reasons.values() for line in why]
+    if lines:
+        for name in dict.fromkeys(e.stage for e, why in reasons.items() if why):
+            _make_whole(run, name, train)
+        say("evaluations are made anew:\n  " + "\n  ".join(lines))
         torchrun(ranks, ["evaluate", str(config), *overrides])
     return report(run)
+
+
+def _make_whole(run: RunConfig, name: str, train: Callable[[str], None]) -> None:
+    """Have the last checkpoint of a finished stage trained again where it is damaged,
+    before something is made from it. One that nothing reads any more is left alone.
+    """
+    try:
+        checkpoint.open_checkpoint(finished_checkpoint(run, name))
+    except DamagedError as error:
+        say(f"{error}\n{name} is trained again from its newest whole checkpoint")
+        train(name)
 
 
 def torchrun(ranks: int, arguments: Sequence[str]) -> None:

@@ -7,7 +7,9 @@ from pathlib import Path
 
 from alia_ctx import checkpoint
 from alia_ctx.config.run import RunConfig
+from alia_ctx.data.packing import PackPlan
 from alia_ctx.errors import CheckpointError
+from alia_ctx.train.agreement import on_all_ranks
 from alia_ctx.train.metrics_log import read_lines
 from alia_ctx.workflow.chain import check_trained, origin, run_directory
 from alia_ctx.workflow.data import open_plan
@@ -43,12 +45,15 @@ def recompute(run: RunConfig, name: str, update: int) -> RecomputedLoss:
     CheckpointError where no checkpoint holds the state before it, naming the updates
     that can be recomputed; IdentityError where the stage was trained with other settings.
     """
-    from alia_ctx.mcore.runtime import Distributed
+    from alia_ctx.mcore.runtime import Distributed, World
 
-    check_trained(run, name)
-    plan = open_plan(run, name)
-    path = _state_before(run, name, update)
     with Distributed(run.engine):
+        plan, path = on_all_ranks(
+            World(),
+            f"what update {update} of stage {name} was computed from",
+            lambda: _what_was_before(run, name, update),
+            lambda before: [before[0].fingerprint, str(before[1])],
+        )
         engine = stage_engine(run, name, None)
         if path is not None:
             checkpoint.open_checkpoint(path, engine)
@@ -60,6 +65,13 @@ def recompute(run: RunConfig, name: str, update: int) -> RecomputedLoss:
     lines = read_lines(run_directory(run).metrics(name))
     logged = {line["update"]: line["loss"] for line in lines}
     return RecomputedLoss(update, loss, logged.get(update))
+
+
+def _what_was_before(
+    run: RunConfig, name: str, update: int
+) -> tuple[PackPlan, Path | None]:
+    check_trained(run, name)
+    return open_plan(run, name), _state_before(run, name, update)
 
 
 def _state_before(run: RunConfig, name: str, update: int) -> Path | None:

@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rich.markup import escape
 
-from alia_ctx.config.run import OptimizerConfig, RunConfig, StageConfig
+from alia_ctx.config.run import HELD_OUT, OptimizerConfig, RunConfig, StageConfig
+from alia_ctx.data.packing import PackPlan
+from alia_ctx.data.tokens import TokenStore
 from alia_ctx.files import exclusive
 from alia_ctx.progress import Meter, meter, say
+from alia_ctx.train.agreement import on_all_ranks
 from alia_ctx.train.stopping import StopRequests, Watchdog
 from alia_ctx.train.trainer import StageTrainer
 from alia_ctx.workflow.chain import check_trained, stage_task
-from alia_ctx.workflow.data import open_plan
+from alia_ctx.workflow.data import open_plan, open_store
 from alia_ctx.workflow.evaluation import held_out_evaluation
 
 if TYPE_CHECKING:
@@ -46,41 +50,63 @@ def train(run: RunConfig, name: str, *, exit_before: float | None = None) -> Pat
     `exit_before`: seconds from the start of the process by which it must have saved and
     left (RequeueError).
     """
-    from alia_ctx.mcore.runtime import Distributed
+    from alia_ctx.mcore.runtime import Distributed, World
 
     stage, task = run.stage(name), stage_task(run, name)
-    check_trained(run, name)
-    plan = open_plan(run, name)
-    with StopRequests(exit_before) as stop, Distributed(run.engine):
-        engine = stage_engine(run, name, run.optimizer)
-        main = engine.rank == 0
-        tokens = stage.rows * stage.context
-        with (
+    with ExitStack() as entered:
+        stop = entered.enter_context(StopRequests(exit_before))
+        entered.enter_context(Distributed(run.engine))
+        world = World()
+        # First of all: a second trainer shall not find out after minutes of start.
+        entered.enter_context(
             exclusive(
                 task.directory,
                 f"alia-ctx train --stage {name}",
-                rank=engine.rank,
-                gather=engine.gather_objects,
-            ),
-            Watchdog(
-                run.engine.hang_minutes * 60, task.directory, engine.rank
-            ) as watchdog,
-            meter(f"train {name}", tokens, "token", shown=main) as bar,
-        ):
-            trainer = StageTrainer(
-                task,
-                engine,
-                plan,
-                stop=stop,
-                watchdog=watchdog,
-                report=lambda line: _show_update(bar, stage, line),
-                notice=_warn if main else _be_silent,
-                evaluate=held_out_evaluation(run, name, engine, watchdog.beat)
-                if run.evaluation.every_updates
-                else None,
+                rank=world.rank,
+                gather=world.gather_objects,
             )
-            bar.begin_at(trainer.prepare() * stage.rows_per_update * stage.context)
-            return trainer.train()
+        )
+        plan, held_out = on_all_ranks(
+            world,
+            f"what stage {name} is trained on, below {run.output}",
+            lambda: _open_data(run, name),
+            _data_identity,
+        )
+        engine = stage_engine(run, name, run.optimizer)
+        main = engine.rank == 0
+        watchdog = entered.enter_context(
+            Watchdog(run.engine.hang_minutes * 60, task.directory, engine.rank)
+        )
+        tokens = stage.rows * stage.context
+        bar = entered.enter_context(meter(f"train {name}", tokens, "token", shown=main))
+        trainer = StageTrainer(
+            task,
+            engine,
+            plan,
+            stop=stop,
+            watchdog=watchdog,
+            report=lambda line: _show_update(bar, stage, line),
+            notice=_warn if main else _be_silent,
+            evaluate=held_out_evaluation(run, name, held_out, engine, watchdog.beat)
+            if held_out is not None
+            else None,
+        )
+        bar.begin_at(trainer.prepare() * stage.rows_per_update * stage.context)
+        return trainer.train()
+
+
+def _open_data(run: RunConfig, name: str) -> tuple[PackPlan, TokenStore | None]:
+    """The stage's plan, and the held-out text where it is measured while training; all
+    that refuses a start is said here, before an engine is built.
+    """
+    check_trained(run, name)
+    plan = open_plan(run, name)
+    return plan, open_store(run, HELD_OUT) if run.evaluation.every_updates else None
+
+
+def _data_identity(data: tuple[PackPlan, TokenStore | None]) -> list[str]:
+    plan, held_out = data
+    return [plan.fingerprint, "" if held_out is None else held_out.fingerprint]
 
 
 def _show_update(bar: Meter, stage: StageConfig, line: dict[str, Any]) -> None:
