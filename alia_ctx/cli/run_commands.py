@@ -166,7 +166,7 @@ def train(
     from alia_ctx.train.stopping import parse_duration
 
     limit = parse_duration(exit_before) if exit_before else None
-    run = load_run(config, overrides or (), stages=[stage])
+    run = workflow.load_on_all_ranks(config, overrides or (), [stage])
     path = workflow.train(run, stage, exit_before=limit)
     if _is_main():
         typer.echo(str(path))
@@ -191,7 +191,7 @@ def evaluate(
     """Measure the loss by position on held-out documents, or recompute a loss of the log."""
     from alia_ctx import workflow
 
-    run = load_run(config, overrides or (), stages=[stage] if stage else ())
+    run = workflow.load_on_all_ranks(config, overrides or (), [stage] if stage else [])
     if stage is None and (context or update):
         raise ConfigError(
             "",

@@ -25,6 +25,7 @@ from alia_ctx.workflow.exporting import export
 from alia_ctx.workflow.pipeline import plan_stages, run_all
 from alia_ctx.workflow.recomputing import recompute
 from alia_ctx.workflow.reporting import report
+from alia_ctx.workflow.starting import load_on_all_ranks
 from alia_ctx.workflow.training import train
 
 __all__ = [
@@ -36,6 +37,7 @@ __all__ = [
     "evaluate",
     "export",
     "finished_checkpoint",
+    "load_on_all_ranks",
     "open_plan",
     "open_store",
     "open_stores",

@@ -22,6 +22,7 @@ from alia_ctx.identity import IdentityError, require_same, sealed, unsealed
 from alia_ctx.progress import meter
 from alia_ctx.train.agreement import on_all_ranks
 from alia_ctx.train.engine import Engine
+from alia_ctx.train.rendezvous import starting_ranks
 from alia_ctx.train.run_directory import mended_by_training
 from alia_ctx.train.stage_identity import checkpoint_statement
 from alia_ctx.workflow.chain import (
@@ -107,11 +108,11 @@ def evaluate(
 
     Collective: results on every rank, and in OUTPUT/evaluation.
     """
-    from alia_ctx.mcore.runtime import Distributed, World
+    from alia_ctx.mcore.runtime import Distributed
 
     with Distributed(run.engine):
         store, paths = on_all_ranks(
-            World(),
+            starting_ranks(),
             f"what is evaluated, below {run.output}",
             lambda: (
                 open_store(run, HELD_OUT),
@@ -128,10 +129,9 @@ def _evaluate_one(
     run: RunConfig, evaluation: Evaluation, path: Path, store: TokenStore
 ) -> PositionBands:
     from alia_ctx.mcore.engine import MegatronEngine
-    from alia_ctx.mcore.runtime import World
 
     with mended_by_training(evaluation.stage):
-        manifest = checkpoint.open_checkpoint(path, World())
+        manifest = checkpoint.open_checkpoint(path, starting_ranks())
     engine = MegatronEngine(
         manifest.model,
         manifest.rope,

@@ -11,6 +11,7 @@ from alia_ctx.data.packing import PackPlan
 from alia_ctx.errors import CheckpointError
 from alia_ctx.train.agreement import on_all_ranks
 from alia_ctx.train.metrics_log import read_lines
+from alia_ctx.train.rendezvous import starting_ranks
 from alia_ctx.workflow.chain import check_trained, origin, run_directory
 from alia_ctx.workflow.data import open_plan
 from alia_ctx.workflow.training import stage_engine
@@ -45,11 +46,11 @@ def recompute(run: RunConfig, name: str, update: int) -> RecomputedLoss:
     CheckpointError where no checkpoint holds the state before it, naming the updates
     that can be recomputed; IdentityError where the stage was trained with other settings.
     """
-    from alia_ctx.mcore.runtime import Distributed, World
+    from alia_ctx.mcore.runtime import Distributed
 
     with Distributed(run.engine):
         plan, path = on_all_ranks(
-            World(),
+            starting_ranks(),
             f"what update {update} of stage {name} was computed from",
             lambda: _what_was_before(run, name, update),
             lambda before: [before[0].fingerprint, str(before[1])],

@@ -14,6 +14,7 @@ from alia_ctx.data.tokens import TokenStore
 from alia_ctx.files import exclusive
 from alia_ctx.progress import Meter, meter, say
 from alia_ctx.train.agreement import on_all_ranks
+from alia_ctx.train.rendezvous import starting_ranks
 from alia_ctx.train.stopping import StopRequests, Watchdog
 from alia_ctx.train.trainer import StageTrainer
 from alia_ctx.workflow.chain import check_trained, stage_task
@@ -50,24 +51,24 @@ def train(run: RunConfig, name: str, *, exit_before: float | None = None) -> Pat
     `exit_before`: seconds from the start of the process by which it must have saved and
     left (RequeueError).
     """
-    from alia_ctx.mcore.runtime import Distributed, World
+    from alia_ctx.mcore.runtime import Distributed
 
     stage, task = run.stage(name), stage_task(run, name)
     with ExitStack() as entered:
         stop = entered.enter_context(StopRequests(exit_before))
         entered.enter_context(Distributed(run.engine))
-        world = World()
+        ranks = starting_ranks()
         # First of all: a second trainer shall not find out after minutes of start.
         entered.enter_context(
             exclusive(
                 task.directory,
                 f"alia-ctx train --stage {name}",
-                rank=world.rank,
-                gather=world.gather_objects,
+                rank=ranks.rank,
+                gather=ranks.gather_objects,
             )
         )
         plan, held_out = on_all_ranks(
-            world,
+            ranks,
             f"what stage {name} is trained on, below {run.output}",
             lambda: _open_data(run, name),
             _data_identity,

@@ -39,10 +39,10 @@ def test_a_taken_port_is_named(monkeypatch: pytest.MonkeyPatch, where: str) -> N
         port = other.getsockname()[1]
         set_environment(monkeypatch, ranks(port))
         named = f"port {port} of 127.0.0.1"
-        with pytest.raises(RequeueError, match=named) as caught, rendezvous():
+        with pytest.raises(RequeueError, match=named) as caught, rendezvous(free=True):
             pytest.fail("must be asked before the ranks meet")
     assert caught.value.exit_code == 75
-    with rendezvous():
+    with rendezvous(free=True):
         pass
 
 
@@ -63,7 +63,7 @@ def test_training_ends_in_one_line_to_be_requeued(tmp_path: Path) -> None:
 
 def test_a_port_taken_in_the_last_moment(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(os.environ, "RANK", "1")  # whoever does not listen cannot ask
-    with pytest.raises(RequeueError, match="cannot meet"), rendezvous():
+    with pytest.raises(RequeueError, match="cannot meet"), rendezvous(free=True):
         raise dist.DistNetworkError("no listener\nand\nmore")
 
 
@@ -71,5 +71,5 @@ def test_torchruns_own_listener_is_no_stranger(monkeypatch: pytest.MonkeyPatch) 
     with socket.create_server(("127.0.0.1", 0)) as agent:
         port = agent.getsockname()[1]
         set_environment(monkeypatch, ranks(port, TORCHELASTIC_USE_AGENT_STORE="True"))
-        with rendezvous():
+        with rendezvous(free=True):
             pass
