@@ -9,7 +9,7 @@ import errno
 import os
 import sys
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, NoReturn
 
 import typer
 
@@ -262,9 +262,13 @@ _REFUSALS = {
 }
 
 
-def _complain(error: Exception, message: str) -> None:
+def _end(error: Exception, message: str, status: int) -> NoReturn:
+    from alia_ctx.train.stopping import record_status
+
     rank = f"rank {os.environ['RANK']}: " if "RANK" in os.environ else ""
     print(f"{rank}{type(error).__name__}: {message}", file=sys.stderr)
+    record_status(status)
+    sys.exit(status)
 
 
 def main() -> None:
@@ -274,17 +278,16 @@ def main() -> None:
     try:
         app()
     except AliaError as error:
-        _complain(error, str(error))
-        sys.exit(error.exit_code)
+        _end(error, str(error), error.exit_code)
     except OSError as error:
         if error.errno not in _REFUSALS:
             raise
         where = f"{error.filename}: " if error.filename else ""
-        _complain(
+        _end(
             error,
             f"{where}{error.strerror}; make room or mend the permissions, then run it again",
+            2,
         )
-        sys.exit(2)
     except KeyboardInterrupt:
         sys.exit(130)
 

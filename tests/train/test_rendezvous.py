@@ -52,9 +52,11 @@ def test_training_ends_in_one_line_to_be_requeued(tmp_path: Path) -> None:
     train = command("train", str(path), "--stage", "short")
     with socket.create_server(("127.0.0.1", 0)) as other:
         port = other.getsockname()[1]
+        variables = ranks(port, ALIA_STATUS_DIR=str(tmp_path))
         done = subprocess.run(
-            train, env=ranks(port), capture_output=True, text=True, timeout=400
+            train, env=variables, capture_output=True, text=True, timeout=400
         )
+    assert (tmp_path / "0").read_text() == "75\n"  # as the SLURM script reads it
     assert done.returncode == 75, done.stderr
     (line,) = done.stderr.splitlines()
     assert line.startswith(f"rank 0: RequeueError: port {port} of 127.0.0.1")
