@@ -145,7 +145,7 @@ def _holder(path: Path) -> str:
             f"`{note['what']}` (pid {note['pid']} on {note['host']}{job}, since "
             f"{note['since']})"
         )
-    except (OSError, ValueError, KeyError, TypeError):
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
         return "another process"
 
 

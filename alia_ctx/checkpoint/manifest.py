@@ -151,6 +151,7 @@ def read_manifest(path: Path) -> Manifest:
     where = path / MANIFEST
     try:
         document = json.loads(where.read_text(encoding="utf-8"))
+        return Manifest.from_json(document, where)
     except FileNotFoundError:
         if not path.is_dir():
             raise CheckpointError(
@@ -167,6 +168,5 @@ def read_manifest(path: Path) -> Manifest:
         ) from error
     except (ValueError, RecursionError) as error:
         raise DamagedError(
-            f"{where}: is no JSON ({error}); use another checkpoint"
+            f"{where}: is no JSON that can be read ({error}); use another checkpoint"
         ) from error
-    return Manifest.from_json(document, where)

@@ -259,6 +259,9 @@ _REFUSALS = {
     *(errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EPERM, errno.EROFS),
     *(errno.ENOTDIR, errno.EISDIR, errno.ELOOP, errno.ENAMETOOLONG, errno.EEXIST),
     *(errno.EIO, errno.ESTALE, errno.ETIMEDOUT, errno.EBUSY, errno.ENXIO),
+    *(errno.ENOENT, errno.ENOTEMPTY, errno.EXDEV, errno.EMLINK, errno.ETXTBSY),
+    *(errno.EFBIG, errno.EMFILE, errno.ENFILE, errno.ENOLCK, errno.ENODEV),
+    *(errno.EREMOTEIO, errno.EHOSTDOWN, errno.EHOSTUNREACH, errno.ENOTCONN),
 }
 
 
@@ -285,7 +288,7 @@ def main() -> None:
         where = f"{error.filename}: " if error.filename else ""
         _end(
             error,
-            f"{where}{error.strerror}; make room or mend the permissions, then run it again",
+            f"{where}{error.strerror}; make room, mend the permissions or bring back what is missing, then run it again",
             2,
         )
     except KeyboardInterrupt:
