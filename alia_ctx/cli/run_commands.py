@@ -288,7 +288,8 @@ def main() -> None:
         where = f"{error.filename}: " if error.filename else ""
         _end(
             error,
-            f"{where}{error.strerror}; make room, mend the permissions or bring back what is missing, then run it again",
+            f"{where}{error.strerror}; make room, mend the permissions or bring back "
+            "what is missing, then run it again",
             2,
         )
     except KeyboardInterrupt:

@@ -115,6 +115,7 @@ BROKEN = {
         ["tokenizer=/no/tokenizer"],
         ["tokenizer=/no/tokenizer", "tokenizer.json"],
     ),
+    "a rate in percent": (["stages.32k.learning_rate=101"], ["learning_rate=101"]),
     "nan": (["stages.32k.learning_rate=.nan"], ["stages.32k.learning_rate=nan"]),
     "interpolation": (["output=${nowhere}"], ["nowhere"]),
     "not key=value": (["stages.32k.layout.cp"], ["not of the form key=value"]),

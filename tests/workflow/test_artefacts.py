@@ -33,6 +33,17 @@ def _cut(name: str) -> Callable[[Path], None]:
     return cut
 
 
+def _flip(name: str) -> Callable[[Path], None]:
+    """One bit, in the midst: the size stays."""
+
+    def flip(output: Path) -> None:
+        data = bytearray((output / name).read_bytes())
+        data[len(data) // 2] ^= 1
+        (output / name).write_bytes(data)
+
+    return flip
+
+
 def _edit(change: Callable[[Any], None], name: str) -> Callable[[Path], None]:
     def edit(output: Path) -> None:
         document = json.loads((output / name).read_text())
@@ -73,6 +84,16 @@ EXPORTS: dict[str, tuple[Callable[[Path], None], str, bool]] = {
         True,
     ),
     "weights cut": (_cut("hf/short/model.safetensors"), "was changed since", False),
+    "a bit of the weights": (
+        _flip("hf/short/model.safetensors"),
+        "was changed since",
+        False,
+    ),
+    "a bit of the tokenizer": (
+        _flip("hf/short/tokenizer.json"),
+        "was changed since",
+        False,
+    ),
     "someone else's": (_someone_elses, "it has no alia_ctx_export.json", False),
 }
 # What happened to an evaluation -> what the report says.
