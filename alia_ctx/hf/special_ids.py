@@ -8,12 +8,14 @@ own.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from alia_ctx.errors import CheckpointError
+from alia_ctx.files import checksum
 
 NAMES = ("bos_token_id", "eos_token_id", "pad_token_id")
 # Tokenizer classes differ in how they cut digits, spaces, letters and line ends.
@@ -25,7 +27,8 @@ _SAMPLE = (
 @dataclass(frozen=True)
 class Tokenizer:
     """What transformers makes of a tokenizer directory: a class, its vocabulary, the
-    special ids by `NAMES`, and the ids of a sample text.
+    special ids by `NAMES`, the ids of a sample text, and a checksum of how pieces are
+    joined (merges, scores), None where it is written in Python.
     """
 
     directory: Path
@@ -33,6 +36,7 @@ class Tokenizer:
     vocabulary: Mapping[str, int]
     ids: Mapping[str, int | None]
     sample: tuple[int, ...]
+    model: str | None = None
 
     @property
     def largest_id(self) -> int:
@@ -69,7 +73,17 @@ def read_tokenizer(directory: Path, named: Path | None = None) -> Tokenizer:
                 f"{named}: {name.removesuffix('_id')} {str(word)!r} is none of the "
                 "tokenizer's tokens; mend its tokenizer_config.json"
             )
-    return Tokenizer(directory, type(loaded).__name__, vocabulary, ids, sample)
+    name = type(loaded).__name__
+    return Tokenizer(directory, name, vocabulary, ids, sample, _model_of(loaded))
+
+
+def _model_of(loaded: Any) -> str | None:
+    """Checksum of the model in a tokenizer of the `tokenizers` library."""
+    try:
+        model = json.loads(loaded.backend_tokenizer.to_str())["model"]
+    except Exception:  # none of that library, or with a part written in Python
+        return None
+    return checksum(json.dumps(model, sort_keys=True).encode())
 
 
 def differences(given: Tokenizer, training: Tokenizer) -> list[str]:
@@ -87,6 +101,8 @@ def differences(given: Tokenizer, training: Tokenizer) -> list[str]:
             f"{len(apart)} tokens have other ids, such as {word!r}: {theirs.get(word)} "
             f"there and {ours.get(word)} in training"
         )
+    elif given.model != training.model and None not in (given.model, training.model):
+        problems.append("the same tokens are joined otherwise (merges, scores) there")
     if given.sample != training.sample:
         problems.append(
             f"a sample text gives {_ids(given)} there and {_ids(training)} in training"

@@ -28,7 +28,7 @@ from alia_ctx.workflow.chain import (
     longest_context,
     run_directory,
 )
-from alia_ctx.workflow.data import open_store
+from alia_ctx.workflow.data import open_store, require_tokenizer_of
 from alia_ctx.workflow.reading import read_json
 
 
@@ -109,6 +109,8 @@ def evaluate(
 
     store = open_store(run, HELD_OUT)
     paths = {e.name: finished_checkpoint(run, e.stage) for e in evaluations}
+    for path in paths.values():
+        require_tokenizer_of(checkpoint.read_manifest(path), store)
     with Distributed(run.engine):
         return {
             e.name: _evaluate_one(run, e, paths[e.name], store) for e in evaluations

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,7 +14,7 @@ from alia_ctx.progress import Meter, meter, say
 from alia_ctx.train.stopping import StopRequests, Watchdog
 from alia_ctx.train.trainer import StageTrainer
 from alia_ctx.workflow.chain import check_trained, stage_task
-from alia_ctx.workflow.data import open_plan
+from alia_ctx.workflow.data import open_plan, tokenizer_of_text
 from alia_ctx.workflow.evaluation import held_out_evaluation
 
 if TYPE_CHECKING:
@@ -51,6 +52,7 @@ def train(run: RunConfig, name: str, *, exit_before: float | None = None) -> Pat
     stage, task = run.stage(name), stage_task(run, name)
     check_trained(run, name)
     plan = open_plan(run, name)
+    task = dataclasses.replace(task, tokenizer=tokenizer_of_text(run))
     with StopRequests(exit_before) as stop, Distributed(run.engine):
         engine = stage_engine(run, name, run.optimizer)
         main = engine.rank == 0

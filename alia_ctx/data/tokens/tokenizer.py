@@ -10,21 +10,10 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from alia_ctx.data.tokens.tokenizer_files import tokenizer_files
 from alia_ctx.errors import DataError
 from alia_ctx.files import checksum, file_fingerprint
 
-_FILES = (
-    "tokenizer.json",
-    "tokenizer_config.json",
-    "special_tokens_map.json",
-    "added_tokens.json",
-    "tokenizer.model",
-    "vocab.json",
-    "merges.txt",
-    "vocab.txt",
-    "spiece.model",
-    "sentencepiece.bpe.model",
-)
 _NAMED = ("bos", "eos", "unk", "sep", "pad", "cls", "mask")
 _PROBES = (
     "the rain in Girona falls mainly on the plain",
@@ -158,7 +147,8 @@ class HubTokenizer:
         The ids count because other software can read the same files otherwise; other
         files of the directory (weights, say) do not.
         """
-        names = {*_FILES, *map(str, (self.auto.vocab_files_names or {}).values())}
+        named = map(str, (self.auto.vocab_files_names or {}).values())
+        names = {*tokenizer_files(self.directory), *named}
         files = [
             f"{name} {file_fingerprint(self.directory / name)}"
             for name in sorted(names)
