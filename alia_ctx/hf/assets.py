@@ -63,6 +63,14 @@ def carried(hf_dir: Path) -> list[str]:
     return [*names, *legal_files(hf_dir)]
 
 
+def check_readable(hf_dir: Path) -> None:
+    """Raise CheckpointError where a file that an export has to change is no JSON object."""
+    names = [GENERATION_CONFIG, "tokenizer_config.json", *backend_files(hf_dir)]
+    for name in names:
+        if (hf_dir / name).is_file():
+            load_json(hf_dir / name)
+
+
 def _files(path: Path) -> Iterator[Path]:
     """`path`, or all files below it; links count as files, wherever they lead."""
     if path.is_symlink() or path.is_file():

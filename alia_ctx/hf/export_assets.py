@@ -194,6 +194,9 @@ class ExportAssets:
         write_json(directory / CONFIG, config)
         file = directory / GENERATION_CONFIG
         generation = load_json(file) if file.is_file() else {}
+        config, agreed = special_ids.agree(config, generation, ids, vocab_size)
+        notes += agreed
+        write_json(directory / CONFIG, config)
         stated = {name: config[name] for name in special_ids.NAMES}
         generation = special_ids.reconcile({**stated, **generation}, ids, vocab_size)
         for name in special_ids.NAMES:  # what one of the two cannot say, the other does

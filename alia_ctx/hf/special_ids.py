@@ -16,6 +16,7 @@ from typing import Any
 
 from alia_ctx.errors import CheckpointError
 from alia_ctx.files import checksum
+from alia_ctx.hf.upstream import load_config
 
 NAMES = ("bos_token_id", "eos_token_id", "pad_token_id")
 # Tokenizer classes differ in how they cut digits, spaces, letters and line ends.
@@ -62,6 +63,8 @@ def read_tokenizer(directory: Path, named: Path | None = None) -> Tokenizer:
         sample = tuple(loaded.encode(_SAMPLE, add_special_tokens=False))
     # whatever transformers, tokenizers or sentencepiece raise, by what is wrong
     except Exception as error:
+        if (directory / "config.json").is_file():
+            load_config(directory)  # perhaps it is that which does not load
         reason = str(error).strip().split("\n")[0] or type(error).__name__
         raise CheckpointError(
             f"{named}: transformers cannot load this tokenizer ({reason}); use one "
@@ -135,3 +138,33 @@ def reconcile(
         keeps = told is None or (is_list and told in usable)
         reconciled[name] = kept if keeps else told
     return reconciled
+
+
+def agree(
+    config: Mapping[str, Any],
+    generation: Mapping[str, Any],
+    ids: Mapping[str, int | None],
+    vocab_size: int,
+) -> tuple[dict[str, Any], list[str]]:
+    """`config` with one answer where the tokenizer has none: that of the generation
+    config, which is the one that `generate` heeds. And what that changed, to be said.
+
+    Stop tokens are no conflict where one side only has more of them.
+    """
+    agreed, notes = dict(config), []
+    usable = reconcile(generation, {}, vocab_size)
+    for name in NAMES:
+        ours, theirs = config.get(name), usable[name]
+        if ids.get(name) is not None or None in (ours, theirs):
+            continue
+        if not {*_several(ours)} & {*_several(theirs)}:
+            agreed[name] = theirs
+            notes.append(
+                f"{name} was {ours} in config.json and {theirs} in generation_config.json, "
+                "and the tokenizer names none: both say the latter now"
+            )
+    return agreed, notes
+
+
+def _several(value: Any) -> list[Any]:
+    return value if isinstance(value, list) else [value]

@@ -281,7 +281,7 @@ def _parquet_rows(batch: Any, row: int, file: str, spec: SourceSpec) -> Iterator
     column = batch.column(spec.text_key)
     texts = column.cast(pa.large_string()).cast(pa.large_binary())
     sizes = pc.binary_length(texts).to_pylist()
-    ids = [None] * batch.num_rows
+    ids: list[Any] = [None] * batch.num_rows
     if spec.id_key == spec.text_key:
         ids = [_decode(text.as_py() or b"") for text in texts]
     elif spec.id_key:
