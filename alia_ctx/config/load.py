@@ -70,7 +70,11 @@ def load_run(
     if missing := missing_base(model, draft):
         remedy = "give the model's sizes, or check where the checkpoint is"
         problems.add("model", FROM_CHECKPOINT, missing, remedy)
-    parts = build_parts(RunConfig, {**raw, "model": model}, problems)
+        model = None
+    found = Problems()
+    parts = build_parts(RunConfig, {**raw, **_given(model=model)}, found)
+    # What is missing is said above, and would be said again as a wrong type.
+    problems += [p for p in found if not (missing and p.key == "model")]
     draft = replace(_draft(raw, parts), only=tuple(stages))
     problems += run_problems(draft)
     if read_text and not problems:
@@ -78,6 +82,10 @@ def load_run(
     if problems:
         raise ConfigError(f"{path} has {problems.counted()}", problems)
     return RunConfig(**parts)
+
+
+def _given(**parts: Any) -> dict[str, Any]:
+    return {name: part for name, part in parts.items() if part is not None}
 
 
 def _draft(raw: Mapping[str, Any], parts: Mapping[str, Any]) -> Draft:

@@ -105,10 +105,10 @@ def _output(draft: Draft, output: Path, problems: Problems) -> None:
         if folder.exists() and not folder.is_dir():
             problems.add("output", str(output), f"{folder} is a file", remedy)
             return
-        what = _artefact(folder, is_output=folder == real)
-        if what:
+        artefact = _artefact(folder, is_output=folder == real)
+        if artefact:
             where = "is" if folder == real else "is inside"
-            problems.add("output", str(output), f"{where} {what}: {folder}", remedy)
+            problems.add("output", str(output), f"{where} {artefact}: {folder}", remedy)
             return
     package = Path(alia_ctx.__file__).resolve().parent
     if real.is_relative_to(package):

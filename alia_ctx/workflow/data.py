@@ -32,7 +32,7 @@ from alia_ctx.errors import ConfigError, DataError, Problem
 from alia_ctx.files import exclusive
 from alia_ctx.identity import require_same
 from alia_ctx.progress import Meter, meter, say
-from alia_ctx.workflow.chain import run_directory
+from alia_ctx.workflow.chain import longest_context, run_directory
 
 
 def tokenize(
@@ -90,6 +90,8 @@ def tokenize(
         )
         for line in report.remarks():
             say(f"  {escape(line)}")  # `[/INST]` in a text is no markup
+        if name == HELD_OUT and (few := few_held_out(run)):
+            say(f"  {few}")
 
 
 def text_sources(run: RunConfig) -> dict[str, SourceSpec]:
@@ -185,6 +187,22 @@ def require_tokenizer_of(manifest: Manifest, store: TokenStore) -> None:
             "make the store anew with the tokenizer of training, "
             "`alia-ctx tokenize CONFIG --overwrite`",
         )
+
+
+def few_held_out(run: RunConfig) -> str | None:
+    """That fewer held-out documents are long enough than evaluations shall use, if so;
+    None too where the text is not tokenised yet.
+    """
+    if HELD_OUT not in text_sources(run) or not has_store(run, HELD_OUT):
+        return None
+    longest = longest_context(run)
+    enough = int((open_store(run, HELD_OUT).lengths >= longest).sum())
+    if enough >= run.evaluation.documents:
+        return None
+    return (
+        f"evaluation.documents={run.evaluation.documents}: only {enough} held-out "
+        f"documents have the {longest:,} tokens of the longest context; no more are used"
+    )
 
 
 def earlier_stages(run: RunConfig, name: str) -> list[str]:

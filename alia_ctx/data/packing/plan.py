@@ -103,6 +103,13 @@ class PackPlan:
             statement.identity,
             {key: value for key, value in identity.items() if value is not None},
         )
+        then = statement.identity["rows"]
+        grown = None not in (rows, then) and rows > then  # type: ignore[operator]
+        if len(differing) == 1 and grown:
+            raise DataError(
+                f"{path}: this plan has {then} rows, and {rows} are asked for; run "
+                f"`alia-ctx pack CONFIG --stage {path.name}`, which adds them"
+            )
         if differing:
             raise DataError(
                 f"{path}: this plan was built from something else:\n  "
