@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,9 @@ import pyarrow.parquet as pq
 import pytest
 
 from alia_ctx.data.documents import DocumentCounts, SourceSpec, read_documents
+from alia_ctx.data.tokens import tokenize_source
 from alia_ctx.errors import DataError
+from tests.text_data import save_tokenizer
 
 BIG = "9" * 5000  # above what Python converts
 A, B, C = (json.dumps({"text": letter, "id": 7}) for letter in "abc")
@@ -163,3 +166,21 @@ def test_the_remedy_for_big_windows_works(tmp_path: Path) -> None:
     script = f"zstd -qc --long=31 | zstd -dc --long=31 | zstd -q --long=27 -o {new}"
     subprocess.run(["sh", "-c", script], input=f"{A}\n".encode(), check=True)
     assert texts(new)[0] == ["a"]
+
+
+def test_a_file_whose_name_is_no_utf8(tmp_path: Path) -> None:
+    """Linux allows any bytes; the store says it in a way that every reader reads."""
+    folder = tmp_path / "texts"
+    folder.mkdir()
+    name = os.fsencode(folder) + b"/caf\xe9.jsonl"
+    with open(name, "w") as stream:
+        stream.write("\n".join([*(A, B) * 9, "no json"]))
+    (folder / os.fsdecode(b"x\xff.csv")).write_text("1")
+    tokenizer = save_tokenizer(tmp_path / "tokenizer")
+    spec = SourceSpec(inputs=[str(folder)])
+    for _ in range(2):
+        report = tokenize_source(spec, "a", tokenizer, tmp_path / "out")
+        "\n".join(report.remarks()).encode("utf-8", "backslashreplace")
+    assert report.unchanged and report.counts.documents == 18
+    table = pq.read_table(tmp_path / "out/a.documents.parquet")
+    assert table["file"][0].as_py().endswith("caf\\xe9.jsonl")
