@@ -99,7 +99,7 @@ def test_a_tokenizer_replaced_at_any_step_is_seen(
     with pytest.raises(IdentityError, match=r"store of text(?s:.*)tokenizer\.json: "):
         workflow.train(run, "short")
     swap(tmp_path)
-    trained = alia("train", str(tokenized), "--stage", "short")
+    trained = alia("train", str(tokenized), "--stage", "short", timeout=600)
     assert trained.returncode == 0, trained.stderr
     path = workflow.finished_checkpoint(run, "short")
     assert read_manifest(path).extra["tokenizer"] == stated
