@@ -24,7 +24,8 @@ ALLOWED: dict[str, set[str]] = {
     "nn": {"spec", "data"},
     "train": {"checkpoint", "config", "data", "spec"},
     "mcore": {"train", "nn", "checkpoint", "config", "data", "spec"},
-    "hf": {"checkpoint", "nn", "spec"},
+    # The tokenizer of an export is held against that of the training text.
+    "hf": {"checkpoint", "data", "nn", "spec"},
     "evaluation": {"data", "spec"},
     "planner": {"data", "spec"},
     "demo": set(),

@@ -62,6 +62,8 @@ def check(
     if not run.deferred(run.tokenizer):
         workflow.require_same_text(run)
     for name in names or run.stages:
+        if not run.deferred(run.output):
+            workflow.check_trained(run, name)
         planned = run.stage(name)
         tokens = planned.rows_per_update * planned.context
         typer.echo(
@@ -75,6 +77,8 @@ def check(
         )
     if run.evaluation.held_out is None:
         typer.echo(f"note: {_NO_HELD_OUT.key}: {_NO_HELD_OUT.rule}")
+    elif not run.deferred(run.output) and (few := workflow.few_held_out(run)):
+        typer.echo(f"note: {few}")
     typer.echo(f"{config}: no problems")
 
 
@@ -85,13 +89,11 @@ def plan(
     stage: StageNames = None,
 ) -> None:
     """Say what each stage needs, item by item, and which layouts fit, before the queue does."""
-    from rich.console import Console
-
     from alia_ctx import workflow
 
     run = load_run(config, overrides or (), stages=stage or ())
     for table in workflow.plan_stages(run, stage or ()):
-        Console().print(table)
+        _print(table)
 
 
 @app.command()
@@ -125,8 +127,6 @@ def pack(
     overwrite: Overwrite = False,
 ) -> None:
     """Plan the rows of a stage."""
-    from rich.console import Console
-
     from alia_ctx import workflow
     from alia_ctx.data.packing import contamination_table, draw_plan, plan_table
 
@@ -141,7 +141,7 @@ def pack(
         else:
             tables.append(contamination_table(overlap))
         for table in tables:
-            Console().print(table)
+            _print(table)
         plot = made.directory.with_name(f"{stage}.png")
         draw_plan(made, plot)
         typer.echo(f"plot: {plot}")
@@ -216,6 +216,8 @@ def evaluate(
     results = workflow.evaluate(run, evaluations)
     if _is_main():
         _print_table(results)
+        if few := workflow.few_held_out(run):
+            typer.echo(f"note: {few}")
 
 
 @app.command()
@@ -237,12 +239,23 @@ def run(config: Config, overrides: Overrides = None) -> None:
     _show_report(workflow.run_all(config, overrides or (), loaded))
 
 
-def _print_table(results: Any) -> None:
+def _print(table: Any) -> None:
+    """A table on the terminal; in a file or a pipe as wide as it is, with nothing cut."""
     from rich.console import Console
 
+    console = Console()
+    if not console.is_terminal:
+        console = Console(width=_WIDEST)
+    console.print(table)
+
+
+_WIDEST = 1000
+
+
+def _print_table(results: Any) -> None:
     from alia_ctx.evaluation.report import loss_table
 
-    Console().print(loss_table(results))
+    _print(loss_table(results))
 
 
 def _show_report(written: Any) -> None:

@@ -20,6 +20,7 @@ from alia_ctx.config.run import (
     OptimizerConfig,
     StageConfig,
 )
+from alia_ctx.data.tokens import has_vocabulary
 from alia_ctx.errors import Problem, Problems
 from alia_ctx.spec.model import ModelSpec
 
@@ -167,13 +168,12 @@ def _text(draft: Draft, problems: Problems) -> None:
         if not deferred and not (draft.only and is_tokenized):
             problems += source.problems(key)
     if draft.tokenizer is not None and not draft.deferred(draft.tokenizer):
-        files = ("tokenizer.json", "tokenizer.model")
         problems.need(
-            any(Path(draft.tokenizer, name).is_file() for name in files),
+            has_vocabulary(Path(draft.tokenizer)),
             "tokenizer",
             draft.tokenizer,
             "is not a Hugging Face tokenizer directory",
-            f"give a directory with {' or '.join(files)}",
+            "give a directory with tokenizer.json, tokenizer.model or another vocabulary",
         )
 
 

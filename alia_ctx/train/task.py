@@ -28,6 +28,8 @@ class StageTask:
         evaluate_every: updates between held-out evaluations; 0 for none.
         sinks: where metrics go beside `metrics.jsonl`.
         config: the resolved configuration, recorded in checkpoints and sinks.
+        tokenizer: what the text states of the tokenizer that it was made with, recorded
+            in checkpoints; None where nothing is known.
     """
 
     run: str
@@ -42,3 +44,4 @@ class StageTask:
     evaluate_every: int = 0
     sinks: Sequence[Sink] = ()
     config: Mapping[str, Any] = field(default_factory=dict)
+    tokenizer: Mapping[str, str] | None = None

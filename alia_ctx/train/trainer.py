@@ -19,6 +19,7 @@ import numpy as np
 from alia_ctx import checkpoint
 from alia_ctx.checkpoint.manifest import Manifest
 from alia_ctx.data.packing import PackedRow, PackPlan
+from alia_ctx.data.tokens import TOKENIZER
 from alia_ctx.errors import AliaError
 from alia_ctx.train.balance import assign_rows, imbalance
 from alia_ctx.train.checkpoint_manager import CheckpointManager
@@ -270,4 +271,6 @@ class StageTrainer:
     def _manifest(self) -> Manifest:
         manifest = self.state.manifest(self.task.model, self.task.config)
         extra = {**manifest.extra, "precision": self.engine.precision_on_disk}
+        if self.task.tokenizer is not None:
+            extra[TOKENIZER] = self.task.tokenizer
         return dataclasses.replace(manifest, extra=extra)

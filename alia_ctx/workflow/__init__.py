@@ -4,10 +4,11 @@ The whole configuration is known here and in `cli`; what lies below takes its pa
 """
 
 from alia_ctx.config.run import HELD_OUT
-from alia_ctx.workflow.chain import finished_checkpoint
+from alia_ctx.workflow.chain import check_trained, finished_checkpoint
 from alia_ctx.workflow.checking import check_vocabulary
 from alia_ctx.workflow.data import (
     contamination,
+    few_held_out,
     open_plan,
     open_store,
     open_stores,
@@ -32,10 +33,12 @@ __all__ = [
     "HELD_OUT",
     "Evaluation",
     "Role",
+    "check_trained",
     "check_vocabulary",
     "contamination",
     "evaluate",
     "export",
+    "few_held_out",
     "finished_checkpoint",
     "load_on_all_ranks",
     "open_plan",

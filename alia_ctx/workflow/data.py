@@ -9,6 +9,7 @@ from pathlib import Path
 
 from rich.markup import escape
 
+from alia_ctx.checkpoint import Manifest
 from alia_ctx.config.run import HELD_OUT, RunConfig
 from alia_ctx.data.documents import SourceSpec
 from alia_ctx.data.packing import (
@@ -19,16 +20,19 @@ from alia_ctx.data.packing import (
     read_statement,
 )
 from alia_ctx.data.tokens import (
+    TOKENIZER,
     TextEncoder,
     TokenizeProgress,
     TokenStore,
     require_same_source,
     tokenize_source,
+    tokenizer_statement,
 )
 from alia_ctx.errors import ConfigError, DataError, Problem
 from alia_ctx.files import exclusive
+from alia_ctx.identity import require_same
 from alia_ctx.progress import Meter, meter, say
-from alia_ctx.workflow.chain import run_directory
+from alia_ctx.workflow.chain import longest_context, run_directory
 
 
 def tokenize(
@@ -86,6 +90,8 @@ def tokenize(
         )
         for line in report.remarks():
             say(f"  {escape(line)}")  # `[/INST]` in a text is no markup
+        if name == HELD_OUT and (few := few_held_out(run)):
+            say(f"  {few}")
 
 
 def text_sources(run: RunConfig) -> dict[str, SourceSpec]:
@@ -144,6 +150,59 @@ def require_same_text(run: RunConfig) -> None:
     for name, spec in text_sources(run).items():
         if has_store(run, name):
             require_same_source(spec, store_prefix(run, name), encoder)
+
+
+def tokenizer_of_text(run: RunConfig) -> dict[str, str] | None:
+    """What the stores of a run state of the tokenizer that they were made with; for those
+    made elsewhere, the configuration's as it is now. None where it is not at hand.
+
+    IdentityError where the configuration's is another by now.
+    """
+    now = tokenizer_statement(Path(run.tokenizer)) or None
+    for name in run.data.sources:
+        stated = open_store(run, name).sidecar.get(TOKENIZER)
+        if isinstance(stated, dict):
+            if now is not None:
+                require_same(stated, now, f"the token store of {name}", _OTHER_FILES)
+            now = stated
+    return now
+
+
+_OTHER_FILES = (
+    "the files of `tokenizer` were changed since: restore them, or make the stores anew "
+    "with `alia-ctx tokenize CONFIG --overwrite`"
+)
+
+
+def require_tokenizer_of(manifest: Manifest, store: TokenStore) -> None:
+    """IdentityError where a store says that it was made with another tokenizer than the
+    text that the model of `manifest` was trained on.
+    """
+    trained, stated = manifest.extra.get(TOKENIZER), store.sidecar.get(TOKENIZER)
+    if trained is not None and stated is not None:
+        require_same(
+            trained,
+            stated,
+            f"the token store {store.prefix}, for stage {manifest.stage},",
+            "make the store anew with the tokenizer of training, "
+            "`alia-ctx tokenize CONFIG --overwrite`",
+        )
+
+
+def few_held_out(run: RunConfig) -> str | None:
+    """That fewer held-out documents are long enough than evaluations shall use, if so;
+    None too where the text is not tokenised yet.
+    """
+    if HELD_OUT not in text_sources(run) or not has_store(run, HELD_OUT):
+        return None
+    longest = longest_context(run)
+    enough = int((open_store(run, HELD_OUT).lengths >= longest).sum())
+    if enough >= run.evaluation.documents:
+        return None
+    return (
+        f"evaluation.documents={run.evaluation.documents}: only {enough} held-out "
+        f"documents have the {longest:,} tokens of the longest context; no more are used"
+    )
 
 
 def earlier_stages(run: RunConfig, name: str) -> list[str]:

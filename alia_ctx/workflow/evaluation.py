@@ -31,7 +31,7 @@ from alia_ctx.workflow.chain import (
     longest_context,
     run_directory,
 )
-from alia_ctx.workflow.data import open_store
+from alia_ctx.workflow.data import open_store, require_tokenizer_of
 from alia_ctx.workflow.reading import read_json
 
 
@@ -114,15 +114,22 @@ def evaluate(
         store, paths = on_all_ranks(
             starting_ranks(),
             f"what is evaluated, below {run.output}",
-            lambda: (
-                open_store(run, HELD_OUT),
-                {e.name: finished_checkpoint(run, e.stage) for e in evaluations},
-            ),
+            lambda: _open_what_is_evaluated(run, evaluations),
             lambda opened: [opened[0].fingerprint, *map(str, opened[1].values())],
         )
         return {
             e.name: _evaluate_one(run, e, paths[e.name], store) for e in evaluations
         }
+
+
+def _open_what_is_evaluated(
+    run: RunConfig, evaluations: Sequence[Evaluation]
+) -> tuple[TokenStore, dict[str, Path]]:
+    store = open_store(run, HELD_OUT)
+    paths = {e.name: finished_checkpoint(run, e.stage) for e in evaluations}
+    for path in paths.values():
+        require_tokenizer_of(checkpoint.read_manifest(path), store)
+    return store, paths
 
 
 def _evaluate_one(

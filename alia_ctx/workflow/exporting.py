@@ -61,9 +61,10 @@ def _is_there(directory: Path) -> bool:
 
 
 def _made_from(run: RunConfig, path: Path) -> dict[str, Any]:
-    from alia_ctx.hf.assets import TOKENIZER_FILES
+    from alia_ctx.hf.assets import tokenizer_assets
 
-    files = [Path(run.tokenizer, name) for name in TOKENIZER_FILES]
+    directory = Path(run.tokenizer)
+    files = [directory / name for name in tokenizer_assets(directory)]
     tokenizer = {f.name: file_fingerprint(f) for f in files if f.is_file()}
     manifest = checkpoint.read_manifest(path)
     made_from = {

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -18,7 +19,7 @@ from alia_ctx.train.rendezvous import starting_ranks
 from alia_ctx.train.stopping import StopRequests, Watchdog
 from alia_ctx.train.trainer import StageTrainer
 from alia_ctx.workflow.chain import check_trained, stage_task
-from alia_ctx.workflow.data import open_plan, open_store
+from alia_ctx.workflow.data import open_plan, open_store, tokenizer_of_text
 from alia_ctx.workflow.evaluation import held_out_evaluation
 
 if TYPE_CHECKING:
@@ -67,7 +68,7 @@ def train(run: RunConfig, name: str, *, exit_before: float | None = None) -> Pat
                 gather=ranks.gather_objects,
             )
         )
-        plan, held_out = on_all_ranks(
+        plan, held_out, tokenizer = on_all_ranks(
             ranks,
             f"what stage {name} is trained on, below {run.output}",
             lambda: _open_data(run, name),
@@ -81,7 +82,7 @@ def train(run: RunConfig, name: str, *, exit_before: float | None = None) -> Pat
         tokens = stage.rows * stage.context
         bar = entered.enter_context(meter(f"train {name}", tokens, "token", shown=main))
         trainer = StageTrainer(
-            task,
+            dataclasses.replace(task, tokenizer=tokenizer),
             engine,
             plan,
             stop=stop,
@@ -96,18 +97,24 @@ def train(run: RunConfig, name: str, *, exit_before: float | None = None) -> Pat
         return trainer.train()
 
 
-def _open_data(run: RunConfig, name: str) -> tuple[PackPlan, TokenStore | None]:
-    """The stage's plan, and the held-out text where it is measured while training; all
-    that refuses a start is said here, before an engine is built.
+_Data = tuple[PackPlan, TokenStore | None, dict[str, str] | None]
+
+
+def _open_data(run: RunConfig, name: str) -> _Data:
+    """The stage's plan, the held-out text where it is measured while training, and the
+    tokenizer of the text; all that refuses a start is said here, before an engine is
+    built.
     """
     check_trained(run, name)
     plan = open_plan(run, name)
-    return plan, open_store(run, HELD_OUT) if run.evaluation.every_updates else None
+    held_out = open_store(run, HELD_OUT) if run.evaluation.every_updates else None
+    return plan, held_out, tokenizer_of_text(run)
 
 
-def _data_identity(data: tuple[PackPlan, TokenStore | None]) -> list[str]:
-    plan, held_out = data
-    return [plan.fingerprint, "" if held_out is None else held_out.fingerprint]
+def _data_identity(data: _Data) -> list[str]:
+    plan, held_out, tokenizer = data
+    text = "" if held_out is None else held_out.fingerprint
+    return [plan.fingerprint, text, str(tokenizer)]
 
 
 def _show_update(bar: Meter, stage: StageConfig, line: dict[str, Any]) -> None:

@@ -104,10 +104,14 @@ class PackPlan:
             {key: value for key, value in identity.items() if value is not None},
         )
         if differing:
+            then = statement.identity["rows"]
+            grown = len(differing) == 1 and None not in (rows, then) and rows > then
+            way = f"run `alia-ctx pack CONFIG --stage {path.name}`, which adds them"
             raise DataError(
                 f"{path}: this plan was built from something else:\n  "
                 + "\n  ".join(differing)
-                + f"\n{way_out(path)}, or restore what it was built from"
+                + f"\n{way if grown else way_out(path)}, or restore what it was built "
+                "from"
             )
         arrays = load_arrays(statement, verify=verify)
         if statement.format == 1:
