@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from alia_ctx.data.packing import PackedRow
 from alia_ctx.data.tokens import TokenStore
 from alia_ctx.errors import DataError
+from alia_ctx.evaluation.evaluator import RowPieces
 
 
 class Documents(Protocol):
@@ -91,7 +92,7 @@ class HeldOutRow:
     sources: tuple[int, ...] = ()
 
     @property
-    def pieces(self) -> Pieces:
+    def pieces(self) -> RowPieces:
         """The row as evaluators read it."""
         row = self.row
         sources = self.sources or [0] * len(row.doc_ids)

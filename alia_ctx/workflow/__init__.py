@@ -16,10 +16,20 @@ from alia_ctx.workflow.data import (
     tokenize,
 )
 from alia_ctx.workflow.evaluation import (
+    EVALUATORS,
+    Evaluated,
     Evaluation,
+    EvaluationTask,
     Role,
-    evaluate,
+    lines_of,
+    measure_models,
+)
+from alia_ctx.workflow.evaluation_tasks import (
+    Asked,
+    evaluation_task,
+    models_task,
     standard_evaluations,
+    standard_task,
 )
 from alia_ctx.workflow.exporting import export
 from alia_ctx.workflow.pipeline import plan_stages, run_all
@@ -28,14 +38,21 @@ from alia_ctx.workflow.reporting import report
 from alia_ctx.workflow.training import train
 
 __all__ = [
+    "EVALUATORS",
     "HELD_OUT",
+    "Asked",
+    "Evaluated",
     "Evaluation",
+    "EvaluationTask",
     "Role",
     "check_vocabulary",
     "contamination",
-    "evaluate",
+    "evaluation_task",
     "export",
     "finished_checkpoint",
+    "lines_of",
+    "measure_models",
+    "models_task",
     "open_plan",
     "open_store",
     "open_stores",
@@ -46,6 +63,7 @@ __all__ = [
     "require_same_text",
     "run_all",
     "standard_evaluations",
+    "standard_task",
     "tokenize",
     "train",
 ]

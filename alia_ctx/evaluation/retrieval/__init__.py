@@ -15,6 +15,7 @@ from alia_ctx.evaluation.retrieval.suite import (
     RetrievalSettings,
     SampleRows,
     SampleSpec,
+    TooShortError,
     passkey_specs,
     ruler_specs,
 )
@@ -33,6 +34,7 @@ __all__ = [
     "SampleRows",
     "SampleSpec",
     "Task",
+    "TooShortError",
     "make_sample",
     "passkey_specs",
     "ruler_specs",

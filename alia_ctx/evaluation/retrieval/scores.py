@@ -118,6 +118,10 @@ class RetrievalScores:
         return sorted({cell[0] for cell in self._cells})
 
     @property
+    def languages(self) -> list[str]:
+        return sorted({cell[1] for cell in self._cells})
+
+    @property
     def lengths(self) -> list[int]:
         return sorted({cell[2] for cell in self._cells})
 

@@ -26,6 +26,10 @@ _MARGIN = 0.97
 _LEAST_PASSKEY = 64
 
 
+class TooShortError(DataError):
+    """No task fits into rows as short as these."""
+
+
 @dataclass(frozen=True)
 class RetrievalSettings:
     """Which samples: `samples` of each task in each language.
@@ -259,7 +263,7 @@ def ruler_specs(
     """The samples of all tasks, and why tasks are left out at a length that is too short
     for them: `TASK at LENGTH` -> the reason. `rows` makes one of each to see.
 
-    DataError where nothing is left.
+    TooShortError where nothing is left.
     """
     specs: list[SampleSpec] = []
     left_out: dict[str, str] = {}
@@ -277,7 +281,7 @@ def ruler_specs(
                 ]
     if not specs:
         reasons = "; ".join(left_out.values())
-        raise DataError(f"no retrieval task fits: {reasons}")
+        raise TooShortError(f"no retrieval task fits: {reasons}")
     return specs, left_out
 
 
@@ -287,7 +291,7 @@ def passkey_specs(
     """A grid of ten depths and of lengths: the context, halves of it, and the base's
     native length.
 
-    DataError where the task does not fit into the context.
+    TooShortError where the task does not fit into the context.
     """
     lengths = {context >> halvings for halvings in range(4)}
     lengths |= {native} if native <= context else set()
@@ -297,8 +301,6 @@ def passkey_specs(
         try:
             rows.make(SampleSpec(PASSKEY, language, int(length * _MARGIN), 0))
         except DataError:
-            if length == context:
-                raise
             continue
         specs += [
             SampleSpec(PASSKEY, language, length, number, (tenth + 0.5) / DEPTHS)
@@ -306,5 +308,7 @@ def passkey_specs(
             for number in range(max(1, settings.samples // 4))
         ]
     if not specs:
-        raise DataError(f"passkey: does not fit into {context} tokens; ask for more")
+        raise TooShortError(
+            f"passkey: does not fit into {context} tokens; ask for more"
+        )
     return specs
