@@ -28,7 +28,7 @@ from alia_ctx.workflow.evaluation_tasks import (
     Asked,
     evaluation_task,
     models_task,
-    standard_evaluations,
+    standard_lines,
     standard_task,
 )
 from alia_ctx.workflow.exporting import export
@@ -62,7 +62,7 @@ __all__ = [
     "report",
     "require_same_text",
     "run_all",
-    "standard_evaluations",
+    "standard_lines",
     "standard_task",
     "tokenize",
     "train",

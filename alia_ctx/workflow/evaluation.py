@@ -221,14 +221,15 @@ def _known(task: EvaluationTask, evaluation: Evaluation, name: str) -> Result | 
         reason = "transformers reads each document by itself"
     if reason is not None:
         return Result(evaluation, name, {}, None, reason)
-    found: Result | str
+    found: Any
     try:
-        found = task.read(evaluation, name)
-    except AliaError as error:
-        found = str(error)
+        result = task.read(evaluation, name)
+        found = (result.made_from, result.content)
+    except AliaError:
+        found = None
     # Rank 0 decides for all: a file system may show them different things.
     first = _gather(found)[0]
-    return first if isinstance(first, Result) else None
+    return None if first is None else Result(evaluation, name, *first)
 
 
 def _measure_one(
