@@ -15,7 +15,9 @@ import typer
 
 from alia_ctx.cli import convert_commands, evaluate_commands
 from alia_ctx.cli.arguments import path
+from alia_ctx.config.held_out import held_out_notes
 from alia_ctx.config.load import load_run
+from alia_ctx.config.run import RunConfig
 from alia_ctx.errors import AliaError, ConfigError, Problem
 
 app = typer.Typer(
@@ -76,6 +78,7 @@ def check(
         )
     if run.evaluation.held_out is None:
         typer.echo(f"note: {_NO_HELD_OUT.key}: {_NO_HELD_OUT.rule}")
+    _warn_of_short_text(run)
     typer.echo(f"{config}: no problems")
 
 
@@ -107,9 +110,9 @@ def tokenize(
     """Turn text into Megatron .bin/.idx token stores."""
     from alia_ctx import workflow
 
-    workflow.tokenize(
-        load_run(config, overrides or ()), source or (), overwrite=overwrite
-    )
+    run = load_run(config, overrides or ())
+    workflow.tokenize(run, source or (), overwrite=overwrite)
+    _warn_of_short_text(run)
 
 
 @app.command()
@@ -170,6 +173,9 @@ def train(
     run = load_run(config, overrides or (), stages=[stage])
     path = workflow.train(run, stage, exit_before=limit)
     if _is_main():
+        best = workflow.best_checkpoint(run, stage)
+        if best is not None:
+            typer.echo(f"best checkpoint: {best}")
         typer.echo(str(path))
 
 
@@ -190,6 +196,11 @@ def run(config: Config, overrides: Overrides = None) -> None:
     if loaded.evaluation.held_out is None:
         raise ConfigError("", [_NO_HELD_OUT])
     _show_report(workflow.run_all(config, overrides or (), loaded))
+
+
+def _warn_of_short_text(run: RunConfig) -> None:
+    for problem in held_out_notes(run):
+        typer.echo(f"note: {problem}")
 
 
 def _show_report(written: Any) -> None:

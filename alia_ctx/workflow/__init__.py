@@ -4,7 +4,7 @@ The whole configuration is known here and in `cli`; what lies below takes its pa
 """
 
 from alia_ctx.config.run import HELD_OUT
-from alia_ctx.workflow.chain import finished_checkpoint
+from alia_ctx.workflow.chain import BestCheckpoint, best_checkpoint, finished_checkpoint
 from alia_ctx.workflow.checking import check_vocabulary
 from alia_ctx.workflow.data import (
     contamination,
@@ -41,10 +41,12 @@ __all__ = [
     "EVALUATORS",
     "HELD_OUT",
     "Asked",
+    "BestCheckpoint",
     "Evaluated",
     "Evaluation",
     "EvaluationTask",
     "Role",
+    "best_checkpoint",
     "check_vocabulary",
     "contamination",
     "evaluation_task",

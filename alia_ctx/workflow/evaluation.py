@@ -155,10 +155,13 @@ class EvaluationTask:
         artefact = f"the evaluation of {evaluation.name}"
         document = read_json(path, artefact, self.remedy)
         before, content = unsealed(document, f"{artefact} in {path}", self.remedy)
-        now = self.made_from(evaluation, evaluator)
-        if evaluator in ON_TEXT and self.measurement(evaluation.model).text is None:
-            # the text is not at hand any more: the one thing that is not compared
-            now = before
+        # Where the text is not at hand any more, what it decides is not compared.
+        has_text = self.measurement(evaluation.model).text is not None
+        if evaluator not in ON_TEXT or has_text:
+            now = self.made_from(evaluation, evaluator)
+        else:
+            model = {"name": evaluation.model.name, **evaluation.model.statement}
+            now = {**before, "model": model}
         require_same(before, now, f"{artefact} in {path}", self.remedy)
         return Result(evaluation, evaluator, before, content)
 

@@ -117,7 +117,8 @@ class Measurement:
             longest = int(self.text.lengths.max(initial=0))
             return f"the longest document of {self.text.where} has {longest:,} tokens"
         if evaluator in ("positions", "blocks", "longppl") and context > self.length:
-            return f"no document of {self.text.where} has {context:,} tokens"  # type: ignore[union-attr]
+            where = self.text.where if self.text is not None else "the text"
+            return f"no document of {where} has {context:,} tokens"
         if evaluator in ("blocks", "longppl") and context <= self.native:
             return f"the context is not above the base's {self.native:,} tokens"
         return None

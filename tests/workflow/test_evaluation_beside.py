@@ -28,5 +28,5 @@ def test_documents_as_long_as_the_context_that_is_asked_for(tmp_path: Path) -> N
     bands = workflow.measure_models(short).positions()["short at 64"]
     assert [band.tokens for band in bands.bands()] == [2 * 63, 0]
     too_long = workflow.evaluation_task(run, ["short"], [128], ["positions"])
-    with pytest.raises(DataError, match="no document of .* has 128 tokens"):
+    with pytest.raises(DataError, match=r"no document of .* has 128 tokens"):
         workflow.measure_models(too_long)
