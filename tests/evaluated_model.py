@@ -56,9 +56,11 @@ def samples(tokenizer: Any, texts: list[str]) -> SampleRows:
     return SampleRows(settings, specs, encode, CONTEXT, texts=texts)
 
 
-def make_model(rows: SampleRows) -> Any:
+def make_model(rows: SampleRows, *, sharp: bool = False) -> Any:
     """A random Llama whose head knows, of some samples, which token follows which in the
     answer: it answers those, and every loss depends on all tokens before.
+
+    `sharp`: so much that the far context makes some tokens likely, and their absence not.
     """
     from transformers import LlamaConfig, LlamaForCausalLM
 
@@ -76,11 +78,16 @@ def make_model(rows: SampleRows) -> Any:
     with torch.no_grad():
         for name, parameter in model.named_parameters():
             noise = torch.randn_like(parameter)
-            parameter.copy_(1 + 0.1 * noise if "norm" in name else 0.05 * noise)
+            parameter.copy_(
+                1 + 0.1 * noise
+                if "norm" in name
+                else (0.125 if sharp else 0.05) * noise
+            )
         embedding, head = model.model.embed_tokens.weight, model.lm_head.weight
         embedding.copy_(torch.randn_like(embedding))
         for token, after in following.items():
-            head[after] += 0.5 * embedding[token]
+            head[after] += (1.2 if sharp else 0.5) * embedding[token]
+        head *= 2 if sharp else 1
     return model.eval()
 
 

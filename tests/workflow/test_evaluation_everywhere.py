@@ -66,6 +66,13 @@ def on_two_ranks(rank: int, folder: str) -> dict[str, Any]:
         )
         evaluated = workflow.measure_models(task)
         found[name] = {r.evaluator: r.content for r in evaluated.results}
+    for name in ("dp2", "cp2"):
+        task = workflow.models_task(
+            [root / "sharp"],
+            asked(root / "text", LAYOUTS[name], "longppl"),
+            root / f"sharp {name}",
+        )
+        found[f"sharp {name}"] = workflow.measure_models(task).results[0].content
     found["by itself"] = _chosen_layout(root)
 
     original = MegatronEngine.__init__
@@ -102,6 +109,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     tokenizer = write_tokenizer(root, write_text(root / "text"))
     rows = samples(AutoTokenizer.from_pretrained(tokenizer), haystack(root))
     write_model(root / "model", make_model(rows), tokenizer)
+    write_model(root / "sharp", make_model(rows, sharp=True), tokenizer)
     import_hf(root / "model", root / "checkpoint")
     export_hf(root / "checkpoint", root / "exported")
     return root
@@ -196,31 +204,45 @@ def test_what_far_context_brings(
     assert abs(far["gain"]) > 100 * TOLERANCE, "there is something to compare"
 
 
-@pytest.mark.parametrize("name", LAYOUTS)
-def test_long_ppl(name: str, found: Any, folder: Path, model: Any) -> None:
-    """As the paper's code has it, on transformers' logits: windows of the short context
-    and a quarter of it.
+def long_ppl(model: Any, root: Path) -> tuple[np.ndarray, np.ndarray]:
+    """Losses of key tokens, and of all: as the paper's code has it, on transformers' logits,
+    with windows of the short context and a quarter of it.
     """
     stride, key, everything = NATIVE // 4, [], []
-    for tokens in documents(folder):
+    for tokens in documents(root):
         whole = losses(model, tokens)
         everything.append(whole)
         for start in range(0, len(tokens) - NATIVE, stride):
             window = tokens[start : start + NATIVE + stride]
             short = losses(model, window)[NATIVE - 1 :]
             full = whole[start + NATIVE - 1 :][: len(short)]
-            is_key = (short - full > 2.0) & (full < 2.0)
-            key.append(full[is_key])
-    keys = np.concatenate(key)
-    content = found[name]["longppl"]
-    assert content["key_tokens"] == len(keys)
-    assert content["tokens"] == sum(map(len, everything))
-    plain = math.exp(np.concatenate(everything).mean())
-    assert content["ppl"] == pytest.approx(plain, rel=TOLERANCE)
-    if len(keys):
-        expected = math.exp(keys.mean())
-        assert content["long_ppl"] == pytest.approx(expected, rel=TOLERANCE)
+            key.append(full[(short - full > 2.0) & (full < 2.0)])
+    return np.concatenate(key), np.concatenate(everything)
+
+
+@pytest.mark.parametrize("name", ["sharp dp2", "sharp cp2"])
+def test_long_ppl(name: str, found: Any, folder: Path) -> None:
+    from transformers import AutoModelForCausalLM
+
+    directory = folder / "sharp"
+    loaded = AutoModelForCausalLM.from_pretrained(directory, dtype=torch.float32)
+    keys, everything = long_ppl(loaded.eval(), folder)
+    content = found[name]
+    assert content["key_tokens"] == len(keys) > 0
+    assert content["tokens"] == len(everything)
+    # Losses of order 35 in fp32, and of key tokens of order 1 out of as large logits.
+    assert content["long_ppl"] == pytest.approx(math.exp(keys.mean()), rel=1e-3)
+    assert math.log(content["ppl"]) == pytest.approx(everything.mean(), rel=1e-5)
     assert content["threshold"] == {"difference": 2.0, "log_likelihood": -2.0}
+    assert (content["contrast_model"], content["short_context"]) == ("sharp", NATIVE)
+
+
+@pytest.mark.parametrize("name", LAYOUTS)
+def test_perplexity(name: str, found: Any, folder: Path, model: Any) -> None:
+    keys, everything = long_ppl(model, folder)
+    content = found[name]["longppl"]
+    assert (content["key_tokens"], content["tokens"]) == (len(keys), len(everything))
+    assert math.log(content["ppl"]) == pytest.approx(everything.mean(), abs=TOLERANCE)
 
 
 @pytest.fixture(scope="module")
