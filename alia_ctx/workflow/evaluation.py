@@ -27,6 +27,8 @@ from alia_ctx.workflow.evaluated_models import EvaluatedModel, ModelOpener
 from alia_ctx.workflow.measuring import ON_TEXT, Measurement
 from alia_ctx.workflow.reading import read_json
 
+# What reads short texts in long rows.
+_SHORT_IN_LONG = ("blocks", "longppl", "passkey")
 EVALUATORS = (*ON_TEXT, "retrieval", "passkey", "leak")
 
 
@@ -222,6 +224,8 @@ def _known(task: EvaluationTask, evaluation: Evaluation, name: str) -> Result | 
     reason = measurement.problem(name, evaluation.context)
     if reason is None and name == "leak" and evaluation.model.model is None:
         reason = "transformers reads each document by itself"
+    if reason is None and name in _SHORT_IN_LONG and not evaluation.model.packs:
+        reason = "its RoPE (dynamic) turns otherwise in longer rows; use --context"
     if reason is not None:
         return Result(evaluation, name, {}, None, reason)
     found: Any
@@ -266,7 +270,9 @@ def _measure_one(
                 engine, context, on_text, keys.get(context), progress=bar
             )
         others: dict[str, Callable[[], Any]] = {
-            "retrieval": lambda: measurement.retrieved(engine, context, progress=bar),
+            "retrieval": lambda: measurement.retrieved(
+                engine, context, control=model.packs, progress=bar
+            ),
             "passkey": lambda: measurement.passkeys(engine, context, progress=bar),
             "leak": lambda: measurement.leaks(engine, context, _layout(engine)),
         }

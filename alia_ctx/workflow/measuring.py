@@ -217,12 +217,14 @@ class Measurement:
         engine: Scorer,
         context: int,
         row_length: int | None = None,
+        control: bool = True,
         progress: Progress = _silent,
     ) -> dict[str, Any]:
-        """Content of `retrieval`: all tasks at the context, and at the base's native length
-        where that is shorter. Collective.
+        """Content of `retrieval`: all tasks at the context, and as a control at the base's
+        native length where that is shorter. Collective.
         """
-        lengths = sorted({context, *({self.native} if self.native < context else ())})
+        shorter = {self.native} if control and self.native < context else set()
+        lengths = sorted({context, *shorter})
         rows = self._samples((), row_length or context)
         specs, left_out = ruler_specs(self.retrieval, rows, lengths)
         content = self._answers(engine, specs, row_length or context, progress)
