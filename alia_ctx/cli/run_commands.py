@@ -13,9 +13,11 @@ from typing import Annotated, Any, NoReturn
 
 import typer
 
-from alia_ctx.cli import convert_commands
+from alia_ctx.cli import convert_commands, evaluate_commands
 from alia_ctx.cli.arguments import path
+from alia_ctx.config.held_out import held_out_notes
 from alia_ctx.config.load import load_run
+from alia_ctx.config.run import RunConfig
 from alia_ctx.errors import AliaError, ConfigError, Problem
 
 app = typer.Typer(
@@ -26,6 +28,7 @@ app = typer.Typer(
 )
 
 convert_commands.register(app)
+evaluate_commands.register(app)
 
 Config = Annotated[
     Path,
@@ -79,6 +82,8 @@ def check(
         typer.echo(f"note: {_NO_HELD_OUT.key}: {_NO_HELD_OUT.rule}")
     elif not run.deferred(run.output) and (few := workflow.few_held_out(run)):
         typer.echo(f"note: {few}")
+    if not names:  # which may take a while to read
+        _warn_of_short_text(run)
     typer.echo(f"{config}: no problems")
 
 
@@ -108,9 +113,9 @@ def tokenize(
     """Turn text into Megatron .bin/.idx token stores."""
     from alia_ctx import workflow
 
-    workflow.tokenize(
-        load_run(config, overrides or ()), source or (), overwrite=overwrite
-    )
+    run = load_run(config, overrides or ())
+    workflow.tokenize(run, source or (), overwrite=overwrite)
+    _warn_of_short_text(run)
 
 
 @app.command()
@@ -169,55 +174,10 @@ def train(
     run = workflow.load_on_all_ranks(config, overrides or (), [stage])
     path = workflow.train(run, stage, exit_before=limit)
     if _is_main():
+        best = workflow.best_checkpoint(run, stage)
+        if best is not None:
+            typer.echo(f"best checkpoint: {best}")
         typer.echo(str(path))
-
-
-@app.command()
-def evaluate(
-    config: Config,
-    overrides: Overrides = None,
-    stage: Annotated[
-        str | None,
-        typer.Option(help="Only this stage (default: the report's comparison)."),
-    ] = None,
-    context: Annotated[
-        int | None, typer.Option(help="Tokens shown at a time (default: the stage's).")
-    ] = None,
-    update: Annotated[
-        int | None,
-        typer.Option(help="Recompute the logged loss of this update of the stage."),
-    ] = None,
-) -> None:
-    """Measure the loss by position on held-out documents, or recompute a loss of the log."""
-    from alia_ctx import workflow
-
-    run = workflow.load_on_all_ranks(config, overrides or (), [stage] if stage else [])
-    if stage is None and (context or update):
-        raise ConfigError(
-            "",
-            [
-                Problem(
-                    "--stage",
-                    None,
-                    "is needed with --context and --update",
-                    "name the stage",
-                )
-            ],
-        )
-    if update is not None:
-        recomputed = workflow.recompute(run, stage or "", update)
-        if _is_main():
-            typer.echo(str(recomputed))
-        return
-    evaluations = workflow.standard_evaluations(run)
-    if stage is not None:
-        shown = context or run.stage(stage).context
-        evaluations = [workflow.Evaluation(f"{stage}, {shown:,} tokens", stage, shown)]
-    results = workflow.evaluate(run, evaluations)
-    if _is_main():
-        _print_table(results)
-        if few := workflow.few_held_out(run):
-            typer.echo(f"note: {few}")
 
 
 @app.command()
@@ -252,10 +212,9 @@ def _print(table: Any) -> None:
 _WIDEST = 1000
 
 
-def _print_table(results: Any) -> None:
-    from alia_ctx.evaluation.report import loss_table
-
-    _print(loss_table(results))
+def _warn_of_short_text(run: RunConfig) -> None:
+    for problem in held_out_notes(run):
+        typer.echo(f"note: {problem}")
 
 
 def _show_report(written: Any) -> None:

@@ -4,7 +4,12 @@ The whole configuration is known here and in `cli`; what lies below takes its pa
 """
 
 from alia_ctx.config.run import HELD_OUT
-from alia_ctx.workflow.chain import check_trained, finished_checkpoint
+from alia_ctx.workflow.chain import (
+    BestCheckpoint,
+    best_checkpoint,
+    check_trained,
+    finished_checkpoint,
+)
 from alia_ctx.workflow.checking import check_vocabulary
 from alia_ctx.workflow.data import (
     contamination,
@@ -17,30 +22,49 @@ from alia_ctx.workflow.data import (
     tokenize,
 )
 from alia_ctx.workflow.evaluation import (
+    EVALUATORS,
+    Evaluated,
     Evaluation,
+    EvaluationTask,
     Role,
-    evaluate,
-    standard_evaluations,
+    lines_of,
+    measure_models,
+)
+from alia_ctx.workflow.evaluation_tasks import (
+    Asked,
+    evaluation_task,
+    models_task,
+    standard_lines,
+    standard_task,
 )
 from alia_ctx.workflow.exporting import export
 from alia_ctx.workflow.pipeline import plan_stages, run_all
 from alia_ctx.workflow.recomputing import recompute
 from alia_ctx.workflow.reporting import report
-from alia_ctx.workflow.starting import load_on_all_ranks
+from alia_ctx.workflow.starting import load_on_all_ranks, task_on_all_ranks
 from alia_ctx.workflow.training import train
 
 __all__ = [
+    "EVALUATORS",
     "HELD_OUT",
+    "Asked",
+    "BestCheckpoint",
+    "Evaluated",
     "Evaluation",
+    "EvaluationTask",
     "Role",
+    "best_checkpoint",
     "check_trained",
     "check_vocabulary",
     "contamination",
-    "evaluate",
+    "evaluation_task",
     "export",
     "few_held_out",
     "finished_checkpoint",
+    "lines_of",
     "load_on_all_ranks",
+    "measure_models",
+    "models_task",
     "open_plan",
     "open_store",
     "open_stores",
@@ -50,7 +74,9 @@ __all__ = [
     "report",
     "require_same_text",
     "run_all",
-    "standard_evaluations",
+    "standard_lines",
+    "standard_task",
+    "task_on_all_ranks",
     "tokenize",
     "train",
 ]

@@ -12,6 +12,7 @@ from typing import Any
 
 from alia_ctx import checkpoint
 from alia_ctx.checkpoint.manifest import DamagedError
+from alia_ctx.config.held_out import held_out_notes
 from alia_ctx.config.load import load_run
 from alia_ctx.config.run import RunConfig
 from alia_ctx.errors import AliaError, CheckpointError
@@ -22,7 +23,7 @@ from alia_ctx.train.stopping import RequeueError
 from alia_ctx.workflow.chain import check_trained, finished_checkpoint
 from alia_ctx.workflow.checking import check_vocabulary
 from alia_ctx.workflow.data import pack, tokenize
-from alia_ctx.workflow.evaluation import standard_evaluations, what_differs
+from alia_ctx.workflow.evaluation_tasks import what_is_missing
 from alia_ctx.workflow.exporting import export, needs_export
 from alia_ctx.workflow.reporting import report
 
@@ -88,6 +89,8 @@ def run_all(config: Path, overrides: Sequence[str], run: RunConfig) -> Report:
     tokenize(run)
     # Held-out text has its lengths in tokens now: too short is said before training.
     load_run(config, overrides, read_text=True)
+    for problem in held_out_notes(run):
+        say(f"note: {problem}")
 
     def train(name: str) -> None:
         torchrun(ranks, ["train", str(config), "--stage", name, *overrides])
@@ -102,12 +105,13 @@ def run_all(config: Path, overrides: Sequence[str], run: RunConfig) -> Report:
     if needs_export(run, last):
         _make_whole(run, last, train)
         export(run, last)
-    reasons = {e: what_differs(run, e) for e in standard_evaluations(run)}
-    lines = [line for why in reasons.values() for line in why]
-    if lines:
-        for name in dict.fromkeys(e.stage for e, why in reasons.items() if why):
-            _make_whole(run, name, train)
-        say("evaluations are made anew:\n  " + "\n  ".join(lines))
+    missing = what_is_missing(run)
+    if missing:
+        for name in dict.fromkeys(evaluation.model.name for evaluation, _ in missing):
+            if name in run.stages:
+                _make_whole(run, name, train)
+        reasons = "\n  ".join(reason for _, reason in missing)
+        say(f"evaluations are made anew:\n  {reasons}")
         torchrun(ranks, ["evaluate", str(config), *overrides])
     return report(run)
 

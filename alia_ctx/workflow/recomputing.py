@@ -14,6 +14,7 @@ from alia_ctx.train.metrics_log import read_lines
 from alia_ctx.train.rendezvous import starting_ranks
 from alia_ctx.workflow.chain import check_trained, origin, run_directory
 from alia_ctx.workflow.data import open_plan
+from alia_ctx.workflow.evaluated_models import ModelOpener
 from alia_ctx.workflow.training import stage_engine
 
 
@@ -55,7 +56,11 @@ def recompute(run: RunConfig, name: str, update: int) -> RecomputedLoss:
             lambda: _what_was_before(run, name, update),
             lambda before: [before[0].fingerprint, str(before[1])],
         )
-        engine = stage_engine(run, name, None)
+        # A layout for the ranks that are there, not the training's.
+        layout = ModelOpener(run.engine, plan.directory).find_layout(
+            run.model, run.stage(name).context
+        )
+        engine = stage_engine(run, name, None, layout)
         if path is not None:
             checkpoint.open_checkpoint(path, engine)
             engine.load(path / checkpoint.STATE, with_optimizer=False)

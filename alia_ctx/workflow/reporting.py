@@ -9,7 +9,8 @@ from alia_ctx.config.run import RunConfig, position_edges
 from alia_ctx.evaluation.positions import PositionBands, paired_difference
 from alia_ctx.evaluation.report import Report, write_report
 from alia_ctx.workflow.chain import finished_checkpoint, run_directory
-from alia_ctx.workflow.evaluation import Role, read_result, standard_evaluations
+from alia_ctx.workflow.evaluation import Role
+from alia_ctx.workflow.evaluation_tasks import standard_task
 
 
 def report(run: RunConfig) -> Report:
@@ -18,11 +19,13 @@ def report(run: RunConfig) -> Report:
     IdentityError where an evaluation is not of the checkpoint, text and settings that
     the report would speak of.
     """
-    evaluations = standard_evaluations(run)
+    task = standard_task(run)
+    evaluations = [e for e in task.evaluations if "positions" in e.evaluators]
     results, made_from = {}, {}
     for evaluation in evaluations:
-        name = evaluation.name
-        results[name], made_from[name] = read_result(run, evaluation)
+        result = task.read(evaluation, "positions")
+        results[evaluation.name] = PositionBands.from_json(result.content or {})
+        made_from[evaluation.name] = result.made_from
     by_role = {e.role: e.name for e in evaluations if e.role is not Role.STAGE}
     base, final = by_role[Role.BASE], evaluations[-1].name
     return write_report(

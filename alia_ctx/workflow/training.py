@@ -14,22 +14,28 @@ from alia_ctx.data.packing import PackPlan
 from alia_ctx.data.tokens import TokenStore
 from alia_ctx.files import exclusive
 from alia_ctx.progress import Meter, meter, say
+from alia_ctx.spec.layout import Layout
 from alia_ctx.train.agreement import on_all_ranks
 from alia_ctx.train.rendezvous import starting_ranks
 from alia_ctx.train.stopping import StopRequests, Watchdog
 from alia_ctx.train.trainer import StageTrainer
 from alia_ctx.workflow.chain import check_trained, stage_task
 from alia_ctx.workflow.data import open_plan, open_store, tokenizer_of_text
-from alia_ctx.workflow.evaluation import held_out_evaluation
+from alia_ctx.workflow.evaluation_in_training import held_out_evaluation
 
 if TYPE_CHECKING:
     from alia_ctx.mcore.engine import MegatronEngine
 
 
 def stage_engine(
-    run: RunConfig, name: str, optimizer: OptimizerConfig | None
+    run: RunConfig,
+    name: str,
+    optimizer: OptimizerConfig | None,
+    layout: Layout | None = None,
 ) -> MegatronEngine:
-    """The engine of a stage, with random weights; without an optimizer it only evaluates."""
+    """The engine of a stage, with random weights; without an optimizer it only evaluates.
+    `layout`: default, the stage's.
+    """
     from alia_ctx.mcore.engine import MegatronEngine
 
     stage = run.stage(name)
@@ -37,7 +43,7 @@ def stage_engine(
         run.model,
         stage.rope,
         stage.context,
-        stage.layout,
+        layout or stage.layout,
         run.engine,
         optimizer,
         recompute=stage.recompute if optimizer else "none",
@@ -89,7 +95,7 @@ def train(run: RunConfig, name: str, *, exit_before: float | None = None) -> Pat
             watchdog=watchdog,
             report=lambda line: _show_update(bar, stage, line),
             notice=_warn if main else _be_silent,
-            evaluate=held_out_evaluation(run, name, held_out, engine, watchdog.beat)
+            evaluate=held_out_evaluation(run, name, engine, watchdog.beat)
             if held_out is not None
             else None,
         )
