@@ -13,7 +13,7 @@ from typing import Annotated, Any
 
 import typer
 
-from alia_ctx.cli import convert_commands
+from alia_ctx.cli import chat_commands, convert_commands
 from alia_ctx.cli.arguments import path
 from alia_ctx.config.load import load_run
 from alia_ctx.errors import AliaError, ConfigError, Problem
@@ -26,6 +26,7 @@ app = typer.Typer(
 )
 
 convert_commands.register(app)
+chat_commands.register(app)
 
 Config = Annotated[
     Path,

@@ -30,6 +30,8 @@ def held_out_problems(draft: Draft) -> Problems:
     paths = [] if spec is None else [*spec.inputs, *filter(None, [spec.store])]
     if spec is None or any(draft.deferred(path) for path in paths):
         return problems
+    if spec.chat is not None:  # answers are measured, not far positions
+        return problems
     longest = max(stage.context for stage in draft.stages.values())
     key, remedy = (
         "evaluation.held_out",

@@ -1,7 +1,8 @@
 """Conversations -> documents with masks: forms of data sets, templates, proven masks, stores."""
 
 from alia_ctx.data.chat.blocks import EncoderSettings
-from alia_ctx.data.chat.conversation import RowError, Conversation, Message, ToolCall
+from alia_ctx.data.chat.conversation import Conversation, Message, RowError, ToolCall
+from alia_ctx.data.chat.converting import ChatConversion
 from alia_ctx.data.chat.counts import ChatCounts, FirstOfEach, LeftOutRow
 from alia_ctx.data.chat.encoding import ChatEncoder, EncodedChat
 from alia_ctx.data.chat.forms import read_record
@@ -14,7 +15,7 @@ from alia_ctx.data.chat.store import (
 )
 
 __all__ = [
-    "RowError",
+    "ChatConversion",
     "ChatCounts",
     "ChatEncoder",
     "ChatReport",
@@ -25,6 +26,7 @@ __all__ = [
     "LeftOutRow",
     "Message",
     "Row",
+    "RowError",
     "ToolCall",
     "chat_settings",
     "read_record",

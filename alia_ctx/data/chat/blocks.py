@@ -146,10 +146,7 @@ def _encode(work: _Work, encoder: ChatEncoder) -> EncodedBlock:
         block.names.append(row.where if name is None else str(name))
         block.files.append(str(Path(work.file)))
         block.counts.conversations += 1
-        block.counts.tokens += encoded.ids.size
-        block.counts.trained_tokens += int(encoded.trained[1:].sum())
-        block.counts.cut += bool(encoded.cut_turns)
-        block.counts.cut_turns += encoded.cut_turns
+        block.counts.count(encoded.trained, encoded.cut_turns)
         block.counts.spelled.update(encoded.spelled)
     block.ids, block.weights = np.concatenate(ids), np.concatenate(weights)
     return block

@@ -5,9 +5,9 @@ from __future__ import annotations
 from typing import Any
 
 from alia_ctx.data.chat.conversation import (
-    RowError,
     Conversation,
     Message,
+    RowError,
     ToolCall,
     function_of,
 )

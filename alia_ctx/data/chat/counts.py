@@ -6,7 +6,9 @@ from collections import Counter
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-EXAMPLES = 5
+import numpy as np
+
+EXAMPLES = 5  # rows of each reason that are told; a file has all
 
 
 @dataclass(frozen=True)
@@ -35,6 +37,13 @@ class ChatCounts:
     cut_turns: int = 0
     left_out: Counter[str] = field(default_factory=Counter)
     spelled: Counter[str] = field(default_factory=Counter)
+
+    def count(self, trained: np.ndarray, cut_turns: int) -> None:
+        """Add the tokens of one conversation; the first one is nobody's target."""
+        self.tokens += trained.size
+        self.trained_tokens += int(trained[1:].sum())
+        self.cut += bool(cut_turns)
+        self.cut_turns += cut_turns
 
     def add(self, other: ChatCounts) -> None:
         for name in ("conversations", "tokens", "trained_tokens", "cut", "cut_turns"):
@@ -73,11 +82,12 @@ class ChatCounts:
 class FirstOfEach:
     """Keeps the first few rows of each reason."""
 
-    def __init__(self) -> None:
+    def __init__(self, most: int = EXAMPLES) -> None:
+        self.most = most
         self.rows: list[LeftOutRow] = []
         self._seen: Counter[str] = Counter()
 
     def add(self, row: LeftOutRow) -> None:
         self._seen[row.reason] += 1
-        if self._seen[row.reason] <= EXAMPLES:
+        if self._seen[row.reason] <= self.most:
             self.rows.append(row)

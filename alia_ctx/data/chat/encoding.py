@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from alia_ctx.data.chat.conversation import RowError, Conversation
+from alia_ctx.data.chat.conversation import Conversation, RowError
 from alia_ctx.data.chat.template import ChatTemplate
 from alia_ctx.data.chat.turns import Rendered, render_turns, special_pattern
 from alia_ctx.data.documents.chat_spec import ChatSpec

@@ -10,7 +10,7 @@ import json
 from functools import cached_property
 from pathlib import Path
 
-from alia_ctx.data.chat.conversation import RowError, Conversation
+from alia_ctx.data.chat.conversation import Conversation, RowError
 from alia_ctx.data.documents.chat_spec import TEMPLATES
 from alia_ctx.data.tokens.tokenizer import HubTokenizer
 from alia_ctx.errors import DataError

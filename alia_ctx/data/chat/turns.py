@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any
 
-from alia_ctx.data.chat.conversation import RowError, Conversation, Message, ToolCall
+from alia_ctx.data.chat.conversation import Conversation, Message, RowError, ToolCall
 from alia_ctx.data.chat.json_text import leaves, parse, write
 from alia_ctx.data.chat.template import ChatTemplate
 from alia_ctx.data.documents.chat_spec import TrainOn

@@ -20,6 +20,7 @@ ChatForm = Literal[
     "sharegpt",
 ]
 TrainOn = Literal["assistant", "assistant_with_header", "last_turn"]
+MaxLength = Literal["drop", "split"]
 TEMPLATES = ("chatml-tools", "tokenizer")
 
 
@@ -41,7 +42,7 @@ class ChatSpec:
     format: ChatForm = "auto"
     template: str = "chatml-tools"
     train_on: TrainOn = "assistant"
-    max_length: Literal["drop", "split"] = "drop"
+    max_length: MaxLength = "drop"
     max_tokens: int | None = None
     strict: bool = False
 

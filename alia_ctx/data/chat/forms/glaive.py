@@ -10,7 +10,7 @@ from __future__ import annotations
 import re
 from typing import Any
 
-from alia_ctx.data.chat.conversation import RowError, Conversation, Message, ToolCall
+from alia_ctx.data.chat.conversation import Conversation, Message, RowError, ToolCall
 from alia_ctx.data.chat.forms.calls import arguments_text, call_from
 from alia_ctx.data.chat.json_text import parse, parse_at, write
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from alia_ctx.data.chat.conversation import RowError, Message, Role, ToolCall
+from alia_ctx.data.chat.conversation import Message, Role, RowError, ToolCall
 from alia_ctx.data.chat.forms.calls import call_from, calls_from_json
 from alia_ctx.data.chat.json_text import parse
 

@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from alia_ctx.data.chat.checks import require_sound
-from alia_ctx.data.chat.conversation import RowError, Conversation
+from alia_ctx.data.chat.conversation import Conversation, RowError
 from alia_ctx.data.chat.forms import glaive, lists, toolace, xlam
 
 Reader = Callable[[dict[str, Any]], Conversation]

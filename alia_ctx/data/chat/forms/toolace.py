@@ -7,7 +7,7 @@ from __future__ import annotations
 import re
 from typing import Any
 
-from alia_ctx.data.chat.conversation import RowError, Conversation, Message, tools_text
+from alia_ctx.data.chat.conversation import Conversation, Message, RowError, tools_text
 from alia_ctx.data.chat.forms.calls import looks_pythonic, pythonic_calls
 from alia_ctx.data.chat.forms.messages import messages_from
 from alia_ctx.data.chat.json_text import parse_at

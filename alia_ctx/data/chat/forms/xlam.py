@@ -10,9 +10,9 @@ from __future__ import annotations
 from typing import Any
 
 from alia_ctx.data.chat.conversation import (
-    RowError,
     Conversation,
     Message,
+    RowError,
     function_of,
 )
 from alia_ctx.data.chat.forms.calls import call_from
