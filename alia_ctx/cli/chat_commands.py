@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 
@@ -22,6 +22,7 @@ Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace the output
 def register(app: typer.Typer) -> None:
     """Add the commands to `app`."""
     app.command("convert-chat")(convert_chat)
+    app.command("make-tool-data")(make_tool_data)
 
 
 def convert_chat(
@@ -91,6 +92,85 @@ def convert_chat(
         typer.echo(f"not read: {name} ({reason})")
     if output is not None:
         typer.echo(f"written: {output}")
+
+
+def make_tool_data(
+    sources: Annotated[
+        list[str],
+        typer.Argument(
+            help="Python packages, .py files or folders, OpenAPI files, JSON of tools.",
+            show_default=False,
+        ),
+    ],
+    output: Annotated[
+        Path, typer.Option(help="JSON lines to write.", parser=path, show_default=False)
+    ],
+    count: Annotated[int, typer.Option(min=1, help="Conversations.")] = 1000,
+    seed: Annotated[int, typer.Option(help="Another seed, other conversations.")] = 0,
+    kinds: Annotated[
+        str, typer.Option(help="Which, with commas between them.")
+    ] = "single,multiple,parallel,missing,irrelevant,multi_turn",
+    languages: Annotated[
+        str, typer.Option(help="Which, with commas between them.")
+    ] = "en,es,ca,eu,gl",
+    part: Annotated[
+        Literal["all", "train", "held_out"], typer.Option(help="Of the functions.")
+    ] = "all",
+    held_out_share: Annotated[
+        float, typer.Option(min=0, max=1, help="Share of functions held out.")
+    ] = 0.2,
+    most_tools: Annotated[int, typer.Option(min=1, help="Offered at once.")] = 5,
+    most_arguments: Annotated[int, typer.Option(min=1, help="Of a call.")] = 6,
+    model: Annotated[
+        str | None,
+        typer.Option(help="URL of an OpenAI-compatible endpoint that words requests."),
+    ] = None,
+    model_name: Annotated[
+        str, typer.Option(help="What the endpoint calls its model.")
+    ] = "default",
+    overwrite: Overwrite = False,
+) -> None:
+    """Make conversations that call functions, from their signatures alone."""
+    from alia_ctx.data.chat import making
+    from alia_ctx.progress import meter
+
+    _require_free(output, overwrite)
+    spec = making.MakeSpec(
+        count=count,
+        seed=seed,
+        kinds=_chosen("--kinds", kinds, making.KINDS),
+        languages=_chosen("--languages", languages, tuple(making.LANGUAGES)),
+        part=part,
+        held_out_share=held_out_share,
+        limits=making.Limits(most_tools, most_arguments),
+    )
+    found = making.find_functions(sources)
+    with meter("make-tool-data", count, "conversation") as bar:
+        counts = making.make_tool_data(
+            found,
+            spec,
+            output,
+            endpoint=making.Endpoint(model, model_name) if model else None,
+            progress=bar.update,
+        )
+    typer.echo(
+        f"{output}: {counts.written:,} conversations from "
+        f"{len(spec.of_part(found.functions)):,} functions; "
+        f"{len(found.left_out):,} functions left out, "
+        f"{counts.refused.total():,} conversations refused"
+    )
+    for reason, number in counts.refused.most_common(5):
+        typer.echo(f"  {number:,} {reason}")
+
+
+def _chosen[T: str](key: str, text: str, known: tuple[T, ...]) -> tuple[T, ...]:
+    names = {name: name for name in known}
+    chosen = [part.strip() for part in text.split(",")]
+    for part in chosen:
+        if part not in names:
+            remedy = f"choose among {', '.join(known)}"
+            raise ConfigError("", [Problem(key, part, "is not known", remedy)])
+    return tuple(names[part] for part in dict.fromkeys(chosen))  # type: ignore[index]
 
 
 def _as_option(problem: Problem) -> Problem:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -52,7 +52,11 @@ class ChatCounts:
         self.spelled.update(other.spelled)
 
     def to_json(self) -> dict[str, Any]:
-        return asdict(self)
+        # asdict would make a Counter of pairs of a Counter.
+        return {
+            name: dict(value) if isinstance(value, Counter) else value
+            for name, value in vars(self).items()
+        }
 
     @classmethod
     def from_json(cls, value: dict[str, Any]) -> ChatCounts:
