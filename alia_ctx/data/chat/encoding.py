@@ -20,7 +20,7 @@ from alia_ctx.data.tokens.encoder import (
     rust_tokenizer,
     stripped_tokenizer,
 )
-from alia_ctx.data.tokens.special_tokens import SpecialTokens
+from alia_ctx.data.tokens.special_tokens import SpecialTokens, names_without_special
 from alia_ctx.data.tokens.store import token_dtype
 from alia_ctx.data.tokens.tokenizer import HubTokenizer
 from alia_ctx.errors import DataError
@@ -82,8 +82,12 @@ class ChatEncoder:
         # blanks off the offsets.
         document = {**json.loads(backend), "post_processor": None}
         self._backend = rust_tokenizer(json.dumps(document), self._special)
-        self._stripped = stripped_tokenizer(json.dumps(document), self._special)
-        self._pieces_agree = self._pieces_give_the_same_ids()
+        names = {f"<0x{byte:02X}>" for byte in range(256)}
+        vocabulary = self.tokenizer.vocabulary
+        self._byte_ids = {vocabulary[name] for name in names & vocabulary.keys()}
+        text = json.dumps(document)
+        self._names = names_without_special(text, self._special)
+        self._renaming = self._checked(stripped_tokenizer(text, self._special))
 
     def identity(self) -> dict[str, Any]:
         """What decides ids and weights, for the statement of a store."""
@@ -154,74 +158,89 @@ class ChatEncoder:
         """Ids, and the first character and the one after the last, of each token."""
         if not spelled or self.special_tokens == "keep":
             found = self._backend.encode(rendered.text, add_special_tokens=False)
-            return self._arrays(found.ids, found.offsets)
+            return self._arrays(rendered.text, found.ids, found.offsets)
         names = ", ".join(spelled)
         if self.special_tokens == "refuse":
             raise RowError("special_token", f"its contents spell {names}")
-        if not self._pieces_agree:
+        if self._renaming is None:
             raise RowError(
                 "special_token",
-                f"its contents spell {names}, and this tokenizer gives other ids to the "
-                "parts of a text than to the whole",
+                f"its contents spell {names}, and this tokenizer cannot be told which "
+                "of them are text",
             )
-        ids, offsets = self._in_pieces(rendered.text, rendered.spelled)
-        return self._arrays(ids, offsets)
+        return self._arrays(
+            rendered.text, *self._renamed(rendered.text, rendered.spelled)
+        )
 
     def _arrays(
-        self, ids: list[int], offsets: list[tuple[int, int]]
+        self, text: str, ids: list[int], offsets: Any
     ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         places = np.array(offsets, np.int64).reshape(-1, 2)
+        if self._byte_ids:
+            self._place_bytes(text, ids, places)
         return np.array(ids, self.dtype), places[:, 0], places[:, 1]
 
-    def _in_pieces(
-        self, text: str, spelled: tuple[tuple[int, int], ...]
-    ) -> tuple[list[int], list[tuple[int, int]]]:
-        """Tokens of a text in which special tokens inside `spelled` are text."""
-        ids: list[int] = []
-        offsets: list[tuple[int, int]] = []
-        position = 0
-        marks = [
-            (match.start(), match.end())
-            for match in self._pattern.finditer(text)
-            if not any(a < match.end() and match.start() < b for a, b in spelled)
-        ]
-        for start, stop in [*marks, (len(text), len(text))]:
-            piece = self._as_text(text[position:start])
-            ids += piece.ids
-            offsets += [(position + a, position + b) for a, b in piece.offsets]
-            if stop > start:
-                ids.append(self._special[text[start:stop]])
-                offsets.append((start, stop))
-            position = stop
-        return ids, offsets
-
-    def _as_text(self, text: str) -> Any:
-        """The encoding of a text in which no special token is one."""
-        self._backend.encode_special_tokens = True
-        piece = self._backend.encode(text, add_special_tokens=False)
-        self._backend.encode_special_tokens = False
-        control = {*self._special.values()} - {self.tokenizer.unknown_id}
-        if not control & {*piece.ids}:
-            return piece
-        # Some models have `</s>` among their pieces.
-        if self._stripped is None:
-            detail = "this tokenizer makes a control token of text"
-            raise RowError("special_token", detail)
-        return self._stripped.encode(text, add_special_tokens=False)
-
-    def _pieces_give_the_same_ids(self) -> bool:
-        """Whether tokenising between special tokens is tokenising the whole, as it is with
-        tokenizers that treat what stands between added tokens apart.
+    def _place_bytes(self, text: str, ids: list[int], places: np.ndarray) -> None:
+        """Give each byte token its character, in place: Unigram gives all bytes of a
+        stretch that it has no pieces for the place of the whole stretch.
         """
-        for token in self._special:
-            text = f"{token}user\n Hello,  world{token}\n{token}a\nÀ b {token}"
+        wide = np.flatnonzero(places[:, 1] - places[:, 0] > 1)
+        done = 0
+        for number in wide.tolist():
+            if number < done or ids[number] not in self._byte_ids:
+                continue
+            start, stop = places[number].tolist()
+            end = number + 1
+            while end < len(ids) and places[end].tolist() == [start, stop]:
+                end += 1
+            owners = [
+                place
+                for place, letter in enumerate(text[start:stop], start)
+                for _ in letter.encode("utf-8", "replace")
+            ]
+            if len(owners) == end - number:
+                places[number:end, 0] = owners
+                places[number:end, 1] = np.array(owners) + 1
+            done = end
+
+    def _renamed(
+        self, text: str, spelled: tuple[tuple[int, int], ...]
+    ) -> tuple[list[int], np.ndarray]:
+        """Ids, and places [tokens, 2], of a text in which special tokens inside `spelled`
+        are text: the others are written as `_renaming` calls them, which knows no more.
+        """
+        pieces, before, after, end = [], [0], [0], 0
+        for match in self._pattern.finditer(text):
+            if any(a < match.end() and match.start() < b for a, b in spelled):
+                continue
+            name = self._names[match[0]]
+            pieces += [text[end : match.start()], name]
+            end = match.end()
+            before += [match.start(), end]
+            start = after[-1] + len(pieces[-2])
+            after += [start, start + len(name)]
+        pieces.append(text[end:])
+        found = self._renaming.encode("".join(pieces), add_special_tokens=False)
+        places = np.array(found.offsets, np.int64).reshape(-1, 2)
+        # Back to the places of `text`: every edge of a name is an edge of its token.
+        left, right = np.array(after), np.array(before)
+        first = np.searchsorted(left, places[:, 0], "right") - 1
+        last = np.searchsorted(left, places[:, 1], "left")
+        last -= left[np.minimum(last, left.size - 1)] != places[:, 1]
+        starts = right[first] + places[:, 0] - left[first]
+        stops = right[last] + places[:, 1] - left[last]
+        return found.ids, np.stack((starts, stops), axis=1)
+
+    def _checked(self, renaming: Any) -> Any:
+        """The tokenizer, if it gives the same ids where nothing is spelled; else None."""
+        self._renaming = renaming
+        for token in self._special if renaming is not None else ():
+            text = f"{token}user\n Hello,  world{token}\n{token}a\nÀ b {token} c"
             whole = self._backend.encode(text, add_special_tokens=False)
-            try:
-                if self._in_pieces(text, ())[0] != whole.ids:
-                    return False
-            except RowError:
-                return False
-        return True
+            ids, places = self._renamed(text, ())
+            if ids != whole.ids or places.tolist() != [list(p) for p in whole.offsets]:
+                return None
+        return renaming
 
     def _require_edges(
         self,

@@ -18,7 +18,7 @@ from alia_ctx.errors import DataError
 from tests.data.chat.conversations import Case, cases, chatml
 from tests.data.chat.test_rendering import SHIPPED
 from tests.data.chat.tokenizers import CHAT_FAMILIES, save_chat_tokenizer
-from tests.tokenizers import FAMILIES, save
+from tests.tokenizers import FAMILIES, SPECIAL, save
 
 
 @pytest.fixture(scope="module")
@@ -36,12 +36,13 @@ def encoder(folders: dict[str, Path]) -> ChatEncoder:
 
 def bytes_of(auto: Any, ids: list[int]) -> list[bytes]:
     """Each token's bytes, from its name: GPT-2's alphabet, or `▁` and `<0xNN>`."""
-    from transformers.models.gpt2.tokenization_gpt2 import bytes_to_unicode
-
-    letters = {letter: byte for byte, letter in bytes_to_unicode().items()}
+    shown = [*range(33, 127), *range(161, 173), *range(174, 256)]
+    hidden = [byte for byte in range(256) if byte not in shown]
+    letters = {chr(byte): byte for byte in shown}
+    letters |= {chr(256 + number): byte for number, byte in enumerate(hidden)}
     pieces = []
     for name in auto.convert_ids_to_tokens(ids):
-        if name in auto.all_special_tokens:
+        if name in SPECIAL:
             pieces.append(name.encode())
         elif name.startswith("<0x"):
             pieces.append(bytes([int(name[3:5], 16)]))
@@ -78,7 +79,7 @@ def test_every_conversation_is_proven_by_bytes(
 ) -> None:
     auto = AutoTokenizer.from_pretrained(folders[family])
     encoder = ChatEncoder(folders[family], ChatSpec())
-    count = 200 if family == "byte level" else 40
+    count = 200 if family == "byte level" else 12
     for case in cases(form, count):
         encoded = encoder.encode(read_record(case.record, form))
         ids = encoded.ids.tolist()
@@ -107,7 +108,7 @@ def test_equal_to_the_mask_of_transformers(folders: dict[str, Path]) -> None:
         '    {%- elif message.role == "tool" -%}',
     )
     for form in FORMS:
-        for case in cases(form, 40):
+        for case in cases(form, 12):
             theirs = auto.apply_chat_template(
                 case.messages,
                 tools=case.tools,
@@ -208,23 +209,11 @@ def test_spelled_special_tokens_are_text(family: str, folders: dict[str, Path]) 
     encoder = ChatEncoder(folders[family], ChatSpec())
     auto = encoder.tokenizer.auto
     encoded = encoder.encode(SPELLED)
-    special = set(auto.all_special_ids)
-    control = [i for i in encoded.ids.tolist() if i in special]
+    control = [i for i in encoded.ids.tolist() if i < len(SPECIAL)]
     # The template's own: five turns (tool results are a user's), each begun and ended.
     assert control == [4, 5] * 5
     spelled = {"<|im_end|>": 4, "<|im_start|>": 2, "</s>": 3, "<s>": 1}
     assert encoded.spelled == spelled
-    harmless = Conversation(
-        tuple(
-            Message(
-                m.role, m.content and m.content.replace("<|", "<!").replace("s>", "s!")
-            )
-            for m in SPELLED.messages
-            if m.role in ("user", "system")
-        )
-        + (Message("assistant", "x"),)
-    )
-    assert not encoder.encode(harmless).spelled
     ids = encoded.ids[encoded.trained].tolist()
     kept = auto.decode(ids, skip_special_tokens=False)
     words = (
@@ -247,15 +236,15 @@ def test_spelled_special_tokens_may_be_kept_or_refused(encoder: ChatEncoder) -> 
         refusing.encode(SPELLED)
 
 
-def test_text_between_tokens_is_encoded_as_in_the_whole(
+def test_renamed_special_tokens_change_no_other_id(
     folders: dict[str, Path],
 ) -> None:
     """Where nothing is spelled both ways give the same ids, on all conversations."""
     for family, folder in folders.items():
         encoder = ChatEncoder(folder, ChatSpec())
-        for case in cases("openai", 20):
+        for case in cases("openai", 8):
             encoded = encoder.encode(read_record(case.record))
-            ids, _ = encoder._in_pieces(encoded.text, ())
+            ids, _ = encoder._renamed(encoded.text, ())
             assert ids == encoded.ids.tolist(), family
 
 
@@ -266,7 +255,7 @@ def test_text_between_tokens_is_encoded_as_in_the_whole(
 def test_a_tokenizer_that_loses_words_is_refused(family: str, tmp_path: Path) -> None:
     encoder = ChatEncoder(save(FAMILIES[family](), tmp_path / "t"), ChatSpec())
     talk = Conversation((Message("user", "u"), Message("assistant", "Ünknown WORDS")))
-    with pytest.raises(RowError, match="mask_not_proven|token_across_turns"):
+    with pytest.raises(RowError, match=r"mask_not_proven|token_across_turns"):
         encoder.encode(talk)
 
 

@@ -127,10 +127,6 @@ def test_parallel_calls_results_and_a_last_turn_of_calls(directory: Path) -> Non
         ("{% for m in messages %}", "end of template"),
         ("{{ messages[0].content }}", "add_generation_prompt"),
         ("{{ raise_exception('never') }}", "never"),
-        (
-            "{{ messages.__class__ }}{% if add_generation_prompt %}x{% endif %}",
-            "unsafe",
-        ),
     ],
 )
 def test_a_template_that_does_not_serve(
