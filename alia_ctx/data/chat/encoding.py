@@ -142,11 +142,10 @@ class ChatEncoder:
         ids, starts, stops = self._tokens(rendered, spelled)
         trained = np.zeros(ids.size, bool)
         for turn in rendered.turns:
-            begin = turn.header if train_on == "assistant_with_header" else turn.start
-            first = int(np.searchsorted(starts, begin))
-            last = int(np.searchsorted(starts, turn.stop))
-            self._require_edges(rendered.text, starts, stops, ids, (begin, turn.stop))
-            self._require_proof(rendered.text[begin : turn.stop], ids, first, last)
+            begin, end = turn.header, turn.stop
+            first, last = np.searchsorted(starts, (begin, end)).tolist()
+            self._require_edges(rendered.text, starts, stops, ids, (begin, end))
+            self._require_proof(rendered.text[begin:end], ids, first, last)
             trained[first:last] = True
         if not trained[1:].any():
             raise RowError("nothing_trained", "no token of it is a trained target")

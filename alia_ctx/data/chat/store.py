@@ -109,6 +109,8 @@ def write_chat_store(
     prefix = Path(out_dir) / name
     sidecar = _finished(prefix, identity, overwrite)
     unchanged = sidecar is not None
+    if sidecar is not None and encoder.spec.strict and sidecar["left_out"]:
+        raise _strict_error(LeftOutRow(**sidecar["left_out"][0]))
     if sidecar is None:
         blocks = encoded_blocks(
             inputs.files,
@@ -169,6 +171,10 @@ def require_same_chat(
             "says now:\n  " + "\n  ".join(lines) + "\nrestore that, or make the store "
             f"anew with `alia-ctx tokenize CONFIG --source {prefix.name} --overwrite`"
         )
+
+
+def _strict_error(row: LeftOutRow) -> DataError:
+    return DataError(f"{row}; correct or remove the row, or go without strict")
 
 
 def _path(prefix: Path, suffix: str) -> Path:
@@ -255,9 +261,7 @@ def _write_files(
         for block in blocks:
             for row in block.left_out:
                 if encoder.spec.strict:
-                    raise DataError(
-                        f"{row}; correct or remove the row, or go without strict"
-                    )
+                    raise _strict_error(row)
                 examples.add(row)
                 text = json.dumps(asdict(row), ensure_ascii=False)
                 left_out.write(text.encode("utf-8", "replace").decode() + "\n")

@@ -23,7 +23,8 @@ from alia_ctx.data.documents.chat_spec import TrainOn
 @dataclass(frozen=True)
 class Turn:
     """Characters [start, stop) of an assistant's turn that are trained: its words, calls
-    and stop token, with `header` from where its header begins. `message`: its number.
+    and stop token; `header` is where its header begins, if that is trained as well, or
+    `start`. `message`: its number.
     """
 
     message: int
@@ -63,8 +64,10 @@ def render_turns(
         numbers = numbers[-1:]
     turns = []
     for number in numbers:
-        header = len(template.render(conversation.until(number)))
         before = template.render(conversation.until(number), prompt=True)
+        header = len(before)
+        if train_on == "assistant_with_header":
+            header = len(template.render(conversation.until(number)))
         whole = number + 1 == len(messages)
         after = text if whole else template.render(conversation.until(number + 1))
         if not (after.startswith(before) and text.startswith(after)):

@@ -1,7 +1,7 @@
 """Signatures of functions -> seeded conversations that call them."""
 
 from alia_ctx.data.chat.making.endpoint import Endpoint
-from alia_ctx.data.chat.making.functions import Function, find_functions
+from alia_ctx.data.chat.making.functions import FoundFunctions, Function, find_functions
 from alia_ctx.data.chat.making.grammar import KINDS, Limits
 from alia_ctx.data.chat.making.languages import LANGUAGES
 from alia_ctx.data.chat.making.make import MadeCounts, MakeSpec, make_tool_data
@@ -10,6 +10,7 @@ __all__ = [
     "KINDS",
     "LANGUAGES",
     "Endpoint",
+    "FoundFunctions",
     "Function",
     "Limits",
     "MadeCounts",
