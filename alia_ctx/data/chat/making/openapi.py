@@ -35,7 +35,7 @@ def operations(
         for method in _METHODS:
             operation = item.get(method)
             if isinstance(operation, dict):
-                name = operation.get("operationId") or f"{method}_{path}"
+                name = operation.get("operationId") or f"{method}_{path.strip('/')}"
                 told = operation.get("summary") or operation.get("description") or ""
                 shared = item.get("parameters") or []
                 schema = _Resolver(document, file).parameters(operation, shared)

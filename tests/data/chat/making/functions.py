@@ -1,5 +1,7 @@
 """A module whose functions conversations are made of; it is read, never imported."""
 
+# ruff: noqa: F821
+
 raise RuntimeError("nobody imports this")
 
 

@@ -372,5 +372,5 @@ def test_an_endpoint_that_does_not_serve(
 
 @pytest.mark.parametrize("url", ["http://127.0.0.1:9/v1", "ftp://x/v1", "nowhere"])
 def test_an_address_that_is_none(url: str, tmp_path: Path) -> None:
-    with pytest.raises(DataError, match="does not answer|no http or https address"):
+    with pytest.raises(DataError, match=r"does not answer|no http or https address"):
         making.Endpoint(url, "m").complete("p", 0)
