@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -12,18 +11,13 @@ from typing import Any
 import numpy as np
 
 from alia_ctx.data.chat.conversation import Conversation, RowError
+from alia_ctx.data.chat.rendered_tokens import RenderedTokens
 from alia_ctx.data.chat.template import ChatTemplate
-from alia_ctx.data.chat.turns import Rendered, render_turns, special_pattern
+from alia_ctx.data.chat.turns import render_turns, special_pattern
 from alia_ctx.data.documents.chat_spec import ChatSpec
-from alia_ctx.data.tokens.encoder import (
-    rust_equivalent,
-    rust_tokenizer,
-    stripped_tokenizer,
-)
-from alia_ctx.data.tokens.special_tokens import SpecialTokens, names_without_special
+from alia_ctx.data.tokens.special_tokens import SpecialTokens
 from alia_ctx.data.tokens.store import token_dtype
 from alia_ctx.data.tokens.tokenizer import HubTokenizer
-from alia_ctx.errors import DataError
 
 
 @dataclass(frozen=True)
@@ -71,23 +65,7 @@ class ChatEncoder:
         self.dtype = token_dtype(self.vocabulary)
         self._special = dict(self.tokenizer.special)
         self._pattern = special_pattern(self._special)
-        backend = rust_equivalent(self.tokenizer)
-        if backend is None:
-            raise DataError(
-                f"{directory}: conversations need a tokenizer that the `tokenizers` "
-                "library reads (tokenizer.json), because others do not say which "
-                "characters a token comes from; save it as one"
-            )
-        # A post-processor adds tokens that nobody asks for here, and ByteLevel's cuts
-        # blanks off the offsets.
-        document = {**json.loads(backend), "post_processor": None}
-        self._backend = rust_tokenizer(json.dumps(document), self._special)
-        names = {f"<0x{byte:02X}>" for byte in range(256)}
-        vocabulary = self.tokenizer.vocabulary
-        self._byte_ids = {vocabulary[name] for name in names & vocabulary.keys()}
-        text = json.dumps(document)
-        self._names = names_without_special(text, self._special)
-        self._renaming = self._checked(stripped_tokenizer(text, self._special))
+        self._tokens = RenderedTokens(self.tokenizer, self._pattern, special_tokens)
 
     def identity(self) -> dict[str, Any]:
         """What decides ids and weights, for the statement of a store."""
@@ -139,7 +117,7 @@ class ChatEncoder:
         train_on = self.spec.train_on
         rendered = render_turns(conversation, self.template, self._pattern, train_on)
         spelled = Counter(rendered.text[a:b] for a, b in rendered.spelled)
-        ids, starts, stops = self._tokens(rendered, spelled)
+        ids, starts, stops = self._tokens.of(rendered, spelled)
         trained = np.zeros(ids.size, bool)
         for turn in rendered.turns:
             begin, end = turn.header, turn.stop
@@ -150,96 +128,6 @@ class ChatEncoder:
         if not trained[1:].any():
             raise RowError("nothing_trained", "no token of it is a trained target")
         return EncodedChat(ids, trained, rendered.text, 0, dict(spelled))
-
-    def _tokens(
-        self, rendered: Rendered, spelled: Counter[str]
-    ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """Ids, and the first character and the one after the last, of each token."""
-        if not spelled or self.special_tokens == "keep":
-            found = self._backend.encode(rendered.text, add_special_tokens=False)
-            return self._arrays(rendered.text, found.ids, found.offsets)
-        names = ", ".join(spelled)
-        if self.special_tokens == "refuse":
-            raise RowError("special_token", f"its contents spell {names}")
-        if self._renaming is None:
-            raise RowError(
-                "special_token",
-                f"its contents spell {names}, and this tokenizer cannot be told which "
-                "of them are text",
-            )
-        return self._arrays(
-            rendered.text, *self._renamed(rendered.text, rendered.spelled)
-        )
-
-    def _arrays(
-        self, text: str, ids: list[int], offsets: Any
-    ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        places = np.array(offsets, np.int64).reshape(-1, 2)
-        if self._byte_ids:
-            self._place_bytes(text, ids, places)
-        return np.array(ids, self.dtype), places[:, 0], places[:, 1]
-
-    def _place_bytes(self, text: str, ids: list[int], places: np.ndarray) -> None:
-        """Give each byte token its character, in place: Unigram gives all bytes of a
-        stretch that it has no pieces for the place of the whole stretch.
-        """
-        wide = np.flatnonzero(places[:, 1] - places[:, 0] > 1)
-        done = 0
-        for number in wide.tolist():
-            if number < done or ids[number] not in self._byte_ids:
-                continue
-            start, stop = places[number].tolist()
-            end = number + 1
-            while end < len(ids) and places[end].tolist() == [start, stop]:
-                end += 1
-            owners = [
-                place
-                for place, letter in enumerate(text[start:stop], start)
-                for _ in letter.encode("utf-8", "replace")
-            ]
-            if len(owners) == end - number:
-                places[number:end, 0] = owners
-                places[number:end, 1] = np.array(owners) + 1
-            done = end
-
-    def _renamed(
-        self, text: str, spelled: tuple[tuple[int, int], ...]
-    ) -> tuple[list[int], np.ndarray]:
-        """Ids, and places [tokens, 2], of a text in which special tokens inside `spelled`
-        are text: the others are written as `_renaming` calls them, which knows no more.
-        """
-        pieces, before, after, end = [], [0], [0], 0
-        for match in self._pattern.finditer(text):
-            if any(a < match.end() and match.start() < b for a, b in spelled):
-                continue
-            name = self._names[match[0]]
-            pieces += [text[end : match.start()], name]
-            end = match.end()
-            before += [match.start(), end]
-            start = after[-1] + len(pieces[-2])
-            after += [start, start + len(name)]
-        pieces.append(text[end:])
-        found = self._renaming.encode("".join(pieces), add_special_tokens=False)
-        places = np.array(found.offsets, np.int64).reshape(-1, 2)
-        # Back to the places of `text`: every edge of a name is an edge of its token.
-        left, right = np.array(after), np.array(before)
-        first = np.searchsorted(left, places[:, 0], "right") - 1
-        last = np.searchsorted(left, places[:, 1], "left")
-        last -= left[np.minimum(last, left.size - 1)] != places[:, 1]
-        starts = right[first] + places[:, 0] - left[first]
-        stops = right[last] + places[:, 1] - left[last]
-        return found.ids, np.stack((starts, stops), axis=1)
-
-    def _checked(self, renaming: Any) -> Any:
-        """The tokenizer, if it gives the same ids where nothing is spelled; else None."""
-        self._renaming = renaming
-        for token in self._special if renaming is not None else ():
-            text = f"{token}user\n Hello,  world{token}\n{token}a\nÀ b {token} c"
-            whole = self._backend.encode(text, add_special_tokens=False)
-            ids, places = self._renamed(text, ())
-            if ids != whole.ids or places.tolist() != [list(p) for p in whole.offsets]:
-                return None
-        return renaming
 
     def _require_edges(
         self,
@@ -277,10 +165,7 @@ class ChatEncoder:
         before = decode(ids[max(first - 1, 0) : first])
         said = decode(ids[max(first - 1, 0) : last])
         said = said[len(before) :] if said.startswith(before) else said
-        if said == words:
-            return
-        normalizer = self._backend.normalizer
-        if normalizer is not None and said == normalizer.normalize_str(words):
+        if said in (words, self._tokens.normalised(words)):
             return
         place = next(
             (i for i, (a, b) in enumerate(zip(said, words, strict=False)) if a != b),

@@ -1,7 +1,6 @@
 """Generated conversations in each public form, with what a reader must make of them.
 
-Nothing here uses the package: the forms are written out as their data sets have them,
-and ChatML by hand.
+Nothing here uses the package: the forms are written out as their data sets have them.
 """
 
 from __future__ import annotations
@@ -9,141 +8,19 @@ from __future__ import annotations
 import json
 import random
 from collections.abc import Callable
-from dataclasses import dataclass, field
 from typing import Any
 
-WORDS = [
-    "París",
-    'a "quoted" word',
-    "it's",
-    "línia\ndos",
-    "日本語",
-    "👩‍👩‍👧 ok",
-    "C:\\dir\\file",
-    "plain text",
-    "a, b) = [c]",
-    "{brace}",
-    " lead",
-    "1e3",
-    "ﬁ ½",
-    "<b>&amp;</b>",
-]
-NUMBERS = [0, 7, -3, 12345678901234567890, 1.5, -0.25]
-NAMES = ["get_weather", "convert", "List Items", "sum.all", "trier_données"]
-
-
-@dataclass
-class Case:
-    """A record of a form; the OpenAI messages (arguments as objects) and tools that it
-    means.
-    """
-
-    record: dict[str, Any]
-    messages: list[dict[str, Any]]
-    tools: list[dict[str, Any]] | None = None
-
-
-@dataclass
-class Talk:
-    """A conversation before it takes a form."""
-
-    draw: random.Random
-    tools: list[dict[str, Any]] = field(default_factory=list)
-
-    def value(self, depth: int = 0) -> Any:
-        kind = self.draw.randint(0, 6 if depth < 2 else 3)
-        if kind <= 1:
-            return self.draw.choice(WORDS)
-        if kind == 2:
-            return self.draw.choice(NUMBERS)
-        if kind == 3:
-            return self.draw.choice([True, False, None])
-        if kind == 4:
-            return [self.value(depth + 1) for _ in range(self.draw.randint(0, 3))]
-        keys = self.draw.sample(["a", "clé", "b c", "z"], self.draw.randint(0, 3))
-        return {key: self.value(depth + 1) for key in keys}
-
-    def offer(self, nested: bool = True) -> None:
-        for name in self.draw.sample(NAMES, self.draw.randint(1, 4)):
-            keys = self.draw.sample(["city", "n", "opció"], self.draw.randint(0, 3))
-            parameters = {
-                "type": "object",
-                "properties": {
-                    key: {"type": "string", "description": self.draw.choice(WORDS)}
-                    for key in keys
-                },
-                "required": keys[:1],
-            }
-            function = {
-                "name": name,
-                "description": self.draw.choice(WORDS),
-                "parameters": parameters,
-            }
-            form = self.draw.randint(0, 2) if nested else 2
-            self.tools.append(
-                [
-                    {"type": "function", "function": function},
-                    {"type": "function", **function},
-                    function,
-                ][form]
-            )
-
-    def call(self) -> dict[str, Any]:
-        tool = self.draw.choice(self.tools)
-        function = tool.get("function", tool)
-        arguments = {
-            key: self.value()
-            for key in function["parameters"]["properties"]
-            if key in function["parameters"]["required"] or self.draw.random() < 0.6
-        }
-        return {"name": function["name"], "arguments": arguments}
-
-    def calls(self, most: int = 3) -> list[dict[str, Any]]:
-        return [self.call() for _ in range(self.draw.randint(1, most))]
-
-    def words(self) -> str:
-        return self.draw.choice(WORDS).strip() + self.draw.choice(
-            ["", ".", " two", "\n\nx"]
-        )
-
-
-def turn_of(calls: list[dict[str, Any]], content: str | None = None) -> dict[str, Any]:
-    turn: dict[str, Any] = {"role": "assistant"}
-    if content is not None:
-        turn["content"] = content
-    turn["tool_calls"] = [{"type": "function", "function": call} for call in calls]
-    return turn
-
-
-def user(text: str) -> dict[str, Any]:
-    return {"role": "user", "content": text}
-
-
-def said(text: str) -> dict[str, Any]:
-    return {"role": "assistant", "content": text}
-
-
-def result(text: str) -> dict[str, Any]:
-    return {"role": "tool", "content": text}
-
-
-def dumps(value: Any) -> str:
-    return json.dumps(value, ensure_ascii=False)
-
-
-def dialogue(talk: Talk, most_calls: int = 3, one_result: bool = False) -> list[Any]:
-    """Turns of several requests; some call, and some calls get results and an answer."""
-    turns: list[dict[str, Any]] = []
-    for _ in range(talk.draw.randint(1, 3)):
-        turns.append(user(talk.words()))
-        if talk.tools and talk.draw.random() < 0.7:
-            calls = talk.calls(most_calls)
-            content = talk.words() if talk.draw.random() < 0.3 else None
-            turns.append(turn_of(calls, content))
-            count = 1 if one_result else len(calls)
-            turns += [result(dumps(talk.value())) for _ in range(count)]
-        turns.append(said(talk.words()))
-    return turns
+from tests.data.chat.talks import (
+    NAMES,
+    WORDS,
+    Case,
+    Talk,
+    dialogue,
+    dumps,
+    said,
+    turn_of,
+    user,
+)
 
 
 def xlam(draw: random.Random) -> Case:
@@ -406,55 +283,3 @@ FORMS: dict[str, Callable[[random.Random], Case]] = {
 def cases(form: str, count: int = 200) -> list[Case]:
     """The same ones whenever they are asked for."""
     return [FORMS[form](random.Random(f"{form} {number}")) for number in range(count)]
-
-
-def chatml(case: Case) -> list[tuple[str, bool]]:
-    """The text of the shipped template, written out by hand: pieces, and whether the
-    assistant says them.
-    """
-    pieces: list[tuple[str, bool]] = []
-    messages = [*case.messages]
-    system = messages.pop(0)["content"] if messages[0]["role"] == "system" else None
-    if case.tools:
-        text = f"{system}\n\n" if system is not None else ""
-        text += (
-            "# Tools\n\nYou may call one or more functions to assist with the user query."
-            "\n\nYou are provided with function signatures within <tools></tools> XML "
-            "tags:\n<tools>"
-        )
-        for tool in case.tools:
-            function = tool.get("function", tool)
-            function = {k: v for k, v in function.items() if k != "type"}
-            text += "\n" + dumps({"type": "function", "function": function})
-        text += (
-            "\n</tools>\n\nFor each function call, return a json object with function name "
-            "and arguments within <tool_call></tool_call> XML tags:\n<tool_call>\n"
-            '{"name": <function-name>, "arguments": <args-json-object>}\n</tool_call>'
-        )
-        pieces.append((f"<|im_start|>system\n{text}<|im_end|>\n", False))
-    elif system is not None:
-        pieces.append((f"<|im_start|>system\n{system}<|im_end|>\n", False))
-    before = None
-    for number, message in enumerate(messages):
-        role = message["role"]
-        if role == "user":
-            pieces.append(
-                (f"<|im_start|>user\n{message['content']}<|im_end|>\n", False)
-            )
-        elif role == "tool":
-            text = "" if before == "tool" else "<|im_start|>user"
-            text += f"\n<tool_response>\n{message['content']}\n</tool_response>"
-            last = number + 1 == len(messages) or messages[number + 1]["role"] != "tool"
-            pieces.append((text + ("<|im_end|>\n" if last else ""), False))
-        else:
-            parts = [message["content"]] if message.get("content") else []
-            parts += [
-                f'<tool_call>\n{{"name": {dumps(call["function"]["name"])}, "arguments": '
-                f"{dumps(call['function']['arguments'])}}}\n</tool_call>"
-                for call in message.get("tool_calls", [])
-            ]
-            pieces.append(("<|im_start|>assistant\n", False))
-            pieces.append(("\n".join(parts) + "<|im_end|>", True))
-            pieces.append(("\n", False))
-        before = role
-    return pieces

@@ -15,7 +15,9 @@ from alia_ctx.data.chat.encoding import ChatEncoder
 from alia_ctx.data.chat.forms import FORMS, read_record
 from alia_ctx.data.documents.chat_spec import ChatSpec
 from alia_ctx.errors import DataError
-from tests.data.chat.conversations import Case, cases, chatml
+from tests.data.chat.chatml import chatml
+from tests.data.chat.conversations import cases
+from tests.data.chat.talks import Case
 from tests.data.chat.test_rendering import SHIPPED
 from tests.data.chat.tokenizers import CHAT_FAMILIES, save_chat_tokenizer
 from tests.tokenizers import FAMILIES, SPECIAL, save
@@ -244,7 +246,7 @@ def test_renamed_special_tokens_change_no_other_id(
         encoder = ChatEncoder(folder, ChatSpec())
         for case in cases("openai", 8):
             encoded = encoder.encode(read_record(case.record))
-            ids, _ = encoder._renamed(encoded.text, ())
+            ids, _ = encoder._tokens._renamed(encoded.text, ())
             assert ids == encoded.ids.tolist(), family
 
 

@@ -13,7 +13,8 @@ from alia_ctx.data.chat.forms import FORMS, read_record
 from alia_ctx.data.chat.template import ChatTemplate
 from alia_ctx.data.tokens.tokenizer import HubTokenizer
 from alia_ctx.errors import DataError
-from tests.data.chat.conversations import cases, chatml
+from tests.data.chat.chatml import chatml
+from tests.data.chat.conversations import cases
 from tests.data.chat.tokenizers import save_chat_tokenizer
 from tests.paths import ROOT
 
