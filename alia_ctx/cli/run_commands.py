@@ -13,7 +13,7 @@ from typing import Annotated, Any, NoReturn
 
 import typer
 
-from alia_ctx.cli import convert_commands, evaluate_commands
+from alia_ctx.cli import chat_commands, convert_commands, evaluate_commands
 from alia_ctx.cli.arguments import path
 from alia_ctx.config.held_out import held_out_notes
 from alia_ctx.config.load import load_run
@@ -29,6 +29,7 @@ app = typer.Typer(
 
 convert_commands.register(app)
 evaluate_commands.register(app)
+chat_commands.register(app)
 
 Config = Annotated[
     Path,

@@ -47,6 +47,8 @@ def _shorter_than(draft: Draft, context: int, what: str) -> Problems:
     paths = [] if spec is None else [*spec.inputs, *filter(None, [spec.store])]
     if spec is None or any(draft.deferred(path) for path in paths):
         return problems
+    if spec.chat is not None:  # answers are measured, not far positions
+        return problems
     key, remedy = (
         "evaluation.held_out",
         "give longer documents, or what is past them is not measured",

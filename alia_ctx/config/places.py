@@ -26,8 +26,10 @@ _PATHS = [
         "tokenizer",
         "data.sources.*.inputs.*",
         "data.sources.*.store",
+        "data.sources.*.chat.template",
         "evaluation.held_out.inputs.*",
         "evaluation.held_out.store",
+        "evaluation.held_out.chat.template",
         "stages.*.init_from",
     )
 ]

@@ -11,6 +11,12 @@ from rich.markup import escape
 
 from alia_ctx.checkpoint import Manifest
 from alia_ctx.config.run import HELD_OUT, RunConfig
+from alia_ctx.data.chat import (
+    ChatEncoder,
+    chat_settings,
+    require_same_chat,
+    write_chat_store,
+)
 from alia_ctx.data.documents import SourceSpec
 from alia_ctx.data.packing import (
     Contamination,
@@ -57,6 +63,9 @@ def tokenize(
         if spec.store:
             say(f"{name}: uses the store {spec.store} as it is")
             continue
+        if spec.chat is not None:
+            _tokenize_chat(run, name, spec, overwrite=overwrite)
+            continue
         with (
             exclusive(store_prefix(run, name), f"alia-ctx tokenize --source {name}"),
             meter(f"tokenize {name}", 1.0, "token") as bar,
@@ -92,6 +101,32 @@ def tokenize(
             say(f"  {escape(line)}")  # `[/INST]` in a text is no markup
         if name == HELD_OUT and (few := few_held_out(run)):
             say(f"  {few}")
+
+
+def _tokenize_chat(
+    run: RunConfig, name: str, spec: SourceSpec, *, overwrite: bool
+) -> None:
+    """Conversations: rendered, tokenised once, and each target given its weight."""
+    with exclusive(store_prefix(run, name), f"alia-ctx tokenize --source {name}"):
+        report = write_chat_store(
+            spec,
+            name,
+            run.tokenizer,
+            run_directory(run).tokens,
+            max_tokens=longest_context(run),
+            workers=run.data.workers or os.cpu_count() or 1,
+            special_tokens=run.data.special_tokens,
+            model_type=run.model.architecture,
+            vocab_size=run.model.vocab_size,
+            overwrite=overwrite,
+        )
+    state = "is there already" if report.unchanged else f"took {report.seconds:.1f} s"
+    counts = report.counts
+    say(
+        f"{name}: {counts.tokens:,} tokens of {counts.conversations:,} conversations; {state}"
+    )
+    for line in report.remarks():
+        say(f"  {escape(line)}")
 
 
 def text_sources(run: RunConfig) -> dict[str, SourceSpec]:
@@ -148,7 +183,12 @@ def require_same_text(run: RunConfig) -> None:
         )
 
     for name, spec in text_sources(run).items():
-        if has_store(run, name):
+        if not has_store(run, name):
+            continue
+        if spec.chat is not None:
+            chat = functools.partial(_chat_encoder, run, spec)
+            require_same_chat(spec, store_prefix(run, name), chat)
+        else:
             require_same_source(spec, store_prefix(run, name), encoder)
 
 
@@ -203,6 +243,16 @@ def few_held_out(run: RunConfig) -> str | None:
         f"evaluation.documents={run.evaluation.documents}: only {enough} held-out "
         f"documents have the {longest:,} tokens of the longest context; no more are used"
     )
+
+
+def _chat_encoder(run: RunConfig, spec: SourceSpec) -> ChatEncoder:
+    return chat_settings(
+        spec,
+        run.tokenizer,
+        max_tokens=longest_context(run),
+        special_tokens=run.data.special_tokens,
+        model_type=run.model.architecture,
+    ).encoder()
 
 
 def earlier_stages(run: RunConfig, name: str) -> list[str]:

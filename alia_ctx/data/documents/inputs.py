@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
+from alia_ctx.data.documents.chat_spec import ChatSpec
 from alia_ctx.data.documents.containers import COMPRESSIONS
 from alia_ctx.errors import DataError, Problem
 
@@ -41,6 +42,7 @@ class SourceSpec:
     store: prefix of a Megatron `.bin`/`.idx` pair to use as it is, instead of `inputs`.
     max_document_bytes: longer documents are left out, counted and named; a tokenizer
     needs some 50 times a document's size in memory.
+    chat: the records are conversations, of which the assistant's turns are trained.
     """
 
     inputs: list[str] = field(default_factory=list)
@@ -48,6 +50,7 @@ class SourceSpec:
     id_key: str | None = None
     store: str | None = None
     max_document_bytes: int = 32 << 20
+    chat: ChatSpec | None = None
 
     def problems(self, key: str) -> list[Problem]:
         """Rules that this source breaks, missing files among them;
@@ -56,16 +59,18 @@ class SourceSpec:
         """
         if self.store is not None:
             return self._store_problems(key, self.store)
+        chat = self.chat.problems(f"{key}.chat") if self.chat is not None else []
         if not self.inputs:
             return [
+                *chat,
                 Problem(
                     f"{key}.inputs",
                     [],
                     "a source needs inputs or a store",
                     f"list files: {SUPPORTED}",
-                )
+                ),
             ]
-        problems = []
+        problems = chat
         if self.max_document_bytes < 1:
             problems.append(
                 Problem(

@@ -47,15 +47,21 @@ def records(value: object) -> Iterator[object]:
             yield first
 
 
-def json_values(stream: ByteStream, name: str, limit: int) -> Iterator[object]:
-    """The values of a stream, those of arrays at the top level one by one.
+def json_values(
+    stream: ByteStream,
+    name: str,
+    limit: int,
+    decoder: json.JSONDecoder = _DECODER,
+) -> Iterator[object]:
+    """The values of a stream, those of arrays at the top level one by one, as `decoder`
+    reads them.
 
     Holds one value and a block at a time. Bytes that are no UTF-8 become lone surrogates
     inside strings. DataError where the text is no JSON, ends inside a value or an array,
     or a value takes more than `limit` characters: what follows could not be found.
     """
     decode = codecs.getincrementaldecoder("utf-8-sig")("surrogateescape").decode
-    scan = _DECODER.raw_decode
+    scan = decoder.raw_decode
     text, position, count, ended, in_array = "", 0, 0, False, False
     block = _BLOCK
     while True:

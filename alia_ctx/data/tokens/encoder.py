@@ -67,7 +67,7 @@ class TextEncoder:
         before = [tokenizer.special_id("bos_token")] if prepend_bos else []
         after = [tokenizer.special_id("eos_token")] if append_eos else []
         self._before, self._after = self._ids(before), self._ids(after)
-        self._rust = _rust_equivalent(tokenizer)
+        self._rust = rust_equivalent(tokenizer)
         self._slow = None if self._rust is not None else tokenizer
 
     def __getstate__(self) -> dict[str, Any]:
@@ -170,39 +170,23 @@ class TextEncoder:
 
     @cached_property
     def _backend(self) -> Any:
-        return _rust_tokenizer(self._rust or "", self.special)
+        return rust_tokenizer(self._rust or "", self.special)
 
     @cached_property
     def _stripped(self) -> Any | None:
-        """A tokenizer that knows no special token, None where none can be made."""
-        if self._rust is None:
-            return None
-        from tokenizers import Tokenizer
-
-        try:
-            stripped = Tokenizer.from_str(without_special(self._rust, self.special))
-        except Exception:  # the Rust library raises bare Exception
-            return None
-        stripped.no_truncation()
-        stripped.no_padding()
-        usual = self._backend.get_vocab(with_added_tokens=True)
-        other = stripped.get_vocab(with_added_tokens=True)
-        same = all(
-            other.get(token) == number
-            for token, number in usual.items()
-            if token not in self.special
+        return (
+            None if self._rust is None else stripped_tokenizer(self._rust, self.special)
         )
-        return stripped if same else None
 
 
-def _rust_equivalent(tokenizer: HubTokenizer) -> str | None:
+def rust_equivalent(tokenizer: HubTokenizer) -> str | None:
     """The JSON of a `tokenizers` tokenizer that gives the same ids; None without one."""
     backend = getattr(tokenizer.auto, "backend_tokenizer", None)
     if backend is None:
         return None
     try:
         text = str(backend.to_str())
-        copy = _rust_tokenizer(text, tokenizer.special)
+        copy = rust_tokenizer(text, tokenizer.special)
     except Exception:  # a part written in Python cannot be serialised
         return None
     if copy.get_vocab(with_added_tokens=True) != tokenizer.auto.get_vocab():
@@ -219,7 +203,7 @@ def _rust_equivalent(tokenizer: HubTokenizer) -> str | None:
     return text
 
 
-def _rust_tokenizer(text: str, special: Mapping[str, int]) -> Any:
+def rust_tokenizer(text: str, special: Mapping[str, int]) -> Any:
     from tokenizers import Tokenizer
 
     backend = Tokenizer.from_str(text)
@@ -230,3 +214,23 @@ def _rust_tokenizer(text: str, special: Mapping[str, int]) -> Any:
     backend.no_truncation()
     backend.no_padding()
     return backend
+
+
+def stripped_tokenizer(text: str, special: Mapping[str, int]) -> Any | None:
+    """The tokenizer of a JSON without the special tokens, None where none can be made."""
+    from tokenizers import Tokenizer
+
+    try:
+        stripped = Tokenizer.from_str(without_special(text, special))
+    except Exception:  # the Rust library raises bare Exception
+        return None
+    stripped.no_truncation()
+    stripped.no_padding()
+    usual = rust_tokenizer(text, special).get_vocab(with_added_tokens=True)
+    other = stripped.get_vocab(with_added_tokens=True)
+    same = all(
+        other.get(token) == number
+        for token, number in usual.items()
+        if token not in special
+    )
+    return stripped if same else None

@@ -70,8 +70,7 @@ def without_special(backend: str, special: Mapping[str, int]) -> str:
     makes that piece of the text. Merges that would build a special token go.
     """
     document = json.loads(backend)
-    salt = checksum(backend.encode())
-    names = {token: f"\ufdd0{salt}-{number}\ufdd1" for token, number in special.items()}
+    names = names_without_special(backend, special)
     model = document["model"]
     vocabulary = model["vocab"]
     if isinstance(vocabulary, dict):
@@ -90,6 +89,12 @@ def without_special(backend: str, special: Mapping[str, int]) -> str:
     for token in document.get("added_tokens", []):
         token["content"] = names.get(token["content"], token["content"])
     return json.dumps(document, ensure_ascii=False)
+
+
+def names_without_special(backend: str, special: Mapping[str, int]) -> dict[str, str]:
+    """What `without_special` calls each special token: text that nobody writes."""
+    salt = checksum(backend.encode())
+    return {token: f"\ufdd0{salt}-{number}\ufdd1" for token, number in special.items()}
 
 
 def _builds(pair: Any, special: Mapping[str, str], prefix: str) -> bool:
