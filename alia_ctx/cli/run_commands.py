@@ -63,6 +63,12 @@ def check(
         workflow.require_same_text(run)
     for name in names or run.stages:
         planned = run.stage(name)
+        if planned.update_instances is not None:
+            typer.echo(
+                f"{name}: {planned.epochs} epoch{'s' if planned.epochs != 1 else ''} in "
+                f"updates of {planned.update_instances} conversations"
+            )
+            continue
         tokens = planned.rows_per_update * planned.context
         typer.echo(
             f"{name}: {planned.updates:,} updates of {planned.rows_per_update} x "
@@ -135,7 +141,7 @@ def pack(
     typer.echo(f"{made.directory}: {len(made):,} rows, fingerprint {made.fingerprint}")
     if inspect:
         tables = plan_table(made)
-        overlap = workflow.contamination(run)
+        overlap = workflow.contamination(run, stage)
         if overlap is None:
             typer.echo("no tokenised held-out text to compare the sources with")
         else:

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from alia_ctx.config.run import CheckpointConfig, Sink, StageConfig
+from alia_ctx.errors import DataError
 from alia_ctx.spec.model import ModelSpec
 
 
@@ -28,6 +29,8 @@ class StageTask:
         evaluate_every: updates between held-out evaluations; 0 for none.
         sinks: where metrics go beside `metrics.jsonl`.
         config: the resolved configuration, recorded in checkpoints and sinks.
+        planned_updates: updates of a stage of conversations, which its plan says; None
+            where the stage's settings do, and before it is packed.
     """
 
     run: str
@@ -42,3 +45,17 @@ class StageTask:
     evaluate_every: int = 0
     sinks: Sequence[Sink] = ()
     config: Mapping[str, Any] = field(default_factory=dict)
+    planned_updates: int | None = None
+
+    @property
+    def updates(self) -> int:
+        """Updates from the stage's beginning to its end."""
+        if self.stage.update_instances is None:
+            return self.stage.updates
+        if self.planned_updates is None:
+            raise DataError(
+                f"stage {self.name} has no plan of {self.stage.epochs} epochs; run "
+                f"`alia-ctx pack CONFIG --stage {self.name}`, which makes it, or adds "
+                "epochs to the one that is there"
+            )
+        return self.planned_updates

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 from rich.markup import escape
 
 from alia_ctx.config.run import OptimizerConfig, RunConfig, StageConfig
+from alia_ctx.data.packing import PackPlan
 from alia_ctx.files import exclusive
 from alia_ctx.progress import Meter, meter, say
 from alia_ctx.train.stopping import StopRequests, Watchdog
@@ -54,7 +55,7 @@ def train(run: RunConfig, name: str, *, exit_before: float | None = None) -> Pat
     with StopRequests(exit_before) as stop, Distributed(run.engine):
         engine = stage_engine(run, name, run.optimizer)
         main = engine.rank == 0
-        tokens = stage.rows * stage.context
+        tokens = _bar_tokens(stage, plan, plan.updates)
         with (
             exclusive(
                 task.directory,
@@ -73,22 +74,31 @@ def train(run: RunConfig, name: str, *, exit_before: float | None = None) -> Pat
                 plan,
                 stop=stop,
                 watchdog=watchdog,
-                report=lambda line: _show_update(bar, stage, line),
+                report=lambda line: _show_update(bar, stage, plan, line),
                 notice=_warn if main else _be_silent,
                 evaluate=held_out_evaluation(run, name, engine, watchdog.beat)
                 if run.evaluation.every_updates
                 else None,
             )
-            bar.begin_at(trainer.prepare() * stage.rows_per_update * stage.context)
+            bar.begin_at(_bar_tokens(stage, plan, trainer.prepare()))
             return trainer.train()
 
 
-def _show_update(bar: Meter, stage: StageConfig, line: dict[str, Any]) -> None:
+def _show_update(
+    bar: Meter, stage: StageConfig, plan: PackPlan, line: dict[str, Any]
+) -> None:
     note = (
-        f"update {line['update']}/{stage.updates} loss {line['loss']:.4f} grad "
+        f"update {line['update']}/{plan.updates} loss {line['loss']:.4f} grad "
         f"norm {line['gradient_norm']:.2f}"
     )
-    bar.update(line["update"] * stage.rows_per_update * stage.context, note)
+    bar.update(_bar_tokens(stage, plan, line["update"]), note)
+
+
+def _bar_tokens(stage: StageConfig, plan: PackPlan, updates: int) -> float:
+    """What the first `updates` updates hold, for the progress bar."""
+    if plan.of_conversations:
+        return float(plan.stats["tokens"]) * updates / plan.updates
+    return updates * stage.rows_per_update * stage.context
 
 
 def _warn(text: str) -> None:

@@ -41,6 +41,8 @@ class SourceSpec:
     store: prefix of a Megatron `.bin`/`.idx` pair to use as it is, instead of `inputs`.
     max_document_bytes: longer documents are left out, counted and named; a tokenizer
     needs some 50 times a document's size in memory.
+    instances, licence: how many documents are trained on, and under which terms, as the
+    source's publisher states; `plan` shows them beside what is there.
     """
 
     inputs: list[str] = field(default_factory=list)
@@ -48,6 +50,8 @@ class SourceSpec:
     id_key: str | None = None
     store: str | None = None
     max_document_bytes: int = 32 << 20
+    instances: int | None = None
+    licence: str | None = None
 
     def problems(self, key: str) -> list[Problem]:
         """Rules that this source breaks, missing files among them;
