@@ -154,10 +154,10 @@ class StageConfig:
     init_from: str
     context: int
     rope: RopeSpec
+    tokens: int | None = field(default=None, kw_only=True)
+    update_tokens: int | None = field(default=None, kw_only=True)
     learning_rate: float
     pack: PackSpec
-    tokens: int | None = None
-    update_tokens: int | None = None
     epochs: int | None = None
     update_instances: int | None = None
     loss_weighting: Literal["token", "conversation"] = "token"

@@ -144,7 +144,9 @@ class PackSpec:
                 for name, value in getattr(self, setting).items()
                 if name not in drawn
             ]
-        problems += self._weight_problems(key, drawn) + self._bucket_problems(key)
+        elsewhere = set(sources) - set(drawn)
+        problems += self._weight_problems(key, drawn, elsewhere)
+        problems += self._bucket_problems(key)
         if self.max_epochs is not None and not self.max_epochs > 0:
             problems.append(
                 Problem(
@@ -206,11 +208,15 @@ class PackSpec:
             problems.need(value >= least, f"{key}.{name}", value, rule, remedy)
         return problems
 
-    def _weight_problems(self, key: str, sources: Collection[str]) -> list[Problem]:
+    def _weight_problems(
+        self, key: str, sources: Collection[str], elsewhere: Collection[str]
+    ) -> list[Problem]:
         if not self.weights:
             return []
         problems = []
-        for name in sorted({*self.weights, *sources}):
+        # 0 leaves a source out, which one that other stages draw from is anyway.
+        out = {n for n in elsewhere if self.weights.get(n) == 0}
+        for name in sorted({*self.weights, *sources} - out):
             if name not in sources:
                 problems.append(
                     Problem(
