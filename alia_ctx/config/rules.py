@@ -193,9 +193,14 @@ def _stage(
         world = (stage.nodes or draft.cluster.nodes) * draft.cluster.ranks_per_node
         if model is not None and world > 0:
             layout = f"{key}.layout"
-            shortest = shortest_row(stage.context)
-            length = stage.context if stage.update_tokens else shortest
-            problems += stage.layout.problems(layout, model, length, world)
+            problems += stage.layout.problems(layout, model, stage.context, world)
+            if stage.update_instances and not problems:
+                shortest = shortest_row(stage.context)
+                of = f"rows of conversations are multiples of {shortest} tokens: "
+                problems += [
+                    dataclasses.replace(problem, rule=of + problem.rule)
+                    for problem in stage.layout.problems(layout, model, shortest, world)
+                ]
     _chain(draft, name, stage, problems)
     problems += schedule_problems(f"{key}.schedule", stage)
     if draft.data is not None:

@@ -188,9 +188,7 @@ def test_sampling_and_caps_by_source(tmp_path: Path) -> None:
 def test_conversations_and_text_in_one_update(tmp_path: Path) -> None:
     """Text has no weights: all of it is predicted, and what is longer than a row is cut."""
     talk = conversations(tmp_path / "talk", [40, 60, 80])
-    text = write_store(
-        tmp_path / "text", [np.arange(1000) % 99, np.arange(30)], 5000
-    )
+    text = write_store(tmp_path / "text", [np.arange(1000) % 99, np.arange(30)], 5000)
     plan = build(
         tmp_path / "p",
         {"talk": talk, "text": text},
@@ -226,7 +224,9 @@ def test_a_conversation_is_never_cut(tmp_path: Path) -> None:
         with pytest.raises(ConfigError, match=told):
             build(tmp_path / "q", stores, spec=spec)
     with pytest.raises(DataError, match="no conversation"):
-        build(tmp_path / "q", stores, spec=PackSpec("best_fit", "drop", sampling={"a": 0}))
+        build(
+            tmp_path / "q", stores, spec=PackSpec("best_fit", "drop", sampling={"a": 0})
+        )
     assert not (tmp_path / "q").exists()
 
 
