@@ -147,8 +147,11 @@ def _optimizer(optimizer: OptimizerConfig, problems: Problems) -> None:
 
 
 def _text(draft: Draft, problems: Problems) -> None:
+    asked = draft.asked().values()
+    keep_some = bool(asked) and all(s.pack.held_out_instances for s in asked)
+    is_there = draft.evaluation.held_out is not None or keep_some
     problems.need(
-        draft.evaluation.held_out is not None or draft.evaluation.every_updates < 1,
+        is_there or draft.evaluation.every_updates < 1,
         "evaluation.held_out",
         None,
         f"evaluation.every_updates={draft.evaluation.every_updates} needs it",
@@ -193,8 +196,9 @@ def _stage(
         world = (stage.nodes or draft.cluster.nodes) * draft.cluster.ranks_per_node
         if model is not None and world > 0:
             layout = f"{key}.layout"
-            problems += stage.layout.problems(layout, model, stage.context, world)
-            if stage.update_instances and not problems:
+            broken = stage.layout.problems(layout, model, stage.context, world)
+            problems += broken
+            if stage.update_instances and not broken:
                 shortest = shortest_row(stage.context)
                 of = f"rows of conversations are multiples of {shortest} tokens: "
                 problems += [

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -11,11 +12,13 @@ from alia_ctx.config.run import OptimizerConfig, RunConfig, StageConfig
 from alia_ctx.data.packing import PackPlan
 from alia_ctx.files import exclusive
 from alia_ctx.progress import Meter, meter, say
+from alia_ctx.train.engine import Engine
 from alia_ctx.train.stopping import StopRequests, Watchdog
 from alia_ctx.train.trainer import StageTrainer
 from alia_ctx.workflow.chain import check_trained, stage_task
 from alia_ctx.workflow.data import open_plan
 from alia_ctx.workflow.evaluation import held_out_evaluation
+from alia_ctx.workflow.function_calls import conversation_evaluation
 
 if TYPE_CHECKING:
     from alia_ctx.mcore.engine import MegatronEngine
@@ -76,12 +79,31 @@ def train(run: RunConfig, name: str, *, exit_before: float | None = None) -> Pat
                 watchdog=watchdog,
                 report=lambda line: _show_update(bar, stage, plan, line),
                 notice=_warn if main else _be_silent,
-                evaluate=held_out_evaluation(run, name, engine, watchdog.beat)
+                evaluate=_evaluation(run, name, engine, watchdog.beat)
                 if run.evaluation.every_updates
                 else None,
             )
             bar.begin_at(_bar_tokens(stage, plan, trainer.prepare()))
             return trainer.train()
+
+
+def _evaluation(
+    run: RunConfig, name: str, engine: Engine, beat: Callable[[], None]
+) -> Callable[[], dict[str, Any]]:
+    """What is measured while the stage trains: held-out text, and the conversations that
+    the stage holds out, under `conversations`.
+    """
+    text = chat = None
+    if run.evaluation.held_out is not None:
+        text = held_out_evaluation(run, name, engine, beat)
+    if run.stage(name).pack.held_out_instances:
+        chat = conversation_evaluation(run, name, engine, beat)
+
+    def measured() -> dict[str, Any]:
+        losses = text() if text is not None else {}
+        return {**losses, "conversations": chat()} if chat is not None else losses
+
+    return measured
 
 
 def _show_update(

@@ -4,6 +4,7 @@ through kills and extensions, rates where they belong.
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 from collections import Counter
@@ -33,20 +34,20 @@ CONVERSATIONS = 300
 SCHEDULE = {"type": "cosine", "warmup": 0.1, "min_learning_rate": 1e-4}
 
 
-def write_conversations(
-    prefix: Path, count: int, vocabulary: int = VOCABULARY, longest: int = 60
-) -> list[tuple[np.ndarray, np.ndarray]]:
-    """Conversations of two turns, of which the answers are trained."""
+def write_conversations(prefix: Path, count: int) -> None:
+    """Conversations of two turns, of which the answers are trained; easy to learn."""
     generator = np.random.default_rng(3)
-    pairs = []
-    for length in generator.integers(8, longest, count).tolist():
-        start = generator.integers(4, vocabulary)
-        tokens = 4 + (start + np.arange(length)) % (vocabulary - 4)
-        place = np.arange(length) * 4 // length
-        pairs.append((tokens, (place == 1) | (place == 3)))
-    tokens, weights = zip(*pairs, strict=True)
-    write_store(prefix, tokens, vocabulary, weights)
-    return pairs
+    lengths = generator.integers(8, 60, count).tolist()
+    begins = generator.integers(4, VOCABULARY, count).tolist()
+    write_store(
+        prefix,
+        [
+            4 + (begin + np.arange(length)) % (VOCABULARY - 4)
+            for begin, length in zip(begins, lengths, strict=True)
+        ],
+        VOCABULARY,
+        [np.arange(length) * 4 // length % 2 == 1 for length in lengths],
+    )
 
 
 def write_talk(folder: Path, **stage: Any) -> Path:
@@ -199,21 +200,31 @@ def train_layouts(rank: int, path: str, weightings: list[str]) -> list[str]:
     return told
 
 
-def test_the_loss_of_an_update_is_that_of_transformers_on_every_layout(
+def test_losses_and_calls_are_those_of_transformers_on_every_layout(
     tmp_path: Path,
 ) -> None:
-    """Per token and per conversation, on dp2, cp2, tp2 and pp2; gradients by their norm."""
-    vocabulary = hf_models.SIZES["vocab_size"]
+    """The loss of an update per token and per conversation, gradients by their norm, the
+    losses of held-out conversations by source and which calls are right, on dp2, cp2, tp2
+    and pp2.
+    """
     model = hf_models.save_model(
         tmp_path / "hf", "llama", "llama3", dtype=torch.float32
     )
     import_hf(tmp_path / "hf", tmp_path / "base")
     path = write_talk(tmp_path)
-    pairs = write_conversations(tmp_path / "talk", 40, vocabulary, 100)
+    generator = np.random.default_rng(17)
+    talk = random_conversations(generator, 60)
+    tag, calls = greedy_calls(model, generator)
+    sources = {"talk": talk, "calls": calls}
+    for name, pairs in sources.items():
+        tokens, weights = zip(*pairs, strict=True)
+        write_store(tmp_path / name, tokens, 96, weights)
+    name_the_tag(tmp_path / "tokenizer", tag)
     config = yaml.safe_load(path.read_text())
     config["model"] = "from_checkpoint"
     config["optimizer"] = {"clip_grad": 1e9}
-    del config["evaluation"]
+    config["evaluation"] = {"every_updates": 1}
+    config["data"]["sources"] = {n: {"store": str(tmp_path / n)} for n in sources}
     rope = dict(hf_models.ROPES["llama3"])
     config["stages"]["short"] |= {
         "init_from": str(tmp_path / "base"),
@@ -224,22 +235,100 @@ def test_the_loss_of_an_update_is_that_of_transformers_on_every_layout(
             **rope,
         },
         "epochs": 1,
-        "update_instances": 40,
+        "update_instances": 100,
+        "learning_rate": 1e-12,  # so small that the weights stay what they are
         "schedule": {"type": "constant"},
     }
+    config["stages"]["short"]["pack"]["held_out_instances"] = 20
     path.write_text(yaml.safe_dump(config, sort_keys=False))
     weightings = ["token", "conversation"]
     for told in run_distributed(train_layouts, 2, str(path), weightings, timeout=400):
         assert told == [""] * 8
+    plan = workflow.open_plan(load_run(path, [f"output={tmp_path}/token-0"]), "short")
+    rows = [plan.row(index) for index in plan.rows_of_update(0)]
+    in_update = [
+        (plan.sources[source], int(number))
+        for row in rows
+        for source, number in zip(row.sources, row.doc_ids, strict=True)
+    ]
+    held_out = {
+        name: [pair for n, pair in enumerate(pairs) if (name, n) not in in_update]
+        for name, pairs in sources.items()
+    }
+    assert sum(map(len, held_out.values())) == 20
+    right = [is_greedy(model, *pair) for pair in held_out["calls"]]
+    assert {True, False} == set(right), "calls that are right, and calls that are not"
     for weighting in weightings:
+        pairs = [sources[name][number] for name, number in in_update]
         loss, norm = by_transformers(model, pairs, weighting)
         for number, layout in enumerate(LAYOUTS):
             log = tmp_path / f"{weighting}-{number}/stages/short/metrics.jsonl"
             (line,) = (yaml.safe_load(text) for text in log.read_text().splitlines())
-            assert line["documents"] == 40
+            assert line["documents"] == len(pairs)
             assert line["loss"] == pytest.approx(loss, rel=LOSS_TOLERANCE), layout
             # of fp32 gradients through four layers, as in test_engine
             assert line["gradient_norm"] == pytest.approx(norm, rel=1e-4), layout
+            scores = line["held_out"]["conversations"]
+            assert (scores["conversations"], scores["too_long"]) == (20, 0)
+            for name, pairs_of in held_out.items():
+                expected, _ = by_transformers(model, pairs_of, "token")
+                assert scores["loss_by_source"][name] == pytest.approx(
+                    expected, rel=LOSS_TOLERANCE
+                )
+            assert scores["calls"] == len(right), layout
+            assert scores["calls_exact"] == pytest.approx(sum(right) / len(right)), (
+                layout
+            )
+
+
+def random_conversations(
+    generator: np.random.Generator, count: int
+) -> list[tuple[np.ndarray, np.ndarray]]:
+    lengths = generator.integers(8, 100, count).tolist()
+    return [
+        (generator.integers(4, 96, length), np.arange(length) * 4 // length % 2 == 1)
+        for length in lengths
+    ]
+
+
+def greedy_calls(
+    model: Any, generator: np.random.Generator
+) -> tuple[int, list[tuple[np.ndarray, np.ndarray]]]:
+    """The token that the model says most often after random prompts, and conversations
+    in which it begins the answer: every other one as the model goes on, the rest not.
+    """
+    prompts = torch.from_numpy(generator.integers(4, 96, (600, 20)))
+    with torch.no_grad():
+        said = prompts
+        for _ in range(3):
+            best = model(input_ids=said).logits[:, -1].argmax(-1)
+            said = torch.cat((said, best[:, None]), 1)
+    first = said[:, 20]
+    tag = int(torch.bincount(first).argmax())
+    calls = said[first == tag].numpy()
+    assert len(calls) >= 20
+    for number, tokens in enumerate(calls):
+        if number % 2:
+            tokens[-1] = 4 + (tokens[-1] + 1) % 90
+    return tag, [(tokens, np.arange(23) >= 20) for tokens in calls]
+
+
+def name_the_tag(tokenizer: Path, tag: int) -> None:
+    """Call the token `tag` <tool_call> in a tokenizer of a word for each id."""
+    file = tokenizer / "tokenizer.json"
+    document = json.loads(file.read_text())
+    words = document["model"]["vocab"]
+    del words[next(word for word, number in words.items() if number == tag)]
+    words["<tool_call>"] = tag
+    document["model"]["vocab"] = {w: n for w, n in words.items() if n < 96}
+    file.write_text(json.dumps(document))
+
+
+@torch.no_grad()
+def is_greedy(model: Any, tokens: np.ndarray, weights: np.ndarray) -> bool:
+    """Whether the model says every trained token of a conversation itself."""
+    said = model(input_ids=torch.from_numpy(tokens)[None]).logits[0].argmax(-1).numpy()
+    return bool((said[:-1] == tokens[1:])[weights[1:]].all())
 
 
 def by_transformers(

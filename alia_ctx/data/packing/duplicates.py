@@ -21,8 +21,6 @@ from alia_ctx.data.packing.predicted import ones_between
 from alia_ctx.data.tokens import TokenStore, write_store
 from alia_ctx.errors import DataError
 
-_BLOCK_TOKENS = 1 << 22
-
 
 def duplicates_of(
     stores: Mapping[str, TokenStore],
@@ -34,15 +32,16 @@ def duplicates_of(
     """
     lengths = np.unique(held_out.lengths)
     hashes = {_hash(held_out, number) for number in range(held_out.n_documents)}
+    trained = {
+        name: cast(TokenStore, _Trained(store)) for name, store in stores.items()
+    }
     answers = cast(TokenStore, _Trained(held_out))
+    near = find_contamination(trained, answers, progress)
     out = {}
     for name, store in stores.items():
         alike = np.flatnonzero(np.isin(store.lengths, lengths))
         same = [number for number in alike.tolist() if _hash(store, number) in hashes]
-        # one source at a time: its trained tokens are held in memory
-        trained = cast(TokenStore, _Trained(store))
-        near = find_contamination({name: trained}, answers, progress).documents(name)
-        out[name] = np.union1d(np.array(same, np.int64), near)
+        out[name] = np.union1d(np.array(same, np.int64), near.documents(name))
     return out
 
 
@@ -51,50 +50,47 @@ def _hash(store: TokenStore, number: int) -> bytes:
 
 
 class _Trained:
-    """The part of a TokenStore that `find_contamination` reads, holding the trained tokens
-    of each document; none where they are too few for a run, as answers like "yes" make
-    nothing alike.
+    """The part of a TokenStore that `find_contamination` reads, of the trained tokens of
+    each document; none where they are too few for a run, as answers like "yes" make
+    nothing alike. Nothing is copied until it is read.
     """
 
     def __init__(self, store: TokenStore) -> None:
         self.prefix, self.fingerprint = store.prefix, f"trained {store.fingerprint}"
         self.n_documents = store.n_documents
         begins = store.starts(np.arange(store.n_documents))
-        ends = begins + store.lengths
         counts = store.lengths.astype(np.int64)
         if store.weights is not None:
-            counts = ones_between(store.weights, begins, ends)
+            counts = ones_between(store.weights, begins, begins + counts)
         self.lengths = np.where(counts >= RUN, counts, 0)
-        self.tokens = np.concatenate(
-            [np.empty(0, store.dtype), *_trained_blocks(store, ends, self.lengths > 0)]
-        )
         self._ends = np.concatenate(([0], np.cumsum(self.lengths)))
+        self.n_tokens = int(self._ends[-1])
+        self._store = store
 
     @property
-    def n_tokens(self) -> int:
-        return int(self.tokens.size)
+    def tokens(self) -> _Trained:
+        return self
+
+    def __getitem__(self, part: slice) -> np.ndarray:
+        """Trained tokens [start, stop), counted over all documents."""
+        first = max(int(np.searchsorted(self._ends, part.start, "right")) - 1, 0)
+        last = int(np.searchsorted(self._ends, part.stop, "left"))
+        store, documents = self._store, np.arange(first, last)
+        if not documents.size:
+            return np.empty(0, store.dtype)
+        begin, end = store.starts(np.array([first, last]))
+        chosen = np.repeat(self.lengths[documents] > 0, store.lengths[documents])
+        if store.weights is not None:
+            chosen &= store.weights[begin:end] != 0
+        trained = store.tokens[begin:end][chosen]
+        low = part.start - int(self._ends[first])
+        return trained[low : low + part.stop - part.start]
 
     def starts(self, documents: np.ndarray) -> np.ndarray:
         return cast(np.ndarray, self._ends[documents])
 
     def document(self, number: int) -> np.ndarray:
-        return self.tokens[self._ends[number] : self._ends[number + 1]]
-
-
-def _trained_blocks(
-    store: TokenStore, ends: np.ndarray, kept: np.ndarray
-) -> Iterator[np.ndarray]:
-    """Trained tokens of the documents that are `kept`, some millions at a time."""
-    first, begin = 0, 0
-    while first < ends.size:
-        last = int(np.searchsorted(ends, begin + _BLOCK_TOKENS, "right"))
-        last = min(max(last, first + 1), ends.size)
-        end = int(ends[last - 1])
-        chosen = np.repeat(kept[first:last], store.lengths[first:last])
-        if store.weights is not None:
-            chosen &= store.weights[begin:end] != 0
-        yield store.tokens[begin:end][chosen]
-        first, begin = last, end
+        return self[slice(int(self._ends[number]), int(self._ends[number + 1]))]
 
 
 def write_held_out(
