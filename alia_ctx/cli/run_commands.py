@@ -69,6 +69,12 @@ def check(
         if not run.deferred(run.output):
             workflow.check_trained(run, name)
         planned = run.stage(name)
+        if planned.update_instances is not None:
+            typer.echo(
+                f"{name}: {planned.epochs} epoch{'s' if planned.epochs != 1 else ''} in "
+                f"updates of {planned.update_instances} conversations"
+            )
+            continue
         tokens = planned.rows_per_update * planned.context
         typer.echo(
             f"{name}: {planned.updates:,} updates of {planned.rows_per_update} x "
@@ -141,7 +147,7 @@ def pack(
     typer.echo(f"{made.directory}: {len(made):,} rows, fingerprint {made.fingerprint}")
     if inspect:
         tables = plan_table(made)
-        overlap = workflow.contamination(run)
+        overlap = workflow.contamination(run, stage)
         if overlap is None:
             typer.echo("no tokenised held-out text to compare the sources with")
         else:

@@ -28,17 +28,27 @@ TaskName = Literal[
 ]
 LanguageName = Literal["en", "es", "ca", "eu", "gl"]
 MetricName = Literal[
-    "loss", "short_loss", "far_loss", "long_ppl", "retrieval", "passkey"
+    "loss",
+    "short_loss",
+    "far_loss",
+    "long_ppl",
+    "retrieval",
+    "passkey",
+    "conversation_loss",
+    "calls_exact",
 ]
 
-# Metric -> the evaluator that it is of.
-METRICS: dict[str, str] = {
+# Metric -> the evaluator that it is of; None where it is of the conversations that a
+# stage holds out (`pack.held_out_instances`).
+METRICS: dict[str, str | None] = {
     "loss": "positions",
     "short_loss": "positions",
     "far_loss": "positions",
     "long_ppl": "longppl",
     "retrieval": "retrieval",
     "passkey": "passkey",
+    "conversation_loss": None,
+    "calls_exact": None,
 }
 
 
@@ -60,7 +70,8 @@ class BestConfig:
     the last ones. `mode`: min or max; by default losses are to fall and scores to rise.
 
     loss: over all positions; short_loss: within the chain's first context; far_loss:
-    past the context of the stage before.
+    past the context of the stage before; conversation_loss, calls_exact: of the
+    conversations that a stage holds out.
     """
 
     metric: MetricName
@@ -68,7 +79,7 @@ class BestConfig:
 
     @property
     def direction(self) -> Literal["min", "max"]:
-        scores = ("retrieval", "passkey")
+        scores = ("retrieval", "passkey", "calls_exact")
         return self.mode or ("max" if self.metric in scores else "min")
 
 
@@ -130,7 +141,7 @@ class EvaluationConfig:
         )
         needed = METRICS[self.best.metric]
         problems.need(
-            needed in self.during,
+            needed is None or needed in self.during,
             f"{key}.metric",
             self.best.metric,
             f"is of the evaluator {needed}, which evaluation.during does not name",

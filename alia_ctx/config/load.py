@@ -280,7 +280,8 @@ def _merge(
     """`above` laid over `below`: mappings are joined, everything else is replaced.
 
     Two things are more than that. A RoPE of another type loses the keys that only the
-    type below it read. And null takes a stage, a source or its weight out again.
+    type below it read. And null takes a stage, a source or its weight out again, or all
+    weights.
     """
     merged = dict(below)
     if key == "rope":
@@ -289,7 +290,9 @@ def _merge(
         old = merged.get(name)
         if isinstance(old, Mapping) and isinstance(value, Mapping):
             merged[name] = _merge(old, value, name)
-        elif value is None and old is not None and key in _BY_NAME:
+        elif (
+            value is None and old is not None and (key in _BY_NAME or name == "weights")
+        ):
             del merged[name]
         else:
             merged[name] = value

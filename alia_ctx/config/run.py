@@ -99,20 +99,60 @@ class DataConfig:
 
 
 @dataclass(frozen=True)
+class ScheduleConfig:
+    """How the learning rate moves from update to update; `alia_ctx.train.schedule` has
+    the values.
+
+    warmup: updates in which the rate rises from 0, a whole number from 1 on; or their
+        share of the stage, below 1, rounded up.
+    min_learning_rate: where a decay ends.
+    """
+
+    type: Literal["constant", "cosine", "linear"] = "constant"
+    warmup: float = 0.0
+    min_learning_rate: float = 0.0
+
+    def warmup_updates(self, updates: int) -> int:
+        """Updates of warm-up of a stage that is `updates` long."""
+        share = self.warmup < 1
+        return math.ceil(updates * self.warmup) if share else int(self.warmup)
+
+
+@dataclass(frozen=True)
+class PublishedConfig:
+    """What a publication says of a stage: conversations, how many an update, updates.
+
+    `plan` compares it with the stage; nothing else looks at it.
+    """
+
+    instances: int | None = None
+    update_instances: int | None = None
+    updates: int | None = None
+
+
+@dataclass(frozen=True)
 class StageConfig:
-    """One stage: its context, RoPE, data, layout and token budget.
+    """One stage: its context, RoPE, data, layout and budget.
 
     `init_from` is the name of another stage, `random`, or the path of a checkpoint.
-    `rope` is never inherited.
+    `rope` is never inherited. An update is `update_tokens` tokens in whole rows, until
+    there are `tokens`; or `update_instances` documents (conversations), packed among
+    themselves, for `epochs` passes. `loss_weighting: conversation` gives each document
+    of an update the same weight, whatever it predicts.
     """
 
     init_from: str
     context: int
     rope: RopeSpec
-    tokens: int
-    update_tokens: int
+    tokens: int | None = field(default=None, kw_only=True)
+    update_tokens: int | None = field(default=None, kw_only=True)
     learning_rate: float
     pack: PackSpec
+    epochs: int | None = None
+    update_instances: int | None = None
+    loss_weighting: Literal["token", "conversation"] = "token"
+    schedule: ScheduleConfig = ScheduleConfig()
+    published: PublishedConfig | None = None
     layout: Layout = field(default_factory=Layout)
     nodes: int | None = None
     optimizer_state: Literal["reset", "keep"] = "reset"
@@ -120,20 +160,32 @@ class StageConfig:
 
     @property
     def rows_per_update(self) -> int:
-        """Rows of an update: as many whole rows as `update_tokens` pays for, and at least one."""
-        return max(1, self.update_tokens // self.context)
+        """Rows of an update: as many whole rows as `update_tokens` pays for, and at least
+        one. ConfigError where updates are of conversations: their plan knows.
+        """
+        return max(1, self._budget("update_tokens") // self.context)
 
     @property
     def updates(self) -> int:
         """Updates that reach `tokens`:
 
         the last one is full too, so the stage may exceed it by less than an update.
+        ConfigError where updates are of conversations: their plan knows.
         """
-        return math.ceil(self.tokens / (self.rows_per_update * self.context))
+        per_update = self.rows_per_update * self.context
+        return math.ceil(self._budget("tokens") / per_update)
 
     @property
     def rows(self) -> int:
         return self.updates * self.rows_per_update
+
+    def _budget(self, name: Literal["tokens", "update_tokens"]) -> int:
+        value = getattr(self, name)
+        if value is None:
+            rule = "a stage of conversations has as many updates and rows as its plan"
+            problem = Problem(name, None, rule, "pack the stage first")
+            raise ConfigError("", [problem])
+        return int(value)
 
 
 @dataclass(frozen=True)

@@ -22,7 +22,8 @@ class RowLosses:
 
     `values` fp32 [t] in nats and 0 where nothing is predicted, `predicted` bool [t], and
     `hits` bool [t]: greedy decoding would give the target (of equal logits the lowest
-    index wins, as in torch.argmax).
+    index wins, as in torch.argmax). `weights` fp32 [t]: what each counts in the update's
+    loss; None where all count alike.
     """
 
     row: PackedRow
@@ -30,6 +31,14 @@ class RowLosses:
     values: np.ndarray
     predicted: np.ndarray
     hits: np.ndarray
+    weights: np.ndarray | None = None
+
+    @property
+    def total(self) -> float:
+        """Sum of the losses, each by its weight."""
+        if self.weights is None:
+            return float(self.values.sum(dtype=np.float64))
+        return float(np.dot(self.values.astype(np.float64), self.weights))
 
     def as_row(self) -> np.ndarray:
         """fp32 [T]: losses in row order, NaN where nothing is predicted or another rank
@@ -141,8 +150,8 @@ class Engine(Scorer, Protocol):
         ...
 
     def reduce_losses(self, losses: Sequence[RowLosses]) -> tuple[float, int]:
-        """Mean loss in nats over the predicted tokens of all ranks' `losses`, and their
-        number; 0.0 and 0 where nothing is predicted.
+        """Mean loss in nats over the predicted tokens of all ranks' `losses`, each by its
+        weight, and their number; 0.0 and 0 where nothing is predicted.
         """
         ...
 

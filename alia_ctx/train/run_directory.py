@@ -21,6 +21,7 @@ class RunDirectory:
     ================================  =============================  ==================
     tokens/SOURCE.{bin,idx}           token stores                   tokenize
     plans/STAGE/                      the rows of a stage            pack
+    held_out/STAGE.{bin,idx}          conversations kept of a stage  pack
     stages/STAGE/                     sinks, stacks of hung ranks    train
     stages/STAGE/metrics.jsonl        a line an update               train
     stages/STAGE/checkpoints/         update-00000100/ and so on     train
@@ -43,6 +44,10 @@ class RunDirectory:
 
     def plan(self, stage: str) -> Path:
         return self.root / "plans" / stage
+
+    def conversations(self, stage: str) -> Path:
+        """The prefix of the store of conversations that a stage holds out."""
+        return self.root / "held_out" / stage
 
     def stage(self, stage: str) -> Path:
         return self.root / "stages" / stage

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -14,12 +14,15 @@ from alia_ctx.checkpoint.manifest import DamagedError, Manifest, StageLedger
 from alia_ctx.config.run import StageConfig
 from alia_ctx.data.packing import PackedRow, PackPlan
 from alia_ctx.errors import CheckpointError
+from alia_ctx.identity import differences
 from alia_ctx.spec.model import ModelSpec
 from alia_ctx.train.agreement import on_all_ranks
 from alia_ctx.train.checkpoint_manager import CheckpointManager
 from alia_ctx.train.run_directory import mended_by_training
+from alia_ctx.train.schedule import Schedule
 from alia_ctx.train.stage_identity import (
     CHANGES,
+    SCHEDULE,
     STARTED_FROM,
     checkpoint_statement,
     model_differences,
@@ -123,6 +126,26 @@ def resume(
             settings = "; ".join(changed)
             checkpoints.notice(f"from update {manifest.update + 1} on: {settings}")
     return StageState(ledger, manifest.ledger[:-1], manifest.parent, extra)
+
+
+def with_schedule(
+    state: StageState, schedule: Schedule, notice: Callable[[str], None]
+) -> StageState:
+    """`state` with the schedule that it goes on with. Where that is another one than
+    before, as a longer stage decays more slowly, the change is recorded and told: the
+    rates of the updates that were done stay what they were.
+    """
+    then, now = state.extra.get(SCHEDULE), schedule.statement()
+    extra = {**state.extra, SCHEDULE: now}
+    changed = differences(then, now, SCHEDULE) if then is not None else []
+    if changed:
+        change = {"after_update": state.update, "settings": changed}
+        extra[CHANGES] = [*extra.get(CHANGES, ()), change]
+        notice(
+            f"from update {state.update + 1} on, with rate "
+            f"{schedule.rate(state.update):.6g}: {'; '.join(changed)}"
+        )
+    return dataclasses.replace(state, extra=extra)
 
 
 def start_from(

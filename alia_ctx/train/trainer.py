@@ -18,7 +18,7 @@ import numpy as np
 
 from alia_ctx import checkpoint
 from alia_ctx.checkpoint.manifest import Manifest
-from alia_ctx.data.packing import PackedRow, PackPlan
+from alia_ctx.data.packing import PackedRow, PackPlan, weigh_by_piece
 from alia_ctx.data.tokens import TOKENIZER
 from alia_ctx.errors import AliaError
 from alia_ctx.train.balance import assign_rows, imbalance
@@ -30,7 +30,8 @@ from alia_ctx.train.metrics_log import JsonLines, MetricsLog
 from alia_ctx.train.run_directory import checkpoints_directory, metrics_file
 from alia_ctx.train.schedule import stage_schedule
 from alia_ctx.train.sinks import open_sinks
-from alia_ctx.train.stage_state import StageState, resume, start_from
+from alia_ctx.train.stage_identity import PLANNED
+from alia_ctx.train.stage_state import StageState, resume, start_from, with_schedule
 from alia_ctx.train.stopping import RequeueError, StopRequests, Watchdog
 from alia_ctx.train.task import StageTask
 
@@ -79,7 +80,7 @@ class StageTrainer:
         self.report, self.notice, self.evaluate = report, notice, evaluate
         self.stop = stop or StopRequests()
         self.watchdog = watchdog
-        self.schedule = stage_schedule(task.stage)
+        self.schedule = stage_schedule(task.stage, task.updates)
         self.metrics = StageMetrics(
             task.model,
             task.stage.context,
@@ -115,6 +116,8 @@ class StageTrainer:
                 self.checkpoints.keep(self.state.extra[BEST]["update"])
         else:
             self.state = start_from(self.state, self.task, self.checkpoints)
+        notice = self.notice if self.engine.rank == 0 else lambda text: None
+        self.state = with_schedule(self.state, self.schedule, notice)
         return self.update
 
     @property
@@ -131,7 +134,7 @@ class StageTrainer:
         CheckpointError where the last checkpoint could not be written.
         """
         with self.open_log() as log:
-            while self.update < self.stage.updates:
+            while self.update < self.task.updates:
                 self.advance(log)
             return self.checkpoints.save(self._manifest())
 
@@ -160,8 +163,11 @@ class StageTrainer:
         # Its rows, and which of them this rank computes.
         numbers = self.plan.rows_of_update(self.update)
         rows = [self.plan.row(i) for i in numbers]
+        if self.stage.loss_weighting == "conversation":
+            rows = weigh_by_piece(rows)
+        place = slice(numbers.start, numbers.stop)
         flops = self.metrics.flops(
-            self.plan.attention_pairs(slice(numbers.start, numbers.stop))
+            self.plan.attention_pairs(place), self.plan.places(place)
         )
         shares = assign_rows(
             flops, self.engine.data_parallel_size, self.stage.layout.pp
@@ -188,6 +194,7 @@ class StageTrainer:
             "rows": [numbers.start, numbers.stop],
             "tokens": self.state.ledger.tokens,
             "update_tokens": tokens,
+            "documents": sum(row.doc_ids.size for row in rows),
             "imbalance": imbalance(flops, shares),
             **self.metrics.speed(seconds, tokens, sum(flops), self.engine.world_size),
             "data_seconds": data_seconds,
@@ -212,7 +219,7 @@ class StageTrainer:
         if self._skipped_in_a_row == PATIENCE:
             raise self._diverged(line, rows)
         reason = self._agreed_stop()
-        if reason and self.update < self.stage.updates:
+        if reason and self.update < self.task.updates:
             self.checkpoints.save(self._manifest())
             raise RequeueError(
                 f"stopped by {reason} after update {self.update}; "
@@ -243,7 +250,7 @@ class StageTrainer:
         """Whether what happens each `every` updates (0: never), and at the end, does now."""
         if not every:
             return False
-        return self.update % every == 0 or self.update == self.stage.updates
+        return self.update % every == 0 or self.update == self.task.updates
 
     def _tell(self, line: dict[str, Any]) -> None:
         self.report(line)
@@ -296,4 +303,6 @@ class StageTrainer:
         extra = {**manifest.extra, "precision": self.engine.precision_on_disk}
         if self.task.tokenizer is not None:
             extra[TOKENIZER] = self.task.tokenizer
+        if self.plan.of_conversations:
+            extra[PLANNED] = {"updates": self.task.updates, "epochs": self.stage.epochs}
         return dataclasses.replace(manifest, extra=extra)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 from rich.markup import escape
@@ -39,6 +39,7 @@ from alia_ctx.files import exclusive
 from alia_ctx.identity import require_same
 from alia_ctx.progress import Meter, meter, say
 from alia_ctx.workflow.chain import longest_context, run_directory
+from alia_ctx.workflow.conversations import open_conversation_plan, pack_conversations
 
 
 def tokenize(
@@ -162,8 +163,12 @@ def open_store(run: RunConfig, source: str) -> TokenStore:
     return store
 
 
-def open_stores(run: RunConfig) -> dict[str, TokenStore]:
-    return {name: open_store(run, name) for name in run.data.sources}
+def open_stores(run: RunConfig, stage: str | None = None) -> dict[str, TokenStore]:
+    """The stores of all sources, or of those that a stage draws from."""
+    names = list(run.data.sources)
+    if stage is not None:
+        names = run.stage(stage).pack.drawn_from(names)
+    return {name: open_store(run, name) for name in names}
 
 
 def require_same_text(run: RunConfig) -> None:
@@ -257,10 +262,13 @@ def _chat_encoder(run: RunConfig, spec: SourceSpec) -> ChatEncoder:
 
 def earlier_stages(run: RunConfig, name: str) -> list[str]:
     """The stages whose data stage `name` continues, oldest first: those before it in the
-    chain, back to one that begins anew.
+    chain, back to one that begins anew. An epoch of conversations is each of them once,
+    whatever came before.
     """
     stages: list[str] = []
     stage = run.stage(name)
+    if stage.update_instances is not None:
+        return stages
     while stage.pack.data == "continue" and stage.init_from in run.stages:
         stages.insert(0, stage.init_from)
         stage = run.stages[stage.init_from]
@@ -275,25 +283,27 @@ def pack(run: RunConfig, name: str, *, overwrite: bool = False) -> PackPlan:
     yet is made first.
     """
     require_same_text(run)
-    return _plan(run, name, open_stores(run), overwrite=overwrite)
+    return _plan(run, name, overwrite=overwrite)
 
 
-def _plan(
-    run: RunConfig, name: str, stores: Mapping[str, TokenStore], *, overwrite: bool
-) -> PackPlan:
+def _plan(run: RunConfig, name: str, *, overwrite: bool) -> PackPlan:
     """`pack` of text that was compared already; makes plans of earlier stages likewise."""
-    stage = run.stage(name)
+    stage, stores = run.stage(name), open_stores(run, name)
     seen: dict[str, PackPlan] = {}
     for earlier in earlier_stages(run, name):
         directory = run_directory(run).plan(earlier)
         if not directory.is_dir():
             say(f"{name} continues the data of {earlier}, which is packed first")
-            _plan(run, earlier, stores, overwrite=False)
+            _plan(run, earlier, overwrite=False)
         sources = [source for source, _ in read_statement(directory).identity["stores"]]
         seen[earlier] = PackPlan.open(
             directory,
-            {source: stores[source] for source in sources if source in stores},
-            rows_per_update=run.stage(earlier).rows_per_update,
+            {
+                source: stores.get(source) or open_store(run, source)
+                for source in sources
+                if source in run.data.sources
+            },
+            rows_per_update=_rows_per_update(run, earlier),
         )
     directory = run_directory(run).plan(name)
     if directory.is_symlink():  # the plan is made anew where the link leads
@@ -302,6 +312,16 @@ def _plan(
         exclusive(directory, f"alia-ctx pack --stage {name}"),
         meter(f"pack {name}", 1.0, "plan") as bar,
     ):
+        if stage.update_instances is not None:
+            return pack_conversations(
+                run,
+                name,
+                stores,
+                directory,
+                held_out=_held_out_store(run),
+                overwrite=overwrite,
+                progress=lambda what, done: bar.update(done, what),
+            )
         return build_plan(
             stores,
             stage.pack,
@@ -311,10 +331,17 @@ def _plan(
             rows_per_update=stage.rows_per_update,
             seed=run.seed,
             seen=seen,
+            unused=[source for source in run.data.sources if source not in stores],
             held_out=_held_out_store(run),
             overwrite=overwrite,
             progress=lambda what, done: bar.update(done, what),
         )
+
+
+def _rows_per_update(run: RunConfig, name: str) -> int | None:
+    """None for a stage of conversations, whose plan knows."""
+    stage = run.stage(name)
+    return None if stage.update_instances is not None else stage.rows_per_update
 
 
 def _held_out_store(run: RunConfig) -> TokenStore | None:
@@ -323,16 +350,16 @@ def _held_out_store(run: RunConfig) -> TokenStore | None:
     return open_store(run, HELD_OUT) if there else None
 
 
-def contamination(run: RunConfig) -> Contamination | None:
-    """The training documents that are held-out text, exactly or nearly; None where there
-    is no tokenised held-out text. Reads all tokens.
+def contamination(run: RunConfig, stage: str | None = None) -> Contamination | None:
+    """The training documents that are held-out text, exactly or nearly, of all sources or
+    those of a stage; None where there is no tokenised held-out text. Reads all tokens.
     """
     held_out = _held_out_store(run)
     if held_out is None:
         return None
     with meter("compare with held-out text", 1.0, "corpus") as bar:
         return find_contamination(
-            open_stores(run), held_out, lambda what, done: bar.update(done, what)
+            open_stores(run, stage), held_out, lambda what, done: bar.update(done, what)
         )
 
 
@@ -348,9 +375,12 @@ def open_plan(run: RunConfig, name: str) -> PackPlan:
         )
     stage = run.stage(name)
     held_out = _held_out_store(run) if stage.pack.drop_contaminated else None
+    stores = open_stores(run, name)
+    if stage.update_instances is not None:
+        return open_conversation_plan(run, name, stores, directory, held_out=held_out)
     return PackPlan.open(
         directory,
-        open_stores(run),
+        stores,
         spec=stage.pack,
         row_length=stage.context,
         seed=run.seed,

@@ -25,6 +25,7 @@ from alia_ctx.workflow.checking import check_vocabulary
 from alia_ctx.workflow.data import pack, tokenize
 from alia_ctx.workflow.evaluation_tasks import what_is_missing
 from alia_ctx.workflow.exporting import export, needs_export
+from alia_ctx.workflow.mixture import mixture_tables, sizes_of
 from alia_ctx.workflow.reporting import report
 
 
@@ -44,7 +45,8 @@ def plan_stages(run: RunConfig, names: Sequence[str] = ()) -> list[Any]:
     for name in names or run.stages:
         stage = run.stage(name)
         world = run.world_size(stage)
-        sizes = (world, stage.tokens, stage.update_tokens)
+        tokens, update_tokens, _ = sizes_of(run, name)
+        sizes = (world, tokens, update_tokens)
         shared: dict[str, Any] = {
             "precision": run.engine.precision,
             "cluster": run.cluster,
@@ -64,6 +66,7 @@ def plan_stages(run: RunConfig, names: Sequence[str] = ()) -> list[Any]:
         choices = suggest_layouts(
             run.model, stage.rope, stage.context, *sizes, **shared
         )
+        tables += mixture_tables(run, name)
         tables += [plan_table(plan, name), memory_table(plan), choices_table(choices)]
     return tables
 

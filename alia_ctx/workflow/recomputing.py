@@ -7,12 +7,12 @@ from pathlib import Path
 
 from alia_ctx import checkpoint
 from alia_ctx.config.run import RunConfig
-from alia_ctx.data.packing import PackPlan
+from alia_ctx.data.packing import PackPlan, weigh_by_piece
 from alia_ctx.errors import CheckpointError
 from alia_ctx.train.agreement import on_all_ranks
 from alia_ctx.train.metrics_log import read_lines
 from alia_ctx.train.rendezvous import starting_ranks
-from alia_ctx.workflow.chain import check_trained, origin, run_directory
+from alia_ctx.workflow.chain import check_trained, origin, run_directory, stage_task
 from alia_ctx.workflow.data import open_plan
 from alia_ctx.workflow.evaluated_models import ModelOpener
 from alia_ctx.workflow.training import stage_engine
@@ -64,9 +64,11 @@ def recompute(run: RunConfig, name: str, update: int) -> RecomputedLoss:
         if path is not None:
             checkpoint.open_checkpoint(path, engine)
             engine.load(path / checkpoint.STATE, with_optimizer=False)
-        rows = plan.rows_of_update(update - 1)
+        rows = [plan.row(i) for i in plan.rows_of_update(update - 1)]
+        if run.stage(name).loss_weighting == "conversation":
+            rows = weigh_by_piece(rows)
         own = rows[engine.data_parallel_rank :: engine.data_parallel_size]
-        losses = engine.row_losses([plan.row(i) for i in own])
+        losses = engine.row_losses(own)
         loss, _ = engine.reduce_losses(losses if own else ())
     lines = read_lines(run_directory(run).metrics(name))
     logged = {line["update"]: line["loss"] for line in lines}
@@ -84,14 +86,14 @@ def _state_before(run: RunConfig, name: str, update: int) -> Path | None:
     """The checkpoint that an update started from; None where that was random weights."""
     if update == 1:
         return origin(run, name)
-    stage = run.stage(name)
+    updates = stage_task(run, name).updates
     by_update = {
         int(path.name.rpartition("-")[2]): path
         for path in checkpoint.list_checkpoints(run_directory(run).checkpoints(name))
     }
-    if update - 1 in by_update and update <= stage.updates:
+    if update - 1 in by_update and update <= updates:
         return by_update[update - 1]
-    possible = [1, *(u + 1 for u in sorted(by_update) if u < stage.updates)]
+    possible = [1, *(u + 1 for u in sorted(by_update) if u < updates)]
     raise CheckpointError(
         f"no checkpoint of stage {name} holds the state before update {update}; "
         f"updates {', '.join(map(str, possible))} can be recomputed "

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Callable
 from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -16,12 +17,14 @@ from alia_ctx.files import exclusive
 from alia_ctx.progress import Meter, meter, say
 from alia_ctx.spec.layout import Layout
 from alia_ctx.train.agreement import on_all_ranks
+from alia_ctx.train.engine import Engine
 from alia_ctx.train.rendezvous import starting_ranks
 from alia_ctx.train.stopping import StopRequests, Watchdog
 from alia_ctx.train.trainer import StageTrainer
 from alia_ctx.workflow.chain import check_trained, stage_task
 from alia_ctx.workflow.data import open_plan, open_store, tokenizer_of_text
 from alia_ctx.workflow.evaluation_in_training import held_out_evaluation
+from alia_ctx.workflow.function_calls import conversation_evaluation
 
 if TYPE_CHECKING:
     from alia_ctx.mcore.engine import MegatronEngine
@@ -74,7 +77,7 @@ def train(run: RunConfig, name: str, *, exit_before: float | None = None) -> Pat
                 gather=ranks.gather_objects,
             )
         )
-        plan, held_out, tokenizer = on_all_ranks(
+        plan, _, tokenizer = on_all_ranks(
             ranks,
             f"what stage {name} is trained on, below {run.output}",
             lambda: _open_data(run, name),
@@ -85,7 +88,7 @@ def train(run: RunConfig, name: str, *, exit_before: float | None = None) -> Pat
         watchdog = entered.enter_context(
             Watchdog(run.engine.hang_minutes * 60, task.directory, engine.rank)
         )
-        tokens = stage.rows * stage.context
+        tokens = _bar_tokens(stage, plan, plan.updates)
         bar = entered.enter_context(meter(f"train {name}", tokens, "token", shown=main))
         trainer = StageTrainer(
             dataclasses.replace(task, tokenizer=tokenizer),
@@ -93,13 +96,13 @@ def train(run: RunConfig, name: str, *, exit_before: float | None = None) -> Pat
             plan,
             stop=stop,
             watchdog=watchdog,
-            report=lambda line: _show_update(bar, stage, line),
+            report=lambda line: _show_update(bar, stage, plan, line),
             notice=_warn if main else _be_silent,
-            evaluate=held_out_evaluation(run, name, engine, watchdog.beat)
-            if held_out is not None
+            evaluate=_evaluation(run, name, engine, watchdog.beat)
+            if run.evaluation.every_updates
             else None,
         )
-        bar.begin_at(trainer.prepare() * stage.rows_per_update * stage.context)
+        bar.begin_at(_bar_tokens(stage, plan, trainer.prepare()))
         return trainer.train()
 
 
@@ -113,7 +116,8 @@ def _open_data(run: RunConfig, name: str) -> _Data:
     """
     check_trained(run, name)
     plan = open_plan(run, name)
-    held_out = open_store(run, HELD_OUT) if run.evaluation.every_updates else None
+    measured = run.evaluation.every_updates and run.evaluation.held_out is not None
+    held_out = open_store(run, HELD_OUT) if measured else None
     return plan, held_out, tokenizer_of_text(run)
 
 
@@ -123,12 +127,46 @@ def _data_identity(data: _Data) -> list[str]:
     return [plan.fingerprint, text, str(tokenizer)]
 
 
-def _show_update(bar: Meter, stage: StageConfig, line: dict[str, Any]) -> None:
+def _evaluation(
+    run: RunConfig, name: str, engine: Engine, beat: Callable[[], None]
+) -> Callable[[], dict[str, Any]]:
+    """What is measured while the stage trains: held-out text, and the conversations that
+    the stage holds out, under `conversations`.
+    """
+    text = chat = None
+    if run.evaluation.held_out is not None:
+        text = held_out_evaluation(run, name, engine, beat)
+    if run.stage(name).pack.held_out_instances:
+        chat = conversation_evaluation(run, name, engine, beat)
+
+    def measured() -> dict[str, Any]:
+        line = text() if text is not None else {}
+        if chat is None:
+            return line
+        found = chat()
+        values = (("conversation_loss", "loss"), ("calls_exact", "calls_exact"))
+        metrics = {m: found[key] for m, key in values if found[key] is not None}
+        metrics |= line.get("metrics", {})
+        return {**line, "conversations": found, "metrics": metrics}
+
+    return measured
+
+
+def _show_update(
+    bar: Meter, stage: StageConfig, plan: PackPlan, line: dict[str, Any]
+) -> None:
     note = (
-        f"update {line['update']}/{stage.updates} loss {line['loss']:.4f} grad "
+        f"update {line['update']}/{plan.updates} loss {line['loss']:.4f} grad "
         f"norm {line['gradient_norm']:.2f}"
     )
-    bar.update(line["update"] * stage.rows_per_update * stage.context, note)
+    bar.update(_bar_tokens(stage, plan, line["update"]), note)
+
+
+def _bar_tokens(stage: StageConfig, plan: PackPlan, updates: int) -> float:
+    """What the first `updates` updates hold, for the progress bar."""
+    if plan.of_conversations:
+        return float(plan.stats["tokens"]) * updates / plan.updates
+    return updates * stage.rows_per_update * stage.context
 
 
 def _warn(text: str) -> None:

@@ -43,6 +43,8 @@ class SourceSpec:
     max_document_bytes: longer documents are left out, counted and named; a tokenizer
     needs some 50 times a document's size in memory.
     chat: the records are conversations, of which the assistant's turns are trained.
+    instances, licence: how many documents are trained on, and under which terms, as the
+    source's publisher states; `plan` shows them beside what is there.
     """
 
     inputs: list[str] = field(default_factory=list)
@@ -51,6 +53,8 @@ class SourceSpec:
     store: str | None = None
     max_document_bytes: int = 32 << 20
     chat: ChatSpec | None = None
+    instances: int | None = None
+    licence: str | None = None
 
     def problems(self, key: str) -> list[Problem]:
         """Rules that this source breaks, missing files among them;
