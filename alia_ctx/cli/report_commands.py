@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 from typing import Annotated
 
@@ -151,6 +152,8 @@ def ablate(
 
     run = load_run(config, overrides or ())
     ranking = workflow.ablate(config, overrides or (), run, stage, choices, seeds)
+    if "RANK" in os.environ:  # the process that started the ranks shows it
+        return
     if as_json:
         typer.echo(json.dumps(ranking.to_json(), indent=1, allow_nan=False))
         return

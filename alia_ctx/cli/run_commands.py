@@ -13,7 +13,7 @@ from typing import Annotated, Any
 
 import typer
 
-from alia_ctx.cli import convert_commands
+from alia_ctx.cli import convert_commands, evaluate_commands, report_commands
 from alia_ctx.cli.arguments import path
 from alia_ctx.config.load import load_run
 from alia_ctx.errors import AliaError, ConfigError, Problem
@@ -26,6 +26,8 @@ app = typer.Typer(
 )
 
 convert_commands.register(app)
+evaluate_commands.register(app)
+report_commands.register(app)
 
 Config = Annotated[
     Path,
@@ -173,60 +175,6 @@ def train(
 
 
 @app.command()
-def evaluate(
-    config: Config,
-    overrides: Overrides = None,
-    stage: Annotated[
-        str | None,
-        typer.Option(help="Only this stage (default: the report's comparison)."),
-    ] = None,
-    context: Annotated[
-        int | None, typer.Option(help="Tokens shown at a time (default: the stage's).")
-    ] = None,
-    update: Annotated[
-        int | None,
-        typer.Option(help="Recompute the logged loss of this update of the stage."),
-    ] = None,
-) -> None:
-    """Measure the loss by position on held-out documents, or recompute a loss of the log."""
-    from alia_ctx import workflow
-
-    run = load_run(config, overrides or (), stages=[stage] if stage else ())
-    if stage is None and (context or update):
-        raise ConfigError(
-            "",
-            [
-                Problem(
-                    "--stage",
-                    None,
-                    "is needed with --context and --update",
-                    "name the stage",
-                )
-            ],
-        )
-    if update is not None:
-        recomputed = workflow.recompute(run, stage or "", update)
-        if _is_main():
-            typer.echo(str(recomputed))
-        return
-    evaluations = workflow.standard_evaluations(run)
-    if stage is not None:
-        shown = context or run.stage(stage).context
-        evaluations = [workflow.Evaluation(f"{stage}, {shown:,} tokens", stage, shown)]
-    results = workflow.evaluate(run, evaluations)
-    if _is_main():
-        _print_table(results)
-
-
-@app.command()
-def report(config: Config, overrides: Overrides = None) -> None:
-    """Tables, plot and verdicts of the evaluations."""
-    from alia_ctx import workflow
-
-    _show_report(workflow.report(load_run(config, overrides or ())))
-
-
-@app.command()
 def run(config: Config, overrides: Overrides = None) -> None:
     """Every step on this machine: tokenize, pack, train each stage, evaluate, report."""
     from alia_ctx import workflow
@@ -234,20 +182,10 @@ def run(config: Config, overrides: Overrides = None) -> None:
     loaded = load_run(config, overrides or (), read_text=True)
     if loaded.evaluation.held_out is None:
         raise ConfigError("", [_NO_HELD_OUT])
-    _show_report(workflow.run_all(config, overrides or (), loaded))
-
-
-def _print_table(results: Any) -> None:
-    from rich.console import Console
-
-    from alia_ctx.evaluation.report import loss_table
-
-    Console().print(loss_table(results))
-
-
-def _show_report(written: Any) -> None:
+    written = workflow.run_all(config, overrides or (), loaded)
     typer.echo(written.markdown.read_text(encoding="utf-8"))
-    typer.echo(f"report: {written.markdown}\nplot:   {written.plot}")
+    page = workflow.write_page([config], overrides or ())
+    typer.echo(f"report: {written.markdown}\nplot:   {written.plot}\npage:   {page}")
 
 
 def _is_main() -> bool:

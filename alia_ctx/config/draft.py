@@ -7,12 +7,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from alia_ctx.checkpoint.directory import list_checkpoints
+from alia_ctx.config.evaluation import EvaluationConfig
 from alia_ctx.config.run import (
     HELD_OUT,
     CheckpointConfig,
     DataConfig,
     EngineConfig,
-    EvaluationConfig,
     MetricsConfig,
     OptimizerConfig,
     StageConfig,

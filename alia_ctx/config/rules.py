@@ -93,11 +93,10 @@ def _names(draft: Draft, problems: Problems) -> None:
 
 def _counts(draft: Draft, problems: Problems) -> None:
     _positive(problems, "checkpoint", draft.checkpoint, "every_updates", "keep_last")
-    _positive(problems, "evaluation", draft.evaluation, "documents")
+    problems += draft.evaluation.problems()
     for key, value, remedy in (
         ("seed", draft.seed, "any number from 0 on"),
         ("checkpoint.keep_every", draft.checkpoint.keep_every, "0 keeps none for good"),
-        ("evaluation.every_updates", draft.evaluation.every_updates, "0 is never"),
     ):
         problems.need(value >= 0, key, value, "must not be negative", remedy)
     if draft.data is not None:

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
+from alia_ctx.config.evaluation import EvaluationConfig
 from alia_ctx.data.documents import SourceSpec
 from alia_ctx.data.packing import PackSpec
 from alia_ctx.data.tokens import SpecialTokens
@@ -75,17 +76,6 @@ class CheckpointConfig:
     keep_last: int = 2
     keep_every: int = 0
     background: bool = True
-
-
-@dataclass(frozen=True)
-class EvaluationConfig:
-    """Held-out evaluation: from which text, how many documents, and how often during
-    training (0: never).
-    """
-
-    held_out: SourceSpec | None = None
-    documents: int = 64
-    every_updates: int = 0
 
 
 @dataclass(frozen=True)

@@ -11,12 +11,8 @@ from alia_ctx.evaluation.retrieval import RetrievalScores
 
 # What an evaluator is called -> the arguments of `alia-ctx evaluate` that make it.
 COMMANDS: Mapping[str, str] = {
-    "positions": "evaluate CONFIG",
-    "blocks": "evaluate CONFIG --blocks",
-    "longppl": "evaluate CONFIG --longppl",
-    "retrieval": "evaluate CONFIG --retrieval",
-    "passkey": "evaluate CONFIG --passkey",
-    "leak": "evaluate CONFIG --leak",
+    name: f"evaluate CONFIG --evaluators {name}"
+    for name in ("positions", "blocks", "longppl", "retrieval", "passkey", "leak")
 }
 
 

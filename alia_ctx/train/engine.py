@@ -85,10 +85,10 @@ class PendingSave(Protocol):
         ...
 
 
-class Engine(Protocol):
-    """One stage's model, gradients and optimizer on this rank.
+class Scorer(Protocol):
+    """A model on this rank that reads rows: all that evaluation needs.
 
-    Every method but `memory_bytes` is collective: all ranks call it, in the same order.
+    Every method is collective: all ranks call it, in the same order.
     """
 
     @property
@@ -102,6 +102,24 @@ class Engine(Protocol):
 
     @property
     def data_parallel_size(self) -> int: ...
+
+    def row_losses(self, rows: Sequence[PackedRow]) -> tuple[RowLosses, ...]:
+        """Losses and hits per token of `rows` without training, on the ranks that report
+        them (empty elsewhere): over all ranks each predicted token of each row is
+        reported once.
+        """
+        ...
+
+    def gather_objects(self, value: Any) -> list[Any]:
+        """`value` (picklable, small) of every rank in rank order, on every rank."""
+        ...
+
+
+class Engine(Scorer, Protocol):
+    """One stage's model, gradients and optimizer on this rank.
+
+    Every method but `memory_bytes` is collective: all ranks call it, in the same order.
+    """
 
     @property
     def precision_on_disk(self) -> dict[str, Precision | None]:
@@ -122,13 +140,6 @@ class Engine(Protocol):
         """
         ...
 
-    def row_losses(self, rows: Sequence[PackedRow]) -> tuple[RowLosses, ...]:
-        """Losses and hits per token of `rows` without training, on the ranks that report
-        them (empty elsewhere): over all ranks each predicted token of each row is
-        reported once.
-        """
-        ...
-
     def reduce_losses(self, losses: Sequence[RowLosses]) -> tuple[float, int]:
         """Mean loss in nats over the predicted tokens of all ranks' `losses`, and their
         number; 0.0 and 0 where nothing is predicted.
@@ -137,10 +148,6 @@ class Engine(Protocol):
 
     def sum_over_ranks(self, values: np.ndarray) -> np.ndarray:
         """Sum of a float64 array over all ranks, on every rank."""
-        ...
-
-    def gather_objects(self, value: Any) -> list[Any]:
-        """`value` (picklable, small) of every rank in rank order, on every rank."""
         ...
 
     def barrier(self) -> None: ...

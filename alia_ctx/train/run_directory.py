@@ -21,7 +21,7 @@ class RunDirectory:
     stages/STAGE/                     sinks, stacks of hung ranks    train
     stages/STAGE/metrics.jsonl        a line an update               train
     stages/STAGE/checkpoints/         update-00000100/ and so on     train
-    evaluation/STAGE-CONTEXT.json     what was measured of a stage   evaluate
+    evaluation/MODEL/NAME-CONTEXT.json what an evaluator found       evaluate
     report/                           tables, plot, verdicts         report
     hf/STAGE/                         a Hugging Face directory       run
     hf/STAGE.made_from.json           what it was made from          run
@@ -50,8 +50,9 @@ class RunDirectory:
     def checkpoints(self, stage: str) -> Path:
         return checkpoints_directory(self.stage(stage))
 
-    def evaluation(self, stage: str, context: int) -> Path:
-        return self.root / "evaluation" / f"{stage}-{context}.json"
+    @property
+    def evaluations(self) -> Path:
+        return self.root / "evaluation"
 
     @property
     def report(self) -> Path:

@@ -4,8 +4,10 @@ The whole configuration is known here and in `cli`; what lies below takes its pa
 """
 
 from alia_ctx.config.run import HELD_OUT
+from alia_ctx.workflow.ablation import ablate
 from alia_ctx.workflow.chain import finished_checkpoint
 from alia_ctx.workflow.checking import check_vocabulary
+from alia_ctx.workflow.comparing_rope import base_rope, compare_rope
 from alia_ctx.workflow.data import (
     contamination,
     open_plan,
@@ -16,26 +18,47 @@ from alia_ctx.workflow.data import (
     tokenize,
 )
 from alia_ctx.workflow.evaluation import (
+    EVALUATORS,
+    Evaluated,
     Evaluation,
+    EvaluationTask,
     Role,
-    evaluate,
+    lines_of,
+    measure_models,
+)
+from alia_ctx.workflow.evaluation_tasks import (
+    Asked,
+    evaluation_task,
+    models_task,
     standard_evaluations,
+    standard_task,
 )
 from alia_ctx.workflow.exporting import export
 from alia_ctx.workflow.pipeline import plan_stages, run_all
 from alia_ctx.workflow.recomputing import recompute
-from alia_ctx.workflow.reporting import report
+from alia_ctx.workflow.reporting import keep_page, report, text_report, write_page
 from alia_ctx.workflow.training import train
 
 __all__ = [
+    "EVALUATORS",
     "HELD_OUT",
+    "Asked",
+    "Evaluated",
     "Evaluation",
+    "EvaluationTask",
     "Role",
+    "ablate",
+    "base_rope",
     "check_vocabulary",
+    "compare_rope",
     "contamination",
-    "evaluate",
+    "evaluation_task",
     "export",
     "finished_checkpoint",
+    "keep_page",
+    "lines_of",
+    "measure_models",
+    "models_task",
     "open_plan",
     "open_store",
     "open_stores",
@@ -46,6 +69,9 @@ __all__ = [
     "require_same_text",
     "run_all",
     "standard_evaluations",
+    "standard_task",
+    "text_report",
     "tokenize",
     "train",
+    "write_page",
 ]

@@ -20,7 +20,7 @@ from alia_ctx.train.stopping import RequeueError
 from alia_ctx.workflow.chain import check_trained
 from alia_ctx.workflow.checking import check_vocabulary
 from alia_ctx.workflow.data import pack, tokenize
-from alia_ctx.workflow.evaluation import standard_evaluations, what_differs
+from alia_ctx.workflow.evaluation_tasks import what_is_missing
 from alia_ctx.workflow.exporting import export
 from alia_ctx.workflow.reporting import report
 
@@ -91,7 +91,7 @@ def run_all(config: Path, overrides: Sequence[str], run: RunConfig) -> Report:
         if not check_trained(run, name, plan):
             torchrun(ranks, ["train", str(config), "--stage", name, *overrides])
     export(run, list(run.stages)[-1])
-    reasons = [why for e in standard_evaluations(run) for why in what_differs(run, e)]
+    reasons = what_is_missing(run)
     if reasons:
         say("evaluations are made anew:\n  " + "\n  ".join(reasons))
         torchrun(ranks, ["evaluate", str(config), *overrides])

@@ -13,14 +13,16 @@ from pathlib import Path
 from alia_ctx import checkpoint
 from alia_ctx.config.load import load_run
 from alia_ctx.config.run import RunConfig, position_edges
-from alia_ctx.errors import DataError
+from alia_ctx.errors import CheckpointError, DataError
 from alia_ctx.evaluation.positions import PositionBands, paired_difference
 from alia_ctx.evaluation.report import Report, write_report
 from alia_ctx.files import atomic_file
+from alia_ctx.identity import IdentityError
 from alia_ctx.report import RunFacts, comparison_page, run_page
 from alia_ctx.train.run_directory import RunDirectory
 from alia_ctx.workflow.chain import finished_checkpoint, run_directory
-from alia_ctx.workflow.evaluation import Role, read_result, standard_evaluations
+from alia_ctx.workflow.evaluation import Role
+from alia_ctx.workflow.evaluation_tasks import standard_task
 from alia_ctx.workflow.run_facts import config_of, run_facts
 
 
@@ -30,11 +32,13 @@ def report(run: RunConfig) -> Report:
     IdentityError where an evaluation is not of the checkpoint, text and settings that
     the report would speak of.
     """
-    evaluations = standard_evaluations(run)
+    task = standard_task(run)
+    evaluations = [e for e in task.evaluations if "positions" in e.evaluators]
     results, made_from = {}, {}
     for evaluation in evaluations:
-        name = evaluation.name
-        results[name], made_from[name] = read_result(run, evaluation)
+        result = task.read(evaluation, "positions")
+        results[evaluation.name] = PositionBands.from_json(result.content or {})
+        made_from[evaluation.name] = result.made_from
     by_role = {e.role: e.name for e in evaluations if e.role is not Role.STAGE}
     base, final = by_role[Role.BASE], evaluations[-1].name
     return write_report(
@@ -47,6 +51,22 @@ def report(run: RunConfig) -> Report:
         made_from=made_from,
         notes=[*_ledger_notes(run), *_cut_input_notes(run, results, base, final)],
     )
+
+
+def text_report(run: RunConfig) -> str:
+    """The report as text, for a terminal; a line on why there is none yet where stages or
+    evaluations are not there. IdentityError where one is there and of something else.
+    """
+    try:
+        made = report(run)
+    except CheckpointError as error:
+        return f"no verdicts as text yet: {error}"
+    except IdentityError as error:
+        if not all(line.startswith("there is no ") for line in error.differences):
+            raise
+        return f"no verdicts as text yet: {error}"
+    text = made.markdown.read_text(encoding="utf-8")
+    return f"{text}\nreport: {made.markdown}\nplot:   {made.plot}"
 
 
 def _ledger_notes(run: RunConfig) -> list[str]:

@@ -10,20 +10,26 @@ from rich.markup import escape
 from alia_ctx.config.run import OptimizerConfig, RunConfig, StageConfig
 from alia_ctx.files import exclusive
 from alia_ctx.progress import Meter, meter, say
+from alia_ctx.spec.layout import Layout
 from alia_ctx.train.stopping import StopRequests, Watchdog
 from alia_ctx.train.trainer import StageTrainer
 from alia_ctx.workflow.chain import check_trained, stage_task
 from alia_ctx.workflow.data import open_plan
-from alia_ctx.workflow.evaluation import held_out_evaluation
+from alia_ctx.workflow.evaluation_in_training import held_out_evaluation
 
 if TYPE_CHECKING:
     from alia_ctx.mcore.engine import MegatronEngine
 
 
 def stage_engine(
-    run: RunConfig, name: str, optimizer: OptimizerConfig | None
+    run: RunConfig,
+    name: str,
+    optimizer: OptimizerConfig | None,
+    layout: Layout | None = None,
 ) -> MegatronEngine:
-    """The engine of a stage, with random weights; without an optimizer it only evaluates."""
+    """The engine of a stage, with random weights; without an optimizer it only evaluates.
+    `layout`: default, the stage's.
+    """
     from alia_ctx.mcore.engine import MegatronEngine
 
     stage = run.stage(name)
@@ -31,7 +37,7 @@ def stage_engine(
         run.model,
         stage.rope,
         stage.context,
-        stage.layout,
+        layout or stage.layout,
         run.engine,
         optimizer,
         recompute=stage.recompute if optimizer else "none",

@@ -1,0 +1,372 @@
+"""What is to be measured of a run, or of models that somebody names."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from alia_ctx.config.evaluation import RetrievalConfig
+from alia_ctx.config.run import EngineConfig, RunConfig, position_edges
+from alia_ctx.data.tokens import TextEncoder
+from alia_ctx.data.tokens.tokenizer import HubTokenizer
+from alia_ctx.errors import CheckpointError, DataError
+from alia_ctx.evaluation.held_out import Documents, longest_measurable
+from alia_ctx.evaluation.retrieval import RULER, RetrievalSettings
+from alia_ctx.identity import IdentityError
+from alia_ctx.progress import say
+from alia_ctx.spec.layout import Layout
+from alia_ctx.workflow.chain import run_directory
+from alia_ctx.workflow.evaluated_models import (
+    EvaluatedModel,
+    base_of,
+    choose_precision,
+    named_apart,
+    of_directory,
+    of_stage,
+)
+from alia_ctx.workflow.evaluation import (
+    Evaluation,
+    EvaluationTask,
+    Role,
+)
+from alia_ctx.workflow.held_out_text import ReadText, haystack_texts, stored_text
+from alia_ctx.workflow.measuring import Measurement
+
+_NEEDS_TOKENIZER = ("retrieval", "passkey")
+
+
+def retrieval_settings(config: RetrievalConfig) -> RetrievalSettings:
+    return RetrievalSettings(
+        tasks=tuple(config.tasks or RULER),
+        languages=tuple(config.languages),
+        samples=config.samples,
+        haystack=config.haystack,
+    )
+
+
+# -- of a run --------------------------------------------------------------------------
+
+
+def run_measurement(
+    run: RunConfig, native: int, contexts: Sequence[int], *, prefer: int = 0
+) -> Measurement:
+    """What the models of a run are measured on: documents of the longest of `contexts`
+    that there are; `prefer` where that is longer and there are some.
+    """
+    text = _held_out(run)
+    length = 0
+    if text is not None:
+        length = longest_measurable(text, contexts) or 0
+        length = max(length, longest_measurable(text, [prefer] if prefer else []) or 0)
+    tokenizer = cache(lambda: HubTokenizer(run.tokenizer, run.model.architecture))
+    encode, prefix = _encoding(run.tokenizer, run.model.architecture)
+    return Measurement(
+        text=text,
+        length=length,
+        documents=run.evaluation.documents,
+        edges=evaluation_edges(run, native),
+        native=native,
+        vocab_size=run.model.vocab_size,
+        retrieval=retrieval_settings(run.evaluation.retrieval),
+        encode=encode,
+        prefix=prefix() if run.data.prepend_bos else (),
+        haystack=_haystack(text, lambda: tokenizer().auto, max([*contexts, prefer])),
+    )
+
+
+def evaluation_edges(run: RunConfig, native: int) -> tuple[int, ...]:
+    """Limits of the position bands: the contexts of the base and of the stages."""
+    return tuple(sorted({*position_edges(run), native}))
+
+
+def _held_out(run: RunConfig) -> Documents | None:
+    if run.evaluation.held_out is None:
+        return None
+    try:
+        return stored_text(run)
+    except DataError:
+        store = run.evaluation.held_out.store or run_directory(run).store("held_out")
+        if Path(f"{store}.idx").exists():  # there, and not readable or of other ids
+            raise
+        return None
+
+
+def _encoding(
+    directory: str | Path, model_type: str | None
+) -> tuple[Callable[[str], Sequence[int]], Callable[[], tuple[int, ...]]]:
+    """(text -> ids, the ids that begin a text), made when they are first asked for."""
+
+    @cache
+    def encoder() -> TextEncoder:
+        return TextEncoder(
+            directory, append_eos=False, prepend_bos=False, model_type=model_type
+        )
+
+    def encode(text: str) -> Sequence[int]:
+        ids: Sequence[int] = encoder().encode([text])[0].tokens.tolist()
+        return ids
+
+    def prefix() -> tuple[int, ...]:
+        return (HubTokenizer(directory, model_type).special_id("bos_token"),)
+
+    return cache(encode), prefix
+
+
+def _haystack(
+    text: Documents | None, tokenizer: Callable[[], Any], tokens: int
+) -> Callable[[], Sequence[str]]:
+    @cache
+    def texts() -> Sequence[str]:
+        return [] if text is None else haystack_texts(text, tokenizer(), tokens)
+
+    return texts
+
+
+def run_contexts(run: RunConfig, native: int) -> list[int]:
+    return sorted({native, *(stage.context for stage in run.stages.values())})
+
+
+@dataclass(frozen=True)
+class _Base:
+    model: EvaluatedModel | None
+    native: int
+
+
+def _base(run: RunConfig) -> _Base:
+    base = base_of(run)
+    first = next(iter(run.stages.values()))
+    return _Base(base, base.context if base else first.context)
+
+
+def standard_task(run: RunConfig) -> EvaluationTask:
+    """The report's comparison: the base at its own context and given the longest, and
+    every stage at its own context, or the longest that the held-out text has.
+    """
+    base = _base(run)
+    measurement = run_measurement(run, base.native, run_contexts(run, base.native))
+    return run_task(run, standard_evaluations(run, measurement.length), measurement)
+
+
+def standard_evaluations(run: RunConfig, length: int | None = None) -> list[Evaluation]:
+    """The lines of the report's comparison, the base first. `length`: tokens that the
+    held-out documents have; a model of a longer context is shown as many.
+    """
+    base = _base(run)
+    measure = tuple(run.evaluation.measure)
+    elsewhere = tuple(name for name in measure if name in _NEEDS_TOKENIZER)
+    stages = run.stages
+    longest = max(stage.context for stage in stages.values())
+    evaluations = []
+    if base.model is not None:
+        name = base.model.name
+        shown = _shown(base.native, length)
+        evaluations.append(Evaluation(name, base.model, shown, measure, Role.BASE))
+        for context in sorted({stage.context for stage in stages.values()}):
+            shown = _shown(context, length)
+            names = measure if context == longest else elsewhere
+            if shown > base.native and names:
+                title = f"{name}, given {shown:,} tokens"
+                evaluations.append(
+                    Evaluation(title, base.model, shown, names, Role.BASE_GIVEN_LONGER)
+                )
+    for name, stage in stages.items():
+        if base.model is None or name != base.model.name:
+            shown = _shown(stage.context, length)
+            model = of_stage(run, name)
+            evaluations.append(Evaluation(name, model, shown, measure, Role.STAGE))
+    return evaluations
+
+
+def _shown(context: int, length: int | None) -> int:
+    return min(context, length) if length else context
+
+
+def evaluation_task(
+    run: RunConfig,
+    names: Sequence[str] = (),
+    contexts: Sequence[int] = (),
+    evaluators: Sequence[str] = (),
+    contrast: str | None = None,
+) -> EvaluationTask:
+    """What is asked of a run: the report's comparison by `evaluators`; or some stages
+    (default: all) at some contexts (default: their own), beneath the base at the same.
+    """
+    if evaluators:
+        evaluation = replace(run.evaluation, measure=list(evaluators))  # type: ignore[arg-type]
+        run = replace(run, evaluation=evaluation)
+    task = (
+        _stage_task(run, names, contexts) if names or contexts else standard_task(run)
+    )
+    if contrast is None:
+        return task
+    models = {e.model.name: e.model for e in task.evaluations}
+    return replace(task, contrast=_contrast(contrast, models))
+
+
+def _contrast(name: str, models: Mapping[str, EvaluatedModel]) -> EvaluatedModel:
+    if name not in models:
+        known = ", ".join(models)
+        raise CheckpointError(
+            f"--contrast {name}: is none of the models; there are {known}"
+        )
+    return models[name]
+
+
+def _stage_task(
+    run: RunConfig, names: Sequence[str], contexts: Sequence[int]
+) -> EvaluationTask:
+    base = _base(run)
+    measure = tuple(run.evaluation.measure)
+    stages = [of_stage(run, name) for name in names or run.stages]
+    shown = sorted(contexts) or sorted({s.context for s in stages})
+    models = [base.model] if base.model else []
+    models += [s for s in stages if not models or s.name != models[0].name]
+    evaluations = [
+        Evaluation(f"{model.name} at {context:,}", model, context, measure)
+        for model in models
+        for context in shown
+        if contexts or model is base.model or context == model.context
+    ]
+    known = run_contexts(run, base.native)
+    measurement = run_measurement(run, base.native, known, prefer=max(shown))
+    if not measurement.length and measurement.text is not None:
+        length = longest_measurable(measurement.text, shown) or 0
+        measurement = replace(measurement, length=length)
+    return run_task(run, evaluations, measurement)
+
+
+def run_task(
+    run: RunConfig, evaluations: Sequence[Evaluation], measurement: Measurement
+) -> EvaluationTask:
+    return EvaluationTask(
+        tuple(evaluations),
+        lambda model: measurement,
+        run.engine,
+        run_directory(run).evaluations,
+        remedy="run `alia-ctx evaluate CONFIG`, which makes it anew",
+    )
+
+
+def what_is_missing(run: RunConfig) -> list[str]:
+    """Why results of the report's comparison have to be made, a line each."""
+    task = standard_task(run)
+    reasons = []
+    for evaluation in task.evaluations:
+        measurement = task.measurement(evaluation.model)
+        for name in evaluation.evaluators:
+            if measurement.problem(name, evaluation.context):
+                continue
+            try:
+                task.read(evaluation, name)
+            except IdentityError as error:
+                title = f"{evaluation.name}, {name}"
+                reasons += [f"{title}: {line}" for line in error.differences]
+    return reasons
+
+
+# -- of models that somebody names -----------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Asked:
+    """What somebody asks of models by name.
+
+    Args:
+        texts: files, directories or globs of held-out text.
+        contexts: tokens to show (default: the first model's own).
+        tokenizer: for models that have none.
+        precision: default: bf16 on GPUs, fp32 on hosts.
+        contrast: name of the model that finds LongPPL's key tokens (default: the last).
+    """
+
+    evaluators: tuple[str, ...]
+    texts: tuple[str, ...] = ()
+    contexts: tuple[int, ...] = ()
+    documents: int = 64
+    retrieval: RetrievalConfig = field(default_factory=RetrievalConfig)
+    tokenizer: Path | None = None
+    precision: str | None = None
+    contrast: str | None = None
+    layout: Layout | None = None
+
+
+def models_task(paths: Sequence[Path], asked: Asked, directory: Path) -> EvaluationTask:
+    """Checkpoints and Hugging Face directories at the same contexts, the base first."""
+    models = named_apart([of_directory(path) for path in paths])
+    for model in models:
+        if model.through != "engine":
+            say(f"{model.name} runs through {model.through}")
+    native = models[0].context
+    contexts = asked.contexts or (native,)
+    named = {model.name: model for model in models}
+    contrast = _contrast(asked.contrast, named) if asked.contrast else None
+
+    @cache
+    def measurement(name: str) -> Measurement:
+        return _models_measurement(named[name], asked, contexts, native)
+
+    evaluations = [
+        Evaluation(f"{model.name} at {context:,}", model, context, asked.evaluators)
+        for model in models
+        for context in contexts
+    ]
+    return EvaluationTask(
+        tuple(evaluations),
+        lambda model: measurement(model.name),
+        choose_precision(EngineConfig(), asked.precision),
+        directory,
+        contrast=contrast,
+        layout=asked.layout,
+    )
+
+
+def _models_measurement(
+    model: EvaluatedModel, asked: Asked, contexts: Sequence[int], native: int
+) -> Measurement:
+    """What one of the models is measured on, in its own tokens."""
+    directory = asked.tokenizer or model.tokenizer
+    needs = bool(asked.texts) or any(e in _NEEDS_TOKENIZER for e in asked.evaluators)
+    if directory is None and needs:
+        raise DataError(
+            f"{model.path}: holds no tokenizer, which text and retrieval need; name its "
+            "directory with --tokenizer"
+        )
+    model_type = model.model.architecture if model.model else None
+    tokenizer = HubTokenizer(directory, model_type) if directory and needs else None
+    bos = _adds_bos(tokenizer)
+    text = None
+    if tokenizer is not None and asked.texts:
+        encoder = TextEncoder(
+            tokenizer.directory,
+            append_eos=False,
+            prepend_bos=bos,
+            model_type=model_type,
+        )
+        text = ReadText(asked.texts, encoder, contexts, asked.documents)
+    encode, prefix = _encoding(directory or "", model_type)
+    return Measurement(
+        text=text,
+        length=(longest_measurable(text, contexts) or 0) if text else 0,
+        documents=asked.documents,
+        edges=tuple(sorted({0, native, *contexts})),
+        native=native,
+        vocab_size=model.vocab_size,
+        retrieval=retrieval_settings(asked.retrieval),
+        encode=encode,
+        prefix=prefix() if bos else (),
+        haystack=_haystack(
+            text, lambda: tokenizer.auto if tokenizer else None, max(contexts)
+        ),
+    )
+
+
+def _adds_bos(tokenizer: HubTokenizer | None) -> bool:
+    """Whether a text begins with BOS as this tokenizer's users know it."""
+    if tokenizer is None:
+        return False
+    bos = getattr(tokenizer.auto, "bos_token_id", None)
+    ids = tokenizer.auto("a").input_ids
+    return bos is not None and bool(ids) and ids[0] == bos
