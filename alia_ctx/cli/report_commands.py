@@ -122,8 +122,11 @@ def rope(
             title += f"{base.type}, theta {base.theta:,g}, {trained:,} tokens"
             Console().print(choice_table(title, choices))
         typer.echo(
-            "reaches: first distance where sum cos(m theta) < 0, a heuristic (arXiv "
-            "2405.14591); `alia-ctx ablate` trains the choices and compares them"
+            "reach: first distance where sum cos(m theta) < 0, a heuristic (arXiv "
+            "2405.14591)\nnever turn: rotated pairs that complete no turn within the "
+            "context\nuntrained: pairs turned further than the base ever saw\nslowest: "
+            "longest wavelength, in tokens\n`alia-ctx ablate` trains the choices and "
+            "compares them"
         )
     if plot is not None:
         draw_choices(compared, run.model.head_dim, plot)

@@ -106,7 +106,9 @@ def standard_choices(
     the heuristic of arXiv 2405.14591, where there is one. dynamic: NTK by the length of
     the row. yarn: arXiv 2309.00071. llama3: Llama 3.1's, with its factors 1 and 4.
     """
-    factor = max(1.0, context / trained)
+    if context <= trained:  # nothing to stretch: all of them are the base's
+        return {"unchanged": base}
+    factor = context / trained
     theta = base.theta
     raised = theta * factor ** (head_dim / (head_dim - 2))
     original: dict[str, Any] = {
@@ -130,25 +132,28 @@ def standard_choices(
 
 
 def choice_table(title: str, choices: Sequence[RopeFigures]) -> Table:
-    """A line a choice."""
+    """A line a choice: reach in tokens; pairs that never turn within the context; pairs
+    turned beyond what the base saw, and by how much; the longest wavelength in tokens;
+    the factor on cos and sin.
+    """
     from rich.table import Table
 
     table = Table(title=title)
     table.add_column("choice")
     for heading in (
-        "reaches (heuristic)",
-        "pairs that never turn",
-        "pairs beyond training",
-        "by at most",
-        "longest wavelength",
-        "attention factor",
+        "reach",
+        "never turn",
+        "untrained",
+        "by up to",
+        "slowest",
+        "attention",
     ):
         table.add_column(heading, justify="right")
     for one in choices:
         reach = one.first_negative
         table.add_row(
             one.name,
-            f"all {one.context:,}" if reach is None else f"{reach:,}",
+            "all" if reach is None else f"{reach:,}",
             f"{one.never_turn} of {one.pairs}",
             f"{one.beyond_training} of {one.pairs}",
             f"x{one.furthest:.2f}" if one.beyond_training else "-",

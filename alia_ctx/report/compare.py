@@ -139,7 +139,7 @@ def _positions(a: RunFacts, b: RunFacts, first: str, second: str) -> str:
     note = html.paragraph(_why_not_paired(a, b))
     if _same_text(a, b):
         rows = []
-        for model in left.keys() & right.keys():
+        for model in (name for name in left if name in right):
             one, two = left[model], right[model]
             if one.edges != two.edges:
                 continue
@@ -152,7 +152,7 @@ def _positions(a: RunFacts, b: RunFacts, first: str, second: str) -> str:
         caption = (
             "Nats a token, paired by document, ± standard error of the difference."
         )
-        note = html.table(heads, sorted(rows), caption=caption, how=how)
+        note = html.table(heads, rows, caption=caption, how=how)
     return html.section("positions", "Loss by position", drawn, note)
 
 

@@ -35,6 +35,9 @@ _STYLE: dict[Any, Any] = {
     "ytick.color": _MUTED,
     "grid.color": _LINE,
     "axes.grid": True,
+    # Names of data are no formulas: `$` would begin one.
+    "text.parse_math": False,
+    "axes.axisbelow": True,
     "axes.spines.top": False,
     "axes.spines.right": False,
     "legend.frameon": False,
@@ -97,7 +100,10 @@ def curves(
             axes.xaxis.get_major_locator().set_params(nbins=5)
         if log_y:
             axes.set_yscale("log")
-        axes.set(xlabel=x, ylabel=y)
+            axes.yaxis.set_major_formatter(lambda value, _: f"{value:g}")
+            axes.yaxis.set_minor_formatter(lambda value, _: f"{value:g}")
+            axes.tick_params(axis="y", which="minor", labelsize=8)
+        axes.set(xlabel=_plain(x, 44), ylabel=y)
         if len(lines) > 1:
             axes.legend()
 
@@ -166,9 +172,12 @@ def _square(x: int, y: int, colour: tuple[float, float, float]) -> Any:
     return Rectangle((x + 0.02, y + 0.03), 0.96, 0.94, color=colour, linewidth=0)
 
 
-def _plain(name: str) -> str:
-    """Names of data are no formulas: matplotlib reads `$` as the beginning of one."""
-    return name.replace("$", r"\$").removeprefix("_")
+def _plain(name: str, longest: int = 24) -> str:
+    """A name as a legend shows it: one that begins with `_` would be left out, and a long
+    one would leave no room for the drawing.
+    """
+    name = name.lstrip("_") or "-"
+    return name if len(name) <= longest else f"{name[: longest - 1]}…"
 
 
 def _count(value: float) -> str:

@@ -14,7 +14,7 @@ STYLE = """
   --open:#e8bf5a; --s0:#9aa4ae; --s1:#6cb2ee; --s2:#f09a63; --s3:#6fcf97; --s4:#b896ec;
   --s5:#ee86ac; } }
 * { box-sizing: border-box; }
-body { margin:0; background:var(--paper); color:var(--ink);
+body { margin:0; overflow-wrap:anywhere; background:var(--paper); color:var(--ink);
   font:16px/1.5 system-ui,-apple-system,"Segoe UI",Roboto,"Noto Sans",sans-serif; }
 main { max-width:76rem; margin:0 auto; padding:1rem; }
 h1 { font-size:1.6rem; line-height:1.25; margin:.5rem 0; overflow-wrap:anywhere; }
@@ -39,14 +39,15 @@ table { border-collapse:collapse; width:100%; font-size:.9rem;
 caption { text-align:left; padding:.5rem .6rem; caption-side:bottom; }
 caption span { position:sticky; left:.6rem; display:block;
   max-width:min(46rem, calc(100vw - 4rem)); }
-th, td { padding:.35rem .6rem; text-align:right; white-space:nowrap;
+th, td { padding:.35rem .5rem; text-align:right; white-space:nowrap;
   border-bottom:1px solid var(--line); vertical-align:top; }
 th:first-child, td:first-child { text-align:left; position:sticky; left:0;
   background:var(--card); white-space:normal; min-width:7rem; }
 th { font-weight:600; } td.words, th.words { text-align:left; white-space:normal;
   min-width:12rem; }
-.verdicts { list-style:none; padding:0; } .verdicts li { padding:.35rem 0; }
-.tag { display:inline-block; min-width:6.2rem; font-weight:600; }
+.verdicts { list-style:none; padding:0; }
+.verdicts li { padding:.35rem 0; display:grid; grid-template-columns:5.4rem 1fr; }
+.tag { font-weight:600; }
 .good { color:var(--good); } .bad { color:var(--bad); } .open { color:var(--open); }
 .missing { border-left:4px solid var(--open); padding:.3rem .7rem;
   background:var(--card); }

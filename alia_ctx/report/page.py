@@ -65,7 +65,8 @@ def verdict(facts: RunFacts) -> str:
     style = {True: "good", False: "bad", None: "open"}
     listed = "".join(
         f'<li><span class="tag {style[v.holds]}">{v.answer}</span> '
-        f'{html.text(v.claim)}. <span class="small">{html.text(v.detail)}</span></li>'
+        f"<div>{html.text(v.claim)}. "
+        f'<span class="small">{html.text(v.detail)}</span></div></li>'
         for v in verdicts(facts)
     )
     notes = [html.paragraph(note, "small") for note in facts.notes]

@@ -32,12 +32,13 @@ def ledger(facts: RunFacts) -> str:
         ]
         for stage in facts.stages
     ]
-    heads = ["stage", "started from", "context", "RoPE", "peak learning rate"]
+    heads = ["stage", "started from", "context", "RoPE", "rate"]
     heads += ["updates", "rows", "tokens", "predicted tokens", "state"]
     table = html.table(
         heads,
         rows,
-        caption="Ledger and lineage: what each stage has trained on by its newest "
+        caption="Ledger and lineage: the learning rate, and what each stage has trained "
+        "on by its newest "
         "checkpoint; tokens without padding. The stage above is what it started from.",
         how=facts.how("train CONFIG --stage NAME"),
         words=(1, 3),
