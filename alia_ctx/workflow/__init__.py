@@ -4,7 +4,7 @@ The whole configuration is known here and in `cli`; what lies below takes its pa
 """
 
 from alia_ctx.config.run import HELD_OUT
-from alia_ctx.workflow.ablation import ablate
+from alia_ctx.workflow.ablation import Ranking, ablate
 from alia_ctx.workflow.chain import finished_checkpoint
 from alia_ctx.workflow.checking import check_vocabulary
 from alia_ctx.workflow.comparing_rope import base_rope, compare_rope
@@ -46,6 +46,7 @@ __all__ = [
     "Evaluated",
     "Evaluation",
     "EvaluationTask",
+    "Ranking",
     "Role",
     "ablate",
     "base_rope",
