@@ -83,7 +83,7 @@ class StageFacts:
     @property
     def finished(self) -> bool:
         """Whether a checkpoint of the last update is there."""
-        return bool(self.ledger) and int(self.ledger["updates"]) >= self.updates  # type: ignore[index]
+        return self.ledger is not None and int(self.ledger["updates"]) >= self.updates
 
     def values(self, *names: str) -> list[float]:
         """A number of every line of the log that has it, in order; names lead inward."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from datetime import UTC, datetime
 
-from alia_ctx import __version__
+import alia_ctx
 from alia_ctx.report import html, results, training
 from alia_ctx.report.facts import RunFacts
 from alia_ctx.report.verdicts import summary, verdicts
@@ -55,7 +55,9 @@ def run_page(facts: RunFacts, *, refresh: int | None = None) -> str:
 def made_when(facts: RunFacts, refresh: int | None = None) -> str:
     now = datetime.now(UTC).strftime("%Y-%m-%d %H:%M:%S UTC")
     live = f" It is written again every {refresh} s." if refresh else ""
-    made = f"Made by alia-ctx {__version__} on {now} from {facts.output}.{live}"
+    made = (
+        f"Made by alia-ctx {alia_ctx.__version__} on {now} from {facts.output}.{live}"
+    )
     how = f"Make it again: {html.code(facts.how('report CONFIG'))}."
     return f'<p class="small">{html.text(made)} {how}</p>'
 

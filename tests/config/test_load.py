@@ -52,6 +52,7 @@ NEW = {
     "special_tokens": "split",
     "data": "continue",
     "drop_contaminated": False,
+    "notes": [],
 }
 
 
