@@ -15,7 +15,9 @@ import typer
 
 from alia_ctx.cli import convert_commands, evaluate_commands, report_commands
 from alia_ctx.cli.arguments import path
+from alia_ctx.config.held_out import held_out_notes
 from alia_ctx.config.load import load_run
+from alia_ctx.config.run import RunConfig
 from alia_ctx.errors import AliaError, ConfigError, Problem
 
 app = typer.Typer(
@@ -77,6 +79,8 @@ def check(
         )
     if run.evaluation.held_out is None:
         typer.echo(f"note: {_NO_HELD_OUT.key}: {_NO_HELD_OUT.rule}")
+    if not names:  # which may take a while to read
+        _warn_of_short_text(run)
     typer.echo(f"{config}: no problems")
 
 
@@ -108,9 +112,9 @@ def tokenize(
     """Turn text into Megatron .bin/.idx token stores."""
     from alia_ctx import workflow
 
-    workflow.tokenize(
-        load_run(config, overrides or ()), source or (), overwrite=overwrite
-    )
+    run = load_run(config, overrides or ())
+    workflow.tokenize(run, source or (), overwrite=overwrite)
+    _warn_of_short_text(run)
 
 
 @app.command()
@@ -171,6 +175,9 @@ def train(
     run = load_run(config, overrides or (), stages=[stage])
     path = workflow.train(run, stage, exit_before=limit)
     if _is_main():
+        best = workflow.best_checkpoint(run, stage)
+        if best is not None:
+            typer.echo(f"best checkpoint: {best}")
         typer.echo(str(path))
 
 
@@ -186,6 +193,11 @@ def run(config: Config, overrides: Overrides = None) -> None:
     typer.echo(written.markdown.read_text(encoding="utf-8"))
     page = workflow.write_page([config], overrides or ())
     typer.echo(f"report: {written.markdown}\nplot:   {written.plot}\npage:   {page}")
+
+
+def _warn_of_short_text(run: RunConfig) -> None:
+    for problem in held_out_notes(run):
+        typer.echo(f"note: {problem}")
 
 
 def _is_main() -> bool:

@@ -107,6 +107,13 @@ class EvaluationConfig:
         }.items():
             remedy = "name one, or leave it out for the default"
             problems.need(values != [], f"{key}.{name}", "[]", "is empty", remedy)
+        problems.need(
+            "positions" in self.measure,
+            f"{key}.measure",
+            self.measure,
+            "lacks positions, by which the report compares",
+            "add positions",
+        )
         problems += self._best_problems(f"{key}.best")
         return problems
 

@@ -168,19 +168,25 @@ def _retrieval(lines: Sequence[Measured]) -> list[Table]:
             f"{score.samples:,}",
             f"{len(tasks)}",
         )
-    title = "Retrieval by task: % of samples answered whole (of parts, in brackets)"
-    by_task = Table(title=title, title_justify="left")
-    by_task.add_column("task")
-    for line, _, length, language in found:
-        heading = f"{line.model} {_length(line, length)} {language}"
-        by_task.add_column(heading, justify="right", overflow="fold")
-    for task in dict.fromkeys(task for _, scores, *_ in found for task in scores.tasks):
-        cells = [
-            _share(scores, task=task, length=length, language=language)
-            for _, scores, length, language in found
-        ]
-        by_task.add_row(task, *cells)
-    return [overall, by_task]
+    places = dict.fromkeys((length, language) for *_, length, language in found)
+    return [overall, *(_by_task(found, *place) for place in sorted(places))]
+
+
+def _by_task(found: Sequence[Scored], length: int, language: str) -> Table:
+    """Every task at one length, a column a model."""
+    title = f"Retrieval at {length:,} tokens, {language}: % answered whole (of parts)"
+    table = Table(title=title, title_justify="left")
+    table.add_column("task", no_wrap=True)
+    scores: dict[str, RetrievalScores] = {}
+    for line, measured, *place in found:
+        if place == [length, language]:
+            scores.setdefault(line.model, measured)
+    for model in scores:
+        table.add_column(model, justify="right", overflow="fold")
+    for task in dict.fromkeys(task for made in scores.values() for task in made.tasks):
+        which = {"task": task, "length": length, "language": language}
+        table.add_row(task, *(_share(made, **which) for made in scores.values()))
+    return table
 
 
 def _share(scores: RetrievalScores, **which: Any) -> str:

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from alia_ctx.config.evaluation import BestConfig
 from alia_ctx.config.run import CheckpointConfig, Sink, StageConfig
 from alia_ctx.spec.model import ModelSpec
 
@@ -26,6 +27,7 @@ class StageTask:
         peak_flops: floating-point operations a second of one rank, for the MFU.
         saving: when to save, and what to keep.
         evaluate_every: updates between held-out evaluations; 0 for none.
+        best: the metric by which the best checkpoint is known and kept.
         sinks: where metrics go beside `metrics.jsonl`.
         config: the resolved configuration, recorded in checkpoints and sinks.
     """
@@ -40,5 +42,6 @@ class StageTask:
     peak_flops: float
     saving: CheckpointConfig = field(default_factory=CheckpointConfig)
     evaluate_every: int = 0
+    best: BestConfig | None = None
     sinks: Sequence[Sink] = ()
     config: Mapping[str, Any] = field(default_factory=dict)

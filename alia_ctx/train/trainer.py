@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import dataclasses
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +21,7 @@ from alia_ctx.checkpoint.manifest import Manifest
 from alia_ctx.data.packing import PackedRow, PackPlan
 from alia_ctx.errors import AliaError
 from alia_ctx.train.balance import assign_rows, imbalance
+from alia_ctx.train.best import BEST, improved
 from alia_ctx.train.checkpoint_manager import CheckpointManager
 from alia_ctx.train.engine import Engine
 from alia_ctx.train.metrics import StageMetrics, documents_of
@@ -55,7 +56,7 @@ class StageTrainer:
         notice: called on rank 0 with what a person should know: a damaged checkpoint, a
             skipped update, a spike.
         evaluate: called on every rank after updates at which an evaluation is due; its
-            result goes to the log.
+            result goes to the log, and its `metrics` say which checkpoint is best.
         stop: asked after each update why to stop, if at all.
         watchdog: told of every sign of life.
     """
@@ -109,6 +110,8 @@ class StageTrainer:
             self.state = resume(
                 self.state, self.task, self.plan, self.checkpoints, newest
             )
+            if BEST in self.state.extra:
+                self.checkpoints.keep(self.state.extra[BEST]["update"])
         elif (origin := self.task.origin()) is not None:
             self.state = start_from(self.state, self.task, self.checkpoints, origin)
         return self.update
@@ -192,9 +195,11 @@ class StageTrainer:
             "step_seconds": result.step_seconds,
             "save_seconds": self.checkpoints.take_seconds(),
         }
+        is_best = False
         if self.evaluate is not None and self._is_due(self.task.evaluate_every):
-            line["held_out"] = self.evaluate()
+            line |= self.evaluate()
             self._beat()
+            is_best = self._note_best(line)
         log.write(line)
         if self.engine.rank == 0:
             self._tell(line)
@@ -212,8 +217,26 @@ class StageTrainer:
                 f"stopped by {reason} after update {self.update}; "
                 "saved, start again to go on"
             )
-        if self._is_due(self.task.saving.every_updates):
+        if is_best or self._is_due(self.task.saving.every_updates):
             self.checkpoints.begin(self._manifest())
+
+    def _note_best(self, line: Mapping[str, Any]) -> bool:
+        """Whether the update that was just evaluated is the best so far, by the metric that
+        the configuration names; then it is saved and kept.
+        """
+        if self.task.best is None:
+            return False
+        before = self.state.extra.get(BEST)
+        if before is not None and not self.checkpoints.holds(before["update"]):
+            before = None  # it could not be written
+        value = line["metrics"].get(self.task.best.metric)
+        best = improved(self.task.best, before, self.update, value)
+        if best is None:
+            return False
+        extra = {**self.state.extra, BEST: best}
+        self.state = dataclasses.replace(self.state, extra=extra)
+        self.checkpoints.keep(self.update)
+        return True
 
     def _is_due(self, every: int) -> bool:
         """Whether what happens each `every` updates (0: never), and at the end, does now."""

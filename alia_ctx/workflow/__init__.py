@@ -5,7 +5,7 @@ The whole configuration is known here and in `cli`; what lies below takes its pa
 
 from alia_ctx.config.run import HELD_OUT
 from alia_ctx.workflow.ablation import Ranking, ablate
-from alia_ctx.workflow.chain import finished_checkpoint
+from alia_ctx.workflow.chain import BestCheckpoint, best_checkpoint, finished_checkpoint
 from alia_ctx.workflow.checking import check_vocabulary
 from alia_ctx.workflow.comparing_rope import base_rope, compare_rope
 from alia_ctx.workflow.data import (
@@ -30,7 +30,7 @@ from alia_ctx.workflow.evaluation_tasks import (
     Asked,
     evaluation_task,
     models_task,
-    standard_evaluations,
+    standard_lines,
     standard_task,
 )
 from alia_ctx.workflow.exporting import export
@@ -43,6 +43,7 @@ __all__ = [
     "EVALUATORS",
     "HELD_OUT",
     "Asked",
+    "BestCheckpoint",
     "Evaluated",
     "Evaluation",
     "EvaluationTask",
@@ -50,6 +51,7 @@ __all__ = [
     "Role",
     "ablate",
     "base_rope",
+    "best_checkpoint",
     "check_vocabulary",
     "compare_rope",
     "contamination",
@@ -69,7 +71,7 @@ __all__ = [
     "report",
     "require_same_text",
     "run_all",
-    "standard_evaluations",
+    "standard_lines",
     "standard_task",
     "text_report",
     "tokenize",

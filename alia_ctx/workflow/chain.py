@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
 
 from alia_ctx import checkpoint
 from alia_ctx.config.run import RANDOM, RunConfig, position_edges
 from alia_ctx.data.packing import PackPlan
 from alia_ctx.errors import CheckpointError
+from alia_ctx.train.best import BEST
 from alia_ctx.train.run_directory import RunDirectory
 from alia_ctx.train.stage_identity import require_same_plan, require_same_stage
 from alia_ctx.train.task import StageTask
@@ -30,6 +32,7 @@ def stage_task(run: RunConfig, name: str) -> StageTask:
         peak_flops=run.cluster.peak_tflops * 1e12,
         saving=run.checkpoint,
         evaluate_every=run.evaluation.every_updates,
+        best=run.evaluation.best,
         sinks=run.metrics.sinks,
         config=run.to_dict(),
     )
@@ -66,6 +69,32 @@ def finished_checkpoint(run: RunConfig, name: str, *, as_origin: bool = False) -
     manifest = checkpoint.read_manifest(path)
     require_same_stage(stage_task(run, name), path, manifest, as_origin=as_origin)
     return path
+
+
+@dataclass(frozen=True)
+class BestCheckpoint:
+    """The best checkpoint of a stage, by the metric that its manifests name."""
+
+    path: Path
+    update: int
+    metric: str
+    value: float
+
+    def __str__(self) -> str:
+        return f"{self.path} (update {self.update}, {self.metric} {self.value:.6g})"
+
+
+def best_checkpoint(run: RunConfig, name: str) -> BestCheckpoint | None:
+    """The best checkpoint that a stage knows of and keeps; None where it knows none."""
+    root = run_directory(run).checkpoints(name)
+    newest = checkpoint.latest(root)
+    best = None if newest is None else checkpoint.read_manifest(newest).extra.get(BEST)
+    if best is None:
+        return None
+    path = root / checkpoint.checkpoint_name(best["update"])
+    if not path.is_dir():
+        return None
+    return BestCheckpoint(path, best["update"], best["metric"], best["value"])
 
 
 def origin(run: RunConfig, name: str) -> Path | None:

@@ -61,26 +61,36 @@ class EvaluatedModel:
         return self.rope is None or self.rope.type != "dynamic"
 
 
-def base_name(run: RunConfig) -> str:
-    """What the model that the first stage started from is called: `base`, where no stage
-    has that name.
+def base_checkpoint(run: RunConfig) -> EvaluatedModel | None:
+    """The checkpoint that the first stage of a run starts from; None where that is random
+    weights, or it is not at hand any more.
     """
-    return BASE if BASE not in run.stages else "the first stage's origin"
+    origin = next(iter(run.stages.values())).init_from
+    if origin == RANDOM or origin in run.stages:
+        return None
+    if not Path(origin, checkpoint.MANIFEST).is_file():
+        return None
+    name = BASE if BASE not in run.stages else "the origin of the first stage"
+    return replace(
+        of_checkpoint(Path(origin)), name=name, tokenizer=Path(run.tokenizer)
+    )
 
 
-def base_of(run: RunConfig) -> EvaluatedModel | None:
-    """The base of a run: what its first stage starts from, a checkpoint. Where that is
-    `random`, the first stage itself. None where it is not at hand any more.
+def base_name(run: RunConfig) -> str | None:
+    """What the base of a run is called: `base`, the model that the first stage started
+    from; where that is `random`, the first stage. None where it is not at hand any more.
     """
     first, stage = next(iter(run.stages.items()))
     if stage.init_from == RANDOM or stage.init_from in run.stages:
-        return of_stage(run, first)
-    path = Path(stage.init_from)
-    if not (path / checkpoint.MANIFEST).is_file():
-        return None
-    return replace(
-        of_checkpoint(path), name=base_name(run), tokenizer=Path(run.tokenizer)
-    )
+        return first
+    base = base_checkpoint(run)
+    return None if base is None else base.name
+
+
+def model_of(run: RunConfig, name: str) -> EvaluatedModel:
+    """The base or a stage of a run by its name."""
+    base = base_checkpoint(run)
+    return base if base is not None and name == base.name else of_stage(run, name)
 
 
 def of_stage(run: RunConfig, name: str) -> EvaluatedModel:

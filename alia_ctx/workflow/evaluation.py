@@ -27,6 +27,8 @@ from alia_ctx.workflow.evaluated_models import EvaluatedModel, ModelOpener
 from alia_ctx.workflow.measuring import ON_TEXT, Measurement
 from alia_ctx.workflow.reading import read_json
 
+# What reads short texts in long rows.
+_SHORT_IN_LONG = ("blocks", "longppl", "passkey")
 EVALUATORS = (*ON_TEXT, "retrieval", "passkey", "leak")
 
 
@@ -155,10 +157,13 @@ class EvaluationTask:
         artefact = f"the evaluation of {evaluation.name}"
         document = read_json(path, artefact, self.remedy)
         before, content = unsealed(document, f"{artefact} in {path}", self.remedy)
-        now = self.made_from(evaluation, evaluator)
-        if evaluator in ON_TEXT and self.measurement(evaluation.model).text is None:
-            # the text is not at hand any more: the one thing that is not compared
-            now = before
+        # Where the text is not at hand any more, what it decides is not compared.
+        has_text = self.measurement(evaluation.model).text is not None
+        if evaluator not in ON_TEXT or has_text:
+            now = self.made_from(evaluation, evaluator)
+        else:
+            model = {"name": evaluation.model.name, **evaluation.model.statement}
+            now = {**before, "model": model}
         require_same(before, now, f"{artefact} in {path}", self.remedy)
         return Result(evaluation, evaluator, before, content)
 
@@ -219,16 +224,19 @@ def _known(task: EvaluationTask, evaluation: Evaluation, name: str) -> Result | 
     reason = measurement.problem(name, evaluation.context)
     if reason is None and name == "leak" and evaluation.model.model is None:
         reason = "transformers reads each document by itself"
+    if reason is None and name in _SHORT_IN_LONG and not evaluation.model.packs:
+        reason = "its RoPE (dynamic) turns otherwise in longer rows; use --context"
     if reason is not None:
         return Result(evaluation, name, {}, None, reason)
-    found: Result | str
+    found: Any
     try:
-        found = task.read(evaluation, name)
-    except AliaError as error:
-        found = str(error)
+        result = task.read(evaluation, name)
+        found = (result.made_from, result.content)
+    except AliaError:
+        found = None
     # Rank 0 decides for all: a file system may show them different things.
     first = _gather(found)[0]
-    return first if isinstance(first, Result) else None
+    return None if first is None else Result(evaluation, name, *first)
 
 
 def _measure_one(
@@ -262,7 +270,9 @@ def _measure_one(
                 engine, context, on_text, keys.get(context), progress=bar
             )
         others: dict[str, Callable[[], Any]] = {
-            "retrieval": lambda: measurement.retrieved(engine, context, progress=bar),
+            "retrieval": lambda: measurement.retrieved(
+                engine, context, control=model.packs, progress=bar
+            ),
             "passkey": lambda: measurement.passkeys(engine, context, progress=bar),
             "leak": lambda: measurement.leaks(engine, context, _layout(engine)),
         }

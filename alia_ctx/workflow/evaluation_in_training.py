@@ -8,8 +8,9 @@ from dataclasses import replace
 from functools import partial
 from typing import Any
 
-from alia_ctx.config.run import RunConfig
-from alia_ctx.evaluation.held_out import held_out_rows
+from alia_ctx.config.run import HELD_OUT, RunConfig, position_edges
+from alia_ctx.errors import DataError
+from alia_ctx.evaluation.held_out import held_out_rows, long_documents
 from alia_ctx.evaluation.positions import PositionBands
 from alia_ctx.evaluation.retrieval import RetrievalScores
 from alia_ctx.train.engine import Engine
@@ -51,7 +52,7 @@ class _During:
         self.names = tuple(run.evaluation.during)
         # Blocks and controls are of the context that the chain began with.
         measurement = run_measurement(run, self.contexts[0], self.contexts)
-        self.on: Measurement = replace(measurement, edges=_edges(run))
+        self.on: Measurement = replace(measurement, edges=position_edges(run))
         self.name = name
         on_text = [n for n in self.names if n in ("positions", "blocks", "longppl")]
         if on_text:
@@ -59,21 +60,13 @@ class _During:
 
     def _check_text(self) -> None:
         """DataError where no document has any of the contexts."""
-        from alia_ctx.config.run import HELD_OUT
-        from alia_ctx.errors import DataError
-
         if self.on.text is None:
             raise DataError(
                 f"there is no store of {HELD_OUT} text, which evaluation.during needs; "
                 "run `alia-ctx tokenize` first"
             )
         if not self.on.length:
-            held_out_rows(
-                self.on.text,
-                context=self.contexts[0],
-                length=self.contexts[0],
-                documents=1,
-            )
+            long_documents(self.on.text, self.contexts[0], 1)
 
     def measure(self) -> dict[str, Any]:
         """What goes into the line of the log."""
@@ -99,10 +92,11 @@ class _During:
             )
         if "longppl" in line and line["longppl"]["long_ppl"] is not None:
             metrics["long_ppl"] = line["longppl"]["long_ppl"]
-        for kind, find in {
-            "retrieval": self.on.retrieved,
-            "passkey": self.on.passkeys,
-        }.items():
+        find: Callable[..., dict[str, Any]]
+        for kind, find in (
+            ("retrieval", self.on.retrieved),
+            ("passkey", self.on.passkeys),
+        ):
             if kind in self.names:
                 content = find(self.engine, self.context, progress=self.progress)
                 line[kind] = _shares(content)
@@ -128,12 +122,6 @@ class _During:
         )
         empty = partial(PositionBands, self.on.edges)
         return measure(self.engine, rows, empty, self.progress)
-
-
-def _edges(run: RunConfig) -> tuple[int, ...]:
-    from alia_ctx.config.run import position_edges
-
-    return position_edges(run)
 
 
 def _losses(bands: PositionBands) -> dict[str, float]:

@@ -21,11 +21,12 @@ from alia_ctx.spec.layout import Layout
 from alia_ctx.workflow.chain import run_directory
 from alia_ctx.workflow.evaluated_models import (
     EvaluatedModel,
-    base_of,
+    base_checkpoint,
+    base_name,
     choose_precision,
+    model_of,
     named_apart,
     of_directory,
-    of_stage,
 )
 from alia_ctx.workflow.evaluation import (
     Evaluation,
@@ -129,55 +130,68 @@ def run_contexts(run: RunConfig, native: int) -> list[int]:
     return sorted({native, *(stage.context for stage in run.stages.values())})
 
 
+def native_context(run: RunConfig) -> int:
+    """The base's own context: what the first stage starts from, else the first stage's."""
+    base = base_checkpoint(run)
+    if base is None:
+        return next(iter(run.stages.values())).context
+    return base.context
+
+
 @dataclass(frozen=True)
-class _Base:
-    model: EvaluatedModel | None
-    native: int
+class Line:
+    """A line of the report's comparison: a model by name, shown `context` tokens at a
+    time, by some evaluators.
+    """
+
+    name: str
+    model: str
+    context: int
+    evaluators: tuple[str, ...]
+    role: Role
 
 
-def _base(run: RunConfig) -> _Base:
-    base = base_of(run)
-    first = next(iter(run.stages.values()))
-    return _Base(base, base.context if base else first.context)
+def standard_lines(run: RunConfig, length: int | None = None) -> list[Line]:
+    """The report's comparison, the base first: the base at its own context and given
+    longer ones, and every stage at its own.
+
+    `length`: tokens that the held-out documents have; a model of a longer context is
+    shown as many. Where the base is not at hand any more, there is no line of it.
+    """
+    measure = tuple(run.evaluation.measure)
+    elsewhere = tuple(name for name in measure if name in _NEEDS_TOKENIZER)
+    native, base = native_context(run), base_name(run)
+    contexts = sorted({stage.context for stage in run.stages.values()})
+    lines = []
+    if base is not None:
+        lines.append(Line(base, base, _shown(native, length), measure, Role.BASE))
+        for context in contexts:
+            shown = _shown(context, length)
+            names = measure if context == contexts[-1] else elsewhere
+            if shown > native and names:
+                title = f"{base}, given {shown:,} tokens"
+                lines.append(Line(title, base, shown, names, Role.BASE_GIVEN_LONGER))
+    for name, stage in run.stages.items():
+        if name != base:
+            shown = _shown(stage.context, length)
+            lines.append(Line(name, name, shown, measure, Role.STAGE))
+    return lines
 
 
 def standard_task(run: RunConfig) -> EvaluationTask:
-    """The report's comparison: the base at its own context and given the longest, and
-    every stage at its own context, or the longest that the held-out text has.
+    """What the report compares, each model at hand. CheckpointError where a stage is not
+    finished, IdentityError where it was trained with other settings.
     """
-    base = _base(run)
-    measurement = run_measurement(run, base.native, run_contexts(run, base.native))
-    return run_task(run, standard_evaluations(run, measurement.length), measurement)
-
-
-def standard_evaluations(run: RunConfig, length: int | None = None) -> list[Evaluation]:
-    """The lines of the report's comparison, the base first. `length`: tokens that the
-    held-out documents have; a model of a longer context is shown as many.
-    """
-    base = _base(run)
-    measure = tuple(run.evaluation.measure)
-    elsewhere = tuple(name for name in measure if name in _NEEDS_TOKENIZER)
-    stages = run.stages
-    longest = max(stage.context for stage in stages.values())
-    evaluations = []
-    if base.model is not None:
-        name = base.model.name
-        shown = _shown(base.native, length)
-        evaluations.append(Evaluation(name, base.model, shown, measure, Role.BASE))
-        for context in sorted({stage.context for stage in stages.values()}):
-            shown = _shown(context, length)
-            names = measure if context == longest else elsewhere
-            if shown > base.native and names:
-                title = f"{name}, given {shown:,} tokens"
-                evaluations.append(
-                    Evaluation(title, base.model, shown, names, Role.BASE_GIVEN_LONGER)
-                )
-    for name, stage in stages.items():
-        if base.model is None or name != base.model.name:
-            shown = _shown(stage.context, length)
-            model = of_stage(run, name)
-            evaluations.append(Evaluation(name, model, shown, measure, Role.STAGE))
-    return evaluations
+    native = native_context(run)
+    measurement = run_measurement(run, native, run_contexts(run, native))
+    model = cache(lambda name: model_of(run, name))
+    evaluations = [
+        Evaluation(
+            line.name, model(line.model), line.context, line.evaluators, line.role
+        )
+        for line in standard_lines(run, measurement.length)
+    ]
+    return run_task(run, evaluations, measurement)
 
 
 def _shown(context: int, length: int | None) -> int:
@@ -218,20 +232,20 @@ def _contrast(name: str, models: Mapping[str, EvaluatedModel]) -> EvaluatedModel
 def _stage_task(
     run: RunConfig, names: Sequence[str], contexts: Sequence[int]
 ) -> EvaluationTask:
-    base = _base(run)
+    native, base = native_context(run), base_name(run)
     measure = tuple(run.evaluation.measure)
-    stages = [of_stage(run, name) for name in names or run.stages]
-    shown = sorted(contexts) or sorted({s.context for s in stages})
-    models = [base.model] if base.model else []
-    models += [s for s in stages if not models or s.name != models[0].name]
+    asked = names or list(run.stages)
+    models = [model_of(run, n) for n in dict.fromkeys([*filter(None, [base]), *asked])]
+    stages = [model for model in models if model.name in asked]
+    shown = sorted(contexts) or sorted({stage.context for stage in stages})
     evaluations = [
         Evaluation(f"{model.name} at {context:,}", model, context, measure)
         for model in models
         for context in shown
-        if contexts or model is base.model or context == model.context
+        if contexts or model.name == base or context == model.context
     ]
-    known = run_contexts(run, base.native)
-    measurement = run_measurement(run, base.native, known, prefer=max(shown))
+    known = run_contexts(run, native)
+    measurement = run_measurement(run, native, known, prefer=max(shown))
     if not measurement.length and measurement.text is not None:
         length = longest_measurable(measurement.text, shown) or 0
         measurement = replace(measurement, length=length)

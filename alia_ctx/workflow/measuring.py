@@ -117,7 +117,8 @@ class Measurement:
             longest = int(self.text.lengths.max(initial=0))
             return f"the longest document of {self.text.where} has {longest:,} tokens"
         if evaluator in ("positions", "blocks", "longppl") and context > self.length:
-            return f"no document of {self.text.where} has {context:,} tokens"  # type: ignore[union-attr]
+            where = self.text.where if self.text is not None else "the text"
+            return f"no document of {where} has {context:,} tokens"
         if evaluator in ("blocks", "longppl") and context <= self.native:
             return f"the context is not above the base's {self.native:,} tokens"
         return None
@@ -216,12 +217,14 @@ class Measurement:
         engine: Scorer,
         context: int,
         row_length: int | None = None,
+        control: bool = True,
         progress: Progress = _silent,
     ) -> dict[str, Any]:
-        """Content of `retrieval`: all tasks at the context, and at the base's native length
-        where that is shorter. Collective.
+        """Content of `retrieval`: all tasks at the context, and as a control at the base's
+        native length where that is shorter. Collective.
         """
-        lengths = sorted({context, *({self.native} if self.native < context else ())})
+        shorter = {self.native} if control and self.native < context else set()
+        lengths = sorted({context, *shorter})
         rows = self._samples((), row_length or context)
         specs, left_out = ruler_specs(self.retrieval, rows, lengths)
         content = self._answers(engine, specs, row_length or context, progress)

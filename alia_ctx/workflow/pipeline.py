@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from alia_ctx.config.held_out import held_out_notes
 from alia_ctx.config.load import load_run
 from alia_ctx.config.run import RunConfig
 from alia_ctx.errors import AliaError, CheckpointError
@@ -86,6 +87,8 @@ def run_all(config: Path, overrides: Sequence[str], run: RunConfig) -> Report:
     tokenize(run)
     # Held-out text has its lengths in tokens now: too short is said before training.
     load_run(config, overrides, read_text=True)
+    for problem in held_out_notes(run):
+        say(f"note: {problem}")
     for name in run.stages:
         plan = pack(run, name)
         if not check_trained(run, name, plan):

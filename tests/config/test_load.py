@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import yaml
 
+from alia_ctx.config.evaluation import EvaluationConfig, RetrievalConfig
 from alia_ctx.config.load import load_run, read_config
 from alia_ctx.errors import ConfigError
 from alia_ctx.spec.cluster import ClusterSpec
@@ -49,6 +50,11 @@ def test_shipped_configurations_are_what_one_file_said(folder: str, name: str) -
 
 NEW = {
     **{f.name: f.default for f in dataclasses.fields(ClusterSpec)},
+    **{
+        name: getattr(EvaluationConfig(), name)
+        for name in ("measure", "during", "best")
+    },
+    "retrieval": dataclasses.asdict(RetrievalConfig()),
     "special_tokens": "split",
     "data": "continue",
     "drop_contaminated": False,

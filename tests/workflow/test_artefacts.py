@@ -55,7 +55,7 @@ def _someone_elses(output: Path) -> None:
     (output / "hf/short/thesis.tex").write_text("years of work")
 
 
-NOTE, RESULT = "hf/short.made_from.json", "evaluation/short-64.json"
+NOTE, RESULT = "hf/short.made_from.json", "evaluation/short/positions-64.json"
 # What happened to the export -> what is said, and whether it is made anew.
 EXPORTS: dict[str, tuple[Callable[[Path], None], str, bool]] = {
     "weights gone": (_unlink("hf/short/model.safetensors"), "nothing now", True),
@@ -187,5 +187,5 @@ def test_an_evaluation_that_differs_is_refused_and_made_anew(
 def test_an_evaluation_of_other_text_is_named_and_absent_text_is_no_obstacle(
     seen: dict[str, Any],
 ) -> None:
-    assert "documents: 4 there, 2 now" in seen["fewer"]
+    assert "settings.documents: 4 there, 2 now" in seen["fewer"]
     assert seen["text gone"] == ""
