@@ -12,9 +12,12 @@ nouns in training, an adjective and a noun in evaluation).
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+import json
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import cycle
+from functools import lru_cache
+from itertools import count, cycle
+from pathlib import Path
 
 import numpy as np
 
@@ -75,13 +78,31 @@ class CodeWriter:
         room, first = length // 2, list[Part]()
         while True:
             is_code = self._random.random() < _SHARE_OF_CODES
-            (key, value), *_ = self._codes(1)
-            text = WORDS.needle.format(key=key, value=value) if is_code else next(lines)
-            part = Part(text + "\n")
+            part = self._sentence() if is_code else Part(next(lines) + "\n")
             room -= self.size(part)
             if room < 0:
                 break
             first.append(part)
+        return self._said_twice(first)
+
+    def drill(self, length: int) -> list[Part]:
+        """`twice` of codes alone, all sentences of as many tokens: what is to be found lies
+        at few distances. Nothing else got so small a model to find anything within a
+        million tokens (docs/log.md).
+        """
+        first = [self._sentence()]
+        size = self.size(first[0])
+        while len(first) < length // 2 // size:
+            part = self._sentence()
+            if self.size(part) == size:
+                first.append(part)
+        return self._said_twice(first)
+
+    def _sentence(self) -> Part:
+        (key, value), *_ = self._codes(1)
+        return Part(WORDS.needle.format(key=key, value=value) + "\n")
+
+    def _said_twice(self, first: Sequence[Part]) -> list[Part]:
         order = self._random.permutation(len(first))
         return [*first, *(Part(first[i].text, True) for i in order)]
 
@@ -168,3 +189,90 @@ def as_tokens(
         np.concatenate([*pieces, [end]]),
         np.concatenate([*weights, np.zeros(1, np.uint8)]),
     )
+
+
+# --- the demo's stores ------------------------------------------------------------------
+
+# Store -> length of its documents and its tokens. Of the shortest two thirds are drills.
+STORES: Mapping[str, tuple[int, int]] = {
+    "codes128": (128, 900_000),
+    "codes1k": (1024, 400_000),
+    "codes5k": (5120, 400_000),
+}
+HELD_OUT_FILE = "heldout_codes.jsonl"
+_BOS, _EOS = 1, 2  # of the demo's tokenizer
+_CODES_EACH = 75  # tokens of a document for each code that it asks for
+_LINE = 300  # characters; longer lines are no line of a text
+
+
+def build_codes(text: Path, tokenizer: Path, out: Path, *, seed: int = 7) -> None:
+    """Write the stores of `STORES` in `out`, woven into the lines of the jsonl files in
+    `text`, and its held-out documents with codes of their own as `HELD_OUT_FILE`.
+
+    tokenizer: the demo's, with 2,048 tokens. DataError where the text has no line.
+    """
+    from tokenizers import Tokenizer
+
+    from alia_ctx.data.tokens import write_store
+
+    reader = Tokenizer.from_file(str(tokenizer / "tokenizer.json"))
+
+    @lru_cache(maxsize=1 << 18)
+    def encode(words: str) -> list[int]:
+        ids: list[int] = reader.encode(words, add_special_tokens=False).ids
+        return ids
+
+    files = sorted(f for f in text.glob("*.jsonl") if not f.stem.startswith("heldout"))
+    lines = [line for file in files for document in _texts(file) for line in document]
+    if not lines:
+        raise DataError(f"{text}: has no line of text to weave codes into")
+    for number, (name, (length, tokens)) in enumerate(STORES.items()):
+        writer = CodeWriter(encode, seed + number, training=True)
+        drawn = np.random.default_rng([seed, number])
+        made = list(_documents(writer, lines, length, tokens, drawn, encode))
+        ids, weights = zip(*made, strict=True)
+        write_store(out / name, ids, reader.get_vocab_size(), weights)
+    writer = CodeWriter(encode, seed + len(STORES), training=False)
+    longest = max(length for length, _ in STORES.values())
+    with (text / HELD_OUT_FILE).open("w", encoding="utf-8") as stream:
+        for document in _texts(text / "heldout.jsonl"):
+            # a little more than is shown, as a cut line may leave less
+            parts = writer.document(cycle(document), longest + 200, _CODES_EACH)
+            words = "".join(part.text for part in parts)
+            stream.write(json.dumps({"text": words}, ensure_ascii=False) + "\n")
+
+
+def _documents(
+    writer: CodeWriter,
+    lines: Sequence[str],
+    length: int,
+    tokens: int,
+    drawn: np.random.Generator,
+    encode: Encode,
+) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """Documents of `length` tokens or a few less, `tokens` in all."""
+    room, done = length - 2, 0
+    is_short = length == min(size for size, _ in STORES.values())
+    while done < tokens:
+        start = int(drawn.integers(len(lines)))
+        text = (lines[(start + n) % len(lines)] for n in count())
+        filling = noise() if drawn.random() < 0.5 else text
+        each = 2 * _CODES_EACH if is_short else _CODES_EACH
+        makers: dict[str, Callable[[], list[Part]]] = {
+            "drill": lambda: writer.drill(room),
+            "twice": lambda f=filling: writer.twice(f, room),  # type: ignore[misc]
+            "asked": lambda f=filling, e=each: writer.document(f, room, e),  # type: ignore[misc]
+        }
+        shares = (0.6, 0.15, 0.25) if is_short else (0.0, 0.7, 0.3)
+        parts = makers[str(drawn.choice(list(makers), p=shares))]()
+        ids, weights = as_tokens(parts, encode, begin=_BOS, end=_EOS)
+        done += ids.size
+        yield ids, weights
+
+
+def _texts(file: Path) -> Iterator[list[str]]:
+    """The lines of each document of a jsonl file, those that are none left out."""
+    with file.open(encoding="utf-8") as stream:
+        for record in stream:
+            whole = json.loads(record)["text"].splitlines()
+            yield [line for line in whole if line.strip() and len(line) < _LINE]
