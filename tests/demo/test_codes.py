@@ -88,8 +88,9 @@ def test_no_room() -> None:
 
 @pytest.mark.long
 def test_the_demos_stores(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    sizes = {"codes128": (280, 4000), "codes1k": (1024, 6000), "codes5k": (5120, 6000)}
+    sizes = {"codes128": (500, 4000), "codes1k": (1024, 6000), "codes5k": (5120, 6000)}
     monkeypatch.setattr(codes, "STORES", sizes)
+    monkeypatch.setattr(codes, "_CODES_EACH", 300)  # so few words are cut in letters
     text = tmp_path / "text"
     text.mkdir()
     records = [json.dumps({"text": "\n".join(LINES)})] * 3
@@ -106,7 +107,7 @@ def test_the_demos_stores(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> No
     assert len(held_out) == 3
     for line in held_out:
         found = json.loads(line)["text"]
-        assert len(NEEDLE.findall(found)) == len(ASKED.findall(found)) > 30
+        assert len(NEEDLE.findall(found)) == len(ASKED.findall(found)) > 10
 
 
 def test_numbers_are_cut_in_pairs(tmp_path: Path) -> None:
