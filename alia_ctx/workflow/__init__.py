@@ -36,7 +36,13 @@ from alia_ctx.workflow.evaluation_tasks import (
 from alia_ctx.workflow.exporting import export
 from alia_ctx.workflow.pipeline import plan_stages, run_all
 from alia_ctx.workflow.recomputing import recompute
-from alia_ctx.workflow.reporting import keep_page, report, text_report, write_page
+from alia_ctx.workflow.reporting import (
+    keep_page,
+    page_verdicts,
+    report,
+    text_report,
+    write_page,
+)
 from alia_ctx.workflow.training import train
 
 __all__ = [
@@ -66,6 +72,7 @@ __all__ = [
     "open_store",
     "open_stores",
     "pack",
+    "page_verdicts",
     "plan_stages",
     "recompute",
     "report",

@@ -19,6 +19,7 @@ from alia_ctx.evaluation.report import Report, write_report
 from alia_ctx.files import atomic_file
 from alia_ctx.identity import IdentityError
 from alia_ctx.report import RunFacts, comparison_page, run_page
+from alia_ctx.report.verdicts import Verdict, verdicts
 from alia_ctx.train.run_directory import RunDirectory
 from alia_ctx.workflow.chain import finished_checkpoint, run_directory
 from alia_ctx.workflow.evaluation import Role
@@ -143,6 +144,11 @@ def _facts(target: Path, overrides: Sequence[str]) -> RunFacts:
     run = load_run(target, overrides)
     command = " ".join([str(target), *map(shlex.quote, overrides)])
     return run_facts(run, Path(run.output), command)
+
+
+def page_verdicts(target: Path, overrides: Sequence[str] = ()) -> list[Verdict]:
+    """What the page of a run says in words."""
+    return verdicts(_facts(target, overrides))
 
 
 def keep_page(
