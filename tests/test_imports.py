@@ -28,19 +28,20 @@ ALLOWED: dict[str, set[str]] = {
     "hf": {"checkpoint", "data", "nn", "spec"},
     "evaluation": {"data", "spec"},
     "planner": {"data", "spec"},
-    "demo": set(),
+    "report": {"evaluation", "spec"},
+    "demo": {"data", "evaluation"},
     "workflow": {
         *("spec", "data", "config", "checkpoint", "train", "mcore"),
-        *("hf", "evaluation", "planner"),
+        *("hf", "evaluation", "planner", "report"),
     },
     "cli": {
         *("spec", "data", "config", "checkpoint", "train"),
-        *("hf", "evaluation", "planner", "workflow"),
+        *("hf", "evaluation", "planner", "report", "workflow"),
     },
 }
 # In mcore/, files that need no Megatron themselves: they stand in for CUDA beneath it.
 BENEATH_MEGATRON = {"mcore/host.py", "mcore/quiet.py"}
-NO_TORCH = {"spec", "data", "config", "planner", "evaluation"}
+NO_TORCH = {"spec", "data", "config", "planner", "evaluation", "report"}
 FILES = sorted(PACKAGE.rglob("*.py"))
 
 

@@ -13,7 +13,12 @@ from typing import Annotated, Any, NoReturn
 
 import typer
 
-from alia_ctx.cli import chat_commands, convert_commands, evaluate_commands
+from alia_ctx.cli import (
+    chat_commands,
+    convert_commands,
+    evaluate_commands,
+    report_commands,
+)
 from alia_ctx.cli.arguments import path
 from alia_ctx.config.held_out import held_out_notes
 from alia_ctx.config.load import load_run
@@ -30,6 +35,7 @@ app = typer.Typer(
 convert_commands.register(app)
 evaluate_commands.register(app)
 chat_commands.register(app)
+report_commands.register(app)
 
 Config = Annotated[
     Path,
@@ -188,14 +194,6 @@ def train(
 
 
 @app.command()
-def report(config: Config, overrides: Overrides = None) -> None:
-    """Tables, plot and verdicts of the evaluations."""
-    from alia_ctx import workflow
-
-    _show_report(workflow.report(load_run(config, overrides or ())))
-
-
-@app.command()
 def run(config: Config, overrides: Overrides = None) -> None:
     """Every step on this machine: tokenize, pack, train each stage, evaluate, report."""
     from alia_ctx import workflow
@@ -203,7 +201,10 @@ def run(config: Config, overrides: Overrides = None) -> None:
     loaded = load_run(config, overrides or (), read_text=True)
     if loaded.evaluation.held_out is None:
         raise ConfigError("", [_NO_HELD_OUT])
-    _show_report(workflow.run_all(config, overrides or (), loaded))
+    written = workflow.run_all(config, overrides or (), loaded)
+    typer.echo(written.markdown.read_text(encoding="utf-8"))
+    page = workflow.write_page([config], overrides or ())
+    typer.echo(f"report: {written.markdown}\nplot:   {written.plot}\npage:   {page}")
 
 
 def _print(table: Any) -> None:
@@ -222,11 +223,6 @@ _WIDEST = 1000
 def _warn_of_short_text(run: RunConfig) -> None:
     for problem in held_out_notes(run):
         typer.echo(f"note: {problem}")
-
-
-def _show_report(written: Any) -> None:
-    typer.echo(written.markdown.read_text(encoding="utf-8"))
-    typer.echo(f"report: {written.markdown}\nplot:   {written.plot}")
 
 
 def _is_main() -> bool:

@@ -190,7 +190,11 @@ class StageConfig:
 
 @dataclass(frozen=True)
 class RunConfig:
-    """A whole run. `root` is the storage that the paths below it live on; see `deferred`."""
+    """A whole run. `root` is the storage that the paths below it live on; see `deferred`.
+
+    `notes` are what a reader of its report has to know, as of its data; nothing depends
+    on them.
+    """
 
     name: str
     output: str
@@ -206,6 +210,7 @@ class RunConfig:
     checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
     evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
     metrics: MetricsConfig = field(default_factory=MetricsConfig)
+    notes: list[str] = field(default_factory=list)
 
     def stage(self, name: str) -> StageConfig:
         """The stage called `name`; ConfigError lists the known ones."""

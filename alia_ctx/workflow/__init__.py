@@ -4,6 +4,7 @@ The whole configuration is known here and in `cli`; what lies below takes its pa
 """
 
 from alia_ctx.config.run import HELD_OUT
+from alia_ctx.workflow.ablation import Ranking, ablate
 from alia_ctx.workflow.chain import (
     BestCheckpoint,
     best_checkpoint,
@@ -11,6 +12,7 @@ from alia_ctx.workflow.chain import (
     finished_checkpoint,
 )
 from alia_ctx.workflow.checking import check_vocabulary
+from alia_ctx.workflow.comparing_rope import base_rope, compare_rope
 from alia_ctx.workflow.data import (
     contamination,
     few_held_out,
@@ -40,7 +42,13 @@ from alia_ctx.workflow.evaluation_tasks import (
 from alia_ctx.workflow.exporting import export
 from alia_ctx.workflow.pipeline import plan_stages, run_all
 from alia_ctx.workflow.recomputing import recompute
-from alia_ctx.workflow.reporting import report
+from alia_ctx.workflow.reporting import (
+    keep_page,
+    page_verdicts,
+    report,
+    text_report,
+    write_page,
+)
 from alia_ctx.workflow.starting import load_on_all_ranks, task_on_all_ranks
 from alia_ctx.workflow.training import train
 
@@ -52,15 +60,20 @@ __all__ = [
     "Evaluated",
     "Evaluation",
     "EvaluationTask",
+    "Ranking",
     "Role",
+    "ablate",
+    "base_rope",
     "best_checkpoint",
     "check_trained",
     "check_vocabulary",
+    "compare_rope",
     "contamination",
     "evaluation_task",
     "export",
     "few_held_out",
     "finished_checkpoint",
+    "keep_page",
     "lines_of",
     "load_on_all_ranks",
     "measure_models",
@@ -69,6 +82,7 @@ __all__ = [
     "open_store",
     "open_stores",
     "pack",
+    "page_verdicts",
     "plan_stages",
     "recompute",
     "report",
@@ -77,6 +91,8 @@ __all__ = [
     "standard_lines",
     "standard_task",
     "task_on_all_ranks",
+    "text_report",
     "tokenize",
     "train",
+    "write_page",
 ]
