@@ -234,6 +234,8 @@ def _known(task: EvaluationTask, evaluation: Evaluation, name: str) -> Result | 
         found = (result.made_from, result.content)
     except AliaError:
         found = None
+    if name == "leak":  # of the layout that there is now, and quick
+        found = None
     # Rank 0 decides for all: a file system may show them different things.
     first = _gather(found)[0]
     return None if first is None else Result(evaluation, name, *first)
