@@ -102,7 +102,6 @@ def test_a_model_alone_is_held_against_itself() -> None:
     assert "retrieval at 12 tokens: 0% of 10" in said[2]
 
 
-@pytest.mark.parametrize("order", [0, 1])
 def test_the_base_is_the_first_line_of_every_table() -> None:
     lines = [BASE, GIVEN, stage(2.0, 2.0, retrieval=scores(LONG, 8))]
     for table in tables(lines):
