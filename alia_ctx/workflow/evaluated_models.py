@@ -4,6 +4,7 @@ directories; what each is, and how it is opened.
 
 from __future__ import annotations
 
+import gc
 import os
 import shutil
 from collections.abc import Iterator, Sequence
@@ -240,8 +241,13 @@ class ModelOpener:
         yield self._engine(model, context)
 
     def _engine(self, model: EvaluatedModel, context: int) -> Scorer:
+        import torch
+
         from alia_ctx.mcore.engine import MegatronEngine
 
+        # Upstream's modules hold each other: without this the model before stays.
+        gc.collect()
+        torch.cuda.empty_cache()
         assert model.model is not None and model.rope is not None
         layout = self.layout or find_layout(self.engine, model.model, context)
         path = model.path if model.is_checkpoint else self._import(model)

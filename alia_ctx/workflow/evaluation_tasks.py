@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cache, lru_cache
@@ -320,7 +321,7 @@ def models_task(paths: Sequence[Path], asked: Asked, directory: Path) -> Evaluat
     """Checkpoints and Hugging Face directories at the same contexts, the base first."""
     models = named_apart([of_directory(path) for path in paths])
     for model in models:
-        if model.through != "engine":
+        if model.through != "engine" and os.environ.get("RANK", "0") == "0":
             say(f"{model.name} runs through {model.through}")
     native = models[0].context
     contexts = asked.contexts or (native,)
