@@ -18,6 +18,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 from itertools import count, cycle
 from pathlib import Path
+from textwrap import wrap
 
 import numpy as np
 
@@ -168,6 +169,21 @@ def _question(key: str, value: str) -> list[Part]:
     return [Part(question), Part(lead, True), Part(f" {value}", True), Part("\n")]
 
 
+def sentences(times: int = 2000) -> list[str]:
+    """All that the documents say besides their text, for a tokenizer to learn: text in
+    another language would cut it in letters, of which a short document holds few.
+    """
+    names = [
+        f"{first}-{second}" for first in WORDS.adjectives for second in WORDS.nouns
+    ]
+    fixed = [WORDS.instruction, *WORDS.noise]
+    asked = [WORDS.needle_question, WORDS.needle_answer]
+    return [
+        *(words.format(key=name) for name in names for words in asked),
+        *(words for words in fixed for _ in range(times)),
+    ]
+
+
 def noise() -> Iterator[str]:
     """Sentences that say nothing, over and over: the haystack of the plainest tasks."""
     return cycle(WORDS.noise)
@@ -202,7 +218,7 @@ STORES: Mapping[str, tuple[int, int]] = {
 HELD_OUT_FILE = "heldout_codes.jsonl"
 _BOS, _EOS = 1, 2  # of the demo's tokenizer
 _CODES_EACH = 75  # tokens of a document for each code that it asks for
-_LINE = 300  # characters; longer lines are no line of a text
+_LINE = 300  # characters; longer lines are wrapped
 
 
 def build_codes(text: Path, tokenizer: Path, out: Path, *, seed: int = 7) -> None:
@@ -271,8 +287,13 @@ def _documents(
 
 
 def _texts(file: Path) -> Iterator[list[str]]:
-    """The lines of each document of a jsonl file, those that are none left out."""
+    """The lines of each document of a jsonl file, without empty ones."""
     with file.open(encoding="utf-8") as stream:
         for record in stream:
             whole = json.loads(record)["text"].splitlines()
-            yield [line for line in whole if line.strip() and len(line) < _LINE]
+            yield [
+                part
+                for line in whole
+                if line.strip()
+                for part in ([line] if len(line) <= _LINE else wrap(line, _LINE))
+            ]

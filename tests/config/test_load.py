@@ -10,8 +10,10 @@ from typing import Any
 import pytest
 import yaml
 
+from alia_ctx.config.draft import Draft
 from alia_ctx.config.evaluation import EvaluationConfig, RetrievalConfig
 from alia_ctx.config.load import load_run, read_config
+from alia_ctx.config.run import RunConfig
 from alia_ctx.errors import ConfigError
 from alia_ctx.spec.cluster import ClusterSpec
 from tests.paths import ROOT
@@ -38,7 +40,9 @@ def write(folder: Path, **files: Any) -> Path:
 @pytest.mark.parametrize("name", ["alia-40b", "tiny"])
 @pytest.mark.parametrize("folder", ["", "runs/"])
 def test_shipped_configurations_are_what_one_file_said(folder: str, name: str) -> None:
-    """`resolved/` was written from the single files of version 0.1."""
+    """`resolved/` was written from the single file of version 0.1 for ALIA-40b, and for
+    the demo when it got its codes.
+    """
     resolved = load_run(ROOT / "configs" / f"{folder}{name}.yaml").to_dict()
     expected = json.loads((Path(__file__).parent / f"resolved/{name}.json").read_text())
     # What came since: sources of conversations, and the stage that is trained on them.
@@ -87,6 +91,11 @@ def without_new(resolved: Any, expected: Any) -> Any:
         for key, value in resolved.items()
         if key in expected
     }
+
+
+def test_a_draft_has_every_part_of_a_run() -> None:
+    parts = {field.name for field in dataclasses.fields(RunConfig)} - {"stages"}
+    assert parts <= {field.name for field in dataclasses.fields(Draft)}
 
 
 def test_later_includes_win_and_the_file_wins_over_them(tmp_path: Path) -> None:
