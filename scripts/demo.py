@@ -18,21 +18,19 @@ import shutil
 import sys
 import time
 from pathlib import Path
-from typing import Any
 
 import yaml
 
 from alia_ctx import workflow
 from alia_ctx.config.load import load_run, read_config
 from alia_ctx.data.documents import DocumentCounts, SourceSpec, read_documents
-from alia_ctx.demo import codes, corpus
+from alia_ctx.demo import corpus
 from alia_ctx.demo.tokenizer import train_tokenizer
 from alia_ctx.errors import AliaError, DataError
 from alia_ctx.progress import say
 
 ROOT = Path(__file__).resolve().parent.parent
 CONFIG = ROOT / "configs" / "tiny.yaml"
-NUMBERS = 50_000  # that the tokenizer reads besides, for tokens of two digits
 HELD_OUT_EVERY = 8  # of the user's long documents
 LONG_CHARACTERS = 25_000  # about 7,000 tokens: longer than the longest context
 
@@ -48,19 +46,18 @@ def main() -> int:
         print(f"{type(error).__name__}: {error}", file=sys.stderr)
         return error.exit_code
     page = workflow.write_page([config], arguments.overrides)
-    verdicts = workflow.page_verdicts(config, arguments.overrides)
     print(report.markdown.read_text(encoding="utf-8"))
-    for verdict in verdicts:
-        print(f"{verdict.answer}: {verdict.claim}: {verdict.detail}")
     say(f"took {time.monotonic() - started:.0f} s")
-    print(f"model: {run.directory('hf', list(run.stages)[-1])}")
-    holds = all(verdict.holds for verdict in verdicts)
+    print(
+        f"model:  {run.directory('hf', list(run.stages)[-1])}\nreport: "
+        f"{report.markdown}\nplot:   {report.plot}"
+    )
     print(
         "what it shows: "
-        + ("every claim holds" if holds else "a claim does NOT hold, see above")
+        + ("every claim holds" if report.holds else "a claim does NOT hold, see above")
     )
-    print(f"page:  {page}")
-    return 0 if holds or arguments.text else 1
+    print(f"page:   {page}")
+    return 0 if report.holds or arguments.text else 1
 
 
 def parse() -> argparse.Namespace:
@@ -107,47 +104,25 @@ def prepare(arguments: argparse.Namespace) -> Path:
         shutil.rmtree(text, ignore_errors=True)
         gather_own(arguments.text, text) if arguments.text else gather_installed(text)
     demo = read_config(CONFIG)
-    files = sorted(p for p in text.glob("*.jsonl") if not p.stem.startswith("heldout"))
+    files = sorted(path for path in text.glob("*.jsonl") if path.stem != "heldout")
     if not (tokenizer / "tokenizer.json").is_file():
         say(f"training a tokenizer of {demo['model']['vocab_size']} tokens")
-        vocabulary = demo["model"]["vocab_size"]
-        also = codes.sentences() if arguments.text else ()
-        train_tokenizer(files, tokenizer, vocabulary, numbers=NUMBERS, also=also)
-    if not (text / codes.HELD_OUT_FILE).is_file():  # it is written last
-        say("weaving codes to find into the text")
-        codes.build_codes(text, tokenizer, output / "codes")
+        train_tokenizer(files, tokenizer, demo["model"]["vocab_size"])
     if output == Path(demo["output"]):
         return CONFIG
-    gone = dict.fromkeys(demo_texts(demo))  # null takes the demo's out
-    own = {path.stem: {"inputs": [f"${{root}}/text/{path.name}"]} for path in files}
-    stages = {
-        name: {"pack": {"weights": {**gone, **own_weights(demo, stage, list(own))}}}
-        for name, stage in demo["stages"].items()
+    sources = {
+        **dict.fromkeys(demo["data"]["sources"]),  # null takes the demo's out
+        **{path.stem: {"inputs": [f"${{root}}/text/{path.name}"]} for path in files},
     }
     mine = {
         "include": str(CONFIG),
         "name": output.name,
         "root": str(output),
-        "data": {"sources": {**gone, **own}},
-        "stages": stages,
+        "data": {"sources": sources},
     }
     config = output / "config.yaml"
     config.write_text(yaml.safe_dump(mine, sort_keys=False), encoding="utf-8")
     return config
-
-
-def demo_texts(demo: dict[str, Any]) -> list[str]:
-    """The demo's sources that are text, not codes."""
-    return [name for name in demo["data"]["sources"] if name not in codes.STORES]
-
-
-def own_weights(
-    demo: dict[str, Any], stage: dict[str, Any], own: list[str]
-) -> dict[str, float]:
-    """The share of the demo's texts in a stage's mixture, for the user's own."""
-    weights = stage["pack"]["weights"]
-    share = sum(weights[name] for name in demo_texts(demo))
-    return {name: round(share / len(own), 6) for name in own}
 
 
 def gather_installed(text: Path) -> None:

@@ -40,9 +40,7 @@ def write(folder: Path, **files: Any) -> Path:
 @pytest.mark.parametrize("name", ["alia-40b", "tiny"])
 @pytest.mark.parametrize("folder", ["", "runs/"])
 def test_shipped_configurations_are_what_one_file_said(folder: str, name: str) -> None:
-    """`resolved/` was written from the single file of version 0.1 for ALIA-40b, and for
-    the demo when it got its codes.
-    """
+    """`resolved/` was written from the single files of version 0.1."""
     resolved = load_run(ROOT / "configs" / f"{folder}{name}.yaml").to_dict()
     expected = json.loads((Path(__file__).parent / f"resolved/{name}.json").read_text())
     # What came since: sources of conversations, and the stage that is trained on them.

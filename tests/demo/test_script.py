@@ -9,10 +9,7 @@ import random
 from pathlib import Path
 from types import ModuleType
 
-import pytest
-
 from alia_ctx.config.load import load_run
-from alia_ctx.demo import codes
 from tests.paths import ROOT
 
 
@@ -24,12 +21,7 @@ def demo_script() -> ModuleType:
     return module
 
 
-@pytest.mark.long
-def test_own_text_takes_the_place_of_the_demos(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    few = {name: (length, 4000) for name, (length, _) in codes.STORES.items()}
-    monkeypatch.setattr(codes, "STORES", few)
+def test_own_text_takes_the_place_of_the_demos(tmp_path: Path) -> None:
     words = random.Random(0)
     lines = [
         json.dumps({"text": " ".join(str(words.random()) for _ in range(1500))})
@@ -42,11 +34,9 @@ def test_own_text_takes_the_place_of_the_demos(
     )
     run = load_run(config)
     assert run.name == output.name
-    assert list(run.data.sources) == [*codes.STORES, "own"]
-    assert all(sum(stage.pack.weights.values()) == 1 for stage in run.stages.values())
-    assert run.stages["base"].pack.weights["own"] == pytest.approx(0.1)
+    assert list(run.data.sources) == ["own"]
     assert run.data.sources["own"].inputs == [f"{output}/text/own.jsonl"]
     assert run.evaluation.held_out is not None
-    assert run.evaluation.held_out.inputs == [f"{output}/text/heldout_codes.jsonl"]
+    assert run.evaluation.held_out.inputs == [f"{output}/text/heldout.jsonl"]
     assert run.tokenizer == f"{output}/tokenizer"
     assert list(run.stages) == ["base", "x8", "x40"]
