@@ -69,7 +69,7 @@ NEW = {
     "special_tokens": "split",
     "data": "continue",
     "drop_contaminated": False,
-    **{"instances": None, "licence": None},
+    **{"instances": None, "licence": None, "chat": None},
     **{"epochs": None, "update_instances": None, "published": None},
     "loss_weighting": "token",
     "schedule": {"type": "constant", "warmup": 0.0, "min_learning_rate": 0.0},
