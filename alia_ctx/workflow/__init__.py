@@ -13,16 +13,6 @@ from alia_ctx.workflow.chain import (
 )
 from alia_ctx.workflow.checking import check_vocabulary
 from alia_ctx.workflow.comparing_rope import base_rope, compare_rope
-from alia_ctx.workflow.data import (
-    contamination,
-    few_held_out,
-    open_plan,
-    open_store,
-    open_stores,
-    pack,
-    require_same_text,
-    tokenize,
-)
 from alia_ctx.workflow.evaluation import (
     EVALUATORS,
     Evaluated,
@@ -33,14 +23,14 @@ from alia_ctx.workflow.evaluation import (
     measure_models,
 )
 from alia_ctx.workflow.evaluation_tasks import (
-    Asked,
     evaluation_task,
-    models_task,
     standard_lines,
     standard_task,
 )
 from alia_ctx.workflow.exporting import export
+from alia_ctx.workflow.named_models import Asked, models_task
 from alia_ctx.workflow.pipeline import plan_stages, run_all
+from alia_ctx.workflow.plans import contamination, open_plan, pack
 from alia_ctx.workflow.recomputing import recompute
 from alia_ctx.workflow.reporting import (
     keep_page,
@@ -50,6 +40,13 @@ from alia_ctx.workflow.reporting import (
     write_page,
 )
 from alia_ctx.workflow.starting import load_on_all_ranks, task_on_all_ranks
+from alia_ctx.workflow.stores import (
+    few_held_out,
+    open_store,
+    open_stores,
+    require_same_text,
+    tokenize,
+)
 from alia_ctx.workflow.training import train
 
 __all__ = [

@@ -29,17 +29,12 @@ from alia_ctx.spec.rope import RopeSpec
 from alia_ctx.train.stage_identity import checkpoint_statement
 from alia_ctx.workflow.chain import check_trained, origin, run_directory
 from alia_ctx.workflow.comparing_rope import base_rope
-from alia_ctx.workflow.data import (
-    has_store,
-    pack,
-    store_prefix,
-    text_sources,
-    tokenize,
-)
 from alia_ctx.workflow.evaluated_models import of_stage
 from alia_ctx.workflow.evaluation import Evaluation, measure_models
 from alia_ctx.workflow.evaluation_tasks import run_measurement, run_task
 from alia_ctx.workflow.pipeline import torchrun
+from alia_ctx.workflow.plans import pack
+from alia_ctx.workflow.stores import has_store, store_prefix, text_sources, tokenize
 from alia_ctx.workflow.training import train
 
 if TYPE_CHECKING:

@@ -1,43 +1,37 @@
-"""What is to be measured of a run, or of models that somebody names."""
+"""What is to be measured of a run."""
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from functools import cache, lru_cache
 from pathlib import Path
 from typing import Any
 
 from alia_ctx import checkpoint
 from alia_ctx.config.evaluation import RetrievalConfig
-from alia_ctx.config.run import HELD_OUT, EngineConfig, RunConfig, position_edges
+from alia_ctx.config.run import HELD_OUT, RunConfig, position_edges
 from alia_ctx.data.tokens import TextEncoder
 from alia_ctx.data.tokens.tokenizer import HubTokenizer
 from alia_ctx.errors import CheckpointError, DataError
 from alia_ctx.evaluation.held_out import Documents, longest_measurable
 from alia_ctx.evaluation.retrieval import RULER, RetrievalSettings
 from alia_ctx.identity import IdentityError
-from alia_ctx.progress import say
-from alia_ctx.spec.layout import Layout
 from alia_ctx.workflow.chain import run_directory
-from alia_ctx.workflow.data import open_store, require_tokenizer_of
 from alia_ctx.workflow.evaluated_models import (
     EvaluatedModel,
     base_checkpoint,
     base_name,
-    choose_precision,
     model_of,
-    named_apart,
-    of_directory,
 )
 from alia_ctx.workflow.evaluation import (
     Evaluation,
     EvaluationTask,
     Role,
 )
-from alia_ctx.workflow.held_out_text import ReadText, haystack_texts, stored_text
+from alia_ctx.workflow.held_out_text import haystack_texts, stored_text
 from alia_ctx.workflow.measuring import ON_TEXT, Measurement
+from alia_ctx.workflow.stores import open_store, require_tokenizer_of
 
 Names = tuple[str, ...]
 _NEEDS_TOKENIZER = ("retrieval", "passkey")
@@ -52,9 +46,6 @@ def retrieval_settings(config: RetrievalConfig) -> RetrievalSettings:
     )
 
 
-# -- of a run --------------------------------------------------------------------------
-
-
 def run_measurement(
     run: RunConfig, native: int, contexts: Sequence[int], *, prefer: int = 0
 ) -> Measurement:
@@ -67,7 +58,7 @@ def run_measurement(
         length = longest_measurable(text, contexts) or 0
         length = max(length, longest_measurable(text, [prefer] if prefer else []) or 0)
     tokenizer = cache(lambda: HubTokenizer(run.tokenizer, run.model.architecture))
-    encode, prefix = _encoding(run.tokenizer, run.model.architecture)
+    encode, prefix = text_encoding(run.tokenizer, run.model.architecture)
     return Measurement(
         text=text,
         length=length,
@@ -78,7 +69,7 @@ def run_measurement(
         retrieval=retrieval_settings(run.evaluation.retrieval),
         encode=encode,
         prefix=prefix() if run.data.prepend_bos else (),
-        haystack=_haystack(text, lambda: tokenizer().auto, max([*contexts, prefer])),
+        haystack=haystack_of(text, lambda: tokenizer().auto, max([*contexts, prefer])),
     )
 
 
@@ -99,7 +90,7 @@ def _held_out(run: RunConfig) -> Documents | None:
         return None
 
 
-def _encoding(
+def text_encoding(
     directory: str | Path, model_type: str | None
 ) -> tuple[Callable[[str], Sequence[int]], Callable[[], tuple[int, ...]]]:
     """(text -> ids, the ids that begin a text), made when they are first asked for."""
@@ -120,7 +111,7 @@ def _encoding(
     return lru_cache(1 << 16)(encode), prefix
 
 
-def _haystack(
+def haystack_of(
     text: Documents | None, tokenizer: Callable[[], Any], tokens: int
 ) -> Callable[[], Sequence[str]]:
     @cache
@@ -229,10 +220,10 @@ def evaluation_task(
     if contrast is None:
         return task
     models = {e.model.name: e.model for e in task.evaluations}
-    return replace(task, contrast=_contrast(contrast, models))
+    return replace(task, contrast=contrast_model(contrast, models))
 
 
-def _contrast(name: str, models: Mapping[str, EvaluatedModel]) -> EvaluatedModel:
+def contrast_model(name: str, models: Mapping[str, EvaluatedModel]) -> EvaluatedModel:
     if name not in models:
         known = ", ".join(models)
         raise CheckpointError(
@@ -300,108 +291,3 @@ def what_is_missing(run: RunConfig) -> list[tuple[Evaluation, str]]:
                 title = f"{evaluation.name}, {name}"
                 reasons += [(evaluation, f"{title}: {d}") for d in error.differences]
     return reasons
-
-
-# -- of models that somebody names -----------------------------------------------------
-
-
-@dataclass(frozen=True)
-class Asked:
-    """What somebody asks of models by name.
-
-    Args:
-        texts: files, directories or globs of held-out text.
-        contexts: tokens to show (default: the first model's own).
-        tokenizer: for models that have none.
-        precision: default: bf16 on GPUs, fp32 on hosts.
-        contrast: name of the model that finds LongPPL's key tokens (default: the last).
-    """
-
-    evaluators: tuple[str, ...]
-    texts: tuple[str, ...] = ()
-    contexts: tuple[int, ...] = ()
-    documents: int = 64
-    retrieval: RetrievalConfig = field(default_factory=RetrievalConfig)
-    tokenizer: Path | None = None
-    precision: str | None = None
-    contrast: str | None = None
-    layout: Layout | None = None
-
-
-def models_task(paths: Sequence[Path], asked: Asked, directory: Path) -> EvaluationTask:
-    """Checkpoints and Hugging Face directories at the same contexts, the base first."""
-    models = named_apart([of_directory(path) for path in paths])
-    for model in models:
-        if model.through != "engine" and os.environ.get("RANK", "0") == "0":
-            say(f"{model.name} runs through {model.through}")
-    native = models[0].context
-    contexts = asked.contexts or (native,)
-    named = {model.name: model for model in models}
-    contrast = _contrast(asked.contrast, named) if asked.contrast else None
-
-    @cache
-    def measurement(name: str) -> Measurement:
-        return _models_measurement(named[name], asked, contexts, native)
-
-    evaluations = [
-        Evaluation(f"{model.name} at {context:,}", model, context, asked.evaluators)
-        for model in models
-        for context in contexts
-    ]
-    return EvaluationTask(
-        tuple(evaluations),
-        lambda model: measurement(model.name),
-        choose_precision(EngineConfig(), asked.precision),
-        directory,
-        contrast=contrast,
-        layout=asked.layout,
-    )
-
-
-def _models_measurement(
-    model: EvaluatedModel, asked: Asked, contexts: Sequence[int], native: int
-) -> Measurement:
-    """What one of the models is measured on, in its own tokens."""
-    directory = asked.tokenizer or model.tokenizer
-    needs = bool(asked.texts) or any(e in _NEEDS_TOKENIZER for e in asked.evaluators)
-    if directory is None and needs:
-        raise DataError(
-            f"{model.path}: holds no tokenizer, which text and retrieval need; name its "
-            "directory with --tokenizer"
-        )
-    model_type = model.model.architecture if model.model else None
-    tokenizer = HubTokenizer(directory, model_type) if directory and needs else None
-    bos = _adds_bos(tokenizer)
-    text = None
-    if tokenizer is not None and asked.texts:
-        encoder = TextEncoder(
-            tokenizer.directory,
-            append_eos=False,
-            prepend_bos=bos,
-            model_type=model_type,
-        )
-        text = ReadText(asked.texts, encoder, contexts, asked.documents)
-    encode, prefix = _encoding(directory or "", model_type)
-    return Measurement(
-        text=text,
-        length=(longest_measurable(text, contexts) or 0) if text else 0,
-        documents=asked.documents,
-        edges=tuple(sorted({0, native, *contexts})),
-        native=native,
-        vocab_size=model.vocab_size,
-        retrieval=retrieval_settings(asked.retrieval),
-        encode=encode,
-        prefix=prefix() if bos else (),
-        haystack=_haystack(
-            text, lambda: tokenizer.auto if tokenizer else None, max(contexts)
-        ),
-    )
-
-
-def _adds_bos(tokenizer: HubTokenizer | None) -> bool:
-    """Whether a text begins with BOS as this tokenizer's users know it."""
-    if tokenizer is None:
-        return False
-    bos = getattr(tokenizer.auto, "bos_token_id", None)
-    ids = tokenizer.auto("a").input_ids
-    return bos is not None and bool(ids) and ids[0] == bos

@@ -18,8 +18,8 @@ from alia_ctx.evaluation.function_calls import ConversationScores, call_spans
 from alia_ctx.evaluation.held_out import HeldOutRow
 from alia_ctx.train.engine import Engine
 from alia_ctx.workflow.conversations import held_out_conversations, sources_of_held_out
-from alia_ctx.workflow.data import open_stores
 from alia_ctx.workflow.measuring import measure
+from alia_ctx.workflow.stores import open_stores
 
 
 def conversation_evaluation(

@@ -15,7 +15,7 @@ from alia_ctx.data.tokens import TextEncoder, TokenStore
 from alia_ctx.errors import DataError
 from alia_ctx.evaluation.held_out import Documents, StoredText
 from alia_ctx.files import checksum
-from alia_ctx.workflow.data import open_store
+from alia_ctx.workflow.stores import open_store
 
 _BATCH = 16
 _HAYSTACK_DOCUMENTS = 64

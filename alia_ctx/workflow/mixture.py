@@ -15,7 +15,7 @@ from alia_ctx.planner.mixture import (
     readings_table,
     remarks,
 )
-from alia_ctx.workflow.data import has_store, open_store
+from alia_ctx.workflow.stores import has_store, open_store
 
 
 def mixture_of(run: RunConfig, name: str) -> Mixture:

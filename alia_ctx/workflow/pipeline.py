@@ -22,11 +22,12 @@ from alia_ctx.spec.execution import loss_chunk_tokens
 from alia_ctx.train.stopping import RequeueError
 from alia_ctx.workflow.chain import check_trained, finished_checkpoint
 from alia_ctx.workflow.checking import check_vocabulary
-from alia_ctx.workflow.data import pack, tokenize
 from alia_ctx.workflow.evaluation_tasks import what_is_missing
 from alia_ctx.workflow.exporting import export, needs_export
 from alia_ctx.workflow.mixture import mixture_tables, sizes_of
+from alia_ctx.workflow.plans import pack
 from alia_ctx.workflow.reporting import report
+from alia_ctx.workflow.stores import tokenize
 
 
 def plan_stages(run: RunConfig, names: Sequence[str] = ()) -> list[Any]:

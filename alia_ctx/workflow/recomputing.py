@@ -13,8 +13,8 @@ from alia_ctx.train.agreement import on_all_ranks
 from alia_ctx.train.metrics_log import read_lines
 from alia_ctx.train.rendezvous import starting_ranks
 from alia_ctx.workflow.chain import check_trained, origin, run_directory, stage_task
-from alia_ctx.workflow.data import open_plan
 from alia_ctx.workflow.evaluated_models import find_layout
+from alia_ctx.workflow.plans import open_plan
 from alia_ctx.workflow.training import stage_engine
 
 

@@ -22,9 +22,10 @@ from alia_ctx.train.rendezvous import starting_ranks
 from alia_ctx.train.stopping import StopRequests, Watchdog
 from alia_ctx.train.trainer import StageTrainer
 from alia_ctx.workflow.chain import check_trained, stage_task
-from alia_ctx.workflow.data import open_plan, open_store, tokenizer_of_text
 from alia_ctx.workflow.evaluation_in_training import held_out_evaluation
 from alia_ctx.workflow.function_calls import conversation_evaluation
+from alia_ctx.workflow.plans import open_plan
+from alia_ctx.workflow.stores import open_store, tokenizer_of_text
 
 if TYPE_CHECKING:
     from alia_ctx.mcore.engine import MegatronEngine
