@@ -56,11 +56,13 @@ def write_json(path: Path, value: object) -> None:
     """Write `value` atomically as indented JSON with sorted keys, so that equal values
     are equal bytes.
     """
+    text = json.dumps(value, indent=1, sort_keys=True, ensure_ascii=False)
+    try:
+        data = text.encode()
+    except UnicodeEncodeError:  # a name of a file that is no UTF-8, which JSON escapes
+        data = json.dumps(value, indent=1, sort_keys=True).encode()
     with atomic_file(path) as stream:
-        stream.write(
-            json.dumps(value, indent=1, sort_keys=True, ensure_ascii=False).encode()
-            + b"\n"
-        )
+        stream.write(data + b"\n")
 
 
 @contextmanager
@@ -145,7 +147,7 @@ def _holder(path: Path) -> str:
             f"`{note['what']}` (pid {note['pid']} on {note['host']}{job}, since "
             f"{note['since']})"
         )
-    except (OSError, ValueError, KeyError, TypeError):
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
         return "another process"
 
 

@@ -24,22 +24,24 @@ ALLOWED: dict[str, set[str]] = {
     "nn": {"spec", "data"},
     "train": {"checkpoint", "config", "data", "spec"},
     "mcore": {"train", "nn", "checkpoint", "config", "data", "spec"},
-    "hf": {"checkpoint", "nn", "spec"},
+    # The tokenizer of an export is held against that of the training text.
+    "hf": {"checkpoint", "data", "nn", "spec"},
     "evaluation": {"data", "spec"},
     "planner": {"data", "spec"},
+    "report": {"evaluation", "spec"},
     "demo": set(),
     "workflow": {
         *("spec", "data", "config", "checkpoint", "train", "mcore"),
-        *("hf", "evaluation", "planner"),
+        *("hf", "evaluation", "planner", "report"),
     },
     "cli": {
         *("spec", "data", "config", "checkpoint", "train"),
-        *("hf", "evaluation", "planner", "workflow"),
+        *("hf", "evaluation", "planner", "report", "workflow"),
     },
 }
 # In mcore/, files that need no Megatron themselves: they stand in for CUDA beneath it.
 BENEATH_MEGATRON = {"mcore/host.py", "mcore/quiet.py"}
-NO_TORCH = {"spec", "data", "config", "planner", "evaluation"}
+NO_TORCH = {"spec", "data", "config", "planner", "evaluation", "report"}
 FILES = sorted(PACKAGE.rglob("*.py"))
 
 

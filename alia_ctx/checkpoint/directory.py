@@ -18,19 +18,17 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
-import re
 import shutil
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from alia_ctx.checkpoint.manifest import MANIFEST, Manifest
+from alia_ctx.checkpoint.manifest import CHECKPOINT_NAME, MANIFEST, Manifest
 from alia_ctx.errors import CheckpointError
 from alia_ctx.files import file_checksum
 
 STATE = "state"
 ASSETS = "assets"
-_NAME = re.compile(r"update-(\d{8})")
 _TEMPORARY_SUFFIX = ".incomplete"
 _RETIRED_SUFFIX = ".retired"
 _REPLACED_SUFFIX = ".replaced"
@@ -141,7 +139,7 @@ def list_checkpoints(root: Path) -> list[Path]:
         names = os.listdir(root)
     except FileNotFoundError:
         return []
-    return [root / name for name in sorted(names) if _NAME.fullmatch(name)]
+    return [root / name for name in sorted(names) if CHECKPOINT_NAME.fullmatch(name)]
 
 
 def latest(root: Path) -> Path | None:
@@ -159,7 +157,7 @@ def remnants(root: Path) -> list[Path]:
     return [
         root / name
         for name in sorted(names)
-        if _NAME.match(name) and not name.endswith(_TEMPORARY_SUFFIX)
+        if CHECKPOINT_NAME.match(name) and not name.endswith(_TEMPORARY_SUFFIX)
     ]
 
 

@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -17,6 +18,7 @@ from alia_ctx.spec.model import ModelSpec
 from alia_ctx.spec.rope import RopeSpec
 
 MANIFEST = "manifest.json"
+CHECKPOINT_NAME = re.compile(r"update-(\d{8})")
 # Version 1 (release 0.1) had no statement: such manifests load with nothing to check.
 FORMAT_VERSION = 2
 _READABLE = (1, FORMAT_VERSION)
@@ -145,12 +147,13 @@ def _check_statement(document: Mapping[str, Any], where: Path) -> None:
 def read_manifest(path: Path) -> Manifest:
     """The manifest of the checkpoint at `path`, its own checksums compared.
 
-    Raises DamagedError where the file is missing, broken or edited, UnreadableError
+    Raises DamagedError where the file is missing, broken or edited, or of another update
+    than a name like `update-00000100` says; UnreadableError
     where the file system refuses it, CheckpointError where there is no checkpoint.
     """
     where = path / MANIFEST
     try:
-        document = json.loads(where.read_text(encoding="utf-8"))
+        manifest = Manifest.from_json(json.loads(where.read_bytes()), where)
     except FileNotFoundError:
         if not path.is_dir():
             raise CheckpointError(
@@ -167,6 +170,12 @@ def read_manifest(path: Path) -> Manifest:
         ) from error
     except (ValueError, RecursionError) as error:
         raise DamagedError(
-            f"{where}: is no JSON ({error}); use another checkpoint"
+            f"{where}: is no JSON that can be read ({error}); use another checkpoint"
         ) from error
-    return Manifest.from_json(document, where)
+    named = CHECKPOINT_NAME.fullmatch(path.name)
+    if named and int(named[1]) != manifest.update:
+        raise DamagedError(
+            f"{path}: is of update {manifest.update}, whatever its name says; give it "
+            "its own name, or move it away"
+        )
+    return manifest

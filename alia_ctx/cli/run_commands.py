@@ -9,13 +9,20 @@ import errno
 import os
 import sys
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, NoReturn
 
 import typer
 
-from alia_ctx.cli import convert_commands
+from alia_ctx.cli import (
+    chat_commands,
+    convert_commands,
+    evaluate_commands,
+    report_commands,
+)
 from alia_ctx.cli.arguments import path
+from alia_ctx.config.held_out import held_out_notes
 from alia_ctx.config.load import load_run
+from alia_ctx.config.run import RunConfig
 from alia_ctx.errors import AliaError, ConfigError, Problem
 
 app = typer.Typer(
@@ -26,6 +33,9 @@ app = typer.Typer(
 )
 
 convert_commands.register(app)
+evaluate_commands.register(app)
+chat_commands.register(app)
+report_commands.register(app)
 
 Config = Annotated[
     Path,
@@ -62,7 +72,15 @@ def check(
     if not run.deferred(run.tokenizer):
         workflow.require_same_text(run)
     for name in names or run.stages:
+        if not run.deferred(run.output):
+            workflow.check_trained(run, name)
         planned = run.stage(name)
+        if planned.update_instances is not None:
+            typer.echo(
+                f"{name}: {planned.epochs} epoch{'s' if planned.epochs != 1 else ''} in "
+                f"updates of {planned.update_instances} conversations"
+            )
+            continue
         tokens = planned.rows_per_update * planned.context
         typer.echo(
             f"{name}: {planned.updates:,} updates of {planned.rows_per_update} x "
@@ -75,6 +93,10 @@ def check(
         )
     if run.evaluation.held_out is None:
         typer.echo(f"note: {_NO_HELD_OUT.key}: {_NO_HELD_OUT.rule}")
+    elif not run.deferred(run.output) and (few := workflow.few_held_out(run)):
+        typer.echo(f"note: {few}")
+    if not names:  # which may take a while to read
+        _warn_of_short_text(run)
     typer.echo(f"{config}: no problems")
 
 
@@ -85,13 +107,11 @@ def plan(
     stage: StageNames = None,
 ) -> None:
     """Say what each stage needs, item by item, and which layouts fit, before the queue does."""
-    from rich.console import Console
-
     from alia_ctx import workflow
 
     run = load_run(config, overrides or (), stages=stage or ())
     for table in workflow.plan_stages(run, stage or ()):
-        Console().print(table)
+        _print(table)
 
 
 @app.command()
@@ -106,9 +126,9 @@ def tokenize(
     """Turn text into Megatron .bin/.idx token stores."""
     from alia_ctx import workflow
 
-    workflow.tokenize(
-        load_run(config, overrides or ()), source or (), overwrite=overwrite
-    )
+    run = load_run(config, overrides or ())
+    workflow.tokenize(run, source or (), overwrite=overwrite)
+    _warn_of_short_text(run)
 
 
 @app.command()
@@ -125,8 +145,6 @@ def pack(
     overwrite: Overwrite = False,
 ) -> None:
     """Plan the rows of a stage."""
-    from rich.console import Console
-
     from alia_ctx import workflow
     from alia_ctx.data.packing import contamination_table, draw_plan, plan_table
 
@@ -135,13 +153,13 @@ def pack(
     typer.echo(f"{made.directory}: {len(made):,} rows, fingerprint {made.fingerprint}")
     if inspect:
         tables = plan_table(made)
-        overlap = workflow.contamination(run)
+        overlap = workflow.contamination(run, stage)
         if overlap is None:
             typer.echo("no tokenised held-out text to compare the sources with")
         else:
             tables.append(contamination_table(overlap))
         for table in tables:
-            Console().print(table)
+            _print(table)
         plot = made.directory.with_name(f"{stage}.png")
         draw_plan(made, plot)
         typer.echo(f"plot: {plot}")
@@ -166,64 +184,13 @@ def train(
     from alia_ctx.train.stopping import parse_duration
 
     limit = parse_duration(exit_before) if exit_before else None
-    run = load_run(config, overrides or (), stages=[stage])
+    run = workflow.load_on_all_ranks(config, overrides or (), [stage])
     path = workflow.train(run, stage, exit_before=limit)
     if _is_main():
+        best = workflow.best_checkpoint(run, stage)
+        if best is not None:
+            typer.echo(f"best checkpoint: {best}")
         typer.echo(str(path))
-
-
-@app.command()
-def evaluate(
-    config: Config,
-    overrides: Overrides = None,
-    stage: Annotated[
-        str | None,
-        typer.Option(help="Only this stage (default: the report's comparison)."),
-    ] = None,
-    context: Annotated[
-        int | None, typer.Option(help="Tokens shown at a time (default: the stage's).")
-    ] = None,
-    update: Annotated[
-        int | None,
-        typer.Option(help="Recompute the logged loss of this update of the stage."),
-    ] = None,
-) -> None:
-    """Measure the loss by position on held-out documents, or recompute a loss of the log."""
-    from alia_ctx import workflow
-
-    run = load_run(config, overrides or (), stages=[stage] if stage else ())
-    if stage is None and (context or update):
-        raise ConfigError(
-            "",
-            [
-                Problem(
-                    "--stage",
-                    None,
-                    "is needed with --context and --update",
-                    "name the stage",
-                )
-            ],
-        )
-    if update is not None:
-        recomputed = workflow.recompute(run, stage or "", update)
-        if _is_main():
-            typer.echo(str(recomputed))
-        return
-    evaluations = workflow.standard_evaluations(run)
-    if stage is not None:
-        shown = context or run.stage(stage).context
-        evaluations = [workflow.Evaluation(f"{stage}, {shown:,} tokens", stage, shown)]
-    results = workflow.evaluate(run, evaluations)
-    if _is_main():
-        _print_table(results)
-
-
-@app.command()
-def report(config: Config, overrides: Overrides = None) -> None:
-    """Tables, plot and verdicts of the evaluations."""
-    from alia_ctx import workflow
-
-    _show_report(workflow.report(load_run(config, overrides or ())))
 
 
 @app.command()
@@ -234,20 +201,28 @@ def run(config: Config, overrides: Overrides = None) -> None:
     loaded = load_run(config, overrides or (), read_text=True)
     if loaded.evaluation.held_out is None:
         raise ConfigError("", [_NO_HELD_OUT])
-    _show_report(workflow.run_all(config, overrides or (), loaded))
+    written = workflow.run_all(config, overrides or (), loaded)
+    typer.echo(written.markdown.read_text(encoding="utf-8"))
+    page = workflow.write_page([config], overrides or ())
+    typer.echo(f"report: {written.markdown}\nplot:   {written.plot}\npage:   {page}")
 
 
-def _print_table(results: Any) -> None:
+def _print(table: Any) -> None:
+    """A table on the terminal; in a file or a pipe as wide as it is, with nothing cut."""
     from rich.console import Console
 
-    from alia_ctx.evaluation.report import loss_table
+    console = Console()
+    if not console.is_terminal:
+        console = Console(width=_WIDEST)
+    console.print(table)
 
-    Console().print(loss_table(results))
+
+_WIDEST = 1000
 
 
-def _show_report(written: Any) -> None:
-    typer.echo(written.markdown.read_text(encoding="utf-8"))
-    typer.echo(f"report: {written.markdown}\nplot:   {written.plot}")
+def _warn_of_short_text(run: RunConfig) -> None:
+    for problem in held_out_notes(run):
+        typer.echo(f"note: {problem}")
 
 
 def _is_main() -> bool:
@@ -259,12 +234,19 @@ _REFUSALS = {
     *(errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EPERM, errno.EROFS),
     *(errno.ENOTDIR, errno.EISDIR, errno.ELOOP, errno.ENAMETOOLONG, errno.EEXIST),
     *(errno.EIO, errno.ESTALE, errno.ETIMEDOUT, errno.EBUSY, errno.ENXIO),
+    *(errno.ENOENT, errno.ENOTEMPTY, errno.EXDEV, errno.EMLINK, errno.ETXTBSY),
+    *(errno.EFBIG, errno.EMFILE, errno.ENFILE, errno.ENOLCK, errno.ENODEV),
+    *(errno.EREMOTEIO, errno.EHOSTDOWN, errno.EHOSTUNREACH, errno.ENOTCONN),
 }
 
 
-def _complain(error: Exception, message: str) -> None:
+def _end(error: Exception, message: str, status: int) -> NoReturn:
+    from alia_ctx.train.stopping import record_status
+
     rank = f"rank {os.environ['RANK']}: " if "RANK" in os.environ else ""
     print(f"{rank}{type(error).__name__}: {message}", file=sys.stderr)
+    record_status(status)
+    sys.exit(status)
 
 
 def main() -> None:
@@ -274,17 +256,17 @@ def main() -> None:
     try:
         app()
     except AliaError as error:
-        _complain(error, str(error))
-        sys.exit(error.exit_code)
+        _end(error, str(error), error.exit_code)
     except OSError as error:
         if error.errno not in _REFUSALS:
             raise
         where = f"{error.filename}: " if error.filename else ""
-        _complain(
+        _end(
             error,
-            f"{where}{error.strerror}; make room or mend the permissions, then run it again",
+            f"{where}{error.strerror}; make room, mend the permissions or bring back "
+            "what is missing, then run it again",
+            2,
         )
-        sys.exit(2)
     except KeyboardInterrupt:
         sys.exit(130)
 

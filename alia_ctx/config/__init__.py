@@ -1,12 +1,12 @@
 """YAML and overrides -> frozen dataclasses, checked as a whole before anything else happens."""
 
+from alia_ctx.config.evaluation import EvaluationConfig
 from alia_ctx.config.load import load_run
 from alia_ctx.config.run import (
     RANDOM,
     CheckpointConfig,
     DataConfig,
     EngineConfig,
-    EvaluationConfig,
     MetricsConfig,
     OptimizerConfig,
     RunConfig,

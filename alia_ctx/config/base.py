@@ -59,8 +59,10 @@ def model_problems(draft: Draft) -> Problems:
 
 
 def missing_base(raw: Any, draft: Draft) -> str | None:
-    """Why `model: from_checkpoint` could not be filled in; None where it need not be."""
-    if raw != FROM_CHECKPOINT:
+    """Why `model: from_checkpoint`, or no `model:` at all, could not be filled in; None
+    where it need not be.
+    """
+    if raw not in (None, FROM_CHECKPOINT):
         return None
     origins = [stage.init_from for stage in draft.stages.values()]
     for origin in origins:
@@ -68,7 +70,7 @@ def missing_base(raw: Any, draft: Draft) -> str | None:
             if draft.deferred(origin):
                 return f"{origin} is below root, which is not on this machine"
             return f"{origin} holds no checkpoint"
-    return "no stage starts from a checkpoint"
+    return "no stage starts from a checkpoint" if raw == FROM_CHECKPOINT else None
 
 
 def _manifests(draft: Draft, problems: Problems) -> dict[str, tuple[Path, Manifest]]:

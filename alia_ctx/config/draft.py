@@ -7,12 +7,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from alia_ctx.checkpoint.directory import list_checkpoints
+from alia_ctx.config.evaluation import EvaluationConfig
 from alia_ctx.config.run import (
     HELD_OUT,
     CheckpointConfig,
     DataConfig,
     EngineConfig,
-    EvaluationConfig,
     MetricsConfig,
     OptimizerConfig,
     StageConfig,
@@ -51,6 +51,7 @@ class Draft:
     checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
     evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
     metrics: MetricsConfig = field(default_factory=MetricsConfig)
+    notes: list[str] = field(default_factory=list)
 
     def asked(self) -> dict[str, StageConfig]:
         """The stages that rules are asked about."""

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 
 from alia_ctx.config.draft import Draft
-from alia_ctx.config.run import HELD_OUT
+from alia_ctx.config.run import HELD_OUT, RunConfig
 from alia_ctx.data.documents import (
     DocumentCounts,
     SourceSpec,
@@ -20,31 +21,47 @@ _DELIMITERS = 2
 
 
 def held_out_problems(draft: Draft) -> Problems:
-    """That no held-out document has the longest context, so that nothing can be compared.
+    """That the held-out text cannot be read, or has no document as long as the shortest
+    context, so that no stage can be measured.
+    """
+    shortest = min(stage.context for stage in draft.stages.values())
+    remedy = "give longer documents"
+    return _shorter_than(draft, shortest, "the shortest context", remedy)
+
+
+def held_out_notes(run: RunConfig) -> Problems:
+    """That no held-out document has the longest context: stages of longer ones are then
+    shown as much as there is.
 
     Where the text is tokenised its lengths are exact. Before that a document's bytes
     are the most tokens that it can give; reading stops at the first that may do.
     """
+    known = {f.name: getattr(run, f.name) for f in dataclasses.fields(run)}
+    draft = Draft(stage_names=tuple(run.stages), **known)
+    longest = max(stage.context for stage in run.stages.values())
+    remedy = "give longer documents, or what is past them is not measured"
+    return _shorter_than(draft, longest, "the longest context", remedy)
+
+
+def _shorter_than(draft: Draft, context: int, what: str, remedy: str) -> Problems:
     problems = Problems()
     spec = draft.evaluation.held_out
     paths = [] if spec is None else [*spec.inputs, *filter(None, [spec.store])]
     if spec is None or any(draft.deferred(path) for path in paths):
         return problems
-    longest = max(stage.context for stage in draft.stages.values())
-    key, remedy = (
-        "evaluation.held_out",
-        "give longer documents, or shorten the longest context",
-    )
+    if spec.chat is not None:  # answers are measured, not far positions
+        return problems
+    key = "evaluation.held_out"
     try:
-        length, unit = _longest_document(draft, spec, longest)
+        length, unit = _longest_document(draft, spec, context)
     except DataError as error:
         problems.add(key, paths[0], str(error), "mend the text, or give another")
         return problems
     rule = (
-        f"its longest document has {length} {unit}, which is below the longest context, "
-        f"{longest} tokens"
+        f"its longest document has {length} {unit}, which is below {what}, "
+        f"{context} tokens"
     )
-    problems.need(length >= longest, key, paths[0], rule, remedy)
+    problems.need(length >= context, key, paths[0], rule, remedy)
     return problems
 
 

@@ -70,7 +70,11 @@ def load_run(
     if missing := missing_base(model, draft):
         remedy = "give the model's sizes, or check where the checkpoint is"
         problems.add("model", FROM_CHECKPOINT, missing, remedy)
-    parts = build_parts(RunConfig, {**raw, "model": model}, problems)
+        model = None
+    found = Problems()
+    parts = build_parts(RunConfig, {**raw, **_given(model=model)}, found)
+    # What is missing is said above, and would be said again as a wrong type.
+    problems += [p for p in found if not (missing and p.key == "model")]
     draft = replace(_draft(raw, parts), only=tuple(stages))
     problems += run_problems(draft)
     if read_text and not problems:
@@ -78,6 +82,10 @@ def load_run(
     if problems:
         raise ConfigError(f"{path} has {problems.counted()}", problems)
     return RunConfig(**parts)
+
+
+def _given(**parts: Any) -> dict[str, Any]:
+    return {name: part for name, part in parts.items() if part is not None}
 
 
 def _draft(raw: Mapping[str, Any], parts: Mapping[str, Any]) -> Draft:
@@ -98,7 +106,8 @@ def read_config(path: str | Path, overrides: Sequence[str] = ()) -> dict[str, An
 
     ConfigError names the file that cannot be.
     """
-    merged = _merge(_read_file(Path(path), ()), _read_overrides(overrides))
+    document = _read_file(Path(path), ())
+    merged = _merge(document, _read_overrides(overrides, document))
     merged = _under_every_stage(merged.pop("stage_defaults", {}), merged)
     try:
         resolved = OmegaConf.to_container(OmegaConf.create(merged), resolve=True)
@@ -198,7 +207,10 @@ def _names_as_written(text: str) -> str:
     return yaml.serialize(root, Dumper=yaml.SafeDumper, allow_unicode=True)
 
 
-def _read_overrides(items: Sequence[str]) -> dict[str, Any]:
+def _read_overrides(
+    items: Sequence[str], document: Mapping[str, Any]
+) -> dict[str, Any]:
+    """The overrides as a configuration; names of `document` may have dots in them."""
     problems = Problems()
     for item in items:
         problems.need(
@@ -211,13 +223,55 @@ def _read_overrides(items: Sequence[str]) -> dict[str, Any]:
     if problems:
         raise ConfigError(f"{problems.counted()} in the overrides", problems)
     try:
-        written = []
+        overrides: Any = OmegaConf.create({})
         for item in items:
             key, _, value = item.partition("=")
-            written.append(f"{key}={_names_as_written(value)}")
-        return OmegaConf.to_container(OmegaConf.from_dotlist(written))  # type: ignore[return-value]
+            names = _names_with_dots(key, document)
+            # Under names of its own, as OmegaConf cuts keys at every dot.
+            places = [f"name{number}" for number in range(len(names))]
+            plain = ".".join(
+                place if "." in name else name
+                for place, name in zip(places, names, strict=True)
+            )
+            written = OmegaConf.from_dotlist([f"{plain}={_names_as_written(value)}"])
+            given = OmegaConf.to_container(written)
+            dotted = {p: n for p, n in zip(places, names, strict=True) if "." in n}
+            overrides = OmegaConf.merge(overrides, _renamed(given, dotted))
+        return OmegaConf.to_container(overrides)  # type: ignore[return-value]
     except _UNREADABLE as error:
         raise ConfigError(f"the overrides cannot be read: {error}") from error
+
+
+def _names_with_dots(key: str, document: Any) -> list[str]:
+    """`stages.v1.5.tokens` -> stages, v1.5, tokens, where `document` has a stage `v1.5`:
+    of several names that fit, the longest.
+    """
+    sources = document.get("data")
+    sources = sources.get("sources") if isinstance(sources, Mapping) else None
+    parts, names = key.split("."), [""]
+    while parts:
+        if names[-1] == "weights":
+            document = sources
+        known = document if isinstance(document, Mapping) else {}
+        take = next(
+            (n for n in range(len(parts), 1, -1) if ".".join(parts[:n]) in known), 1
+        )
+        name, parts = ".".join(parts[:take]), parts[take:]
+        names.append(name)
+        document = known.get(name)
+    return names[1:]
+
+
+def _renamed(given: Any, names: Mapping[str, str]) -> Any:
+    """`given` with the keys on the way to the value called as `names` says."""
+    if not names or not isinstance(given, Mapping):
+        return given
+    return {
+        names.get(key, key): _renamed(
+            value, {k: v for k, v in names.items() if k != key}
+        )
+        for key, value in given.items()
+    }
 
 
 def _merge(
@@ -226,7 +280,8 @@ def _merge(
     """`above` laid over `below`: mappings are joined, everything else is replaced.
 
     Two things are more than that. A RoPE of another type loses the keys that only the
-    type below it read. And null takes a stage, a source or its weight out again.
+    type below it read. And null takes a stage, a source or its weight out again, or all
+    weights.
     """
     merged = dict(below)
     if key == "rope":
@@ -235,7 +290,9 @@ def _merge(
         old = merged.get(name)
         if isinstance(old, Mapping) and isinstance(value, Mapping):
             merged[name] = _merge(old, value, name)
-        elif value is None and old is not None and key in _BY_NAME:
+        elif (
+            value is None and old is not None and (key in _BY_NAME or name == "weights")
+        ):
             del merged[name]
         else:
             merged[name] = value

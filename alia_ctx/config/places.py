@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import glob
 import os
+import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -25,11 +26,14 @@ _PATHS = [
         "tokenizer",
         "data.sources.*.inputs.*",
         "data.sources.*.store",
+        "data.sources.*.chat.template",
         "evaluation.held_out.inputs.*",
         "evaluation.held_out.store",
+        "evaluation.held_out.chat.template",
         "stages.*.init_from",
     )
 ]
+_VARIABLE = re.compile(r"\$[A-Za-z_{]")
 _RUN_SIGNS = ("stages/*/checkpoints", "stages/*/metrics.jsonl", "plans/*/plan.json")
 _MODEL_SIGNS = ("*.safetensors", "*.safetensors.index.json", "pytorch_model*")
 
@@ -63,6 +67,14 @@ def place_problems(draft: Draft) -> Problems:
             "there is no such home directory",
             f"write the path out, or ./{path} for a file of that name",
         )
+        problems.need(
+            _VARIABLE.search(path) is None
+            or (key != "output" and os.path.lexists(path)),
+            key,
+            path,
+            "holds a variable, which no shell expands here",
+            "write ${oc.env:NAME} for a variable of the environment, or the path itself",
+        )
     if draft.output is not None and not draft.deferred(draft.output):
         _output(draft, Path(draft.output), problems)
     _held_out_is_apart(draft, problems)
@@ -84,14 +96,21 @@ def _output(draft: Draft, output: Path, problems: Problems) -> None:
     """The output is a directory of this run alone, and nobody reads it as something else."""
     remedy = "give a directory of its own"
     real = output.resolve()
+    for what, taken in {
+        "the root of the file system": Path("/"),
+        "a home directory": Path.home().resolve(),
+    }.items():
+        if real == taken:
+            problems.add("output", str(output), f"is {what}", remedy)
+            return
     for folder in (real, *real.parents):
         if folder.exists() and not folder.is_dir():
             problems.add("output", str(output), f"{folder} is a file", remedy)
             return
-        what = _artefact(folder, is_output=folder == real)
-        if what:
+        artefact = _artefact(folder, is_output=folder == real)
+        if artefact:
             where = "is" if folder == real else "is inside"
-            problems.add("output", str(output), f"{where} {what}: {folder}", remedy)
+            problems.add("output", str(output), f"{where} {artefact}: {folder}", remedy)
             return
     package = Path(alia_ctx.__file__).resolve().parent
     if real.is_relative_to(package):

@@ -11,6 +11,7 @@ from pathlib import Path
 
 from alia_ctx.checkpoint.manifest import MANIFEST
 from alia_ctx.config.base import model_problems
+from alia_ctx.config.budget import budget_problems, schedule_problems
 from alia_ctx.config.draft import Draft
 from alia_ctx.config.places import place_problems
 from alia_ctx.config.run import (
@@ -20,6 +21,8 @@ from alia_ctx.config.run import (
     OptimizerConfig,
     StageConfig,
 )
+from alia_ctx.data.packing import shortest_row
+from alia_ctx.data.tokens import has_vocabulary
 from alia_ctx.errors import Problem, Problems
 from alia_ctx.spec.model import ModelSpec
 
@@ -93,11 +96,10 @@ def _names(draft: Draft, problems: Problems) -> None:
 
 def _counts(draft: Draft, problems: Problems) -> None:
     _positive(problems, "checkpoint", draft.checkpoint, "every_updates", "keep_last")
-    _positive(problems, "evaluation", draft.evaluation, "documents")
+    problems += draft.evaluation.problems()
     for key, value, remedy in (
         ("seed", draft.seed, "any number from 0 on"),
         ("checkpoint.keep_every", draft.checkpoint.keep_every, "0 keeps none for good"),
-        ("evaluation.every_updates", draft.evaluation.every_updates, "0 is never"),
     ):
         problems.need(value >= 0, key, value, "must not be negative", remedy)
     if draft.data is not None:
@@ -145,8 +147,11 @@ def _optimizer(optimizer: OptimizerConfig, problems: Problems) -> None:
 
 
 def _text(draft: Draft, problems: Problems) -> None:
+    asked = draft.asked().values()
+    keep_some = bool(asked) and all(s.pack.held_out_instances for s in asked)
+    is_there = draft.evaluation.held_out is not None or keep_some
     problems.need(
-        draft.evaluation.held_out is not None or draft.evaluation.every_updates < 1,
+        is_there or draft.evaluation.every_updates < 1,
         "evaluation.held_out",
         None,
         f"evaluation.every_updates={draft.evaluation.every_updates} needs it",
@@ -167,13 +172,12 @@ def _text(draft: Draft, problems: Problems) -> None:
         if not deferred and not (draft.only and is_tokenized):
             problems += source.problems(key)
     if draft.tokenizer is not None and not draft.deferred(draft.tokenizer):
-        files = ("tokenizer.json", "tokenizer.model")
         problems.need(
-            any(Path(draft.tokenizer, name).is_file() for name in files),
+            has_vocabulary(Path(draft.tokenizer)),
             "tokenizer",
             draft.tokenizer,
             "is not a Hugging Face tokenizer directory",
-            f"give a directory with {' or '.join(files)}",
+            "give a directory with tokenizer.json, tokenizer.model or another vocabulary",
         )
 
 
@@ -191,8 +195,17 @@ def _stage(
         world = (stage.nodes or draft.cluster.nodes) * draft.cluster.ranks_per_node
         if model is not None and world > 0:
             layout = f"{key}.layout"
-            problems += stage.layout.problems(layout, model, stage.context, world)
+            broken = stage.layout.problems(layout, model, stage.context, world)
+            problems += broken
+            if stage.update_instances and not broken:
+                shortest = shortest_row(stage.context)
+                of = f"rows of conversations are multiples of {shortest} tokens: "
+                problems += [
+                    dataclasses.replace(problem, rule=of + problem.rule)
+                    for problem in stage.layout.problems(layout, model, shortest, world)
+                ]
     _chain(draft, name, stage, problems)
+    problems += schedule_problems(f"{key}.schedule", stage)
     if draft.data is not None:
         problems += stage.pack.problems(f"{key}.pack", list(draft.data.sources))
 
@@ -206,6 +219,8 @@ def _stage_is_positive(key: str, stage: StageConfig, problems: Problems) -> bool
         "context": "give the row length in tokens",
         "tokens": "give the budget in tokens",
         "update_tokens": "ALIA uses about 4 million",
+        "epochs": "1 is each conversation once",
+        "update_instances": "ALIA uses 128",
         "learning_rate": "ALIA uses 9e-7",
         "nodes": "leave it out to use cluster.nodes",
     }.items():
@@ -224,6 +239,10 @@ def _stage_is_positive(key: str, stage: StageConfig, problems: Problems) -> bool
 
 
 def _stage_budget(key: str, stage: StageConfig, problems: Problems) -> None:
+    before = len(problems)
+    problems += budget_problems(key, stage)
+    if len(problems) > before or stage.update_tokens is None or stage.tokens is None:
+        return
     one_update = stage.rows_per_update * stage.context
     if problems.need(
         stage.update_tokens >= stage.context,

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
+from alia_ctx.config.evaluation import EvaluationConfig
 from alia_ctx.data.documents import SourceSpec
 from alia_ctx.data.packing import PackSpec
 from alia_ctx.data.tokens import SpecialTokens
@@ -78,17 +79,6 @@ class CheckpointConfig:
 
 
 @dataclass(frozen=True)
-class EvaluationConfig:
-    """Held-out evaluation: from which text, how many documents, and how often during
-    training (0: never).
-    """
-
-    held_out: SourceSpec | None = None
-    documents: int = 64
-    every_updates: int = 0
-
-
-@dataclass(frozen=True)
 class MetricsConfig:
     """Where the numbers of each update go beside `metrics.jsonl`, which is always written."""
 
@@ -109,20 +99,60 @@ class DataConfig:
 
 
 @dataclass(frozen=True)
+class ScheduleConfig:
+    """How the learning rate moves from update to update; `alia_ctx.train.schedule` has
+    the values.
+
+    warmup: updates in which the rate rises from 0, a whole number from 1 on; or their
+        share of the stage, below 1, rounded up.
+    min_learning_rate: where a decay ends.
+    """
+
+    type: Literal["constant", "cosine", "linear"] = "constant"
+    warmup: float = 0.0
+    min_learning_rate: float = 0.0
+
+    def warmup_updates(self, updates: int) -> int:
+        """Updates of warm-up of a stage that is `updates` long."""
+        share = self.warmup < 1
+        return math.ceil(updates * self.warmup) if share else int(self.warmup)
+
+
+@dataclass(frozen=True)
+class PublishedConfig:
+    """What a publication says of a stage: conversations, how many an update, updates.
+
+    `plan` compares it with the stage; nothing else looks at it.
+    """
+
+    instances: int | None = None
+    update_instances: int | None = None
+    updates: int | None = None
+
+
+@dataclass(frozen=True)
 class StageConfig:
-    """One stage: its context, RoPE, data, layout and token budget.
+    """One stage: its context, RoPE, data, layout and budget.
 
     `init_from` is the name of another stage, `random`, or the path of a checkpoint.
-    `rope` is never inherited.
+    `rope` is never inherited. An update is `update_tokens` tokens in whole rows, until
+    there are `tokens`; or `update_instances` documents (conversations), packed among
+    themselves, for `epochs` passes. `loss_weighting: conversation` gives each document
+    of an update the same weight, whatever it predicts.
     """
 
     init_from: str
     context: int
     rope: RopeSpec
-    tokens: int
-    update_tokens: int
+    tokens: int | None = field(default=None, kw_only=True)
+    update_tokens: int | None = field(default=None, kw_only=True)
     learning_rate: float
     pack: PackSpec
+    epochs: int | None = None
+    update_instances: int | None = None
+    loss_weighting: Literal["token", "conversation"] = "token"
+    schedule: ScheduleConfig = ScheduleConfig()
+    published: PublishedConfig | None = None
     layout: Layout = field(default_factory=Layout)
     nodes: int | None = None
     optimizer_state: Literal["reset", "keep"] = "reset"
@@ -130,25 +160,41 @@ class StageConfig:
 
     @property
     def rows_per_update(self) -> int:
-        """Rows of an update: as many whole rows as `update_tokens` pays for, and at least one."""
-        return max(1, self.update_tokens // self.context)
+        """Rows of an update: as many whole rows as `update_tokens` pays for, and at least
+        one. ConfigError where updates are of conversations: their plan knows.
+        """
+        return max(1, self._budget("update_tokens") // self.context)
 
     @property
     def updates(self) -> int:
         """Updates that reach `tokens`:
 
         the last one is full too, so the stage may exceed it by less than an update.
+        ConfigError where updates are of conversations: their plan knows.
         """
-        return math.ceil(self.tokens / (self.rows_per_update * self.context))
+        per_update = self.rows_per_update * self.context
+        return math.ceil(self._budget("tokens") / per_update)
 
     @property
     def rows(self) -> int:
         return self.updates * self.rows_per_update
 
+    def _budget(self, name: Literal["tokens", "update_tokens"]) -> int:
+        value = getattr(self, name)
+        if value is None:
+            rule = "a stage of conversations has as many updates and rows as its plan"
+            problem = Problem(name, None, rule, "pack the stage first")
+            raise ConfigError("", [problem])
+        return int(value)
+
 
 @dataclass(frozen=True)
 class RunConfig:
-    """A whole run. `root` is the storage that the paths below it live on; see `deferred`."""
+    """A whole run. `root` is the storage that the paths below it live on; see `deferred`.
+
+    `notes` are what a reader of its report has to know, as of its data; nothing depends
+    on them.
+    """
 
     name: str
     output: str
@@ -164,6 +210,7 @@ class RunConfig:
     checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
     evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
     metrics: MetricsConfig = field(default_factory=MetricsConfig)
+    notes: list[str] = field(default_factory=list)
 
     def stage(self, name: str) -> StageConfig:
         """The stage called `name`; ConfigError lists the known ones."""

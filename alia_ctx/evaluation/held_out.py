@@ -5,33 +5,172 @@ blocks of the context it is given.
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Protocol, overload
 
 import numpy as np
+from numpy.typing import NDArray
 
 from alia_ctx.data.packing import PackedRow
 from alia_ctx.data.tokens import TokenStore
 from alia_ctx.errors import DataError
+from alia_ctx.evaluation.evaluator import RowPieces
+
+
+class Documents(Protocol):
+    """Held-out text as token ids: documents by number, each of one of the `sources`."""
+
+    @property
+    def where(self) -> str:
+        """Where the text is from, as messages name it."""
+        ...
+
+    @property
+    def fingerprint(self) -> str: ...
+    @property
+    def lengths(self) -> NDArray[np.integer]:
+        """Tokens of each document."""
+        ...
+
+    @property
+    def sources(self) -> tuple[str, ...]:
+        """Names of the sources, by number; () where there is one."""
+        ...
+
+    def sources_of(self, documents: Sequence[int]) -> list[int]: ...
+    def document(self, number: int, start: int, stop: int) -> NDArray[np.integer]: ...
+
+
+class StoredText:
+    """The documents of a token store; `sources` names those that they are from, and
+    `source_of` [documents] has their numbers.
+    """
+
+    def __init__(
+        self,
+        store: TokenStore,
+        sources: Sequence[str] = (),
+        source_of: NDArray[np.integer] | None = None,
+    ) -> None:
+        self._store, self._source_of = store, source_of
+        self.sources = tuple(sources)
+        self.where = str(store.prefix)
+        self.lengths: NDArray[np.integer] = store.lengths
+
+    @property
+    def fingerprint(self) -> str:
+        return self._store.fingerprint
+
+    def sources_of(self, documents: Sequence[int]) -> list[int]:
+        if self._source_of is None:
+            return [0] * len(documents)
+        return [int(self._source_of[d]) for d in documents]
+
+    def document(self, number: int, start: int, stop: int) -> NDArray[np.integer]:
+        return self._store.document(number, start, stop)
+
+
+@dataclass(frozen=True)
+class Pieces:
+    """`RowPieces` of a row of T tokens: documents by number, and the sources they are of."""
+
+    length: int
+    doc_offsets: NDArray[np.int64]
+    doc_ids: NDArray[np.int64]
+    sources: NDArray[np.int32]
 
 
 @dataclass(frozen=True)
 class HeldOutRow:
     """A row of blocks of documents; `position_offsets` says where each begins in its
-    document.
+    document, `sources` which source each is of (default: the first).
     """
 
     row: PackedRow
     position_offsets: tuple[int, ...]
+    sources: tuple[int, ...] = ()
+
+    @property
+    def pieces(self) -> RowPieces:
+        """The row as evaluators read it."""
+        row = self.row
+        sources = self.sources or [0] * len(row.doc_ids)
+        return Pieces(
+            row.length, row.doc_offsets, row.doc_ids, np.array(sources, np.int32)
+        )
+
+
+Span = tuple[int, int, int]  # document, first token, end
+
+
+class SpanRows(Sequence[HeldOutRow]):
+    """Rows of `row_length` tokens made of parts of documents, `together` to a row; each
+    is made when it is asked for.
+    """
+
+    def __init__(
+        self, text: Documents, spans: Sequence[Span], row_length: int, together: int
+    ) -> None:
+        self._text, self._spans = text, spans
+        self._row_length, self._together = row_length, max(1, together)
+
+    def __len__(self) -> int:
+        return -(-len(self._spans) // self._together)
+
+    @overload
+    def __getitem__(self, index: int) -> HeldOutRow: ...
+    @overload
+    def __getitem__(self, index: slice) -> list[HeldOutRow]: ...
+    def __getitem__(self, index: int | slice) -> HeldOutRow | list[HeldOutRow]:
+        numbers = range(len(self))[index]
+        if isinstance(numbers, range):
+            return [self._row(number) for number in numbers]
+        return self._row(numbers)
+
+    def _row(self, number: int) -> HeldOutRow:
+        first = number * self._together
+        spans = self._spans[first : first + self._together]
+        pieces = [self._text.document(*span) for span in spans]
+        numbers = np.array([document for document, _, _ in spans], np.int64)
+        row = PackedRow.from_documents(pieces, length=self._row_length, index=number)
+        return HeldOutRow(
+            dataclasses.replace(row, doc_ids=numbers),
+            tuple(start for _, start, _ in spans),
+            tuple(self._text.sources_of(numbers.tolist())),
+        )
+
+
+def longest_measurable(text: Documents, contexts: Sequence[int]) -> int | None:
+    """The longest of `contexts` that a document of `text` fills; None where none does."""
+    longest = int(text.lengths.max(initial=0))
+    return max((context for context in contexts if context <= longest), default=None)
+
+
+def long_documents(text: Documents, length: int, documents: int) -> list[int]:
+    """Numbers of the first `documents` documents that have `length` tokens.
+
+    DataError where there is none.
+    """
+    chosen = np.flatnonzero(text.lengths >= length)[:documents]
+    if not len(chosen):
+        raise DataError(
+            f"{text.where}: no document has {length} tokens (the longest has "
+            f"{int(text.lengths.max(initial=0))}); "
+            "give longer held-out documents under evaluation.held_out or --text, or "
+            "evaluate at a shorter context"
+        )
+    return [int(number) for number in chosen]
 
 
 def held_out_rows(
-    store: TokenStore,
+    text: Documents,
     *,
     context: int,
     length: int,
     documents: int,
     row_length: int | None = None,
-) -> list[HeldOutRow]:
+) -> SpanRows:
     """The first `length` tokens of the first `documents` documents that have as many, in
     blocks of `context`.
 
@@ -42,34 +181,9 @@ def held_out_rows(
     rest of it is fill. Raises DataError where no document is long enough.
     """
     row_length = row_length or context
-    long_enough = np.flatnonzero(store.lengths >= length)[:documents]
-    if not len(long_enough):
-        raise DataError(
-            f"{store.prefix}: no document has {length} tokens (the longest has "
-            f"{int(store.lengths.max(initial=0))}); "
-            "give longer held-out documents under evaluation.held_out, or evaluate at "
-            "a shorter length"
-        )
-    blocks = [
-        (int(d), start) for d in long_enough for start in range(0, length, context)
+    spans = [
+        (document, start, min(start + context, length))
+        for document in long_documents(text, length, documents)
+        for start in range(0, length, context)
     ]
-    together = max(1, row_length // context)
-    return [
-        _row(store, blocks[i : i + together], context, length, row_length)
-        for i in range(0, len(blocks), together)
-    ]
-
-
-def _row(
-    store: TokenStore,
-    blocks: list[tuple[int, int]],
-    context: int,
-    length: int,
-    row_length: int,
-) -> HeldOutRow:
-    texts = [
-        store.document(d, start, min(start + context, length)) for d, start in blocks
-    ]
-    row = PackedRow.from_documents(texts, length=row_length)
-    numbered = dataclasses.replace(row, doc_ids=np.array([d for d, _ in blocks]))
-    return HeldOutRow(numbered, tuple(start for _, start in blocks))
+    return SpanRows(text, spans, row_length, row_length // context)

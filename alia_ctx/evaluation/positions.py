@@ -34,7 +34,7 @@ DEMO_EDGES = (
 @dataclass(frozen=True)
 class BandLoss:
     """Mean loss (nats per token) of the positions [start, stop); nan where nothing was
-    predicted there.
+    predicted there. `standard_error` takes documents as the samples; None below two.
     """
 
     start: int
@@ -42,6 +42,7 @@ class BandLoss:
     loss: float
     tokens: int
     documents: int
+    standard_error: float | None = None
 
 
 @dataclass(frozen=True)
@@ -72,12 +73,17 @@ class PositionBands:
 
     `edges` are the band limits in tokens, from 0 up; positions at or past the last edge
     are counted in `beyond` and left out. The curve has `per_octave` points for each
-    doubling of the position.
+    doubling of the position. `sources` names the sources of documents by their number.
     """
 
     def __init__(
-        self, edges: Sequence[int] = DEMO_EDGES, *, per_octave: int = 4
+        self,
+        edges: Sequence[int] = DEMO_EDGES,
+        *,
+        per_octave: int = 4,
+        sources: Sequence[str] = (),
     ) -> None:
+        self.sources = tuple(sources)
         self.edges = tuple(int(edge) for edge in edges)
         if len(self.edges) < 2 or self.edges[0] != 0 or any(np.diff(self.edges) <= 0):
             raise DataError(
@@ -184,17 +190,28 @@ class PositionBands:
         """The mean loss of each band, in order of position."""
         return tuple(self.band(start, stop) for start, stop in pairwise(self.edges))
 
-    def band(self, start: int, stop: int) -> BandLoss:
-        """The mean loss of [start, stop), both of which must be edges."""
-        _, sums_and_counts = self.per_document(start, stop)
-        total, count = sums_and_counts.sum(axis=0) if len(sums_and_counts) else (0.0, 0)
-        return BandLoss(
-            start,
-            stop,
-            total / count if count else math.nan,
-            int(count),
-            len(sums_and_counts),
-        )
+    def band(self, start: int, stop: int, source: int | None = None) -> BandLoss:
+        """The mean loss of [start, stop), both of which must be edges; of one source alone
+        where its number is given.
+        """
+        keys, values_D2 = self.per_document(start, stop)
+        if source is not None:
+            values_D2 = values_D2[[key[0] == source for key in keys]]
+        count = len(values_D2)
+        if not count:
+            return BandLoss(start, stop, math.nan, 0, 0)
+        mean, influence_D = _ratio(values_D2)
+        error = _clustered_error(influence_D) if count > 1 else None
+        return BandLoss(start, stop, mean, int(values_D2[:, 1].sum()), count, error)
+
+    def by_source(self) -> dict[str, tuple[BandLoss, ...]]:
+        """The bands of each source that has a name and documents."""
+        present = {source for source, _ in self._documents}
+        return {
+            name: tuple(self.band(a, b, number) for a, b in pairwise(self.edges))
+            for number, name in enumerate(self.sources)
+            if number in present
+        }
 
     def per_document(
         self, start: int, stop: int
@@ -231,7 +248,9 @@ class PositionBands:
 
     def to_json(self) -> dict[str, Any]:
         """All that this holds, in JSON's types; `from_json` reads it back."""
+        named = {"sources": list(self.sources)} if self.sources else {}
         return {
+            **named,
             "edges": list(self.edges),
             "per_octave": self.per_octave,
             "beyond": self.beyond,
@@ -254,7 +273,8 @@ class PositionBands:
     def from_json(cls, data: Mapping[str, Any]) -> PositionBands:
         """The inverse of `to_json`; DataError where the data is of another form."""
         try:
-            made = cls(data["edges"], per_octave=data["per_octave"])
+            names = data.get("sources", ())
+            made = cls(data["edges"], per_octave=data["per_octave"], sources=names)
             made.beyond = int(data["beyond"])
             made._curve_sums[:] = data["curve"]["sums"]
             made._curve_counts[:] = data["curve"]["counts"]
@@ -290,14 +310,11 @@ def paired_difference(
         return PairedDifference(math.nan, math.nan, math.nan, 0, (0, 0), unpaired)
     mean_a, influence_a = _ratio(a_D2)
     mean_b, influence_b = _ratio(b_D2)
-    count = len(common)
-    spread = float(np.sum((influence_b - influence_a) ** 2))
-    error = math.sqrt(spread * count / (count - 1)) if count > 1 else math.nan
     return PairedDifference(
         mean_a,
         mean_b,
-        error,
-        count,
+        _clustered_error(influence_b - influence_a),
+        len(common),
         (int(a_D2[:, 1].sum()), int(b_D2[:, 1].sum())),
         unpaired,
     )
@@ -308,6 +325,13 @@ def _ratio(values_D2: NDArray[np.float64]) -> tuple[float, NDArray[np.float64]]:
     total, count = values_D2.sum(axis=0)
     mean = float(total / count)
     return mean, (values_D2[:, 0] - mean * values_D2[:, 1]) / count
+
+
+def _clustered_error(influence_D: NDArray[np.float64]) -> float:
+    """The standard error of a mean over documents, from each one's influence on it."""
+    count = len(influence_D)
+    spread = float(np.sum(influence_D**2))
+    return math.sqrt(spread * count / (count - 1)) if count > 1 else math.nan
 
 
 def _curve_edges(last: int, per_octave: int) -> NDArray[np.int64]:

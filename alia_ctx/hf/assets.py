@@ -8,37 +8,16 @@ from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from alia_ctx.data.tokens.tokenizer_files import (
+    CHAT_TEMPLATES,
+    backend_files,
+    tokenizer_files,
+)
 from alia_ctx.errors import CheckpointError
 from alia_ctx.hf.config import CONFIG
 from alia_ctx.hf.json_files import load_json
 from alia_ctx.spec.model import ModelSpec
 
-TOKENIZER_FILES = (
-    "tokenizer.json",
-    "tokenizer_config.json",
-    "tokenizer.model",
-    "sentencepiece.bpe.model",
-    "spiece.model",
-    "tekken.json",
-    "special_tokens_map.json",
-    "added_tokens.json",
-    "vocab.json",
-    "vocab.txt",
-    "merges.txt",
-    "chat_template.jinja",
-    "chat_template.json",
-    "additional_chat_templates",
-)
-# Of these a directory is a tokenizer by one alone.
-_VOCABULARIES = (
-    "tokenizer.json",
-    "tokenizer.model",
-    "sentencepiece.bpe.model",
-    "spiece.model",
-    "tekken.json",
-    "vocab.json",
-    "vocab.txt",
-)
 GENERATION_CONFIG = "generation_config.json"
 CARD = "README.md"
 ORIGIN = "alia_ctx_import.json"
@@ -52,9 +31,9 @@ def legal_files(directory: Path) -> list[str]:
     return sorted(p.name for p in directory.iterdir() if _LEGAL.fullmatch(p.name))
 
 
-def has_tokenizer(directory: Path) -> bool:
-    """Whether there is a vocabulary that a tokenizer can be made of."""
-    return any((directory / name).is_file() for name in _VOCABULARIES)
+def tokenizer_assets(directory: Path) -> list[str]:
+    """Names of what belongs to the tokenizer in `directory`, chat templates included."""
+    return [*tokenizer_files(directory), *CHAT_TEMPLATES]
 
 
 def asset_files(source: Path, names: Iterable[str]) -> list[Path]:
@@ -80,8 +59,16 @@ def copy_assets(source: Path, target: Path, names: Iterable[str]) -> None:
 
 def carried(hf_dir: Path) -> list[str]:
     """Names of what an import takes along from `hf_dir`."""
-    names = [CONFIG, *TOKENIZER_FILES, GENERATION_CONFIG, CARD]
+    names = [CONFIG, *tokenizer_assets(hf_dir), GENERATION_CONFIG, CARD]
     return [*names, *legal_files(hf_dir)]
+
+
+def check_readable(hf_dir: Path) -> None:
+    """Raise CheckpointError where a file that an export has to change is no JSON object."""
+    names = [GENERATION_CONFIG, "tokenizer_config.json", *backend_files(hf_dir)]
+    for name in names:
+        if (hf_dir / name).is_file():
+            load_json(hf_dir / name)
 
 
 def _files(path: Path) -> Iterator[Path]:
@@ -148,7 +135,7 @@ def check_tokenizer(directory: Path, model: ModelSpec) -> None:
 
 def _largest_ids(directory: Path) -> Iterable[tuple[Path, int]]:
     readers = {
-        "tokenizer.json": _ids_of_tokenizer,
+        **dict.fromkeys(backend_files(directory), _ids_of_tokenizer),
         "added_tokens.json": _ids_of_vocabulary,
         "vocab.json": _ids_of_vocabulary,
         "tokenizer_config.json": _ids_of_decoder,

@@ -91,7 +91,9 @@ def write_config(
     kept as they are, but for those that limit lengths (`alia_ctx.hf.limits`).
     """
     family = FAMILIES[model.architecture]
-    config = without_limits(original or {})
+    # A null means the default, which not every key of transformers can say with null.
+    stated = {k: v for k, v in (original or {}).items() if v is not None}
+    config = without_limits(stated)
     parameters = rope_parameters(rope)
     dtype_name = str(dtype).removeprefix("torch.")
     config |= {
@@ -148,11 +150,32 @@ def _unsupported(values: Mapping[str, Any], family: Family) -> list[Problem]:
                 "set it to null only if the model was trained with full attention",
             )
         )
-    layers = Fields(values, problems).words("layer_types")
+    fields = Fields(values, problems)
+    layers = fields.words("layer_types")
     if others := set(layers) - {"full_attention"}:
         rule = "only full_attention is supported"
         problems.append(Problem("layer_types", sorted(others), rule, _REMEDY))
+    if layers and len(layers) != values.get("num_hidden_layers"):
+        rule = f"num_hidden_layers is {values.get('num_hidden_layers')!r}"
+        value = f"{len(layers)} layers"
+        problems.append(Problem("layer_types", value, rule, "correct one of the two"))
+    _check_carried(fields)
     return problems
+
+
+def _check_carried(fields: Fields) -> None:
+    """Values that we do not compute with, but carry into the exported config.json, whose
+    types transformers checks as it loads it (the fields of its configuration classes).
+    """
+    stated = {name for name, value in fields.values.items() if value is not None}
+    if "attention_dropout" in stated:
+        fields.number("attention_dropout")
+    for name in {"pretraining_tp", "max_window_layers", "num_labels"} & stated:
+        fields.integer(name, least=0)
+    for name in {"use_cache", "mlp_bias", "attention_bias"} & stated:
+        fields.flag(name)
+    for name in {"id2label", "label2id"} & stated:
+        fields.mapping(name, integers="keys" if name == "id2label" else "values")
 
 
 def _model(fields: Fields, family: Family) -> ModelSpec:

@@ -67,6 +67,7 @@ def import_hf(
     model = resize(published, resize_embeddings, pad_to_multiple_of)
     assets.check_tokenizer(hf_dir, model)
     assets.asset_files(hf_dir, assets.carried(hf_dir))
+    assets.check_readable(hf_dir)
     weights, places = WeightMap(model), locate_weights(hf_dir)
     streams.drop_tied_head(model.tie_word_embeddings, places)
     rules.check_huggingface(WeightMap(published), places, str(hf_dir))

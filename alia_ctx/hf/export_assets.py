@@ -11,6 +11,12 @@ import torch
 
 from alia_ctx.checkpoint.directory import ASSETS
 from alia_ctx.checkpoint.manifest import Manifest
+from alia_ctx.data.tokens.tokenizer_files import (
+    TOKENIZER,
+    backend_files,
+    has_vocabulary,
+    tokenizer_statement,
+)
 from alia_ctx.errors import CheckpointError
 from alia_ctx.hf import assets, limits, special_ids
 from alia_ctx.hf.assets import CARD, GENERATION_CONFIG, ORIGIN
@@ -19,10 +25,15 @@ from alia_ctx.hf.json_files import load_json, write_json
 from alia_ctx.hf.model_card import model_card
 from alia_ctx.hf.rope_config import least_version, stated_length
 from alia_ctx.hf.special_ids import Tokenizer
+from alia_ctx.identity import require_same
 
 NO_TOKENIZER = (
     "the export has NO TOKENIZER: neither the checkpoint nor its run has one; text that "
     "was made with another is noise to it. Give its own with --tokenizer DIR"
+)
+NOT_STATED = (
+    "the checkpoint does not say which tokenizer it was trained with, as those of "
+    "earlier releases: the files were taken as they are now"
 )
 
 
@@ -53,7 +64,7 @@ class ExportAssets:
         source = self._tokenizer()
         legal = assets.legal_files(carried)
         assets.copy_assets(carried, directory, [GENERATION_CONFIG, *legal])
-        assets.copy_assets(source, directory, assets.TOKENIZER_FILES)
+        assets.copy_assets(source, directory, assets.tokenizer_assets(source))
         assets.check_tokenizer(directory, manifest.model)
         self._lift_limits(directory)
         original = carried / CONFIG
@@ -65,6 +76,8 @@ class ExportAssets:
             load_json(original) if original.is_file() else None,
         )
         notes = self._reconcile(directory, config, source)
+        if self.manifest.ledger and self._stated() is None:
+            notes.append(NOT_STATED)
         notes += self._rope_notes()
         file = carried / ORIGIN
         origin = load_json(file) if file.is_file() else dict(manifest.extra)
@@ -91,15 +104,22 @@ class ExportAssets:
         """
         training = stated_tokenizer(self.manifest)
         if self.tokenizer is not None:
-            if not assets.has_tokenizer(self.tokenizer):
+            if not has_vocabulary(self.tokenizer):
                 raise CheckpointError(
                     f"{self.tokenizer}: holds no tokenizer; give a directory with "
                     "tokenizer.json or tokenizer.model"
                 )
+            self._require_files_of_training(self.tokenizer)
             other = (
                 training is not None and training.resolve() != self.tokenizer.resolve()
             )
-            if training is not None and other and assets.has_tokenizer(training):
+            known = self._stated() is not None
+            if (
+                training is not None
+                and other
+                and not known
+                and has_vocabulary(training)
+            ):
                 problems = special_ids.differences(
                     special_ids.read_tokenizer(self.tokenizer),
                     special_ids.read_tokenizer(training),
@@ -112,19 +132,35 @@ class ExportAssets:
             return self.tokenizer
         if training is None:
             return self.ckpt_dir / ASSETS
-        if not assets.has_tokenizer(training):
+        if not has_vocabulary(training):
             raise CheckpointError(
                 f"{training}: the tokenizer that the checkpoint was trained with is not "
                 "here; say where it is with --tokenizer DIR"
             )
+        self._require_files_of_training(training)
         return training
+
+    def _stated(self) -> Mapping[str, str] | None:
+        stated = self.manifest.extra.get(TOKENIZER)
+        return stated if isinstance(stated, Mapping) else None
+
+    def _require_files_of_training(self, directory: Path) -> None:
+        """Refuse files that are not those that the text of training was made with."""
+        if (stated := self._stated()) is not None:
+            require_same(
+                stated,
+                tokenizer_statement(directory),
+                f"the tokenizer in {directory}, for {self.ckpt_dir},",
+                "restore the files that the model was trained with, or say where they "
+                "are with --tokenizer DIR",
+            )
 
     def _lift_limits(self, directory: Path) -> None:
         context = self.manifest.context
         for name, lift in {
             GENERATION_CONFIG: lambda d: limits.lift_generation(d, context),
             "tokenizer_config.json": lambda d: limits.lift_tokenizer_config(d, context),
-            "tokenizer.json": limits.lift_tokenizer,
+            **dict.fromkeys(backend_files(directory), limits.lift_tokenizer),
         }.items():
             file = directory / name
             if file.is_file():
@@ -144,7 +180,7 @@ class ExportAssets:
         config = special_ids.reconcile(config, {}, vocab_size)
         write_json(directory / CONFIG, config)
         ids: Mapping[str, int | None] = {}
-        if assets.has_tokenizer(directory):
+        if has_vocabulary(directory):
             tokenizer = special_ids.read_tokenizer(directory, source)
             ids = {
                 name: value
@@ -158,6 +194,9 @@ class ExportAssets:
         write_json(directory / CONFIG, config)
         file = directory / GENERATION_CONFIG
         generation = load_json(file) if file.is_file() else {}
+        config, agreed = special_ids.agree(config, generation, ids, vocab_size)
+        notes += agreed
+        write_json(directory / CONFIG, config)
         stated = {name: config[name] for name in special_ids.NAMES}
         generation = special_ids.reconcile({**stated, **generation}, ids, vocab_size)
         for name in special_ids.NAMES:  # what one of the two cannot say, the other does

@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import json
-import math
+import re
+import sys
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from alia_ctx.errors import CheckpointError, Problem
 
 _REMEDY = "take the file from the model's publisher"
+_LARGEST = (
+    2**48
+)  # of what a model counts; arithmetic with it stays within int64 and fp64
 
 
 def load_json(path: Path) -> dict[str, Any]:
@@ -35,7 +39,11 @@ def load_json(path: Path) -> dict[str, Any]:
 def write_json(path: Path, document: Mapping[str, Any]) -> None:
     """Write `document` as Hugging Face's libraries do: indented, in its own order."""
     text = json.dumps(document, indent=2, ensure_ascii=False)
-    path.write_text(text + "\n", encoding="utf-8")
+    try:
+        data = text.encode()
+    except UnicodeEncodeError:  # a lone surrogate, which JSON can only escape
+        data = json.dumps(document, indent=2).encode()
+    path.write_bytes(data + b"\n")
 
 
 def refusal(path: Path, problems: list[Problem]) -> CheckpointError:
@@ -50,7 +58,8 @@ class Fields:
     """Typed values of a JSON object. What is not of its type is added to `problems`, and
     read as some value of the type: nothing is to be made of it.
 
-    A whole float is an integer (131072.0): some writers know no integers.
+    A whole float is an integer (131072.0): some writers know no integers. Nothing counts
+    more than 2^48.
     """
 
     def __init__(
@@ -58,22 +67,23 @@ class Fields:
     ) -> None:
         self.values, self.problems, self._prefix = values, problems, prefix
 
-    def integer(self, name: str, default: int | None = None) -> int:
-        """A positive integer; `default` where the key is absent or null."""
+    def integer(self, name: str, default: int | None = None, least: int = 1) -> int:
+        """An integer from `least` on; `default` where the key is absent or null."""
         value = self.values.get(name)
         if value is None and default is not None:
             return default
         if isinstance(value, float) and value.is_integer():
             value = int(value)
-        if type(value) is int and value > 0:
+        if type(value) is int and least <= value <= _LARGEST:
             return value
-        self._wrong(name, "must be a positive integer")
+        what = "a positive integer" if least else "an integer, not negative"
+        self._wrong(name, f"must be {what}, at most {_LARGEST}")
         return 1
 
     def number(self, name: str, default: float | None = None) -> float:
         """A finite number; `default` where the key is absent."""
         value = self.values.get(name, default)
-        if type(value) in (int, float) and math.isfinite(value):
+        if type(value) in (int, float) and abs(value) <= sys.float_info.max:
             return float(value)
         self._wrong(name, "must be a finite number")
         return 1.0
@@ -95,6 +105,15 @@ class Fields:
             return value
         self._wrong(name, "must be a list of strings")
         return []
+
+    def mapping(self, name: str, *, integers: Literal["keys", "values"]) -> None:
+        """An object whose keys, or values, are integers, written as text or not."""
+        value = self.values.get(name)
+        if isinstance(value, Mapping):
+            side = value.keys() if integers == "keys" else value.values()
+            if all(re.fullmatch(r"\d+", str(entry)) for entry in side):
+                return
+        self._wrong(name, f"must be an object whose {integers} are integers")
 
     def _wrong(self, name: str, rule: str) -> None:
         value = repr(self.values.get(name))

@@ -17,13 +17,16 @@ _UNKNOWN = "not stated by the base model; to be completed by the author"
 
 
 def front_matter(card: str) -> dict[str, Any]:
-    """The YAML at the head of a model card; empty where there is none that can be read."""
+    """The YAML at the head of a model card, every scalar as it is written: YAML 1.1 would
+    take the language `no` for false, and a version `1.10` for 1.1. Empty where there is
+    none that can be read.
+    """
     head, _, rest = card.removeprefix("\ufeff").partition("\n")
     block, end, _ = rest.partition("\n---")
     if head.strip() != "---" or not end:
         return {}
     try:
-        facts = yaml.safe_load(block)
+        facts = yaml.load(block, Loader=yaml.BaseLoader)
     except yaml.YAMLError:
         return {}
     return facts if isinstance(facts, dict) else {}
@@ -49,7 +52,11 @@ def model_card(
         legal: names of the licence and notice files that travel along.
         notes: what whoever loads the model must know.
     """
-    inherited = front_matter(base_card)
+    inherited = {
+        name: value
+        for name, value in front_matter(base_card).items()
+        if name in _INHERITED and _is_stated(value)
+    }
     facts: dict[str, Any] = {
         "library_name": "transformers",
         "pipeline_tag": "text-generation",
@@ -108,6 +115,13 @@ def rounded_from(manifest: Manifest) -> str:
     rounded = main and main != precision.get("weights")
     stepped = f", rounded from the {main} ones of training" if rounded else ""
     return f"from {precision.get('weights')} weights{stepped}"
+
+
+def _is_stated(value: Any) -> bool:
+    """Whether a value of a model card is a text or texts, and no YAML null."""
+    if isinstance(value, list):
+        return bool(value) and all(isinstance(v, str) and _is_stated(v) for v in value)
+    return isinstance(value, str) and value.lower() not in ("", "null", "~")
 
 
 def _sources(manifest: Manifest) -> list[str]:

@@ -19,6 +19,7 @@ from alia_ctx.errors import CheckpointError, ConfigError, Problem
 from alia_ctx.spec.model import ModelSpec
 
 _BLOCK_BYTES = 8 << 20
+_MOST_ROWS = 2**31  # ids are int32 in token stores
 
 
 def resize(model: ModelSpec, rows: int | None, multiple: int | None) -> ModelSpec:
@@ -35,7 +36,12 @@ def resize(model: ModelSpec, rows: int | None, multiple: int | None) -> ModelSpe
         rule = f"is below the {model.vocab_size} rows that the model has"
         problem = Problem("--resize-embeddings", rows, rule, "rows are only added")
         raise ConfigError("the embedding cannot be resized", [problem])
-    return replace(model, vocab_size=-(-asked // step) * step)
+    total = -(-asked // step) * step
+    if total > _MOST_ROWS:
+        rule = f"makes {total} rows; token ids end at {_MOST_ROWS - 1}"
+        problem = Problem("--resize-embeddings", asked, rule, "give fewer")
+        raise ConfigError("the embedding cannot be resized", [problem])
+    return replace(model, vocab_size=total)
 
 
 def mean_rows(

@@ -8,12 +8,15 @@ own.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from alia_ctx.errors import CheckpointError
+from alia_ctx.files import checksum
+from alia_ctx.hf.upstream import load_config
 
 NAMES = ("bos_token_id", "eos_token_id", "pad_token_id")
 # Tokenizer classes differ in how they cut digits, spaces, letters and line ends.
@@ -25,7 +28,8 @@ _SAMPLE = (
 @dataclass(frozen=True)
 class Tokenizer:
     """What transformers makes of a tokenizer directory: a class, its vocabulary, the
-    special ids by `NAMES`, and the ids of a sample text.
+    special ids by `NAMES`, the ids of a sample text, and a checksum of how pieces are
+    joined (merges, scores), None where it is written in Python.
     """
 
     directory: Path
@@ -33,6 +37,7 @@ class Tokenizer:
     vocabulary: Mapping[str, int]
     ids: Mapping[str, int | None]
     sample: tuple[int, ...]
+    model: str | None = None
 
     @property
     def largest_id(self) -> int:
@@ -58,6 +63,8 @@ def read_tokenizer(directory: Path, named: Path | None = None) -> Tokenizer:
         sample = tuple(loaded.encode(_SAMPLE, add_special_tokens=False))
     # whatever transformers, tokenizers or sentencepiece raise, by what is wrong
     except Exception as error:
+        if (directory / "config.json").is_file():
+            load_config(directory)  # perhaps it is that which does not load
         reason = str(error).strip().split("\n")[0] or type(error).__name__
         raise CheckpointError(
             f"{named}: transformers cannot load this tokenizer ({reason}); use one "
@@ -69,7 +76,17 @@ def read_tokenizer(directory: Path, named: Path | None = None) -> Tokenizer:
                 f"{named}: {name.removesuffix('_id')} {str(word)!r} is none of the "
                 "tokenizer's tokens; mend its tokenizer_config.json"
             )
-    return Tokenizer(directory, type(loaded).__name__, vocabulary, ids, sample)
+    name = type(loaded).__name__
+    return Tokenizer(directory, name, vocabulary, ids, sample, _model_of(loaded))
+
+
+def _model_of(loaded: Any) -> str | None:
+    """Checksum of the model in a tokenizer of the `tokenizers` library."""
+    try:
+        model = json.loads(loaded.backend_tokenizer.to_str())["model"]
+    except Exception:  # none of that library, or with a part written in Python
+        return None
+    return checksum(json.dumps(model, sort_keys=True).encode())
 
 
 def differences(given: Tokenizer, training: Tokenizer) -> list[str]:
@@ -87,6 +104,8 @@ def differences(given: Tokenizer, training: Tokenizer) -> list[str]:
             f"{len(apart)} tokens have other ids, such as {word!r}: {theirs.get(word)} "
             f"there and {ours.get(word)} in training"
         )
+    elif given.model != training.model and None not in (given.model, training.model):
+        problems.append("the same tokens are joined otherwise (merges, scores) there")
     if given.sample != training.sample:
         problems.append(
             f"a sample text gives {_ids(given)} there and {_ids(training)} in training"
@@ -119,3 +138,33 @@ def reconcile(
         keeps = told is None or (is_list and told in usable)
         reconciled[name] = kept if keeps else told
     return reconciled
+
+
+def agree(
+    config: Mapping[str, Any],
+    generation: Mapping[str, Any],
+    ids: Mapping[str, int | None],
+    vocab_size: int,
+) -> tuple[dict[str, Any], list[str]]:
+    """`config` with one answer where the tokenizer has none: that of the generation
+    config, which is the one that `generate` heeds. And what that changed, to be said.
+
+    Stop tokens are no conflict where one side only has more of them.
+    """
+    agreed, notes = dict(config), []
+    usable = reconcile(generation, {}, vocab_size)
+    for name in NAMES:
+        ours, theirs = config.get(name), usable[name]
+        if ids.get(name) is not None or None in (ours, theirs):
+            continue
+        if not {*_several(ours)} & {*_several(theirs)}:
+            agreed[name] = theirs
+            notes.append(
+                f"{name} was {ours} in config.json and {theirs} in generation_config.json, "
+                "and the tokenizer names none: both say the latter now"
+            )
+    return agreed, notes
+
+
+def _several(value: Any) -> list[Any]:
+    return value if isinstance(value, list) else [value]

@@ -87,21 +87,35 @@ def fits_in_memory(nbytes: int) -> bool:
     return bool(nbytes * _ROOM < psutil.virtual_memory().available)
 
 
+def load_config(hf_dir: Path) -> Any:
+    """What transformers makes of `hf_dir/config.json`; CheckpointError where it makes
+    nothing of it.
+    """
+    try:
+        from transformers import AutoConfig
+    except ImportError as error:
+        raise CheckpointError(
+            "verify needs transformers for the logits; install it or compare weights only"
+        ) from error
+    try:
+        return AutoConfig.from_pretrained(hf_dir, trust_remote_code=False)
+    except Exception as error:  # whatever a value provokes
+        reason = " ".join(str(error).split()) or type(error).__name__
+        raise CheckpointError(
+            f"{hf_dir}/config.json: transformers does not load it ({reason}); correct it"
+        ) from error
+
+
 class DecoderLayers:
     """The decoder layers of the installed `transformers`, given their weights one at a time."""
 
     def __init__(self, hf_dir: Path, model_type: str, positions_T: Tensor) -> None:
-        try:
-            from transformers import AutoConfig
-        except ImportError as error:
-            raise CheckpointError(
-                "verify needs transformers for the logits; install it or compare weights only"
-            ) from error
+        config = load_config(hf_dir)
         module = importlib.import_module(
             f"transformers.models.{model_type}.modeling_{model_type}"
         )
         family = FAMILIES[model_type].class_name.removesuffix("ForCausalLM")
-        self._config = AutoConfig.from_pretrained(hf_dir, trust_remote_code=False)
+        self._config = config
         self._config._attn_implementation = "eager"
         self._layer = getattr(module, f"{family}DecoderLayer")
         self._norm = getattr(module, f"{family}RMSNorm")

@@ -18,13 +18,17 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from alia_ctx import checkpoint
+from alia_ctx import checkpoint, identity
 from alia_ctx.checkpoint import dcp_store
 from alia_ctx.checkpoint.manifest import Manifest
 from alia_ctx.checkpoint.tensor_files import TensorFiles
+from alia_ctx.data.tokens.tokenizer_files import (
+    TOKENIZER,
+    has_vocabulary,
+    tokenizer_statement,
+)
 from alia_ctx.errors import CheckpointError
 from alia_ctx.hf import config, rope_config, rules
-from alia_ctx.hf.assets import has_tokenizer
 from alia_ctx.hf.export_assets import stated_tokenizer
 from alia_ctx.hf.pair import Pair
 from alia_ctx.hf.reference_decoder import ReferenceDecoder, spread_positions
@@ -187,13 +191,28 @@ def _as_imported(manifest: Manifest, model: ModelSpec) -> tuple[ModelSpec, list[
 def _compare_tokenizers(
     hf_dir: Path, ckpt_dir: Path, manifest: Manifest
 ) -> tuple[str, list[str]]:
-    """What was compared of the tokenizers, and in what they differ."""
+    """What was compared of the tokenizers, and in what they differ.
+
+    Where the files of training are as they were, transformers is asked what it makes of
+    either; otherwise what the checkpoint states of them is compared.
+    """
     training = stated_tokenizer(manifest) or ckpt_dir / checkpoint.ASSETS
-    for directory in (hf_dir, training):
-        if not has_tokenizer(directory):
-            return f"tokenizer: not compared, {directory} has none", []
+    stated = manifest.extra.get(TOKENIZER)
+    if not has_vocabulary(hf_dir):
+        return f"tokenizer: not compared, {hf_dir} has none", []
+    if stated is not None and tokenizer_statement(training) != stated:
+        apart = identity.differences(stated, tokenizer_statement(hf_dir), "tokenizer")
+        text = (
+            "tokenizer: its files, with what the checkpoint states of them; those in "
+            f"{training} are gone, or were changed since"
+        )
+        return text, apart
+    if not has_vocabulary(training):
+        return f"tokenizer: not compared, {training} has none", []
     there, here = map(read_tokenizer, (hf_dir, training))
     text = f"tokenizer: {len(there.vocabulary):,} tokens, special ids, a sample of text"
+    if stated is None and manifest.ledger:
+        text += f" of {training} as it is now: the checkpoint does not state its files"
     return text, [f"tokenizer: {problem}" for problem in differences(there, here)]
 
 

@@ -60,7 +60,7 @@ class MegatronEngine(Ranks):
     Args:
         model: sizes of the model.
         rope: rotary embedding of this stage.
-        context: tokens of a row, T.
+        context: tokens of a row, T, at most.
         layout: parallel sizes; data parallelism takes what is left of the world.
         engine: precision, kernel, communication.
         optimizer: AdamW's constants; None builds no optimizer and no gradient buffers (evaluation).
@@ -235,9 +235,7 @@ class MegatronEngine(Ranks):
 
         Collective.
         """
-        sums = [
-            [row.values.sum(dtype=np.float64), row.predicted.sum()] for row in losses
-        ]
+        sums = [[row.total, row.predicted.sum()] for row in losses]
         total, predicted = self.sum_over_ranks(
             np.array(sums or [[0.0, 0.0]], dtype=np.float64).sum(axis=0)
         )

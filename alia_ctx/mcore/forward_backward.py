@@ -29,13 +29,15 @@ from alia_ctx.train.engine import RowLosses
 class Batch:
     """One row on this CP rank:
 
-    t = T/cp tokens. `tokens` only where the pipeline starts, `targets` where it ends.
+    t = T/cp tokens. `tokens` only where the pipeline starts, `targets` where it ends, and
+    there `weights`, what each target's loss counts (None: 1).
     """
 
     row: PackedRow
     geometry: RowGeometry
     tokens: torch.Tensor | None
     targets: torch.Tensor | None
+    weights: torch.Tensor | None = None
 
 
 @dataclass(frozen=True)
@@ -46,6 +48,7 @@ class RowOnDevice:
     ranges: tuple[Range, ...]
     targets: torch.Tensor
     losses: TokenLosses
+    weights: torch.Tensor | None = None
 
     def to_host(self) -> RowLosses:
         return RowLosses(
@@ -54,11 +57,12 @@ class RowOnDevice:
             values=self.losses.values.cpu().numpy(),
             predicted=self.targets.cpu().numpy() >= 0,
             hits=self.losses.hits.cpu().numpy(),
+            weights=None if self.weights is None else self.weights.cpu().numpy(),
         )
 
 
 class ForwardBackward:
-    """Runs rows of `context` tokens through `chunk`, forward alone or with backward.
+    """Runs rows of at most `context` tokens through `chunk`, forward alone or with backward.
 
     Args:
         chunk: what upstream's schedules drive: this rank's module in its wrappers.
@@ -90,7 +94,7 @@ class ForwardBackward:
         self.forward_context = forward_context
         self._geometry = functools.partial(
             row_geometry,
-            row_length=context,
+            context=context,
             cp=ranks.groups.cp.size(),
             cp_rank=ranks.groups.cp.rank(),
             rope=rope,
@@ -100,18 +104,32 @@ class ForwardBackward:
         )
 
     def rows(self, rows: Sequence[PackedRow], *, forward_only: bool) -> list[RowLosses]:
-        """Losses of `rows`, where this rank reports them; a rank without rows runs one that
-        predicts nothing. Collective.
+        """Losses of `rows`, which are of one length, where this rank reports them; a rank
+        without rows runs one that predicts nothing. Collective.
         """
         rows = list(rows) or [PackedRow.from_documents([], self.context)]
+        lengths = {row.length for row in rows}
+        if len(lengths) > 1:
+            raise LayoutError(
+                f"rows of {sorted(lengths)} tokens cannot pass the pipeline together; "
+                "run those of one length at a time"
+            )
         batches = (self.batch(row) for row in rows)
-        done = self.batches(batches, len(rows), forward_only=forward_only)
+        done = self.batches(
+            batches, len(rows), forward_only=forward_only, length=rows[0].length
+        )
         return [row.to_host() for row in done] if self.ranks.reports_losses else []
 
     def batches(
-        self, batches: Iterable[Batch], count: int, *, forward_only: bool
+        self,
+        batches: Iterable[Batch],
+        count: int,
+        *,
+        forward_only: bool,
+        length: int | None = None,
     ) -> list[RowOnDevice]:
-        """Drive upstream's schedule over `count` batches. Collective.
+        """Drive upstream's schedule over `count` batches of rows of `length` tokens (the
+        context). Collective.
 
         What is returned is on the last pipeline rank alone, in the order of the batches.
         """
@@ -120,19 +138,19 @@ class ForwardBackward:
             data_iterator=iter(batches),
             model=[self.chunk],
             num_microbatches=count,
-            seq_length=self.context,
+            seq_length=length or self.context,
             micro_batch_size=1,
             forward_only=forward_only,
         )
 
     def batch(self, row: PackedRow) -> Batch:
         """This CP rank's part of a row: only its chunks are read and turned into tensors."""
-        geometry = self._geometry(row.doc_offsets)
+        geometry = self._geometry(row.doc_offsets, row_length=row.length)
 
         def local(read: Callable[[int, int], np.ndarray]) -> np.ndarray:
             return np.concatenate([read(a, b) for a, b in geometry.rank.ranges])
 
-        tokens = targets = None
+        tokens = targets = weights = None
         if self.ranks.is_first_pp_rank:
             ids = local(row.tokens)
             self._check_vocabulary(row, ids)
@@ -141,7 +159,10 @@ class ForwardBackward:
             ids = local(row.targets)
             self._check_vocabulary(row, ids[ids != IGNORE])
             targets = torch.from_numpy(ids).to(self.ranks.device)
-        return Batch(row=row, geometry=geometry, tokens=tokens, targets=targets)
+            if row.piece_weights is not None:
+                counts = torch.from_numpy(local(row.loss_weights))
+                weights = counts.to(self.ranks.device)
+        return Batch(row, geometry, tokens, targets, weights)
 
     def _check_vocabulary(self, row: PackedRow, ids: np.ndarray) -> None:
         if ids.size and (ids.min() < 0 or ids.max() >= self.vocab_size):
@@ -163,10 +184,12 @@ class ForwardBackward:
             if layer is None or batch.targets is None:
                 output = chunk(*arguments, packed_seq_params=batch.geometry)
                 return output, _no_loss
-            with layer.predicting(batch.targets):
+            with layer.predicting(batch.targets, batch.weights):
                 output = chunk(*arguments, packed_seq_params=batch.geometry)
         ranges = batch.geometry.rank.ranges
-        done = RowOnDevice(batch.row, ranges, batch.targets, layer.take_losses())
+        done = RowOnDevice(
+            batch.row, ranges, batch.targets, layer.take_losses(), batch.weights
+        )
         predicted = torch.sum(batch.targets >= 0).to(torch.int32)
         return output, lambda loss: (loss.view(()), predicted, done)
 

@@ -43,16 +43,21 @@ class LossOutputLayer(torch.nn.Module):
         self._logits = layer.forward
         self.sharded_state_dict = layer.sharded_state_dict
         self._targets: Tensor | None = None
+        self._weights: Tensor | None = None
         self._losses: TokenLosses | None = None
 
     @contextlib.contextmanager
-    def predicting(self, targets_T: Tensor) -> Iterator[None]:
-        """Within it, `forward` predicts `targets_T` (int64 [T], those of this CP rank)."""
-        self._targets, self._losses = targets_T, None
+    def predicting(
+        self, targets_T: Tensor, weights_T: Tensor | None = None
+    ) -> Iterator[None]:
+        """Within it, `forward` predicts `targets_T` (int64 [T], those of this CP rank),
+        whose losses count `weights_T` (fp32 [T]; None: 1) in the sum.
+        """
+        self._targets, self._weights, self._losses = targets_T, weights_T, None
         try:
             yield
         finally:
-            self._targets = None
+            self._targets = self._weights = None
 
     def take_losses(self) -> TokenLosses:
         """Token by token, what the last loss is made of; once for each forward."""
@@ -84,5 +89,6 @@ class LossOutputLayer(torch.nn.Module):
             vocab_size=self.vocab_size,
             chunk_tokens=self.chunk_tokens,
             sequence_parallel=self.sequence_parallel,
+            weights_T=self._weights,
         )
         return loss.view(1, 1), None

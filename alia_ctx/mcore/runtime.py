@@ -11,7 +11,6 @@ import tempfile
 from collections.abc import Iterator
 from datetime import timedelta
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -25,7 +24,7 @@ from alia_ctx.errors import CheckpointError, LayoutError
 from alia_ctx.mcore import adam, host
 from alia_ctx.mcore.quiet import quiet_upstream
 from alia_ctx.spec.layout import Layout
-from alia_ctx.train.rendezvous import rendezvous
+from alia_ctx.train.rendezvous import World, meeting, rendezvous
 
 
 class Distributed:
@@ -63,8 +62,15 @@ class Distributed:
     def _start(self, backend: str, entered: contextlib.ExitStack) -> None:
         timeout = timedelta(minutes=self.config.timeout_minutes)
         if "RANK" in os.environ:
+            place = meeting()
             with rendezvous():
-                dist.init_process_group(backend, timeout=timeout)
+                dist.init_process_group(
+                    backend,
+                    store=place.store,
+                    rank=place.rank,
+                    world_size=place.world_size,
+                    timeout=timeout,
+                )
         else:
             folder = entered.enter_context(
                 tempfile.TemporaryDirectory(prefix="alia-ctx-")
@@ -82,7 +88,7 @@ class Distributed:
         self._entered.close()
 
 
-class Ranks:
+class Ranks(World):
     """Where this process stands among the ranks of `layout`, and talk among them all.
 
     Upstream's process groups are those of the engine built last: it keeps one set in the
@@ -99,14 +105,6 @@ class Ranks:
         self.groups = ProcessGroupCollection.use_mpu_process_groups()
         self.is_first_pp_rank = self.groups.pp.rank() == 0
         self.is_last_pp_rank = self.groups.pp.rank() == layout.pp - 1
-
-    @property
-    def rank(self) -> int:
-        return dist.get_rank()
-
-    @property
-    def world_size(self) -> int:
-        return dist.get_world_size()
 
     @property
     def data_parallel_rank(self) -> int:
@@ -131,12 +129,6 @@ class Ranks:
         )
         dist.all_reduce(tensor)
         return tensor.cpu().numpy()
-
-    def gather_objects(self, value: Any) -> list[Any]:
-        """`value` of every rank, on every rank; for small things."""
-        gathered: list[Any] = [None] * self.world_size
-        dist.all_gather_object(gathered, value)
-        return gathered
 
     def barrier(self) -> None:
         dist.barrier()

@@ -49,9 +49,11 @@ def vocab_parallel_loss(
     vocab_size: int,
     sequence_parallel: bool,
     chunk_tokens: int | None = None,
+    weights_T: Tensor | None = None,
 ) -> tuple[Tensor, TokenLosses]:
     """Sum of the cross entropies of the predicted tokens (fp32 scalar, differentiable),
-    and what each of them is.
+    and what each of them is. In the sum each counts `weights_T` (fp32 [T], on every TP
+    rank; None: 1).
 
     `hidden` is [T, H] or Megatron's [T, 1, H]; under sequence parallelism it holds this
     TP rank's T/tp tokens. `weight_vH` is this TP rank's shard of the head, padded to
@@ -76,7 +78,7 @@ def vocab_parallel_loss(
         hidden.requires_grad or weight_vH.requires_grad
     )
     total, values_T, hits_T = _LinearCrossEntropy.apply(  # type: ignore[no-untyped-call]
-        tokens_H, weight_vH, targets_T, head, differentiate
+        tokens_H, weight_vH, targets_T, weights_T, head, differentiate
     )
     return total, TokenLosses(values_T, hits_T)
 
@@ -177,12 +179,14 @@ class _LinearCrossEntropy(torch.autograd.Function):
         own_TH: Tensor,
         weight_vH: Tensor,
         targets_T: Tensor,
+        weights_T: Tensor | None,
         head: _Head,
         differentiate: bool,
     ) -> tuple[Tensor, Tensor, Tensor]:
         compute = torch.promote_types(weight_vH.dtype, torch.float32)
         weight = _operand(weight_vH[: head.vocab_local(weight_vH.shape[0])])
         targets = head.targets(targets_T)
+        counts = None if weights_T is None else head.targets(weights_T)
         losses = torch.zeros(targets.shape, dtype=compute, device=own_TH.device)
         hits = torch.zeros(targets.shape, dtype=torch.bool, device=own_TH.device)
         if differentiate:
@@ -200,6 +204,8 @@ class _LinearCrossEntropy(torch.autograd.Function):
             losses[:, chunk] = losses_c.view(targets.shape[0], -1)
             hits[:, chunk] = hits_c.view(targets.shape[0], -1)
             if differentiate:
+                if counts is not None:
+                    scores_cv.mul_(counts[:, chunk].reshape(-1, 1))
                 scores_cv = scores_cv.to(weight.dtype)
                 grad_hidden[chunk] = head.reduce_hidden(_product(scores_cv, weight))
                 _add_product(grad_weight[: weight.shape[0]], scores_cv.T, hidden_cH)
@@ -207,7 +213,7 @@ class _LinearCrossEntropy(torch.autograd.Function):
         if differentiate:
             ctx.save_for_backward(grad_hidden, grad_weight.to(weight_vH.dtype))
         losses_T, hits_T = losses.view(-1), hits.view(-1)
-        total = losses_T.sum()
+        total = (losses_T if weights_T is None else losses_T * weights_T).sum()
         ctx.mark_non_differentiable(losses_T, hits_T)
         return total, losses_T, hits_T
 
@@ -221,6 +227,7 @@ class _LinearCrossEntropy(torch.autograd.Function):
         return (
             grad_hidden.mul_(grad_total),
             grad_weight.mul_(grad_total),
+            None,
             None,
             None,
             None,

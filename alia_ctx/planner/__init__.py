@@ -6,6 +6,14 @@ docs/planner.md has the formulas.
 """
 
 from alia_ctx.planner.memory import RankMemory
+from alia_ctx.planner.rope_choices import (
+    RopeFigures,
+    choice_table,
+    draw_choices,
+    standard_choices,
+    with_configured,
+)
+from alia_ctx.planner.rope_choices import figures as rope_figures
 from alia_ctx.planner.rope_reach import (
     RopeReach,
     first_negative_distance,
@@ -20,16 +28,22 @@ from alia_ctx.planner.workload import Workload
 __all__ = [
     "LayoutChoice",
     "RankMemory",
+    "RopeFigures",
     "RopeReach",
     "StagePlan",
     "Workload",
+    "choice_table",
     "choices_table",
+    "draw_choices",
     "first_negative_distance",
     "inverse_frequencies",
     "memory_table",
     "plain_bases",
     "plan_stage",
     "plan_table",
+    "rope_figures",
     "rope_reach",
+    "standard_choices",
     "suggest_layouts",
+    "with_configured",
 ]

@@ -142,6 +142,23 @@ class RopeSpec:
                 problems.append(
                     Problem(f"{key}.{name}", value, "must be above 0", remedy)
                 )
+        for name in ("mscale", "mscale_all_dim"):  # 0 is read as unset
+            value = getattr(self, name)
+            if value is not None and value < 0:
+                rule, remedy = "must not be negative", "leave it out, or set 1"
+                problems.append(Problem(f"{key}.{name}", value, rule, remedy))
+        fast = 32.0 if self.beta_fast is None else self.beta_fast
+        slow = 1.0 if self.beta_slow is None else self.beta_slow
+        if not fast >= slow:
+            problems.append(
+                Problem(
+                    f"{key}.beta_fast",
+                    f"{fast:g}",
+                    f"is below beta_slow={slow:g}: near pairs would be stretched and far "
+                    "ones kept",
+                    "YaRN uses 32 and 1",
+                )
+            )
         low, high = self.low_freq_factor, self.high_freq_factor
         if low is not None and high is not None and not 0 < low < high:
             problems.append(

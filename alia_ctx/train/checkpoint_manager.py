@@ -55,6 +55,7 @@ class CheckpointManager:
         self._assets: dict[str, bytes] = {}
         self._whole: Path | None = None  # the newest that we opened or committed
         self._damaged: set[Path] = set()
+        self._best: Path | None = None
         self._seconds = 0.0
         self._begun = 0.0
         self._pending: tuple[PendingSave, Manifest] | None = None
@@ -67,6 +68,19 @@ class CheckpointManager:
 
     def path(self, manifest: Manifest) -> Path:
         return self.root / checkpoint.checkpoint_name(manifest.update)
+
+    def keep(self, update: int) -> None:
+        """Keep the checkpoint of `update`, which is the best, beside the last ones; the one
+        that was kept before it goes the way of all.
+        """
+        self._best = self.root / checkpoint.checkpoint_name(update)
+
+    def holds(self, update: int) -> bool:
+        """Whether there is a checkpoint of `update`, or one is being written."""
+        path = self.root / checkpoint.checkpoint_name(update)
+        pending = self._pending is not None and self._pending[1].update == update
+        first: bool = self.engine.gather_objects(pending or path.is_dir())[0]
+        return first
 
     def take_seconds(self) -> float:
         """How long saving kept the caller from training since this was last asked."""
@@ -180,7 +194,7 @@ class CheckpointManager:
                 self.root,
                 keep_last=self.rules.keep_last,
                 keep_every=self.rules.keep_every,
-                keep=self._damaged,
+                keep={*self._damaged, *([self._best] if self._best else [])},
             )
             # freeing terabytes takes a file system a while, and nobody needs to wait for it
             self._sweeper = threading.Thread(
@@ -253,25 +267,31 @@ class CheckpointManager:
             manifest = checkpoint.open_checkpoint(path, self.engine)
         except DamagedError as error:
             return str(error)
-        assets = self._read_assets(path, manifest)
+        assets = _read_assets(self._on_first_rank, path, manifest)
         if self.engine.rank == 0:
             self._assets = assets
         self.allow(_patience(manifest))  # loading comes next
         return None
 
-    def _read_assets(self, path: Path, manifest: Manifest) -> dict[str, bytes]:
-        assets: dict[str, bytes] = {}
 
-        def read() -> None:
-            folder = f"{checkpoint.ASSETS}/"
-            for name in manifest.files:
-                if name.startswith(folder):
-                    assets[name.removeprefix(folder)] = (path / name).read_bytes()
+def _read_assets(
+    on_first_rank: Callable[[Callable[[], None]], str | None],
+    path: Path,
+    manifest: Manifest,
+) -> dict[str, bytes]:
+    """What travels with the weights of a checkpoint, on rank 0. Collective."""
+    assets: dict[str, bytes] = {}
 
-        error = self._on_first_rank(read)
-        if error is not None:
-            raise checkpoint.UnreadableError(error)
-        return assets
+    def read() -> None:
+        folder = f"{checkpoint.ASSETS}/"
+        for name in manifest.files:
+            if name.startswith(folder):
+                assets[name.removeprefix(folder)] = (path / name).read_bytes()
+
+    error = on_first_rank(read)
+    if error is not None:
+        raise checkpoint.UnreadableError(error)
+    return assets
 
 
 def _marker(root: Path) -> Path:

@@ -22,7 +22,8 @@ class RowLosses:
 
     `values` fp32 [t] in nats and 0 where nothing is predicted, `predicted` bool [t], and
     `hits` bool [t]: greedy decoding would give the target (of equal logits the lowest
-    index wins, as in torch.argmax).
+    index wins, as in torch.argmax). `weights` fp32 [t]: what each counts in the update's
+    loss; None where all count alike.
     """
 
     row: PackedRow
@@ -30,6 +31,14 @@ class RowLosses:
     values: np.ndarray
     predicted: np.ndarray
     hits: np.ndarray
+    weights: np.ndarray | None = None
+
+    @property
+    def total(self) -> float:
+        """Sum of the losses, each by its weight."""
+        if self.weights is None:
+            return float(self.values.sum(dtype=np.float64))
+        return float(np.dot(self.values.astype(np.float64), self.weights))
 
     def as_row(self) -> np.ndarray:
         """fp32 [T]: losses in row order, NaN where nothing is predicted or another rank
@@ -85,10 +94,10 @@ class PendingSave(Protocol):
         ...
 
 
-class Engine(Protocol):
-    """One stage's model, gradients and optimizer on this rank.
+class Scorer(Protocol):
+    """A model on this rank that reads rows: all that evaluation needs.
 
-    Every method but `memory_bytes` is collective: all ranks call it, in the same order.
+    Every method is collective: all ranks call it, in the same order.
     """
 
     @property
@@ -102,6 +111,24 @@ class Engine(Protocol):
 
     @property
     def data_parallel_size(self) -> int: ...
+
+    def row_losses(self, rows: Sequence[PackedRow]) -> tuple[RowLosses, ...]:
+        """Losses and hits per token of `rows` without training, on the ranks that report
+        them (empty elsewhere): over all ranks each predicted token of each row is
+        reported once.
+        """
+        ...
+
+    def gather_objects(self, value: Any) -> list[Any]:
+        """`value` (picklable, small) of every rank in rank order, on every rank."""
+        ...
+
+
+class Engine(Scorer, Protocol):
+    """One stage's model, gradients and optimizer on this rank.
+
+    Every method but `memory_bytes` is collective: all ranks call it, in the same order.
+    """
 
     @property
     def precision_on_disk(self) -> dict[str, Precision | None]:
@@ -122,25 +149,14 @@ class Engine(Protocol):
         """
         ...
 
-    def row_losses(self, rows: Sequence[PackedRow]) -> tuple[RowLosses, ...]:
-        """Losses and hits per token of `rows` without training, on the ranks that report
-        them (empty elsewhere): over all ranks each predicted token of each row is
-        reported once.
-        """
-        ...
-
     def reduce_losses(self, losses: Sequence[RowLosses]) -> tuple[float, int]:
-        """Mean loss in nats over the predicted tokens of all ranks' `losses`, and their
-        number; 0.0 and 0 where nothing is predicted.
+        """Mean loss in nats over the predicted tokens of all ranks' `losses`, each by its
+        weight, and their number; 0.0 and 0 where nothing is predicted.
         """
         ...
 
     def sum_over_ranks(self, values: np.ndarray) -> np.ndarray:
         """Sum of a float64 array over all ranks, on every rank."""
-        ...
-
-    def gather_objects(self, value: Any) -> list[Any]:
-        """`value` (picklable, small) of every rank in rank order, on every rank."""
         ...
 
     def barrier(self) -> None: ...

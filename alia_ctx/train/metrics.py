@@ -37,11 +37,15 @@ class StageMetrics:
         self.peak_flops = peak_flops
         self._spikes = SpikeDetector()
 
-    def flops(self, attention_pairs: np.ndarray) -> list[float]:
-        """FLOPs of rows with so many visible query-key pairs each: what balancing makes
-        even over the data-parallel ranks.
+    def flops(
+        self, attention_pairs: np.ndarray, places: np.ndarray | None = None
+    ) -> list[float]:
+        """FLOPs of rows with so many visible query-key pairs each, and so many places for
+        tokens (default: the context): what balancing makes even over the data-parallel
+        ranks.
         """
-        linear = self.model.linear_flops_per_token() * self.context
+        tokens = self.context if places is None else places
+        linear = self.model.linear_flops_per_token() * tokens
         return list(linear + self.model.attention_flops([1]) * attention_pairs)
 
     def remember(self, losses: Iterable[float]) -> None:

@@ -1,20 +1,113 @@
-"""Where the ranks of a run meet: a port that is taken is one line and status 75."""
+"""Where the ranks of a run meet, and what they tell each other before an engine is there;
+a port that is taken is one line and status 75.
+"""
 
 from __future__ import annotations
 
+import functools
+import json
 import os
 import socket
+import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from datetime import timedelta
+from typing import Any
 
 import torch.distributed as dist
+from torch.distributed.rendezvous import rendezvous as upstream_rendezvous
 
+from alia_ctx.checkpoint.opening import OneRank, Ranks
+from alia_ctx.errors import AliaError
 from alia_ctx.train.stopping import RequeueError
+
+_MEETING = timedelta(minutes=20)  # as `engine.timeout_minutes`, not known yet
+_READING = timedelta(seconds=60)
+
+
+class World:
+    """All ranks of the process group, before any layout divides them."""
+
+    @property
+    def rank(self) -> int:
+        return dist.get_rank()
+
+    @property
+    def world_size(self) -> int:
+        return dist.get_world_size()
+
+    def gather_objects(self, value: Any) -> list[Any]:
+        """`value` of every rank, on every rank; for small things. Collective."""
+        gathered: list[Any] = [None] * self.world_size
+        dist.all_gather_object(gathered, value)
+        return gathered
+
+
+class Meeting:
+    """The ranks that launcher or srun started, before there is a process group, which
+    takes a configuration to start: they meet at the store of MASTER_ADDR and MASTER_PORT.
+    """
+
+    def __init__(self, store: Any, rank: int, world_size: int) -> None:
+        self.store, self.rank, self.world_size = store, rank, world_size
+        self._gathered = 0
+
+    def gather_objects(self, value: Any) -> list[Any]:
+        """`value`, of JSON's types, of every rank, on every rank. Collective."""
+        self._gathered += 1
+        keys = [f"alia-ctx/{self._gathered}/{r}" for r in range(self.world_size)]
+        with rendezvous():
+            self.store.set(keys[self.rank], json.dumps(value))
+            self._wait(keys, _MEETING)
+            values = [json.loads(text) for text in self.store.multi_get(keys)]
+            self.store.set(f"{keys[self.rank]}/read", "")
+        if self.rank == 0:  # may host the store: it stays until all have read
+            with suppress(dist.DistError):
+                self._wait([f"{key}/read" for key in keys], _READING)
+        return values
+
+    def _wait(self, keys: list[str], limit: timedelta) -> None:
+        """Until all keys are there. Upstream's `wait` keeps signals waiting too."""
+        deadline = time.monotonic() + limit.total_seconds()
+        while not self.store.check(keys):
+            if time.monotonic() > deadline:
+                missing = [key for key in keys if not self.store.check([key])]
+                ranks = ", ".join(key.split("/")[2] for key in missing)
+                raise dist.DistStoreError(f"nothing was heard of ranks {ranks}")
+            time.sleep(0.05)
+
+
+def starting_ranks() -> Ranks:
+    """The ranks that this process was started as one of.
+
+    Raises RequeueError where they cannot meet.
+    """
+    if dist.is_available() and dist.is_initialized():
+        return World()
+    return meeting() if "RANK" in os.environ else OneRank()
+
+
+@functools.cache  # one rank listens on the port, once
+def meeting() -> Meeting:
+    """Where the ranks meet; the process group is made from its store later on."""
+    missing = [
+        name
+        for name in ("WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
+        if not os.environ.get(name)
+    ]
+    if missing:
+        raise AliaError(
+            f"RANK is set, but {' and '.join(missing)} is not: start several ranks with "
+            "`python -m alia_ctx.cli.launch` or srun, or unset RANK"
+        )
+    with rendezvous(free=True):
+        return Meeting(*next(upstream_rendezvous("env://", timeout=_MEETING)))
 
 
 @contextmanager
-def rendezvous() -> Iterator[None]:
-    """Around the start of a process group whose place MASTER_ADDR and MASTER_PORT give.
+def rendezvous(*, free: bool = False) -> Iterator[None]:
+    """Around what ranks do where MASTER_ADDR and MASTER_PORT tell them to meet; `free`:
+    the port must be, as it will be listened on.
 
     Raises RequeueError where the ranks cannot meet there: another start, on another
     port or when the port is free again, may do, and nothing has been done yet.
@@ -23,7 +116,7 @@ def rendezvous() -> Iterator[None]:
         os.environ.get("MASTER_ADDR", "?"),
         os.environ.get("MASTER_PORT", "?"),
     )
-    if _hosts_the_store() and port.isdigit() and _is_taken(int(port)):
+    if free and _hosts_the_store() and port.isdigit() and _is_taken(int(port)):
         raise RequeueError(
             f"port {port} of {address}, where the ranks are to meet, is taken by another "
             "program; start again, or set another MASTER_PORT"

@@ -1,11 +1,14 @@
-"""Every place of a run on disk, in one table."""
+"""Every place of a run on disk, in one table, and what to do where a stage's is damaged."""
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 from alia_ctx import checkpoint
+from alia_ctx.checkpoint.manifest import DamagedError
 from alia_ctx.errors import CheckpointError
 
 
@@ -18,10 +21,11 @@ class RunDirectory:
     ================================  =============================  ==================
     tokens/SOURCE.{bin,idx}           token stores                   tokenize
     plans/STAGE/                      the rows of a stage            pack
+    held_out/STAGE.{bin,idx}          conversations kept of a stage  pack
     stages/STAGE/                     sinks, stacks of hung ranks    train
     stages/STAGE/metrics.jsonl        a line an update               train
     stages/STAGE/checkpoints/         update-00000100/ and so on     train
-    evaluation/STAGE-CONTEXT.json     what was measured of a stage   evaluate
+    evaluation/MODEL/NAME-CONTEXT.json what an evaluator found       evaluate
     report/                           tables, plot, verdicts         report
     hf/STAGE/                         a Hugging Face directory       run
     hf/STAGE.made_from.json           what it was made from          run
@@ -41,6 +45,10 @@ class RunDirectory:
     def plan(self, stage: str) -> Path:
         return self.root / "plans" / stage
 
+    def conversations(self, stage: str) -> Path:
+        """The prefix of the store of conversations that a stage holds out."""
+        return self.root / "held_out" / stage
+
     def stage(self, stage: str) -> Path:
         return self.root / "stages" / stage
 
@@ -50,8 +58,9 @@ class RunDirectory:
     def checkpoints(self, stage: str) -> Path:
         return checkpoints_directory(self.stage(stage))
 
-    def evaluation(self, stage: str, context: int) -> Path:
-        return self.root / "evaluation" / f"{stage}-{context}.json"
+    @property
+    def evaluations(self) -> Path:
+        return self.root / "evaluation"
 
     @property
     def report(self) -> Path:
@@ -92,3 +101,18 @@ def metrics_file(stage_directory: Path) -> Path:
 def checkpoints_directory(stage_directory: Path) -> Path:
     """Where the stage that has `stage_directory` keeps its checkpoints."""
     return stage_directory / "checkpoints"
+
+
+@contextmanager
+def mended_by_training(stage: str) -> Iterator[None]:
+    """Where the last checkpoint of a stage turns out to be damaged, have the error name
+    the one command that mends it, whatever was to be made from it.
+    """
+    try:
+        yield
+    except DamagedError as error:
+        raise DamagedError(
+            f"{error}\nIt is the last checkpoint of stage {stage}: `alia-ctx train CONFIG "
+            f"--stage {stage}` goes on from the newest one that is whole, and makes this "
+            "one again"
+        ) from error

@@ -20,6 +20,7 @@ from alia_ctx import checkpoint
 from alia_ctx.checkpoint.manifest import Manifest, StageLedger
 from alia_ctx.config.run import OptimizerConfig, StageConfig
 from alia_ctx.data.packing import PackPlan
+from alia_ctx.data.tokens import TOKENIZER
 from alia_ctx.errors import CheckpointError
 from alia_ctx.identity import IdentityError, differences, statement, statement_checksum
 from alia_ctx.spec.model import ModelSpec
@@ -31,10 +32,12 @@ from alia_ctx.train.task import StageTask
 # or later, decides what is trained.
 _NOT_COMPARED = (
     *("layout", "nodes", "recompute", "tokens"),
-    *("pack", "init_from", "update_tokens"),
+    *("pack", "init_from", "update_tokens", "epochs", "published"),
 )
 STARTED_FROM = "started_from"  # in a manifest's `extra`: `checkpoint_statement` of it
 CHANGES = "changes"  # in a manifest's `extra`: what changed while the stage trained
+SCHEDULE = "schedule"  # in a manifest's `extra`: the learning rate's, in numbers
+PLANNED = "planned"  # in a manifest's `extra`: updates of the stage's plan, and epochs
 
 
 def checkpoint_statement(manifest: Manifest) -> dict[str, Any]:
@@ -78,12 +81,15 @@ def require_same_stage(
     Returns what changed since and may, a line each. `as_origin`: another stage starts from
     it, and may have constants of the optimizer that are its own.
     """
-    finished = manifest.update >= task.stage.updates and not as_origin
+    finished = not as_origin and manifest.update >= task.updates
     changed = _differences(task, manifest)
     allowed = [] if finished else [c for c in changed if c.startswith("optimizer.")]
     refused = [line for line in changed if line not in allowed]
     refused += _shortened(task, manifest) if not refused else []
     refused += _other_origin(task, manifest)
+    then = manifest.extra.get(TOKENIZER)
+    if task.tokenizer is not None and then is not None:
+        refused += differences(then, task.tokenizer, TOKENIZER)
     if refused:
         state = f"finished ({manifest.update} updates)" if finished else "begun"
         raise IdentityError(
@@ -162,8 +168,9 @@ def _stage_settings(stage: Mapping[str, Any]) -> dict[str, Any]:
         for name, value in _with_defaults(StageConfig, stage).items()
         if name not in _NOT_COMPARED
     }
-    rows = max(1, stage["update_tokens"] // stage["context"])
-    settings["update_tokens"] = f"{rows} rows of {stage['context']} tokens"
+    if stage["update_tokens"] is not None:
+        rows = max(1, stage["update_tokens"] // stage["context"])
+        settings["update_tokens"] = f"{rows} rows of {stage['context']} tokens"
     return settings
 
 
@@ -191,11 +198,12 @@ def model_differences(then: ModelSpec, now: ModelSpec) -> list[str]:
 
 
 def _shortened(task: StageTask, manifest: Manifest) -> list[str]:
-    if manifest.update <= task.stage.updates:
+    if manifest.update <= task.updates:
         return []
+    budget = "tokens" if task.stage.update_instances is None else "epochs"
     return [
-        f"stages.{task.name}.tokens: {manifest.update} updates were done there, "
-        f"{task.stage.updates} are asked for now"
+        f"stages.{task.name}.{budget}: {manifest.update} updates were done there, "
+        f"{task.updates} are asked for now"
     ]
 
 

@@ -3,20 +3,26 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from alia_ctx import checkpoint
-from alia_ctx.checkpoint.manifest import Manifest, StageLedger
+from alia_ctx.checkpoint.manifest import DamagedError, Manifest, StageLedger
 from alia_ctx.config.run import StageConfig
 from alia_ctx.data.packing import PackedRow, PackPlan
 from alia_ctx.errors import CheckpointError
+from alia_ctx.identity import differences
 from alia_ctx.spec.model import ModelSpec
+from alia_ctx.train.agreement import on_all_ranks
 from alia_ctx.train.checkpoint_manager import CheckpointManager
+from alia_ctx.train.run_directory import mended_by_training
+from alia_ctx.train.schedule import Schedule
 from alia_ctx.train.stage_identity import (
     CHANGES,
+    SCHEDULE,
     STARTED_FROM,
     checkpoint_statement,
     model_differences,
@@ -99,10 +105,17 @@ def resume(
     IdentityError where it is of another stage than the configuration's, or the plan
     does not go on where its ledger ends.
     """
-    manifest = checkpoint.read_manifest(path)
-    changed = require_same_stage(task, path, manifest)
-    require_same_plan(task, plan, manifest)
-    require_same_rows(task, plan, manifest)
+
+    def compare() -> tuple[Manifest, list[str]]:
+        manifest = checkpoint.read_manifest(path)
+        changed = require_same_stage(task, path, manifest)
+        require_same_plan(task, plan, manifest)
+        require_same_rows(task, plan, manifest)
+        return manifest, changed
+
+    manifest, changed = on_all_ranks(
+        checkpoints.engine, str(path), compare, lambda compared: compared[1]
+    )
     checkpoints.engine.load(path / checkpoint.STATE, with_optimizer=True)
     ledger = dataclasses.replace(manifest.ledger[-1], plan=plan.fingerprint)
     extra = dict(manifest.extra)
@@ -115,29 +128,64 @@ def resume(
     return StageState(ledger, manifest.ledger[:-1], manifest.parent, extra)
 
 
-def start_from(
-    start: StageState,
-    task: StageTask,
-    checkpoints: CheckpointManager,
-    path: Path,
+def with_schedule(
+    state: StageState, schedule: Schedule, notice: Callable[[str], None]
 ) -> StageState:
-    """Load what the stage starts from: another stage's checkpoint, or an imported one.
-    Collective.
-
-    CheckpointError where it is of another model, damaged, or lacks the optimizer state
-    that is to be kept.
+    """`state` with the schedule that it goes on with. Where that is another one than
+    before, as a longer stage decays more slowly, the change is recorded and told: the
+    rates of the updates that were done stay what they were.
     """
-    manifest = checkpoint.read_manifest(path)
-    _require_same_model(path, manifest, task.model)
-    keep_optimizer = task.stage.optimizer_state == "keep"
-    if keep_optimizer and not manifest.has_optimizer:
-        raise CheckpointError(
-            f"{path} holds no optimizer state; set "
-            f"stages.{task.name}.optimizer_state=reset, or start from a stage"
+    then, now = state.extra.get(SCHEDULE), schedule.statement()
+    extra = {**state.extra, SCHEDULE: now}
+    changed = differences(then, now, SCHEDULE) if then is not None else []
+    if changed:
+        change = {"after_update": state.update, "settings": changed}
+        extra[CHANGES] = [*extra.get(CHANGES, ()), change]
+        notice(
+            f"from update {state.update + 1} on, with rate "
+            f"{schedule.rate(state.update):.6g}: {'; '.join(changed)}"
         )
+    return dataclasses.replace(state, extra=extra)
+
+
+def start_from(
+    start: StageState, task: StageTask, checkpoints: CheckpointManager
+) -> StageState:
+    """Load what the stage starts from: nothing for random weights, another stage's
+    checkpoint, or an imported one. Collective.
+
+    CheckpointError where it is not there, of another model, damaged, or lacks the
+    optimizer state that is to be kept.
+    """
+    keep_optimizer = task.stage.optimizer_state == "keep"
+
+    def look() -> tuple[Path, Manifest] | None:
+        path = task.origin()
+        if path is None:
+            return None
+        manifest = checkpoint.read_manifest(path)
+        _require_same_model(path, manifest, task.model)
+        if keep_optimizer and not manifest.has_optimizer:
+            raise CheckpointError(
+                f"{path} holds no optimizer state; set "
+                f"stages.{task.name}.optimizer_state=reset, or start from a stage"
+            )
+        return path, manifest
+
+    found = on_all_ranks(
+        checkpoints.engine,
+        f"what stage {task.name} starts from, {task.stage.init_from}",
+        look,
+        lambda found: found and [str(found[0]), checkpoint_statement(found[1])],
+    )
+    if found is None:
+        return start
+    path, manifest = found
     problem = checkpoints.damage(path)
     if problem is not None:
-        raise CheckpointError(problem)
+        is_stage = task.stage.init_from in task.config.get("stages", ())
+        with mended_by_training(task.stage.init_from) if is_stage else nullcontext():
+            raise DamagedError(problem)
     checkpoints.engine.load(path / checkpoint.STATE, with_optimizer=keep_optimizer)
     extra = {STARTED_FROM: checkpoint_statement(manifest)}
     return StageState(start.ledger, manifest.ledger, str(path), extra)

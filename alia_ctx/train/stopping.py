@@ -29,6 +29,16 @@ class RequeueError(AliaError):
     exit_code = REQUEUE
 
 
+def record_status(status: int) -> None:
+    """Leave the exit status that this rank has decided on in ALIA_STATUS_DIR, if there is
+    one: srun tells the highest of all ranks alone, which may be that of one it killed.
+    """
+    folder, rank = os.environ.get("ALIA_STATUS_DIR"), os.environ.get("RANK")
+    if folder and rank:
+        with suppress(OSError):
+            Path(folder, rank).write_text(f"{status}\n", encoding="utf-8")
+
+
 def requeue_on_early_signals() -> None:
     """Let a request to stop end the process at once, with status REQUEUE, as long as
     nothing has been done: imports alone take seconds. StopRequests takes over.

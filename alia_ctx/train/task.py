@@ -7,7 +7,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from alia_ctx.config.evaluation import BestConfig
 from alia_ctx.config.run import CheckpointConfig, Sink, StageConfig
+from alia_ctx.errors import DataError
 from alia_ctx.spec.model import ModelSpec
 
 
@@ -26,8 +28,13 @@ class StageTask:
         peak_flops: floating-point operations a second of one rank, for the MFU.
         saving: when to save, and what to keep.
         evaluate_every: updates between held-out evaluations; 0 for none.
+        best: the metric by which the best checkpoint is known and kept.
         sinks: where metrics go beside `metrics.jsonl`.
         config: the resolved configuration, recorded in checkpoints and sinks.
+        tokenizer: what the text states of the tokenizer that it was made with, recorded
+            in checkpoints; None where nothing is known.
+        planned_updates: updates of a stage of conversations, which its plan says; None
+            where the stage's settings do, and before it is packed.
     """
 
     run: str
@@ -40,5 +47,21 @@ class StageTask:
     peak_flops: float
     saving: CheckpointConfig = field(default_factory=CheckpointConfig)
     evaluate_every: int = 0
+    best: BestConfig | None = None
     sinks: Sequence[Sink] = ()
     config: Mapping[str, Any] = field(default_factory=dict)
+    tokenizer: Mapping[str, str] | None = None
+    planned_updates: int | None = None
+
+    @property
+    def updates(self) -> int:
+        """Updates from the stage's beginning to its end."""
+        if self.stage.update_instances is None:
+            return self.stage.updates
+        if self.planned_updates is None:
+            raise DataError(
+                f"stage {self.name} has no plan of {self.stage.epochs} epochs; run "
+                f"`alia-ctx pack CONFIG --stage {self.name}`, which makes it, or adds "
+                "epochs to the one that is there"
+            )
+        return self.planned_updates

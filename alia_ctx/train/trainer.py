@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import dataclasses
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,9 +18,11 @@ import numpy as np
 
 from alia_ctx import checkpoint
 from alia_ctx.checkpoint.manifest import Manifest
-from alia_ctx.data.packing import PackedRow, PackPlan
+from alia_ctx.data.packing import PackPlan, weigh_by_piece
+from alia_ctx.data.tokens import TOKENIZER
 from alia_ctx.errors import AliaError
 from alia_ctx.train.balance import assign_rows, imbalance
+from alia_ctx.train.best import BEST, improved
 from alia_ctx.train.checkpoint_manager import CheckpointManager
 from alia_ctx.train.engine import Engine
 from alia_ctx.train.metrics import StageMetrics, documents_of
@@ -28,7 +30,8 @@ from alia_ctx.train.metrics_log import JsonLines, MetricsLog
 from alia_ctx.train.run_directory import checkpoints_directory, metrics_file
 from alia_ctx.train.schedule import stage_schedule
 from alia_ctx.train.sinks import open_sinks
-from alia_ctx.train.stage_state import StageState, resume, start_from
+from alia_ctx.train.stage_identity import PLANNED
+from alia_ctx.train.stage_state import StageState, resume, start_from, with_schedule
 from alia_ctx.train.stopping import RequeueError, StopRequests, Watchdog
 from alia_ctx.train.task import StageTask
 
@@ -55,7 +58,7 @@ class StageTrainer:
         notice: called on rank 0 with what a person should know: a damaged checkpoint, a
             skipped update, a spike.
         evaluate: called on every rank after updates at which an evaluation is due; its
-            result goes to the log.
+            result goes to the log, and its `metrics` say which checkpoint is best.
         stop: asked after each update why to stop, if at all.
         watchdog: told of every sign of life.
     """
@@ -77,7 +80,7 @@ class StageTrainer:
         self.report, self.notice, self.evaluate = report, notice, evaluate
         self.stop = stop or StopRequests()
         self.watchdog = watchdog
-        self.schedule = stage_schedule(task.stage)
+        self.schedule = stage_schedule(task.stage, task.updates)
         self.metrics = StageMetrics(
             task.model,
             task.stage.context,
@@ -109,8 +112,12 @@ class StageTrainer:
             self.state = resume(
                 self.state, self.task, self.plan, self.checkpoints, newest
             )
-        elif (origin := self.task.origin()) is not None:
-            self.state = start_from(self.state, self.task, self.checkpoints, origin)
+            if BEST in self.state.extra:
+                self.checkpoints.keep(self.state.extra[BEST]["update"])
+        else:
+            self.state = start_from(self.state, self.task, self.checkpoints)
+        notice = self.notice if self.engine.rank == 0 else lambda text: None
+        self.state = with_schedule(self.state, self.schedule, notice)
         return self.update
 
     @property
@@ -127,7 +134,7 @@ class StageTrainer:
         CheckpointError where the last checkpoint could not be written.
         """
         with self.open_log() as log:
-            while self.update < self.stage.updates:
+            while self.update < self.task.updates:
                 self.advance(log)
             return self.checkpoints.save(self._manifest())
 
@@ -156,8 +163,11 @@ class StageTrainer:
         # Its rows, and which of them this rank computes.
         numbers = self.plan.rows_of_update(self.update)
         rows = [self.plan.row(i) for i in numbers]
+        if self.stage.loss_weighting == "conversation":
+            rows = weigh_by_piece(rows)
+        place = slice(numbers.start, numbers.stop)
         flops = self.metrics.flops(
-            self.plan.attention_pairs(slice(numbers.start, numbers.stop))
+            self.plan.attention_pairs(place), self.plan.places(place)
         )
         shares = assign_rows(
             flops, self.engine.data_parallel_size, self.stage.layout.pp
@@ -184,6 +194,7 @@ class StageTrainer:
             "rows": [numbers.start, numbers.stop],
             "tokens": self.state.ledger.tokens,
             "update_tokens": tokens,
+            "documents": sum(row.doc_ids.size for row in rows),
             "imbalance": imbalance(flops, shares),
             **self.metrics.speed(seconds, tokens, sum(flops), self.engine.world_size),
             "data_seconds": data_seconds,
@@ -192,9 +203,11 @@ class StageTrainer:
             "step_seconds": result.step_seconds,
             "save_seconds": self.checkpoints.take_seconds(),
         }
+        is_best = False
         if self.evaluate is not None and self._is_due(self.task.evaluate_every):
-            line["held_out"] = self.evaluate()
+            line |= self.evaluate()
             self._beat()
+            is_best = self._note_best(line)
         log.write(line)
         if self.engine.rank == 0:
             self._tell(line)
@@ -204,22 +217,41 @@ class StageTrainer:
         is_sound = result.applied or not result.predicted_tokens
         self._skipped_in_a_row = 0 if is_sound else self._skipped_in_a_row + 1
         if self._skipped_in_a_row == PATIENCE:
-            raise self._diverged(line, rows)
+            newest = checkpoint.latest(self.checkpoints.root)
+            raise _diverged(line, newest, documents_of(rows, self.plan.sources))
         reason = self._agreed_stop()
-        if reason and self.update < self.stage.updates:
+        if reason and self.update < self.task.updates:
             self.checkpoints.save(self._manifest())
             raise RequeueError(
                 f"stopped by {reason} after update {self.update}; "
                 "saved, start again to go on"
             )
-        if self._is_due(self.task.saving.every_updates):
+        if is_best or self._is_due(self.task.saving.every_updates):
             self.checkpoints.begin(self._manifest())
+
+    def _note_best(self, line: Mapping[str, Any]) -> bool:
+        """Whether the update that was just evaluated is the best so far, by the metric that
+        the configuration names; then it is saved and kept.
+        """
+        if self.task.best is None:
+            return False
+        before = self.state.extra.get(BEST)
+        if before is not None and not self.checkpoints.holds(before["update"]):
+            before = None  # it could not be written
+        value = line["metrics"].get(self.task.best.metric)
+        best = improved(self.task.best, before, self.update, value)
+        if best is None:
+            return False
+        extra = {**self.state.extra, BEST: best}
+        self.state = dataclasses.replace(self.state, extra=extra)
+        self.checkpoints.keep(self.update)
+        return True
 
     def _is_due(self, every: int) -> bool:
         """Whether what happens each `every` updates (0: never), and at the end, does now."""
         if not every:
             return False
-        return self.update % every == 0 or self.update == self.stage.updates
+        return self.update % every == 0 or self.update == self.task.updates
 
     def _tell(self, line: dict[str, Any]) -> None:
         self.report(line)
@@ -233,19 +265,6 @@ class StageTrainer:
                 f"update {self.update}: loss {line['loss']:.4f} is a spike; "
                 f"rows {line['rows']}"
             )
-
-    def _diverged(
-        self, line: dict[str, Any], rows: Sequence[PackedRow]
-    ) -> DivergedError:
-        newest = checkpoint.latest(self.checkpoints.root)
-        documents = "\n  ".join(documents_of(rows, self.plan.sources))
-        return DivergedError(
-            f"stage {self.task.name}: {PATIENCE} updates in a row, the last being "
-            f"{self.update}, had no finite loss or gradient (loss {line['loss']}, "
-            f"gradient norm {line['gradient_norm']}); nothing was changed by them.\n"
-            f"Last good checkpoint: {newest or 'none yet'}. Documents of the last "
-            f"update (source/number):\n  {documents}"
-        )
 
     def _agreed_stop(self) -> str | None:
         """Why to stop, if any rank has a reason.
@@ -270,4 +289,21 @@ class StageTrainer:
     def _manifest(self) -> Manifest:
         manifest = self.state.manifest(self.task.model, self.task.config)
         extra = {**manifest.extra, "precision": self.engine.precision_on_disk}
+        if self.task.tokenizer is not None:
+            extra[TOKENIZER] = self.task.tokenizer
+        if self.plan.of_conversations:
+            extra[PLANNED] = {"updates": self.task.updates, "epochs": self.stage.epochs}
         return dataclasses.replace(manifest, extra=extra)
+
+
+def _diverged(
+    line: Mapping[str, Any], newest: Path | None, documents: Sequence[str]
+) -> DivergedError:
+    listed = "\n  ".join(documents)
+    return DivergedError(
+        f"stage {line['stage']}: {PATIENCE} updates in a row, the last being "
+        f"{line['update']}, had no finite loss or gradient (loss {line['loss']}, "
+        f"gradient norm {line['gradient_norm']}); nothing was changed by them.\n"
+        f"Last good checkpoint: {newest or 'none yet'}. Documents of the last "
+        f"update (source/number):\n  {listed}"
+    )

@@ -4,48 +4,92 @@ The whole configuration is known here and in `cli`; what lies below takes its pa
 """
 
 from alia_ctx.config.run import HELD_OUT
-from alia_ctx.workflow.chain import finished_checkpoint
+from alia_ctx.workflow.ablation import Ranking, ablate
+from alia_ctx.workflow.chain import (
+    BestCheckpoint,
+    best_checkpoint,
+    check_trained,
+    finished_checkpoint,
+)
 from alia_ctx.workflow.checking import check_vocabulary
-from alia_ctx.workflow.data import (
-    contamination,
-    open_plan,
+from alia_ctx.workflow.comparing_rope import base_rope, compare_rope
+from alia_ctx.workflow.evaluation import (
+    EVALUATORS,
+    Evaluated,
+    Evaluation,
+    EvaluationTask,
+    Role,
+    lines_of,
+    measure_models,
+)
+from alia_ctx.workflow.evaluation_tasks import (
+    evaluation_task,
+    standard_lines,
+    standard_task,
+)
+from alia_ctx.workflow.exporting import export
+from alia_ctx.workflow.named_models import Asked, models_task
+from alia_ctx.workflow.pipeline import plan_stages, run_all
+from alia_ctx.workflow.plans import contamination, open_plan, pack
+from alia_ctx.workflow.recomputing import recompute
+from alia_ctx.workflow.reporting import (
+    keep_page,
+    page_verdicts,
+    report,
+    text_report,
+    write_page,
+)
+from alia_ctx.workflow.starting import load_on_all_ranks, task_on_all_ranks
+from alia_ctx.workflow.stores import (
+    few_held_out,
     open_store,
     open_stores,
-    pack,
     require_same_text,
     tokenize,
 )
-from alia_ctx.workflow.evaluation import (
-    Evaluation,
-    Role,
-    evaluate,
-    standard_evaluations,
-)
-from alia_ctx.workflow.exporting import export
-from alia_ctx.workflow.pipeline import plan_stages, run_all
-from alia_ctx.workflow.recomputing import recompute
-from alia_ctx.workflow.reporting import report
 from alia_ctx.workflow.training import train
 
 __all__ = [
+    "EVALUATORS",
     "HELD_OUT",
+    "Asked",
+    "BestCheckpoint",
+    "Evaluated",
     "Evaluation",
+    "EvaluationTask",
+    "Ranking",
     "Role",
+    "ablate",
+    "base_rope",
+    "best_checkpoint",
+    "check_trained",
     "check_vocabulary",
+    "compare_rope",
     "contamination",
-    "evaluate",
+    "evaluation_task",
     "export",
+    "few_held_out",
     "finished_checkpoint",
+    "keep_page",
+    "lines_of",
+    "load_on_all_ranks",
+    "measure_models",
+    "models_task",
     "open_plan",
     "open_store",
     "open_stores",
     "pack",
+    "page_verdicts",
     "plan_stages",
     "recompute",
     "report",
     "require_same_text",
     "run_all",
-    "standard_evaluations",
+    "standard_lines",
+    "standard_task",
+    "task_on_all_ranks",
+    "text_report",
     "tokenize",
     "train",
+    "write_page",
 ]

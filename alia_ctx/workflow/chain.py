@@ -2,14 +2,22 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
+from dataclasses import dataclass
 from pathlib import Path
 
 from alia_ctx import checkpoint
+from alia_ctx.checkpoint.manifest import DamagedError
 from alia_ctx.config.run import RANDOM, RunConfig, position_edges
-from alia_ctx.data.packing import PackPlan
-from alia_ctx.errors import CheckpointError
-from alia_ctx.train.run_directory import RunDirectory
-from alia_ctx.train.stage_identity import require_same_plan, require_same_stage
+from alia_ctx.data.packing import PackPlan, read_statement
+from alia_ctx.errors import CheckpointError, DataError
+from alia_ctx.train.best import BEST
+from alia_ctx.train.run_directory import RunDirectory, mended_by_training
+from alia_ctx.train.stage_identity import (
+    PLANNED,
+    require_same_plan,
+    require_same_stage,
+)
 from alia_ctx.train.task import StageTask
 
 
@@ -20,6 +28,7 @@ def run_directory(run: RunConfig) -> RunDirectory:
 def stage_task(run: RunConfig, name: str) -> StageTask:
     """What training has to know of `run` about the stage called `name`."""
     return StageTask(
+        planned_updates=planned_updates(run, name),
         run=run.name,
         name=name,
         stage=run.stage(name),
@@ -30,9 +39,31 @@ def stage_task(run: RunConfig, name: str) -> StageTask:
         peak_flops=run.cluster.peak_tflops * 1e12,
         saving=run.checkpoint,
         evaluate_every=run.evaluation.every_updates,
+        best=run.evaluation.best,
         sinks=run.metrics.sinks,
         config=run.to_dict(),
     )
+
+
+def planned_updates(run: RunConfig, name: str) -> int | None:
+    """Updates of a stage of conversations, as its plan says, or its newest checkpoint
+    where the plan is gone; None for other stages, which say themselves, and before the
+    stage is packed.
+    """
+    stage = run.stage(name)
+    if stage.update_instances is None:
+        return None
+    with suppress(DataError):
+        statement = read_statement(run_directory(run).plan(name))
+        if statement.identity.get("epochs") == stage.epochs:
+            return statement.sizes["update_offsets"] - 1
+    newest = checkpoint.latest(run_directory(run).checkpoints(name))
+    if newest is not None:
+        with suppress(CheckpointError):
+            planned = checkpoint.read_manifest(newest).extra.get(PLANNED, {})
+            if planned.get("epochs") == stage.epochs:
+                return int(planned["updates"])
+    return None
 
 
 def check_trained(run: RunConfig, name: str, plan: PackPlan | None = None) -> bool:
@@ -45,13 +76,13 @@ def check_trained(run: RunConfig, name: str, plan: PackPlan | None = None) -> bo
         return False
     try:
         manifest = checkpoint.read_manifest(newest)
-    except CheckpointError:  # damaged: whoever opens it says so
+    except DamagedError:  # training passes it over, or says that none is whole
         return False
     task = stage_task(run, name)
     require_same_stage(task, newest, manifest)
     if plan is not None:
         require_same_plan(task, plan, manifest)
-    return manifest.update >= task.stage.updates
+    return manifest.update >= task.updates
 
 
 def finished_checkpoint(run: RunConfig, name: str, *, as_origin: bool = False) -> Path:
@@ -61,11 +92,38 @@ def finished_checkpoint(run: RunConfig, name: str, *, as_origin: bool = False) -
     CheckpointError says how far it got where it is not finished; IdentityError what
     differs where it was trained with other settings than those of `run`.
     """
-    updates = run.stage(name).updates
-    path = run_directory(run).finished_checkpoint(name, updates)
-    manifest = checkpoint.read_manifest(path)
-    require_same_stage(stage_task(run, name), path, manifest, as_origin=as_origin)
+    task = stage_task(run, name)
+    with mended_by_training(name):
+        path = run_directory(run).finished_checkpoint(name, task.updates)
+        manifest = checkpoint.read_manifest(path)
+    require_same_stage(task, path, manifest, as_origin=as_origin)
     return path
+
+
+@dataclass(frozen=True)
+class BestCheckpoint:
+    """The best checkpoint of a stage, by the metric that its manifests name."""
+
+    path: Path
+    update: int
+    metric: str
+    value: float
+
+    def __str__(self) -> str:
+        return f"{self.path} (update {self.update}, {self.metric} {self.value:.6g})"
+
+
+def best_checkpoint(run: RunConfig, name: str) -> BestCheckpoint | None:
+    """The best checkpoint that a stage knows of and keeps; None where it knows none."""
+    root = run_directory(run).checkpoints(name)
+    newest = checkpoint.latest(root)
+    best = None if newest is None else checkpoint.read_manifest(newest).extra.get(BEST)
+    if best is None:
+        return None
+    path = root / checkpoint.checkpoint_name(best["update"])
+    if not path.is_dir():
+        return None
+    return BestCheckpoint(path, best["update"], best["metric"], best["value"])
 
 
 def origin(run: RunConfig, name: str) -> Path | None:

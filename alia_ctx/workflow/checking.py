@@ -10,7 +10,7 @@ from pathlib import Path
 from alia_ctx.config.run import HELD_OUT, RunConfig
 from alia_ctx.data.tokens import TokenStore, vocabulary_problems
 from alia_ctx.errors import AliaError, ConfigError, Problem, Problems
-from alia_ctx.workflow.data import text_sources
+from alia_ctx.workflow.stores import text_sources
 
 
 def check_vocabulary(run: RunConfig, where: str | Path) -> None:

@@ -1,246 +1,364 @@
-"""Held-out text measured: at the end of stages for the report, and while one is training."""
+"""Models measured: the base and the stages of a run, checkpoints, Hugging Face directories;
+each result is kept with what it was made from.
+"""
 
 from __future__ import annotations
 
+import dataclasses
 import enum
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any
 
-from alia_ctx import checkpoint
-from alia_ctx.checkpoint.manifest import Manifest
-from alia_ctx.config.run import HELD_OUT, RunConfig, position_edges
-from alia_ctx.data.tokens import TokenStore
-from alia_ctx.errors import DataError
-from alia_ctx.evaluation.evaluator import Evaluator
-from alia_ctx.evaluation.held_out import HeldOutRow, held_out_rows
+from alia_ctx.config.run import EngineConfig
+from alia_ctx.errors import AliaError, DataError
+from alia_ctx.evaluation.long_ppl import KeyTokens
 from alia_ctx.evaluation.positions import PositionBands
-from alia_ctx.files import write_json
-from alia_ctx.identity import IdentityError, require_same, sealed, unsealed
+from alia_ctx.evaluation.retrieval import TooShortError
+from alia_ctx.evaluation.verdicts import Measured
+from alia_ctx.files import exclusive, write_json
+from alia_ctx.identity import require_same, sealed, statement, unsealed
 from alia_ctx.progress import meter
-from alia_ctx.train.engine import Engine
-from alia_ctx.train.stage_identity import checkpoint_statement
-from alia_ctx.workflow.chain import (
-    contexts_up_to,
-    finished_checkpoint,
-    longest_context,
-    run_directory,
-)
-from alia_ctx.workflow.data import open_store
+from alia_ctx.spec.layout import Layout
+from alia_ctx.train.engine import Scorer
+from alia_ctx.workflow.evaluated_models import EvaluatedModel, ModelOpener
+from alia_ctx.workflow.measuring import ON_TEXT, Measurement
 from alia_ctx.workflow.reading import read_json
+
+# What reads short texts in long rows.
+_SHORT_IN_LONG = ("blocks", "longppl", "passkey")
+EVALUATORS = (*ON_TEXT, "retrieval", "passkey", "leak")
 
 
 class Role(enum.Enum):
     """What an evaluation is in the report's comparison."""
 
-    BASE = "the first stage at its own context"
-    BASE_GIVEN_LONGER = "the first stage, given the longest input"
-    STAGE = "a later stage at its own context"
+    BASE = "the base at its own context"
+    BASE_GIVEN_LONGER = "the base, given the longest input"
+    STAGE = "a stage at its own context"
     ASKED_FOR = "outside the comparison"
 
 
 @dataclass(frozen=True)
 class Evaluation:
-    """A stage's last checkpoint, shown `context` tokens at a time: a curve of the report."""
+    """A model, shown `context` tokens at a time, by some evaluators: a line of the tables."""
 
     name: str
-    stage: str
+    model: EvaluatedModel
     context: int
+    evaluators: tuple[str, ...] = ("positions",)
     role: Role = Role.ASKED_FOR
 
-    def path(self, run: RunConfig) -> Path:
-        """Where its result is kept."""
-        return run_directory(run).evaluation(self.stage, self.context)
 
-
-def standard_evaluations(run: RunConfig) -> list[Evaluation]:
-    """The report's comparison: every stage at its own context, and the first one given
-    the longest input too.
+@dataclass(frozen=True)
+class Result:
+    """What one evaluator found: `content` is None where it had nothing to measure, and
+    `reason` says why.
     """
-    longest = longest_context(run)
-    (first, base), *later = run.stages.items()
-    evaluations = [Evaluation(first, first, base.context, Role.BASE)]
-    if base.context < longest:
-        name = f"{first}, given {longest:,} tokens"
-        evaluations.append(Evaluation(name, first, longest, Role.BASE_GIVEN_LONGER))
-    return evaluations + [
-        Evaluation(name, name, stage.context, Role.STAGE) for name, stage in later
-    ]
+
+    evaluation: Evaluation
+    evaluator: str
+    made_from: Mapping[str, Any]
+    content: Mapping[str, Any] | None
+    reason: str | None = None
 
 
-def measure[E: Evaluator](
-    engine: Engine,
-    rows: Sequence[HeldOutRow],
-    make: Callable[[], E],
-    progress: Callable[[int], None] = lambda done: None,
-) -> E:
-    """What `make()`, an empty evaluator, makes of `rows`; collective, the same on every rank."""
-    local, total = make(), make()
-    ranks = engine.data_parallel_size
-    for first in range(0, len(rows), ranks):
-        part = rows[first : first + ranks]
-        own = part[engine.data_parallel_rank : engine.data_parallel_rank + 1]
-        # A rank without a row takes part all the same: gathering the weights may be
-        # collective.
-        for losses in engine.row_losses([held_out.row for held_out in own]):
-            if own:
-                local.add(
-                    losses.row,
-                    losses.as_row(),
-                    losses.hits_as_row(),
-                    position_offset=own[0].position_offsets,
-                )
-        progress(first + len(part))
-    for gathered in engine.gather_objects(local.to_json()):
-        total.merge(type(total).from_json(gathered))
-    return total
+@dataclass(frozen=True)
+class Evaluated:
+    """Results in the order of the tables, the base first."""
 
+    results: tuple[Result, ...]
+    native: int
+    notes: tuple[str, ...] = ()
 
-def evaluate(
-    run: RunConfig, evaluations: Sequence[Evaluation]
-) -> dict[str, PositionBands]:
-    """Measure losses by position on the held-out text, by name of the evaluation.
+    def of(self, evaluator: str) -> list[Result]:
+        """What an evaluator measured, in the order of the tables."""
+        return [r for r in self.results if r.evaluator == evaluator and r.content]
 
-    Collective: results on every rank, and in OUTPUT/evaluation.
-    """
-    from alia_ctx.mcore.runtime import Distributed
-
-    store = open_store(run, HELD_OUT)
-    paths = {e.name: finished_checkpoint(run, e.stage) for e in evaluations}
-    with Distributed(run.engine):
+    def positions(self) -> dict[str, PositionBands]:
+        """Losses by position, by name of the evaluation."""
         return {
-            e.name: _evaluate_one(run, e, paths[e.name], store) for e in evaluations
+            r.evaluation.name: PositionBands.from_json(r.content or {})
+            for r in self.of("positions")
+        }
+
+    def to_json(self) -> dict[str, Any]:
+        """All results, each with what it was made from, in JSON's types."""
+        return {
+            "native_context": self.native,
+            "notes": list(self.notes),
+            "results": [
+                {
+                    "name": r.evaluation.name,
+                    "evaluator": r.evaluator,
+                    "made_from": statement(r.made_from),
+                    "content": statement(r.content),
+                    "reason": r.reason,
+                }
+                for r in self.results
+            ],
         }
 
 
-def _evaluate_one(
-    run: RunConfig, evaluation: Evaluation, path: Path, store: TokenStore
-) -> PositionBands:
-    from alia_ctx.mcore.engine import MegatronEngine
+@dataclass(frozen=True)
+class EvaluationTask:
+    """What is to be measured, and where the results are kept.
 
-    manifest = checkpoint.read_manifest(path)
-    engine = MegatronEngine(
-        manifest.model,
-        manifest.rope,
-        evaluation.context,
-        run.stage(evaluation.stage).layout,
-        run.engine,
-        None,
+    Args:
+        measurement: for a model, as its tokenizer makes it.
+        directory: results are DIRECTORY/MODEL/EVALUATOR-CONTEXT.json.
+        contrast: finds LongPPL's key tokens; None: the last model.
+        remedy: how to make a result anew.
+    """
+
+    evaluations: tuple[Evaluation, ...]
+    measurement: Callable[[EvaluatedModel], Measurement]
+    engine: EngineConfig
+    directory: Path
+    contrast: EvaluatedModel | None = None
+    layout: Layout | None = None
+    remedy: str = "run `alia-ctx evaluate` again, which makes it anew"
+
+    def path(self, evaluation: Evaluation, evaluator: str) -> Path:
+        """Where a result is kept."""
+        folder = evaluation.model.name.replace("/", "_")
+        return self.directory / folder / f"{evaluator}-{evaluation.context}.json"
+
+    def made_from(self, evaluation: Evaluation, evaluator: str) -> dict[str, Any]:
+        """What decides a result: the model, the context, the evaluator and its settings."""
+        model = evaluation.model
+        keys = None
+        if evaluator == "longppl":
+            contrast = self.contrast_model()
+            keys = {"contrast_model": {"name": contrast.name, **contrast.statement}}
+        measurement = self.measurement(model)
+        made_from = {
+            "model": {"name": model.name, **model.statement},
+            "context": evaluation.context,
+            "evaluator": evaluator,
+            "settings": {
+                **measurement.settings(evaluator, keys),
+                "precision": self.engine.precision,
+                "through": model.through.partition(",")[0],
+            },
+        }
+        return dict(statement(made_from))
+
+    def contrast_model(self) -> EvaluatedModel:
+        return self.contrast or self.evaluations[-1].model
+
+    def read(self, evaluation: Evaluation, evaluator: str) -> Result:
+        """A result that was made; IdentityError where there is none, or it is of another
+        model, text or setting than would be measured now.
+        """
+        path = self.path(evaluation, evaluator)
+        artefact = f"the evaluation of {evaluation.name}"
+        document = read_json(path, artefact, self.remedy)
+        before, content = unsealed(document, f"{artefact} in {path}", self.remedy)
+        # Where the text is not at hand any more, what it decides is not compared.
+        has_text = self.measurement(evaluation.model).text is not None
+        if evaluator not in ON_TEXT or has_text:
+            now = self.made_from(evaluation, evaluator)
+        else:
+            model = {"name": evaluation.model.name, **evaluation.model.statement}
+            now = {**before, "model": model}
+        require_same(before, now, f"{artefact} in {path}", self.remedy)
+        return Result(evaluation, evaluator, before, content)
+
+    def native(self) -> int:
+        return self.measurement(self.evaluations[0].model).native
+
+
+def measure_models(task: EvaluationTask) -> Evaluated:
+    """Everything that a task asks for; what is there and was made from the same is read.
+    Collective: results on every rank, and on disk.
+
+    DataError where nothing at all can be measured.
+    """
+    from alia_ctx.mcore.runtime import Distributed
+
+    with (
+        Distributed(task.engine),
+        ModelOpener(task.engine, task.directory, task.layout) as opener,
+        exclusive(
+            task.directory,
+            "alia-ctx evaluate",
+            rank=_rank(),
+            gather=_gather,
+        ),
+    ):
+        keys: dict[int, KeyTokens] = {}
+        results: dict[tuple[int, str], Result] = {}
+        for number, evaluation in enumerate(task.evaluations):
+            missing = []
+            for name in evaluation.evaluators:
+                result = _known(task, evaluation, name)
+                if result is None:
+                    missing.append(name)
+                else:
+                    results[number, name] = result
+            if missing:
+                made = _measure_one(task, opener, evaluation, missing, keys)
+                results |= {(number, r.evaluator): r for r in made}
+    ordered = tuple(
+        results[number, name]
+        for number, evaluation in enumerate(task.evaluations)
+        for name in evaluation.evaluators
     )
-    checkpoint.open_checkpoint(path, engine)
-    engine.load(path / checkpoint.STATE, with_optimizer=False)
-    length = _document_length(run, evaluation, store)
-    rows = held_out_rows(
-        store,
-        context=evaluation.context,
-        length=length,
-        documents=run.evaluation.documents,
-    )
-    title = f"evaluate {evaluation.name}"
-    with meter(title, len(rows), "row", shown=engine.rank == 0) as bar:
-        bands = partial(PositionBands, position_edges(run))
-        total = measure(engine, rows, bands, bar.update)
-    if engine.rank == 0:
-        result = evaluation.path(run)
-        result.parent.mkdir(parents=True, exist_ok=True)
-        made_from = _made_from(run, evaluation, manifest, store.fingerprint, length)
-        write_json(result, sealed(made_from, total.to_json()))
-    return total
-
-
-def _document_length(run: RunConfig, evaluation: Evaluation, store: TokenStore) -> int:
-    """Tokens of each document that are shown.
-
-    The report compares on documents of the longest context. What somebody asks for beside
-    it needs them no longer than the context that was asked for.
-    """
-    longest = longest_context(run)
-    has_longest = int(store.lengths.max(initial=0)) >= longest
-    if evaluation.role is Role.ASKED_FOR and not has_longest:
-        return evaluation.context
-    return longest
-
-
-def _made_from(
-    run: RunConfig,
-    evaluation: Evaluation,
-    manifest: Manifest,
-    held_out: str,
-    length: int,
-) -> dict[str, Any]:
-    """What decides a result: the checkpoint, the text, and how much is shown of it."""
-    return {
-        "checkpoint": checkpoint_statement(manifest),
-        "held_out": held_out,
-        "context": evaluation.context,
-        "length": length,
-        "documents": run.evaluation.documents,
-        "position_edges": position_edges(run),
-    }
-
-
-def read_result(
-    run: RunConfig, evaluation: Evaluation
-) -> tuple[PositionBands, dict[str, Any]]:
-    """(losses by position, what they were made from) of an evaluation that was made.
-
-    IdentityError where there is none, or it is of another checkpoint, text or setting
-    than would be measured now. Where the held-out text is not at hand any more, it is
-    the one thing that is not compared.
-    """
-    artefact = f"the evaluation of {evaluation.name}"
-    remedy = "run `alia-ctx evaluate CONFIG`, which makes it anew"
-    document = read_json(evaluation.path(run), artefact, remedy)
-    artefact = f"{artefact} in {evaluation.path(run)}"
-    before, content = unsealed(document, artefact, remedy)
-    manifest = checkpoint.read_manifest(finished_checkpoint(run, evaluation.stage))
-    try:
-        held_out = open_store(run, HELD_OUT).fingerprint
-    except DataError:
-        held_out = before.get("held_out")
-    now = _made_from(run, evaluation, manifest, held_out, longest_context(run))
-    require_same(before, now, artefact, remedy)
-    return PositionBands.from_json(content), before
-
-
-def what_differs(run: RunConfig, evaluation: Evaluation) -> list[str]:
-    """Why the result of an evaluation cannot be used, a line each; none where it can."""
-    try:
-        read_result(run, evaluation)
-    except IdentityError as error:
-        return [f"{evaluation.name}: {line}" for line in error.differences]
-    return []
-
-
-def held_out_evaluation(
-    run: RunConfig,
-    name: str,
-    engine: Engine,
-    beat: Callable[[], None] = lambda: None,
-) -> Callable[[], dict[str, Any]]:
-    """A function that measures the held-out loss of the model in training, at its own
-    length and at those of the stages before it: {context: {band: loss}}. Collective.
-
-    `beat` is called after every row.
-    """
-    contexts = contexts_up_to(run, name)
-    store = open_store(run, HELD_OUT)
-    rows = {
-        context: held_out_rows(
-            store,
-            context=context,
-            length=max(contexts),
-            documents=run.evaluation.documents,
-            row_length=run.stage(name).context,
+    if not any(result.content for result in ordered):
+        reasons = dict.fromkeys(f"{r.evaluator}: {r.reason}" for r in ordered)
+        raise DataError(
+            "nothing can be measured\n  " + "\n  ".join(reasons) + "\nname longer text "
+            "(evaluation.held_out, --text), a shorter context, or --retrieval"
         )
-        for context in contexts
-    }
-    empty = partial(PositionBands, position_edges(run))
+    return Evaluated(ordered, task.native())
 
-    def losses(held_out: Sequence[HeldOutRow]) -> dict[str, float]:
-        bands = measure(engine, held_out, empty, lambda done: beat()).bands()
-        return {f"{b.start}-{b.stop - 1}": b.loss for b in bands if b.tokens}
 
-    return lambda: {str(context): losses(shown) for context, shown in rows.items()}
+def _known(task: EvaluationTask, evaluation: Evaluation, name: str) -> Result | None:
+    """A result that need not be measured: it is there, or there is nothing to measure.
+    Collective.
+    """
+    measurement = task.measurement(evaluation.model)
+    reason = measurement.problem(name, evaluation.context)
+    if reason is None and name == "leak" and evaluation.model.model is None:
+        reason = "transformers reads each document by itself"
+    if reason is None and name == "longppl":
+        reason = _other_tokens(task, measurement)
+    if reason is None and name in _SHORT_IN_LONG and not evaluation.model.packs:
+        reason = "its RoPE (dynamic) turns otherwise in longer rows; use --context"
+    if reason is not None:
+        return Result(evaluation, name, {}, None, reason)
+    found: Any
+    try:
+        result = task.read(evaluation, name)
+        found = (result.made_from, result.content)
+    except AliaError:
+        found = None
+    if name == "leak":  # of the layout that there is now, and quick
+        found = None
+    # Rank 0 decides for all: a file system may show them different things.
+    first = _gather(found)[0]
+    return None if first is None else Result(evaluation, name, *first)
+
+
+def _other_tokens(task: EvaluationTask, measurement: Measurement) -> str | None:
+    """Why the contrast model's key tokens are none of a model's."""
+    contrast = task.contrast_model()
+    theirs, ours = task.measurement(contrast).text, measurement.text
+    assert ours is not None
+    if theirs is not None and theirs.fingerprint == ours.fingerprint:
+        return None
+    return f"its tokenizer is not that of {contrast.name}, which finds the key tokens"
+
+
+def _find_key_tokens(
+    task: EvaluationTask, opener: ModelOpener, context: int
+) -> KeyTokens:
+    """A function of its own, so that its model is gone before the next is loaded."""
+    contrast = task.contrast_model()
+    with (
+        opener.open(contrast, context) as engine,
+        _bar(f"key tokens by {contrast.name}") as bar,
+    ):
+        measurement = task.measurement(contrast)
+        return measurement.key_tokens(engine, contrast.name, context, bar)
+
+
+def _measure_one(
+    task: EvaluationTask,
+    opener: ModelOpener,
+    evaluation: Evaluation,
+    names: Sequence[str],
+    keys: dict[int, KeyTokens],
+) -> list[Result]:
+    model, context = evaluation.model, evaluation.context
+    measurement = task.measurement(model)
+    if "longppl" in names and context not in keys:
+        keys[context] = _find_key_tokens(task, opener, context)
+    made_from = {name: task.made_from(evaluation, name) for name in names}
+    contents: dict[str, Any] = {}
+    reasons: dict[str, str] = {}
+    with (
+        opener.open(model, context) as engine,
+        _bar(f"evaluate {evaluation.name}") as bar,
+    ):
+        on_text = [name for name in names if name in ON_TEXT]
+        if on_text:
+            contents |= measurement.on_text(
+                engine, context, on_text, keys.get(context), progress=bar
+            )
+        others: dict[str, Callable[[], Any]] = {
+            "retrieval": lambda: measurement.retrieved(
+                engine, context, control=model.packs, progress=bar
+            ),
+            "passkey": lambda: measurement.passkeys(engine, context, progress=bar),
+            "leak": lambda: measurement.leaks(engine, context, _layout(engine)),
+        }
+        for name, find in others.items():
+            if name in names:
+                try:
+                    contents[name] = find()
+                except TooShortError as error:
+                    reasons[name] = str(error)
+    made = []
+    for name in names:
+        content = contents.get(name)
+        reason = reasons.get(name)
+        if content is not None and _rank() == 0:
+            path = task.path(evaluation, name)
+            path.parent.mkdir(parents=True, exist_ok=True)
+            write_json(path, sealed(made_from[name], content))
+        made.append(Result(evaluation, name, made_from[name], content, reason))
+    return made
+
+
+def _layout(engine: Scorer) -> dict[str, int]:
+    """The layout of an engine, data parallelism among it."""
+    layout = vars(engine)["layout"]
+    return {"dp": engine.data_parallel_size, **dataclasses.asdict(layout)}
+
+
+@contextmanager
+def _bar(title: str) -> Iterator[Callable[[int, int], None]]:
+    with meter(title, 1.0, "row", shown=_rank() == 0) as bar:
+
+        def show(done: int, total: int) -> None:
+            bar.retotal(total)
+            bar.update(done)
+
+        yield show
+
+
+def _rank() -> int:
+    import torch.distributed as dist
+
+    return int(dist.get_rank())
+
+
+def _gather(value: Any) -> list[Any]:
+    import torch.distributed as dist
+
+    gathered: list[Any] = [None] * dist.get_world_size()
+    dist.all_gather_object(gathered, value)
+    return gathered
+
+
+def lines_of(evaluated: Evaluated) -> list[Measured]:
+    """The results as lines of the tables."""
+    lines: dict[int, Measured] = {}
+    order = dict.fromkeys(id(r.evaluation) for r in evaluated.results)
+    for key in order:
+        results = [r for r in evaluated.results if id(r.evaluation) == key]
+        evaluation = results[0].evaluation
+        contents = {r.evaluator: r.content for r in results if r.content is not None}
+        texts = [r.made_from.get("settings", {}).get("held_out") for r in results]
+        lines[key] = Measured(
+            evaluation.name,
+            evaluation.model.name,
+            evaluation.context,
+            contents,
+            next(filter(None, texts), None),
+        )
+    return list(lines.values())

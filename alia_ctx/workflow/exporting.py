@@ -11,8 +11,12 @@ from alia_ctx.files import file_fingerprint, write_json
 from alia_ctx.hf.targets import foreign_in_export
 from alia_ctx.identity import IdentityError, differences, sealed, statement, unsealed
 from alia_ctx.progress import say
+from alia_ctx.train.run_directory import mended_by_training
 from alia_ctx.train.stage_identity import checkpoint_statement
-from alia_ctx.workflow.chain import finished_checkpoint, run_directory
+from alia_ctx.workflow.chain import (
+    finished_checkpoint,
+    run_directory,
+)
 from alia_ctx.workflow.reading import read_json
 
 
@@ -29,23 +33,38 @@ def export(run: RunConfig, name: str) -> Path:
     path, directory = finished_checkpoint(run, name), run_directory(run).hf(name)
     note = run_directory(run).hf_note(name)
     made_from = _made_from(run, path)
-    if directory.is_dir() and any(directory.iterdir()):
+    if _is_there(directory):
         reasons = _what_differs(directory, note, made_from)
         if not reasons:
             return directory
         say(f"{directory} is made anew:\n  " + "\n  ".join(reasons))
     directory.parent.mkdir(parents=True, exist_ok=True)
     tokenizer = Path(run.tokenizer)
-    convert.export_hf(path, directory, tokenizer_dir=tokenizer, overwrite=True)
+    with mended_by_training(name):
+        convert.export_hf(path, directory, tokenizer_dir=tokenizer, overwrite=True)
     write_json(note, sealed(made_from, _content(directory)))
     say(f"{name}: exported to {directory}")
     return directory
 
 
-def _made_from(run: RunConfig, path: Path) -> dict[str, Any]:
-    from alia_ctx.hf.assets import TOKENIZER_FILES
+def needs_export(run: RunConfig, name: str) -> bool:
+    """Whether `export` would read the checkpoint: there is no export, or another."""
+    directory = run_directory(run).hf(name)
+    made_from = _made_from(run, finished_checkpoint(run, name))
+    return not _is_there(directory) or bool(
+        _what_differs(directory, run_directory(run).hf_note(name), made_from)
+    )
 
-    files = [Path(run.tokenizer, name) for name in TOKENIZER_FILES]
+
+def _is_there(directory: Path) -> bool:
+    return directory.is_dir() and any(directory.iterdir())
+
+
+def _made_from(run: RunConfig, path: Path) -> dict[str, Any]:
+    from alia_ctx.hf.assets import tokenizer_assets
+
+    directory = Path(run.tokenizer)
+    files = [directory / name for name in tokenizer_assets(directory)]
     tokenizer = {f.name: file_fingerprint(f) for f in files if f.is_file()}
     manifest = checkpoint.read_manifest(path)
     made_from = {

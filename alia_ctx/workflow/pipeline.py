@@ -6,10 +6,13 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+from alia_ctx import checkpoint
+from alia_ctx.checkpoint.manifest import DamagedError
+from alia_ctx.config.held_out import held_out_notes
 from alia_ctx.config.load import load_run
 from alia_ctx.config.run import RunConfig
 from alia_ctx.errors import AliaError, CheckpointError
@@ -17,12 +20,14 @@ from alia_ctx.evaluation.report import Report
 from alia_ctx.progress import say
 from alia_ctx.spec.execution import loss_chunk_tokens
 from alia_ctx.train.stopping import RequeueError
-from alia_ctx.workflow.chain import check_trained
+from alia_ctx.workflow.chain import check_trained, finished_checkpoint
 from alia_ctx.workflow.checking import check_vocabulary
-from alia_ctx.workflow.data import pack, tokenize
-from alia_ctx.workflow.evaluation import standard_evaluations, what_differs
-from alia_ctx.workflow.exporting import export
+from alia_ctx.workflow.evaluation_tasks import what_is_missing
+from alia_ctx.workflow.exporting import export, needs_export
+from alia_ctx.workflow.mixture import mixture_tables, sizes_of
+from alia_ctx.workflow.plans import pack
 from alia_ctx.workflow.reporting import report
+from alia_ctx.workflow.stores import tokenize
 
 
 def plan_stages(run: RunConfig, names: Sequence[str] = ()) -> list[Any]:
@@ -41,7 +46,8 @@ def plan_stages(run: RunConfig, names: Sequence[str] = ()) -> list[Any]:
     for name in names or run.stages:
         stage = run.stage(name)
         world = run.world_size(stage)
-        sizes = (world, stage.tokens, stage.update_tokens)
+        tokens, update_tokens, _ = sizes_of(run, name)
+        sizes = (world, tokens, update_tokens)
         shared: dict[str, Any] = {
             "precision": run.engine.precision,
             "cluster": run.cluster,
@@ -61,6 +67,7 @@ def plan_stages(run: RunConfig, names: Sequence[str] = ()) -> list[Any]:
         choices = suggest_layouts(
             run.model, stage.rope, stage.context, *sizes, **shared
         )
+        tables += mixture_tables(run, name)
         tables += [plan_table(plan, name), memory_table(plan), choices_table(choices)]
     return tables
 
@@ -86,16 +93,42 @@ def run_all(config: Path, overrides: Sequence[str], run: RunConfig) -> Report:
     tokenize(run)
     # Held-out text has its lengths in tokens now: too short is said before training.
     load_run(config, overrides, read_text=True)
+    for problem in held_out_notes(run):
+        say(f"note: {problem}")
+
+    def train(name: str) -> None:
+        torchrun(ranks, ["train", str(config), "--stage", name, *overrides])
+
     for name in run.stages:
         plan = pack(run, name)
         if not check_trained(run, name, plan):
-            torchrun(ranks, ["train", str(config), "--stage", name, *overrides])
-    export(run, list(run.stages)[-1])
-    reasons = [why for e in standard_evaluations(run) for why in what_differs(run, e)]
-    if reasons:
-        say("evaluations are made anew:\n  " + "\n  ".join(reasons))
+            if (before := run.stage(name).init_from) in run.stages:
+                _make_whole(run, before, train)
+            train(name)
+    last = list(run.stages)[-1]
+    if needs_export(run, last):
+        _make_whole(run, last, train)
+        export(run, last)
+    missing = what_is_missing(run)
+    if missing:
+        for name in dict.fromkeys(evaluation.model.name for evaluation, _ in missing):
+            if name in run.stages:
+                _make_whole(run, name, train)
+        reasons = "\n  ".join(reason for _, reason in missing)
+        say(f"evaluations are made anew:\n  {reasons}")
         torchrun(ranks, ["evaluate", str(config), *overrides])
     return report(run)
+
+
+def _make_whole(run: RunConfig, name: str, train: Callable[[str], None]) -> None:
+    """Have the last checkpoint of a finished stage trained again where it is damaged,
+    before something is made from it. One that nothing reads any more is left alone.
+    """
+    try:
+        checkpoint.open_checkpoint(finished_checkpoint(run, name))
+    except DamagedError as error:
+        say(f"{error}\n{name} is trained again from its newest whole checkpoint")
+        train(name)
 
 
 def torchrun(ranks: int, arguments: Sequence[str]) -> None:

@@ -1,15 +1,30 @@
-"""The report of a run: its evaluations compared, with what was trained."""
+"""The reports of a run: its evaluations compared with what was trained, as text, and a
+page of everything that its files say.
+"""
 
 from __future__ import annotations
 
 import itertools
+import shlex
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
 
 from alia_ctx import checkpoint
+from alia_ctx.config.load import load_run
 from alia_ctx.config.run import RunConfig, position_edges
+from alia_ctx.errors import CheckpointError, DataError
 from alia_ctx.evaluation.positions import PositionBands, paired_difference
 from alia_ctx.evaluation.report import Report, write_report
+from alia_ctx.files import atomic_file
+from alia_ctx.identity import IdentityError
+from alia_ctx.report import RunFacts, comparison_page, run_page
+from alia_ctx.report.verdicts import Verdict, verdicts
+from alia_ctx.train.run_directory import RunDirectory
 from alia_ctx.workflow.chain import finished_checkpoint, run_directory
-from alia_ctx.workflow.evaluation import Role, read_result, standard_evaluations
+from alia_ctx.workflow.evaluation import Role
+from alia_ctx.workflow.evaluation_tasks import standard_task
+from alia_ctx.workflow.run_facts import config_of, run_facts
 
 
 def report(run: RunConfig) -> Report:
@@ -18,11 +33,13 @@ def report(run: RunConfig) -> Report:
     IdentityError where an evaluation is not of the checkpoint, text and settings that
     the report would speak of.
     """
-    evaluations = standard_evaluations(run)
+    task = standard_task(run)
+    evaluations = [e for e in task.evaluations if "positions" in e.evaluators]
     results, made_from = {}, {}
     for evaluation in evaluations:
-        name = evaluation.name
-        results[name], made_from[name] = read_result(run, evaluation)
+        result = task.read(evaluation, "positions")
+        results[evaluation.name] = PositionBands.from_json(result.content or {})
+        made_from[evaluation.name] = result.made_from
     by_role = {e.role: e.name for e in evaluations if e.role is not Role.STAGE}
     base, final = by_role[Role.BASE], evaluations[-1].name
     return write_report(
@@ -35,6 +52,22 @@ def report(run: RunConfig) -> Report:
         made_from=made_from,
         notes=[*_ledger_notes(run), *_cut_input_notes(run, results, base, final)],
     )
+
+
+def text_report(run: RunConfig) -> str:
+    """The report as text, for a terminal; a line on why there is none yet where stages or
+    evaluations are not there. IdentityError where one is there and of something else.
+    """
+    try:
+        made = report(run)
+    except CheckpointError as error:
+        return f"no verdicts as text yet: {error}"
+    except IdentityError as error:
+        if not all(line.startswith("there is no ") for line in error.differences):
+            raise
+        return f"no verdicts as text yet: {error}"
+    text = made.markdown.read_text(encoding="utf-8")
+    return f"{text}\nreport: {made.markdown}\nplot:   {made.plot}"
 
 
 def _ledger_notes(run: RunConfig) -> list[str]:
@@ -69,3 +102,77 @@ def _cut_input_notes(
             f"nats a token (standard error {paired.standard_error:.4f})"
         )
     return notes
+
+
+# --- the page ---------------------------------------------------------------------------
+
+
+def write_page(
+    targets: Sequence[Path],
+    overrides: Sequence[str] = (),
+    *,
+    output: Path | None = None,
+    refresh: int | None = None,
+) -> Path:
+    """The page of a run, or of two side by side, as one HTML file; returns its path.
+
+    targets: for each run its configuration, or its output directory. By default the page
+    is OUTPUT/report/index.html of the first run. `refresh`: see `run_page`.
+    """
+    runs = [_facts(target, overrides) for target in targets]
+    if len(runs) == 1:
+        page, name = run_page(runs[0], refresh=refresh), "index.html"
+    else:
+        page = comparison_page(*runs, refresh=refresh)
+        name = "comparison.html"
+    path = output or RunDirectory(Path(runs[0].output)).report / name
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with atomic_file(path) as stream:
+            stream.write(page.encode())
+    except OSError as error:
+        raise DataError(
+            f"{path}: the page cannot be written ({error.strerror or error}); "
+            "--output names another place"
+        ) from error
+    return path
+
+
+def _facts(target: Path, overrides: Sequence[str]) -> RunFacts:
+    if target.is_dir():
+        return run_facts(config_of(target), target, "CONFIG", str(target))
+    run = load_run(target, overrides)
+    command = " ".join([str(target), *map(shlex.quote, overrides)])
+    return run_facts(run, Path(run.output), command)
+
+
+def page_verdicts(target: Path, overrides: Sequence[str] = ()) -> list[Verdict]:
+    """What the page of a run says in words."""
+    return verdicts(_facts(target, overrides))
+
+
+def keep_page(
+    targets: Sequence[Path],
+    overrides: Sequence[str] = (),
+    *,
+    output: Path | None = None,
+    seconds: int = 10,
+    written: Callable[[Path], None] = lambda path: None,
+) -> Path:
+    """Write the page again each `seconds`, until every stage of every run is finished;
+    the last one no longer refreshes itself. `written` hears of the first.
+    """
+    path = None
+    while not all(_is_finished(target, overrides) for target in targets):
+        before, path = (
+            path,
+            write_page(targets, overrides, output=output, refresh=seconds),
+        )
+        if before is None:
+            written(path)
+        time.sleep(seconds)
+    return write_page(targets, overrides, output=output)
+
+
+def _is_finished(target: Path, overrides: Sequence[str]) -> bool:
+    return all(stage.finished for stage in _facts(target, overrides).stages)

@@ -2,28 +2,44 @@
 
 from __future__ import annotations
 
+import dataclasses
+from collections.abc import Callable
+from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rich.markup import escape
 
-from alia_ctx.config.run import OptimizerConfig, RunConfig, StageConfig
+from alia_ctx.config.run import HELD_OUT, OptimizerConfig, RunConfig, StageConfig
+from alia_ctx.data.packing import PackPlan
+from alia_ctx.data.tokens import TokenStore
 from alia_ctx.files import exclusive
 from alia_ctx.progress import Meter, meter, say
+from alia_ctx.spec.layout import Layout
+from alia_ctx.train.agreement import on_all_ranks
+from alia_ctx.train.engine import Engine
+from alia_ctx.train.rendezvous import starting_ranks
 from alia_ctx.train.stopping import StopRequests, Watchdog
 from alia_ctx.train.trainer import StageTrainer
 from alia_ctx.workflow.chain import check_trained, stage_task
-from alia_ctx.workflow.data import open_plan
-from alia_ctx.workflow.evaluation import held_out_evaluation
+from alia_ctx.workflow.evaluation_in_training import held_out_evaluation
+from alia_ctx.workflow.function_calls import conversation_evaluation
+from alia_ctx.workflow.plans import open_plan
+from alia_ctx.workflow.stores import open_store, tokenizer_of_text
 
 if TYPE_CHECKING:
     from alia_ctx.mcore.engine import MegatronEngine
 
 
 def stage_engine(
-    run: RunConfig, name: str, optimizer: OptimizerConfig | None
+    run: RunConfig,
+    name: str,
+    optimizer: OptimizerConfig | None,
+    layout: Layout | None = None,
 ) -> MegatronEngine:
-    """The engine of a stage, with random weights; without an optimizer it only evaluates."""
+    """The engine of a stage, with random weights; without an optimizer it only evaluates.
+    `layout`: default, the stage's.
+    """
     from alia_ctx.mcore.engine import MegatronEngine
 
     stage = run.stage(name)
@@ -31,7 +47,7 @@ def stage_engine(
         run.model,
         stage.rope,
         stage.context,
-        stage.layout,
+        layout or stage.layout,
         run.engine,
         optimizer,
         recompute=stage.recompute if optimizer else "none",
@@ -49,46 +65,109 @@ def train(run: RunConfig, name: str, *, exit_before: float | None = None) -> Pat
     from alia_ctx.mcore.runtime import Distributed
 
     stage, task = run.stage(name), stage_task(run, name)
-    check_trained(run, name)
-    plan = open_plan(run, name)
-    with StopRequests(exit_before) as stop, Distributed(run.engine):
-        engine = stage_engine(run, name, run.optimizer)
-        main = engine.rank == 0
-        tokens = stage.rows * stage.context
-        with (
+    with ExitStack() as entered:
+        stop = entered.enter_context(StopRequests(exit_before))
+        entered.enter_context(Distributed(run.engine))
+        ranks = starting_ranks()
+        # First of all: a second trainer shall not find out after minutes of start.
+        entered.enter_context(
             exclusive(
                 task.directory,
                 f"alia-ctx train --stage {name}",
-                rank=engine.rank,
-                gather=engine.gather_objects,
-            ),
-            Watchdog(
-                run.engine.hang_minutes * 60, task.directory, engine.rank
-            ) as watchdog,
-            meter(f"train {name}", tokens, "token", shown=main) as bar,
-        ):
-            trainer = StageTrainer(
-                task,
-                engine,
-                plan,
-                stop=stop,
-                watchdog=watchdog,
-                report=lambda line: _show_update(bar, stage, line),
-                notice=_warn if main else _be_silent,
-                evaluate=held_out_evaluation(run, name, engine, watchdog.beat)
-                if run.evaluation.every_updates
-                else None,
+                rank=ranks.rank,
+                gather=ranks.gather_objects,
             )
-            bar.begin_at(trainer.prepare() * stage.rows_per_update * stage.context)
-            return trainer.train()
+        )
+        plan, _, tokenizer = on_all_ranks(
+            ranks,
+            f"what stage {name} is trained on, below {run.output}",
+            lambda: _open_data(run, name),
+            _data_identity,
+        )
+        engine = stage_engine(run, name, run.optimizer)
+        main = engine.rank == 0
+        watchdog = entered.enter_context(
+            Watchdog(run.engine.hang_minutes * 60, task.directory, engine.rank)
+        )
+        tokens = _bar_tokens(stage, plan, plan.updates)
+        bar = entered.enter_context(meter(f"train {name}", tokens, "token", shown=main))
+        trainer = StageTrainer(
+            dataclasses.replace(task, tokenizer=tokenizer),
+            engine,
+            plan,
+            stop=stop,
+            watchdog=watchdog,
+            report=lambda line: _show_update(bar, stage, plan, line),
+            notice=_warn if main else _be_silent,
+            evaluate=_evaluation(run, name, engine, watchdog.beat)
+            if run.evaluation.every_updates
+            else None,
+        )
+        bar.begin_at(_bar_tokens(stage, plan, trainer.prepare()))
+        return trainer.train()
 
 
-def _show_update(bar: Meter, stage: StageConfig, line: dict[str, Any]) -> None:
+_Data = tuple[PackPlan, TokenStore | None, dict[str, str] | None]
+
+
+def _open_data(run: RunConfig, name: str) -> _Data:
+    """The stage's plan, the held-out text where it is measured while training, and the
+    tokenizer of the text; all that refuses a start is said here, before an engine is
+    built.
+    """
+    check_trained(run, name)
+    plan = open_plan(run, name)
+    measured = run.evaluation.every_updates and run.evaluation.held_out is not None
+    held_out = open_store(run, HELD_OUT) if measured else None
+    return plan, held_out, tokenizer_of_text(run)
+
+
+def _data_identity(data: _Data) -> list[str]:
+    plan, held_out, tokenizer = data
+    text = "" if held_out is None else held_out.fingerprint
+    return [plan.fingerprint, text, str(tokenizer)]
+
+
+def _evaluation(
+    run: RunConfig, name: str, engine: Engine, beat: Callable[[], None]
+) -> Callable[[], dict[str, Any]]:
+    """What is measured while the stage trains: held-out text, and the conversations that
+    the stage holds out, under `conversations`.
+    """
+    text = chat = None
+    if run.evaluation.held_out is not None:
+        text = held_out_evaluation(run, name, engine, beat)
+    if run.stage(name).pack.held_out_instances:
+        chat = conversation_evaluation(run, name, engine, beat)
+
+    def measured() -> dict[str, Any]:
+        line = text() if text is not None else {}
+        if chat is None:
+            return line
+        found = chat()
+        values = (("conversation_loss", "loss"), ("calls_exact", "calls_exact"))
+        metrics = {m: found[key] for m, key in values if found[key] is not None}
+        metrics |= line.get("metrics", {})
+        return {**line, "conversations": found, "metrics": metrics}
+
+    return measured
+
+
+def _show_update(
+    bar: Meter, stage: StageConfig, plan: PackPlan, line: dict[str, Any]
+) -> None:
     note = (
-        f"update {line['update']}/{stage.updates} loss {line['loss']:.4f} grad "
+        f"update {line['update']}/{plan.updates} loss {line['loss']:.4f} grad "
         f"norm {line['gradient_norm']:.2f}"
     )
-    bar.update(line["update"] * stage.rows_per_update * stage.context, note)
+    bar.update(_bar_tokens(stage, plan, line["update"]), note)
+
+
+def _bar_tokens(stage: StageConfig, plan: PackPlan, updates: int) -> float:
+    """What the first `updates` updates hold, for the progress bar."""
+    if plan.of_conversations:
+        return float(plan.stats["tokens"]) * updates / plan.updates
+    return updates * stage.rows_per_update * stage.context
 
 
 def _warn(text: str) -> None:

@@ -77,6 +77,19 @@ def test_a_whole_checkpoint_opens(path: Path) -> None:
     }
 
 
+def test_a_checkpoint_under_the_name_of_another_update_is_not_believed(
+    path: Path,
+) -> None:
+    """A copy made by hand would else be the newest, and gone on from."""
+    for name in ("copy", "final", "update-4"):
+        shutil.copytree(path, path.with_name(name))
+        assert checkpoint.open_checkpoint(path.with_name(name)).update == 4
+    for name in ("update-00000010", "update-00000003"):
+        shutil.copytree(path, path.with_name(name))
+        with pytest.raises(DamagedError, match=f"{name}: is of update 4"):
+            checkpoint.open_checkpoint(path.with_name(name))
+
+
 EDITS: dict[str, tuple[Callable[[dict[str, Any]], Any], str]] = {
     "theta": (lambda d: d["rope"].update(theta=1e6), "rope changed"),
     "context": (lambda d: d.update(context=128), "context changed"),

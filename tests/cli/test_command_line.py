@@ -26,7 +26,12 @@ COMMANDS: dict[str, tuple[list[str], set[str]]] = {
     "pack": (["config", "overrides"], {"--stage", "--inspect", "--overwrite"}),
     "train": (["config", "overrides"], {"--stage", "--exit-before"}),
     "evaluate": (["config", "overrides"], {"--stage", "--context", "--update"}),
-    "report": (["config", "overrides"], set()),
+    "report": (["runs"], {"--live", "--every", "--output"}),
+    "rope": (["config", "overrides"], {"--stage", "--json", "--plot"}),
+    "ablate": (
+        ["config", "overrides"],
+        {"--stage", "--choices", "--seeds", "--json"},
+    ),
     "run": (["config", "overrides"], set()),
     "import-hf": (["hf_dir", "checkpoint"], {"--dtype", "--overwrite"}),
     "export-hf": (

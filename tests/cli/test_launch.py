@@ -111,6 +111,54 @@ def test_the_warning_reaches_the_rank_which_saves_and_is_requeued(
     assert "scontrol requeue 77" in log(cluster)
 
 
+# As srun with --wait: when a rank has ended, those that go on are killed; the highest
+# status is told. Two ranks; LATE_SCRIPT stands for what the second does.
+SRUN_OF_TWO = """#!/usr/bin/env bash
+while [[ $1 == --* ]]; do shift; done
+export SLURM_NTASKS=2
+SLURM_PROCID=1 SLURM_LOCALID=1 RANK_SCRIPT=$LATE_SCRIPT "$@" & late=$!
+SLURM_PROCID=0 SLURM_LOCALID=0 "$@"; first=$?
+sleep 0.3
+kill -KILL $late 2>/dev/null
+wait $late; late=$?
+exit $((first > late ? first : late))
+"""
+SAYS = 'echo {0} > "$ALIA_STATUS_DIR/$RANK"; exit {0}'
+WAITS = "exec sleep 60"
+
+
+@pytest.mark.parametrize(
+    ("first", "late", "status"),
+    [
+        (SAYS.format(75), WAITS, 75),  # a port that was taken in the last moment
+        (SAYS.format(2), WAITS, 2),
+        (SAYS.format(2), SAYS.format(75), 2),
+        (SAYS.format(75), SAYS.format(3), 3),
+        (SAYS.format(75), SAYS.format(75), 75),
+        ("exit 1", WAITS, 137),  # a crash says nothing
+        ("exit 0", "exit 0", 0),
+    ],
+)
+def test_the_status_of_a_rank_survives_the_killing_of_the_others(
+    cluster: dict[str, str], tmp_path: Path, first: str, late: str, status: int
+) -> None:
+    (tmp_path / "srun").write_text(SRUN_OF_TWO)
+    job = start({**cluster, "LATE_SCRIPT": late}, first, "run.yaml", "32k")
+    _, errors = job.communicate(timeout=30)
+    assert job.returncode == status, errors
+    assert ("scontrol requeue 77" in log(cluster)) is (status == 75)
+    assert not list(tmp_path.glob(".alia-ctx-*")), "left behind"
+
+
+def test_without_a_place_for_statuses_that_of_srun_counts(
+    cluster: dict[str, str], tmp_path: Path
+) -> None:
+    nowhere = {**cluster, "ALIA_STATUS_PARENT": "/nowhere"}
+    job = start(nowhere, 'test -z "$ALIA_STATUS_DIR" && exit 75', "run.yaml", "32k")
+    job.communicate(timeout=30)
+    assert job.returncode == 75 and "scontrol requeue 77" in log(cluster)
+
+
 def port_of(cluster: dict[str, str], job: int, port_range: str | None = None) -> int:
     """The port that a job's ranks are told, where the kernel hands out `port_range`."""
     environment = {**cluster, "SLURM_JOB_ID": str(job)}

@@ -115,6 +115,7 @@ BROKEN = {
         ["tokenizer=/no/tokenizer"],
         ["tokenizer=/no/tokenizer", "tokenizer.json"],
     ),
+    "a rate in percent": (["stages.32k.learning_rate=101"], ["learning_rate=101"]),
     "nan": (["stages.32k.learning_rate=.nan"], ["stages.32k.learning_rate=nan"]),
     "interpolation": (["output=${nowhere}"], ["nowhere"]),
     "not key=value": (["stages.32k.layout.cp"], ["not of the form key=value"]),
@@ -125,12 +126,20 @@ BROKEN = {
 def test_shipped_configurations_pass(name: str) -> None:
     run = load_run(ROOT / "configs" / name)
     assert run.model.parameters() == 40_433_885_184
-    assert [s.rows_per_update for s in run.stages.values()] == [128, 25]
-    assert [s.rows_per_update * s.context for s in run.stages.values()] == [
-        4_194_304,
-        4_096_000,
-    ]
-    assert [s.updates for s in run.stages.values()] == [477, 8985]
+    extension = [run.stage("32k"), run.stage("160k")]
+    assert [s.rows_per_update for s in extension] == [128, 25]
+    assert [s.rows_per_update * s.context for s in extension] == [4_194_304, 4_096_000]
+    assert [s.updates for s in extension] == [477, 8985]
+    tuning = run.stage("fc")
+    assert (tuning.update_instances, tuning.epochs, tuning.init_from) == (
+        128,
+        1,
+        "160k",
+    )
+    assert (tuning.rope, tuning.context) == (extension[1].rope, extension[1].context)
+    sources = [run.data.sources[name] for name in tuning.pack.sources]
+    assert sum(source.instances or 0 for source in sources) == 728_034
+    assert all(source.licence for source in sources) and len(sources) == 8
 
 
 @pytest.mark.parametrize("case", BROKEN, ids=lambda c: c.replace(" ", "-"))

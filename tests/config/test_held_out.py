@@ -10,13 +10,14 @@ import numpy as np
 import pytest
 import yaml
 
+from alia_ctx.config.held_out import held_out_notes
 from alia_ctx.config.load import load_run
 from alia_ctx.data.tokens import write_store
 from alia_ctx.demo.tokenizer import train_tokenizer
 from tests.config.test_places import changed, problems_of, text_run
 from tests.small_run import alia, write_run
 
-LONGEST = 256  # the small run's longest context
+SHORTEST, LONGEST = 64, 256  # the small run's contexts
 
 
 def store_of(folder: Path, *lengths: int) -> str:
@@ -33,11 +34,13 @@ def test_a_store_is_measured_in_tokens(
 ) -> None:
     path = write_run(tmp_path)
     changed(path, evaluation__held_out={"store": store_of(tmp_path, *lengths)})
-    problems = problems_of(path, read_text=True)
-    assert (problems == []) is right
+    # Below the longest context it is a note, below the shortest one no stage can be measured.
+    assert (problems_of(path, read_text=True) == []) is (max(lengths) >= SHORTEST)
+    notes = held_out_notes(load_run(path))
+    assert (notes == []) is right
     if not right:
-        assert problems[0].key == "evaluation.held_out"
-        assert f"{max(lengths)} tokens" in problems[0].rule
+        assert notes[0].key == "evaluation.held_out"
+        assert f"{max(lengths)} tokens" in notes[0].rule
 
 
 def held_out_text(tmp_path: Path, *characters: int) -> Path:
@@ -56,15 +59,14 @@ def test_text_that_is_no_store_yet_is_measured_in_bytes(
 ) -> None:
     """With BOS and EOS 254 bytes may be 256 tokens, and 253 cannot."""
     path = held_out_text(tmp_path, *characters)
-    problems = problems_of(path, read_text=True)
-    assert (problems == []) is right
+    assert (held_out_notes(load_run(path)) == []) is right
     assert problems_of(path) == []  # ranks that train do not read it
 
 
 def test_bytes_count_and_not_characters(tmp_path: Path) -> None:
     path = held_out_text(tmp_path, 1)
     (tmp_path / "held" / "a.jsonl").write_text('{"text": "' + "ñ" * 127 + '"}\n')
-    assert problems_of(path, read_text=True) == []
+    assert held_out_notes(load_run(path)) == []
 
 
 def test_a_store_older_than_its_text_is_not_believed(tmp_path: Path) -> None:
@@ -108,9 +110,9 @@ def test_run_refuses_before_it_does_anything(tmp_path: Path) -> None:
     assert not (tmp_path / "out").exists()
 
 
-def test_run_refuses_text_that_turns_out_too_short_in_tokens(tmp_path: Path) -> None:
+def test_check_and_tokenize_say_that_text_is_too_short(tmp_path: Path) -> None:
     """Long enough in bytes, too short in tokens: known once it is tokenised."""
-    path = held_out_text(tmp_path, 300)
+    path = held_out_text(tmp_path, 5000)
     for n in range(4):
         text = "".join(chr(97 + (i * 7 + n) % 26) for i in range(2000)) + "a" * 800
         with (tmp_path / "train" / "a.jsonl").open("a") as file:
@@ -118,8 +120,9 @@ def test_run_refuses_text_that_turns_out_too_short_in_tokens(tmp_path: Path) -> 
     files = [tmp_path / "train" / "a.jsonl"]
     changed(path, model__vocab_size=300, tokenizer=str(tmp_path / "bpe"))
     train_tokenizer(files, tmp_path / "bpe", 300)
-    done = alia("run", str(path))
-    assert done.returncode == 2, done.stderr
-    assert "evaluation.held_out" in done.stderr and "tokens, which is" in done.stderr
-    assert (tmp_path / "run/out/tokens/held_out.idx").exists()
-    assert not (tmp_path / "run/out/plans").exists()
+    assert "note: evaluation.held_out" not in alia("check", str(path)).stdout
+    for command in ("tokenize", "check"):
+        done = alia(command, str(path))
+        assert done.returncode == 0, done.stderr
+        assert "note: evaluation.held_out" in done.stdout
+        assert f"tokens, which is below the longest context, {LONGEST}" in done.stdout

@@ -141,7 +141,7 @@ def test_a_stage_with_a_number_for_a_name_is_a_stage(
     path = renamed(tmp_path, stage, init_from)
     name = stage.strip("'")
     run = load_run(path, [f"stages.{name}.tokens=4194304", f"name='{name}'"])
-    assert list(run.stages) == [name, "160k"]
+    assert list(run.stages) == [name, "160k", "fc"]
     assert run.stages["160k"].init_from == name
     assert run.stages[name].tokens == 4_194_304
     assert load_run(path, [f"stages.160k.init_from={init_from}"]) is not None

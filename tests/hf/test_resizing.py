@@ -11,10 +11,11 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from alia_ctx.errors import AliaError, CheckpointError
+from alia_ctx.errors import AliaError, CheckpointError, ConfigError
 from alia_ctx.hf.convert import export_hf, import_hf
+from alia_ctx.hf.resizing import resize
 from alia_ctx.hf.verify import verify
-from tests.hf_models import save_model, write_tokenizer
+from tests.hf_models import ALIA, save_model, write_tokenizer
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
@@ -96,3 +97,12 @@ def test_a_number_that_changes_nothing_is_no_resizing(tmp_path: Path) -> None:
     save_model(tmp_path / "hf")
     manifest = import_hf(tmp_path / "hf", tmp_path / "ck", resize_embeddings=96)
     assert "resized_embeddings" not in manifest.extra
+
+
+@pytest.mark.parametrize("asked", [(2**31 + 1, None), (None, 10**30), (10**30, 64)])
+def test_more_rows_than_there_are_ids_are_refused(
+    asked: tuple[int | None, int | None],
+) -> None:
+    with pytest.raises(ConfigError, match=r"token ids end at 2147483647"):
+        resize(ALIA, *asked)
+    assert resize(ALIA, 2**31, 64).vocab_size == 2**31

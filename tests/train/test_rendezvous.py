@@ -39,10 +39,10 @@ def test_a_taken_port_is_named(monkeypatch: pytest.MonkeyPatch, where: str) -> N
         port = other.getsockname()[1]
         set_environment(monkeypatch, ranks(port))
         named = f"port {port} of 127.0.0.1"
-        with pytest.raises(RequeueError, match=named) as caught, rendezvous():
+        with pytest.raises(RequeueError, match=named) as caught, rendezvous(free=True):
             pytest.fail("must be asked before the ranks meet")
     assert caught.value.exit_code == 75
-    with rendezvous():
+    with rendezvous(free=True):
         pass
 
 
@@ -52,9 +52,11 @@ def test_training_ends_in_one_line_to_be_requeued(tmp_path: Path) -> None:
     train = command("train", str(path), "--stage", "short")
     with socket.create_server(("127.0.0.1", 0)) as other:
         port = other.getsockname()[1]
+        variables = ranks(port, ALIA_STATUS_DIR=str(tmp_path))
         done = subprocess.run(
-            train, env=ranks(port), capture_output=True, text=True, timeout=400
+            train, env=variables, capture_output=True, text=True, timeout=400
         )
+    assert (tmp_path / "0").read_text() == "75\n"  # as the SLURM script reads it
     assert done.returncode == 75, done.stderr
     (line,) = done.stderr.splitlines()
     assert line.startswith(f"rank 0: RequeueError: port {port} of 127.0.0.1")
@@ -63,7 +65,7 @@ def test_training_ends_in_one_line_to_be_requeued(tmp_path: Path) -> None:
 
 def test_a_port_taken_in_the_last_moment(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(os.environ, "RANK", "1")  # whoever does not listen cannot ask
-    with pytest.raises(RequeueError, match="cannot meet"), rendezvous():
+    with pytest.raises(RequeueError, match="cannot meet"), rendezvous(free=True):
         raise dist.DistNetworkError("no listener\nand\nmore")
 
 
@@ -71,5 +73,5 @@ def test_torchruns_own_listener_is_no_stranger(monkeypatch: pytest.MonkeyPatch) 
     with socket.create_server(("127.0.0.1", 0)) as agent:
         port = agent.getsockname()[1]
         set_environment(monkeypatch, ranks(port, TORCHELASTIC_USE_AGENT_STORE="True"))
-        with rendezvous():
+        with rendezvous(free=True):
             pass

@@ -33,6 +33,17 @@ def _cut(name: str) -> Callable[[Path], None]:
     return cut
 
 
+def _flip(name: str) -> Callable[[Path], None]:
+    """One bit, in the midst: the size stays."""
+
+    def flip(output: Path) -> None:
+        data = bytearray((output / name).read_bytes())
+        data[len(data) // 2] ^= 1
+        (output / name).write_bytes(data)
+
+    return flip
+
+
 def _edit(change: Callable[[Any], None], name: str) -> Callable[[Path], None]:
     def edit(output: Path) -> None:
         document = json.loads((output / name).read_text())
@@ -55,7 +66,7 @@ def _someone_elses(output: Path) -> None:
     (output / "hf/short/thesis.tex").write_text("years of work")
 
 
-NOTE, RESULT = "hf/short.made_from.json", "evaluation/short-64.json"
+NOTE, RESULT = "hf/short.made_from.json", "evaluation/short/positions-64.json"
 # What happened to the export -> what is said, and whether it is made anew.
 EXPORTS: dict[str, tuple[Callable[[Path], None], str, bool]] = {
     "weights gone": (_unlink("hf/short/model.safetensors"), "nothing now", True),
@@ -73,6 +84,16 @@ EXPORTS: dict[str, tuple[Callable[[Path], None], str, bool]] = {
         True,
     ),
     "weights cut": (_cut("hf/short/model.safetensors"), "was changed since", False),
+    "a bit of the weights": (
+        _flip("hf/short/model.safetensors"),
+        "was changed since",
+        False,
+    ),
+    "a bit of the tokenizer": (
+        _flip("hf/short/tokenizer.json"),
+        "was changed since",
+        False,
+    ),
     "someone else's": (_someone_elses, "it has no alia_ctx_export.json", False),
 }
 # What happened to an evaluation -> what the report says.
@@ -187,5 +208,5 @@ def test_an_evaluation_that_differs_is_refused_and_made_anew(
 def test_an_evaluation_of_other_text_is_named_and_absent_text_is_no_obstacle(
     seen: dict[str, Any],
 ) -> None:
-    assert "documents: 4 there, 2 now" in seen["fewer"]
+    assert "settings.documents: 4 there, 2 now" in seen["fewer"]
     assert seen["text gone"] == ""

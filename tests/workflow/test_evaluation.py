@@ -17,13 +17,14 @@ from alia_ctx.data.packing import PackedRow
 from alia_ctx.evaluation.evaluator import RowPieces
 from alia_ctx.evaluation.held_out import HeldOutRow
 from alia_ctx.train.engine import RowLosses
-from alia_ctx.workflow.evaluation import measure
+from alia_ctx.workflow.measuring import measure
 from tests.small_run import write_run
 
 
 def test_every_evaluation_says_what_it_is(tmp_path: Path) -> None:
     run = load_run(write_run(tmp_path))
-    assert [(e.stage, e.context, e.role.name) for e in workflow.standard_evaluations(run)] == [
+    lines = workflow.standard_lines(run)
+    assert [(line.model, line.context, line.role.name) for line in lines] == [
         ("short", 64, "BASE"),
         ("short", 256, "BASE_GIVEN_LONGER"),
         ("long", 256, "STAGE"),
@@ -35,8 +36,22 @@ def test_a_stage_called_like_a_baseline_is_none(tmp_path: Path) -> None:
     path = write_run(tmp_path)
     name = "short given 256 tokens"
     path.write_text(path.read_text().replace("  long:", f"  {name}:"))
-    roles = {e.name: e.role for e in workflow.standard_evaluations(load_run(path))}
+    roles = {line.name: line.role for line in workflow.standard_lines(load_run(path))}
     assert roles[name] is workflow.Role.STAGE
+
+
+def test_short_text_does_not_shorten_what_needs_none(tmp_path: Path) -> None:
+    measure = "evaluation.measure=[positions,retrieval]"
+    run = load_run(write_run(tmp_path), [measure])
+    lines = workflow.standard_lines(run, 100)
+    assert [(line.model, line.context, line.evaluators) for line in lines] == [
+        ("short", 64, ("positions", "retrieval")),
+        ("short", 100, ("positions",)),
+        ("short", 256, ("retrieval",)),
+        ("long", 100, ("positions",)),
+        ("long", 256, ("retrieval",)),
+    ]
+    assert workflow.standard_lines(run, 256) == workflow.standard_lines(run)
 
 
 class Ranks:

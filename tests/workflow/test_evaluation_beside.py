@@ -24,10 +24,9 @@ def test_documents_as_long_as_the_context_that_is_asked_for(tmp_path: Path) -> N
     run = load_run(path, stages=["short"])
     workflow.pack(run, "short")
     workflow.train(run, "short")
-    beside = workflow.Evaluation("beside", "short", 64)
-    bands = workflow.evaluate(run, [beside])["beside"]
+    short = workflow.evaluation_task(run, ["short"], [64], ["positions"])
+    bands = workflow.measure_models(short).positions()["short at 64"]
     assert [band.tokens for band in bands.bands()] == [2 * 63, 0]
-    first = workflow.standard_evaluations(run)[0]
-    for evaluation in (first, workflow.Evaluation("too long", "short", 128)):
-        with pytest.raises(DataError, match="no document has"):
-            workflow.evaluate(run, [evaluation])
+    too_long = workflow.evaluation_task(run, ["short"], [128], ["positions"])
+    with pytest.raises(DataError, match=r"no document of .* has 128 tokens"):
+        workflow.measure_models(too_long)

@@ -9,10 +9,12 @@ import pytest
 import yaml
 
 from alia_ctx import workflow
+from alia_ctx.checkpoint import read_manifest
 from alia_ctx.config import load_run
 from alia_ctx.config.run import RunConfig
-from alia_ctx.errors import DataError
-from tests.small_run import write_run
+from alia_ctx.errors import ConfigError, DataError
+from alia_ctx.identity import IdentityError
+from tests.small_run import alia, write_run
 
 WORDS = ["the", "rain", "in", "Girona", "falls", "mainly", "on", "the", "plain", "and"]
 
@@ -69,3 +71,70 @@ def test_another_tokenizer_of_the_same_size_is_named(
     file.write_text(json.dumps(document))
     with pytest.raises(DataError, match=r"tokenizer: \w+ there, \w+ asked"):
         workflow.pack(run_of(tokenized), "short")
+
+
+def swap(folder: Path) -> None:
+    """Two words of the tokenizer change their ids; the second time they change back."""
+    file = folder / "tokenizer" / "tokenizer.json"
+    kept = file.with_name("kept")
+    if kept.is_file():
+        kept.replace(file)
+        return
+    document = json.loads(file.read_text())
+    file.replace(kept)
+    vocabulary = document["model"]["vocab"]
+    vocabulary["w7"], vocabulary["w9"] = vocabulary["w9"], vocabulary["w7"]
+    file.write_text(json.dumps(document))
+
+
+def test_a_tokenizer_replaced_at_any_step_is_seen(
+    tokenized: Path, tmp_path: Path
+) -> None:
+    """After packing by `train`, after training by `export`; a checkpoint states it."""
+    run = run_of(tokenized)
+    stated = json.loads((tmp_path / "out/tokens/text.json").read_text())["tokenizer"]
+    assert {*stated} == {"tokenizer.json", "tokenizer_config.json"}
+    workflow.pack(run, "short")
+    swap(tmp_path)
+    with pytest.raises(IdentityError, match=r"store of text(?s:.*)tokenizer\.json: "):
+        workflow.train(run, "short")
+    swap(tmp_path)
+    trained = alia("train", str(tokenized), "--stage", "short", timeout=600)
+    assert trained.returncode == 0, trained.stderr
+    path = workflow.finished_checkpoint(run, "short")
+    assert read_manifest(path).extra["tokenizer"] == stated
+    swap(tmp_path)
+    with pytest.raises(IdentityError, match=r"tokenizer\.json: \w+ there"):
+        workflow.export(run, "short")
+    assert not list((tmp_path / "out").glob("hf*/*"))
+    told = alia("check", str(tokenized), "stages.short.learning_rate=0.5")
+    assert told.returncode == 2
+    swap(tmp_path)
+    # What was trained is compared by `check` too, and more tokens need a longer plan.
+    told = alia("check", str(tokenized), "stages.short.learning_rate=0.5")
+    assert told.returncode == 2 and "learning_rate: 0.003 there" in told.stderr
+    longer = run_of(tokenized, "stages.short.tokens=12288")
+    with pytest.raises(DataError, match=r"pack CONFIG --stage short`, which adds them"):
+        workflow.train(longer, "short")
+    piped = alia("pack", str(tokenized), "--stage", "short", "--inspect")
+    assert piped.returncode == 0 and "…" not in piped.stdout
+
+
+def test_too_few_held_out_documents_are_said(tokenized: Path) -> None:
+    run = run_of(tokenized, "evaluation.documents=9")
+    assert "only 4 held-out documents have the 256" in str(workflow.few_held_out(run))
+    assert workflow.few_held_out(run_of(tokenized)) is None
+
+
+def test_a_base_that_is_not_imported_yet_is_said_once(tokenized: Path) -> None:
+    raw = yaml.safe_load(tokenized.read_text())
+    del raw["model"]
+    raw["stages"]["short"]["init_from"] = "/nowhere/base"
+    tokenized.write_text(yaml.safe_dump(raw, sort_keys=False))
+    with pytest.raises(ConfigError) as caught:
+        load_run(tokenized)
+    assert "must be a mapping" not in str(caught.value)
+    assert [p.key for p in caught.value.problems] == [
+        "model",
+        "stages.short.init_from",
+    ]

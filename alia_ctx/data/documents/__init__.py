@@ -3,6 +3,7 @@
 plain text, JSON and Parquet, in slices that can be read on their own.
 """
 
+from alia_ctx.data.documents.chat_spec import ChatSpec
 from alia_ctx.data.documents.counts import REASONS, DocumentCounts, LeftOut
 from alia_ctx.data.documents.inputs import Inputs, SourceSpec, find_inputs
 from alia_ctx.data.documents.reading import (
@@ -17,6 +18,7 @@ from alia_ctx.data.documents.slices import Slice, plan_shards, usual_shard_bytes
 
 __all__ = [
     "REASONS",
+    "ChatSpec",
     "Document",
     "DocumentCounts",
     "Inputs",

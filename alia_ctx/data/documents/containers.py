@@ -55,21 +55,35 @@ def open_parquet(name: str, text_key: str, id_key: str | None) -> Iterator[Any]:
         with pq.ParquetFile(name) as parquet:
             schema = parquet.schema_arrow
             for key in filter(None, (text_key, id_key)):
-                if key not in schema.names:
+                columns = schema.names.count(key)
+                if columns != 1:
+                    what = f"{columns} columns are" if columns else "no column is"
                     raise DataError(
-                        f"{name}: no column {key!r}, only {', '.join(schema.names)}; "
-                        "set text_key/id_key"
+                        f"{name}: {what} called {key!r}, the columns are "
+                        f"{', '.join(schema.names)}; set text_key/id_key, or rename one"
                     )
-            kind = schema.field(text_key).type
-            if not (pa.types.is_string(kind) or pa.types.is_large_string(kind)):
+            column = schema.field(text_key).type
+            if not _holds_strings(column):
                 raise DataError(
-                    f"{name}: column {text_key!r} holds {kind}, not strings; set text_key"
+                    f"{name}: column {text_key!r} holds {column}, not strings; set text_key"
                 )
             yield parquet
     except (pa.ArrowException, OSError) as error:
         raise DataError(
             f"{name}: cannot be read as Parquet ({error}); restore or remove the file"
         ) from error
+
+
+def _holds_strings(column: Any) -> bool:
+    """Whether an Arrow type is a string, in any of the forms that Arrow has for them."""
+    import pyarrow.types as types
+
+    if types.is_dictionary(column):
+        return _holds_strings(column.value_type)
+    is_view = getattr(types, "is_string_view", lambda _: False)
+    return bool(
+        types.is_string(column) or types.is_large_string(column) or is_view(column)
+    )
 
 
 def compression_of(name: str) -> Compression | None:
@@ -104,6 +118,12 @@ def open_counted(name: str) -> Iterator[tuple[ByteStream, IO[bytes]]]:
             f"{name}: broken or cut-off compressed file ({error}); restore or remove it"
         ) from error
     except OSError as error:
+        if "too much memory" in str(error):  # zstd's words for a big window
+            raise DataError(
+                f"{name}: was compressed with a window of more than 128 MiB (zstd --long "
+                "above 27), which is not read; compress it again: `zstd -dc "
+                "--long=31 FILE | zstd --long=27 -o NEW`"
+            ) from error
         raise _unreadable(name, error) from error
 
 

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
+from alia_ctx.data.documents.chat_spec import ChatSpec
 from alia_ctx.data.documents.containers import COMPRESSIONS
 from alia_ctx.errors import DataError, Problem
 
@@ -41,6 +42,9 @@ class SourceSpec:
     store: prefix of a Megatron `.bin`/`.idx` pair to use as it is, instead of `inputs`.
     max_document_bytes: longer documents are left out, counted and named; a tokenizer
     needs some 50 times a document's size in memory.
+    chat: the records are conversations, of which the assistant's turns are trained.
+    instances, licence: how many documents are trained on, and under which terms, as the
+    source's publisher states; `plan` shows them beside what is there.
     """
 
     inputs: list[str] = field(default_factory=list)
@@ -48,6 +52,9 @@ class SourceSpec:
     id_key: str | None = None
     store: str | None = None
     max_document_bytes: int = 32 << 20
+    chat: ChatSpec | None = None
+    instances: int | None = None
+    licence: str | None = None
 
     def problems(self, key: str) -> list[Problem]:
         """Rules that this source breaks, missing files among them;
@@ -56,16 +63,18 @@ class SourceSpec:
         """
         if self.store is not None:
             return self._store_problems(key, self.store)
+        chat = self.chat.problems(f"{key}.chat") if self.chat is not None else []
         if not self.inputs:
             return [
+                *chat,
                 Problem(
                     f"{key}.inputs",
                     [],
                     "a source needs inputs or a store",
                     f"list files: {SUPPORTED}",
-                )
+                ),
             ]
-        problems = []
+        problems = chat
         if self.max_document_bytes < 1:
             problems.append(
                 Problem(
@@ -84,6 +93,15 @@ class SourceSpec:
         return problems
 
     def _store_problems(self, key: str, store: str) -> list[Problem]:
+        if self.chat is not None:
+            return [
+                Problem(
+                    f"{key}.chat",
+                    self.chat,
+                    "is given together with a store, which is used as it is",
+                    "keep one of the two",
+                )
+            ]
         if self.inputs:
             return [
                 Problem(

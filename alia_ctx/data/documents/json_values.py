@@ -11,21 +11,57 @@ from alia_ctx.data.documents.containers import ByteStream
 from alia_ctx.errors import DataError
 
 _BLOCK = 1 << 20
-_SEPARATORS = re.compile(r"[ \t\r\n,]*")
+# A byte order mark stands where files that begin with one were joined.
+_SEPARATORS = re.compile("[ \\t\\r\\n,\ufeff]*")
+# Python refuses to convert longer ones (sys.int_info.default_max_str_digits).
+_LONGEST_INTEGER = 4300
 # json's message for input that ends inside a string gives the string's start; other
 # messages about an early end point at most this far from it.
 _NEAR_END = 64
 
 
-def json_values(stream: ByteStream, name: str, limit: int) -> Iterator[object]:
-    """The values of a stream, those of arrays at the top level one by one.
+def _integer(digits: str) -> int | str:
+    return int(digits) if len(digits) <= _LONGEST_INTEGER else digits
+
+
+_DECODER = json.JSONDecoder(parse_int=_integer)
+
+
+def values_of(line: str) -> Iterator[object]:
+    """The values of a line, which are mostly one; ValueError where it is no JSON."""
+    position = _SEPARATORS.match(line).end()  # type: ignore[union-attr]
+    while position < len(line):
+        value, position = _DECODER.raw_decode(line, position)
+        yield value
+        position = _SEPARATORS.match(line, position).end()  # type: ignore[union-attr]
+
+
+def records(value: object) -> Iterator[object]:
+    """What a value holds: itself, or what stands in its arrays."""
+    pending = [value]
+    while pending:
+        first = pending.pop()
+        if isinstance(first, list):
+            pending.extend(reversed(first))
+        else:
+            yield first
+
+
+def json_values(
+    stream: ByteStream,
+    name: str,
+    limit: int,
+    decoder: json.JSONDecoder = _DECODER,
+) -> Iterator[object]:
+    """The values of a stream, those of arrays at the top level one by one, as `decoder`
+    reads them.
 
     Holds one value and a block at a time. Bytes that are no UTF-8 become lone surrogates
     inside strings. DataError where the text is no JSON, ends inside a value or an array,
     or a value takes more than `limit` characters: what follows could not be found.
     """
     decode = codecs.getincrementaldecoder("utf-8-sig")("surrogateescape").decode
-    scan = json.JSONDecoder().raw_decode
+    scan = decoder.raw_decode
     text, position, count, ended, in_array = "", 0, 0, False, False
     block = _BLOCK
     while True:

@@ -15,7 +15,7 @@ from alia_ctx.data.documents.containers import (
 )
 from alia_ctx.data.documents.counts import DocumentCounts, LeftOut
 from alia_ctx.data.documents.inputs import SourceSpec, find_inputs
-from alia_ctx.data.documents.json_values import json_values
+from alia_ctx.data.documents.json_values import json_values, records, values_of
 from alia_ctx.data.documents.slices import UTF8_BOM, Slice, plan_shards
 from alia_ctx.errors import DataError
 
@@ -133,15 +133,16 @@ def _read_stream(stream: ByteStream, part: Slice, spec: SourceSpec) -> Iterator[
     # twice the text's limit.
     limit = 2 * spec.max_document_bytes
     if part.format == "json":
-        for number, value in enumerate(json_values(stream, part.file, limit)):
-            yield _from_record(value, f"{part.file}#{number}", part.file, spec)
+        values = json_values(stream, part.file, limit)
+        for number, record in enumerate(r for value in values for r in records(value)):
+            yield _from_record(record, f"{part.file}#{number}", part.file, spec)
         return
     for position, line in _lines(stream, part, limit):
         where = f"{part.file}@{position}"
         if line is None:
             yield LeftOut("too_long", where)
         elif line.strip():
-            yield _parse_line(line, where, part.file, spec)
+            yield from _parse_line(line, where, part.file, spec)
 
 
 def _read_text(stream: ByteStream, part: Slice, spec: SourceSpec) -> Item:
@@ -189,15 +190,20 @@ def _skip_line(stream: ByteStream, block: int) -> int:
     return skipped
 
 
-def _parse_line(line: bytes, where: str, file: str, spec: SourceSpec) -> Item:
+def _parse_line(line: bytes, where: str, file: str, spec: SourceSpec) -> Iterator[Item]:
+    """The documents of a line: one, but where it holds an array or several records."""
     decoded = _decode(line)
     if decoded is None:
-        return LeftOut("invalid_utf8", where)
+        yield LeftOut("invalid_utf8", where)
+        return
     try:
-        record = json.loads(decoded)
+        found = [v for value in values_of(decoded) for v in records(value)]
     except (ValueError, RecursionError):
-        return LeftOut("invalid_json", where)
-    return _from_record(record, where, file, spec)
+        yield LeftOut("invalid_json", where)
+        return
+    for number, record in enumerate(found):
+        place = where if len(found) == 1 else f"{where}#{number}"
+        yield _from_record(record, place, file, spec)
 
 
 def _from_record(record: object, where: str, file: str, spec: SourceSpec) -> Item:
@@ -227,7 +233,14 @@ def _identity(value: object, otherwise: str) -> str:
     if value is None:
         return otherwise.encode("utf-8", "replace").decode()
     # Parquet has types that JSON has not: dates, bytes, decimals.
-    text = value if isinstance(value, str) else json.dumps(value, default=str)
+    try:
+        text = value if isinstance(value, str) else json.dumps(value, default=str)
+    except (
+        TypeError,
+        ValueError,
+        RecursionError,
+    ):  # a name of another type, deep nesting
+        text = otherwise
     return text.encode("utf-8", "replace").decode()
 
 
@@ -239,7 +252,7 @@ def _decode(raw: bytes) -> str | None:
 
 
 def _read_parquet(part: Slice, spec: SourceSpec) -> Iterator[Item]:
-    columns = [spec.text_key, *([spec.id_key] if spec.id_key else [])]
+    columns = list(dict.fromkeys(filter(None, (spec.text_key, spec.id_key))))
     with open_parquet(part.file, spec.text_key, spec.id_key) as parquet:
         row = sum(
             parquet.metadata.row_group(group).num_rows for group in range(part.start)
@@ -252,15 +265,27 @@ def _read_parquet(part: Slice, spec: SourceSpec) -> Iterator[Item]:
             row += batch.num_rows
 
 
+def _values(column: Any) -> list[Any]:
+    try:
+        return list(column.to_pylist())
+    except ValueError:  # nanoseconds, which Python's own types do not have
+        return list(column.cast("string").to_pylist())
+
+
 def _parquet_rows(batch: Any, row: int, file: str, spec: SourceSpec) -> Iterator[Item]:
     import pyarrow as pa
     import pyarrow.compute as pc
 
     # As bytes: Arrow does not check that a string column is UTF-8, and a bad value must
     # not stop the rest.
-    texts = batch.column(0).cast(pa.large_string()).cast(pa.large_binary())
+    column = batch.column(spec.text_key)
+    texts = column.cast(pa.large_string()).cast(pa.large_binary())
     sizes = pc.binary_length(texts).to_pylist()
-    ids = batch.column(1).to_pylist() if spec.id_key else [None] * batch.num_rows
+    ids: list[Any] = [None] * batch.num_rows
+    if spec.id_key == spec.text_key:
+        ids = [_decode(text.as_py() or b"") for text in texts]
+    elif spec.id_key:
+        ids = _values(batch.column(spec.id_key))
     for number, size in enumerate(sizes):
         where = f"{file}#{row + number}"
         if size is None:

@@ -89,7 +89,7 @@ def _slices(name: str, spec: SourceSpec, shard_bytes: int) -> list[Slice]:
         return _parquet_slices(name, spec, size, shard_bytes)
     if form == "text":
         return [Slice(name, form, 0, None, size)]
-    form = _json_form(name, form)
+    form = json_form(name, form)
     if form == "json" or compression_of(name):
         return [Slice(name, form, 0, None, size, _block_bytes(size, shard_bytes))]
     if size <= shard_bytes:
@@ -109,7 +109,7 @@ def _block_bytes(size: int, shard_bytes: int) -> int | None:
     return min(shard_bytes, _BLOCK_BYTES) if size > shard_bytes else None
 
 
-def _json_form(name: str, form: Format) -> Format:
+def json_form(name: str, form: Format) -> Format:
     """`jsonl` where a file's first line is a record, `json` where it only begins one.
 
     Both suffixes are used for both. A `.jsonl` whose first line is broken stays lines,

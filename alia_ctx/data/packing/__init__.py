@@ -4,10 +4,20 @@ An index; no token is copied until a row is read.
 """
 
 from alia_ctx.data.packing.build import build_plan
+from alia_ctx.data.packing.build_instances import (
+    build_instance_plan,
+    held_out_statement,
+)
 from alia_ctx.data.packing.contamination import Contamination, find_contamination
+from alia_ctx.data.packing.duplicates import duplicates_of, write_held_out
+from alia_ctx.data.packing.instances import (
+    draw_held_out,
+    held_out_shares,
+    shortest_row,
+)
 from alia_ctx.data.packing.plan import PackPlan
 from alia_ctx.data.packing.plan_files import read_statement
-from alia_ctx.data.packing.row import IGNORE, PackedRow
+from alia_ctx.data.packing.row import IGNORE, PackedRow, weigh_by_piece
 from alia_ctx.data.packing.spec import LengthBucket, PackSpec
 from alia_ctx.data.packing.summary import contamination_table, draw_plan, plan_table
 
@@ -18,10 +28,18 @@ __all__ = [
     "PackPlan",
     "PackSpec",
     "PackedRow",
+    "build_instance_plan",
     "build_plan",
     "contamination_table",
+    "draw_held_out",
     "draw_plan",
+    "duplicates_of",
     "find_contamination",
+    "held_out_shares",
+    "held_out_statement",
     "plan_table",
     "read_statement",
+    "shortest_row",
+    "weigh_by_piece",
+    "write_held_out",
 ]

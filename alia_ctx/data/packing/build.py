@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from collections.abc import Collection, Mapping
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 from alia_ctx.data.packing.blend import (
     Corpus,
@@ -25,18 +24,9 @@ from alia_ctx.data.packing.history import (
     history_of,
     join_spans,
 )
+from alia_ctx.data.packing.place import what_is_there
 from alia_ctx.data.packing.plan import PackPlan, equal_updates
-from alia_ctx.data.packing.plan_files import (
-    PackedRows,
-    Statement,
-    begins_with,
-    differences,
-    foreign_files,
-    is_plan,
-    read_statement,
-    recover,
-    write_plan,
-)
+from alia_ctx.data.packing.plan_files import PackedRows, begins_with, write_plan
 from alia_ctx.data.packing.predicted import predicted_of_rows
 from alia_ctx.data.packing.rows import Progress, joined_rows, pack_rows
 from alia_ctx.data.packing.spec import PackSpec
@@ -58,6 +48,7 @@ def build_plan(
     seed: int = 0,
     padding_id: int = 0,
     seen: Mapping[str, PackPlan] | None = None,
+    unused: Collection[str] = (),
     held_out: TokenStore | None = None,
     overwrite: bool = False,
     progress: Progress | None = None,
@@ -71,6 +62,7 @@ def build_plan(
 
     seen: plans of the stages before, by stage. The plan begins with what they left of
         the epoch under way, documents that they trained on in part included.
+    unused: sources that plans in `seen` drew from and this one does not.
     held_out: the evaluation text. A source that is the same is refused, and what of the
         sources is in it is left out where the spec says `drop_contaminated`.
 
@@ -110,7 +102,7 @@ def build_plan(
                 "evaluation.held_out and tokenize it"
             )
         identity["held_out"] = held_out.fingerprint
-    place = _what_is_there(directory, stores, identity, overwrite)
+    place = what_is_there(directory, stores, identity, overwrite)
     if place.plan is not None and place.plan.identity["rows"] == n_rows:
         return place.plan
     contaminated = None
@@ -120,7 +112,7 @@ def build_plan(
     report("documents", 0.02)
     corpus = gather_corpus(stores, spec, row_length, contaminated)
     planned = {stage: plan.planned_rows() for stage, plan in seen.items()}
-    earlier = combined_pieces(stores, corpus.base, planned)
+    earlier = combined_pieces(stores, corpus.base, planned, unused)
     packed, count = None, 0
     if place.plan is not None:
         packed, count = place.plan.packed, place.plan.stats["segments"]
@@ -148,7 +140,13 @@ def build_plan(
         {**identity, "parts": place.parts},
         arrays,
         plan_statistics(
-            corpus, packed, strata, row_length, count, _history(corpus, earlier, None)
+            corpus,
+            packed,
+            strata,
+            row_length,
+            count,
+            _history(corpus, earlier, None),
+            places=len(packed) * row_length,
         ),
         [shorter for shorter in place.shorter if begins_with(arrays, shorter)],
     )
@@ -183,86 +181,6 @@ def _check(
             "weights, length_buckets and the data of earlier stages need n_rows: 'one "
             "epoch' is not defined for them"
         )
-
-
-@dataclass(frozen=True)
-class _Place:
-    """What is in a plan's directory before the plan is built.
-
-    plan: the plan asked for, or one that has its first rows; parts: rows at which the
-        plan asked for ended before it was extended; shorter: plans (as
-        Statement.as_shorter) with whose rows the new one may begin.
-    """
-
-    plan: PackPlan | None
-    parts: list[int]
-    shorter: list[dict[str, Any]]
-
-
-def _what_is_there(
-    directory: Path,
-    stores: Mapping[str, TokenStore],
-    identity: dict[str, Any],
-    overwrite: bool,
-) -> _Place:
-    nothing = _Place(None, [], [])
-    recover(directory)
-    foreign = foreign_files(directory)
-    if foreign:
-        raise DataError(
-            f"{directory}: holds what is no plan ({', '.join(foreign[:5])}) and is not "
-            "overwritten; choose another folder"
-        )
-    if not is_plan(directory):
-        if directory.exists() and any(directory.iterdir()) and not overwrite:
-            raise DataError(
-                f"{directory}: is not empty and holds no whole plan; choose another "
-                "folder or allow overwriting"
-            )
-        return nothing
-    try:
-        statement = read_statement(directory)
-    except DataError:
-        if not overwrite:
-            raise
-        return nothing
-    shorter = [statement.as_shorter(), *statement.shorter]
-    parts, differing = _first_rows(statement, identity)
-    if differing:
-        if not overwrite:
-            raise DataError(
-                f"{directory}: another plan is there:\n  "
-                + "\n  ".join(differing)
-                + "\nchoose another folder or allow overwriting"
-            )
-        return _Place(None, [], shorter)
-    try:
-        rows_per_update = identity["rows_per_update"]
-        plan = PackPlan.open(directory, stores, rows_per_update=rows_per_update)
-    except DataError:
-        if not overwrite:
-            raise
-        return _Place(None, parts, shorter)
-    return _Place(plan, parts, shorter)
-
-
-def _first_rows(
-    statement: Statement, identity: dict[str, Any]
-) -> tuple[list[int], list[str]]:
-    """Parts of the plan of `identity` where the one that `statement` is of has its first
-    rows, or all of them; and what differs where it does not.
-    """
-    expected = dict(identity)
-    if statement.format == 1:
-        del expected["rows_per_update"]
-    differing = differences(statement.identity, expected)
-    parts, rows = list(statement.identity["parts"]), statement.identity["rows"]
-    if len(differing) != 1 or rows == expected["rows"]:
-        return parts, differing
-    whole_updates = rows is not None and rows % identity["rows_per_update"] == 0
-    if expected["rows"] is not None and whole_updates and expected["rows"] > rows:
-        return [*parts, rows], []
-    return parts, differing
 
 
 def _history(

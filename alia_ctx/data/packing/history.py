@@ -4,7 +4,7 @@ parts of it.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -113,10 +113,13 @@ def _coverage(lengths: np.ndarray, cut: Spans) -> tuple[Spans, Spans]:
 
 
 def combined_pieces(
-    stores: Mapping[str, TokenStore], base: np.ndarray, plans: Mapping[str, PlannedRows]
+    stores: Mapping[str, TokenStore],
+    base: np.ndarray,
+    plans: Mapping[str, PlannedRows],
+    unused: Collection[str] = (),
 ) -> Spans:
     """The pieces of all `plans` (by stage), with documents numbered as `base` has it:
-    document 0 of source s is base[s].
+    document 0 of source s is base[s]. Those of `unused` sources are left out.
 
     DataError where a source's store is not the one that a plan was built from, or a
     source is gone.
@@ -124,9 +127,13 @@ def combined_pieces(
     names = list(stores)
     parts = []
     for stage, plan in plans.items():
-        shift = np.empty(len(plan.stores), np.int64)
+        shift = np.zeros(len(plan.stores), np.int64)
         begins = np.concatenate(([0], np.cumsum(plan.documents)))
+        used = np.ones(len(plan.stores), bool)
         for number, (name, fingerprint) in enumerate(plan.stores):
+            if name in unused:
+                used[number] = False
+                continue
             if name not in stores or stores[name].fingerprint != fingerprint:
                 what = "has other tokens now" if name in stores else "is no source now"
                 raise DataError(
@@ -136,7 +143,10 @@ def combined_pieces(
             shift[number] = base[names.index(name)] - begins[number]
         document, start, length = plan.pieces
         owner = np.searchsorted(begins, document, "right") - 1
-        parts.append(Spans(document + shift[owner], start, length))
+        spans = Spans(document + shift[owner], start, length)
+        if not used.all():
+            spans = Spans(*(column[used[owner]] for column in spans))
+        parts.append(spans)
     return join_spans(parts)
 
 

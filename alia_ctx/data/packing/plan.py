@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 
 from alia_ctx.data.packing.history import PlannedRows, Spans
+from alia_ctx.data.packing.instances import row_lengths
 from alia_ctx.data.packing.plan_files import (
     PackedRows,
     Statement,
@@ -55,6 +56,12 @@ class PackPlan:
         self._update_offsets = arrays.get("update_offsets")
         rows = {f.name: arrays[f.name] for f in fields(PackedRows)}
         self.packed = PackedRows(**rows)
+        self._lengths: np.ndarray | None = None
+        if self.of_conversations:
+            tokens = np.add.reduceat(
+                self.packed.piece_lengths, self.packed.row_offsets[:-1], dtype=np.int64
+            )
+            self._lengths = row_lengths(tokens, self._offsets, self.row_length)
 
     @classmethod
     def open(
@@ -67,6 +74,8 @@ class PackPlan:
         seed: int | None = None,
         rows: int | None = None,
         rows_per_update: int | None = None,
+        update_instances: int | None = None,
+        epochs: int | None = None,
         padding_id: int | None = None,
         seen: Sequence[Sequence[str]] | None = None,
         held_out: str | None = None,
@@ -93,6 +102,8 @@ class PackPlan:
             "row_length": row_length,
             "rows": rows,
             "rows_per_update": rows_per_update,
+            "update_instances": update_instances,
+            "epochs": epochs,
             "padding_id": padding_id,
             "seen": None if seen is None else [list(pair) for pair in seen],
             "held_out": held_out,
@@ -104,10 +115,14 @@ class PackPlan:
             {key: value for key, value in identity.items() if value is not None},
         )
         if differing:
+            then = statement.identity["rows"]
+            grown = len(differing) == 1 and None not in (rows, then) and rows > then
+            way = f"run `alia-ctx pack CONFIG --stage {path.name}`, which adds them"
             raise DataError(
                 f"{path}: this plan was built from something else:\n  "
                 + "\n  ".join(differing)
-                + f"\n{way_out(path)}, or restore what it was built from"
+                + f"\n{way if grown else way_out(path)}, or restore what it was built "
+                "from"
             )
         arrays = load_arrays(statement, verify=verify)
         if statement.format == 1:
@@ -116,6 +131,11 @@ class PackPlan:
 
     def __len__(self) -> int:
         return len(self.packed)
+
+    @property
+    def of_conversations(self) -> bool:
+        """Whether its updates are of so many documents each, packed by themselves."""
+        return "update_instances" in self.identity
 
     @property
     def updates(self) -> int:
@@ -129,6 +149,11 @@ class PackPlan:
         if not 0 <= update < self.updates:
             raise IndexError(f"update {update} of a plan of {self.updates} updates")
         return range(*self._offsets[update : update + 2].tolist())
+
+    @property
+    def update_offsets(self) -> np.ndarray:
+        """First row of each update and the end, int64 [updates + 1]."""
+        return self._offsets
 
     @property
     def _offsets(self) -> np.ndarray:
@@ -151,8 +176,9 @@ class PackPlan:
         starts = packed.piece_starts[low:high].astype(np.int64)
         offsets = np.zeros(high - low + 1, np.int64)
         np.cumsum(packed.piece_lengths[low:high], out=offsets[1:])
+        length = self.row_length if self._lengths is None else int(self._lengths[index])
         return PackedRow(
-            index, self.row_length, offsets, numbers, sources, starts, self._padding_id,
+            index, length, offsets, numbers, sources, starts, self._padding_id,
             self._tokens, self._begins(sources, numbers) + starts, self._weights,
             int(self.predicted(index)),
         )  # fmt: skip
@@ -165,6 +191,14 @@ class PackPlan:
             of_source = sources == source
             begins[of_source] = self._stores[source].starts(numbers[of_source])
         return begins
+
+    def places(self, rows: slice) -> np.ndarray:
+        """Tokens that each of `rows` has room for, int64: `row_length`, or less where
+        updates are of conversations, whose rows are as long as they need.
+        """
+        if self._lengths is not None:
+            return self._lengths[rows]
+        return np.full(len(range(*rows.indices(len(self)))), self.row_length)
 
     def attention_pairs(self, rows: Sequence[int] | np.ndarray | slice) -> np.ndarray:
         """Visible query-key pairs of causal attention in each of `rows`, int64: sum of

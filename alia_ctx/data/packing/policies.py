@@ -56,7 +56,7 @@ def best_fit(documents: np.ndarray, lengths: np.ndarray, row_length: int) -> Pie
     like a short document; no other is cut. Among documents of equal length the given
     order decides. Arguments as for `concat`.
     """
-    document, start, length = _cut_long(documents, lengths, row_length)
+    document, start, length = cut_long(documents, lengths, row_length)
     if not document.size:
         return _no_pieces()
     # Unique keys (length, then order) make the order exact with the quickest sort there is.
@@ -90,9 +90,12 @@ def _stable_order(keys: np.ndarray) -> np.ndarray:
     return (combined & np.uint64(0xFFFFFFFF)).astype(np.int64)
 
 
-def _cut_long(
+def cut_long(
     documents: np.ndarray, lengths: np.ndarray, row_length: int
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """(document, start, length) of whole documents, and of the parts of those that are
+    longer than a row: whole rows and a remainder.
+    """
     long = lengths > row_length
     if not long.any():
         return documents, np.zeros(documents.size, np.int64), lengths.astype(np.int32)

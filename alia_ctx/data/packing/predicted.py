@@ -34,7 +34,7 @@ def predicted_of_rows(
         begins += packed.piece_starts[pieces].astype(np.int64)
         ends = begins + packed.piece_lengths[pieces]
         try:
-            counts[pieces] = _ones_between(store.weights, begins + 1, ends)
+            counts[pieces] = ones_between(store.weights, begins + 1, ends)
         except ValueError as error:
             raise DataError(
                 f"{store.weights_path}: {error}; tokenize the source again"
@@ -42,7 +42,7 @@ def predicted_of_rows(
     return np.add.reduceat(counts, packed.row_offsets[:-1], dtype=np.int64)
 
 
-def _ones_between(
+def ones_between(
     weights: np.ndarray, begins: np.ndarray, ends: np.ndarray
 ) -> np.ndarray:
     """Ones in each of [begins, ends); int64, as many."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -39,6 +39,8 @@ class PackedRow:
     # uint8: loss weights of each source's tokens; () where no source has any
     _weights: tuple[np.ndarray | None, ...] = ()
     _predicted: int | None = None  # as the plan says; None: all but each piece's first
+    # float32 [n]: what the loss of each piece's targets counts; None: 1
+    piece_weights: np.ndarray | None = None
 
     @classmethod
     def from_documents(
@@ -99,6 +101,21 @@ class PackedRow:
         if self._predicted is not None:
             return self._predicted
         return self.real_tokens - self.doc_ids.size
+
+    def predicted_of_pieces(self) -> np.ndarray:
+        """Positions with a target in each piece, int64 [n]."""
+        targets = self.targets()[: self.real_tokens] != IGNORE
+        if not self.doc_ids.size:
+            return np.zeros(0, np.int64)
+        return np.add.reduceat(targets, self.doc_offsets[:-1], dtype=np.int64)
+
+    def loss_weights(self, start: int, stop: int) -> np.ndarray:
+        """What the losses of row positions [start, stop) count, float32."""
+        if self.piece_weights is None:
+            return np.ones(stop - start, np.float32)
+        positions = np.arange(start, stop)
+        piece = np.searchsorted(self.doc_offsets, positions, "right") - 1
+        return np.append(self.piece_weights, np.float32(0))[piece]
 
     def tokens(self, start: int = 0, stop: int | None = None) -> np.ndarray:
         """Token ids of row positions [start, stop), padding included; int64 [stop - start].
@@ -171,6 +188,21 @@ class PackedRow:
             self._read(self._weights, weights, start + 1, last_target)
             targets[: weights.size][weights == 0] = IGNORE
         return tokens[: stop - start], targets
+
+
+def weigh_by_piece(rows: Sequence[PackedRow]) -> list[PackedRow]:
+    """The rows of an update with weights under which the mean loss of its predicted
+    tokens is the mean over its documents of each one's own mean loss. Their mean over the
+    predicted tokens is 1; documents that predict nothing do not count.
+    """
+    counts = [row.predicted_of_pieces() for row in rows]
+    tokens = sum(int(count.sum()) for count in counts)
+    documents = sum(int(np.count_nonzero(count)) for count in counts)
+    each = tokens / max(documents, 1)
+    return [
+        replace(row, piece_weights=(each / np.maximum(count, 1)).astype(np.float32))
+        for row, count in zip(rows, counts, strict=True)
+    ]
 
 
 def _gather(

@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass, field
 from typing import Any, ClassVar, Literal
 
 from alia_ctx.data.packing.policies import POLICIES
-from alia_ctx.errors import Problem
+from alia_ctx.errors import Problem, Problems
 
 _TOLERANCE = 1e-6
 _CHOICES = {
@@ -19,6 +19,17 @@ _CHOICES = {
 _HELD_OUT = (
     "name the held-out text under evaluation.held_out instead, and leave this out"
 )
+
+# Settings that only updates of conversations have, and what they are where not used.
+_UNUSED: dict[str, Any] = {
+    "sampling": {}, "max_instances": {}, "held_out_instances": 0, "min_rows": 1,
+}  # fmt: skip
+_OF_CONVERSATIONS = tuple(_UNUSED)
+_MOST_PASSES = 1000
+
+
+def _known(sources: Collection[str]) -> str:
+    return f"the sources are {', '.join(sorted(sources))}"
 
 
 @dataclass(frozen=True)
@@ -51,6 +62,18 @@ class PackSpec:
     data: `continue` begins where the data of the stage before in the chain stopped;
         `restart` begins anew, with the same documents as that stage.
     drop_contaminated: leave out documents that are held-out text, exactly or nearly.
+    sources: those that the stage draws from; empty means all.
+
+    For updates of conversations (`update_instances`) alone:
+
+    sampling: source -> how often each of its conversations comes in an epoch (default
+        1); 0.5 is one half of them in one epoch, the other half in the next.
+    max_instances: source -> how many of its conversations are used at most, chosen by
+        the seed.
+    held_out_instances: conversations that are kept for evaluation, over the sources by
+        their sizes; they, and what is like them, are never trained on.
+    min_rows: spread an update over at least so many rows, where they stay as long as
+        its longest conversation, so that data-parallel ranks have work.
     """
 
     # settings of version 0.1 -> what to do instead; the configuration's reader says so
@@ -67,12 +90,31 @@ class PackSpec:
     max_epochs: float | None = None
     data: Literal["continue", "restart"] = "continue"
     drop_contaminated: bool = False
+    sources: list[str] = field(default_factory=list)
+    sampling: dict[str, float] = field(default_factory=dict)
+    max_instances: dict[str, int] = field(default_factory=dict)
+    held_out_instances: int = 0
+    min_rows: int = 1
 
     def statement(self) -> dict[str, Any]:
         """What decides a plan's content, as plain containers. What `data` stands for is
-        said by the earlier plans that the plan names.
+        said by the earlier plans that the plan names, `sources` by its stores. What
+        only conversations have is left out where it is not used, as plans made before
+        it existed do not have it.
         """
-        return {k: v for k, v in asdict(self).items() if k != "data"}
+        settings = asdict(self)
+        of_conversations = {
+            name: settings.pop(name) for name in ("data", "sources", *_OF_CONVERSATIONS)
+        }
+        return settings | {
+            name: value
+            for name, value in of_conversations.items()
+            if name in _OF_CONVERSATIONS and value != _UNUSED[name]
+        }
+
+    def drawn_from(self, sources: Collection[str]) -> list[str]:
+        """Which of `sources` the stage draws from, in their order."""
+        return [name for name in sources if not self.sources or name in self.sources]
 
     def problems(self, key: str, sources: Collection[str]) -> list[Problem]:
         """Rules that this spec breaks for a blend of `sources`; `key` is its place in
@@ -88,7 +130,23 @@ class PackSpec:
             for name, allowed in _CHOICES.items()
             if getattr(self, name) not in allowed
         ]
-        problems += self._weight_problems(key, sources) + self._bucket_problems(key)
+        problems += [
+            Problem(f"{key}.sources", name, "no such source", _known(sources))
+            for name in self.sources
+            if name not in sources
+        ]
+        drawn = self.drawn_from(sources)
+        for setting in ("sampling", "max_instances"):
+            problems += [
+                Problem(
+                    f"{key}.{setting}.{name}", value, "no such source", _known(drawn)
+                )
+                for name, value in getattr(self, setting).items()
+                if name not in drawn
+            ]
+        elsewhere = set(sources) - set(drawn)
+        problems += self._weight_problems(key, drawn, elsewhere)
+        problems += self._bucket_problems(key)
         if self.max_epochs is not None and not self.max_epochs > 0:
             problems.append(
                 Problem(
@@ -100,18 +158,72 @@ class PackSpec:
             )
         return problems
 
-    def _weight_problems(self, key: str, sources: Collection[str]) -> list[Problem]:
+    def token_problems(self, key: str) -> list[Problem]:
+        """What is of conversations, in a stage whose updates are of tokens."""
+        return [
+            Problem(
+                f"{key}.{name}",
+                getattr(self, name),
+                "is of updates of conversations, and this stage counts tokens",
+                "leave it out, or give update_instances and epochs",
+            )
+            for name in _OF_CONVERSATIONS
+            if getattr(self, name) != _UNUSED[name]
+        ]
+
+    def instance_problems(self, key: str) -> list[Problem]:
+        """Rules that hold where updates are of conversations."""
+        problems = Problems()
+        problems.need(
+            self.policy == "best_fit",
+            f"{key}.policy",
+            self.policy,
+            "cuts conversations",
+            "use best_fit",
+        )
+        for name, instead in {
+            "weights": "sampling says how often each source comes in an epoch",
+            "length_buckets": "an epoch has each conversation, whatever its length",
+            "max_epochs": "epochs says how far the stage goes",
+        }.items():
+            value = getattr(self, name)
+            rule = "is of stages that count tokens"
+            problems.need(
+                not value, f"{key}.{name}", value, rule, f"leave it out: {instead}"
+            )
+        for name, share in self.sampling.items():
+            problems.need(
+                0 <= share <= _MOST_PASSES,
+                f"{key}.sampling.{name}",
+                share,
+                f"is not between 0 and {_MOST_PASSES} passes an epoch",
+                "1 is each conversation once an epoch",
+            )
+        for name, most in self.max_instances.items():
+            rule, remedy = "must be above 0", "leave the source out of pack.sources"
+            problems.need(most > 0, f"{key}.max_instances.{name}", most, rule, remedy)
+        for name, least in (("held_out_instances", 0), ("min_rows", 1)):
+            value = getattr(self, name)
+            rule, remedy = f"must be at least {least}", f"{least} is the default"
+            problems.need(value >= least, f"{key}.{name}", value, rule, remedy)
+        return problems
+
+    def _weight_problems(
+        self, key: str, sources: Collection[str], elsewhere: Collection[str]
+    ) -> list[Problem]:
         if not self.weights:
             return []
         problems = []
-        for name in sorted({*self.weights, *sources}):
+        # 0 leaves a source out, which one that other stages draw from is anyway.
+        out = {n for n in elsewhere if self.weights.get(n) == 0}
+        for name in sorted({*self.weights, *sources} - out):
             if name not in sources:
                 problems.append(
                     Problem(
                         f"{key}.weights.{name}",
                         self.weights[name],
                         "no such source",
-                        f"the sources are {', '.join(sorted(sources))}",
+                        _known(sources),
                     )
                 )
             elif name not in self.weights:

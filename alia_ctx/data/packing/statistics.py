@@ -21,9 +21,12 @@ def plan_statistics(
     row_length: int,
     segments: int,
     earlier: History | None,
+    *,
+    places: int,
 ) -> dict[str, Any]:
     """Everything that a plan says about itself; tokens are counted as often as they are
-    trained on. `earlier`: what the stages before have trained on.
+    trained on. `earlier`: what the stages before have trained on; `places`: of all
+    rows, padding included.
     """
     lengths = packed.piece_lengths
     rows = packed.row_pairs.size
@@ -35,7 +38,7 @@ def plan_statistics(
         "row_length": row_length,
         "tokens": tokens,
         "predicted": int(packed.row_predicted.sum()),
-        "fill": tokens / (rows * row_length),
+        "fill": tokens / places,
         "pieces": int(lengths.size),
         "cut_pieces": int(cut.sum()),
         "cut_documents": int(np.unique(packed.piece_documents[cut]).size),

@@ -12,17 +12,25 @@ from alia_ctx.data.tokens.store import (
     write_store,
     write_weights,
 )
+from alia_ctx.data.tokens.tokenizer_files import (
+    TOKENIZER,
+    has_vocabulary,
+    tokenizer_statement,
+)
 from alia_ctx.data.tokens.vocabulary import vocabulary_problems
 
 __all__ = [
+    "TOKENIZER",
     "SpecialTokens",
     "TextEncoder",
     "TokenStore",
     "TokenizeProgress",
     "TokenizeReport",
+    "has_vocabulary",
     "require_same_source",
     "token_dtype",
     "tokenize_source",
+    "tokenizer_statement",
     "vocabulary_problems",
     "write_index",
     "write_store",

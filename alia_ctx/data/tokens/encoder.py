@@ -62,10 +62,12 @@ class TextEncoder:
         self.dtype = token_dtype(self.vocabulary)
         self._unknown = tokenizer.unknown_id
         self._normalised = tokenizer.normalised_special
+        self._single_words = tokenizer.single_words
+        self._splits = special_tokens != "keep" or tokenizer.splits_special
         before = [tokenizer.special_id("bos_token")] if prepend_bos else []
         after = [tokenizer.special_id("eos_token")] if append_eos else []
         self._before, self._after = self._ids(before), self._ids(after)
-        self._rust = _rust_equivalent(tokenizer)
+        self._rust = rust_equivalent(tokenizer)
         self._slow = None if self._rust is not None else tokenizer
 
     def __getstate__(self) -> dict[str, Any]:
@@ -81,10 +83,10 @@ class TextEncoder:
         """Encode each text; one without any token stays without BOS and EOS."""
         keep = self.special_tokens == "keep"
         spelled = [self._spelled.count(text) for text in texts]
-        batch = [self._ids(ids) for ids in self._encode(texts, spelled, keep)]
+        batch = [self._ids(ids) for ids in self._encode(texts, spelled)]
         if keep:
             return [
-                EncodedText(self._framed(ids), found, False)
+                EncodedText(self._framed(ids, found), found, False)
                 for ids, found in zip(batch, spelled, strict=True)
             ]
         return [
@@ -93,10 +95,10 @@ class TextEncoder:
         ]
 
     def _encode(
-        self, texts: Sequence[str], spelled: Sequence[Mapping[str, int]], keep: bool
+        self, texts: Sequence[str], spelled: Sequence[Mapping[str, int]]
     ) -> list[list[int]]:
         if self._slow is None:
-            self._backend.encode_special_tokens = not keep
+            self._backend.encode_special_tokens = self._splits
             return [
                 encoding.ids
                 for encoding in self._backend.encode_batch_fast(
@@ -107,7 +109,7 @@ class TextEncoder:
         # they are told to (transformers/tokenization_python.py, tokenize): only texts
         # that spell a special token go that way.
         return [
-            self._slow.ids([text], split_special=bool(found) and not keep)[0]
+            self._slow.ids([text], split_special=bool(found) and self._splits)[0]
             for text, found in zip(texts, spelled, strict=True)
         ]
 
@@ -122,8 +124,11 @@ class TextEncoder:
             if self._stripped is None or self.special_tokens == "refuse":
                 return EncodedText(self._ids([]), spelled, True)
             ids = self._ids(self._stripped.encode(text, add_special_tokens=False).ids)
+            marked = ids[self._is_special[ids]]
+            if (marked != self._unknown).any():  # what the vocabulary lacks is EOS
+                return EncodedText(self._ids([]), spelled, True)
         refused = self.special_tokens == "refuse" and bool(spelled)
-        return EncodedText(self._framed(ids), spelled, refused)
+        return EncodedText(self._framed(ids, spelled), spelled, refused)
 
     def _control_ids(self, ids: np.ndarray, spelled: Mapping[str, int]) -> np.ndarray:
         control = ids[self._is_special[ids]]
@@ -133,14 +138,17 @@ class TextEncoder:
         kept: np.ndarray = control[control != self._unknown]
         return kept if unknown_is_text else control
 
-    def _framed(self, ids: np.ndarray) -> np.ndarray:
-        """BOS and EOS around `ids`, unless they are there already."""
+    def _framed(self, ids: np.ndarray, spelled: Mapping[str, int]) -> np.ndarray:
+        """BOS and EOS around `ids`, unless the text spells them there already; an id that
+        it does not spell is that of what the vocabulary lacks.
+        """
         if not ids.size:
             return ids
         before, after = self._before, self._after
-        if before.size and ids[0] == before[0]:
+        numbers = {self.special[token] for token in spelled}
+        if before.size and ids[0] == before[0] and before[0] in numbers:
             before = before[:0]
-        if after.size and ids[-1] == after[0]:
+        if after.size and ids[-1] == after[0] and after[0] in numbers:
             after = after[:0]
         return np.concatenate((before, ids, after))
 
@@ -150,7 +158,9 @@ class TextEncoder:
     @cached_property
     def _spelled(self) -> SpelledTokens:
         normalizer = None if self._rust is None else self._backend.normalizer
-        return SpelledTokens(self.special, self._normalised, normalizer)
+        return SpelledTokens(
+            self.special, self._normalised, normalizer, self._single_words
+        )
 
     @cached_property
     def _is_special(self) -> np.ndarray:
@@ -160,39 +170,23 @@ class TextEncoder:
 
     @cached_property
     def _backend(self) -> Any:
-        return _rust_tokenizer(self._rust or "", self.special)
+        return rust_tokenizer(self._rust or "", self.special)
 
     @cached_property
     def _stripped(self) -> Any | None:
-        """A tokenizer that knows no special token, None where none can be made."""
-        if self._rust is None:
-            return None
-        from tokenizers import Tokenizer
-
-        try:
-            stripped = Tokenizer.from_str(without_special(self._rust, self.special))
-        except Exception:  # the Rust library raises bare Exception
-            return None
-        stripped.no_truncation()
-        stripped.no_padding()
-        usual = self._backend.get_vocab(with_added_tokens=True)
-        other = stripped.get_vocab(with_added_tokens=True)
-        same = all(
-            other.get(token) == number
-            for token, number in usual.items()
-            if token not in self.special
+        return (
+            None if self._rust is None else stripped_tokenizer(self._rust, self.special)
         )
-        return stripped if same else None
 
 
-def _rust_equivalent(tokenizer: HubTokenizer) -> str | None:
+def rust_equivalent(tokenizer: HubTokenizer) -> str | None:
     """The JSON of a `tokenizers` tokenizer that gives the same ids; None without one."""
     backend = getattr(tokenizer.auto, "backend_tokenizer", None)
     if backend is None:
         return None
     try:
         text = str(backend.to_str())
-        copy = _rust_tokenizer(text, tokenizer.special)
+        copy = rust_tokenizer(text, tokenizer.special)
     except Exception:  # a part written in Python cannot be serialised
         return None
     if copy.get_vocab(with_added_tokens=True) != tokenizer.auto.get_vocab():
@@ -209,7 +203,7 @@ def _rust_equivalent(tokenizer: HubTokenizer) -> str | None:
     return text
 
 
-def _rust_tokenizer(text: str, special: Mapping[str, int]) -> Any:
+def rust_tokenizer(text: str, special: Mapping[str, int]) -> Any:
     from tokenizers import Tokenizer
 
     backend = Tokenizer.from_str(text)
@@ -220,3 +214,23 @@ def _rust_tokenizer(text: str, special: Mapping[str, int]) -> Any:
     backend.no_truncation()
     backend.no_padding()
     return backend
+
+
+def stripped_tokenizer(text: str, special: Mapping[str, int]) -> Any | None:
+    """The tokenizer of a JSON without the special tokens, None where none can be made."""
+    from tokenizers import Tokenizer
+
+    try:
+        stripped = Tokenizer.from_str(without_special(text, special))
+    except Exception:  # the Rust library raises bare Exception
+        return None
+    stripped.no_truncation()
+    stripped.no_padding()
+    usual = rust_tokenizer(text, special).get_vocab(with_added_tokens=True)
+    other = stripped.get_vocab(with_added_tokens=True)
+    same = all(
+        other.get(token) == number
+        for token, number in usual.items()
+        if token not in special
+    )
+    return stripped if same else None

@@ -314,7 +314,7 @@ def _encode_piece(job: Job, piece: int | str, items: Iterable[Item]) -> Note:
         np.save(stream, np.array(lengths, np.int32))
     # as JSON: importing a Parquet library would cost each worker more than all its files
     with atomic_file(piece_path(job.work, piece, "ids")) as stream:
-        stream.write(json.dumps({"id": ids, "file": files}).encode())
+        stream.write(json.dumps({"id": ids, "file": [*map(_in_utf8, files)]}).encode())
     note = {
         "tokens": sum(lengths),
         "smallest": min((low for low, _ in ranges), default=0),
@@ -345,3 +345,8 @@ def _batches(documents: Iterable[Document]) -> Iterator[list[Document]]:
         size += len(document.text)
     if batch:
         yield batch
+
+
+def _in_utf8(name: str) -> str:
+    """The name of a file with bytes that are no UTF-8 written out, as in `caf\\xe9`."""
+    return os.fsencode(name).decode("utf-8", "backslashreplace")

@@ -34,6 +34,7 @@ from alia_ctx.data.tokens.shards import (
 )
 from alia_ctx.data.tokens.special_tokens import SpecialTokens
 from alia_ctx.data.tokens.store import TokenStore, write_index
+from alia_ctx.data.tokens.tokenizer_files import TOKENIZER, tokenizer_statement
 from alia_ctx.data.tokens.vocabulary import recorded_range, vocabulary_problems
 from alia_ctx.errors import DataError
 from alia_ctx.files import atomic_file, file_checksum, file_fingerprint, write_json
@@ -146,7 +147,11 @@ def tokenize_source(
             work,
             len(shards),
             encoder,
-            {"identity": identity, "ignored_files": inputs.ignored},
+            {
+                "identity": identity,
+                "ignored_files": inputs.ignored,
+                TOKENIZER: tokenizer_statement(Path(tokenizer_dir)),
+            },
         )
     shutil.rmtree(work, ignore_errors=True)
     return _report(

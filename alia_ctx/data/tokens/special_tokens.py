@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import re
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import Any, Literal
 
 from alia_ctx.files import checksum
@@ -21,18 +21,21 @@ class SpelledTokens:
         tokens: Iterable[str],
         normalised: Sequence[str] = (),
         normalizer: Any | None = None,
+        single_words: Collection[str] = (),
     ) -> None:
         """`normalised`: those of `tokens` that the tokenizer compares with the text as
-        its `normalizer` (of the `tokenizers` library) leaves it.
+        its `normalizer` (of the `tokenizers` library) leaves it. `single_words`: those
+        that it only takes where no letter or digit touches them.
         """
-        self._pattern = _any_of(tokens)
+        self._pattern = _any_of(tokens, single_words)
         self._normalizer = normalizer if normalised else None
         self._normal_forms: dict[str, str] = {}
         if self._normalizer is not None:
             self._normal_forms = {
                 self._normalizer.normalize_str(token): token for token in normalised
             }
-        self._normal_pattern = _any_of(self._normal_forms)
+        alone = {n for n, token in self._normal_forms.items() if token in single_words}
+        self._normal_pattern = _any_of(self._normal_forms, alone)
 
     def count(self, text: str) -> Counter[str]:
         """Occurrences by token; the longest wins where several begin at one place."""
@@ -47,9 +50,15 @@ class SpelledTokens:
         return found | again
 
 
-def _any_of(tokens: Iterable[str]) -> re.Pattern[str]:
+def _any_of(tokens: Iterable[str], single_words: Collection[str]) -> re.Pattern[str]:
     longest_first = sorted(filter(None, tokens), key=lambda each: (-len(each), each))
-    return re.compile("|".join(map(re.escape, longest_first)) or "(?!)")
+    forms = [
+        rf"(?<!\w){re.escape(token)}(?!\w)"
+        if token in single_words
+        else re.escape(token)
+        for token in longest_first
+    ]
+    return re.compile("|".join(forms) or "(?!)")
 
 
 def without_special(backend: str, special: Mapping[str, int]) -> str:
@@ -61,8 +70,7 @@ def without_special(backend: str, special: Mapping[str, int]) -> str:
     makes that piece of the text. Merges that would build a special token go.
     """
     document = json.loads(backend)
-    salt = checksum(backend.encode())
-    names = {token: f"\ufdd0{salt}-{number}\ufdd1" for token, number in special.items()}
+    names = names_without_special(backend, special)
     model = document["model"]
     vocabulary = model["vocab"]
     if isinstance(vocabulary, dict):
@@ -81,6 +89,12 @@ def without_special(backend: str, special: Mapping[str, int]) -> str:
     for token in document.get("added_tokens", []):
         token["content"] = names.get(token["content"], token["content"])
     return json.dumps(document, ensure_ascii=False)
+
+
+def names_without_special(backend: str, special: Mapping[str, int]) -> dict[str, str]:
+    """What `without_special` calls each special token: text that nobody writes."""
+    salt = checksum(backend.encode())
+    return {token: f"\ufdd0{salt}-{number}\ufdd1" for token, number in special.items()}
 
 
 def _builds(pair: Any, special: Mapping[str, str], prefix: str) -> bool:

@@ -10,21 +10,10 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from alia_ctx.data.tokens.tokenizer_files import tokenizer_files
 from alia_ctx.errors import DataError
 from alia_ctx.files import checksum, file_fingerprint
 
-_FILES = (
-    "tokenizer.json",
-    "tokenizer_config.json",
-    "special_tokens_map.json",
-    "added_tokens.json",
-    "tokenizer.model",
-    "vocab.json",
-    "merges.txt",
-    "vocab.txt",
-    "spiece.model",
-    "sentencepiece.bpe.model",
-)
 _NAMED = ("bos", "eos", "unk", "sep", "pad", "cls", "mask")
 _PROBES = (
     "the rain in Girona falls mainly on the plain",
@@ -103,6 +92,20 @@ class HubTokenizer:
         ]
 
     @property
+    def single_words(self) -> list[str]:
+        """Special tokens that are taken only where no letter or digit touches them."""
+        return [
+            str(token)
+            for token in self._added.values()
+            if str(token) in self.special and getattr(token, "single_word", False)
+        ]
+
+    @property
+    def splits_special(self) -> bool:
+        """Whether the directory itself says that spelled special tokens are split."""
+        return bool(getattr(self.auto, "split_special_tokens", False))
+
+    @property
     def _added(self) -> Mapping[int, Any]:
         return self.auto.added_tokens_decoder  # type: ignore[no-any-return]
 
@@ -119,7 +122,12 @@ class HubTokenizer:
 
     @property
     def unknown_id(self) -> int | None:
-        return getattr(self.auto, "unk_token_id", None)
+        """Id of what the vocabulary lacks, where it is not BOS or EOS as well: those
+        are control ids, whatever text gave them.
+        """
+        unknown = getattr(self.auto, "unk_token_id", None)
+        delimiters = [getattr(self.auto, f"{n}_token_id", None) for n in ("bos", "eos")]
+        return None if unknown in delimiters else unknown
 
     def probes(self) -> list[str]:
         """Short texts in which tokenizers differ, with some added tokens among them."""
@@ -158,7 +166,8 @@ class HubTokenizer:
         The ids count because other software can read the same files otherwise; other
         files of the directory (weights, say) do not.
         """
-        names = {*_FILES, *map(str, (self.auto.vocab_files_names or {}).values())}
+        named = map(str, (self.auto.vocab_files_names or {}).values())
+        names = {*tokenizer_files(self.directory), *named}
         files = [
             f"{name} {file_fingerprint(self.directory / name)}"
             for name in sorted(names)

@@ -10,14 +10,32 @@ from alia_ctx.evaluation.retrieval.haystack import Haystack
 from alia_ctx.evaluation.retrieval.languages import LANGUAGES
 from alia_ctx.evaluation.retrieval.samples import Sample, make_sample
 from alia_ctx.evaluation.retrieval.scores import RetrievalScores
-from alia_ctx.evaluation.retrieval.tasks import RULER, Task
+from alia_ctx.evaluation.retrieval.suite import (
+    AnswerHits,
+    RetrievalSettings,
+    SampleRows,
+    SampleSpec,
+    TooShortError,
+    passkey_specs,
+    ruler_specs,
+)
+from alia_ctx.evaluation.retrieval.tasks import PASSKEY, RULER, TASKS, Task
 
 __all__ = [
     "LANGUAGES",
+    "PASSKEY",
     "RULER",
+    "TASKS",
+    "AnswerHits",
     "Haystack",
     "RetrievalScores",
+    "RetrievalSettings",
     "Sample",
+    "SampleRows",
+    "SampleSpec",
     "Task",
+    "TooShortError",
     "make_sample",
+    "passkey_specs",
+    "ruler_specs",
 ]

@@ -14,7 +14,7 @@ from alia_ctx.errors import DataError
 from alia_ctx.evaluation.retrieval.draws import Draws
 from alia_ctx.evaluation.retrieval.haystack import Encode, Haystack
 from alia_ctx.evaluation.retrieval.languages import LANGUAGES
-from alia_ctx.evaluation.retrieval.tasks import RULER
+from alia_ctx.evaluation.retrieval.tasks import TASKS
 
 
 @dataclass(frozen=True)
@@ -46,7 +46,7 @@ class ContentMaker:
         haystack: Haystack | None,
         depth: float | None,
     ) -> None:
-        self.name, self.task, self.length = task, RULER[task], length
+        self.name, self.task, self.length = task, TASKS[task], length
         self.encode, self.words = encode, LANGUAGES[language]
         self.haystack, self.depth, self.random = haystack, depth, random
         self.draws = Draws(random, self.words)

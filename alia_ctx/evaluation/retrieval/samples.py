@@ -13,7 +13,7 @@ from alia_ctx.errors import DataError
 from alia_ctx.evaluation.retrieval.contents import Content, ContentMaker, as_line
 from alia_ctx.evaluation.retrieval.haystack import Encode, Haystack
 from alia_ctx.evaluation.retrieval.languages import LANGUAGES
-from alia_ctx.evaluation.retrieval.tasks import RULER
+from alia_ctx.evaluation.retrieval.tasks import TASKS
 
 # Asked of every task: below this many tokens nothing is hidden by anything.
 _LEAST_HAYSTACK = 16
@@ -55,7 +55,7 @@ def make_sample(
     depth: float | None = None,
     prefix: Sequence[int] = (),
 ) -> Sample:
-    """A sample of RULER's task `task`, exactly `length` tokens long.
+    """A sample of `task`, one of `TASKS`, exactly `length` tokens long.
 
     `encode` gives the ids of a text without special tokens; `prefix` (a BOS, say)
     stands before everything. `depth` (0 to 1) fixes where the asked needle of a
@@ -63,9 +63,9 @@ def make_sample(
     tokens. DataError: an unknown task or language, a task on text without `haystack`, a
     length in which the question alone does not fit.
     """
-    if task not in RULER:
+    if task not in TASKS:
         raise DataError(
-            f"there is no retrieval task {task}; there are {', '.join(RULER)}"
+            f"there is no retrieval task {task}; there are {', '.join(TASKS)}"
         )
     if language not in LANGUAGES:
         raise DataError(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -53,6 +53,13 @@ class Score:
         return max(0.0, (middle - spread) / scale), min(1.0, (middle + spread) / scale)
 
 
+def depth_of(sample: Sample) -> int:
+    """The tenth of the haystack that hides a sample's one fact; -1 where there are more."""
+    if len(sample.depths) != 1:
+        return -1
+    return min(DEPTHS - 1, int(sample.depths[0] * DEPTHS))
+
+
 class RetrievalScores:
     """Counts of right answers by task, language, length and depth.
 
@@ -76,11 +83,11 @@ class RetrievalScores:
             )
         first, last = sample.answer
         parts = [bool(hits_T[a - 1 : b - 1].all()) for a, b in sample.answers]
-        depth = -1
-        if len(sample.depths) == 1:
-            depth = min(DEPTHS - 1, int(sample.depths[0] * DEPTHS))
-        cell = (sample.task, sample.language, len(sample.tokens), depth)
-        whole = bool(hits_T[first - 1 : last - 1].all())
+        cell = (sample.task, sample.language, len(sample.tokens), depth_of(sample))
+        self.count(cell, bool(hits_T[first - 1 : last - 1].all()), parts)
+
+    def count(self, cell: Cell, whole: bool, parts: Sequence[bool]) -> None:
+        """Add one sample: whether its answer, and each part of it, was right."""
         self._counts(cell)[:] += (1, whole, len(parts), sum(parts))
 
     def _counts(self, cell: Cell) -> np.ndarray:
@@ -109,6 +116,10 @@ class RetrievalScores:
     @property
     def tasks(self) -> list[str]:
         return sorted({cell[0] for cell in self._cells})
+
+    @property
+    def languages(self) -> list[str]:
+        return sorted({cell[1] for cell in self._cells})
 
     @property
     def lengths(self) -> list[int]:

@@ -60,3 +60,7 @@ RULER: dict[str, Task] = {
     "qa_1": Task("question", "needles", hops=0),
     "qa_2": Task("question", "needles", hops=1),
 }
+
+# Beside RULER's: the plainest task by depth and length, as passkey heat maps show it.
+PASSKEY = "passkey"
+TASKS: dict[str, Task] = {**RULER, PASSKEY: Task("needles", "noise")}

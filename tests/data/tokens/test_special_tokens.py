@@ -205,3 +205,74 @@ def test_a_token_that_only_the_configuration_calls_special(tmp_path: Path) -> No
     number = tokenizer.token_to_id("<end>")
     assert split.spelled == kept.spelled == {"<end>": 1}
     assert number in kept.tokens and number not in split.tokens
+
+
+def with_unknown(tmp_path: Path, family: str, unknown: str) -> Path:
+    """A tokenizer whose unknown token is also one that delimits documents."""
+    tokenizer = families.FAMILIES[family]()
+    document = json.loads(tokenizer.to_str())
+    if document["model"]["type"] == "Unigram":
+        document["model"]["unk_id"] = families.SPECIAL.index(unknown)
+    else:
+        document["model"]["unk_token"] = unknown
+    directory = families.save(tokenizer, tmp_path / f"{family} {unknown}")
+    (directory / "tokenizer.json").write_text(json.dumps(document))
+    config = json.loads((directory / "tokenizer_config.json").read_text())
+    config["unk_token"] = unknown
+    (directory / "tokenizer_config.json").write_text(json.dumps(config))
+    return directory
+
+
+@pytest.mark.parametrize("unknown", ["<s>", "</s>"])
+@pytest.mark.parametrize(
+    "family", ["word level", "word piece", "unigram", "byte level"]
+)
+def test_an_unknown_token_that_delimits_is_no_text(
+    tmp_path: Path, family: str, unknown: str
+) -> None:
+    directory = with_unknown(tmp_path, family, unknown)
+    number = families.SPECIAL.index(unknown)
+    texts = ["日本", f"the {unknown} rain", f"{unknown}", "日 the rain 本", "the rain"]
+    for mode in ("split", "refuse"):
+        for text, encoded in zip(
+            texts, encode(directory, mode, texts, delimit=True), strict=True
+        ):
+            ids = encoded.tokens.tolist()
+            assert encoded.refused or ids.count(number) == 1, (mode, text)
+            assert encoded.refused or (ids[0], ids[-1]) == (1, 2), (mode, text)
+    assert not encode(directory, "split", ["the rain"])[0].refused
+    for encoded in encode(directory, "keep", ["日 the rain 本"], delimit=True):
+        assert (encoded.tokens[0], encoded.tokens[-1]) == (1, 2)
+        if family == "word level":  # what is unknown is no delimiter that stands there
+            assert encoded.tokens.size == 6
+
+
+def test_keep_heeds_what_the_directory_says_of_splitting(tmp_path: Path) -> None:
+    directory = families.save(
+        families.byte_level(), tmp_path / "t", split_special_tokens=True
+    )
+    auto = AutoTokenizer.from_pretrained(directory, local_files_only=True)
+    ids = auto(TEXTS, add_special_tokens=False)["input_ids"]
+    assert not {*CONTROL} & {number for text in ids for number in text}
+    assert [text.tokens.tolist() for text in encode(directory, "keep")] == ids
+    assert sum(encode(directory, "keep")[0].spelled.values()) == 2
+
+
+@pytest.mark.parametrize("strip", [{}, {"lstrip": True}, {"rstrip": True}])
+@pytest.mark.parametrize("normalized", [False, True])
+def test_tokens_that_must_stand_alone(
+    tmp_path: Path, normalized: bool, strip: dict[str, bool]
+) -> None:
+    token = AddedToken(
+        "tool", special=True, single_word=True, normalized=normalized, **strip
+    )
+    directory = families.save(families.byte_level(), tmp_path / "t", added=(token,))
+    texts = ["a tool here", "toolbox", "my_tool", "(tool)", "tool", "a  tool\n b"]
+    auto = AutoTokenizer.from_pretrained(directory, local_files_only=True)
+    number = auto.convert_tokens_to_ids("tool")
+    theirs = [number in ids for ids in auto(texts)["input_ids"]]
+    assert theirs == [True, False, False, True, True, True]
+    refused = [text.refused for text in encode(directory, "refuse", texts)]
+    assert refused == theirs
+    for text in encode(directory, "split", texts):
+        assert number not in text.tokens and not text.refused

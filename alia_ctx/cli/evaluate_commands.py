@@ -1,0 +1,324 @@
+"""The command that measures models: evaluate. Wiring only.
+
+It takes the ranks that torchrun or srun started, and finds a layout for them.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from alia_ctx.cli.arguments import path
+from alia_ctx.config.evaluation import EvaluationConfig, RetrievalConfig
+from alia_ctx.config.load import load_run
+from alia_ctx.config.schema import build
+from alia_ctx.errors import ConfigError, Problem, Problems
+
+if TYPE_CHECKING:
+    from alia_ctx.spec.layout import Layout
+    from alia_ctx.workflow import Evaluated, EvaluationTask
+
+Target = Annotated[
+    Path,
+    typer.Argument(
+        metavar="TARGET",
+        help="A run's YAML, a checkpoint, or a Hugging Face directory.",
+        show_default=False,
+        parser=path,
+    ),
+]
+Others = Annotated[
+    list[str] | None,
+    typer.Argument(
+        metavar="[MODEL|OVERRIDE]...",
+        help="More models, the base first; or, after a YAML, overrides.",
+    ),
+]
+PANEL = "What is measured"
+
+
+def register(app: typer.Typer) -> None:
+    """Add the command to `app`."""
+    app.command()(evaluate)
+
+
+def evaluate(
+    config: Target,
+    overrides: Others = None,
+    stage: Annotated[
+        list[str] | None,
+        typer.Option(help="Only these stages of a run, and its base; may be repeated."),
+    ] = None,
+    context: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="Tokens shown at a time, as in 8192,32768 (default: its own)."
+        ),
+    ] = None,
+    update: Annotated[
+        int | None,
+        typer.Option(help="Recompute the logged loss of this update of the stage."),
+    ] = None,
+    text: Annotated[
+        list[Path] | None,
+        typer.Option(help="Held-out text: a file, directory or glob.", parser=path),
+    ] = None,
+    evaluators: Annotated[
+        str | None,
+        typer.Option(
+            help="Of positions, blocks, longppl, retrieval, passkey, leak.",
+            rich_help_panel=PANEL,
+        ),
+    ] = None,
+    retrieval: Annotated[
+        bool,
+        typer.Option("--retrieval", help="Retrieval too.", rich_help_panel=PANEL),
+    ] = False,
+    task: Annotated[
+        list[str] | None,
+        typer.Option(help="Retrieval tasks (default: all).", rich_help_panel=PANEL),
+    ] = None,
+    language: Annotated[
+        list[str] | None,
+        typer.Option(help="Of en, es, ca, eu, gl.", rich_help_panel=PANEL),
+    ] = None,
+    samples: Annotated[
+        int | None,
+        typer.Option(help="Samples of each task.", rich_help_panel=PANEL),
+    ] = None,
+    haystack: Annotated[
+        str | None,
+        typer.Option(help="text (the held-out text) or noise.", rich_help_panel=PANEL),
+    ] = None,
+    documents: Annotated[
+        int | None,
+        typer.Option(help="Held-out documents.", rich_help_panel=PANEL),
+    ] = None,
+    contrast: Annotated[
+        str | None,
+        typer.Option(
+            help="Model that finds LongPPL's key tokens (default: the last).",
+            rich_help_panel=PANEL,
+        ),
+    ] = None,
+    tokenizer: Annotated[
+        Path | None,
+        typer.Option(help="Tokenizer of models that have none.", parser=path),
+    ] = None,
+    precision: Annotated[
+        str | None,
+        typer.Option(help="fp32 or bf16 (default: bf16 on GPUs, fp32 on hosts)."),
+    ] = None,
+    layout: Annotated[
+        str | None,
+        typer.Option(help="In place of the layout that is found, as in tp=2,cp=4."),
+    ] = None,
+    output: Annotated[
+        Path | None,
+        typer.Option(
+            help="Where results are kept (default: a run's OUTPUT/evaluation, else "
+            "./evaluation).",
+            parser=path,
+        ),
+    ] = None,
+    as_json: Annotated[
+        bool, typer.Option("--json", help="Print the results as JSON, no tables.")
+    ] = False,
+) -> None:
+    """Measure models on held-out text and on retrieval, the base first; or recompute a
+    loss of the log. Results are kept, and measured anew only where something differs.
+    """
+    from alia_ctx import workflow
+
+    if update is not None:
+        _recompute(config, overrides or (), stage or (), update)
+        return
+    values = {
+        "tasks": _names(task),
+        "languages": _names(language),
+        "samples": samples,
+        "haystack": haystack,
+    }
+    given = {name: value for name, value in values.items() if value not in (None, [])}
+    names = _names([evaluators] if evaluators else ())
+
+    def of_models() -> EvaluationTask:
+        if stage:
+            raise _error("--stage", stage[0], "is of a run", "name the run's YAML")
+        chosen = names or (["positions", "blocks"] if text else [])
+        asked = workflow.Asked(
+            evaluators=_evaluators(chosen, retrieval),
+            texts=tuple(map(str, text or ())),
+            contexts=tuple(_contexts(context or ())),
+            documents=64 if documents is None else documents,
+            retrieval=_retrieval(given),
+            tokenizer=tokenizer,
+            precision=precision,
+            contrast=contrast,
+            layout=_layout(layout),
+        )
+        paths = [config, *(path(name) for name in overrides or ())]
+        return workflow.models_task(paths, asked, output or Path("evaluation"))
+
+    def of_a_run() -> EvaluationTask:
+        for option, value in (("--text", text), ("--tokenizer", tokenizer)):
+            if value:
+                key = "evaluation.held_out" if option == "--text" else "tokenizer"
+                raise _error(option, value, "is for models without a run", f"set {key}")
+        changes = [f"evaluation.retrieval.{k}={_yaml(v)}" for k, v in given.items()]
+        changes += [] if documents is None else [f"evaluation.documents={documents}"]
+        changes += [f"engine.precision={precision}"] if precision else []
+        run = load_run(config, [*(overrides or ()), *changes], stages=stage or ())
+        chosen = _evaluators(names or run.evaluation.measure, retrieval)
+        made = workflow.evaluation_task(
+            run, stage or (), _contexts(context or ()), chosen, contrast
+        )
+        return replace(made, layout=_layout(layout), directory=output or made.directory)
+
+    files = (config, config.with_name(f"{config.name}.yaml"))
+    has_run = any(file.is_file() for file in files)
+    is_model = config.is_dir() or (text and not has_run)
+    made = workflow.task_on_all_ranks(of_models if is_model else of_a_run)
+    _show(workflow.measure_models(made), made, as_json)
+
+
+def _recompute(
+    config: Path, overrides: Sequence[str], stages: Sequence[str], update: int
+) -> None:
+    from alia_ctx import workflow
+
+    if len(stages) != 1:
+        rule = "is needed with --update, once"
+        raise _error("--stage", ", ".join(stages) or None, rule, "name the stage")
+    run = workflow.load_on_all_ranks(config, overrides, stages)
+    recomputed = workflow.recompute(run, stages[0], update)
+    if _is_main():
+        typer.echo(str(recomputed))
+
+
+def _show(evaluated: Evaluated, task: EvaluationTask, as_json: bool) -> None:
+    from rich.console import Console
+
+    from alia_ctx import workflow
+    from alia_ctx.evaluation.tables import tables
+    from alia_ctx.evaluation.verdicts import verdicts
+
+    if not _is_main():
+        return
+    lines = workflow.lines_of(evaluated)
+    said = verdicts(lines, evaluated.native)
+    reasons = dict.fromkeys(
+        f"{r.evaluation.name}, {r.evaluator}: {r.reason}"
+        for r in evaluated.results
+        if r.reason
+    )
+    if as_json:
+        document = {**evaluated.to_json(), "verdicts": said}
+        text = json.dumps(document, sort_keys=True, ensure_ascii=False, allow_nan=False)
+        typer.echo(text)
+        return
+    console = Console()
+    for table in tables(lines):
+        console.print(table)
+    for sentence in said:
+        typer.echo(f"- {sentence}")
+    for reason in [*reasons, *_left_out(evaluated)]:
+        typer.echo(f"not measured: {reason}")
+    for name, through in {
+        e.model.name: e.model.through for e in task.evaluations
+    }.items():
+        typer.echo(f"{name} was read through {through}")
+    typer.echo(f"results: {task.directory}")
+
+
+def _left_out(evaluated: Evaluated) -> list[str]:
+    """Tasks that do not fit into the length that they were asked for."""
+    return list(
+        dict.fromkeys(
+            f"{task}: {reason}"
+            for result in evaluated.of("retrieval")
+            for task, reason in (result.content or {})["left_out"].items()
+        )
+    )
+
+
+def _names(values: Sequence[str] | None) -> list[str]:
+    """Names given one by one or with commas between them."""
+    return [n.strip() for value in values or () for n in value.split(",") if n.strip()]
+
+
+def _contexts(values: Sequence[str]) -> list[int]:
+    contexts = []
+    for text in _names(values):
+        digits = text.replace("_", "")
+        if not digits.isdecimal() or int(digits) < 2:
+            raise _error(
+                "--context", text, "is no number of tokens", "as in 8192,32768"
+            )
+        contexts.append(int(digits))
+    return sorted(set(contexts))
+
+
+def _evaluators(names: Sequence[str], retrieval: bool) -> tuple[str, ...]:
+    from alia_ctx import workflow
+
+    known = workflow.EVALUATORS
+    for name in names:
+        if name not in known:
+            remedy = f"there are {', '.join(known)}"
+            raise _error("--evaluators", name, "is no evaluator", remedy)
+    chosen = [n for n in known if n in names or (n == "retrieval" and retrieval)]
+    if not chosen:
+        raise _error(
+            "--text",
+            None,
+            "there is nothing to measure on",
+            "name held-out text, or ask for --retrieval",
+        )
+    return tuple(chosen)
+
+
+def _retrieval(given: dict[str, Any]) -> RetrievalConfig:
+    problems = Problems()
+    made = build(RetrievalConfig, given, "retrieval", problems)
+    if made is None or problems:
+        raise ConfigError("", problems)
+    problems += EvaluationConfig(retrieval=made).problems()
+    if problems:
+        raise ConfigError("", problems)
+    return made
+
+
+def _layout(text: str | None) -> Layout | None:
+    """`tp=2,cp=4` as a layout; dp takes what is left."""
+    if text is None:
+        return None
+    from alia_ctx.spec.layout import Layout
+
+    sizes: dict[str, int] = {}
+    for part in _names([text]):
+        name, _, size = part.partition("=")
+        if name not in ("tp", "cp", "pp") or not size.isdecimal() or int(size) < 1:
+            raise _error(
+                "--layout", part, "is no size", "as in tp=2,cp=4; dp is the rest"
+            )
+        sizes[name] = int(size)
+    return Layout(**sizes)
+
+
+def _yaml(value: object) -> str:
+    return json.dumps(value)
+
+
+def _error(key: str, value: object, rule: str, remedy: str) -> ConfigError:
+    return ConfigError("", [Problem(key, value, rule, remedy)])
+
+
+def _is_main() -> bool:
+    return os.environ.get("RANK", "0") == "0"

@@ -1,0 +1,110 @@
+"""glaiveai/glaive-function-calling-v2: `system` with the functions as JSON objects one after
+another, and `chat` as one text of `USER:`, `ASSISTANT:` and `FUNCTION RESPONSE:`.
+
+Calls are `<functioncall> {"name": "f", "arguments": '{"a": 1}'} <|endoftext|>`: JSON but
+for the single quotes around the arguments, which hold JSON themselves.
+"""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+from alia_ctx.data.chat.conversation import Conversation, Message, RowError, ToolCall
+from alia_ctx.data.chat.forms.calls import arguments_text, call_from
+from alia_ctx.data.chat.json_text import parse, parse_at, write
+
+_SPEAKER = re.compile(r"^[ \t]*(USER|ASSISTANT|FUNCTION RESPONSE):", re.MULTILINE)
+_END = "<|endoftext|>"
+_TAG = "<functioncall>"
+_QUOTED_ARGUMENTS = re.compile(
+    r"""\{\s*"name"\s*:\s*("(?:[^"\\]|\\.)*")\s*,\s*"arguments"\s*:\s*'(.*)'\s*\}""",
+    re.DOTALL,
+)
+# What introduces the list; the chat template introduces tools in its own words.
+_INTRODUCTION = re.compile(
+    r"You are a helpful assistant with access to the following functions\.?"
+    r"\s*Use them if required\s*-?",
+    re.IGNORECASE,
+)
+
+
+def read(record: dict[str, Any]) -> Conversation:
+    system, chat = record["system"], record["chat"]
+    for name, value in (("system", system), ("chat", chat)):
+        if value is not None and not isinstance(value, str):
+            detail = f"{name} is {type(value).__name__}, no text"
+            raise RowError("content_not_text", detail)
+    prompt, tools = _system(system or "")
+    turns = _turns(chat or "")
+    head = (Message("system", prompt),) if prompt else ()
+    return Conversation((*head, *turns), tools)
+
+
+def _system(text: str) -> tuple[str, str | None]:
+    """The prompt without the list of functions, and that list as text."""
+    text = text.strip().removeprefix("SYSTEM:").strip()
+    start = text.find("{")
+    if start < 0:
+        return text, None
+    tools, position = [], start
+    while position < len(text):
+        if text[position] != "{":
+            break
+        try:
+            value, end = parse_at(text, position)
+        except ValueError as error:
+            detail = f"system: {error} in {text[position : position + 80]!r}"
+            raise RowError("unparsable_tools", detail) from error
+        if not isinstance(value, dict):
+            raise RowError("unparsable_tools", "system: a function is no object")
+        tools.append(text[position:end])
+        position = end + len(text[end:]) - len(text[end:].lstrip(" \t\r\n,"))
+    prompt = _INTRODUCTION.sub("", text[:start]) + text[position:]
+    return prompt.strip(), f"[{', '.join(tools)}]"
+
+
+def _turns(chat: str) -> list[Message]:
+    marks = [*_SPEAKER.finditer(chat)]
+    if not marks:
+        raise RowError("empty", "chat has no USER: and no ASSISTANT:")
+    if chat[: marks[0].start()].strip():
+        detail = f"chat begins with {chat.strip()[:60]!r}"
+        raise RowError("unparsable_messages", detail)
+    ends = [mark.start() for mark in marks[1:]] + [len(chat)]
+    turns = []
+    for mark, end in zip(marks, ends, strict=True):
+        words = chat[mark.end() : end].strip()
+        if mark[1] == "USER":
+            turns.append(Message("user", words))
+        elif mark[1] == "FUNCTION RESPONSE":
+            turns.append(Message("tool", words))
+        else:
+            turns.append(_assistant(words.removesuffix(_END).strip()))
+    return turns
+
+
+def _assistant(words: str) -> Message:
+    """Words, and the calls after them."""
+    said, *calls = words.split(_TAG)
+    found = tuple(_call(call.replace(_END, "").strip()) for call in calls)
+    said = said.replace(_END, "").strip() if found else said
+    return Message("assistant", said or None if found else said, found)
+
+
+def _call(text: str) -> ToolCall:
+    match = _QUOTED_ARGUMENTS.fullmatch(text)
+    if match is None:
+        try:
+            return call_from(parse(text))
+        except ValueError as error:
+            raise RowError("unparsable_call", f"{error} in {text[:80]!r}") from error
+    name, inside = parse(match[1]), match[2]
+    for candidate in (inside, inside.replace("\\'", "'")):
+        try:
+            value = parse(candidate)
+        except ValueError:
+            continue
+        # Line breaks between the fields go; the order and the numbers stay.
+        return ToolCall(name, write(value) if "\n" in candidate else candidate)
+    return ToolCall(name, arguments_text(inside, name))

@@ -1,0 +1,107 @@
+"""Turns as objects -> `Message`s, under all names that data sets give roles and fields."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from alia_ctx.data.chat.conversation import Message, Role, RowError, ToolCall
+from alia_ctx.data.chat.forms.calls import call_from, calls_from_json
+from alia_ctx.data.chat.json_text import parse
+
+# What the sets call them -> who speaks. `calls` and `tool_call` are turns of the
+# assistant that consist of calls; Dolci has `environment`, ShareGPT `human`, `gpt`,
+# `function_call` and `observation`, Toucan `tool_call` and `tool_response`.
+_ROLES: dict[str, Role] = {
+    "system": "system",
+    "developer": "system",
+    "user": "user",
+    "human": "user",
+    "assistant": "assistant",
+    "gpt": "assistant",
+    "tool": "tool",
+    "function": "tool",
+    "tool_response": "tool",
+    "tool_result": "tool",
+    "environment": "tool",
+    "observation": "tool",
+}
+_CALL_ROLES = ("function_call", "tool_call", "tool_calls")
+
+
+def messages_from(
+    turns: Any, role: str = "role", content: str = "content"
+) -> list[Message]:
+    """Messages of a list of objects, or of its JSON text; keys `role` and `content`.
+
+    An assistant's turns that only call become one with its turn before them: some sets
+    (Toucan, ShareGPT) have a turn for each call.
+    """
+    if isinstance(turns, str):
+        try:
+            turns = parse(turns)
+        except ValueError as error:
+            raise RowError("unparsable_messages", f"messages: {error}") from error
+    if not isinstance(turns, list):
+        detail = f"the turns are {type(turns).__name__}, no list"
+        raise RowError("unparsable_messages", detail)
+    messages: list[Message] = []
+    for number, turn in enumerate(turns):
+        if not isinstance(turn, dict):
+            detail = f"turn {number} is {type(turn).__name__}, no object"
+            raise RowError("unparsable_messages", detail)
+        message = _message(number, turn, role, content)
+        only_calls = message.calls and not message.content and not message.reasoning
+        if messages and only_calls and messages[-1].role == message.role:
+            words = messages.pop()
+            message = Message(
+                "assistant",
+                words.content,
+                (*words.calls, *message.calls),
+                reasoning=words.reasoning,
+            )
+        messages.append(message)
+    return messages
+
+
+def _message(number: int, turn: dict[str, Any], role: str, content: str) -> Message:
+    who, words = turn.get(role), turn.get(content)
+    if words is not None and not isinstance(words, str):
+        detail = f"turn {number}: content is {type(words).__name__}, no text"
+        raise RowError("content_not_text", detail)
+    if who in _CALL_ROLES:
+        return Message("assistant", None, calls_from_json(words or ""))
+    if not isinstance(who, str) or who not in _ROLES:
+        raise RowError("unknown_role", f"turn {number} is of {who!r}")
+    calls = _calls(number, turn)
+    if _ROLES[who] != "tool":
+        reasoning = turn.get("reasoning_content")
+        return Message(
+            _ROLES[who],
+            None if calls and not words else words if words is not None else "",
+            calls,
+            reasoning=reasoning if isinstance(reasoning, str) and reasoning else None,
+        )
+    return Message(
+        "tool",
+        words if words is not None else "",
+        calls,
+        name=_text(turn.get("name")),
+        call_id=_text(turn.get("tool_call_id")),
+    )
+
+
+def _calls(number: int, turn: dict[str, Any]) -> tuple[ToolCall, ...]:
+    calls = turn.get("tool_calls")
+    if isinstance(calls, str):
+        return calls_from_json(calls) if calls.strip() else ()
+    if calls is not None and not isinstance(calls, list):
+        detail = f"turn {number}: tool_calls are {type(calls).__name__}, no list"
+        raise RowError("unparsable_call", detail)
+    found = [call_from(call) for call in calls or []]
+    if turn.get("function_call"):
+        found.append(call_from(turn["function_call"]))
+    return tuple(found)
+
+
+def _text(value: Any) -> str | None:
+    return value if isinstance(value, str) and value else None

@@ -1,0 +1,77 @@
+"""Which form a record has, by its columns, and the reader of each."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from alia_ctx.data.chat.checks import require_sound
+from alia_ctx.data.chat.conversation import Conversation, RowError
+from alia_ctx.data.chat.forms import glaive, lists, toolace, xlam
+
+Reader = Callable[[dict[str, Any]], Conversation]
+# Form -> the columns that a record must have, and its reader.
+FORMS: dict[str, tuple[tuple[str, ...], Reader]] = {
+    "xlam": (("query", "tools", "answers"), xlam.read),
+    "glaive": (("system", "chat"), glaive.read),
+    "toolace": (("system", "conversations"), toolace.read),
+    "toucan": (("messages",), lists.read_toucan),
+    "when2call": (("messages", "tools"), lists.read_when2call),
+    "dolci": (("messages",), lists.read_dolci),
+    "openai": (("messages",), lists.read_openai),
+    "sharegpt": (("conversations",), lists.read_sharegpt),
+}
+
+
+def form_of(record: Mapping[str, Any]) -> str:
+    """The form of a record by its columns; RowError where no reader knows them."""
+    columns = record.keys()
+    if {"query", "answers", "tools"} <= columns:
+        return "xlam"
+    if {"system", "chat"} <= columns:
+        return "glaive"
+    if "conversations" in columns:
+        listed = toolace.has_tools(record.get("system"))
+        return "toolace" if listed and not record.get("tools") else "sharegpt"
+    messages = record.get("messages")
+    if "messages" not in columns:
+        names = ", ".join(map(repr, list(columns)[:8])) or "no columns"
+        raise RowError("unknown_form", f"has {names}; name the form with `format`")
+    if isinstance(messages, str):
+        return "toucan"
+    present = messages if isinstance(messages, list) else []
+    turns = [turn for turn in present if isinstance(turn, dict)]
+    if any(
+        "function_calls" in turn
+        or "functions" in turn
+        or turn.get("role") == "environment"
+        for turn in turns
+    ):
+        return "dolci"
+    tools = record.get("tools")
+    texts = isinstance(tools, list) and bool(tools) and isinstance(tools[0], str)
+    tagged = any("<TOOLCALL>" in str(turn.get("content")) for turn in turns)
+    return "when2call" if texts or tagged or "chosen_response" in columns else "openai"
+
+
+def read_record(record: Any, form: str = "auto") -> Conversation:
+    """The canonical conversation of a record of one form, checked as a whole.
+
+    RowError says why there is none: no object, a column that the form needs is missing,
+    or one of the reasons of `require_sound` and of the readers.
+    """
+    if not isinstance(record, dict):
+        raise RowError("no_object", f"the row is {type(record).__name__}, no object")
+    name = form_of(record) if form == "auto" else form
+    columns, read = FORMS[name]
+    lacking = [column for column in columns if column not in record]
+    if lacking:
+        has = ", ".join(map(repr, list(record)[:8])) or "none"
+        detail = f"the form {name} needs {', '.join(lacking)}; the row has {has}"
+        raise RowError("missing_column", detail)
+    try:
+        conversation = read(record)
+        require_sound(conversation)
+    except RecursionError as error:
+        raise RowError("unparsable_messages", "is nested too deeply") from error
+    return conversation

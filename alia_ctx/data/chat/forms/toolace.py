@@ -1,0 +1,77 @@
+"""Team-ACE/ToolACE: `system` with a JSON list of functions, `conversations` of `from` and
+`value`, calls as `[Func Name(a=1, b="x"), G()]`; names may have blanks.
+"""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+from alia_ctx.data.chat.conversation import Conversation, Message, RowError, tools_text
+from alia_ctx.data.chat.forms.calls import looks_pythonic, pythonic_calls
+from alia_ctx.data.chat.forms.messages import messages_from
+from alia_ctx.data.chat.json_text import parse_at
+
+# The set's own instructions ask for its own form of calls, which the template replaces.
+_INSTRUCTIONS = (
+    re.compile(
+        r"You are an expert in composing functions\..*?"
+        r"Here is a list of functions in JSON format that you can invoke:",
+        re.DOTALL,
+    ),
+    re.compile(
+        r"Should you decide to return the function call\(s\)\..*?"
+        r"(NO other text MUST be included\.?|\Z)",
+        re.DOTALL | re.IGNORECASE,
+    ),
+)
+
+
+def read(record: dict[str, Any]) -> Conversation:
+    prompt, tools = split_system(record["system"])
+    messages = messages_from(record["conversations"], "from", "value")
+    head = [Message("system", prompt)] if prompt else []
+    return Conversation((*head, *map(_with_calls, messages)), tools)
+
+
+def _with_calls(message: Message) -> Message:
+    words = message.content or ""
+    if message.role == "assistant" and looks_pythonic(words):
+        return Message("assistant", None, pythonic_calls(words))
+    return message
+
+
+def has_tools(system: Any) -> bool:
+    """Whether a system prompt lists functions as ToolACE does."""
+    return isinstance(system, str) and _list_of_functions(system) is not None
+
+
+def split_system(system: Any) -> tuple[str, str | None]:
+    """What is left of the prompt without the list and the instructions, and the list."""
+    if not isinstance(system, str):
+        detail = f"system is {type(system).__name__}, no text"
+        raise RowError("content_not_text", detail)
+    place = _list_of_functions(system)
+    if place is None:
+        if "functions in JSON format" in system:
+            raise RowError(
+                "unparsable_tools", "system: its list of functions is no JSON"
+            )
+        return system.strip(), None
+    start, stop = place
+    rest = system[:start].rstrip() + system[stop:].lstrip(" .")
+    for instructions in _INSTRUCTIONS:
+        rest = instructions.sub("", rest)
+    return rest.strip(), tools_text(system[start:stop])
+
+
+def _list_of_functions(system: str) -> tuple[int, int] | None:
+    """Where the first JSON list of objects is."""
+    for match in re.finditer(r"\[", system):
+        try:
+            value, stop = parse_at(system, match.start())
+        except ValueError:
+            continue
+        if isinstance(value, list) and all(isinstance(item, dict) for item in value):
+            return match.start(), stop
+    return None

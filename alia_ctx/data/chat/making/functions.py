@@ -1,0 +1,181 @@
+"""What a function is to a model: a name, a description, and a JSON schema of parameters."""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.util
+import json
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from alia_ctx.data.chat.conversation import RowError, function_of
+from alia_ctx.data.chat.making.openapi import operations
+from alia_ctx.data.chat.making.python_source import functions_of_source
+from alia_ctx.errors import DataError
+
+_SUFFIXES = (".json", ".yaml", ".yml")
+
+
+@dataclass(frozen=True)
+class Function:
+    """`parameters` is a JSON schema of an object; `origin` the file that it stands in."""
+
+    name: str
+    description: str
+    parameters: dict[str, Any]
+    origin: str
+
+    @property
+    def properties(self) -> dict[str, Any]:
+        return dict(self.parameters.get("properties") or {})
+
+    @property
+    def required(self) -> list[str]:
+        return list(self.parameters.get("required") or [])
+
+    def tool(self) -> dict[str, Any]:
+        """In OpenAI's nested form."""
+        function = {
+            "name": self.name,
+            "description": self.description,
+            "parameters": self.parameters,
+        }
+        return {"type": "function", "function": function}
+
+    def in_share(self, share: float) -> bool:
+        """Whether a function belongs to this share of all, whatever others there are."""
+        number = int.from_bytes(hashlib.sha256(self.name.encode()).digest()[:8], "big")
+        return number < share * 2**64
+
+
+@dataclass
+class FoundFunctions:
+    """Functions by name, in the order of their sources; and what is none, with reasons."""
+
+    functions: dict[str, Function] = field(default_factory=dict)
+    left_out: dict[str, str] = field(default_factory=dict)
+
+
+def require_jsonschema() -> None:
+    """DataError where the package is not there."""
+    try:
+        import jsonschema  # noqa: F401
+    except ImportError as error:
+        raise DataError(
+            "made calls are validated with the package jsonschema, which is not "
+            "installed; `pip install jsonschema`"
+        ) from error
+
+
+def find_functions(sources: Sequence[str]) -> FoundFunctions:
+    """The functions of packages, Python files and folders (read, never imported), OpenAPI
+    files, and JSON files of tools.
+
+    A package is found as Python finds it, by the name of its top level. DataError where
+    a source is none of these or holds no function that can be called.
+    """
+    require_jsonschema()
+    found = FoundFunctions()
+    for source in sources:
+        before = len(found.functions)
+        for function in _functions(source, found.left_out):
+            where = f"{function.origin}: {function.name}"
+            if function.name in found.functions:
+                found.left_out[where] = "another function has this name"
+            elif reason := _unusable(function):
+                found.left_out[where] = reason
+            else:
+                found.functions[function.name] = function
+        if len(found.functions) == before:
+            told = "; ".join(f"{k} ({v})" for k, v in [*found.left_out.items()][:3])
+            raise DataError(
+                f"{source}: no function with a description and parameters of JSON's types"
+                f"{f': {told}' if told else ''}; give another source"
+            )
+    return found
+
+
+def _functions(source: str, left_out: dict[str, str]) -> Iterable[Function]:
+    path = Path(source).expanduser()
+    if path.suffix.lower() in _SUFFIXES:
+        return _of_file(path)
+    if path.is_dir() or path.suffix == ".py":
+        return _of_python(path, left_out)
+    try:
+        spec = importlib.util.find_spec(source) if source.isidentifier() else None
+    except (ImportError, ValueError):
+        spec = None
+    origin = spec.origin if spec is not None else None
+    if origin is None or not origin.endswith(".py"):
+        raise DataError(
+            f"{source}: is no file, folder or installed package of Python's; give a "
+            f"package's name, or a path ending in .py, {', '.join(_SUFFIXES)}"
+        )
+    file = Path(origin)
+    return _of_python(file.parent if file.name == "__init__.py" else file, left_out)
+
+
+def _of_python(path: Path, left_out: dict[str, str]) -> Iterable[Function]:
+    files = sorted(path.rglob("*.py")) if path.is_dir() else [path]
+    for file in files:
+        try:
+            text = file.read_text(encoding="utf-8")
+            signatures = [*functions_of_source(text)]
+        except (OSError, UnicodeDecodeError, SyntaxError, ValueError) as error:
+            if not path.is_dir():
+                raise DataError(f"{file}: cannot be read ({error}); mend it") from error
+            left_out[str(file)] = f"cannot be read ({type(error).__name__})"
+            continue
+        for name, description, parameters in signatures:
+            if isinstance(parameters, str):
+                left_out[f"{file}: {name}"] = parameters
+            else:
+                yield Function(name, description, parameters, str(file))
+
+
+def _of_file(path: Path) -> Iterable[Function]:
+    try:
+        text = path.read_text(encoding="utf-8")
+        read = json.loads if path.suffix.lower() == ".json" else yaml.safe_load
+        document = read(text)
+    except (OSError, ValueError, yaml.YAMLError, RecursionError) as error:
+        first = str(error).split("\n")[0]
+        raise DataError(f"{path}: cannot be read ({first}); mend it") from error
+    if isinstance(document, dict) and ("openapi" in document or "swagger" in document):
+        for name, description, parameters in operations(document, str(path)):
+            yield Function(name, description, parameters, str(path))
+        return
+    for tool in document if isinstance(document, list) else [document]:
+        try:
+            function = function_of(tool)
+        except RowError as error:
+            raise DataError(
+                f"{path}: {error.detail}; give an OpenAPI file, or tools as OpenAI has them"
+            ) from error
+        parameters = function.get("parameters") or {"type": "object", "properties": {}}
+        told = function.get("description")
+        told = told if isinstance(told, str) else ""
+        yield Function(function["name"], told, parameters, str(path))
+
+
+def _unusable(function: Function) -> str | None:
+    """Why no call of it could be made and checked."""
+    import jsonschema
+
+    if not function.description.strip():
+        return "has no description"
+    schema = function.parameters
+    if not isinstance(schema, dict) or schema.get("type", "object") != "object":
+        return "its parameters are no schema of an object"
+    if not isinstance(schema.get("properties", {}), dict):
+        return "its properties are no object"
+    try:
+        jsonschema.Draft202012Validator.check_schema(schema)
+    except jsonschema.SchemaError as error:
+        return f"its parameters are no JSON schema ({error.message})"
+    lacking = [name for name in function.required if name not in function.properties]
+    return f"requires {lacking[0]}, which it does not describe" if lacking else None

@@ -1,0 +1,298 @@
+"""Conversations about functions, by grammar: what is asked, called, answered."""
+
+from __future__ import annotations
+
+import json
+import random
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Literal, get_args
+
+from alia_ctx.data.chat.conversation import Conversation, Message, ToolCall
+from alia_ctx.data.chat.json_text import write
+from alia_ctx.data.chat.making.functions import Function
+from alia_ctx.data.chat.making.languages import LANGUAGES
+from alia_ctx.data.chat.making.values import NoValueError, value_for
+
+Kind = Literal["single", "multiple", "parallel", "missing", "irrelevant", "multi_turn"]
+KINDS: tuple[Kind, ...] = get_args(Kind)
+_TRIES = 20
+
+
+@dataclass(frozen=True)
+class Call:
+    """A call that a conversation is about."""
+
+    function: Function
+    arguments: dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Request:
+    """What a user's turn is to say: the calls that it asks for, and the parameters of the
+    first that it must keep back. `turn` is the number of its message, `wanted` whether
+    a tool is there.
+    """
+
+    turn: int
+    calls: tuple[Call, ...]
+    kept_back: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class MadeConversation:
+    """A conversation, what it is, and what its requests must say."""
+
+    conversation: Conversation
+    kind: Kind
+    language: str
+    requests: tuple[Request, ...]
+
+
+@dataclass(frozen=True)
+class Limits:
+    """Most tools that are offered at once, and most arguments of a call."""
+
+    tools: int = 5
+    arguments: int = 6
+
+
+class Grammar:
+    """Makes conversation number `index` of a seed; the same one whenever it is asked."""
+
+    def __init__(
+        self, functions: Sequence[Function], seed: int, limits: Limits | None = None
+    ) -> None:
+        self._functions = list(functions)
+        self._seed, self._limits = seed, limits or Limits()
+
+    def make(self, index: int, kind: Kind, language: str) -> MadeConversation | None:
+        """None where none of the functions that were drawn serves."""
+        draw = random.Random(f"{self._seed} {index} {kind} {language}")
+        for _ in range(_TRIES):
+            made = _Scene(self._functions, self._limits, language, draw).play(kind)
+            if made is not None:
+                return made
+        return None
+
+
+class _Scene:
+    """One conversation while it is made."""
+
+    def __init__(
+        self,
+        functions: list[Function],
+        limits: Limits,
+        language: str,
+        draw: random.Random,
+    ) -> None:
+        self._functions, self._limits = functions, limits
+        self._language, self._draw = language, draw
+        self._words = LANGUAGES[language]
+        self._messages: list[Message] = []
+        self._requests: list[Request] = []
+        self._ids = 0
+
+    def play(self, kind: Kind) -> MadeConversation | None:
+        function = self._draw.choice(self._functions)
+        try:
+            offered = getattr(self, f"_{kind}")(function)
+        except NoValueError:
+            return None
+        if offered is None:
+            return None
+        tools = [*offered]
+        self._draw.shuffle(tools)
+        text = write([tool.tool() for tool in tools]) if tools else None
+        return MadeConversation(
+            Conversation(tuple(self._messages), text),
+            kind,
+            self._language,
+            tuple(self._requests),
+        )
+
+    # Kinds: each says the turns, and returns the tools that are offered.
+
+    def _single(self, function: Function) -> list[Function]:
+        self._ask([self._call(function)])
+        return [function]
+
+    def _multiple(self, function: Function) -> list[Function] | None:
+        others = self._others([function], least=1)
+        if not others:
+            return None
+        self._ask([self._call(function)])
+        return [function, *others]
+
+    def _parallel(self, function: Function) -> list[Function] | None:
+        others = self._others([function], least=0)
+        functions = [function, *others][: self._draw.randint(1, 2)]
+        count = max(2, len(functions), self._draw.randint(2, 3))
+        calls: list[Call] = []
+        for number in range(count):
+            call = self._call(functions[number % len(functions)])
+            if call in calls:
+                return None  # a function without arguments is called once
+            calls.append(call)
+        self._ask(calls)
+        return [function, *others]
+
+    def _missing(self, function: Function) -> list[Function] | None:
+        if not function.required:
+            return None
+        call = self._call(function)
+        lacking = self._draw.choice(function.required)
+        words = self._words
+        told = {k: v for k, v in call.arguments.items() if k != lacking}
+        self._say_request(Call(function, told), words.ask, words.ask_bare)
+        self._requests[-1] = Request(0, (Call(function, told),), (lacking,))
+        self._assistant(
+            self._draw.choice(words.missing).format(
+                name=_spoken_name(function.name), parameter=lacking
+            )
+        )
+        if self._draw.random() < 0.5:
+            given = Call(function, {lacking: call.arguments[lacking]})
+            self._say_request(given, words.give, words.give)
+            self._calls([call])
+            self._results([call])
+        return [function, *self._others([function], least=0)]
+
+    def _irrelevant(self, function: Function) -> list[Function] | None:
+        others = self._others([function], least=1)
+        if not others:
+            return None
+        words = self._words
+        call = self._call(function)
+        self._say_request(call, words.ask, words.ask_bare)
+        self._requests.clear()  # nothing is called, so nothing must be said
+        decline = self._draw.choice(words.decline)
+        self._assistant(decline.format(name=_spoken_name(function.name)))
+        return others
+
+    def _multi_turn(self, function: Function) -> list[Function]:
+        others = self._others([function], least=0)
+        words = self._words
+        for number in range(self._draw.randint(2, 3)):
+            call = self._call(self._draw.choice([function, *others]))
+            ask = words.follow if number and call.arguments else words.ask
+            self._say_request(call, ask, words.ask_bare)
+            self._calls([call])
+            self._results([call])
+        return [function, *others]
+
+    # Turns.
+
+    def _ask(self, calls: list[Call]) -> None:
+        for call in calls:
+            self._say_request(call, self._words.ask, self._words.ask_bare)
+        if len(calls) > 1:  # one turn asks for all
+            turns = self._messages[-len(calls) :]
+            del self._messages[-len(calls) :], self._requests[-len(calls) :]
+            text = " ".join(turn.content or "" for turn in turns)
+            self._requests.append(Request(len(self._messages), tuple(calls)))
+            self._messages.append(Message("user", text))
+        self._calls(calls)
+        if self._draw.random() < 0.3:
+            self._results(calls)
+
+    def _say_request(
+        self, call: Call, sentences: Sequence[str], bare: Sequence[str]
+    ) -> None:
+        sentence = self._draw.choice(sentences if call.arguments else bare)
+        # str.format would read braces inside of values, which are put in last.
+        text = sentence.replace("{name}", _spoken_name(call.function.name))
+        text = text.replace("{args}", self._told(call.arguments))
+        self._requests.append(Request(len(self._messages), (call,)))
+        self._messages.append(Message("user", text[0].upper() + text[1:]))
+
+    def _told(self, arguments: dict[str, Any]) -> str:
+        form = self._draw.choice(self._words.argument)
+        parts = [
+            form.replace("{parameter}", _spoken_name(name)).replace(
+                "{value}", self._said(value)
+            )
+            for name, value in arguments.items()
+        ]
+        if len(parts) < 2:
+            return "".join(parts)
+        return ", ".join(parts[:-1]) + self._words.and_ + parts[-1]
+
+    def _said(self, value: Any) -> str:
+        if isinstance(value, str):
+            return f'"{value}"' if re.search(r"[\s,.;:?]", value) else value
+        if isinstance(value, list):
+            return ", ".join(self._said(item) for item in value)
+        if isinstance(value, dict):
+            inside = (f"{k} {self._said(item)}" for k, item in value.items())
+            return f"({', '.join(inside)})"
+        return json.dumps(value)
+
+    def _assistant(self, text: str) -> None:
+        self._messages.append(Message("assistant", text))
+
+    def _calls(self, calls: list[Call]) -> None:
+        made = []
+        for call in calls:
+            self._ids += 1
+            arguments = write(call.arguments)
+            made.append(ToolCall(call.function.name, arguments, f"call_{self._ids}"))
+        self._messages.append(Message("assistant", None, tuple(made)))
+
+    def _results(self, calls: list[Call]) -> None:
+        """The tools' results and the answer that quotes them."""
+        answers = []
+        asked = self._messages[-1].calls
+        for call, made in zip(calls, asked, strict=True):
+            result = self._draw.choice((self._draw.randint(1, 9999), self._thing()))
+            content = write({"status": "ok", "result": result})
+            self._messages.append(
+                Message("tool", content, name=made.name, call_id=made.id)
+            )
+            answers.append(
+                self._draw.choice(self._words.answer)
+                .replace("{name}", _spoken_name(call.function.name))
+                .replace("{result}", str(result))
+            )
+        self._assistant(" ".join(answers))
+
+    # What is drawn.
+
+    def _thing(self) -> str:
+        return self._draw.choice(self._words.things)
+
+    def _others(self, taken: list[Function], least: int) -> list[Function]:
+        """Other functions to offer, as many as the limit allows and there are."""
+        names = {function.name for function in taken}
+        rest = [f for f in self._functions if f.name not in names]
+        most = min(len(rest), self._limits.tools - 1)
+        if most < least:
+            return []
+        return self._draw.sample(rest, self._draw.randint(least, most))
+
+    def _call(self, function: Function) -> Call:
+        """Arguments for all that is required and for some of the rest."""
+        arguments = {}
+        optional = 0
+        for name, schema in function.properties.items():
+            needed = name in function.required
+            if not needed:
+                if self._draw.random() < 0.6 or optional >= 2:
+                    continue
+                optional += 1
+            try:
+                arguments[name] = value_for(name, schema, self._language, self._draw)
+            except NoValueError:
+                if needed:
+                    raise
+        if len(arguments) > self._limits.arguments:
+            raise NoValueError(f"{function.name} needs {len(arguments)} arguments")
+        return Call(function, arguments)
+
+
+def _spoken_name(name: str) -> str:
+    """`getHTTPStatus`, `get_status` -> `get HTTP status`, `get status`."""
+    words = re.sub(r"([a-z0-9])([A-Z])|([A-Z])([A-Z][a-z])", r"\1\3 \2\4", name)
+    parts = re.split(r"[_\s.\-/]+", words)
+    return " ".join(p if p.isupper() and len(p) > 1 else p.lower() for p in parts if p)

@@ -1,0 +1,214 @@
+"""Where in the rendered text the assistant's turns lie.
+
+A turn begins where the rendering of all before it ends when the assistant is asked to
+speak, and ends with its stop token. Both renderings must be beginnings of the whole
+text; where a later turn changes an earlier one (reasoning that is stripped, say), they
+are not, and nothing is guessed.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from typing import Any
+
+from alia_ctx.data.chat.conversation import Conversation, Message, RowError, ToolCall
+from alia_ctx.data.chat.json_text import leaves, parse, write
+from alia_ctx.data.chat.template import ChatTemplate
+from alia_ctx.data.documents.chat_spec import TrainOn
+
+
+@dataclass(frozen=True)
+class Turn:
+    """Characters [start, stop) of an assistant's turn that are trained: its words, calls
+    and stop token; `header` is where its header begins, if that is trained as well, or
+    `start`. `message`: its number.
+    """
+
+    message: int
+    header: int
+    start: int
+    stop: int
+
+
+@dataclass(frozen=True)
+class Rendered:
+    """A conversation as text, its trained turns, and where its contents spell special
+    tokens: ranges of characters.
+    """
+
+    text: str
+    turns: tuple[Turn, ...]
+    spelled: tuple[tuple[int, int], ...]
+
+
+def render_turns(
+    conversation: Conversation,
+    template: ChatTemplate,
+    special: re.Pattern[str],
+    train_on: TrainOn,
+) -> Rendered:
+    """Render a conversation and find the turns that `train_on` asks for.
+
+    special: matches each special token of the tokenizer. Raises RowError where the
+    template refuses, where turns depend on later ones, where a turn has no stop token,
+    or where its text does not hold what the assistant said.
+    """
+    messages = conversation.messages
+    text = template.render(conversation)
+    spelled = _spelled(conversation, template, special, text)
+    numbers = [n for n, message in enumerate(messages) if message.role == "assistant"]
+    if train_on == "last_turn":
+        numbers = numbers[-1:]
+    turns = []
+    for number in numbers:
+        before = template.render(conversation.until(number), prompt=True)
+        header = len(before)
+        if train_on == "assistant_with_header":
+            header = len(template.render(conversation.until(number)))
+        whole = number + 1 == len(messages)
+        after = text if whole else template.render(conversation.until(number + 1))
+        if not (after.startswith(before) and text.startswith(after)):
+            raise RowError(
+                "depends_on_later_turns",
+                f"turn {number} is rendered otherwise when it is the last; train on "
+                "last_turn, or take a template that renders each turn alike",
+            )
+        stop = _stop(after, len(before), special, spelled, number)
+        _require_said(messages[number], after[len(before) : stop], number)
+        turns.append(Turn(number, header, len(before), stop))
+    return Rendered(text, tuple(turns), spelled)
+
+
+def _stop(
+    text: str,
+    start: int,
+    special: re.Pattern[str],
+    spelled: tuple[tuple[int, int], ...],
+    number: int,
+) -> int:
+    """End of the last special token of the template's after `start`."""
+    ends = [
+        match.end()
+        for match in special.finditer(text, start)
+        if not any(a < match.end() and match.start() < b for a, b in spelled)
+    ]
+    if not ends or text[ends[-1] :].strip():
+        raise RowError(
+            "no_stop_token",
+            f"turn {number} ends with {text[start:][-30:]!r}, no special token of the "
+            "tokenizer: the model would not learn to stop",
+        )
+    return ends[-1]
+
+
+def _require_said(message: Message, shown: str, number: int) -> None:
+    """The turn's text holds the words, and each call's name and text arguments, as they
+    are or as JSON writes them.
+    """
+    words = (message.content or "").strip()
+    parts: list[str] = [words] if words else []
+    for call in message.calls:
+        values = leaves(parse(call.arguments))
+        parts += [call.name, *(value for value in values if isinstance(value, str))]
+    for part in parts:
+        # \\uXXXX of a template that asks tojson for ASCII is the same text.
+        forms = (part, _escaped(part), _escaped(part, ascii_only=True))
+        if not any(form.strip() in shown for form in forms):
+            raise RowError(
+                "not_shown",
+                f"the template does not show {part[:60]!r} of turn {number}",
+            )
+
+
+def _escaped(text: str, *, ascii_only: bool = False) -> str:
+    return json.dumps(text, ensure_ascii=ascii_only)[1:-1]
+
+
+# Private characters that stand for a spelled token while its place is looked for.
+_MARK = "\U00100000{}\U00100001"
+
+
+def _spelled(
+    conversation: Conversation,
+    template: ChatTemplate,
+    special: re.Pattern[str],
+    text: str,
+) -> tuple[tuple[int, int], ...]:
+    """Ranges of `text` in which the conversation's contents, not the template, spell
+    special tokens.
+
+    Each is replaced by a mark, and the marks are looked for in what is rendered then;
+    RowError where putting the tokens back does not give `text`.
+    """
+    tokens: list[str] = []
+
+    def mark(match: re.Match[str]) -> str:
+        tokens.append(match[0])
+        return _MARK.format(tokens.index(match[0]))
+
+    marked = _with_marks(conversation, lambda value: special.sub(mark, value))
+    if not tokens:
+        return ()
+    if _MARK[0] in text:
+        raise RowError(
+            "special_token", f"contents hold {_MARK[0]!a} beside {tokens[0]}"
+        )
+    pieces = re.split(_MARK.format(r"(\d+)"), template.render(marked))
+    ranges, rebuilt = [], ""
+    for index, piece in enumerate(pieces):
+        if index % 2:
+            token = tokens[int(piece)]
+            ranges.append((len(rebuilt), len(rebuilt) + len(token)))
+            rebuilt += token
+        else:
+            rebuilt += piece
+    if rebuilt != text:
+        names = ", ".join(dict.fromkeys(tokens))
+        raise RowError(
+            "special_token", f"the template treats {names} in contents apart"
+        )
+    return tuple(ranges)
+
+
+def _with_marks(
+    conversation: Conversation, change: Callable[[str], str]
+) -> Conversation:
+    """The conversation with `change` made to every text in it, keys included."""
+
+    def changed(value: Any) -> Any:
+        if isinstance(value, str):
+            return change(value)
+        if isinstance(value, list):
+            return [changed(item) for item in value]
+        if isinstance(value, dict):
+            return {change(key): changed(item) for key, item in value.items()}
+        return value
+
+    def in_json(text: str) -> str:
+        return write(changed(parse(text)))
+
+    messages = [
+        Message(
+            message.role,
+            changed(message.content),
+            tuple(
+                ToolCall(change(call.name), in_json(call.arguments), changed(call.id))
+                for call in message.calls
+            ),
+            changed(message.name),
+            changed(message.call_id),
+            changed(message.reasoning),
+        )
+        for message in conversation.messages
+    ]
+    tools = conversation.tools
+    return Conversation(tuple(messages), None if tools is None else in_json(tools))
+
+
+def special_pattern(tokens: Iterable[str]) -> re.Pattern[str]:
+    """Matches each of `tokens`, the longest where several begin at one place."""
+    longest_first = sorted(filter(None, tokens), key=lambda token: (-len(token), token))
+    return re.compile("|".join(map(re.escape, longest_first)) or "(?!)")

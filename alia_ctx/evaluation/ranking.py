@@ -1,0 +1,86 @@
+"""Choices ranked by losses on the same documents, over several seeds, with errors.
+
+The difference of two choices is paired twice: by document, since both read the same
+text, and by seed, since cells of one seed share their data and their start. Its standard
+error is that of the mean over seeds (documents being the same for all seeds, they are no
+independent draws of it); with a single seed it is that over documents.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+
+import numpy as np
+
+from alia_ctx.evaluation.positions import PositionBands, paired_difference
+
+
+@dataclass(frozen=True)
+class Ranked:
+    """A choice over positions [start, stop): mean loss in nats a token over the seeds, and
+    how far it is above the best choice, ± standard error (None where it is not known:
+    one document).
+    """
+
+    name: str
+    start: int
+    stop: int
+    loss: float
+    behind: float
+    error: float | None
+    seeds: int
+    documents: int
+
+    @property
+    def is_clear(self) -> bool:
+        """Whether it is behind by more than two standard errors."""
+        return self.error is not None and self.behind > 2 * self.error
+
+
+def ranked(
+    cells: Mapping[str, Sequence[PositionBands]], start: int, stop: int
+) -> list[Ranked]:
+    """The choices from the lowest loss at positions [start, stop) up; `cells` has for each
+    choice a result a seed, in the order of the seeds.
+    """
+    means = {
+        name: float(np.mean([one.band(start, stop).loss for one in seeds]))
+        for name, seeds in cells.items()
+    }
+    order = sorted(means, key=means.__getitem__)
+    best = cells[order[0]]
+    out = []
+    for name in order:
+        behind, error, documents = _behind(best, cells[name], start, stop)
+        count = len(cells[name])
+        out.append(
+            Ranked(name, start, stop, means[name], behind, error, count, documents)
+        )
+    return out
+
+
+def _behind(
+    best: Sequence[PositionBands], other: Sequence[PositionBands], start: int, stop: int
+) -> tuple[float, float | None, int]:
+    pairs = [
+        paired_difference(a, b, start, stop) for a, b in zip(best, other, strict=True)
+    ]
+    values = np.array([pair.difference for pair in pairs])
+    if best is other:
+        return 0.0, 0.0, pairs[0].documents
+    if len(values) > 1:
+        error = float(values.std(ddof=1)) / math.sqrt(len(values))
+    else:
+        error = pairs[0].standard_error
+    known = None if math.isnan(error) else error
+    return float(values.mean()), known, pairs[0].documents
+
+
+def bands_of(cells: Mapping[str, Sequence[PositionBands]]) -> list[tuple[int, int]]:
+    """The whole, then each band, of results with the same edges."""
+    edges = next(iter(cells.values()))[0].edges
+    bands = list(pairwise(edges))
+    return [(edges[0], edges[-1]), *(bands if len(bands) > 1 else [])]

@@ -1,0 +1,206 @@
+"""What each model costs and brings against the base, in words with errors."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from alia_ctx.evaluation.positions import PositionBands, paired_difference
+from alia_ctx.evaluation.retrieval import RetrievalScores
+
+# Standard errors below which a difference is called none.
+_CLEAR = 2.0
+
+
+@dataclass(frozen=True)
+class Measured:
+    """A line of the tables: a model at a context, and what evaluators found, by name of the
+    evaluator. `text` tells which tokens its losses are of.
+    """
+
+    name: str
+    model: str
+    context: int
+    contents: Mapping[str, Mapping[str, Any]]
+    text: str | None = None
+
+    @property
+    def positions(self) -> PositionBands | None:
+        found = self.contents.get("positions")
+        return None if found is None else PositionBands.from_json(found)
+
+
+def verdicts(lines: Sequence[Measured], native: int) -> list[str]:
+    """A sentence for each thing that can be said of each model against the base, which is
+    the model of the first line and holds `native` tokens by itself.
+    """
+    base = [line for line in lines if line.model == lines[0].model]
+    sentences = []
+    for name in dict.fromkeys(line.model for line in lines[len(base) :]):
+        own = [line for line in lines if line.model == name]
+        sentences += _losses(base, own, native)
+        sentences += _far_context(own)
+        sentences += _retrieval(base, own, native)
+    if len(base) == len(lines):
+        sentences += _beyond_own(base, native)
+        sentences += _far_context(base)
+        sentences += _retrieval([], base, native)
+    return sentences
+
+
+def _at(lines: Sequence[Measured], context: int) -> Measured | None:
+    return next((line for line in lines if line.context == context), None)
+
+
+def _longest(lines: Sequence[Measured], evaluator: str) -> Measured | None:
+    """The line of the longest context that an evaluator measured."""
+    measured = [line for line in lines if evaluator in line.contents]
+    return max(measured, key=lambda line: line.context, default=None)
+
+
+def _losses(
+    base: Sequence[Measured], model: Sequence[Measured], native: int
+) -> list[str]:
+    """Loss within the base's own context, and past it."""
+    own, line = _at(base, native) or base[0], _longest(model, "positions")
+    before, after = own.positions, line.positions if line else None
+    if line is None or before is None or after is None:
+        return []
+    if own.text != line.text:
+        return [
+            f"{line.name}: its tokenizer is not {own.name}'s, so that nats a token are "
+            "not compared"
+        ]
+    if before.edges != after.edges or native not in before.edges:
+        return []
+    sentences = []
+    near = paired_difference(before, after, 0, native)
+    if near.documents:
+        change = _change(near.difference, near.standard_error, "costs", "brings")
+        sentences.append(
+            f"{line.name}: within the base's {native:,} tokens it {change} "
+            f"({near.first:.4f} -> {near.second:.4f}, {near.documents} documents)"
+        )
+    last = before.edges[-1]
+    if last <= native:
+        return sentences
+    for other in base:
+        bands = other.positions
+        far = None if bands is None else paired_difference(bands, after, native, last)
+        if far is None or not far.documents:
+            continue
+        shown = f"shown {other.context:,} tokens"
+        change = _change(far.difference, far.standard_error, "costs", "brings")
+        sentences.append(
+            f"{line.name}: past {native:,} tokens it {change} against {other.model} "
+            f"{shown} ({far.first:.4f} -> {far.second:.4f})"
+        )
+    return sentences
+
+
+def _beyond_own(base: Sequence[Measured], native: int) -> list[str]:
+    """Of a model alone: what more than its own context does to it."""
+    own = _at(base, native)
+    before = own.positions if own else None
+    sentences = []
+    for line in base:
+        after = line.positions
+        if before is None or after is None or line.context <= native:
+            continue
+        if before.edges != after.edges or native not in before.edges:
+            continue
+        far = paired_difference(before, after, native, before.edges[-1])
+        if far.documents:
+            change = _change(far.difference, far.standard_error, "loses", "gains")
+            sentences.append(
+                f"{line.model}: shown {line.context:,} tokens in place of its {native:,} "
+                f"it {change} past them ({far.first:.4f} -> {far.second:.4f})"
+            )
+    return sentences
+
+
+def _change(difference: float, error: float, worse: str, better: str) -> str:
+    """`costs 0.0120 +- 0.0030 nats a token`; where the error is as large, that it shows none."""
+    if math.isnan(error):
+        word = worse if difference > 0 else better
+        return (
+            f"{word} {abs(difference):.4f} nats a token (one document, no error known)"
+        )
+    if abs(difference) <= _CLEAR * error:
+        return f"shows no difference ({difference:+.4f} +- {error:.4f} nats a token)"
+    word = worse if difference > 0 else better
+    return f"{word} {abs(difference):.4f} +- {error:.4f} nats a token"
+
+
+def _far_context(model: Sequence[Measured]) -> list[str]:
+    """What the context past the base's brings to the model itself."""
+    line = _longest(model, "blocks")
+    if line is None:
+        return []
+    found = line.contents["blocks"]
+    parts = []
+    for band in found["bands"]:
+        if not band["documents"] or band["first"] < found["block"]:
+            continue
+        where = f"at positions {band['first']:,}-{band['last'] - 1:,}"
+        error = band["standard_error"]
+        if error is None:
+            parts.append(f"{band['gain']:+.4f} nats a token {where} (one document)")
+        else:
+            times = band["gain"] / error if error else math.inf
+            parts.append(
+                f"{band['gain']:+.4f} +- {error:.4f} nats a token {where} "
+                f"({times:+.1f} standard errors)"
+            )
+    if not parts:
+        return []
+    return [
+        f"{line.name}: far context brings it {', '.join(parts)}, against the same text in "
+        f"blocks of {found['block']:,}"
+    ]
+
+
+def _retrieval(
+    base: Sequence[Measured], own: Sequence[Measured], native: int
+) -> list[str]:
+    """Share of samples answered whole, at each length, beside the base's."""
+    sentences = []
+    for evaluator, what in (
+        ("retrieval", "retrieval"),
+        ("passkey", "the passkey grid"),
+    ):
+        before = _scores(base, evaluator)
+        for length, line, scores in _by_length(own, evaluator):
+            score = scores.score(length=length)
+            low, high = score.interval
+            control = " (the base's own length)" if length == native else ""
+            text = (
+                f"{line.model}: {what} at {length:,} tokens{control}: {score.share:.0%} "
+                f"of {score.samples} ({low:.0%}-{high:.0%})"
+            )
+            if length in before:
+                other = before[length].score(length=length)
+                text += f"; the base {other.share:.0%} of {other.samples}"
+            sentences.append(text)
+    return sentences
+
+
+def _scores(lines: Sequence[Measured], evaluator: str) -> dict[int, RetrievalScores]:
+    return {n: scores for n, _, scores in reversed(_by_length(lines, evaluator))}
+
+
+def _by_length(
+    lines: Sequence[Measured], evaluator: str
+) -> list[tuple[int, Measured, RetrievalScores]]:
+    """Each length once, from the shortest context that has it."""
+    found: dict[int, tuple[int, Measured, RetrievalScores]] = {}
+    for line in sorted(lines, key=lambda line: line.context):
+        content = line.contents.get(evaluator)
+        if content is None:
+            continue
+        scores = RetrievalScores.from_json(content)
+        for length in scores.lengths:
+            found.setdefault(length, (length, line, scores))
+    return [found[length] for length in sorted(found)]

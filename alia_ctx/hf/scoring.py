@@ -1,0 +1,47 @@
+"""A Hugging Face model read by transformers itself: for families that the engine has not."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from alia_ctx.errors import CheckpointError
+
+
+class CausalModel:
+    """`AutoModelForCausalLM` of a directory, whole on this process's device.
+
+    CheckpointError where transformers cannot load it without code of its own.
+    """
+
+    def __init__(self, hf_dir: Path, dtype: torch.dtype) -> None:
+        from transformers import AutoModelForCausalLM
+
+        on_gpu = torch.cuda.is_available()
+        self.device = torch.device("cuda" if on_gpu else "cpu")
+        try:
+            loaded: Any = AutoModelForCausalLM.from_pretrained(
+                hf_dir, dtype=dtype, trust_remote_code=False, local_files_only=True
+            )
+        # transformers raises OSError, ValueError, SafetensorError, ... by what is wrong
+        except Exception as error:
+            reason = str(error).strip().split("\n")[0]
+            raise CheckpointError(
+                f"{hf_dir}: transformers cannot load this model ({reason}); copy it "
+                "again, or evaluate another"
+            ) from error
+        self.model: Any = loaded.eval().to(self.device)
+
+    @torch.no_grad()
+    def losses_and_hits(self, tokens: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """(fp32 [T-1] losses in nats, bool [T-1] hits) of the targets tokens[1:], each
+        from all before it. All logits exist at once: T x vocabulary.
+        """
+        ids = torch.from_numpy(np.asarray(tokens, np.int64)).to(self.device)
+        logits = self.model(ids[None], use_cache=False).logits[0, :-1].float()
+        losses = torch.nn.functional.cross_entropy(logits, ids[1:], reduction="none")
+        hits = logits.argmax(dim=-1) == ids[1:]
+        return losses.cpu().numpy(), hits.cpu().numpy()

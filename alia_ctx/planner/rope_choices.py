@@ -1,0 +1,217 @@
+"""Choices of a RoPE for a longer context, compared as numbers before anything is trained.
+
+For each choice: how far it reaches by the heuristic of `rope_reach`; how many rotated
+pairs never complete a turn within the context, so that training shows only a part of
+their circle; how many are turned further than the base model ever saw; and its factor on
+attention. float64, no torch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from alia_ctx.errors import ConfigError
+from alia_ctx.planner.rope_reach import (
+    first_negative_distance,
+    inverse_frequencies,
+    plain_bases,
+)
+from alia_ctx.spec import rope as spec
+from alia_ctx.spec.rope import RopeSpec
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+TURN = 2 * np.pi
+_POINTS = 1200  # of a plotted curve
+_ROUNDING = 1 + 1e-9  # what two orders of computing an angle may differ by
+
+
+@dataclass(frozen=True)
+class RopeFigures:
+    """What a choice comes to over rows of `context` tokens.
+
+    Args:
+        first_negative: first distance at which sum_i cos(m * theta_i) < 0, searched up
+            to the context; None where there is none.
+        pairs: rotated pairs, head_dim / 2.
+        never_turn: pairs that do not complete a turn within the context.
+        beyond_training: pairs that had completed no turn within the base's context, and
+            are turned further here than they were there: angles nobody was trained on.
+        furthest: the largest of those angles over the one that the base saw; 1 where
+            there is none.
+        longest_wavelength: tokens of the slowest pair's turn.
+        attention_factor: factor on cos and sin, so its square on attention's logits.
+    """
+
+    name: str
+    rope: RopeSpec
+    context: int
+    first_negative: int | None
+    pairs: int
+    never_turn: int
+    beyond_training: int
+    furthest: float
+    longest_wavelength: float
+    attention_factor: float
+
+    def to_json(self) -> dict[str, Any]:
+        """In JSON's types; fields of the RoPE that its type does not use are left out."""
+        rope = {k: v for k, v in vars(self.rope).items() if v is not None}
+        return {**vars(self), "rope": rope}
+
+
+def figures(
+    name: str, rope: RopeSpec, head_dim: int, context: int, base: RopeSpec, trained: int
+) -> RopeFigures:
+    """The figures of `rope` over rows of `context` tokens, for a model that was trained
+    with the RoPE `base` at `trained` tokens.
+
+    ConfigError where the RoPE breaks a rule.
+    """
+    now_f = inverse_frequencies(rope, head_dim, context)
+    then_f = inverse_frequencies(base, head_dim, trained)
+    seen_f = then_f * trained
+    further_f = (seen_f < TURN) & (now_f * context > seen_f * _ROUNDING)
+    ratio_f = now_f * context / seen_f
+    _, factor = spec.inverse_frequencies(rope, head_dim, context, np, np.float64)
+    return RopeFigures(
+        name=name,
+        rope=rope,
+        context=context,
+        first_negative=first_negative_distance(now_f, context),
+        pairs=len(now_f),
+        never_turn=int(np.sum(now_f * context < TURN)),
+        beyond_training=int(np.sum(further_f)),
+        furthest=float(ratio_f[further_f].max(initial=1.0)),
+        longest_wavelength=float(TURN / now_f.min()),
+        attention_factor=float(factor),
+    )
+
+
+def standard_choices(
+    base: RopeSpec, head_dim: int, trained: int, context: int
+) -> dict[str, RopeSpec]:
+    """The published ways from `trained` to `context` tokens, by name, for a base trained
+    with the RoPE `base`.
+
+    unchanged: the base's. linear: arXiv 2306.15595. ntk: the base raised once, so that
+    the slowest pair is stretched by the factor. theta: the smallest base that reaches by
+    the heuristic of arXiv 2405.14591, where there is one. dynamic: NTK by the length of
+    the row. yarn: arXiv 2309.00071. llama3: Llama 3.1's, with its factors 1 and 4.
+    """
+    if context <= trained:  # nothing to stretch: all of them are the base's
+        return {"unchanged": base}
+    factor = context / trained
+    theta = base.theta
+    raised = theta * factor ** (head_dim / (head_dim - 2))
+    original: dict[str, Any] = {
+        "factor": factor,
+        "original_max_position_embeddings": trained,
+    }
+    choices = {
+        "unchanged": base,
+        "llama3": RopeSpec(
+            "llama3", theta, low_freq_factor=1.0, high_freq_factor=4.0, **original
+        ),
+        "yarn": RopeSpec("yarn", theta, **original),
+        "ntk": RopeSpec("default", raised),
+        "linear": RopeSpec("linear", theta, factor=factor),
+        "dynamic": RopeSpec("dynamic", theta, **original),
+    }
+    smallest, _ = plain_bases(head_dim, context)
+    if smallest is not None:
+        choices["theta"] = RopeSpec("default", smallest)
+    return choices
+
+
+def choice_table(title: str, choices: Sequence[RopeFigures]) -> Table:
+    """A line a choice: reach in tokens; pairs that never turn within the context; pairs
+    turned beyond what the base saw, and by how much; the longest wavelength in tokens;
+    the factor on cos and sin.
+    """
+    from rich.table import Table
+
+    table = Table(title=title)
+    table.add_column("choice")
+    for heading in (
+        "reach",
+        "never turn",
+        "untrained",
+        "by up to",
+        "slowest",
+        "attention",
+    ):
+        table.add_column(heading, justify="right")
+    for one in choices:
+        reach = one.first_negative
+        table.add_row(
+            one.name,
+            "all" if reach is None else f"{reach:,}",
+            f"{one.never_turn} of {one.pairs}",
+            f"{one.beyond_training} of {one.pairs}",
+            f"x{one.furthest:.2f}" if one.beyond_training else "-",
+            f"{one.longest_wavelength:,.0f}",
+            f"{one.attention_factor:.4f}",
+        )
+    return table
+
+
+def margins(
+    rope: RopeSpec, head_dim: int, context: int
+) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
+    """(distances m, B(m) = sum_i cos(m * theta_i)) at up to `_POINTS` distances below the
+    context, evenly spaced in their logarithm.
+    """
+    distances = np.unique(
+        np.geomspace(1, max(2, context - 1), _POINTS).astype(np.int64)
+    )
+    angles = np.outer(distances, inverse_frequencies(rope, head_dim, context))
+    return distances, np.cos(angles).sum(axis=1)
+
+
+def draw_choices(
+    stages: Mapping[str, Sequence[RopeFigures]], head_dim: int, path: Path
+) -> None:
+    """B(m) against m, a panel a stage, as PNG or SVG by the path's suffix.
+
+    ConfigError for another suffix.
+    """
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    suffix = path.suffix.lower()
+    if suffix not in (".png", ".svg"):
+        raise ConfigError(f"{path}: a plot is .png or .svg, not {suffix or 'nothing'}")
+    figure = Figure(figsize=(8, 3.4 * len(stages)), layout="constrained")
+    FigureCanvasAgg(figure)
+    panels = figure.subplots(len(stages), squeeze=False)[:, 0]
+    for axes, (stage, choices) in zip(panels, stages.items(), strict=True):
+        for one in choices:
+            axes.plot(*margins(one.rope, head_dim, one.context), label=one.name, lw=1.2)
+        axes.axhline(0, color="grey", lw=0.8)
+        axes.set_xscale("log", base=2)
+        axes.xaxis.set_major_formatter(lambda value, _: f"{value:,.0f}")
+        axes.set(
+            title=f"{stage}: {choices[0].context:,} tokens",
+            xlabel="distance m (tokens)",
+            ylabel="sum of cos(m theta)",
+        )
+        axes.grid(alpha=0.3)
+        axes.legend(fontsize=8, ncols=2)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(path, format=suffix[1:], dpi=120)
+
+
+def with_configured(
+    choices: Mapping[str, RopeSpec], configured: RopeSpec
+) -> dict[str, RopeSpec]:
+    """`configured` first, and the others that are not the same."""
+    others = {k: v for k, v in choices.items() if replace(v) != configured}
+    return {"configured": configured, **others}

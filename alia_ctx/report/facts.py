@@ -1,0 +1,167 @@
+"""What the page of a run is made from: what its files say, as they say it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from alia_ctx.evaluation.positions import PositionBands
+from alia_ctx.evaluation.retrieval import RetrievalScores
+
+# What an evaluator is called -> the arguments of `alia-ctx evaluate` that make it.
+COMMANDS: Mapping[str, str] = {
+    name: f"evaluate CONFIG --evaluators {name}"
+    for name in ("positions", "blocks", "longppl", "retrieval", "passkey", "leak")
+}
+
+
+@dataclass(frozen=True)
+class Planned:
+    """What the planner expects of a stage: seconds an update, GiB on the fullest rank,
+    share of the peak.
+    """
+
+    seconds: float
+    memory_gib: float
+    mfu: float
+
+
+@dataclass(frozen=True)
+class StageFacts:
+    """One stage, begun or not.
+
+    Args:
+        name, context, rope, learning_rate, layout: as the configuration has them.
+        updates: those that the stage is to have; `tokens` likewise, in real tokens.
+        init_from: the name of what it starts from, as the configuration has it.
+        origin: what its newest checkpoint says that it started from; None where it says
+            nothing of it.
+        ledger: the newest checkpoint's entry of this stage; None without one.
+        checkpoint: `checkpoint_statement` of the newest checkpoint.
+        lines: the log, a mapping an update.
+        again: lines of updates that were computed again after a resume.
+        broken: lines of the log that were not whole.
+        damaged: checkpoints that were set aside.
+        unfinished: checkpoints that were begun and not committed.
+        changes: settings that were changed while it trained, as the checkpoint lists them.
+        plan: statistics of its pack plan; None without one. `plan_identity`: what that
+            was made from.
+        planned: what the planner says; None where it cannot.
+        problems: what could not be read, a line each.
+    """
+
+    name: str
+    context: int
+    rope: Mapping[str, Any]
+    learning_rate: float
+    updates: int
+    tokens: int
+    init_from: str
+    layout: str = ""
+    origin: str | None = None
+    ledger: Mapping[str, Any] | None = None
+    checkpoint: Mapping[str, Any] | None = None
+    lines: Sequence[Mapping[str, Any]] = ()
+    again: int = 0
+    broken: int = 0
+    damaged: Sequence[str] = ()
+    unfinished: Sequence[str] = ()
+    changes: Sequence[str] = ()
+    plan: Mapping[str, Any] | None = None
+    plan_identity: Mapping[str, Any] | None = None
+    planned: Planned | None = None
+    problems: Sequence[str] = ()
+
+    @property
+    def done(self) -> int:
+        """Updates in the log or the ledger, whichever knows of more."""
+        logged = max((int(line["update"]) for line in self.lines), default=0)
+        counted = int(self.ledger["updates"]) if self.ledger else 0
+        return max(logged, counted)
+
+    @property
+    def finished(self) -> bool:
+        """Whether a checkpoint of the last update is there."""
+        return self.ledger is not None and int(self.ledger["updates"]) >= self.updates
+
+    def values(self, *names: str) -> list[float]:
+        """A number of every line of the log that has it, in order; names lead inward."""
+        out = []
+        for line in self.lines:
+            value: Any = line
+            for name in names:
+                value = value.get(name) if isinstance(value, Mapping) else None
+            if isinstance(value, (int, float)) and not isinstance(value, bool):
+                out.append(float(value))
+        return out
+
+
+@dataclass(frozen=True)
+class Result:
+    """One file of an evaluation: what was measured of which model at which length.
+
+    `differs` says why it is not of the model that is there now, a line each: such a
+    result is named and not shown.
+    """
+
+    model: str
+    evaluator: str
+    context: int
+    content: Mapping[str, Any]
+    made_from: Mapping[str, Any] = field(default_factory=dict)
+    differs: Sequence[str] = ()
+
+    @property
+    def bands(self) -> PositionBands:
+        """Of `positions`; DataError where the content is of another form."""
+        return PositionBands.from_json(self.content)
+
+    @property
+    def scores(self) -> RetrievalScores:
+        """Of `retrieval` and `passkey`; DataError where the content is of another form."""
+        return RetrievalScores.from_json(self.content)
+
+
+@dataclass(frozen=True)
+class RunFacts:
+    """A run as its files have it. `models` are those that results are shown of, the base
+    first; `command` is what stands for CONFIG in commands, `target` in that of the page.
+    """
+
+    name: str
+    output: str
+    command: str
+    base: str
+    stages: Sequence[StageFacts]
+    results: Sequence[Result] = ()
+    config: Mapping[str, Any] = field(default_factory=dict)
+    exports: Sequence[str] = ()
+    notes: Sequence[str] = ()
+    problems: Sequence[str] = ()
+    target: str = ""
+
+    @property
+    def models(self) -> list[str]:
+        stages = [stage.name for stage in self.stages]
+        first = [] if self.base in stages else [self.base]
+        known = [*first, *stages]
+        others = [result.model for result in self.results if result.model not in known]
+        return [*known, *dict.fromkeys(others)]
+
+    @property
+    def stale(self) -> list[Result]:
+        return [result for result in self.results if result.differs]
+
+    def of(self, evaluator: str) -> list[Result]:
+        """What was measured by an evaluator, and is of what is there; the base first,
+        short contexts before long ones.
+        """
+        order = self.models
+        kept = [r for r in self.results if r.evaluator == evaluator and not r.differs]
+        return sorted(kept, key=lambda r: (order.index(r.model), r.context))
+
+    def how(self, arguments: str) -> str:
+        """The command line that `arguments` of alia-ctx make for this run."""
+        of_page = arguments.startswith("report") and self.target
+        return "alia-ctx " + arguments.replace("CONFIG", of_page or self.command)

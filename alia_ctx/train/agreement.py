@@ -1,0 +1,68 @@
+"""What every rank has to see alike before work begins: files that each of them opens."""
+
+from __future__ import annotations
+
+import socket
+from collections.abc import Callable
+from typing import Any
+
+from alia_ctx.checkpoint.opening import Ranks
+from alia_ctx.errors import AliaError
+
+_NOTHING_CHANGED = "nothing was changed; see to that file system and start again"
+
+
+class RanksDifferError(AliaError):
+    """A rank sees other files than the others do, or cannot read them."""
+
+
+def on_all_ranks[T](
+    ranks: Ranks,
+    what: str,
+    look: Callable[[], T],
+    identity: Callable[[T], Any] = lambda value: None,
+) -> T:
+    """What `look` gives on this rank, once it is known to succeed on all. Collective.
+
+    Each rank opens plans and manifests for itself. Without this, one whose mount is gone
+    would raise alone, and the others wait for it until they time out.
+
+    Args:
+        what: names what is looked at where it is not the same on all ranks.
+        look: reads files and changes nothing. May raise any error.
+        identity: a small value that must be equal on all ranks.
+
+    Raises what `look` raised where that is the same on all ranks; RanksDifferError, alike
+    on all, naming host and rank of the first that fails or sees otherwise than rank 0.
+    """
+    failure: Exception | None = None
+    try:
+        value = look()
+        seen = identity(value)
+    except Exception as error:  # told to all, raised below
+        failure, seen = error, None
+    said = None if failure is None else f"{type(failure).__name__}: {_text(failure)}"
+    gathered = ranks.gather_objects((socket.gethostname(), said, seen))
+    if failure is not None and all(other == said for _, other, _ in gathered):
+        raise failure
+    if failure is not None and not isinstance(failure, AliaError | OSError):
+        raise failure  # a fault of the program: with its traceback
+    first_host, _, first = gathered[0]
+    for rank, (host, other, theirs) in enumerate(gathered):
+        if other is not None:
+            raise RanksDifferError(
+                f"rank {rank} on {host}: {other.partition(': ')[2]}; the other ranks see "
+                f"it otherwise; {_NOTHING_CHANGED}"
+            )
+        if theirs != first:
+            raise RanksDifferError(
+                f"rank {rank} on {host}: {what}: is {theirs} there, {first} on rank 0 on "
+                f"{first_host}; {_NOTHING_CHANGED}"
+            )
+    return value
+
+
+def _text(error: Exception) -> str:
+    if isinstance(error, OSError):
+        return f"{error.filename or 'a file'}: {error.strerror or error}"
+    return str(error)

@@ -1,0 +1,58 @@
+"""The RoPE of each stage of a run beside other choices, as numbers; nothing is trained."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from alia_ctx import checkpoint
+from alia_ctx.config.run import RANDOM, RunConfig
+from alia_ctx.errors import CheckpointError
+from alia_ctx.planner import (
+    RopeFigures,
+    rope_figures,
+    standard_choices,
+    with_configured,
+)
+from alia_ctx.spec.rope import RopeSpec
+
+
+def compare_rope(
+    run: RunConfig, names: Sequence[str] = ()
+) -> dict[str, list[RopeFigures]]:
+    """For each stage (default: all) its RoPE and the published choices for its context.
+
+    They are judged against what the chain of the stage started from: its base's RoPE
+    and context. ConfigError where a RoPE breaks a rule.
+    """
+    found = {}
+    for name in names or run.stages:
+        stage = run.stage(name)
+        base, trained = base_rope(run, name)
+        head_dim = run.model.head_dim
+        choices = standard_choices(base, head_dim, trained, stage.context)
+        found[name] = [
+            rope_figures(label, rope, head_dim, stage.context, base, trained)
+            for label, rope in with_configured(choices, stage.rope).items()
+        ]
+    return found
+
+
+def base_rope(run: RunConfig, name: str) -> tuple[RopeSpec, int]:
+    """(RoPE, context) of what the chain of a stage started from: of its checkpoint, or of
+    its first stage where that starts from random weights or the checkpoint is not here.
+    """
+    stage = run.stage(name)
+    while stage.init_from in run.stages:
+        stage = run.stages[stage.init_from]
+    if stage.init_from != RANDOM:
+        try:
+            manifest = checkpoint.read_manifest(Path(stage.init_from))
+        except CheckpointError:
+            pass
+        else:
+            return manifest.rope, manifest.context
+    original = stage.rope.original_max_position_embeddings
+    if original is not None and original < stage.context:
+        return RopeSpec("default", stage.rope.theta), original
+    return stage.rope, stage.context

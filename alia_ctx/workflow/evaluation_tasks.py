@@ -1,0 +1,293 @@
+"""What is to be measured of a run."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import cache, lru_cache
+from pathlib import Path
+from typing import Any
+
+from alia_ctx import checkpoint
+from alia_ctx.config.evaluation import RetrievalConfig
+from alia_ctx.config.run import HELD_OUT, RunConfig, position_edges
+from alia_ctx.data.tokens import TextEncoder
+from alia_ctx.data.tokens.tokenizer import HubTokenizer
+from alia_ctx.errors import CheckpointError, DataError
+from alia_ctx.evaluation.held_out import Documents, longest_measurable
+from alia_ctx.evaluation.retrieval import RULER, RetrievalSettings
+from alia_ctx.identity import IdentityError
+from alia_ctx.workflow.chain import run_directory
+from alia_ctx.workflow.evaluated_models import (
+    EvaluatedModel,
+    base_checkpoint,
+    base_name,
+    model_of,
+)
+from alia_ctx.workflow.evaluation import (
+    Evaluation,
+    EvaluationTask,
+    Role,
+)
+from alia_ctx.workflow.held_out_text import haystack_texts, stored_text
+from alia_ctx.workflow.measuring import ON_TEXT, Measurement
+from alia_ctx.workflow.stores import open_store, require_tokenizer_of
+
+Names = tuple[str, ...]
+_NEEDS_TOKENIZER = ("retrieval", "passkey")
+
+
+def retrieval_settings(config: RetrievalConfig) -> RetrievalSettings:
+    return RetrievalSettings(
+        tasks=tuple(config.tasks or RULER),
+        languages=tuple(config.languages),
+        samples=config.samples,
+        haystack=config.haystack,
+    )
+
+
+def run_measurement(
+    run: RunConfig, native: int, contexts: Sequence[int], *, prefer: int = 0
+) -> Measurement:
+    """What the models of a run are measured on: documents of the longest of `contexts`
+    that there are; `prefer` where that is longer and there are some.
+    """
+    text = _held_out(run)
+    length = 0
+    if text is not None:
+        length = longest_measurable(text, contexts) or 0
+        length = max(length, longest_measurable(text, [prefer] if prefer else []) or 0)
+    tokenizer = cache(lambda: HubTokenizer(run.tokenizer, run.model.architecture))
+    encode, prefix = text_encoding(run.tokenizer, run.model.architecture)
+    return Measurement(
+        text=text,
+        length=length,
+        documents=run.evaluation.documents,
+        edges=evaluation_edges(run, native),
+        native=native,
+        vocab_size=run.model.vocab_size,
+        retrieval=retrieval_settings(run.evaluation.retrieval),
+        encode=encode,
+        prefix=prefix() if run.data.prepend_bos else (),
+        haystack=haystack_of(text, lambda: tokenizer().auto, max([*contexts, prefer])),
+    )
+
+
+def evaluation_edges(run: RunConfig, native: int) -> tuple[int, ...]:
+    """Limits of the position bands: the contexts of the base and of the stages."""
+    return tuple(sorted({*position_edges(run), native}))
+
+
+def _held_out(run: RunConfig) -> Documents | None:
+    if run.evaluation.held_out is None:
+        return None
+    try:
+        return stored_text(run)
+    except DataError:
+        store = run.evaluation.held_out.store or run_directory(run).store("held_out")
+        if Path(f"{store}.idx").exists():  # there, and not readable or of other ids
+            raise
+        return None
+
+
+def text_encoding(
+    directory: str | Path, model_type: str | None
+) -> tuple[Callable[[str], Sequence[int]], Callable[[], tuple[int, ...]]]:
+    """(text -> ids, the ids that begin a text), made when they are first asked for."""
+
+    @cache
+    def encoder() -> TextEncoder:
+        return TextEncoder(
+            directory, append_eos=False, prepend_bos=False, model_type=model_type
+        )
+
+    def encode(text: str) -> Sequence[int]:
+        ids: Sequence[int] = encoder().encode([text])[0].tokens.tolist()
+        return ids
+
+    def prefix() -> tuple[int, ...]:
+        return (HubTokenizer(directory, model_type).special_id("bos_token"),)
+
+    return lru_cache(1 << 16)(encode), prefix
+
+
+def haystack_of(
+    text: Documents | None, tokenizer: Callable[[], Any], tokens: int
+) -> Callable[[], Sequence[str]]:
+    @cache
+    def texts() -> Sequence[str]:
+        return [] if text is None else haystack_texts(text, tokenizer(), tokens)
+
+    return texts
+
+
+def run_contexts(run: RunConfig, native: int) -> list[int]:
+    return sorted({native, *(stage.context for stage in run.stages.values())})
+
+
+def native_context(run: RunConfig) -> int:
+    """The base's own context: what the first stage starts from, else the first stage's."""
+    base = base_checkpoint(run)
+    if base is None:
+        return next(iter(run.stages.values())).context
+    return base.context
+
+
+@dataclass(frozen=True)
+class Line:
+    """A line of the report's comparison: a model by name, shown `context` tokens at a
+    time, by some evaluators.
+    """
+
+    name: str
+    model: str
+    context: int
+    evaluators: tuple[str, ...]
+    role: Role
+
+
+def standard_lines(run: RunConfig, length: int | None = None) -> list[Line]:
+    """The report's comparison, the base first: the base at its own context and given
+    longer ones, and every stage at its own.
+
+    `length`: tokens that the held-out documents have; of text a model of a longer context
+    is shown as many. Where the base is not at hand any more, there is no line of it.
+    """
+    measure = tuple(run.evaluation.measure)
+    elsewhere = tuple(name for name in measure if name in _NEEDS_TOKENIZER)
+    native, base = native_context(run), base_name(run)
+    contexts = sorted({stage.context for stage in run.stages.values()})
+    lines: list[Line] = []
+
+    def add(title: str, model: str, context: int, names: Names, role: Role) -> None:
+        """Text may be shorter than the context; what needs none is measured at all of it."""
+        shown = min(context, length or context)
+        on_text = tuple(name for name in names if name in ON_TEXT)
+        others = tuple(name for name in names if name not in ON_TEXT)
+        if shown == context:
+            lines.append(Line(title, model, context, names, role))
+            return
+        lines.append(Line(title, model, shown, on_text, role))
+        if others:
+            name = f"{title} at {context:,}"
+            lines.append(Line(name, model, context, others, Role.ASKED_FOR))
+
+    if base is not None:
+        add(base, base, native, measure, Role.BASE)
+        for context in contexts:
+            names = measure if context == contexts[-1] else elsewhere
+            if context > native and names:
+                title = f"{base}, given {context:,} tokens"
+                add(title, base, context, names, Role.BASE_GIVEN_LONGER)
+    for name, stage in run.stages.items():
+        if name != base:
+            add(name, name, stage.context, measure, Role.STAGE)
+    return lines
+
+
+def standard_task(run: RunConfig) -> EvaluationTask:
+    """What the report compares, each model at hand. CheckpointError where a stage is not
+    finished, IdentityError where it was trained with other settings.
+    """
+    native = native_context(run)
+    measurement = run_measurement(run, native, run_contexts(run, native))
+    model = cache(lambda name: model_of(run, name))
+    evaluations = [
+        Evaluation(
+            line.name, model(line.model), line.context, line.evaluators, line.role
+        )
+        for line in standard_lines(run, measurement.length)
+    ]
+    return run_task(run, evaluations, measurement)
+
+
+def evaluation_task(
+    run: RunConfig,
+    names: Sequence[str] = (),
+    contexts: Sequence[int] = (),
+    evaluators: Sequence[str] = (),
+    contrast: str | None = None,
+) -> EvaluationTask:
+    """What is asked of a run: the report's comparison by `evaluators`; or some stages
+    (default: all) at some contexts (default: their own), beneath the base at the same.
+    """
+    if evaluators:
+        evaluation = replace(run.evaluation, measure=list(evaluators))  # type: ignore[arg-type]
+        run = replace(run, evaluation=evaluation)
+    task = (
+        _stage_task(run, names, contexts) if names or contexts else standard_task(run)
+    )
+    if contrast is None:
+        return task
+    models = {e.model.name: e.model for e in task.evaluations}
+    return replace(task, contrast=contrast_model(contrast, models))
+
+
+def contrast_model(name: str, models: Mapping[str, EvaluatedModel]) -> EvaluatedModel:
+    if name not in models:
+        known = ", ".join(models)
+        raise CheckpointError(
+            f"--contrast {name}: is none of the models; there are {known}"
+        )
+    return models[name]
+
+
+def _stage_task(
+    run: RunConfig, names: Sequence[str], contexts: Sequence[int]
+) -> EvaluationTask:
+    native, base = native_context(run), base_name(run)
+    measure = tuple(run.evaluation.measure)
+    asked = names or list(run.stages)
+    models = [model_of(run, n) for n in dict.fromkeys([*filter(None, [base]), *asked])]
+    stages = [model for model in models if model.name in asked]
+    shown = sorted(contexts) or sorted({stage.context for stage in stages})
+    evaluations = [
+        Evaluation(f"{model.name} at {context:,}", model, context, measure)
+        for model in models
+        for context in shown
+        if contexts or model.name == base or context == model.context
+    ]
+    known = run_contexts(run, native)
+    measurement = run_measurement(run, native, known, prefer=max(shown))
+    if not measurement.length and measurement.text is not None:
+        length = longest_measurable(measurement.text, shown) or 0
+        measurement = replace(measurement, length=length)
+    return run_task(run, evaluations, measurement)
+
+
+def run_task(
+    run: RunConfig, evaluations: Sequence[Evaluation], measurement: Measurement
+) -> EvaluationTask:
+    """The evaluations of a run's models; IdentityError where its held-out text was made
+    with another tokenizer than the text that one of them was trained on.
+    """
+    if measurement.text is not None:
+        store = open_store(run, HELD_OUT)
+        for path in dict.fromkeys(evaluation.model.path for evaluation in evaluations):
+            require_tokenizer_of(checkpoint.read_manifest(path), store)
+    return EvaluationTask(
+        tuple(evaluations),
+        lambda model: measurement,
+        run.engine,
+        run_directory(run).evaluations,
+        remedy="run `alia-ctx evaluate CONFIG`, which makes it anew",
+    )
+
+
+def what_is_missing(run: RunConfig) -> list[tuple[Evaluation, str]]:
+    """Evaluations of the report's comparison that have to be made, and why, for each
+    reason.
+    """
+    task = standard_task(run)
+    reasons = []
+    for evaluation in task.evaluations:
+        measurement = task.measurement(evaluation.model)
+        for name in evaluation.evaluators:
+            if measurement.problem(name, evaluation.context):
+                continue
+            try:
+                task.read(evaluation, name)
+            except IdentityError as error:
+                title = f"{evaluation.name}, {name}"
+                reasons += [(evaluation, f"{title}: {d}") for d in error.differences]
+    return reasons

@@ -1,0 +1,142 @@
+"""The text that models are measured on: a run's held-out store, or files read now."""
+
+from __future__ import annotations
+
+import fnmatch
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from alia_ctx.config.run import HELD_OUT, RunConfig
+from alia_ctx.data.documents import SourceSpec, read_documents
+from alia_ctx.data.tokens import TextEncoder, TokenStore
+from alia_ctx.errors import DataError
+from alia_ctx.evaluation.held_out import Documents, StoredText
+from alia_ctx.files import checksum
+from alia_ctx.workflow.stores import open_store
+
+_BATCH = 16
+_HAYSTACK_DOCUMENTS = 64
+
+
+def stored_text(run: RunConfig) -> StoredText:
+    """The held-out store of a run, with the inputs that its documents are from."""
+    store = open_store(run, HELD_OUT)
+    spec = run.evaluation.held_out
+    inputs = [] if spec is None else list(spec.inputs)
+    files = _files(store) if len(inputs) > 1 else None
+    if files is None:
+        return StoredText(store)
+    owner = {file: _input_of(file, inputs) for file in set(files)}
+    return StoredText(store, inputs, np.array([owner[file] for file in files]))
+
+
+def _files(store: TokenStore) -> list[str] | None:
+    """The file that each document is from; None where nobody wrote it down."""
+    path = store.prefix.with_name(store.prefix.name + ".documents.parquet")
+    if not path.is_file():
+        return None
+    import pyarrow.parquet as pq
+
+    files: list[str] = pq.read_table(path, columns=["file"])["file"].to_pylist()
+    return files if len(files) == store.n_documents else None
+
+
+def _input_of(file: str, inputs: Sequence[str]) -> int:
+    """Which of a source's inputs (file, directory or glob) names a file."""
+    for number, pattern in enumerate(inputs):
+        is_below = Path(file).is_relative_to(pattern)
+        if is_below or fnmatch.fnmatch(file, pattern):
+            return number
+    return 0
+
+
+class ReadText:
+    """Documents of files, tokenised now and held in memory: as many as are measured.
+
+    Args:
+        inputs: files, directories or globs; each is a source.
+        encoder: of the model that reads them.
+        lengths: tokens that documents are shown at; shorter ones are left out.
+        documents: how many of the longest length are enough, for each source.
+
+    DataError where there is no document, or none has the shortest length.
+    """
+
+    def __init__(
+        self,
+        inputs: Sequence[str],
+        encoder: TextEncoder,
+        lengths: Sequence[int],
+        documents: int,
+    ) -> None:
+        self.where = ", ".join(inputs)
+        self.sources = tuple(inputs) if len(inputs) > 1 else ()
+        self._documents: list[NDArray[np.integer]] = []
+        self._source_of: list[int] = []
+        self._longest = 0
+        for number, name in enumerate(inputs):
+            self._read(number, SourceSpec(inputs=[name]), encoder, lengths, documents)
+        if not self._documents:
+            raise DataError(
+                f"{self.where}: no document has {min(lengths):,} tokens (the longest has "
+                f"{self._longest:,}); give longer documents, or a shorter --context"
+            )
+        self.lengths: NDArray[np.integer] = np.array([len(d) for d in self._documents])
+        parts = [checksum(np.asarray(d, np.int64).tobytes()) for d in self._documents]
+        self.fingerprint = checksum(" ".join(parts).encode())
+
+    def _read(
+        self,
+        source: int,
+        spec: SourceSpec,
+        encoder: TextEncoder,
+        lengths: Sequence[int],
+        documents: int,
+    ) -> None:
+        """Keep documents of one source until enough have the longest length."""
+        longest = shortest = 0
+        batch: list[str] = []
+
+        def encode() -> None:
+            nonlocal longest, shortest
+            for encoded in encoder.encode(batch):
+                size = len(encoded.tokens)
+                self._longest = max(self._longest, size)
+                is_long = size >= max(lengths)
+                if size < min(lengths) or (not is_long and shortest >= documents):
+                    continue
+                longest, shortest = longest + is_long, shortest + 1
+                self._documents.append(encoded.tokens[: max(lengths)])
+                self._source_of.append(source)
+            batch.clear()
+
+        for document in read_documents(spec):
+            batch.append(document.text)
+            if len(batch) == _BATCH:
+                encode()
+                if longest >= documents:
+                    return
+        encode()
+
+    def sources_of(self, documents: Sequence[int]) -> list[int]:
+        return [self._source_of[d] for d in documents]
+
+    def document(self, number: int, start: int, stop: int) -> NDArray[np.integer]:
+        return self._documents[number][start:stop]
+
+
+def haystack_texts(text: Documents, tokenizer: object, tokens: int) -> list[str]:
+    """Documents as text, to hide needles in: as many as have `tokens` tokens together."""
+    texts: list[str] = []
+    total = 0
+    for number in range(min(len(text.lengths), _HAYSTACK_DOCUMENTS)):
+        size = min(int(text.lengths[number]), tokens)
+        ids = text.document(number, 0, size).tolist()
+        texts.append(tokenizer.decode(ids, skip_special_tokens=True))  # type: ignore[attr-defined]
+        total += size
+        if total >= tokens:
+            break
+    return [text for text in texts if text.strip()]

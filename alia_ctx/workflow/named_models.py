@@ -1,0 +1,141 @@
+"""What is to be measured of models that somebody names: checkpoints, Hugging Face directories."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from functools import cache
+from pathlib import Path
+
+from alia_ctx.config.evaluation import RetrievalConfig
+from alia_ctx.config.run import EngineConfig
+from alia_ctx.data.tokens import TextEncoder
+from alia_ctx.data.tokens.tokenizer import HubTokenizer
+from alia_ctx.errors import DataError
+from alia_ctx.evaluation.held_out import longest_measurable
+from alia_ctx.progress import say
+from alia_ctx.spec.layout import Layout
+from alia_ctx.workflow.evaluated_models import (
+    EvaluatedModel,
+    choose_precision,
+    named_apart,
+    of_directory,
+)
+from alia_ctx.workflow.evaluation import (
+    Evaluation,
+    EvaluationTask,
+)
+from alia_ctx.workflow.evaluation_tasks import (
+    contrast_model,
+    haystack_of,
+    retrieval_settings,
+    text_encoding,
+)
+from alia_ctx.workflow.held_out_text import ReadText
+from alia_ctx.workflow.measuring import Measurement
+
+Names = tuple[str, ...]
+_NEEDS_TOKENIZER = ("retrieval", "passkey")
+
+
+@dataclass(frozen=True)
+class Asked:
+    """What somebody asks of models by name.
+
+    Args:
+        texts: files, directories or globs of held-out text.
+        contexts: tokens to show (default: the first model's own).
+        tokenizer: for models that have none.
+        precision: default: bf16 on GPUs, fp32 on hosts.
+        contrast: name of the model that finds LongPPL's key tokens (default: the last).
+    """
+
+    evaluators: tuple[str, ...]
+    texts: tuple[str, ...] = ()
+    contexts: tuple[int, ...] = ()
+    documents: int = 64
+    retrieval: RetrievalConfig = field(default_factory=RetrievalConfig)
+    tokenizer: Path | None = None
+    precision: str | None = None
+    contrast: str | None = None
+    layout: Layout | None = None
+
+
+def models_task(paths: Sequence[Path], asked: Asked, directory: Path) -> EvaluationTask:
+    """Checkpoints and Hugging Face directories at the same contexts, the base first."""
+    models = named_apart([of_directory(path) for path in paths])
+    for model in models:
+        if model.through != "engine" and os.environ.get("RANK", "0") == "0":
+            say(f"{model.name} runs through {model.through}")
+    native = models[0].context
+    contexts = asked.contexts or (native,)
+    named = {model.name: model for model in models}
+    contrast = contrast_model(asked.contrast, named) if asked.contrast else None
+
+    @cache
+    def measurement(name: str) -> Measurement:
+        return _models_measurement(named[name], asked, contexts, native)
+
+    evaluations = [
+        Evaluation(f"{model.name} at {context:,}", model, context, asked.evaluators)
+        for model in models
+        for context in contexts
+    ]
+    return EvaluationTask(
+        tuple(evaluations),
+        lambda model: measurement(model.name),
+        choose_precision(EngineConfig(), asked.precision),
+        directory,
+        contrast=contrast,
+        layout=asked.layout,
+    )
+
+
+def _models_measurement(
+    model: EvaluatedModel, asked: Asked, contexts: Sequence[int], native: int
+) -> Measurement:
+    """What one of the models is measured on, in its own tokens."""
+    directory = asked.tokenizer or model.tokenizer
+    needs = bool(asked.texts) or any(e in _NEEDS_TOKENIZER for e in asked.evaluators)
+    if directory is None and needs:
+        raise DataError(
+            f"{model.path}: holds no tokenizer, which text and retrieval need; name its "
+            "directory with --tokenizer"
+        )
+    model_type = model.model.architecture if model.model else None
+    tokenizer = HubTokenizer(directory, model_type) if directory and needs else None
+    bos = _adds_bos(tokenizer)
+    text = None
+    if tokenizer is not None and asked.texts:
+        encoder = TextEncoder(
+            tokenizer.directory,
+            append_eos=False,
+            prepend_bos=bos,
+            model_type=model_type,
+        )
+        text = ReadText(asked.texts, encoder, contexts, asked.documents)
+    encode, prefix = text_encoding(directory or "", model_type)
+    return Measurement(
+        text=text,
+        length=(longest_measurable(text, contexts) or 0) if text else 0,
+        documents=asked.documents,
+        edges=tuple(sorted({0, native, *contexts})),
+        native=native,
+        vocab_size=model.vocab_size,
+        retrieval=retrieval_settings(asked.retrieval),
+        encode=encode,
+        prefix=prefix() if bos else (),
+        haystack=haystack_of(
+            text, lambda: tokenizer.auto if tokenizer else None, max(contexts)
+        ),
+    )
+
+
+def _adds_bos(tokenizer: HubTokenizer | None) -> bool:
+    """Whether a text begins with BOS as this tokenizer's users know it."""
+    if tokenizer is None:
+        return False
+    bos = getattr(tokenizer.auto, "bos_token_id", None)
+    ids = tokenizer.auto("a").input_ids
+    return bos is not None and bool(ids) and ids[0] == bos

@@ -1,0 +1,283 @@
+"""What the files of a run say, read for its page; nothing is measured and nothing made."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from alia_ctx import checkpoint
+from alia_ctx.checkpoint.manifest import Manifest
+from alia_ctx.config.run import RANDOM, RunConfig
+from alia_ctx.config.schema import build_parts
+from alia_ctx.data.packing import read_statement
+from alia_ctx.errors import AliaError, ConfigError, DataError, Problem, Problems
+from alia_ctx.identity import IdentityError, differences, statement, unsealed
+from alia_ctx.report import Result, RunFacts, StageFacts
+from alia_ctx.report.facts import COMMANDS, Planned
+from alia_ctx.spec.execution import loss_chunk_tokens
+from alia_ctx.train.metrics_log import read_lines
+from alia_ctx.train.run_directory import RunDirectory
+from alia_ctx.train.stage_identity import (
+    CHANGES,
+    STARTED_FROM,
+    checkpoint_statement,
+)
+from alia_ctx.workflow.mixture import mixture_of, sizes_of
+from alia_ctx.workflow.reading import read_json
+
+BASE = "base"  # the results of what the first stage started from, where no stage has it
+_REMEDY = "run `alia-ctx evaluate CONFIG`, which makes it anew"
+
+
+def run_facts(
+    run: RunConfig, root: Path, command: str, target: str | None = None
+) -> RunFacts:
+    """The facts of a run whose files are below `root`; `command` stands for CONFIG, and
+    `target` (default: that) for what the page was asked of.
+
+    What cannot be read is named in the facts' problems: a page of a run is wanted most
+    where something is wrong with it. DataError where there is no such directory.
+    """
+    if not root.is_dir():
+        raise DataError(
+            f"{root}: there is no such directory; nothing of this run was made yet. "
+            f"Begin it with `alia-ctx run {command}`"
+        )
+    places, problems = RunDirectory(root), list[str]()
+    stages = [_stage(run, places, name) for name in run.stages]
+    base = _base_name(run)
+    statements = {s.name: s.checkpoint for s in stages}
+    statements |= _statement_of_base(run, places)
+    results = list(_results(root / "evaluation", statements, problems))
+    return RunFacts(
+        run.name,
+        str(root),
+        command,
+        base,
+        stages,
+        results,
+        statement(run.to_dict()),
+        [str(path) for path in sorted((root / "hf").glob("*/config.json"))],
+        list(run.notes),
+        problems,
+        target or command,
+    )
+
+
+def _base_name(run: RunConfig) -> str:
+    name, first = next(iter(run.stages.items()))
+    if first.init_from == RANDOM:
+        return name
+    return BASE if BASE not in run.stages else "the first stage's origin"
+
+
+def config_of(root: Path) -> RunConfig:
+    """The configuration that the newest checkpoint below `root` was trained with.
+
+    ConfigError where there is none, or where it is of a release that this one cannot
+    read.
+    """
+    manifests = [
+        manifest
+        for stage in sorted((root / "stages").glob("*"))
+        if (manifest := _newest(RunDirectory(root), stage.name, [])) is not None
+    ]
+    if not manifests:
+        rule = "holds no checkpoint that says how the run was configured"
+        remedy = "give the run's configuration, or the directory called `output` in it"
+        raise ConfigError("", [Problem("RUN", root, rule, remedy)])
+    newest = max(manifests, key=lambda manifest: len(manifest.ledger))
+    problems = Problems()
+    parts = build_parts(RunConfig, {**newest.config, "output": str(root)}, problems)
+    if problems:
+        raise ConfigError(f"the configuration in {root} has problems", problems)
+    run = RunConfig(**parts)
+    # A manifest's names are sorted; the chain has the order in which they are trained.
+    order = sorted(run.stages, key=lambda name: _depth(run, name))
+    return dataclasses.replace(run, stages={name: run.stages[name] for name in order})
+
+
+def _depth(run: RunConfig, name: str) -> int:
+    """How many stages of the run come before a stage in its chain."""
+    depth, seen = 0, {name}
+    while (name := run.stages[name].init_from) in run.stages and name not in seen:
+        depth += 1
+        seen.add(name)
+    return depth
+
+
+def _stage(run: RunConfig, places: RunDirectory, name: str) -> StageFacts:
+    stage, problems = run.stage(name), list[str]()
+    manifest = _newest(places, name, problems)
+    plan = _attempt(
+        lambda: read_statement(places.plan(name)), problems, places.plan(name)
+    )
+    log = places.metrics(name)
+    kept: list[Any] = _attempt(lambda: read_lines(log), problems, log) or []
+    layout = dataclasses.asdict(stage.layout)
+    extra = manifest.extra if manifest else {}
+    root = places.checkpoints(name)
+    of_conversations = stage.update_instances is not None
+    updates = mixture_of(run, name).updates if of_conversations else stage.updates
+    return StageFacts(
+        name=name,
+        context=stage.context,
+        rope=dataclasses.asdict(stage.rope),
+        learning_rate=stage.learning_rate,
+        updates=updates,
+        tokens=sizes_of(run, name)[0],
+        init_from=stage.init_from,
+        layout=", ".join(f"{k}{v}" for k, v in layout.items() if v != 1) or "dp only",
+        origin=_origin(manifest),
+        ledger=dataclasses.asdict(manifest.ledger[-1]) if manifest else None,
+        checkpoint=checkpoint_statement(manifest) if manifest else None,
+        lines=[line for line in kept if not manifest or line.get("stage") == name],
+        again=len(_lines_aside(log, "superseded", problems)),
+        broken=len(_lines_aside(log, "broken", problems)),
+        damaged=[path.name for path in sorted(root.glob("*.damaged*"))],
+        unfinished=[path.name for path in sorted(root.glob("*.incomplete"))],
+        changes=list(extra.get(CHANGES, ())),
+        plan=plan.stats if plan else None,
+        plan_identity=plan.identity if plan else None,
+        planned=_planned(run, name),
+        problems=problems,
+    )
+
+
+def _newest(places: RunDirectory, name: str, problems: list[str]) -> Manifest | None:
+    root = places.checkpoints(name)
+    newest = checkpoint.latest(root)
+    if newest is None:
+        return None
+    return _attempt(lambda: checkpoint.read_manifest(newest), problems, newest)
+
+
+def _attempt[T](read: Any, problems: list[str], place: Path) -> T | None:
+    """What `read()` returns; None, with a line in `problems`, where it cannot be read,
+    and None without one where there is nothing.
+    """
+    if not place.exists():
+        return None
+    try:
+        value: T = read()
+    except (AliaError, OSError) as error:
+        problems.append(" ".join(str(error).split()))
+        return None
+    return value
+
+
+def _lines_aside(log: Path, why: str, problems: list[str]) -> list[bytes]:
+    place = log.with_name(f"{log.name}.{why}")
+    data: bytes | None = _attempt(place.read_bytes, problems, place)
+    return [line for line in (data or b"").split(b"\n") if line.strip()]
+
+
+def _origin(manifest: Manifest | None) -> str | None:
+    if manifest is None:
+        return None
+    from_there = manifest.extra.get(STARTED_FROM)
+    if not from_there:
+        return manifest.parent or RANDOM
+    if not from_there.get("stage"):
+        return str(manifest.parent)
+    return f"{from_there['stage']}, update {from_there['update']:,}"
+
+
+def _statement_of_base(run: RunConfig, places: RunDirectory) -> dict[str, Any]:
+    """What the first stage says that it started from, under the base's name."""
+    first, base = next(iter(run.stages)), _base_name(run)
+    manifest = _newest(places, first, [])
+    if base == first or manifest is None:
+        return {}
+    return {base: manifest.extra.get(STARTED_FROM)}
+
+
+def _planned(run: RunConfig, name: str) -> Planned | None:
+    from alia_ctx.planner import plan_stage
+
+    stage = run.stage(name)
+    chunk = loss_chunk_tokens(run.engine.loss_chunk_tokens, "cuda")
+    tokens, update_tokens, _ = sizes_of(run, name)
+    try:
+        plan = plan_stage(
+            run.model,
+            stage.rope,
+            stage.context,
+            stage.layout,
+            run.world_size(stage),
+            tokens,
+            update_tokens,
+            stage.recompute,
+            run.engine.precision,
+            run.cluster,
+            chunk,
+        )
+    except AliaError:  # `check` and `plan` say why; the page does without
+        return None
+    return Planned(plan.timing.total, plan.fullest.total, plan.timing.mfu)
+
+
+def _results(
+    folder: Path, statements: Mapping[str, Any], problems: list[str]
+) -> Iterator[Result]:
+    """Every result below `folder`; one that is broken is a line in `problems`."""
+    for path in sorted([*folder.glob("*/*.json"), *folder.glob("*.json")]):
+        artefact = f"the result {path}"
+        try:
+            document = read_json(path, artefact, _REMEDY)
+            made_from, content = unsealed(document, artefact, _REMEDY)
+            yield _result(path, made_from, content, statements)
+        except (IdentityError, DataError) as error:
+            problems.append(" ".join(str(error).split()))
+
+
+def _result(
+    path: Path, made_from: Any, content: Any, statements: Mapping[str, Any]
+) -> Result:
+    """DataError where it is of no form that this release knows."""
+    try:
+        if "evaluator" in made_from:
+            model, of = made_from["model"]["name"], made_from["model"].get("checkpoint")
+            evaluator = made_from["evaluator"]
+        else:  # of release 0.1: losses by position, one file a stage and context
+            of = made_from["checkpoint"]
+            model, evaluator = of["stage"], "positions"
+        context = int(made_from["context"])
+        result = Result(model, evaluator, context, content, made_from)
+        _check(result)
+    except (KeyError, TypeError, ValueError) as error:
+        raise DataError(
+            f"{path}: not a result as `alia-ctx evaluate` writes it ({error!r}); "
+            f"{_REMEDY}"
+        ) from error
+    now = statements.get(model)
+    differing = differences(of, now) if of is not None and now is not None else []
+    return dataclasses.replace(result, differs=differing)
+
+
+_NEEDS = {
+    "blocks": ("block", "bands"),
+    "longppl": (
+        *("key_tokens", "tokens", "long_ppl", "ppl", "contrast_model"),
+        *("long_context", "short_context"),
+    ),
+    "leak": ("layout", "positions", "moved", "largest_difference"),
+}
+
+
+def _check(result: Result) -> None:
+    """KeyError, TypeError or DataError where the page could not show it."""
+    if result.evaluator == "positions":
+        result.bands.bands()
+    elif result.evaluator in ("retrieval", "passkey"):
+        result.scores.score()
+    elif result.evaluator not in COMMANDS:
+        raise ValueError(f"there is no evaluator {result.evaluator}")
+    for name in _NEEDS.get(result.evaluator, ()):
+        result.content[name]
+    for band in result.content.get("bands", ()) if result.evaluator == "blocks" else ():
+        for name in ("first", "last", "documents", "gain", "standard_error"):
+            if not isinstance(band[name], (int, float)) and band[name] is not None:
+                raise TypeError(f"{name} is {band[name]!r}")

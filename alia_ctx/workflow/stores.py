@@ -1,0 +1,252 @@
+"""Text -> token stores of a run: making them, opening them, and what they were made from."""
+
+from __future__ import annotations
+
+import functools
+import os
+from collections.abc import Sequence
+from pathlib import Path
+
+from rich.markup import escape
+
+from alia_ctx.checkpoint import Manifest
+from alia_ctx.config.run import HELD_OUT, RunConfig
+from alia_ctx.data.chat import (
+    ChatEncoder,
+    chat_settings,
+    require_same_chat,
+    write_chat_store,
+)
+from alia_ctx.data.documents import SourceSpec
+from alia_ctx.data.tokens import (
+    TOKENIZER,
+    TextEncoder,
+    TokenizeProgress,
+    TokenStore,
+    require_same_source,
+    tokenize_source,
+    tokenizer_statement,
+)
+from alia_ctx.errors import ConfigError, DataError, Problem
+from alia_ctx.files import exclusive
+from alia_ctx.identity import require_same
+from alia_ctx.progress import Meter, meter, say
+from alia_ctx.workflow.chain import longest_context, run_directory
+
+
+def tokenize(
+    run: RunConfig, sources: Sequence[str] = (), *, overwrite: bool = False
+) -> None:
+    """Tokenise the named sources (default: all, and the held-out text) into OUTPUT/tokens."""
+    known = text_sources(run)
+    for name in sources or known:
+        if name not in known:
+            raise ConfigError(
+                "",
+                [
+                    Problem(
+                        "--source",
+                        name,
+                        "is not a source",
+                        f"there are {', '.join(known)}",
+                    )
+                ],
+            )
+        spec = known[name]
+        if spec.store:
+            say(f"{name}: uses the store {spec.store} as it is")
+            continue
+        if spec.chat is not None:
+            _tokenize_chat(run, name, spec, overwrite=overwrite)
+            continue
+        with (
+            exclusive(store_prefix(run, name), f"alia-ctx tokenize --source {name}"),
+            meter(f"tokenize {name}", 1.0, "token") as bar,
+        ):
+
+            def show(state: TokenizeProgress, bar: Meter = bar) -> None:
+                tokens_a_byte = state.tokens / max(state.bytes_done, 1)
+                bar.retotal(max(tokens_a_byte * state.bytes_total, 1))
+                bar.update(state.tokens)
+
+            report = tokenize_source(
+                spec,
+                name,
+                run.tokenizer,
+                run_directory(run).tokens,
+                workers=run.data.workers or os.cpu_count() or 1,
+                append_eos=run.data.append_eos,
+                prepend_bos=run.data.prepend_bos,
+                special_tokens=run.data.special_tokens,
+                model_type=run.model.architecture,
+                vocab_size=run.model.vocab_size,
+                overwrite=overwrite,
+                progress=show,
+            )
+        state = (
+            "is there already" if report.unchanged else f"took {report.seconds:.1f} s"
+        )
+        say(
+            f"{name}: {report.tokens:,} tokens of {report.counts.documents:,} "
+            f"documents; {state}"
+        )
+        for line in report.remarks():
+            say(f"  {escape(line)}")  # `[/INST]` in a text is no markup
+        if name == HELD_OUT and (few := few_held_out(run)):
+            say(f"  {few}")
+
+
+def _tokenize_chat(
+    run: RunConfig, name: str, spec: SourceSpec, *, overwrite: bool
+) -> None:
+    """Conversations: rendered, tokenised once, and each target given its weight."""
+    with exclusive(store_prefix(run, name), f"alia-ctx tokenize --source {name}"):
+        report = write_chat_store(
+            spec,
+            name,
+            run.tokenizer,
+            run_directory(run).tokens,
+            max_tokens=longest_context(run),
+            workers=run.data.workers or os.cpu_count() or 1,
+            special_tokens=run.data.special_tokens,
+            model_type=run.model.architecture,
+            vocab_size=run.model.vocab_size,
+            overwrite=overwrite,
+        )
+    state = "is there already" if report.unchanged else f"took {report.seconds:.1f} s"
+    counts = report.counts
+    say(
+        f"{name}: {counts.tokens:,} tokens of {counts.conversations:,} conversations; {state}"
+    )
+    for line in report.remarks():
+        say(f"  {escape(line)}")
+
+
+def text_sources(run: RunConfig) -> dict[str, SourceSpec]:
+    """All text of a run by name: what is trained on, and the held-out text if there is."""
+    held_out = run.evaluation.held_out
+    return {**run.data.sources, **({HELD_OUT: held_out} if held_out else {})}
+
+
+def store_prefix(run: RunConfig, source: str) -> Path:
+    """Where the token store of a source is, or will be."""
+    store = text_sources(run)[source].store
+    return Path(store) if store else run_directory(run).store(source)
+
+
+def has_store(run: RunConfig, source: str) -> bool:
+    prefix = store_prefix(run, source)
+    return prefix.with_name(prefix.name + ".idx").is_file()
+
+
+def open_store(run: RunConfig, source: str) -> TokenStore:
+    """The token store of a source; DataError tells to tokenise first where there is none,
+    and names a token id that the model has no row for.
+    """
+    if source == HELD_OUT and run.evaluation.held_out is None:
+        raise DataError(
+            "there is no held-out text; name some under evaluation.held_out"
+        )
+    prefix = store_prefix(run, source)
+    if not has_store(run, source):
+        raise DataError(f"{prefix}.idx: no such file; run `alia-ctx tokenize` first")
+    store = TokenStore(prefix)
+    store.check_vocabulary(run.model.vocab_size)
+    return store
+
+
+def open_stores(run: RunConfig, stage: str | None = None) -> dict[str, TokenStore]:
+    """The stores of all sources, or of those that a stage draws from."""
+    names = list(run.data.sources)
+    if stage is not None:
+        names = run.stage(stage).pack.drawn_from(names)
+    return {name: open_store(run, name) for name in names}
+
+
+def require_same_text(run: RunConfig) -> None:
+    """DataError where a token store that is there was made from other text, with another
+    tokenizer, or with other options than the configuration says now. Reads the
+    fingerprints of all inputs and loads the tokenizer.
+    """
+
+    @functools.cache  # all sources have one; none is loaded for stores made elsewhere
+    def encoder() -> TextEncoder:
+        return TextEncoder(
+            run.tokenizer,
+            append_eos=run.data.append_eos,
+            prepend_bos=run.data.prepend_bos,
+            special_tokens=run.data.special_tokens,
+            model_type=run.model.architecture,
+        )
+
+    for name, spec in text_sources(run).items():
+        if not has_store(run, name):
+            continue
+        if spec.chat is not None:
+            chat = functools.partial(_chat_encoder, run, spec)
+            require_same_chat(spec, store_prefix(run, name), chat)
+        else:
+            require_same_source(spec, store_prefix(run, name), encoder)
+
+
+def tokenizer_of_text(run: RunConfig) -> dict[str, str] | None:
+    """What the stores of a run state of the tokenizer that they were made with; for those
+    made elsewhere, the configuration's as it is now. None where it is not at hand.
+
+    IdentityError where the configuration's is another by now.
+    """
+    now = tokenizer_statement(Path(run.tokenizer)) or None
+    for name in run.data.sources:
+        stated = open_store(run, name).sidecar.get(TOKENIZER)
+        if isinstance(stated, dict):
+            if now is not None:
+                require_same(stated, now, f"the token store of {name}", _OTHER_FILES)
+            now = stated
+    return now
+
+
+_OTHER_FILES = (
+    "the files of `tokenizer` were changed since: restore them, or make the stores anew "
+    "with `alia-ctx tokenize CONFIG --overwrite`"
+)
+
+
+def require_tokenizer_of(manifest: Manifest, store: TokenStore) -> None:
+    """IdentityError where a store says that it was made with another tokenizer than the
+    text that the model of `manifest` was trained on.
+    """
+    trained, stated = manifest.extra.get(TOKENIZER), store.sidecar.get(TOKENIZER)
+    if trained is not None and stated is not None:
+        require_same(
+            trained,
+            stated,
+            f"the token store {store.prefix}, for stage {manifest.stage},",
+            "make the store anew with the tokenizer of training, "
+            "`alia-ctx tokenize CONFIG --overwrite`",
+        )
+
+
+def few_held_out(run: RunConfig) -> str | None:
+    """That fewer held-out documents are long enough than evaluations shall use, if so;
+    None too where the text is not tokenised yet.
+    """
+    if HELD_OUT not in text_sources(run) or not has_store(run, HELD_OUT):
+        return None
+    longest = longest_context(run)
+    enough = int((open_store(run, HELD_OUT).lengths >= longest).sum())
+    if enough >= run.evaluation.documents:
+        return None
+    return (
+        f"evaluation.documents={run.evaluation.documents}: only {enough} held-out "
+        f"documents have the {longest:,} tokens of the longest context; no more are used"
+    )
+
+
+def _chat_encoder(run: RunConfig, spec: SourceSpec) -> ChatEncoder:
+    return chat_settings(
+        spec,
+        run.tokenizer,
+        max_tokens=longest_context(run),
+        special_tokens=run.data.special_tokens,
+        model_type=run.model.architecture,
+    ).encoder()

@@ -1,0 +1,119 @@
+"""convert-chat, make-tool-data and tokenize of conversations, as a user calls them."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from typer.testing import CliRunner
+
+from alia_ctx.cli.run_commands import app
+from alia_ctx.data.tokens import TokenStore
+from alia_ctx.errors import AliaError
+from tests.data.chat.conversations import FORMS, cases
+from tests.data.chat.tokenizers import save_chat_tokenizer
+from tests.small_run import write_run
+
+
+def alia(*words: Any) -> str:
+    """Standard output of a command; its error is raised."""
+    done = CliRunner().invoke(app, [*map(str, words)], catch_exceptions=False)
+    assert done.exit_code == 0, done.output
+    return done.stdout
+
+
+def rows(folder: Path) -> Path:
+    path = folder / "rows.jsonl"
+    records = [case.record for form in FORMS for case in cases(form, 2)]
+    bad = {"messages": [{"role": "user", "content": "u"}]}
+    path.write_text("\n".join(map(json.dumps, [*records, bad])))
+    return path
+
+
+def test_a_conversation_is_shown_three_ways(tmp_path: Path) -> None:
+    path = rows(tmp_path)
+    tokenizer = save_chat_tokenizer("byte level", tmp_path / "t")
+    text = alia("convert-chat", path, "--tokenizer", tokenizer, "-n", 1)
+    assert f"{path}:1" in text
+    assert "user: " in text
+    assert "<|im_start|>assistant\n" in text
+    assert "[<|im_end|>]" in text
+    assert "16 conversations, " in text
+    assert f"1 rows left out: 1 no_answer\n  {path}:17: no_answer: " in text
+
+
+def test_what_is_written_is_read_again(tmp_path: Path) -> None:
+    path, output = rows(tmp_path), tmp_path / "out.jsonl"
+    alia("convert-chat", path, "-n", 0, "--output", output)
+    first = output.read_text()
+    assert first.count("\n") == 16
+    assert "16 conversations" in alia("convert-chat", output, "--strict", "-n", 0)
+    with pytest.raises(AliaError, match=r"--output=.*exists already"):
+        alia("convert-chat", path, "--output", output)
+    with pytest.raises(AliaError, match=r"rows\.jsonl:17: no_answer"):
+        alia(
+            "convert-chat", path, "-n", 0, "--strict", "--output", output, "--overwrite"
+        )
+    assert output.read_text() == first
+
+
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        (["--template", "nowhere.jinja"], r"--template=.*no shipped template"),
+        (["--max-tokens", "1"], "--max-tokens=1"),
+        (["--output", "no/such/folder.jsonl"], "its folder does not exist"),
+    ],
+)
+def test_options_that_cannot_be_meant(
+    words: list[str], told: str, tmp_path: Path
+) -> None:
+    with pytest.raises(AliaError, match=told):
+        alia("convert-chat", rows(tmp_path), *words)
+
+
+def test_made_conversations_are_conversations(tmp_path: Path) -> None:
+    output = tmp_path / "made.jsonl"
+    options = ("--count", 40, "--languages", "eu,gl", "--kinds", "single,missing")
+    text = alia("make-tool-data", "typer", "--output", output, *options)
+    assert "40 conversations from " in text
+    assert "40 conversations" in alia("convert-chat", output, "--strict", "-n", 0)
+    for words, told in (
+        (["--languages", "xx"], "--languages=xx"),
+        (["--kinds", "single,odd"], "--kinds=odd"),
+    ):
+        with pytest.raises(AliaError, match=told):
+            alia("make-tool-data", "typer", "--output", tmp_path / "x", *words)
+
+
+def test_tokenize_and_pack_a_source_of_conversations(tmp_path: Path) -> None:
+    path = rows(tmp_path)
+    config_path = write_run(tmp_path)
+    config = yaml.safe_load(config_path.read_text())
+    config["tokenizer"] = str(save_chat_tokenizer("byte level", tmp_path / "t"))
+    config["model"]["vocab_size"] = 512
+    config["data"] = {
+        "sources": {"chat": {"inputs": [str(path)], "chat": {"max_tokens": 4000}}},
+        "workers": 1,
+    }
+    del config["stages"]["long"]
+    for stage in config["stages"].values():
+        stage.update(context=4096, tokens=8192, update_tokens=4096)
+        stage["pack"] = {"policy": "best_fit", "long_docs": "drop"}
+    config_path.write_text(yaml.safe_dump(config))
+    alia("tokenize", config_path, "--source", "chat")
+    store = TokenStore(tmp_path / "out" / "tokens" / "chat")
+    assert store.n_documents == 16
+    assert store.weights is not None
+    assert 0 < int(store.weights.sum()) < store.n_tokens
+    alia("pack", config_path, "--stage", "short")
+    changed = "data.sources.chat.chat.train_on=last_turn"
+    with pytest.raises(AliaError, match="train_on: assistant there, last_turn now"):
+        alia("pack", config_path, changed, "--stage", "short")
+    with pytest.raises(AliaError, match=r"data\.sources\.chat\.chat\.template=none"):
+        alia("check", config_path, "data.sources.chat.chat.template=none")
+    with pytest.raises(AliaError, match=r"chat\.train_on"):
+        alia("check", config_path, "data.sources.chat.chat.train_on=users")

@@ -1,0 +1,184 @@
+"""Each form's records become the conversation that they mean; forms tell themselves apart."""
+
+from __future__ import annotations
+
+import json
+from typing import Any, get_args
+
+import pytest
+
+from alia_ctx.data.chat.conversation import RowError
+from alia_ctx.data.chat.forms import FORMS, form_of, read_record
+from alia_ctx.data.chat.forms.xlam import type_schema
+from alia_ctx.data.chat.json_text import parse, write
+from alia_ctx.data.documents.chat_spec import ChatForm
+from tests.data.chat import conversations
+from tests.data.chat.conversations import cases
+
+
+def test_every_form_has_a_name_in_the_configuration() -> None:
+    assert {"auto", *FORMS} == {*get_args(ChatForm)} == {"auto", *conversations.FORMS}
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_records_become_what_they_mean(form: str) -> None:
+    for case in cases(form):
+        for name in (form, "auto"):
+            read = read_record(json.loads(json.dumps(case.record)), name)
+            assert read.messages_for_template() == case.messages
+            assert read.tools_for_template() == case.tools
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_forms_are_told_apart_by_their_columns(form: str) -> None:
+    found = {form_of(case.record) for case in cases(form, 100)}
+    assert found == {form}
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_what_is_written_is_read_again_as_the_same(form: str) -> None:
+    for case in cases(form, 60):
+        read = read_record(case.record, form)
+        assert read_record(parse(write(read.to_record())), "openai") == read
+
+
+def test_numbers_and_the_order_of_keys_stay_as_they_were_written() -> None:
+    tools = '[{"name": "f", "parameters": {"type": "object", "x": 1.50, "a": 1e3}}]'
+    answers = '[{"name": "f", "arguments": {"z": 1.0, "a": 1E-7, "m": 100000000000000000000}}]'
+    for record in (
+        {"messages": [{"role": "user", "content": "q"}], "tools": tools},
+        parse(
+            f'{{"messages": [{{"role": "user", "content": "q"}}], "tools": {tools}}}'
+        ),
+    ):
+        call = parse(answers)[0]
+        record["messages"].append(
+            {"role": "assistant", "tool_calls": [{"function": call}]}
+        )
+        read = read_record(record)
+        assert read.tools == tools
+        assert read.messages[1].calls[0].arguments == (
+            '{"z": 1.0, "a": 1E-7, "m": 100000000000000000000}'
+        )
+
+
+@pytest.mark.parametrize(
+    ("words", "schema", "optional"),
+    [
+        ("str", {"type": "string"}, False),
+        ("int, optional", {"type": "integer"}, True),
+        ("List[str]", {"type": "array", "items": {"type": "string"}}, False),
+        (
+            "List[List[int]], optional",
+            {
+                "type": "array",
+                "items": {"type": "array", "items": {"type": "integer"}},
+            },
+            True,
+        ),
+        ("Dict[str, int], optional", {"type": "object"}, True),
+        ("Tuple[float, float]", {"type": "array", "items": {"type": "number"}}, False),
+        ("Tuple[float, str]", {"type": "array"}, False),
+        ("Optional[str]", {"type": "string"}, True),
+        (
+            "Union[int, List[float]]",
+            {
+                "anyOf": [
+                    {"type": "integer"},
+                    {"type": "array", "items": {"type": "number"}},
+                ]
+            },
+            False,
+        ),
+        ("Callable[[float], float]", {}, False),
+        ("set", {"type": "array"}, False),
+    ],
+)
+def test_types_of_xlam(words: str, schema: dict[str, Any], optional: bool) -> None:
+    assert type_schema(words) == (schema, optional)
+
+
+def test_a_default_of_xlam_makes_a_parameter_optional() -> None:
+    tools = [{"name": "f", "parameters": {"a": {"type": "str", "default": "x"}}}]
+    record = {
+        "query": "q",
+        "tools": json.dumps(tools),
+        "answers": '[{"name": "f", "arguments": {}}]',
+    }
+    function = read_record(record).tools_for_template()[0]["function"]  # type: ignore[index]
+    assert function["parameters"]["required"] == []
+    assert function["parameters"]["properties"]["a"]["default"] == "x"
+
+
+def test_toucan_declares_its_tools_for_another_model() -> None:
+    [case] = cases("toucan", 1)
+    messages = json.loads(case.record["messages"])
+    declared = "<|im_system|>tool_declare<|im_middle|>[...]<|im_end|>"
+    messages.insert(0, {"role": "system", "content": declared})
+    read = read_record({**case.record, "messages": json.dumps(messages)})
+    assert read.messages_for_template() == case.messages
+
+
+def test_toolace_keeps_what_its_system_says_beside_its_instructions() -> None:
+    [case] = cases("toolace", 1)
+    system = case.record["system"] + "Today is Friday."
+    read = read_record({**case.record, "system": system})
+    assert read.messages[0].content == "Today is Friday."
+
+
+def test_a_dolci_call_may_be_json() -> None:
+    tools = json.dumps([{"name": "f", "parameters": {}}])
+    record = {
+        "messages": [
+            {"role": "system", "content": "s", "functions": tools},
+            {"role": "user", "content": "u"},
+            {
+                "role": "assistant",
+                "function_calls": '<function_calls>[{"name": "f", "arguments": {"a": 1}}]'
+                "</function_calls>",
+            },
+        ]
+    }
+    assert read_record(record).messages[2].calls[0].arguments == '{"a": 1}'
+
+
+@pytest.mark.parametrize("tools", [None, [], "", " ", "[]", "null"])
+def test_no_tools_are_no_tools(tools: Any) -> None:
+    messages = [{"role": "developer", "content": "s"}, {"role": "user", "content": "u"}]
+    messages.append({"role": "assistant", "content": "a"})
+    read = read_record({"messages": messages, "tools": tools})
+    assert read.tools is None
+    assert read.messages[0].role == "system"
+
+
+def test_reasoning_and_ids_go_along() -> None:
+    call = {
+        "id": "c1",
+        "type": "function",
+        "function": {"name": "f", "arguments": "{}"},
+    }
+    messages = [
+        {"role": "user", "content": "u"},
+        {
+            "role": "assistant",
+            "content": None,
+            "reasoning_content": "hm",
+            "tool_calls": [call],
+        },
+        {"role": "tool", "content": "1", "tool_call_id": "c1", "name": "f"},
+        {"role": "assistant", "content": "done"},
+    ]
+    read = read_record({"messages": messages, "tools": [{"name": "f"}]})
+    assert [m.to_record() for m in read.messages] == [
+        {k: v for k, v in message.items() if v is not None} for message in messages
+    ]
+
+
+@pytest.mark.parametrize("text", ["[f(a=1", "[f(a=1), g(]", "[f(1)]", "[f(a=b c)]"])
+def test_a_call_that_cannot_be_read_is_no_text(text: str) -> None:
+    [case] = cases("toolace", 1)
+    turns = [{"from": "user", "value": "u"}, {"from": "assistant", "value": text}]
+    if not text.endswith("]"):
+        turns[1]["value"] += "]"
+    with pytest.raises(RowError, match="unparsable_call"):
+        read_record({**case.record, "conversations": turns})

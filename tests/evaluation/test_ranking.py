@@ -1,0 +1,55 @@
+"""Choices ranked: the means, the pairing by seed, and who can be told apart."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from alia_ctx.evaluation.positions import PositionBands
+from alia_ctx.evaluation.ranking import bands_of, ranked
+
+EDGES = (0, 4, 8)
+
+
+def cell(losses: list[tuple[float, float]]) -> PositionBands:
+    """A document each: mean losses in the two bands, four tokens each."""
+    made = PositionBands(EDGES)
+    data = made.to_json()
+    data["documents"] = [
+        {"source": 0, "document": n, "sums": [4 * a, 4 * b], "counts": [4, 4]}
+        for n, (a, b) in enumerate(losses)
+    ]
+    return PositionBands.from_json(data)
+
+
+def test_order_difference_and_error_by_hand() -> None:
+    good = [cell([(1.0, 2.0), (1.2, 2.2)]), cell([(1.1, 2.1), (1.3, 2.3)])]
+    bad = [cell([(1.4, 2.0), (1.6, 2.2)]), cell([(1.3, 2.1), (1.5, 2.3)])]
+    first, second = ranked({"bad": bad, "good": good}, 0, 4)
+    assert (first.name, second.name) == ("good", "bad")
+    assert first.loss == pytest.approx(1.15) and first.behind == 0
+    assert second.loss == pytest.approx(1.45)
+    # differences by seed are 0.4 and 0.2
+    assert second.behind == pytest.approx(0.3)
+    assert second.error == pytest.approx(np.std([0.4, 0.2], ddof=1) / 2**0.5)
+    assert second.is_clear and (second.seeds, second.documents) == (2, 2)
+    # in the second band there is no difference to tell
+    assert not ranked({"bad": bad, "good": good}, 4, 8)[1].is_clear
+
+
+def test_one_seed_takes_its_error_from_the_documents() -> None:
+    good, bad = [cell([(1.0, 0), (1.2, 0)])], [cell([(1.1, 0), (1.5, 0)])]
+    second = ranked({"good": good, "bad": bad}, 0, 4)[1]
+    # influences are ±0.1 and ±0.2: their difference ±0.1 a document, over 2 documents
+    assert second.behind == pytest.approx(0.2)
+    assert second.error == pytest.approx(np.std([0.1, 0.3], ddof=1) / 2**0.5)
+
+
+def test_one_document_and_one_seed_have_no_error() -> None:
+    second = ranked({"a": [cell([(1.0, 0)])], "b": [cell([(2.0, 0)])]}, 0, 4)[1]
+    assert second.error is None and not second.is_clear
+
+
+def test_the_whole_comes_before_its_bands() -> None:
+    assert bands_of({"a": [cell([(1.0, 2.0)])]}) == [(0, 8), (0, 4), (4, 8)]
+    assert bands_of({"a": [PositionBands((0, 8))]}) == [(0, 8)]

@@ -1,0 +1,232 @@
+"""The page of a run: whole, self-contained, escaped, and silent about nothing."""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+from html.parser import HTMLParser
+
+import numpy as np
+import pytest
+
+from alia_ctx.report import Result, comparison_page, run_page
+from alia_ctx.report.facts import COMMANDS
+from alia_ctx.report.verdicts import summary, verdicts
+from tests.report.made_facts import HOSTILE, bands, cells, lines, results, run, stage
+
+
+class Reader(HTMLParser):
+    """Tags, attributes and text of a page, as a browser's parser sees them."""
+
+    def __init__(self, page: str) -> None:
+        super().__init__()
+        self.tags: list[str] = []
+        self.attributes: list[tuple[str, str | None]] = []
+        self.text: list[str] = []
+        self.in_style = False
+        self.feed(page)
+        self.close()
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.in_style = tag == "style"
+        self.tags.append(tag)
+        self.attributes += attrs
+
+    def handle_data(self, data: str) -> None:
+        if not self.in_style:
+            self.text.append(data)
+
+    @property
+    def words(self) -> str:
+        return " ".join(" ".join(self.text).split())
+
+
+@pytest.fixture(scope="module")
+def page() -> str:
+    return run_page(run())
+
+
+def test_nothing_comes_from_elsewhere(page: str) -> None:
+    """No script, no file, no address that a browser would fetch."""
+    reader = Reader(page)
+    assert not {"script", "iframe", "object", "embed", "img"} & set(reader.tags)
+    fetched = [
+        value
+        for name, value in reader.attributes
+        if name in ("src", "href", "xlink:href", "data", "action")
+        and not str(value).startswith(("#", "data:,"))
+    ]
+    assert not fetched
+    assert not re.findall(r"url\((?!#)", page) and "@import" not in page
+
+
+def test_every_figure_says_what_it_is_and_how_to_make_it_again(page: str) -> None:
+    figures = re.findall(r"<figure>.*?</figure>", page, re.DOTALL)
+    captions = re.findall(r"<caption>.*?</caption>", page, re.DOTALL)
+    assert len(figures) >= 10 and len(captions) == page.count("<table>") >= 10
+    for text in [*figures, *captions]:
+        assert "Make it again: <code>alia-ctx " in text
+    for figure in figures:
+        assert figure.count("<svg ") == 1 and "<figcaption>" in figure
+
+
+def test_ids_are_unique_and_colours_are_the_pages(page: str) -> None:
+    ids = re.findall(r'\bid="([^"]+)"', page)
+    assert len(ids) == len(set(ids))
+    targets = set(
+        re.findall(r'href="#([^"]+)"', page) + re.findall(r"url\(#([^)]+)\)", page)
+    )
+    assert targets <= set(ids)
+    assert not re.search(r"#(0\d)(?:\1){2}", page) and "var(--ink)" in page
+
+
+def test_text_of_the_data_stays_text() -> None:
+    """Names of runs, sources, models and tasks, notes, paths, problems, file contents."""
+    hostile = stage(
+        HOSTILE,
+        5120,
+        lines=lines(20, 100, source=HOSTILE),
+        origin=HOSTILE,
+        layout=HOSTILE,
+        damaged=[HOSTILE],
+        changes=[HOSTILE],
+        problems=[HOSTILE],
+        rope={"type": HOSTILE, "theta": HOSTILE},
+        plan={
+            **stage("x", 128).plan,  # type: ignore[dict-item]
+            "sources": {HOSTILE: stage("x", 128).plan["sources"]["docs"]},  # type: ignore[index]
+        },
+    )
+    facts = run(
+        name=HOSTILE,
+        output=HOSTILE,
+        command=HOSTILE,
+        base=HOSTILE,
+        stages=[hostile],
+        results=[
+            *(dataclasses.replace(result, model=HOSTILE) for result in results()),
+            Result(HOSTILE, "retrieval", 7, cells(1.0, (9,), task=HOSTILE)),
+            Result(HOSTILE, "blocks", 9, {}, differs=[HOSTILE]),
+        ],
+        notes=[HOSTILE],
+        problems=[HOSTILE],
+        exports=[HOSTILE],
+        config={HOSTILE: HOSTILE},
+    )
+    for page in (run_page(facts), comparison_page(facts, run())):
+        reader = Reader(page)
+        assert "script" not in reader.tags
+        assert HOSTILE in reader.words  # shown as it is, not swallowed
+
+
+def test_what_is_missing_is_said_with_its_command() -> None:
+    facts = run(
+        results=[], stages=[stage("base", 128, lines=[], plan=None, ledger=None)]
+    )
+    words = Reader(run_page(facts)).words
+    for arguments in COMMANDS.values():
+        command = "alia-ctx " + arguments.replace("CONFIG", "configs/tiny.yaml")
+        assert f"not measured. Make it with {command}" in words
+    assert "100%" not in words and "Not finished: base" in words
+
+
+def test_a_result_of_another_model_is_named_and_not_shown() -> None:
+    old = Result("x40", "passkey", 5120, cells(1.0, (4444,)), differs=["weights: a, b"])
+    words = Reader(run_page(run(results=[old]))).words
+    assert "4,444" not in words
+    assert (
+        "passkey of x40 at 5,120 tokens is not shown" in words
+        and "weights: a, b" in words
+    )
+
+
+def test_the_numbers_are_those_of_the_results() -> None:
+    """The mean and its standard error, counted anew: every document has equal counts, so
+    that of their mean is the standard deviation of the documents' means."""
+    made = bands(3.0, 2.0, seed=4)
+    words = Reader(
+        run_page(run(results=[Result("base", "positions", 128, made.to_json())]))
+    ).words
+    _, sums = made.per_document(0, 128)
+    means = sums[:, 0] / sums[:, 1]
+    error = means.std(ddof=1) / np.sqrt(len(means))
+    assert f"{means.mean():.4f} ± {error:.4f}" in words
+
+
+def test_verdicts_follow_the_results() -> None:
+    found = {v.claim: v.holds for v in verdicts(run())}
+    assert all(found.values()) and len(found) > 8
+    assert "works" in summary(run())
+    worse = [
+        Result("base", "positions", 128, bands(3.0, 3.0).to_json()),
+        Result("x40", "positions", 5120, bands(3.3, 3.3).to_json()),
+        Result("base", "passkey", 5120, cells(1.0, (5120,))),
+        Result("x40", "passkey", 5120, cells(0.25, (5120,))),
+        Result(
+            "x40",
+            "leak",
+            5120,
+            {"layout": {}, "positions": 9, "moved": 1, "largest_difference": 0.1},
+        ),
+    ]
+    facts = run(results=worse)
+    assert [v.holds for v in verdicts(facts)] == [True, True, *[False] * 6]
+    assert summary(facts).startswith("Does not hold: ")
+
+
+def test_far_context_is_claimed_of_stages_within_their_contexts() -> None:
+    """A base that is shown more than its context fails there, and nobody said otherwise."""
+    rows = [
+        {"first": a, "last": b, "documents": 6, "gain": -0.4, "standard_error": 0.02}
+        for a, b in ((0, 128), (128, 1024), (1024, 5120))
+    ]
+    blocks = {"block": 128, "bands": rows}
+    facts = run(
+        stages=[stage("base", 128), stage("x8", 1024), stage("x40", 5120)],
+        results=[Result(m, "blocks", 5120, blocks) for m in ("base", "x8", "x40")],
+    )
+    claims = [v.claim for v in verdicts(facts) if "far context" in v.claim]
+    assert [c.split()[3] for c in claims] == ["x8", "x40", "x40"]
+
+
+def test_the_control_of_the_base_is_a_verdict() -> None:
+    failing = Result("base", "passkey", 128, cells(0.0, (128, 1024)))
+    found = {v.claim: v.holds for v in verdicts(run(results=[failing]))}
+    assert found["base finds the passkey in its own 128 tokens"] is False
+    assert found["base fails to find the passkey in 1,024 tokens (x8)"] is True
+
+
+def test_a_live_page_reads_itself_again() -> None:
+    assert '<meta http-equiv="refresh" content="7">' in run_page(run(), refresh=7)
+    assert "refresh" not in run_page(run())
+
+
+def test_two_runs_are_compared() -> None:
+    other = run(
+        name="other",
+        config={"seed": 2, "stages": {"base": {"context": 128}}},
+        results=[
+            Result(
+                "base",
+                "positions",
+                128,
+                bands(3.0, 3.2).to_json(),
+                results()[0].made_from,
+            ),
+            Result(
+                "x40",
+                "positions",
+                5120,
+                bands(2.51, 2.2).to_json(),
+                results()[0].made_from,
+            ),
+        ],
+    )
+    words = Reader(comparison_page(run(), other)).words
+    assert "seed 1 2 Stages" in words
+    assert "x40 0–127 3.2506 -0.5000 ± 0.0000" in words
+    elsewhere = dataclasses.replace(
+        other.results[0], made_from={"settings": {"held_out": "b"}}
+    )
+    words = Reader(comparison_page(run(), run(results=[elsewhere]))).words
+    assert "different held-out text" in words

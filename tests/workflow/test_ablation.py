@@ -1,0 +1,143 @@
+"""A small run, its page and an ablation of its second stage, as a user starts them."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import yaml
+
+from alia_ctx import workflow
+from alia_ctx.config.load import load_run
+from alia_ctx.errors import ConfigError, DataError
+from alia_ctx.evaluation.positions import PositionBands
+from alia_ctx.identity import IdentityError, unsealed
+from alia_ctx.workflow.run_facts import config_of, run_facts
+from tests.small_run import write_run
+
+CHOICES = {
+    "linear": {"type": "linear", "theta": 10000, "factor": 4},
+    "raised": {"type": "default", "theta": 90000},
+}
+pytestmark = pytest.mark.long
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The configuration of a run whose first stage is trained."""
+    folder = tmp_path_factory.mktemp("run")
+    path = write_run(folder)
+    (folder / "choices.yaml").write_text(yaml.safe_dump(CHOICES))
+    run = load_run(path)
+    workflow.pack(run, "short")
+    workflow.train(run, "short")
+    return path
+
+
+def ablate(path: Path, *overrides: str, choices: str = "") -> workflow.Ranking:
+    run = load_run(path, overrides)
+    file = choices or str(path.parent / "choices.yaml")
+    return workflow.ablate(path, overrides, run, "long", file, 2)
+
+
+def changes(folder: Path) -> dict[str, int]:
+    return {
+        str(file): file.stat().st_mtime_ns
+        for file in folder.rglob("*")
+        if file.is_file() and file.name != "ranking.json"
+    }
+
+
+def test_cells_are_trained_once_and_ranked(trained: Path) -> None:
+    ranking = ablate(trained)
+    cells = trained.parent / "out/ablation/long"
+    first = ranking.bands[0]
+    assert {one.name for one in first} == set(CHOICES) and first[0].behind == 0
+    assert first[0].loss <= first[1].loss and first[0].seeds == 2
+    # the numbers are those of the cells' own results
+    for one in first:
+        losses = []
+        for file in sorted(
+            (cells / one.name).glob("seed-*/evaluation/*/positions-*.json")
+        ):
+            _, content = unsealed(json.loads(file.read_text()), "x", "y")
+            losses.append(PositionBands.from_json(content).band(0, 256).loss)
+        assert len(losses) == 2 and losses[0] != losses[1]
+        assert one.loss == pytest.approx(sum(losses) / 2)
+    assert f"{first[0].name} has the lowest loss" in ranking.verdict
+    document = json.loads(ranking.path.read_text())
+    made_from, content = unsealed(document, "the ranking", "again")
+    assert len(made_from) == 4 and content["verdict"] == ranking.verdict
+
+    before = changes(cells)
+    again = ablate(trained)
+    assert changes(cells) == before and again.to_json() == ranking.to_json()
+
+    with pytest.raises(IdentityError, match="learning_rate"):
+        ablate(trained, "stages.long.learning_rate=0.01")
+    assert changes(cells) == before
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("{}", "names no choice"),
+        ("a: {type: yarn, theta: 10000}", "a.factor"),
+        ("a: {type: linear, theta: 10000, faktor: 2}", "faktor"),
+        ("a/b: {type: default, theta: 10000}", "is a choice's name"),
+        ("a: {type: none, theta: 10000}", "no such RoPE type"),
+    ],
+)
+def test_choices_that_break_a_rule(trained: Path, text: str, message: str) -> None:
+    file = trained.parent / "bad.yaml"
+    file.write_text(text)
+    before = changes(trained.parent)
+    with pytest.raises(ConfigError, match=message):
+        ablate(trained, choices=str(file))
+    assert changes(trained.parent) == before
+
+
+def test_the_page_of_a_run_that_is_under_way(trained: Path) -> None:
+    """From the configuration, and from the directory alone; what is missing is said."""
+    page = workflow.write_page([trained]).read_text()
+    assert "Not finished: long" in page and page.count("not measured") >= 6
+    assert f"alia-ctx evaluate {trained} --evaluators passkey" in page
+    out = trained.parent / "out"
+    other = workflow.write_page([out], output=trained.parent / "elsewhere/x.html")
+    text = other.read_text()
+    assert "12 of 12 updates" in text and f"alia-ctx report {out}" in text
+    assert "alia-ctx train CONFIG --stage long" in text  # a directory is no CONFIG
+    assert config_of(out) == load_run(trained)
+    assert list(config_of(out).stages) == [
+        "short",
+        "long",
+    ]  # as trained, not as spelled
+
+
+def test_a_result_that_was_changed_is_a_problem_of_the_page(trained: Path) -> None:
+    run, out = load_run(trained), trained.parent / "out"
+    task = workflow.evaluation_task(run, ["short"], [64], ["positions"])
+    workflow.measure_models(task)
+    found = run_facts(run, out, "run.yaml")
+    assert [(r.model, r.context, list(r.differs)) for r in found.results] == [
+        ("short", 64, [])
+    ]
+    file = next((out / "evaluation").glob("*/positions-64.json"))
+    good = file.read_text()
+    file.write_text(good.replace('"per_octave": 4', '"per_octave": 3'))
+    broken = run_facts(run, out, "run.yaml")
+    assert not broken.results
+    assert "changed after it was written" in " ".join(broken.problems)
+    file.write_text("{")
+    assert "is no JSON" in " ".join(run_facts(run, out, "run.yaml").problems)
+    file.write_text(good)
+
+
+def test_no_run_there(tmp_path: Path) -> None:
+    path = write_run(tmp_path)
+    with pytest.raises(DataError, match="nothing of this run was made yet"):
+        workflow.write_page([path])
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(ConfigError, match="holds no checkpoint"):
+        workflow.write_page([tmp_path / "empty"])

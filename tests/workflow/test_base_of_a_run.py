@@ -1,0 +1,151 @@
+"""The model that a run started from is measured, and is the first line of everything; the
+best checkpoint of a stage is kept, and known after a resume.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from alia_ctx import checkpoint, workflow
+from alia_ctx.evaluation.verdicts import verdicts
+from alia_ctx.hf.convert import import_hf
+from tests.distributed import run_distributed
+from tests.hf_models import make_model
+from tests.small_run import VOCABULARY, metrics, write_run
+from tests.workflow.scenarios import Run
+
+NATIVE = 64
+LONGER = (
+    "stages.short.context=128",
+    "evaluation.measure=[positions,blocks,leak]",
+)
+BEST = (
+    "evaluation.every_updates=2",
+    "evaluation.during=[positions,blocks,longppl,retrieval,leak]",
+    "evaluation.retrieval.tasks=[niah_single_1]",
+    "evaluation.best={metric: loss, mode: max}",  # so that it is not the last one
+    "checkpoint.every_updates=1",
+    "checkpoint.keep_last=1",
+    "checkpoint.background=false",
+)
+
+
+def scenarios(rank: int, folder: str) -> dict[str, Any]:
+    root, seen = Path(folder), {}
+    base = f"stages.short.init_from={root / 'base'}"
+    run = Run(root / "run.yaml", root / "with base")
+    seen["run"] = run.run(base, *LONGER)
+    seen["started"] = run.started
+    config = run.config(base, *LONGER)
+    task = workflow.standard_task(config)
+    evaluated = workflow.measure_models(task)
+    lines = workflow.lines_of(evaluated)
+    seen["lines"] = [(line.name, line.model, line.context) for line in lines]
+    seen["said"] = verdicts(lines, evaluated.native)
+    seen["files"] = sorted(
+        str(path.relative_to(run.output / "evaluation"))
+        for path in (run.output / "evaluation").rglob("*.json")
+    )
+    seen["again"] = run.run(base, *LONGER), run.started
+    seen["moved"] = [
+        line.model
+        for line in workflow.standard_lines(
+            run.config("stages.short.init_from=random", *LONGER)
+        )
+    ]
+
+    run = Run(root / "run.yaml", root / "best")
+    short = "stages.short.tokens=2048"
+    workflow.pack(run.config(short, *BEST), "short")
+    seen["train"] = run.train("short", short, *BEST)
+    seen["best"] = _best(run.config(short, *BEST))
+    longer = "stages.short.tokens=4096"
+    workflow.pack(run.config(longer, *BEST), "short")
+    seen["train on"] = run.train("short", longer, *BEST)
+    seen["best after resume"] = _best(run.config(longer, *BEST))
+    names = checkpoint.list_checkpoints(run.output / "stages/short/checkpoints")
+    seen["kept"] = [path.name for path in names]
+    seen["log"] = metrics(root / "best")
+    return seen
+
+
+def _best(config: Any) -> tuple[int, float]:
+    best = workflow.best_checkpoint(config, "short")
+    assert best is not None and best.metric == "loss"
+    return best.update, best.value
+
+
+@pytest.fixture(scope="module")
+def seen(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    folder = tmp_path_factory.mktemp("base")
+    write_run(folder)
+    sizes = {
+        "num_hidden_layers": 2,
+        "hidden_size": 32,
+        "intermediate_size": 64,
+        "vocab_size": VOCABULARY,
+        "max_position_embeddings": NATIVE,
+    }
+    make_model("llama", **sizes).save_pretrained(folder / "hf")
+    import_hf(folder / "hf", folder / "base")
+    return dict(run_distributed(scenarios, 1, str(folder), timeout=600)[0])
+
+
+def test_the_base_is_measured_and_first(seen: dict[str, Any]) -> None:
+    assert seen["run"] == ""
+    assert seen["started"][-1] == "evaluate"
+    assert seen["lines"] == [
+        ("base", "base", NATIVE),
+        ("base, given 256 tokens", "base", 256),
+        ("short", "short", 128),
+        ("long", "long", 256),
+    ]
+    assert {"base/positions-64.json", "base/blocks-256.json"} <= set(seen["files"])
+
+
+def test_what_it_cost_and_brought_is_said_against_the_base(
+    seen: dict[str, Any],
+) -> None:
+    text = "\n".join(seen["said"])
+    assert "long: within the base's 64 tokens it " in text
+    assert "against base shown 64 tokens" in text
+    assert "against base shown 256 tokens" in text
+    assert "long: far context brings it " in text and "standard errors" in text
+    assert text.index("short: ") < text.index("long: ")
+
+
+def test_what_is_measured_is_not_measured_again(seen: dict[str, Any]) -> None:
+    assert seen["again"] == ("", [])
+
+
+def test_a_chain_from_random_weights_has_its_first_stage_as_base(
+    seen: dict[str, Any],
+) -> None:
+    assert seen["moved"][0] == "short"
+
+
+def test_the_best_checkpoint_is_kept_and_known_after_a_resume(
+    seen: dict[str, Any],
+) -> None:
+    assert (seen["train"], seen["train on"]) == ("", "")
+    update, value = seen["best"]
+    assert seen["best after resume"] == (update, value)
+    evaluated = [line for line in seen["log"] if "metrics" in line]
+    assert [line["update"] for line in evaluated] == [2, 4, 6, 8]
+    losses = {line["update"]: line["metrics"]["loss"] for line in evaluated}
+    assert losses[update] == value == max(losses.values())
+    assert update == 2, "the losses of this stage fall"
+    assert seen["kept"] == ["update-00000002", "update-00000008"]
+    assert evaluated[0]["leak"]["moved"] == 0
+    assert set(evaluated[0]["held_out"]) == {"64"}
+    shares = evaluated[0]["retrieval"]
+    assert set(shares) == {"64"} and set(shares["64"]) == {"niah_single_1"}
+    assert evaluated[0]["metrics"]["retrieval"] == shares["64"]["niah_single_1"]
+
+
+def test_the_line_of_the_log_is_json(seen: dict[str, Any]) -> None:
+    json.dumps(seen["log"], allow_nan=False)
