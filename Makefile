@@ -5,11 +5,12 @@ export OMP_NUM_THREADS ?= 1
 export HF_HUB_OFFLINE ?= 1
 export TOKENIZERS_PARALLELISM ?= false
 
-.PHONY: help setup demo test fast lint format clean venv-tf4
+.PHONY: help setup demo smollm2 test fast lint format clean venv-tf4
 
 help:
 	@echo "make demo   the whole job on real text: tokenise, pack, three stages, export, evaluate"
 	@echo "make test   linters, types and all tests"
+	@echo "make smollm2  a real model from 8,192 to 163,840 tokens; for one or two GPUs (SMOLLM2_ARGS=--small for a laptop)"
 	@echo "make fast   the tests that start no processes and take no time: under a minute"
 	@echo "make format let ruff mend what it can"
 	@echo "make lint   linters and types"
@@ -23,6 +24,9 @@ setup: .venv/ready
 
 demo: setup
 	@$(BIN)/python scripts/demo.py
+
+smollm2: setup
+	@$(BIN)/python -m scripts.smollm2 $(SMOLLM2_ARGS)
 
 lint: setup
 	@$(BIN)/ruff check .

@@ -35,7 +35,7 @@ SMALL = (
     "stages.160k.update_tokens=2560",
     "checkpoint.every_updates=2",
     "evaluation.documents=2",
-    "evaluation.retrieval.samples=1",
+    "evaluation.measure=[positions,blocks,passkey]",
     "engine.precision=fp32",
 )
 

@@ -159,7 +159,7 @@ class _Writer:
                 said += sum(len(ids) for ids, _ in parts)
         events.sort(key=lambda event: event[:2])
         filling, room = self._filling(), max(0, length - said)
-        out: list[Part] = [self._line(self._words.instruction)]
+        out: list[Part] = [self._line(self._words.instruction, trained=False)]
         filled = len(out[0][0])
         for place, _, parts in events:
             while filled < place * room:
