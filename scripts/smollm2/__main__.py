@@ -92,7 +92,6 @@ class Steps:
             *overrides,
         ]
         self._output, self._ranks = output, ranks
-        self._run = load_run(CONFIG, self._settings[1:])
 
     def prepare(self) -> None:
         """Import, check, tokens, and plans of rows."""
@@ -104,13 +103,13 @@ class Steps:
 
     def train(self) -> None:
         """The stages, in their order; a stage that was stopped goes on."""
-        for stage in self._run.stages:
+        for stage in self._stages():
             self._command("train", *self._settings, "--stage", stage, on_ranks=True)
 
     def prove(self) -> None:
         """Evaluation of base and stages, export, and the same answers by transformers."""
         self._command("evaluate", *self._settings, on_ranks=True)
-        last = list(self._run.stages)[-1]
+        last = self._stages()[-1]
         checkpoints = self._output / "stages" / last / "checkpoints"
         checkpoint = sorted(checkpoints.glob("update-*[0-9]"))[-1]
         exported = self._output / f"hf-{last}"
@@ -118,6 +117,10 @@ class Steps:
             self._command("export-hf", checkpoint, exported)
         self._command("verify", exported, checkpoint)
         self._command("report", *self._settings)
+
+    def _stages(self) -> list[str]:
+        """Their names; the configuration takes its sizes from the imported base."""
+        return list(load_run(CONFIG, self._settings[1:]).stages)
 
     def _command(self, *arguments: object, on_ranks: bool = False) -> None:
         words = ["-m", "alia_ctx.cli", *map(str, arguments)]
