@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
+from rich.markup import escape
 
 from alia_ctx.config.load import load_run
 from alia_ctx.progress import say
@@ -130,7 +131,7 @@ class Steps:
                 f"--nproc-per-node={self._ranks}",
                 *words,
             ]
-        say(f"[bold]$ alia-ctx {shlex.join(map(str, arguments))}", markup=True)
+        say("$ alia-ctx " + escape(shlex.join(map(str, arguments))))
         root = str(Path(__file__).parents[2])
         paths = [root, *filter(None, [os.environ.get("PYTHONPATH")])]
         environment = {**os.environ, "PYTHONPATH": os.pathsep.join(paths)}
