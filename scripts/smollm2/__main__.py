@@ -100,7 +100,8 @@ class Steps:
             self._command("import-hf", self._output / "hf", self._output / "base")
         self._command("check", *self._settings)
         self._command("tokenize", *self._settings)
-        self._command("pack", *self._settings)
+        for stage in self._stages():
+            self._command("pack", *self._settings, "--stage", stage)
 
     def train(self) -> None:
         """The stages, in their order; a stage that was stopped goes on."""
