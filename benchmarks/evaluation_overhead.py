@@ -5,8 +5,9 @@
 Both read the same rows with the same engine. The bare loop calls the forward of the
 engine's module and sums its losses; the evaluation is `alia-ctx evaluate`'s: it makes the
 rows of a token store, reads hits and losses back, and counts them by position, source and
-document. Documents alternate, and so does which comes first; what the evaluation does once
-(gathering and merging over ranks) is added to its side. The ratio is of the sums.
+document. Documents alternate, and so does which comes first; gathering and merging over
+ranks is on the evaluation's side at every document. The ratio is of the sums: of CPU time of
+this process on a host, whose cores others may use, of wall time on a GPU.
 """
 
 from __future__ import annotations
@@ -40,14 +41,22 @@ def make_engine(context: int, hidden: int, layers: int) -> MegatronEngine:
         num_hidden_layers=layers,
         hidden_size=hidden,
         intermediate_size=3 * hidden,
-        num_attention_heads=4,
-        num_key_value_heads=2,
-        head_dim=hidden // 4,
+        num_attention_heads=2,
+        num_key_value_heads=1,
+        head_dim=hidden // 2,
         vocab_size=VOCABULARY,
     )
     rope = RopeSpec("default", 10_000.0)
     engine = EngineConfig(precision="fp32")
     return MegatronEngine(model, rope, context, Layout(), engine, None)
+
+
+def clock() -> float:
+    """Seconds of CPU time of this process, or of wall time once the GPU is idle."""
+    if not torch.cuda.is_available():
+        return time.process_time()
+    torch.cuda.synchronize()
+    return time.perf_counter()
 
 
 def compare(folder: Path, arguments: argparse.Namespace) -> tuple[float, float]:
@@ -82,9 +91,9 @@ def compare(folder: Path, arguments: argparse.Namespace) -> tuple[float, float]:
         for number in range(len(rows)):
             steps = [("forward", forward), ("evaluation", evaluation)]
             for name, step in steps if number % 2 else reversed(steps):
-                started = time.perf_counter()
+                started = clock()
                 step(number)
-                seconds[name] += time.perf_counter() - started
+                seconds[name] += clock() - started
     return seconds["forward"], seconds["evaluation"]
 
 
@@ -105,7 +114,12 @@ def main() -> None:
         f"{arguments.documents} documents of {arguments.context:,} tokens, a model of "
         f"{arguments.layers} layer(s) of width {arguments.hidden}, one rank.\n"
     )
-    columns = ["", "seconds", "tokens/s", "ratio"]
+    columns = [
+        "",
+        "CPU seconds" if not torch.cuda.is_available() else "seconds",
+        "tokens/s",
+        "ratio",
+    ]
     tokens = arguments.documents * arguments.context
     rows = [
         ["forward passes alone", f"{forward:.1f}", f"{tokens / forward:,.0f}", "1"],

@@ -45,6 +45,7 @@ def main() -> int:
     except AliaError as error:
         print(f"{type(error).__name__}: {error}", file=sys.stderr)
         return error.exit_code
+    page = workflow.write_page([config], arguments.overrides)
     print(report.markdown.read_text(encoding="utf-8"))
     say(f"took {time.monotonic() - started:.0f} s")
     print(
@@ -55,6 +56,7 @@ def main() -> int:
         "what it shows: "
         + ("every claim holds" if report.holds else "a claim does NOT hold, see above")
     )
+    print(f"page:   {page}")
     return 0 if report.holds or arguments.text else 1
 
 

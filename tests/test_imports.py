@@ -29,7 +29,7 @@ ALLOWED: dict[str, set[str]] = {
     "evaluation": {"data", "spec"},
     "planner": {"data", "spec"},
     "report": {"evaluation", "spec"},
-    "demo": {"data", "evaluation"},
+    "demo": set(),
     "workflow": {
         *("spec", "data", "config", "checkpoint", "train", "mcore"),
         *("hf", "evaluation", "planner", "report"),

@@ -220,7 +220,8 @@ def _show(evaluated: Evaluated, task: EvaluationTask, as_json: bool) -> None:
     )
     if as_json:
         document = {**evaluated.to_json(), "verdicts": said}
-        typer.echo(json.dumps(document, ensure_ascii=False, allow_nan=False))
+        text = json.dumps(document, sort_keys=True, ensure_ascii=False, allow_nan=False)
+        typer.echo(text)
         return
     console = Console()
     for table in tables(lines):

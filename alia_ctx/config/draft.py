@@ -51,6 +51,7 @@ class Draft:
     checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
     evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
     metrics: MetricsConfig = field(default_factory=MetricsConfig)
+    notes: list[str] = field(default_factory=list)
 
     def asked(self) -> dict[str, StageConfig]:
         """The stages that rules are asked about."""

@@ -25,7 +25,8 @@ def held_out_problems(draft: Draft) -> Problems:
     context, so that no stage can be measured.
     """
     shortest = min(stage.context for stage in draft.stages.values())
-    return _shorter_than(draft, shortest, "the shortest context")
+    remedy = "give longer documents"
+    return _shorter_than(draft, shortest, "the shortest context", remedy)
 
 
 def held_out_notes(run: RunConfig) -> Problems:
@@ -35,13 +36,16 @@ def held_out_notes(run: RunConfig) -> Problems:
     Where the text is tokenised its lengths are exact. Before that a document's bytes
     are the most tokens that it can give; reading stops at the first that may do.
     """
-    known = {f.name: getattr(run, f.name) for f in dataclasses.fields(run)}
+    shared = {f.name for f in dataclasses.fields(Draft)}
+    fields = [f.name for f in dataclasses.fields(run) if f.name in shared]
+    known = {name: getattr(run, name) for name in fields}
     draft = Draft(stage_names=tuple(run.stages), **known)
     longest = max(stage.context for stage in run.stages.values())
-    return _shorter_than(draft, longest, "the longest context")
+    remedy = "give longer documents, or what is past them is not measured"
+    return _shorter_than(draft, longest, "the longest context", remedy)
 
 
-def _shorter_than(draft: Draft, context: int, what: str) -> Problems:
+def _shorter_than(draft: Draft, context: int, what: str, remedy: str) -> Problems:
     problems = Problems()
     spec = draft.evaluation.held_out
     paths = [] if spec is None else [*spec.inputs, *filter(None, [spec.store])]
@@ -49,10 +53,7 @@ def _shorter_than(draft: Draft, context: int, what: str) -> Problems:
         return problems
     if spec.chat is not None:  # answers are measured, not far positions
         return problems
-    key, remedy = (
-        "evaluation.held_out",
-        "give longer documents, or what is past them is not measured",
-    )
+    key = "evaluation.held_out"
     try:
         length, unit = _longest_document(draft, spec, context)
     except DataError as error:

@@ -6,7 +6,6 @@ a byte-level BPE with ALIA-40b's special tokens at ALIA-40b's ids.
 from __future__ import annotations
 
 import json
-import random
 from collections.abc import Iterator, Sequence
 from itertools import chain
 from pathlib import Path
@@ -30,16 +29,10 @@ def train_tokenizer(
     out_dir: str | Path,
     vocab_size: int,
     *,
-    numbers: int = 0,
     overwrite: bool = False,
 ) -> Path:
     """Train a byte-level BPE on the `text` of jsonl `files`; `out_dir` becomes a Hugging
     Face tokenizer directory.
-
-    `numbers`: how many numbers of seven digits it reads besides, drawn from a seed, so
-    that pairs of digits become tokens: 50,000 give all hundred in 2,048. Where each
-    digit is a token of its own, a small model loses its place in a number that has one
-    of them twice.
 
     The special tokens stand at ALIA-40b's ids: <unk> 0, <s> 1, </s> 2, <pad> 3,
     <|im_start|> 4, <|im_end|> 5. Every byte has a token, so <unk> never occurs. The
@@ -61,8 +54,6 @@ def train_tokenizer(
             f"{out_dir} already holds a tokenizer; pass --overwrite or choose another directory"
         )
     texts = list(chain.from_iterable(_jsonl_texts(Path(file)) for file in files))
-    drawn = random.Random(0)
-    texts += [f"is {drawn.randrange(10**6, 10**7)}." for _ in range(numbers)]
     tokenizer = Tokenizer(models.BPE(unk_token=None))
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()

@@ -40,14 +40,12 @@ def verdicts(lines: Sequence[Measured], native: int) -> list[str]:
     sentences = []
     for name in dict.fromkeys(line.model for line in lines[len(base) :]):
         own = [line for line in lines if line.model == name]
-        longest = max(own, key=lambda line: line.context)
-        sentences += _losses(base, longest, native)
-        sentences += _far_context(longest)
+        sentences += _losses(base, own, native)
+        sentences += _far_context(own)
         sentences += _retrieval(base, own, native)
     if len(base) == len(lines):
-        longest = max(base, key=lambda line: line.context)
         sentences += _beyond_own(base, native)
-        sentences += _far_context(longest)
+        sentences += _far_context(base)
         sentences += _retrieval([], base, native)
     return sentences
 
@@ -56,11 +54,19 @@ def _at(lines: Sequence[Measured], context: int) -> Measured | None:
     return next((line for line in lines if line.context == context), None)
 
 
-def _losses(base: Sequence[Measured], line: Measured, native: int) -> list[str]:
+def _longest(lines: Sequence[Measured], evaluator: str) -> Measured | None:
+    """The line of the longest context that an evaluator measured."""
+    measured = [line for line in lines if evaluator in line.contents]
+    return max(measured, key=lambda line: line.context, default=None)
+
+
+def _losses(
+    base: Sequence[Measured], model: Sequence[Measured], native: int
+) -> list[str]:
     """Loss within the base's own context, and past it."""
-    own = _at(base, native) or base[0]
-    before, after = own.positions, line.positions
-    if before is None or after is None:
+    own, line = _at(base, native) or base[0], _longest(model, "positions")
+    before, after = own.positions, line.positions if line else None
+    if line is None or before is None or after is None:
         return []
     if own.text != line.text:
         return [
@@ -122,17 +128,18 @@ def _change(difference: float, error: float, worse: str, better: str) -> str:
         return (
             f"{word} {abs(difference):.4f} nats a token (one document, no error known)"
         )
-    if abs(difference) < _CLEAR * error:
+    if abs(difference) <= _CLEAR * error:
         return f"shows no difference ({difference:+.4f} +- {error:.4f} nats a token)"
     word = worse if difference > 0 else better
     return f"{word} {abs(difference):.4f} +- {error:.4f} nats a token"
 
 
-def _far_context(line: Measured) -> list[str]:
+def _far_context(model: Sequence[Measured]) -> list[str]:
     """What the context past the base's brings to the model itself."""
-    found = line.contents.get("blocks")
-    if found is None:
+    line = _longest(model, "blocks")
+    if line is None:
         return []
+    found = line.contents["blocks"]
     parts = []
     for band in found["bands"]:
         if not band["documents"] or band["first"] < found["block"]:

@@ -160,8 +160,8 @@ class ForwardBackward:
             self._check_vocabulary(row, ids[ids != IGNORE])
             targets = torch.from_numpy(ids).to(self.ranks.device)
             if row.piece_weights is not None:
-                counts = local(lambda a, b: row.loss_weights(a, b))  # type: ignore[arg-type,return-value]
-                weights = torch.from_numpy(counts).to(self.ranks.device)
+                counts = torch.from_numpy(local(row.loss_weights))
+                weights = counts.to(self.ranks.device)
         return Batch(row, geometry, tokens, targets, weights)
 
     def _check_vocabulary(self, row: PackedRow, ids: np.ndarray) -> None:

@@ -20,6 +20,7 @@ class MixtureSource:
         tokenised yet; None where neither is there.
     stated: what the configuration states; tokens: of the store, None without one.
     sampling: how often each comes in an epoch; most: how many are used at most.
+    candidates: of which some are held out, those longer than a row among them.
     """
 
     name: str
@@ -29,6 +30,7 @@ class MixtureSource:
     licence: str | None = None
     sampling: float = 1.0
     most: int | None = None
+    candidates: int | None = None
 
     @property
     def is_tokenised(self) -> bool:
@@ -53,7 +55,7 @@ class Mixture:
 
     @property
     def held_out_by_source(self) -> dict[str, int]:
-        sizes = {s.name: s.instances for s in self.sources if s.instances}
+        sizes = {s.name: s.candidates or s.instances or 0 for s in self.sources}
         if not self.held_out or sum(sizes.values()) <= self.held_out:
             return dict.fromkeys(sizes, 0)
         return held_out_shares(sizes, self.held_out)

@@ -126,7 +126,7 @@ class Result:
 @dataclass(frozen=True)
 class RunFacts:
     """A run as its files have it. `models` are those that results are shown of, the base
-    first; `command` is what stands for CONFIG in commands.
+    first; `command` is what stands for CONFIG in commands, `target` in that of the page.
     """
 
     name: str
@@ -139,6 +139,7 @@ class RunFacts:
     exports: Sequence[str] = ()
     notes: Sequence[str] = ()
     problems: Sequence[str] = ()
+    target: str = ""
 
     @property
     def models(self) -> list[str]:
@@ -162,4 +163,5 @@ class RunFacts:
 
     def how(self, arguments: str) -> str:
         """The command line that `arguments` of alia-ctx make for this run."""
-        return "alia-ctx " + arguments.replace("CONFIG", self.command)
+        of_page = arguments.startswith("report") and self.target
+        return "alia-ctx " + arguments.replace("CONFIG", of_page or self.command)

@@ -123,10 +123,13 @@ def _against_base(
 
 
 def _blocks(facts: RunFacts) -> Iterator[Verdict]:
+    """Within what each stage was trained at: the base is shown more only for the tables."""
+    contexts = {s.name: s.context for s in facts.stages if s.name != facts.base}
     for result in facts.of("blocks"):
         bands = [b for b in result.content["bands"] if b["standard_error"] is not None]
         for band in bands:
-            if band["first"] < result.content["block"]:
+            reach = contexts.get(result.model, 0)
+            if not result.content["block"] <= band["first"] < reach:
                 continue
             gain, error = band["gain"], band["standard_error"]
             times = gain / error if error else math.inf
@@ -152,6 +155,10 @@ def _passkey(facts: RunFacts) -> Iterator[Verdict]:
             at = f"{length:,} tokens{times}"
             if result.model == last and length <= longest:
                 claim = f"{last} finds the passkey in {at}"
+                yield Verdict(claim, score.share >= ANSWERS, found)
+            elif result.model == facts.base and length == native:
+                # The control: what fails here too is not a matter of length.
+                claim = f"{facts.base} finds the passkey in its own {length:,} tokens"
                 yield Verdict(claim, score.share >= ANSWERS, found)
             elif result.model == facts.base and length > native:
                 claim = f"{facts.base} fails to find the passkey in {at}"

@@ -267,25 +267,31 @@ class CheckpointManager:
             manifest = checkpoint.open_checkpoint(path, self.engine)
         except DamagedError as error:
             return str(error)
-        assets = self._read_assets(path, manifest)
+        assets = _read_assets(self._on_first_rank, path, manifest)
         if self.engine.rank == 0:
             self._assets = assets
         self.allow(_patience(manifest))  # loading comes next
         return None
 
-    def _read_assets(self, path: Path, manifest: Manifest) -> dict[str, bytes]:
-        assets: dict[str, bytes] = {}
 
-        def read() -> None:
-            folder = f"{checkpoint.ASSETS}/"
-            for name in manifest.files:
-                if name.startswith(folder):
-                    assets[name.removeprefix(folder)] = (path / name).read_bytes()
+def _read_assets(
+    on_first_rank: Callable[[Callable[[], None]], str | None],
+    path: Path,
+    manifest: Manifest,
+) -> dict[str, bytes]:
+    """What travels with the weights of a checkpoint, on rank 0. Collective."""
+    assets: dict[str, bytes] = {}
 
-        error = self._on_first_rank(read)
-        if error is not None:
-            raise checkpoint.UnreadableError(error)
-        return assets
+    def read() -> None:
+        folder = f"{checkpoint.ASSETS}/"
+        for name in manifest.files:
+            if name.startswith(folder):
+                assets[name.removeprefix(folder)] = (path / name).read_bytes()
+
+    error = on_first_rank(read)
+    if error is not None:
+        raise checkpoint.UnreadableError(error)
+    return assets
 
 
 def _marker(root: Path) -> Path:

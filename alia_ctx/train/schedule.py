@@ -3,7 +3,7 @@
 The trainer asks for the rate before each update and hands it to the engine; a resumed
 stage asks for the update that it resumes at, so a schedule remembers nothing.
 
-Values are those of transformers' `get_*_schedule_with_warmup` (optimization.py), factor
+Values are those of transformers' `get_*_schedule_with_warmup`, factor
 by factor: the rate of update k, counted from 0, is what transformers has at step k. So
 with warm-up the first update has rate 0, and the last one of a decay is one step short
 of the minimum.

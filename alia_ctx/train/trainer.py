@@ -19,7 +19,7 @@ import numpy as np
 from alia_ctx import checkpoint
 from alia_ctx.checkpoint.manifest import Manifest
 from alia_ctx.data.documents.chat_spec import CHAT_TEMPLATE
-from alia_ctx.data.packing import PackedRow, PackPlan, weigh_by_piece
+from alia_ctx.data.packing import PackPlan, weigh_by_piece
 from alia_ctx.data.tokens import TOKENIZER
 from alia_ctx.errors import AliaError
 from alia_ctx.train.balance import assign_rows, imbalance
@@ -218,7 +218,8 @@ class StageTrainer:
         is_sound = result.applied or not result.predicted_tokens
         self._skipped_in_a_row = 0 if is_sound else self._skipped_in_a_row + 1
         if self._skipped_in_a_row == PATIENCE:
-            raise self._diverged(line, rows)
+            newest = checkpoint.latest(self.checkpoints.root)
+            raise _diverged(line, newest, documents_of(rows, self.plan.sources))
         reason = self._agreed_stop()
         if reason and self.update < self.task.updates:
             self.checkpoints.save(self._manifest())
@@ -266,19 +267,6 @@ class StageTrainer:
                 f"rows {line['rows']}"
             )
 
-    def _diverged(
-        self, line: dict[str, Any], rows: Sequence[PackedRow]
-    ) -> DivergedError:
-        newest = checkpoint.latest(self.checkpoints.root)
-        documents = "\n  ".join(documents_of(rows, self.plan.sources))
-        return DivergedError(
-            f"stage {self.task.name}: {PATIENCE} updates in a row, the last being "
-            f"{self.update}, had no finite loss or gradient (loss {line['loss']}, "
-            f"gradient norm {line['gradient_norm']}); nothing was changed by them.\n"
-            f"Last good checkpoint: {newest or 'none yet'}. Documents of the last "
-            f"update (source/number):\n  {documents}"
-        )
-
     def _agreed_stop(self) -> str | None:
         """Why to stop, if any rank has a reason.
 
@@ -309,3 +297,16 @@ class StageTrainer:
         if self.plan.of_conversations:
             extra[PLANNED] = {"updates": self.task.updates, "epochs": self.stage.epochs}
         return dataclasses.replace(manifest, extra=extra)
+
+
+def _diverged(
+    line: Mapping[str, Any], newest: Path | None, documents: Sequence[str]
+) -> DivergedError:
+    listed = "\n  ".join(documents)
+    return DivergedError(
+        f"stage {line['stage']}: {PATIENCE} updates in a row, the last being "
+        f"{line['update']}, had no finite loss or gradient (loss {line['loss']}, "
+        f"gradient norm {line['gradient_norm']}); nothing was changed by them.\n"
+        f"Last good checkpoint: {newest or 'none yet'}. Documents of the last "
+        f"update (source/number):\n  {listed}"
+    )

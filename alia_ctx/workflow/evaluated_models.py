@@ -4,6 +4,7 @@ directories; what each is, and how it is opened.
 
 from __future__ import annotations
 
+import gc
 import os
 import shutil
 from collections.abc import Iterator, Sequence
@@ -243,10 +244,15 @@ class ModelOpener:
         yield self._engine(model, context)
 
     def _engine(self, model: EvaluatedModel, context: int) -> Scorer:
+        import torch
+
         from alia_ctx.mcore.engine import MegatronEngine
 
+        # Upstream's modules hold each other: without this the model before stays.
+        gc.collect()
+        torch.cuda.empty_cache()
         assert model.model is not None and model.rope is not None
-        layout = self.layout or self.find_layout(model.model, context)
+        layout = self.layout or find_layout(self.engine, model.model, context)
         path = model.path if model.is_checkpoint else self._import(model)
         engine = MegatronEngine(
             model.model, model.rope, context, layout, self.engine, None
@@ -255,24 +261,6 @@ class ModelOpener:
             checkpoint.open_checkpoint(path, engine)
         engine.load(path / checkpoint.STATE, with_optimizer=False)
         return engine
-
-    def find_layout(self, model: ModelSpec, context: int) -> Layout:
-        """A layout for the ranks that there are; LayoutError names how many would do."""
-        import torch.distributed as dist
-
-        from alia_ctx.planner.evaluation_layout import evaluation_layout
-
-        device, memory = _device_memory()
-        found: list[Any] = [None] * dist.get_world_size()
-        dist.all_gather_object(found, memory)
-        return evaluation_layout(
-            model,
-            context,
-            dist.get_world_size(),
-            weight_bytes=4 if self.engine.precision == "fp32" else 2,
-            memory_bytes=min(found),
-            loss_chunk_tokens=loss_chunk_tokens(self.engine.loss_chunk_tokens, device),
-        )
 
     def _import(self, model: EvaluatedModel) -> Path:
         """The checkpoint that a Hugging Face directory is imported to, once. Collective."""
@@ -290,6 +278,27 @@ class ModelOpener:
             self._imported[model.path] = target
             convert.import_hf(model.path, target, ranks=ranks)
         return self._imported[model.path]
+
+
+def find_layout(engine: EngineConfig, model: ModelSpec, context: int) -> Layout:
+    """A layout in which the ranks that there are evaluate `model` in rows of `context`
+    tokens; LayoutError names how many would do. Collective.
+    """
+    import torch.distributed as dist
+
+    from alia_ctx.planner.evaluation_layout import evaluation_layout
+
+    device, memory = _device_memory()
+    found: list[Any] = [None] * dist.get_world_size()
+    dist.all_gather_object(found, memory)
+    return evaluation_layout(
+        model,
+        context,
+        dist.get_world_size(),
+        weight_bytes=4 if engine.precision == "fp32" else 2,
+        memory_bytes=min(found),
+        loss_chunk_tokens=loss_chunk_tokens(engine.loss_chunk_tokens, device),
+    )
 
 
 def _rank() -> int:

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from functools import cache
+from functools import cache, lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -36,8 +37,9 @@ from alia_ctx.workflow.evaluation import (
     Role,
 )
 from alia_ctx.workflow.held_out_text import ReadText, haystack_texts, stored_text
-from alia_ctx.workflow.measuring import Measurement
+from alia_ctx.workflow.measuring import ON_TEXT, Measurement
 
+Names = tuple[str, ...]
 _NEEDS_TOKENIZER = ("retrieval", "passkey")
 
 
@@ -115,7 +117,7 @@ def _encoding(
     def prefix() -> tuple[int, ...]:
         return (HubTokenizer(directory, model_type).special_id("bos_token"),)
 
-    return cache(encode), prefix
+    return lru_cache(1 << 16)(encode), prefix
 
 
 def _haystack(
@@ -157,26 +159,38 @@ def standard_lines(run: RunConfig, length: int | None = None) -> list[Line]:
     """The report's comparison, the base first: the base at its own context and given
     longer ones, and every stage at its own.
 
-    `length`: tokens that the held-out documents have; a model of a longer context is
-    shown as many. Where the base is not at hand any more, there is no line of it.
+    `length`: tokens that the held-out documents have; of text a model of a longer context
+    is shown as many. Where the base is not at hand any more, there is no line of it.
     """
     measure = tuple(run.evaluation.measure)
     elsewhere = tuple(name for name in measure if name in _NEEDS_TOKENIZER)
     native, base = native_context(run), base_name(run)
     contexts = sorted({stage.context for stage in run.stages.values()})
-    lines = []
+    lines: list[Line] = []
+
+    def add(title: str, model: str, context: int, names: Names, role: Role) -> None:
+        """Text may be shorter than the context; what needs none is measured at all of it."""
+        shown = min(context, length or context)
+        on_text = tuple(name for name in names if name in ON_TEXT)
+        others = tuple(name for name in names if name not in ON_TEXT)
+        if shown == context:
+            lines.append(Line(title, model, context, names, role))
+            return
+        lines.append(Line(title, model, shown, on_text, role))
+        if others:
+            name = f"{title} at {context:,}"
+            lines.append(Line(name, model, context, others, Role.ASKED_FOR))
+
     if base is not None:
-        lines.append(Line(base, base, _shown(native, length), measure, Role.BASE))
+        add(base, base, native, measure, Role.BASE)
         for context in contexts:
-            shown = _shown(context, length)
             names = measure if context == contexts[-1] else elsewhere
-            if shown > native and names:
-                title = f"{base}, given {shown:,} tokens"
-                lines.append(Line(title, base, shown, names, Role.BASE_GIVEN_LONGER))
+            if context > native and names:
+                title = f"{base}, given {context:,} tokens"
+                add(title, base, context, names, Role.BASE_GIVEN_LONGER)
     for name, stage in run.stages.items():
         if name != base:
-            shown = _shown(stage.context, length)
-            lines.append(Line(name, name, shown, measure, Role.STAGE))
+            add(name, name, stage.context, measure, Role.STAGE)
     return lines
 
 
@@ -194,10 +208,6 @@ def standard_task(run: RunConfig) -> EvaluationTask:
         for line in standard_lines(run, measurement.length)
     ]
     return run_task(run, evaluations, measurement)
-
-
-def _shown(context: int, length: int | None) -> int:
-    return min(context, length) if length else context
 
 
 def evaluation_task(
@@ -322,7 +332,7 @@ def models_task(paths: Sequence[Path], asked: Asked, directory: Path) -> Evaluat
     """Checkpoints and Hugging Face directories at the same contexts, the base first."""
     models = named_apart([of_directory(path) for path in paths])
     for model in models:
-        if model.through != "engine":
+        if model.through != "engine" and os.environ.get("RANK", "0") == "0":
             say(f"{model.name} runs through {model.through}")
     native = models[0].context
     contexts = asked.contexts or (native,)

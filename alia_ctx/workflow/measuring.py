@@ -111,7 +111,7 @@ class Measurement:
     def problem(self, evaluator: str, context: int) -> str | None:
         """Why an evaluator has nothing to measure at a context; None where it has."""
         if evaluator in ON_TEXT and self.text is None:
-            return "there is no held-out text"
+            return "there is no held-out text, or it is not tokenised yet"
         if evaluator in ON_TEXT and not self.length:
             assert self.text is not None
             longest = int(self.text.lengths.max(initial=0))

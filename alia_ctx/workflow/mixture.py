@@ -36,10 +36,11 @@ def mixture_of(run: RunConfig, name: str) -> Mixture:
 
 def _source(run: RunConfig, stage: str, name: str) -> MixtureSource:
     spec, pack = run.data.sources[name], run.stage(stage).pack
-    instances, tokens = spec.instances, None
+    instances, tokens, candidates = spec.instances, None, None
     if has_store(run, name):
         lengths = open_store(run, name).lengths
         fits = lengths >= 2
+        candidates = int(np.count_nonzero(fits))
         if pack.long_docs == "drop":
             fits &= lengths <= run.stage(stage).context
         instances = int(np.count_nonzero(fits))
@@ -52,6 +53,7 @@ def _source(run: RunConfig, stage: str, name: str) -> MixtureSource:
         spec.licence,
         pack.sampling.get(name, 1.0),
         pack.max_instances.get(name),
+        candidates,
     )
 
 
@@ -75,8 +77,11 @@ def sizes_of(run: RunConfig, name: str) -> tuple[int, int, str]:
         for source in mixture.sources
     )
     an_update = max(1, round(total / mixture.updates_per_epoch))
-    text = f"an update has {an_update:,} tokens on average"
-    return updates * an_update, an_update, text
+    text = (
+        f"an update has {an_update:,} tokens on average, before what `pack` leaves out"
+    )
+    in_rows = max(1, an_update // stage.context) * stage.context
+    return updates * in_rows, in_rows, text
 
 
 def mixture_tables(run: RunConfig, name: str) -> list[Any]:

@@ -14,7 +14,7 @@ from alia_ctx.train.metrics_log import read_lines
 from alia_ctx.train.rendezvous import starting_ranks
 from alia_ctx.workflow.chain import check_trained, origin, run_directory, stage_task
 from alia_ctx.workflow.data import open_plan
-from alia_ctx.workflow.evaluated_models import ModelOpener
+from alia_ctx.workflow.evaluated_models import find_layout
 from alia_ctx.workflow.training import stage_engine
 
 
@@ -57,9 +57,7 @@ def recompute(run: RunConfig, name: str, update: int) -> RecomputedLoss:
             lambda before: [before[0].fingerprint, str(before[1])],
         )
         # A layout for the ranks that are there, not the training's.
-        layout = ModelOpener(run.engine, plan.directory).find_layout(
-            run.model, run.stage(name).context
-        )
+        layout = find_layout(run.engine, run.model, run.stage(name).context)
         engine = stage_engine(run, name, None, layout)
         if path is not None:
             checkpoint.open_checkpoint(path, engine)

@@ -140,7 +140,7 @@ def write_page(
 
 def _facts(target: Path, overrides: Sequence[str]) -> RunFacts:
     if target.is_dir():
-        return run_facts(config_of(target), target, str(target))
+        return run_facts(config_of(target), target, "CONFIG", str(target))
     run = load_run(target, overrides)
     command = " ".join([str(target), *map(shlex.quote, overrides)])
     return run_facts(run, Path(run.output), command)

@@ -31,8 +31,11 @@ BASE = "base"  # the results of what the first stage started from, where no stag
 _REMEDY = "run `alia-ctx evaluate CONFIG`, which makes it anew"
 
 
-def run_facts(run: RunConfig, root: Path, command: str) -> RunFacts:
-    """The facts of a run whose files are below `root`; `command` stands for CONFIG.
+def run_facts(
+    run: RunConfig, root: Path, command: str, target: str | None = None
+) -> RunFacts:
+    """The facts of a run whose files are below `root`; `command` stands for CONFIG, and
+    `target` (default: that) for what the page was asked of.
 
     What cannot be read is named in the facts' problems: a page of a run is wanted most
     where something is wrong with it. DataError where there is no such directory.
@@ -59,6 +62,7 @@ def run_facts(run: RunConfig, root: Path, command: str) -> RunFacts:
         [str(path) for path in sorted((root / "hf").glob("*/config.json"))],
         list(run.notes),
         problems,
+        target or command,
     )
 
 
@@ -89,7 +93,19 @@ def config_of(root: Path) -> RunConfig:
     parts = build_parts(RunConfig, {**newest.config, "output": str(root)}, problems)
     if problems:
         raise ConfigError(f"the configuration in {root} has problems", problems)
-    return RunConfig(**parts)
+    run = RunConfig(**parts)
+    # A manifest's names are sorted; the chain has the order in which they are trained.
+    order = sorted(run.stages, key=lambda name: _depth(run, name))
+    return dataclasses.replace(run, stages={name: run.stages[name] for name in order})
+
+
+def _depth(run: RunConfig, name: str) -> int:
+    """How many stages of the run come before a stage in its chain."""
+    depth, seen = 0, {name}
+    while (name := run.stages[name].init_from) in run.stages and name not in seen:
+        depth += 1
+        seen.add(name)
+    return depth
 
 
 def _stage(run: RunConfig, places: RunDirectory, name: str) -> StageFacts:

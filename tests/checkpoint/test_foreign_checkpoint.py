@@ -21,7 +21,6 @@ from alia_ctx.checkpoint.dcp_files import COMMON_STATE
 from alia_ctx.config.load import load_run
 from alia_ctx.errors import AliaError
 from alia_ctx.workflow import finished_checkpoint
-from alia_ctx.workflow.evaluation import standard_evaluations
 from tests.checkpoint.test_closed_pickles import Call
 from tests.distributed import run_distributed
 from tests.small_run import write_run
@@ -101,7 +100,9 @@ def try_every_door(rank: int, config: str, folder: str) -> dict[str, str]:
     doors: dict[str, Callable[[], Any]] = {
         "train, at a resume": lambda: workflow.train(run, "short"),
         "train, from a stage": lambda: workflow.train(run, "long"),
-        "evaluate": lambda: workflow.evaluate(run, standard_evaluations(run)[:1]),
+        "evaluate": lambda: workflow.measure_models(
+            workflow.evaluation_task(run, ["short"], [64], ["positions"])
+        ),
         "evaluate --update": lambda: workflow.recompute(run, "long", 1),
         "export-hf": lambda: export(path, here / "new"),
         "verify": lambda: verify(path, here / "hf"),

@@ -112,7 +112,7 @@ def test_run_refuses_before_it_does_anything(tmp_path: Path) -> None:
 
 def test_check_and_tokenize_say_that_text_is_too_short(tmp_path: Path) -> None:
     """Long enough in bytes, too short in tokens: known once it is tokenised."""
-    path = held_out_text(tmp_path, 300)
+    path = held_out_text(tmp_path, 5000)
     for n in range(4):
         text = "".join(chr(97 + (i * 7 + n) % 26) for i in range(2000)) + "a" * 800
         with (tmp_path / "train" / "a.jsonl").open("a") as file:

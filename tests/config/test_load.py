@@ -10,8 +10,10 @@ from typing import Any
 import pytest
 import yaml
 
+from alia_ctx.config.draft import Draft
 from alia_ctx.config.evaluation import EvaluationConfig, RetrievalConfig
 from alia_ctx.config.load import load_run, read_config
+from alia_ctx.config.run import RunConfig
 from alia_ctx.errors import ConfigError
 from alia_ctx.spec.cluster import ClusterSpec
 from tests.paths import ROOT
@@ -87,6 +89,11 @@ def without_new(resolved: Any, expected: Any) -> Any:
         for key, value in resolved.items()
         if key in expected
     }
+
+
+def test_a_draft_has_every_part_of_a_run() -> None:
+    parts = {field.name for field in dataclasses.fields(RunConfig)} - {"stages"}
+    assert parts <= {field.name for field in dataclasses.fields(Draft)}
 
 
 def test_later_includes_win_and_the_file_wins_over_them(tmp_path: Path) -> None:

@@ -174,6 +174,28 @@ def test_verdicts_follow_the_results() -> None:
     assert summary(facts).startswith("Does not hold: ")
 
 
+def test_far_context_is_claimed_of_stages_within_their_contexts() -> None:
+    """A base that is shown more than its context fails there, and nobody said otherwise."""
+    rows = [
+        {"first": a, "last": b, "documents": 6, "gain": -0.4, "standard_error": 0.02}
+        for a, b in ((0, 128), (128, 1024), (1024, 5120))
+    ]
+    blocks = {"block": 128, "bands": rows}
+    facts = run(
+        stages=[stage("base", 128), stage("x8", 1024), stage("x40", 5120)],
+        results=[Result(m, "blocks", 5120, blocks) for m in ("base", "x8", "x40")],
+    )
+    claims = [v.claim for v in verdicts(facts) if "far context" in v.claim]
+    assert [c.split()[3] for c in claims] == ["x8", "x40", "x40"]
+
+
+def test_the_control_of_the_base_is_a_verdict() -> None:
+    failing = Result("base", "passkey", 128, cells(0.0, (128, 1024)))
+    found = {v.claim: v.holds for v in verdicts(run(results=[failing]))}
+    assert found["base finds the passkey in its own 128 tokens"] is False
+    assert found["base fails to find the passkey in 1,024 tokens (x8)"] is True
+
+
 def test_a_live_page_reads_itself_again() -> None:
     assert '<meta http-equiv="refresh" content="7">' in run_page(run(), refresh=7)
     assert "refresh" not in run_page(run())

@@ -107,7 +107,12 @@ def test_the_page_of_a_run_that_is_under_way(trained: Path) -> None:
     other = workflow.write_page([out], output=trained.parent / "elsewhere/x.html")
     text = other.read_text()
     assert "12 of 12 updates" in text and f"alia-ctx report {out}" in text
+    assert "alia-ctx train CONFIG --stage long" in text  # a directory is no CONFIG
     assert config_of(out) == load_run(trained)
+    assert list(config_of(out).stages) == [
+        "short",
+        "long",
+    ]  # as trained, not as spelled
 
 
 def test_a_result_that_was_changed_is_a_problem_of_the_page(trained: Path) -> None:

@@ -25,7 +25,8 @@ LONGER = (
 )
 BEST = (
     "evaluation.every_updates=2",
-    "evaluation.during=[positions,blocks,longppl,leak]",
+    "evaluation.during=[positions,blocks,longppl,retrieval,leak]",
+    "evaluation.retrieval.tasks=[niah_single_1]",
     "evaluation.best={metric: loss, mode: max}",  # so that it is not the last one
     "checkpoint.every_updates=1",
     "checkpoint.keep_last=1",
@@ -141,6 +142,9 @@ def test_the_best_checkpoint_is_kept_and_known_after_a_resume(
     assert seen["kept"] == ["update-00000002", "update-00000008"]
     assert evaluated[0]["leak"]["moved"] == 0
     assert set(evaluated[0]["held_out"]) == {"64"}
+    shares = evaluated[0]["retrieval"]
+    assert set(shares) == {"64"} and set(shares["64"]) == {"niah_single_1"}
+    assert evaluated[0]["metrics"]["retrieval"] == shares["64"]["niah_single_1"]
 
 
 def test_the_line_of_the_log_is_json(seen: dict[str, Any]) -> None:

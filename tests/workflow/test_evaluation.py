@@ -40,6 +40,20 @@ def test_a_stage_called_like_a_baseline_is_none(tmp_path: Path) -> None:
     assert roles[name] is workflow.Role.STAGE
 
 
+def test_short_text_does_not_shorten_what_needs_none(tmp_path: Path) -> None:
+    measure = "evaluation.measure=[positions,retrieval]"
+    run = load_run(write_run(tmp_path), [measure])
+    lines = workflow.standard_lines(run, 100)
+    assert [(line.model, line.context, line.evaluators) for line in lines] == [
+        ("short", 64, ("positions", "retrieval")),
+        ("short", 100, ("positions",)),
+        ("short", 256, ("retrieval",)),
+        ("long", 100, ("positions",)),
+        ("long", 256, ("retrieval",)),
+    ]
+    assert workflow.standard_lines(run, 256) == workflow.standard_lines(run)
+
+
 class Ranks:
     """Two data-parallel ranks in threads, each of which predicts every token of its rows:
     loss = token, hit where the token is even.

@@ -149,13 +149,13 @@ def test_a_run_after_retraining_exports_and_reports_the_new_model(
 ) -> None:
     assert seen["retrained"] == ("", ["evaluate"])
     first, again = folder / "first/out", folder / "again/out"
-    for file in ("hf/long/model.safetensors", "evaluation/long-256.json"):
+    for file in ("hf/long/model.safetensors", "evaluation/long/positions-256.json"):
         assert file_checksum(first / file) != file_checksum(again / file), file
     report = json.loads((again / "report/report.json").read_text())
     newest = checkpoint.latest(again / "stages/long/checkpoints")
     assert newest is not None
     weights = json.loads((again / "hf/long.made_from.json").read_text())["made_from"]
-    assert report["made_from"]["long"]["checkpoint"] == weights["checkpoint"]
+    assert report["made_from"]["long"]["model"]["checkpoint"] == weights["checkpoint"]
     for rate in (e["learning_rate"] for e in weights["checkpoint"]["ledger"].values()):
         assert rate == 0.01
     assert any("learning rate 0.01" in note for note in report["notes"])

@@ -137,6 +137,8 @@ def tools_text(value: Any) -> str | None:
         return None
     if isinstance(value, str):
         parsed = _parsed_tools(value)
+        if parsed is None:
+            return None
         if isinstance(parsed, list):
             if not any(isinstance(tool, str) for tool in parsed):
                 return value.strip() if parsed else None

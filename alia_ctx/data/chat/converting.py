@@ -84,7 +84,7 @@ class ChatConversion:
                     shown(picture(row.where, conversation, encoded, self._encoder))
                 if stream is not None:
                     record = {**conversation.to_record(), "source": row.where}
-                    stream.write(f"{write(record)}\n".encode())
+                    stream.write(f"{write(record)}\n".encode("utf-8", "replace"))
             if not self.counts.conversations:
                 told = "; ".join(map(str, self.left_out.rows[:3]))
                 raise DataError(

@@ -20,7 +20,7 @@ class LeftOutRow:
     detail: str
 
     def __str__(self) -> str:
-        return f"{self.where}: {self.reason}: {self.detail}"
+        return f"{self.where}: {self.reason}: {' '.join(self.detail.split())}"
 
 
 @dataclass

@@ -86,7 +86,10 @@ class ChatEncoder:
         """RowError where the conversation cannot be trained on, and the mask is not what
         the assistant said: nothing is returned that is not proven.
         """
-        encoded = self._encode(conversation)
+        try:
+            encoded = self._encode(conversation)
+        except RecursionError as error:
+            raise RowError("unparsable_messages", "is nested too deeply") from error
         if self.max_tokens is None or encoded.ids.size <= self.max_tokens:
             return encoded
         if self.spec.max_length == "split":

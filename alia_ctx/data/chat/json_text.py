@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Iterator
 from typing import Any
 
@@ -26,7 +27,7 @@ class Decoder(json.JSONDecoder):
     def __init__(self) -> None:
         self.faults: list[str] = []
         super().__init__(
-            parse_float=Number,
+            parse_float=self._number,
             parse_constant=self._constant,
             object_pairs_hook=self._object,
         )
@@ -38,6 +39,12 @@ class Decoder(json.JSONDecoder):
             twice = next(name for name in names if names.count(name) > 1)
             self.faults.append(f"an object has the key {twice!r} twice")
         return value
+
+    def _number(self, text: str) -> Number:
+        number = Number(text)
+        if math.isinf(number):
+            self.faults.append(f"{text} is beyond all numbers that are stored")
+        return number
 
     def _constant(self, text: str) -> None:
         self.faults.append(f"{text} is no JSON")

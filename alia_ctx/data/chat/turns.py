@@ -152,6 +152,10 @@ def _spelled(
     marked = _with_marks(conversation, lambda value: special.sub(mark, value))
     if not tokens:
         return ()
+    if _MARK[0] in text:
+        raise RowError(
+            "special_token", f"contents hold {_MARK[0]!a} beside {tokens[0]}"
+        )
     pieces = re.split(_MARK.format(r"(\d+)"), template.render(marked))
     ranges, rebuilt = [], ""
     for index, piece in enumerate(pieces):

@@ -93,6 +93,15 @@ class SourceSpec:
         return problems
 
     def _store_problems(self, key: str, store: str) -> list[Problem]:
+        if self.chat is not None:
+            return [
+                Problem(
+                    f"{key}.chat",
+                    self.chat,
+                    "is given together with a store, which is used as it is",
+                    "keep one of the two",
+                )
+            ]
         if self.inputs:
             return [
                 Problem(

@@ -109,12 +109,10 @@ class PackedRow:
             return np.zeros(0, np.int64)
         return np.add.reduceat(targets, self.doc_offsets[:-1], dtype=np.int64)
 
-    def loss_weights(self, start: int, stop: int) -> np.ndarray | None:
-        """What the losses of row positions [start, stop) count, float32; None where all
-        count alike.
-        """
+    def loss_weights(self, start: int, stop: int) -> np.ndarray:
+        """What the losses of row positions [start, stop) count, float32."""
         if self.piece_weights is None:
-            return None
+            return np.ones(stop - start, np.float32)
         positions = np.arange(start, stop)
         piece = np.searchsorted(self.doc_offsets, positions, "right") - 1
         return np.append(self.piece_weights, np.float32(0))[piece]

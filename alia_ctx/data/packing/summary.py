@@ -23,7 +23,7 @@ def plan_table(plan: PackPlan) -> list[Table]:
     stats = plan.stats
     whole = Table(
         title=f"{plan.directory.name}: {stats['rows']:,} rows of "
-        f"{stats['row_length']:,} tokens"
+        f"{'at most ' if plan.of_conversations else ''}{stats['row_length']:,} tokens"
     )
     whole.add_column("quantity")
     whole.add_column("value", justify="right")
@@ -41,9 +41,29 @@ def plan_table(plan: PackPlan) -> list[Table]:
             name.replace("_", " "), f"{value:.4%}" if name == "fill" else f"{value:,}"
         )
     tables = [whole, _source_table(plan), _context_table(plan)]
+    if plan.of_conversations:
+        tables.insert(1, _conversation_table(plan))
     if plan.identity["seen"]:
         tables.insert(2, _seen_table(plan))
     return tables
+
+
+def _conversation_table(plan: PackPlan) -> Table:
+    from rich.table import Table
+
+    counts = plan.stats["conversations"]
+    table = Table(
+        title=f"{counts['updates']:,} updates of {plan.identity['update_instances']:,} "
+        f"conversations, {counts['epoch']:,} an epoch (its last update: "
+        f"{counts['last_update']:,})"
+    )
+    table.add_column("source")
+    for name in ("an epoch", "used", "held out", "above max_instances"):
+        table.add_column(name, justify="right")
+    for name, source in counts["sources"].items():
+        values = [source[key] for key in ("epoch", "used", "held_out", "surplus")]
+        table.add_row(name, *(f"{value:,}" for value in values))
+    return table
 
 
 def _source_table(plan: PackPlan) -> Table:
@@ -59,7 +79,7 @@ def _source_table(plan: PackPlan) -> Table:
         "share",
         "dropped long",
         "dropped short",
-        "dropped held out",
+        "dropped held out",  # or like it
     ):
         table.add_column(name, justify="right")
     for name, source in plan.stats["sources"].items():

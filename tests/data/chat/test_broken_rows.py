@@ -59,6 +59,9 @@ ROWS: list[tuple[Any, str, str]] = [
     (b'{"a": "\xff"}', "invalid_utf8", "byte 7"),
     (b'{"messages": [], "messages": []}', "invalid_json", "'messages' twice"),
     (b'{"messages": NaN}', "invalid_json", "NaN is no JSON"),
+    (b'{"messages": 1e999}', "invalid_json", "1e999 is beyond"),
+    (b'{"messages": 5}', "unparsable_messages", "int"),
+    (b"[" * 100000, "invalid_json", "nested too deeply"),
     (b'{"messages": []} {}', "invalid_json", "follows"),
     ([1, 2], "no_object", "list"),
     ({"text": "a book"}, "unknown_form", "'text'"),
@@ -76,6 +79,7 @@ ROWS: list[tuple[Any, str, str]] = [
     (talk(U, T, A), "result_without_call", "turn 1"),
     (talk(U, calls(call()), U, A), "call_without_result", "turn 2 is user"),
     (talk(U, calls(call()), T, T, A), "result_without_call", "2 results of 1 calls"),
+    (talk(U, calls(call("a\nb"))), "unknown_function", "'a\\nb' is not"),
     (
         talk(U, calls(call("h"))),
         "unknown_function",

@@ -74,6 +74,7 @@ def by_bytes(auto: Any, ids: list[int], pieces: list[tuple[str, bool]]) -> list[
     return mask
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("form", FORMS)
 @pytest.mark.parametrize("family", CHAT_FAMILIES)
 def test_every_conversation_is_proven_by_bytes(
@@ -93,6 +94,7 @@ def test_every_conversation_is_proven_by_bytes(
         assert encoded.trained.tolist() == by_bytes(auto, ids, pieces)
 
 
+@pytest.mark.long
 def test_equal_to_the_mask_of_transformers(folders: dict[str, Path]) -> None:
     """With `{% generation %}` around the same stretch of the template."""
     auto = AutoTokenizer.from_pretrained(folders["byte level"])
@@ -297,6 +299,7 @@ def test_a_tokenizer_without_offsets(tmp_path: Path) -> None:
 # Lengths ---------------------------------------------------------------------------------
 
 
+@pytest.mark.long
 def test_longer_ones_are_dropped_or_lose_their_last_turns(encoder: ChatEncoder) -> None:
     directory = encoder.tokenizer.directory
     draw = random.Random(1)

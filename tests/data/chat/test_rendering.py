@@ -39,6 +39,7 @@ def directory(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return save_chat_tokenizer("byte level", folder, chat_template=WIDE)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("form", FORMS)
 def test_equal_to_transformers_and_to_chatml_by_hand(
     form: str, directory: Path

@@ -87,6 +87,7 @@ def test_documents_are_the_conversations_with_their_weights(
     assert f"{inputs}/a.jsonl:21" in told
 
 
+@pytest.mark.long
 def test_workers_do_not_matter(
     inputs: Path, tokenizer: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

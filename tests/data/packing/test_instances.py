@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ from alia_ctx.data.packing import (
     draw_held_out,
     duplicates_of,
     shortest_row,
+    weigh_by_piece,
     write_held_out,
 )
 from alia_ctx.data.tokens import TokenStore, write_store
@@ -281,3 +283,22 @@ def test_text_beside_conversations_is_not_held_out(tmp_path: Path) -> None:
         "talk": 3,
         "more": 6,
     }
+
+
+def test_weights_by_piece_make_the_mean_of_means(tmp_path: Path) -> None:
+    stores = {"a": conversations(tmp_path / "a", some_lengths(30))}
+    plan = build(tmp_path / "p", stores, update_instances=30)
+    rows = weigh_by_piece([plan.row(i) for i in plan.rows_of_update(0)])
+    generator = np.random.default_rng(0)
+    weighted, means = 0.0, []
+    for row in rows:
+        losses, targets = generator.random(row.length), row.targets()
+        counts = row.loss_weights(0, row.length)
+        assert np.array_equal(row.loss_weights(3, 9), counts[3:9])
+        weighted += float((losses * counts)[targets >= 0].sum())
+        for begin, end in pairwise(row.doc_offsets.tolist()):
+            own = targets[begin:end] >= 0
+            means += [losses[begin:end][own].mean()] if own.any() else []
+    predicted = sum(row.predicted for row in rows)
+    # fp32 weights: 24 bits each
+    assert weighted / predicted == pytest.approx(np.mean(means), rel=1e-6)

@@ -26,7 +26,7 @@ def call_from(value: Any) -> ToolCall:
         )
     function = value.get("function")
     function = function if isinstance(function, dict) else value
-    name = function.get("name", function if isinstance(function, str) else None)
+    name = function.get("name")
     if not isinstance(name, str) or not name.strip():
         raise RowError("unparsable_call", f"a call has no name: {str(value)[:80]}")
     arguments = function.get("arguments", function.get("parameters"))

@@ -13,6 +13,7 @@ from alia_ctx.data.chat.json_text import parse
 # `function_call` and `observation`, Toucan `tool_call` and `tool_response`.
 _ROLES: dict[str, Role] = {
     "system": "system",
+    "developer": "system",
     "user": "user",
     "human": "user",
     "assistant": "assistant",

@@ -39,7 +39,8 @@ def form_of(record: Mapping[str, Any]) -> str:
         raise RowError("unknown_form", f"has {names}; name the form with `format`")
     if isinstance(messages, str):
         return "toucan"
-    turns = [turn for turn in messages or [] if isinstance(turn, dict)]
+    present = messages if isinstance(messages, list) else []
+    turns = [turn for turn in present if isinstance(turn, dict)]
     if any(
         "function_calls" in turn
         or "functions" in turn
@@ -70,7 +71,7 @@ def read_record(record: Any, form: str = "auto") -> Conversation:
         raise RowError("missing_column", detail)
     try:
         conversation = read(record)
+        require_sound(conversation)
     except RecursionError as error:
         raise RowError("unparsable_messages", "is nested too deeply") from error
-    require_sound(conversation)
     return conversation

@@ -41,7 +41,10 @@ class Endpoint:
         DataError where the endpoint cannot be reached, refuses, or answers otherwise
         than OpenAI's interface says.
         """
-        parts = urlsplit(self.url)
+        try:
+            parts, port = urlsplit(self.url), urlsplit(self.url).port
+        except ValueError:  # a port that is no number
+            parts, port = urlsplit(""), None
         kinds = {
             "http": http.client.HTTPConnection,
             "https": http.client.HTTPSConnection,
@@ -59,9 +62,7 @@ class Endpoint:
         headers = {"Content-Type": "application/json"}
         if key := os.environ.get("OPENAI_API_KEY"):
             headers["Authorization"] = f"Bearer {key}"
-        connection = kinds[parts.scheme](
-            parts.hostname, parts.port, timeout=_TIMEOUT_SECONDS
-        )
+        connection = kinds[parts.scheme](parts.hostname, port, timeout=_TIMEOUT_SECONDS)
         try:
             path = f"{parts.path.rstrip('/')}/chat/completions"
             connection.request("POST", path, json.dumps(body).encode(), headers)

@@ -60,6 +60,17 @@ class FoundFunctions:
     left_out: dict[str, str] = field(default_factory=dict)
 
 
+def require_jsonschema() -> None:
+    """DataError where the package is not there."""
+    try:
+        import jsonschema  # noqa: F401
+    except ImportError as error:
+        raise DataError(
+            "made calls are validated with the package jsonschema, which is not "
+            "installed; `pip install jsonschema`"
+        ) from error
+
+
 def find_functions(sources: Sequence[str]) -> FoundFunctions:
     """The functions of packages, Python files and folders (read, never imported), OpenAPI
     files, and JSON files of tools.
@@ -67,6 +78,7 @@ def find_functions(sources: Sequence[str]) -> FoundFunctions:
     A package is found as Python finds it, by the name of its top level. DataError where
     a source is none of these or holds no function that can be called.
     """
+    require_jsonschema()
     found = FoundFunctions()
     for source in sources:
         before = len(found.functions)

@@ -21,7 +21,7 @@ from alia_ctx.data.chat.making.grammar import (
     MadeConversation,
 )
 from alia_ctx.data.chat.making.languages import LANGUAGES
-from alia_ctx.data.chat.making.verify import fault_of, require_jsonschema
+from alia_ctx.data.chat.making.verify import fault_of
 from alia_ctx.errors import DataError
 from alia_ctx.files import atomic_file, file_checksum, write_json
 from alia_ctx.identity import sealed
@@ -87,7 +87,6 @@ def make_tool_data(
     DataError where the functions do not serve for a kind (two are needed to offer more
     than one), and what the endpoint raises; nothing is written then.
     """
-    require_jsonschema()
     functions = spec.of_part(found.functions)
     counts = MadeCounts()
     with atomic_file(output) as stream:

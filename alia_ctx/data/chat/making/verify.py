@@ -9,18 +9,6 @@ from alia_ctx.data.chat.conversation import Conversation, RowError, function_of
 from alia_ctx.data.chat.json_text import parse, plain
 from alia_ctx.data.chat.making.grammar import Call, MadeConversation
 from alia_ctx.data.chat.making.values import is_said
-from alia_ctx.errors import DataError
-
-
-def require_jsonschema() -> None:
-    """DataError where the package is not there."""
-    try:
-        import jsonschema  # noqa: F401
-    except ImportError as error:
-        raise DataError(
-            "made calls are validated with the package jsonschema, which is not "
-            "installed; `pip install jsonschema`"
-        ) from error
 
 
 def fault_of(made: MadeConversation) -> str | None:

@@ -142,6 +142,15 @@ def test_a_dolci_call_may_be_json() -> None:
     assert read_record(record).messages[2].calls[0].arguments == '{"a": 1}'
 
 
+@pytest.mark.parametrize("tools", [None, [], "", " ", "[]", "null"])
+def test_no_tools_are_no_tools(tools: Any) -> None:
+    messages = [{"role": "developer", "content": "s"}, {"role": "user", "content": "u"}]
+    messages.append({"role": "assistant", "content": "a"})
+    read = read_record({"messages": messages, "tools": tools})
+    assert read.tools is None
+    assert read.messages[0].role == "system"
+
+
 def test_reasoning_and_ids_go_along() -> None:
     call = {
         "id": "c1",

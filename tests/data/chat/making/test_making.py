@@ -370,7 +370,9 @@ def test_an_endpoint_that_does_not_serve(
     assert not (tmp_path / "out").exists()
 
 
-@pytest.mark.parametrize("url", ["http://127.0.0.1:9/v1", "ftp://x/v1", "nowhere"])
+@pytest.mark.parametrize(
+    "url", ["http://127.0.0.1:9/v1", "ftp://x/v1", "nowhere", "http://x:y/v1"]
+)
 def test_an_address_that_is_none(url: str, tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"does not answer|no http or https address"):
         making.Endpoint(url, "m").complete("p", 0)

@@ -1,0 +1,77 @@
+"""Which checkpoint is the best: by a metric, in a direction, also after a change of rule."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+
+import pytest
+
+from alia_ctx.config.evaluation import METRICS, BestConfig
+from alia_ctx.train.best import improved
+from tests.config.test_places import problems_of
+from tests.small_run import write_run
+
+
+@pytest.mark.parametrize(
+    ("metric", "mode", "values", "best"),
+    [
+        ("loss", None, (3.0, 2.0, 2.0, 2.5), [1, 2]),
+        ("loss", "max", (3.0, 2.0, 4.0), [1, 3]),
+        ("retrieval", None, (0.1, 0.1, 0.5, 0.4), [1, 3]),
+        ("long_ppl", None, (math.nan, 9.0, math.inf, 8.0), [2, 4]),
+        ("loss", None, (None, math.nan), []),
+    ],
+)
+def test_the_best_so_far(
+    metric: str, mode: str | None, values: tuple[float | None, ...], best: list[int]
+) -> None:
+    rule = BestConfig(metric, mode)  # type: ignore[arg-type]
+    before, found = None, []
+    for update, value in enumerate(values, 1):
+        now = improved(rule, before, update, value)
+        if now is not None:
+            before = now
+            found.append(update)
+    assert found == best
+
+
+def test_another_metric_or_mode_begins_anew() -> None:
+    before = improved(BestConfig("loss"), None, 5, 2.0)
+    for rule in (BestConfig("far_loss"), BestConfig("loss", "max")):
+        now = improved(rule, before, 10, 1.0 if rule.mode else 9.0)
+        assert now is not None and now["update"] == 10
+
+
+@pytest.mark.parametrize(
+    ("overrides", "key"),
+    [
+        (["evaluation.best={metric: loss}"], "evaluation.best"),
+        (
+            ["evaluation.best={metric: retrieval}", "evaluation.every_updates=2"],
+            "evaluation.best.metric",
+        ),
+        (["evaluation.best={metric: bleu}"], "evaluation.best.metric"),
+        (["evaluation.during=[perplexity]"], "evaluation.during[0]"),
+        (["evaluation.measure=[retrieval]"], "evaluation.measure"),
+        (["evaluation.retrieval.tasks=[]"], "evaluation.retrieval.tasks"),
+        (["evaluation.retrieval.languages=[fr]"], "evaluation.retrieval.languages[0]"),
+        (["evaluation.retrieval.samples=0"], "evaluation.retrieval.samples"),
+        (["evaluation.retrieval.haystack=hay"], "evaluation.retrieval.haystack"),
+    ],
+)
+def test_what_cannot_be_is_said_before(
+    tmp_path: Path, overrides: list[str], key: str
+) -> None:
+    problems = problems_of(write_run(tmp_path), *overrides)
+    assert [problem.key for problem in problems] == [key]
+
+
+@pytest.mark.parametrize("metric", METRICS)
+def test_every_metric_is_of_an_evaluator(tmp_path: Path, metric: str) -> None:
+    overrides = [
+        f"evaluation.best={{metric: {metric}}}",
+        "evaluation.every_updates=2",
+        f"evaluation.during=[{METRICS[metric]}]",
+    ]
+    assert problems_of(write_run(tmp_path), *overrides) == []

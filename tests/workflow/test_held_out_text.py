@@ -1,0 +1,79 @@
+"""Text that models are measured on: which documents are kept, and of which source each is."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from alia_ctx.data.documents import SourceSpec
+from alia_ctx.data.tokens import TextEncoder, TokenStore, tokenize_source
+from alia_ctx.errors import DataError
+from alia_ctx.workflow import held_out_text
+from alia_ctx.workflow.held_out_text import ReadText, haystack_texts, stored_text
+from tests.evaluated_model import write_text, write_tokenizer
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    root = tmp_path_factory.mktemp("text")
+    write_tokenizer(root, write_text(root / "books"))
+    (root / "brief").mkdir()
+    for number in range(5):
+        text = (root / "books" / f"{number}.txt").read_text()
+        (root / "brief" / f"{number}.md").write_text(text[: 300 * (number + 1)])
+    return root
+
+
+def encoder(root: Path) -> TextEncoder:
+    return TextEncoder(root / "tokenizer", append_eos=False, prepend_bos=False)
+
+
+def test_documents_are_read_until_there_are_enough(folder: Path) -> None:
+    text = ReadText([str(folder / "books")], encoder(folder), [64, 256], 2)
+    assert text.sources == () and set(text.lengths) == {256}
+    assert 2 <= len(text.lengths) <= 6
+    again = ReadText([str(folder / "books")], encoder(folder), [64, 256], 2)
+    assert again.fingerprint == text.fingerprint
+    other = ReadText([str(folder / "books")], encoder(folder), [64, 255], 2)
+    assert other.fingerprint != text.fingerprint
+
+
+def test_each_input_is_a_source(folder: Path) -> None:
+    names = [str(folder / "books"), str(folder / "brief")]
+    text = ReadText(names, encoder(folder), [64, 4096], 3)
+    assert text.sources == tuple(names)
+    assert set(text.sources_of(range(len(text.lengths)))) == {0, 1}
+    for number, length in enumerate(text.lengths):
+        assert 64 <= length == len(text.document(number, 0, 9999))
+
+
+def test_text_that_is_too_short_is_named(folder: Path) -> None:
+    with pytest.raises(DataError, match=r"brief: no document has 9,999 tokens"):
+        ReadText([str(folder / "brief")], encoder(folder), [9999], 3)
+
+
+def test_a_store_knows_which_input_each_document_is_from(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    inputs = [str(folder / "books"), str(folder / "brief" / "*.md")]
+    spec = SourceSpec(inputs=inputs)
+    tokenize_source(spec, "held_out", folder / "tokenizer", tmp_path, workers=1)
+    store = TokenStore(tmp_path / "held_out")
+    monkeypatch.setattr(held_out_text, "open_store", lambda run, name: store)
+    run: Any = SimpleNamespace(evaluation=SimpleNamespace(held_out=spec))
+    text = stored_text(run)
+    assert text.sources == tuple(inputs)
+    assert text.sources_of(range(11)) == [0] * 6 + [1] * 5
+
+
+def test_a_haystack_is_the_text_that_was_tokenised(folder: Path) -> None:
+    from transformers import AutoTokenizer
+
+    text = ReadText([str(folder / "books")], encoder(folder), [200], 4)
+    tokenizer = AutoTokenizer.from_pretrained(folder / "tokenizer")
+    made = haystack_texts(text, tokenizer, 300)
+    assert len(made) == 2  # 200 tokens each
+    assert (folder / "books" / "0.txt").read_text().startswith(made[0])
