@@ -33,7 +33,7 @@ def serving_lines(
         *_rope_lines(manifest.rope, context),
         "",
         "```bash",
-        "MODEL=path/of/this/directory",
+        "MODEL=/path/of/this/directory",
         "",
         "# transformers 5, with what `pip install 'transformers[serving]'` brings",
         'transformers serve "$MODEL" --port 8000',
