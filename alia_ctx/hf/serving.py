@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from itertools import takewhile
 from pathlib import Path
@@ -188,7 +188,7 @@ def complete(
     if chat.has_calls and not own:
         names = {number: token for token, number in special.items()}
         words = [names[end] for end in ends if end in names]
-        settings["response_template"] = response_template(chat.header, words)
+        settings["response_template"] = response_template(chat.header, words, special)
         write_json(config, settings)
     return chat, notes
 
@@ -227,13 +227,16 @@ _CALL = (
 )
 
 
-def response_template(header: str, ends: list[str]) -> dict[str, Any]:
+def response_template(
+    header: str, ends: list[str], special: Iterable[str] = ()
+) -> dict[str, Any]:
     """How transformers reads an assistant's turn: content, and calls as Hermes writes
     them; the fields are those of transformers' `utils/chat_parsing`.
 
     Args:
         header: what precedes the turn in a prompt.
         ends: special tokens that end it.
+        special: special tokens, of which the header may have some.
     """
     end = "|".join(map(regex.escape, ends))
     stop = f"(?:{CLOSE}|{end})" if ends else CLOSE
@@ -248,7 +251,7 @@ def response_template(header: str, ends: list[str]) -> dict[str, Any]:
         content["close_pattern"] = rf"\s*(?:{end})"
     return {
         "defaults": {"role": "assistant"},
-        "start_anchor": header,
+        "start_anchor_pattern": _anchor(header, special),
         "fields": {
             "tool_calls": {
                 # Blanks before a call are no content.
@@ -267,3 +270,12 @@ def response_template(header: str, ends: list[str]) -> dict[str, Any]:
             "content": content,
         },
     }
+
+
+def _anchor(header: str, special: Iterable[str]) -> str:
+    """A pattern of the header as it is decoded: tokenizers like Llama 2's put a blank
+    before each piece of text between special tokens.
+    """
+    tokens = "|".join(map(regex.escape, sorted(special, key=len, reverse=True)))
+    parts = regex.split(f"({tokens})", header) if tokens else [header]
+    return r"\s*".join(regex.escape(part.strip()) for part in parts if part) + r"\s*"

@@ -181,7 +181,11 @@ def _run(folder: Path) -> dict[str, Any]:
                 "epochs": 200,
                 "update_instances": 7,
                 "learning_rate": 0.004,
-                "schedule": {"type": "cosine", "warmup": 0.05, "min_learning_rate": 0.0},
+                "schedule": {
+                    "type": "cosine",
+                    "warmup": 0.05,
+                    "min_learning_rate": 0.0,
+                },
                 "pack": {"policy": "best_fit", "long_docs": "drop"},
             }
         },

@@ -41,7 +41,8 @@ pytestmark = pytest.mark.serve
 
 NAME = "BSC-LT/ALIA-40b-fc-2605"
 SNIPPETS = Path(__file__).parent / "snippets"
-HERMES = '<tool_call>\n{"name": "get_weather", "arguments": {"location": "Paris, France"}}\n</tool_call>'
+IN_CALL = '{"name": "get_weather", "arguments": {"location": "Paris, France"}}'
+HERMES = f"<tool_call>\n{IN_CALL}\n</tool_call>"
 
 
 @pytest.fixture(scope="module")
@@ -215,7 +216,9 @@ def test_the_turn_after_a_tools_result(client: Any) -> None:
 def test_a_call_that_is_no_json_stays_content(client: Any) -> None:
     message = ask(client, [user("Break it.")], [WEATHER]).choices[0].message
     assert (message.content, message.tool_calls) == (BAD, None)
-    parts = [p.choices[0] for p in ask(client, [user("Break it.")], [WEATHER], stream=True)]
+    parts = [
+        p.choices[0] for p in ask(client, [user("Break it.")], [WEATHER], stream=True)
+    ]
     assert "".join(part.delta.content or "" for part in parts) == BAD
     assert parts[-1].finish_reason == "stop"
     # and the server goes on
