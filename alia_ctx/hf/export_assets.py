@@ -49,12 +49,14 @@ class ExportAssets:
         tokenizer: a directory to take the tokenizer from instead of the one that the run
             was trained with.
         dtypes: of the exported tensors.
+        evaluation: what was measured of the checkpoint, as Markdown for the card.
     """
 
     ckpt_dir: Path
     manifest: Manifest
     tokenizer: Path | None
     dtypes: tuple[torch.dtype, ...]
+    evaluation: str = ""
 
     def write(self, directory: Path) -> list[str]:
         """Write every file into the empty `directory`; returns what a person should hear.
@@ -100,6 +102,7 @@ class ExportAssets:
             base_card=card.read_text("utf-8", "replace") if card.is_file() else "",
             legal=tuple(legal),
             notes=tuple(notes),
+            evaluation=self.evaluation,
             serving=serving_lines(
                 manifest,
                 max(dtype.itemsize for dtype in self.dtypes),

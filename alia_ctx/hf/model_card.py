@@ -102,11 +102,20 @@ def model_card(
             *(f"| {name} | {value} |" for name, value in rows.items()),
             *("", "## Training ledger", ""),
             *_ledger_lines(manifest.ledger),
-            *(("", "## Evaluation", "", evaluation.strip()) if evaluation else ()),
+            *(("", "## Evaluation", "", *_below(evaluation)) if evaluation else ()),
             *(("", "## Serving", "", *serving) if serving else ()),
             "",
         ]
     )
+
+
+def _below(markdown: str) -> Iterator[str]:
+    """Lines of a text of its own as those of a section: headings two levels down, and
+    without pictures, which do not travel along.
+    """
+    for line in markdown.strip().splitlines():
+        if not line.startswith("!["):
+            yield f"##{line}" if line.startswith("#") else line
 
 
 def rounded_from(manifest: Manifest) -> str:
