@@ -1,5 +1,5 @@
-"""What llama.cpp's conversion reads of an export, read as it does: `convert_hf_to_gguf.py`
-with `conversion/base.py` and `conversion/llama.py`, and `SpecialVocab` of its package
+"""What llama.cpp's conversion reads of an export, read as it does: `convert_hf_to_gguf`
+with its `TextModel` and `LlamaModel`, and `SpecialVocab` of its package
 `gguf`, which the tests in the environment of `make test-serve` use itself.
 """
 
