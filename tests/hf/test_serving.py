@@ -26,6 +26,7 @@ from tests.data.chat.tokenizers import byte_level, llama
 from tests.hf import hermes
 from tests.hf.exports import read, trained
 from tests.hf_models import edit_json, save_model
+from tests.small_run import alia
 from tests.tokenizers import SPECIAL, save
 
 HEADER, STOP = "<|im_start|>assistant\n", "<|im_end|>"
@@ -343,3 +344,26 @@ def test_nothing_to_read_where_there_is_no_template(tmp_path: Path) -> None:
     assert "temperature" not in read(out / "generation_config.json")
     card = (out / "README.md").read_text()
     assert "--max-model-len 512" in card and "--tool-call-parser" not in card
+
+
+def test_what_was_measured_stands_in_the_card(tmp_path: Path) -> None:
+    """As a section of it: headings below its own, pictures left out."""
+    out = export(tmp_path, None, "chatml-tools")
+    report = tmp_path / "report.md"
+    report.write_text("# Calls\n\n| simple |\n|---|\n| 71.0 |\n\n![plot](plot.png)\n")
+    done = alia(
+        "export-hf",
+        str(tmp_path / "ck"),
+        str(out),
+        *("--overwrite", "--evaluation", str(report)),
+    )
+    assert done.returncode == 0, done.stderr
+    card = (out / "README.md").read_text()
+    assert "## Evaluation\n\n### Calls\n\n| simple |\n|---|\n| 71.0 |" in card
+    assert "plot.png" not in card
+    before = {file.name: file.read_bytes() for file in out.iterdir()}
+    again = ("export-hf", str(tmp_path / "ck"), str(out), "--overwrite", "--evaluation")
+    done = alia(*again, str(tmp_path / "none.md"))
+    assert done.returncode == 1 and "none.md: cannot be read as text" in done.stderr
+    assert "Traceback" not in done.stderr
+    assert {file.name: file.read_bytes() for file in out.iterdir()} == before
