@@ -5,12 +5,13 @@ export OMP_NUM_THREADS ?= 1
 export HF_HUB_OFFLINE ?= 1
 export TOKENIZERS_PARALLELISM ?= false
 
-.PHONY: help setup demo smollm2 test fast lint format clean venv-tf4
+.PHONY: help setup demo smollm2 test test-serve fast lint format clean venv-tf4 venv-serve
 
 help:
 	@echo "make demo   the whole job on real text: tokenise, pack, three stages, export, evaluate"
 	@echo "make test   linters, types and all tests"
 	@echo "make smollm2  a real model from 8,192 to 163,840 tokens; for one or two GPUs (SMOLLM2_ARGS=--small for a laptop)"
+	@echo "make test-serve  what exports are served with, in an environment of its own"
 	@echo "make fast   the tests that start no processes and take no time: under a minute"
 	@echo "make format let ruff mend what it can"
 	@echo "make lint   linters and types"
@@ -52,6 +53,22 @@ venv-tf4: setup
 		for site in .venv-tf$$v/lib/python3.*/site-packages; do \
 			echo $(CURDIR)/.venv/lib/$$(basename $$(dirname $$site))/site-packages > $$site/zz_torch.pth; \
 		done || exit 1; done
+
+# An environment with what `transformers serve` needs, an OpenAI client and llama.cpp's package
+# beside all that .venv has: programs that the product does not depend on.
+venv-serve: .venv-serve/ready
+
+.venv-serve/ready: .venv/ready constraints.txt
+	@$(BIN)/python -m venv --clear --without-pip .venv-serve
+	@for site in .venv-serve/lib/python3.*/site-packages; do \
+		echo "import site; site.addsitedir('$(CURDIR)/.venv/lib/$$(basename $$(dirname $$site))/site-packages')" \
+			> $$site/zz_venv.pth; done
+	@$(BIN)/python -m pip --python .venv-serve/bin/python install -q -c constraints.txt \
+		"transformers[serving]" openai gguf
+	@touch .venv-serve/ready
+
+test-serve: venv-serve
+	@.venv-serve/bin/python -m pytest -m serve tests/hf $(PYTEST_ARGS)
 
 clean:
 	rm -rf runs

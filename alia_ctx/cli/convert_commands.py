@@ -121,6 +121,13 @@ def export_hf(
         Path | None,
         typer.Option(help="Where the tokenizer of training is.", parser=path),
     ] = None,
+    evaluation: Annotated[
+        list[Path] | None,
+        typer.Option(
+            help="Markdown for the model card: what was measured. May be repeated.",
+            parser=path,
+        ),
+    ] = None,
     check: Annotated[
         bool, typer.Option(help="Compare the checkpoint's checksums.")
     ] = True,
@@ -143,6 +150,7 @@ def export_hf(
             overwrite=overwrite,
             shard_bytes=parse_bytes(shard_size),
             tokenizer_dir=tokenizer,
+            evaluation=_markdown(evaluation or []),
             check=check,
             progress=progress,
             ranks=ranks,
@@ -183,6 +191,20 @@ def verify(
     typer.echo(str(report))
     if not report.ok:
         raise typer.Exit(1)
+
+
+def _markdown(files: list[Path]) -> str:
+    """The texts of `files`, one after another; CheckpointError where one is none."""
+    texts = []
+    for file in files:
+        try:
+            texts.append(file.read_text(encoding="utf-8").strip())
+        except (OSError, UnicodeDecodeError) as error:
+            raise CheckpointError(
+                f"--evaluation {file}: cannot be read as text ({error}); give a file of "
+                "Markdown"
+            ) from error
+    return "\n\n".join(texts)
 
 
 def parse_bytes(text: str) -> int:

@@ -36,7 +36,9 @@ def held_out_notes(run: RunConfig) -> Problems:
     Where the text is tokenised its lengths are exact. Before that a document's bytes
     are the most tokens that it can give; reading stops at the first that may do.
     """
-    known = {f.name: getattr(run, f.name) for f in dataclasses.fields(run)}
+    shared = {f.name for f in dataclasses.fields(Draft)}
+    fields = [f.name for f in dataclasses.fields(run) if f.name in shared]
+    known = {name: getattr(run, name) for name in fields}
     draft = Draft(stage_names=tuple(run.stages), **known)
     longest = max(stage.context for stage in run.stages.values())
     remedy = "give longer documents, or what is past them is not measured"

@@ -114,6 +114,13 @@ def write_config(
         "dtype": dtype_name,
         **family.fixed,
     }
+    if rope.type == "llama3":
+        # llama.cpp's conversion (`LlamaModel.generate_extra_tensors`) reads it here
+        # alone, and takes 8192 where it is missing; transformers 5 lets it speak for the
+        # dict, which says the same.
+        config["original_max_position_embeddings"] = parameters[
+            "original_max_position_embeddings"
+        ]
     return config
 
 

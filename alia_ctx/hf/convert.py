@@ -133,6 +133,7 @@ def export_hf(
     dtype: torch.dtype | None = None,
     shard_bytes: int = DEFAULT_SHARD_BYTES,
     tokenizer_dir: Path | None = None,
+    evaluation: str = "",
     overwrite: bool = False,
     check: bool = True,
     progress: Progress | None = None,
@@ -148,6 +149,7 @@ def export_hf(
         dtype: of the weights; they keep theirs unless it is given.
         shard_bytes: most bytes of a weight file, or one tensor.
         tokenizer_dir: where the tokenizer of training is now.
+        evaluation: Markdown for the card: what was measured of this checkpoint.
         overwrite: replace an earlier export, and nothing else.
         check: compare every file's checksum beside the copying.
         progress: `progress(done, total)` hears bytes of this rank's share.
@@ -174,7 +176,7 @@ def export_hf(
         dtypes = tuple(dtype for shard in plan for _, _, dtype, _ in shard.tensors)
         prepared = Path(stack.enter_context(TemporaryDirectory()))
         tokenizer = Path(tokenizer_dir) if tokenizer_dir else None
-        others = ExportAssets(ckpt_dir, manifest, tokenizer, dtypes)
+        others = ExportAssets(ckpt_dir, manifest, tokenizer, dtypes, evaluation)
         notes = ranks.first(lambda: others.write(prepared))
         temporary = stack.enter_context(
             targets.building(hf_dir, ranks, lambda: targets.begin_export(hf_dir))

@@ -11,6 +11,7 @@ import torch
 
 from alia_ctx.checkpoint.directory import ASSETS
 from alia_ctx.checkpoint.manifest import Manifest
+from alia_ctx.data.documents.chat_spec import CHAT_TEMPLATE
 from alia_ctx.data.tokens.tokenizer_files import (
     TOKENIZER,
     backend_files,
@@ -18,12 +19,13 @@ from alia_ctx.data.tokens.tokenizer_files import (
     tokenizer_statement,
 )
 from alia_ctx.errors import CheckpointError
-from alia_ctx.hf import assets, limits, special_ids
+from alia_ctx.hf import assets, limits, serving, special_ids
 from alia_ctx.hf.assets import CARD, GENERATION_CONFIG, ORIGIN
 from alia_ctx.hf.config import CONFIG, write_config
 from alia_ctx.hf.json_files import load_json, write_json
 from alia_ctx.hf.model_card import model_card
 from alia_ctx.hf.rope_config import least_version, stated_length
+from alia_ctx.hf.serving_commands import serving_lines
 from alia_ctx.hf.special_ids import Tokenizer
 from alia_ctx.identity import require_same
 
@@ -47,12 +49,14 @@ class ExportAssets:
         tokenizer: a directory to take the tokenizer from instead of the one that the run
             was trained with.
         dtypes: of the exported tensors.
+        evaluation: what was measured of the checkpoint, as Markdown for the card.
     """
 
     ckpt_dir: Path
     manifest: Manifest
     tokenizer: Path | None
     dtypes: tuple[torch.dtype, ...]
+    evaluation: str = ""
 
     def write(self, directory: Path) -> list[str]:
         """Write every file into the empty `directory`; returns what a person should hear.
@@ -66,6 +70,8 @@ class ExportAssets:
         assets.copy_assets(carried, directory, [GENERATION_CONFIG, *legal])
         assets.copy_assets(source, directory, assets.tokenizer_assets(source))
         assets.check_tokenizer(directory, manifest.model)
+        template = manifest.extra.get(CHAT_TEMPLATE)
+        notes = serving.write_chat_template(directory, template) if template else []
         self._lift_limits(directory)
         original = carried / CONFIG
         config = write_config(
@@ -75,7 +81,9 @@ class ExportAssets:
             max(self.dtypes, key=self.dtypes.count),
             load_json(original) if original.is_file() else None,
         )
-        notes = self._reconcile(directory, config, source)
+        notes += self._reconcile(directory, config, source)
+        chat, more = serving.complete(directory, template, manifest.model.vocab_size)
+        notes += more
         if self.manifest.ledger and self._stated() is None:
             notes.append(NOT_STATED)
         notes += self._rope_notes()
@@ -94,6 +102,13 @@ class ExportAssets:
             base_card=card.read_text("utf-8", "replace") if card.is_file() else "",
             legal=tuple(legal),
             notes=tuple(notes),
+            evaluation=self.evaluation,
+            serving=serving_lines(
+                manifest,
+                max(dtype.itemsize for dtype in self.dtypes),
+                has_template=chat is not None,
+                has_calls=chat is not None and chat.has_calls,
+            ),
         )
         (directory / CARD).write_text(text, encoding="utf-8")
         return notes

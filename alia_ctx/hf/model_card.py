@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import yaml
@@ -40,6 +40,8 @@ def model_card(
     base_card: str = "",
     legal: tuple[str, ...] = (),
     notes: tuple[str, ...] = (),
+    serving: Sequence[str] = (),
+    evaluation: str = "",
 ) -> str:
     """A model card that states what the checkpoint and the base model's card know; its
     author adds the rest.
@@ -51,6 +53,8 @@ def model_card(
         base_card: its README.md.
         legal: names of the licence and notice files that travel along.
         notes: what whoever loads the model must know.
+        serving: lines about how to serve it.
+        evaluation: what was measured, in Markdown.
     """
     inherited = {
         name: value
@@ -98,9 +102,20 @@ def model_card(
             *(f"| {name} | {value} |" for name, value in rows.items()),
             *("", "## Training ledger", ""),
             *_ledger_lines(manifest.ledger),
+            *(("", "## Evaluation", "", *_below(evaluation)) if evaluation else ()),
+            *(("", "## Serving", "", *serving) if serving else ()),
             "",
         ]
     )
+
+
+def _below(markdown: str) -> Iterator[str]:
+    """Lines of a text of its own as those of a section: headings two levels down, and
+    without pictures, which do not travel along.
+    """
+    for line in markdown.strip().splitlines():
+        if not line.startswith("!["):
+            yield f"##{line}" if line.startswith("#") else line
 
 
 def rounded_from(manifest: Manifest) -> str:

@@ -12,6 +12,7 @@ from typing import Any
 from alia_ctx import checkpoint
 from alia_ctx.checkpoint.manifest import DamagedError, Manifest, StageLedger
 from alia_ctx.config.run import StageConfig
+from alia_ctx.data.documents.chat_spec import CHAT_TEMPLATE
 from alia_ctx.data.packing import PackedRow, PackPlan
 from alia_ctx.errors import CheckpointError
 from alia_ctx.identity import differences
@@ -188,6 +189,8 @@ def start_from(
             raise DamagedError(problem)
     checkpoints.engine.load(path / checkpoint.STATE, with_optimizer=keep_optimizer)
     extra = {STARTED_FROM: checkpoint_statement(manifest)}
+    if CHAT_TEMPLATE in manifest.extra:  # text after conversations does not undo them
+        extra[CHAT_TEMPLATE] = manifest.extra[CHAT_TEMPLATE]
     return StageState(start.ledger, manifest.ledger, str(path), extra)
 
 

@@ -18,6 +18,7 @@ import numpy as np
 
 from alia_ctx import checkpoint
 from alia_ctx.checkpoint.manifest import Manifest
+from alia_ctx.data.documents.chat_spec import CHAT_TEMPLATE
 from alia_ctx.data.packing import PackPlan, weigh_by_piece
 from alia_ctx.data.tokens import TOKENIZER
 from alia_ctx.errors import AliaError
@@ -291,6 +292,8 @@ class StageTrainer:
         extra = {**manifest.extra, "precision": self.engine.precision_on_disk}
         if self.task.tokenizer is not None:
             extra[TOKENIZER] = self.task.tokenizer
+        if self.task.chat_template is not None:
+            extra[CHAT_TEMPLATE] = self.task.chat_template
         if self.plan.of_conversations:
             extra[PLANNED] = {"updates": self.task.updates, "epochs": self.stage.epochs}
         return dataclasses.replace(manifest, extra=extra)

@@ -7,7 +7,7 @@ from typing import Any
 
 from alia_ctx import checkpoint
 from alia_ctx.config.run import RunConfig
-from alia_ctx.files import file_fingerprint, write_json
+from alia_ctx.files import checksum, file_fingerprint, write_json
 from alia_ctx.hf.targets import foreign_in_export
 from alia_ctx.identity import IdentityError, differences, sealed, statement, unsealed
 from alia_ctx.progress import say
@@ -19,12 +19,15 @@ from alia_ctx.workflow.chain import (
 )
 from alia_ctx.workflow.reading import read_json
 
+_MEASURED = "measured"  # in the note: a checksum of the card's evaluation
 
-def export(run: RunConfig, name: str) -> Path:
-    """The last checkpoint of a finished stage as a Hugging Face directory.
 
-    One that is there is left as it is where it was made from that very checkpoint and
-    tokenizer, and is whole; otherwise what differs is said, and it is made anew.
+def export(run: RunConfig, name: str, measured: str | None = None) -> Path:
+    """The last checkpoint of a finished stage as a Hugging Face directory, with what was
+    `measured` of it, as Markdown, in its card; None: that does not matter.
+
+    One that is there is left as it is where it was made from that very checkpoint,
+    tokenizer and text, and is whole; otherwise what differs is said, and it is made anew.
     CheckpointError, with nothing removed, where it holds what no conversion wrote, or
     what was changed since.
     """
@@ -32,7 +35,7 @@ def export(run: RunConfig, name: str) -> Path:
 
     path, directory = finished_checkpoint(run, name), run_directory(run).hf(name)
     note = run_directory(run).hf_note(name)
-    made_from = _made_from(run, path)
+    made_from = _made_from(run, path, measured)
     if _is_there(directory):
         reasons = _what_differs(directory, note, made_from)
         if not reasons:
@@ -41,16 +44,22 @@ def export(run: RunConfig, name: str) -> Path:
     directory.parent.mkdir(parents=True, exist_ok=True)
     tokenizer = Path(run.tokenizer)
     with mended_by_training(name):
-        convert.export_hf(path, directory, tokenizer_dir=tokenizer, overwrite=True)
+        convert.export_hf(
+            path,
+            directory,
+            tokenizer_dir=tokenizer,
+            evaluation=measured or "",
+            overwrite=True,
+        )
     write_json(note, sealed(made_from, _content(directory)))
     say(f"{name}: exported to {directory}")
     return directory
 
 
-def needs_export(run: RunConfig, name: str) -> bool:
+def needs_export(run: RunConfig, name: str, measured: str | None = None) -> bool:
     """Whether `export` would read the checkpoint: there is no export, or another."""
     directory = run_directory(run).hf(name)
-    made_from = _made_from(run, finished_checkpoint(run, name))
+    made_from = _made_from(run, finished_checkpoint(run, name), measured)
     return not _is_there(directory) or bool(
         _what_differs(directory, run_directory(run).hf_note(name), made_from)
     )
@@ -60,17 +69,19 @@ def _is_there(directory: Path) -> bool:
     return directory.is_dir() and any(directory.iterdir())
 
 
-def _made_from(run: RunConfig, path: Path) -> dict[str, Any]:
+def _made_from(run: RunConfig, path: Path, measured: str | None) -> dict[str, Any]:
     from alia_ctx.hf.assets import tokenizer_assets
 
     directory = Path(run.tokenizer)
     files = [directory / name for name in tokenizer_assets(directory)]
     tokenizer = {f.name: file_fingerprint(f) for f in files if f.is_file()}
     manifest = checkpoint.read_manifest(path)
-    made_from = {
+    made_from: dict[str, Any] = {
         "checkpoint": checkpoint_statement(manifest),
         "tokenizer": tokenizer,
     }
+    if measured is not None:
+        made_from[_MEASURED] = checksum(measured.encode())
     return dict(statement(made_from))
 
 
@@ -81,6 +92,8 @@ def _what_differs(directory: Path, note: Path, made_from: dict[str, Any]) -> lis
         before, content = unsealed(document, artefact, remedy)
     except IdentityError as error:
         return list(error.differences)
+    if _MEASURED not in made_from:
+        before = {key: value for key, value in before.items() if key != _MEASURED}
     reasons = differences(before, made_from) + differences(content, _content(directory))
     # Sizes are quick to compare and say little: bytes decide.
     changed = None if reasons else foreign_in_export(directory)

@@ -105,10 +105,6 @@ def run_all(config: Path, overrides: Sequence[str], run: RunConfig) -> Report:
             if (before := run.stage(name).init_from) in run.stages:
                 _make_whole(run, before, train)
             train(name)
-    last = list(run.stages)[-1]
-    if needs_export(run, last):
-        _make_whole(run, last, train)
-        export(run, last)
     missing = what_is_missing(run)
     if missing:
         for name in dict.fromkeys(evaluation.model.name for evaluation, _ in missing):
@@ -117,7 +113,12 @@ def run_all(config: Path, overrides: Sequence[str], run: RunConfig) -> Report:
         reasons = "\n  ".join(reason for _, reason in missing)
         say(f"evaluations are made anew:\n  {reasons}")
         torchrun(ranks, ["evaluate", str(config), *overrides])
-    return report(run)
+    made, last = report(run), list(run.stages)[-1]
+    measured = made.markdown.read_text(encoding="utf-8")
+    if needs_export(run, last, measured):
+        _make_whole(run, last, train)
+        export(run, last, measured)
+    return made
 
 
 def _make_whole(run: RunConfig, name: str, train: Callable[[str], None]) -> None:

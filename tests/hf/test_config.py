@@ -53,7 +53,12 @@ def test_a_config_survives_the_round_trip(
         "dtype",
         "_name_or_path",
         "head_dim",
+        # Said twice for llama.cpp, and the same.
+        "original_max_position_embeddings",
     }
+    assert ours.get("original_max_position_embeddings") == theirs[
+        "rope_parameters"
+    ].get("original_max_position_embeddings" if rope == "llama3" else "")
     assert ours["head_dim"] == model.head_dim == theirs.get("head_dim", 16)
     assert read_config(tmp_path / "out") == (model, spec, context)
     frequencies, scaling = upstream_frequencies(after)

@@ -76,6 +76,14 @@ class ChatTemplate:
         names = json.dumps(self._tokenizer.auto.special_tokens_map, sort_keys=True)
         return checksum(f"{self.text}\0{names}".encode())
 
+    def statement(self) -> dict[str, str]:
+        """What a checkpoint states of the template that its conversations have."""
+        return {
+            "name": Path(self.name).name,
+            "fingerprint": self.fingerprint,
+            "text": self.text,
+        }
+
     @property
     def dated(self) -> bool:
         """Whether what it renders may depend on the day."""

@@ -21,6 +21,8 @@ ChatForm = Literal[
 ]
 TrainOn = Literal["assistant", "assistant_with_header", "last_turn"]
 MaxLength = Literal["drop", "split"]
+# Under which a checkpoint states the template of the conversations it was trained on.
+CHAT_TEMPLATE = "chat_template"
 TEMPLATES = ("chatml-tools", "tokenizer")
 
 

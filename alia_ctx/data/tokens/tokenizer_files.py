@@ -40,8 +40,11 @@ _LENGTH = re.compile(
 _DERIVED_FROM_LENGTH = ("exponential_decay_length_penalty", "forced_eos_token_id")
 _NO_LENGTHS = ("num_assistant_tokens", "prompt_lookup_num_tokens", "suppress_tokens")
 _CUTTING = ("truncation", "truncation_strategy", "stride", "pad_to_multiple_of")
-# Of tokenizer_config.json: how a conversation looks, and who wrote the file.
-_DECIDE_NO_IDS = ("chat_template", "name_or_path", "_name_or_path")
+# Of tokenizer_config.json: how a conversation looks and is read, and who wrote the file.
+_DECIDE_NO_IDS = (
+    *("chat_template", "response_template", "response_schema"),
+    *("name_or_path", "_name_or_path"),
+)
 
 
 def is_limit(key: object) -> bool:

@@ -1,0 +1,113 @@
+"""The commands that serve an export, for its length and its RoPE."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from alia_ctx.checkpoint.manifest import Manifest
+from alia_ctx.hf.serving import HIGHEST_TEMPERATURE, TEMPERATURE
+from alia_ctx.spec.rope import RopeSpec
+
+_GB = 1e9
+
+
+def serving_lines(
+    manifest: Manifest, itemsize: int, *, has_template: bool, has_calls: bool
+) -> list[str]:
+    """Markdown: commands for transformers, vLLM, SGLang, Docker and llama.cpp.
+
+    Args:
+        manifest: of the exported checkpoint.
+        itemsize: bytes of a weight.
+        has_template: there is a chat template.
+        has_calls: its calls are those that the `hermes` parsers read.
+    """
+    context = manifest.context
+    vllm = f"--max-model-len {context}"
+    sglang = f"--context-length {context}"
+    if has_calls:
+        vllm += " --enable-auto-tool-choice --tool-call-parser hermes"
+        sglang += " --tool-call-parser hermes"
+    lines = [
+        *_memory_lines(manifest, itemsize),
+        *_rope_lines(manifest.rope, context),
+        "",
+        "```bash",
+        "MODEL=/path/of/this/directory",
+        "",
+        "# transformers 5, with what `pip install 'transformers[serving]'` brings",
+        'transformers serve "$MODEL" --port 8000',
+        "",
+        "# vLLM, from pip or as a Docker image",
+        f'vllm serve "$MODEL" {vllm}',
+        'docker run --gpus all --ipc=host -p 8000:8000 -v "$MODEL":/model \\',
+        "    vllm/vllm-openai:latest --model /model \\",
+        f"    {vllm}",
+        "",
+        "# SGLang, from pip or as a Docker image",
+        'python3 -m sglang.launch_server --model-path "$MODEL" --port 8000 \\',
+        f"    {sglang}",
+        "docker run --gpus all --shm-size 32g --ipc=host -p 8000:8000 \\",
+        '    -v "$MODEL":/model lmsysorg/sglang:latest \\',
+        "    python3 -m sglang.launch_server --model-path /model --host 0.0.0.0 \\",
+        f"    --port 8000 {sglang}",
+        *_llama_cpp_lines(manifest),
+        "```",
+    ]
+    if has_template:
+        lines += [
+            "",
+            "Ask it through `/v1/chat/completions`, where a server applies the chat",
+            "template, with a temperature from 0.0 to "
+            f"{HIGHEST_TEMPERATURE}; generation_config.json says {TEMPERATURE} if the",
+            "model was trained on conversations.",
+        ]
+    return lines
+
+
+def _memory_lines(manifest: Manifest, itemsize: int) -> Iterator[str]:
+    model, context = manifest.model, manifest.context
+    weights = model.parameters() * itemsize / _GB
+    token = (
+        2 * model.num_hidden_layers * model.num_key_value_heads * model.head_dim
+    ) * itemsize
+    yield (
+        f"The weights take {weights:,.1f} GB, keys and values {token:,} bytes a token: "
+        f"{token * context / _GB:,.1f} GB for one sequence of {context:,} tokens. Over "
+        "several GPUs give vLLM `--tensor-parallel-size N`, SGLang `--tp N`, with N a "
+        f"divisor of {model.num_key_value_heads}, the number of KV heads."
+    )
+
+
+def _rope_lines(rope: RopeSpec, context: int) -> Iterator[str]:
+    """What a server makes of the RoPE in config.json, from vLLM's `_get_and_verify_max_len`
+    and SGLang's `get_context_length`.
+    """
+    yield (
+        f"config.json describes the RoPE ({rope.type}): override nothing of it. The "
+        f"length is given to each server, {context:,} tokens, as the model was trained."
+    )
+    if rope.type in ("linear", "yarn"):
+        yield (
+            f"Without it vLLM multiplies a length by the factor of {rope.type}, and "
+            "promises a reach that was never trained."
+        )
+    if rope.type == "dynamic":
+        yield (
+            "transformers alone computes this `dynamic` RoPE by the length of the "
+            "sequence; vLLM and SGLang compute one for the longest: what they answer "
+            "differs from what was measured here."
+        )
+
+
+def _llama_cpp_lines(manifest: Manifest) -> Iterator[str]:
+    rope = manifest.rope
+    yield ""
+    if rope.type == "dynamic" or rope.truncate is False:
+        what = "`dynamic` RoPE" if rope.type == "dynamic" else "YaRN without `truncate`"
+        yield f"# not for llama.cpp: a GGUF file has no {what}"
+        return
+    yield "# llama.cpp, and with it Docker Model Runner"
+    yield 'python3 convert_hf_to_gguf.py "$MODEL" --outtype bf16 --outfile model.gguf'
+    yield f"llama-server -m model.gguf --jinja -c {manifest.context} --port 8000"
+    yield 'docker model package --gguf "$PWD/model.gguf" alia && docker model run alia'
