@@ -152,10 +152,11 @@ def _fit(
     values: the name of a variable may stand for a value. None for neither.
     """
     kind = next((type(option) for option in accepted if option != ""), None)
+    items: Any = value
     if type(value) is expected:
         if inner is not None and not any(
             not isinstance(option, list)
-            or all(_fit(item, option, inner, None) for item in value)
+            or all(_fit(item, option, inner, None) for item in items)
             for option in accepted
         ):
             return None
