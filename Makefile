@@ -5,7 +5,7 @@ export OMP_NUM_THREADS ?= 1
 export HF_HUB_OFFLINE ?= 1
 export TOKENIZERS_PARALLELISM ?= false
 
-.PHONY: help setup demo test fast lint format clean venv-tf4
+.PHONY: help setup demo test fast lint format clean venv-tf4 venv-bfcl
 
 help:
 	@echo "make demo   the whole job on real text: tokenise, pack, three stages, export, evaluate"
@@ -48,6 +48,11 @@ venv-tf4: setup
 		for site in .venv-tf$$v/lib/python3.*/site-packages; do \
 			echo $(CURDIR)/.venv/lib/$$(basename $$(dirname $$site))/site-packages > $$site/zz_torch.pth; \
 		done || exit 1; done
+
+# bfcl-eval: the original that our checker of function calls is compared with, and its
+# multi-turn categories.
+venv-bfcl: setup
+	@bash scripts/setup_bfcl.sh
 
 clean:
 	rm -rf runs

@@ -3,8 +3,9 @@
     make venv-bfcl
     python -m benchmarks.bfcl_agreement > docs/benchmarks/bfcl-agreement.md
 
-Each accepted answer of each case, and seeded mutations of them, are judged by both. The
-original runs in its own process (`tests/evaluation/function_calling/bfcl_oracle.py`).
+Each accepted answer of each case, and seeded mutations of them, are judged by both, and
+made-up source of Java and JavaScript is read by both. The original runs in its own
+process (`tests/evaluation/function_calling/bfcl_oracle.py`).
 Exit status 1 where any verdict differs.
 """
 
@@ -19,7 +20,10 @@ from collections.abc import Iterator
 from typing import Any
 
 from alia_ctx.evaluation.function_calling import Case, check_calls, read_cases
+from alia_ctx.evaluation.function_calling.java_values import java_value
+from alia_ctx.evaluation.function_calling.javascript_values import javascript_value
 from benchmarks.pages import heading, table
+from tests.evaluation.function_calling.expressions import expressions
 from tests.evaluation.function_calling.mutations import (
     CALLS,
     VALUES,
@@ -92,9 +96,29 @@ def judge(
     return judged
 
 
+def expressions_judged(count: int, seed: int, shown: int) -> list[list[object]]:
+    """Rows of (language, expressions, read as a value by the original, differing)."""
+    lines: list[list[object]] = []
+    readers = {"java": java_value, "javascript": javascript_value}
+    for language, read in readers.items():
+        asked = expressions(language, count, seed)
+        originals = ask({"kind": "value", **one} for one in asked)
+        values = differ = 0
+        for one, original in zip(asked, originals, strict=True):
+            ours = repr(read(one["text"], one["type"], one["items"]))
+            values += original != repr(one["text"])
+            differ += ours != original
+            if ours != original and shown > 0:
+                shown -= 1
+                print(json.dumps([one, original, ours]), file=sys.stderr)
+        lines.append([language, count, values, differ])
+    return lines
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--mutations", type=int, default=20000)
+    parser.add_argument("--expressions", type=int, default=20000)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--show", type=int, default=20, help="differences on stderr")
     options = parser.parse_args()
@@ -121,7 +145,17 @@ def main() -> int:
             line |= {"accepted": case.accepted}
             print(json.dumps(line), file=sys.stderr)
     print(page(counts, data.version, options.mutations))
-    return 1 if differing else 0
+    read = expressions_judged(options.expressions, options.seed, options.show)
+    print("\n## Made-up source, read by both converters\n")
+    columns = ("language", "expressions", "with a value", "values that differ")
+    print(table(columns, read))
+    return 1 if differing or any(row[-1] for row in read) else 0
+
+
+def package_version() -> str:
+    """Of the environment's `bfcl-eval`."""
+    (folder,) = data_folder().parent.parent.glob("bfcl_eval-*.dist-info")
+    return folder.name.removeprefix("bfcl_eval-").removesuffix(".dist-info")
 
 
 def page(counts: dict[str, Counter[str]], version: str, mutations: int) -> str:
@@ -139,8 +173,10 @@ def page(counts: dict[str, Counter[str]], version: str, mutations: int) -> str:
     return "\n".join(
         [
             heading("The BFCL checker against the original"),
-            f"Data {version}. `it raises`: the original stops with an exception, which "
-            "would end its evaluation; ours says wrong, and that is no difference.\n",
+            f"bfcl-eval {package_version()}, its data {version}, every verdict of the "
+            "original's own `ast_checker`. `it raises`: the original stops with an "
+            "exception, which would end its evaluation; ours says wrong, and that is no "
+            "difference.\n",
             "## Accepted answers, every case\n",
             table(("category", *columns), rows(("right",), 0)),
             f"\n## {mutations:,} mutations, by category\n",

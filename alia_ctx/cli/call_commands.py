@@ -199,7 +199,10 @@ def _show(scored: dict[str, ScoredModel], content: dict[str, Any]) -> None:
 
     from alia_ctx.evaluation.function_calling import score_table
 
-    Console().print(score_table({name: s.scores for name, s in scored.items()}))
+    console = Console()
+    if not console.is_terminal:  # a file or pipe has no width of its own
+        console = Console(width=70 + 30 * len(scored))
+    console.print(score_table({name: s.scores for name, s in scored.items()}))
     limit = content["limit"]
     part = f", the first {limit} of each category" if limit else ""
     typer.echo(f"data: BFCL {content['data']}, {content['cases']} cases{part}")

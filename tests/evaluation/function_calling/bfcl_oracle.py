@@ -22,6 +22,12 @@ def main() -> None:
         from bfcl_eval.constants.type_mappings import GORILLA_TO_OPENAPI
         from bfcl_eval.eval_checker import eval_runner_helper
         from bfcl_eval.eval_checker.ast_eval.ast_checker import ast_checker
+        from bfcl_eval.eval_checker.ast_eval.type_convertor import (
+            java_type_converter as java,
+        )
+        from bfcl_eval.eval_checker.ast_eval.type_convertor import (
+            js_type_converter as js,
+        )
         from bfcl_eval.model_handler.utils import convert_to_tool
         from bfcl_eval.utils import add_language_specific_hint_to_function_doc
 
@@ -43,6 +49,15 @@ def main() -> None:
             return {"raises": repr(error)}
         return {"valid": found["valid"], "why": found.get("error_type", "")}
 
+    converters = {"java": java.java_type_converter, "javascript": js.js_type_converter}
+
+    def value(asked: dict[str, Any]) -> str:
+        convert = converters[asked["language"]]
+        try:
+            return repr(convert(asked["text"], asked["type"], asked["items"]))
+        except Exception as error:
+            return f"raises {error!r}"
+
     def tools(asked: dict[str, Any]) -> Any:
         (entry,) = add_language_specific_hint_to_function_doc(
             [{"id": asked["id"], "function": asked["functions"]}]
@@ -61,7 +76,7 @@ def main() -> None:
                 merged |= {f"{name}:{key}": value for key, value in row.items()}
             return merged
 
-    kinds = {"verdict": verdict, "tools": tools, "summary": summary}
+    kinds = {"verdict": verdict, "value": value, "tools": tools, "summary": summary}
     for line in sys.stdin:
         asked = json.loads(line)
         with contextlib.redirect_stdout(sys.stderr):
