@@ -172,7 +172,10 @@ def page(counts: dict[str, Counter[str]], version: str, mutations: int) -> str:
     columns = ("answers", "right by the original", "it raises", "verdicts that differ")
     return "\n".join(
         [
-            heading("The BFCL checker against the original"),
+            heading("The BFCL checker against the original").replace(
+                "python benchmarks/bfcl_agreement.py",
+                "python -m benchmarks.bfcl_agreement",
+            ),
             f"bfcl-eval {package_version()}, its data {version}, every verdict of the "
             "original's own `ast_checker`. `it raises`: the original stops with an "
             "exception, which would end its evaluation; ours says wrong, and that is no "

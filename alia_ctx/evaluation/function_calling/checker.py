@@ -3,7 +3,7 @@
 A case accepts, for each parameter of each call, a list of values; "" among them says
 that the parameter may be left out. Texts are compared without case, blanks and some
 punctuation, at the top level of a value and one level below. The rules, their gaps
-included, are those of `ast_checker.py` of `bfcl-eval` 2026.3.23; where that one stops
+included, are those of `ast_checker` of `bfcl-eval` 2026.3.23; where that one stops
 with an exception, a call is wrong here.
 """
 
@@ -78,14 +78,16 @@ def check_calls(
         ((name, parameters),) = wanted.items()
         # A case with one function is judged by it, whatever the accepted call's name.
         function = next((f for f in functions if f["name"] == name), functions[0])
-        verdict = Verdict(False)
+        wrong: list[Verdict] = []
         for index, call in enumerate(left):
             verdict = _check_call(function, call, parameters, language, rename)
             if verdict.right:
                 del left[index]
                 break
-        if not verdict.right:
-            return verdict
+            wrong.append(verdict)
+        else:  # the nearest miss says most
+            of_this = (v for v in wrong if v.reason != "wrong_function")
+            return next(of_this, wrong[0])
     return RIGHT
 
 

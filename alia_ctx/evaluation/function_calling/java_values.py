@@ -2,7 +2,7 @@
 
 A parameter of a Java function is a text that holds an expression. What does not have the
 form of its type stays text, and is then of the wrong type. Elements of collections are
-cut at every comma, inside quotes too: the benchmark does so (`java_type_converter.py` of
+cut at every comma, inside quotes too: the benchmark does so (`java_type_converter` of
 `bfcl-eval`), and a reader that knew better would score other answers as right.
 """
 

@@ -1,7 +1,7 @@
 """Values that a model writes as JavaScript source, as BFCL reads them.
 
 The same bargain as in `java_values.py`: what has not the form of its type stays text,
-and elements are cut at every comma (`js_type_converter.py` of `bfcl-eval`).
+and elements are cut at every comma (`js_type_converter` of `bfcl-eval`).
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """Answers -> scores by category -> the fourteen rows of ALIA-40b-fc's card.
 
-Rows that join categories do so as `eval_runner_helper.py` of `bfcl-eval` does: "Simple
+Rows that join categories do so as `eval_runner_helper` of `bfcl-eval` does: "Simple
 AST" outside of live is the plain mean over the three languages, irrelevance the plain
 mean of both sets, and the summary of live is weighted by the numbers of cases.
 """
