@@ -27,6 +27,10 @@ from tests.hf_models import make_model
 from tests.tokenizers import byte_level, save
 
 END = "<|im_end|>"
+SHORT_TEMPLATE = (  # without the tools, so that the model learns in seconds
+    "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n"
+    "{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+)
 
 
 def alia(*words: Any) -> str:
@@ -173,8 +177,9 @@ def answers_of(
 def test_greedy_answers_are_those_of_a_plain_loop(suite: Path, tmp_path: Path) -> None:
     """One question at a time, no padding, no cache, the maximum of the last logits."""
     model = save_small(tmp_path / "m")
-    cases = read_cases(suite, ["simple_java", "parallel", "irrelevance"]).cases
-    settings = CallSettings(max_new_tokens=8)
+    names = ["simple_java", "parallel", "irrelevance"]
+    cases = read_cases(suite, names, limit=1).cases
+    settings = CallSettings(max_new_tokens=6)
     made = TransformersModel(tmp_path / "m", settings, batch_size=4)
     assert made.template == "chatml-tools"
     found = answers_of(tmp_path / "m", cases, settings, 4)
@@ -182,7 +187,7 @@ def test_greedy_answers_are_those_of_a_plain_loop(suite: Path, tmp_path: Path) -
         ids = made._tokenizer.ids([made.prompt(case)], split_special=False)[0]
         size = len(ids)
         with torch.inference_mode():
-            while len(ids) < size + 8 and ids[-1] not in (2, 5):
+            while len(ids) < size + 6 and ids[-1] not in (2, 5):
                 logits = model(torch.tensor([ids]), use_cache=False).logits
                 ids.append(int(logits[0, -1].argmax()))
         written = ids[size:-1] if ids[-1] in (2, 5) else ids[size:]
@@ -217,7 +222,7 @@ def test_questions_that_do_not_fit(suite: Path, tmp_path: Path) -> None:
 
 @pytest.mark.long
 def test_a_model_that_has_learned_the_answers(suite: Path, tmp_path: Path) -> None:
-    """Trained on the template's own text of some questions and answers, it is right about
+    """Trained on a template's text of some questions and answers, it is right about
     these, in one command, beside a model that knows nothing; changed, it is asked anew.
     """
     base, tuned = tmp_path / "base", tmp_path / "tuned"
@@ -225,12 +230,14 @@ def test_a_model_that_has_learned_the_answers(suite: Path, tmp_path: Path) -> No
     model = save_small(tuned)
     names = ["multiple", "live_parallel", "irrelevance"]
     cases = read_cases(suite, names, limit=1).cases
-    made = TransformersModel(tuned, CallSettings())
+    template = tmp_path / "short.jinja"
+    template.write_text(SHORT_TEMPLATE)
+    made = TransformersModel(tuned, CallSettings(), str(template))
     learn(model, [(made.prompt(case), answer_text(case)) for case in cases], made)
     model.save_pretrained(tuned)
     out = tmp_path / "out"
     words = ["--data", suite, "--output", out, "--categories", ",".join(names)]
-    words += ["--limit", 1, "--max-new-tokens", 120, "--json"]
+    words += ["--limit", 1, "--max-new-tokens", 150, "--json", "--template", template]
     found = json.loads(alia("evaluate-calls", base, tuned, *words))["models"]
     rights = {
         name: [score["right"] for score in found[name]["categories"].values()]
@@ -257,7 +264,7 @@ def learn(model: Any, pairs: list[tuple[str, str]], made: TransformersModel) -> 
     texts = made._tokenizer.ids([p for p, _ in pairs], split_special=False)
     ends = made._tokenizer.ids([f"{a}{END}" for _, a in pairs], split_special=False)
     model.train()
-    optimizer = torch.optim.AdamW(model.parameters(), lr=5e-3)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=3e-3)
     for _ in range(300):
         hits = True
         for text, end in zip(texts, ends, strict=True):
