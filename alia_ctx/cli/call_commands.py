@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
@@ -113,6 +114,8 @@ def evaluate_calls(
         raise _error("MODEL", None, "is needed", "name a Hugging Face directory")
     if endpoint is not None and template is not None:
         raise _error("--template", template, "is the server's", "leave it out")
+    if not math.isfinite(temperature):
+        raise _error("--temperature", temperature, "is no temperature", "0 is greedy")
     names = [n.strip() for c in categories or () for n in c.split(",") if n.strip()]
     cases = read_cases(data, names, limit)
     settings = CallSettings(max_new_tokens, temperature, seed, function_names)

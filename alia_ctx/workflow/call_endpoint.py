@@ -73,11 +73,24 @@ class EndpointModel:
         return model
 
     def answers(self, cases: Sequence[Case]) -> Iterator[list[tuple[str, Answer]]]:
-        """Answers as they come, as many at a time as `concurrency`; in the cases' order."""
+        """Answers as they come, as many at a time as `concurrency`; in the cases' order.
+
+        DataError where the server refuses the first questions, or several at once: that
+        is how it was started, not how long they are.
+        """
+        accepted = False
         with ThreadPoolExecutor(self._concurrency) as pool:
             for start in range(0, len(cases), self._concurrency):
                 batch = cases[start : start + self._concurrency]
                 answers = list(pool.map(self._answer, batch))
+                refusals = [answer.fault for answer in answers if answer.fault]
+                if len(refusals) == len(batch) and (len(batch) > 1 or not accepted):
+                    raise DataError(
+                        f"{self._url}, case {batch[0].id}: {refusals[0]}; correct how the "
+                        "server is started (tools, context), or the model's name; answers "
+                        "that are there are kept"
+                    )
+                accepted = True
                 yield [(c.id, a) for c, a in zip(batch, answers, strict=True)]
 
     def _answer(self, case: Case) -> Answer:

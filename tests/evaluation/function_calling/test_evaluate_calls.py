@@ -135,6 +135,15 @@ def test_a_question_that_a_server_refuses_is_wrong(suite: Path, tmp_path: Path) 
     assert categories["live_irrelevance"]["accuracy"] == 1
 
 
+def test_a_server_without_tools_is_no_wrong_model(suite: Path, tmp_path: Path) -> None:
+    """It refuses every question; none of that is kept as an answer."""
+    out = tmp_path / "out"
+    refused = pytest.raises(AliaError, match=r"the server answers 400: .*refused")
+    with served(lambda body: 400) as url, refused:
+        alia("evaluate-calls", "--endpoint", url, "--data", suite, "--output", out)
+    assert (out / "model" / NAME).read_text().count("\n") == 1
+
+
 def test_what_is_no_server_or_model(suite: Path, tmp_path: Path) -> None:
     with served(right_reply, ("a", "b")) as url:
         for words, message in (
@@ -143,6 +152,7 @@ def test_what_is_no_server_or_model(suite: Path, tmp_path: Path) -> None:
             (["--endpoint", "ftp://x"], "is no http or https address"),
             (["--endpoint", url, "--template", "x"], "is the server's"),
             ([], "MODEL=None: is needed"),
+            (["a", "--endpoint", url, "--temperature", "inf"], "is no temperature"),
             ([tmp_path / "none"], "none"),
             (["a", "--endpoint", url, "--multi-turn", "z=."], "z is no model here"),
             (["a", "--endpoint", url, "--multi-turn", "a=zz"], "zz: is no folder"),
