@@ -5,7 +5,7 @@ export OMP_NUM_THREADS ?= 1
 export HF_HUB_OFFLINE ?= 1
 export TOKENIZERS_PARALLELISM ?= false
 
-.PHONY: help setup demo smollm2 test test-serve fast lint format clean venv-tf4 venv-serve
+.PHONY: help setup demo smollm2 test test-serve fast lint format clean venv-tf4 venv-serve venv-bfcl
 
 help:
 	@echo "make demo   the whole job on real text: tokenise, pack, three stages, export, evaluate"
@@ -69,6 +69,11 @@ venv-serve: .venv-serve/ready
 
 test-serve: venv-serve
 	@.venv-serve/bin/python -m pytest -m serve tests/hf $(PYTEST_ARGS)
+
+# bfcl-eval: the original that our checker of function calls is compared with, and its
+# multi-turn categories.
+venv-bfcl: setup
+	@bash scripts/setup_bfcl.sh
 
 clean:
 	rm -rf runs

@@ -14,6 +14,7 @@ from typing import Annotated, Any, NoReturn
 import typer
 
 from alia_ctx.cli import (
+    call_commands,
     chat_commands,
     convert_commands,
     evaluate_commands,
@@ -35,6 +36,7 @@ app = typer.Typer(
 convert_commands.register(app)
 evaluate_commands.register(app)
 chat_commands.register(app)
+call_commands.register(app)
 report_commands.register(app)
 
 Config = Annotated[

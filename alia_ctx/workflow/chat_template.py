@@ -8,7 +8,7 @@ from alia_ctx.config.run import RunConfig
 from alia_ctx.data.chat.template import ChatTemplate
 from alia_ctx.data.tokens.tokenizer import HubTokenizer
 from alia_ctx.errors import DataError
-from alia_ctx.workflow.data import open_stores
+from alia_ctx.workflow.stores import open_stores
 
 
 def template_of_stage(run: RunConfig, name: str) -> dict[str, Any] | None:

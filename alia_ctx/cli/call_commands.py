@@ -1,0 +1,225 @@
+"""The command that scores function calls: evaluate-calls. Wiring only."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+import typer
+
+from alia_ctx.cli.arguments import path
+from alia_ctx.errors import ConfigError, Problem
+
+if TYPE_CHECKING:
+    from alia_ctx.workflow.calls import AnsweringModel, ScoredModel
+
+ASKING = "How it is asked"
+
+
+def register(app: typer.Typer) -> None:
+    """Add the command to `app`."""
+    app.command("evaluate-calls")(evaluate_calls)
+
+
+def evaluate_calls(
+    models: Annotated[
+        list[str] | None,
+        typer.Argument(
+            metavar="[MODEL]...",
+            help="Hugging Face directories; with --endpoint, names of served models.",
+            show_default=False,
+        ),
+    ] = None,
+    suite: Annotated[Literal["bfcl"], typer.Option(help="What is asked.")] = "bfcl",
+    data: Annotated[
+        Path | None,
+        typer.Option(
+            help="Folder of BFCL's files (default: of the installed bfcl-eval).",
+            parser=path,
+        ),
+    ] = None,
+    categories: Annotated[
+        list[str] | None,
+        typer.Option(help="Only these, as in simple_java,live_simple."),
+    ] = None,
+    limit: Annotated[
+        int | None, typer.Option(help="The first N cases of each category.", min=1)
+    ] = None,
+    endpoint: Annotated[
+        str | None,
+        typer.Option(
+            help="Ask an OpenAI-compatible server, as http://localhost:8000/v1.",
+            rich_help_panel=ASKING,
+        ),
+    ] = None,
+    template: Annotated[
+        str | None,
+        typer.Option(
+            help="chatml-tools, tokenizer, or a Jinja file (default: the tokenizer's; "
+            "chatml-tools where it has none).",
+            rich_help_panel=ASKING,
+        ),
+    ] = None,
+    temperature: Annotated[
+        float, typer.Option(help="0 is greedy.", min=0, rich_help_panel=ASKING)
+    ] = 0.0,
+    seed: Annotated[int, typer.Option(help="Of sampling.", rich_help_panel=ASKING)] = 0,
+    max_new_tokens: Annotated[
+        int,
+        typer.Option(help="Most tokens of an answer.", min=1, rich_help_panel=ASKING),
+    ] = 1000,
+    function_names: Annotated[
+        Literal["underscore", "as_is"],
+        typer.Option(help="How dots in names are shown.", rich_help_panel=ASKING),
+    ] = "underscore",
+    batch_size: Annotated[
+        int,
+        typer.Option(
+            help="Questions at a time, by transformers or to a server.",
+            min=1,
+            rich_help_panel=ASKING,
+        ),
+    ] = 8,
+    multi_turn: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="[MODEL=]DIR",
+            help="Scores that `bfcl evaluate` wrote for the multi-turn categories.",
+        ),
+    ] = None,
+    output: Annotated[
+        Path | None,
+        typer.Option(
+            help="Where answers are kept, a folder a model (default: "
+            "./evaluation/calls).",
+            parser=path,
+        ),
+    ] = None,
+    as_json: Annotated[
+        bool, typer.Option("--json", help="Print the scores as JSON, no table.")
+    ] = False,
+) -> None:
+    """Ask models for function calls, and print ALIA-40b-fc's table with its card's figures
+    beside theirs. Answers are kept; started again it goes on.
+    """
+    from alia_ctx.evaluation.function_calling import read_cases, read_multi_turn
+    from alia_ctx.progress import meter
+    from alia_ctx.workflow.call_generation import CallSettings
+    from alia_ctx.workflow.calls import evaluate_calls as evaluate
+
+    if not models and endpoint is None:
+        raise _error("MODEL", None, "is needed", "name a Hugging Face directory")
+    if endpoint is not None and template is not None:
+        raise _error("--template", template, "is the server's", "leave it out")
+    if not math.isfinite(temperature):
+        raise _error("--temperature", temperature, "is no temperature", "0 is greedy")
+    names = [n.strip() for c in categories or () for n in c.split(",") if n.strip()]
+    cases = read_cases(data, names, limit)
+    settings = CallSettings(max_new_tokens, temperature, seed, function_names)
+    asked = _models(models or [], endpoint, settings, template, batch_size)
+    turns = {
+        name: read_multi_turn(folder)
+        for name, folder in _named_folders(multi_turn or (), asked).items()
+    }
+    scored = []
+    for name, model in asked.items():
+        with meter(name, len(cases.cases), "answers") as progress:
+            scored.append(
+                evaluate(
+                    model,
+                    cases,
+                    settings,
+                    (output or Path("evaluation/calls")) / name.replace("/", "_"),
+                    multi_turn=turns.get(name),
+                    progress=progress.update,
+                )
+            )
+    content = {
+        "suite": suite,
+        "data": cases.version,
+        "cases": len(cases.cases),
+        "limit": limit,
+        "sizes": cases.sizes,
+        "models": {name: s.to_json() for name, s in zip(asked, scored, strict=True)},
+    }
+    if as_json:
+        typer.echo(json.dumps(content, ensure_ascii=False, allow_nan=False))
+        return
+    _show(dict(zip(asked, scored, strict=True)), content)
+
+
+def _models(
+    models: Sequence[str],
+    endpoint: str | None,
+    settings: Any,
+    template: str | None,
+    batch_size: int,
+) -> dict[str, AnsweringModel]:
+    """Models by names that differ, in the order given."""
+    from alia_ctx.workflow.call_endpoint import EndpointModel
+    from alia_ctx.workflow.call_generation import TransformersModel
+
+    made: list[AnsweringModel] = []
+    if endpoint is not None:
+        for name in models or [None]:  # type: ignore[list-item]
+            made.append(EndpointModel(endpoint, settings, name, batch_size))
+    else:
+        for text in models:
+            made.append(TransformersModel(path(text), settings, template, batch_size))
+    named: dict[str, AnsweringModel] = {}
+    for model in made:
+        count = sum(other.name == model.name for other in named.values())
+        named[f"{model.name} ({count + 1})" if count else model.name] = model
+    return named
+
+
+def _named_folders(
+    given: Sequence[str], models: dict[str, AnsweringModel]
+) -> dict[str, Path]:
+    folders = {}
+    for text in given:
+        name, equals, folder = text.partition("=")
+        if not equals or path(text).is_dir():
+            name, folder = next(iter(models)), text
+            if len(models) > 1:
+                rule = "does not say whose scores these are"
+                raise _error("--multi-turn", text, rule, f"as in {name}={text}")
+        if name not in models:
+            remedy = f"there are {', '.join(models)}"
+            raise _error("--multi-turn", text, f"{name} is no model here", remedy)
+        if not path(folder).is_dir():
+            rule = "is no folder"
+            raise _error("--multi-turn", folder, rule, "name bfcl's --score-dir")
+        folders[name] = path(folder)
+    return folders
+
+
+def _show(scored: dict[str, ScoredModel], content: dict[str, Any]) -> None:
+    from rich.console import Console
+
+    from alia_ctx.evaluation.function_calling import score_table
+
+    console = Console()
+    if not console.is_terminal:  # a file or pipe has no width of its own
+        console = Console(width=70 + 30 * len(scored))
+    console.print(score_table({name: s.scores for name, s in scored.items()}))
+    limit = content["limit"]
+    part = f", the first {limit} of each category" if limit else ""
+    typer.echo(f"data: BFCL {content['data']}, {content['cases']} cases{part}")
+    for name, model in scored.items():
+        reasons: dict[str, int] = {}
+        for score in model.scores.values():
+            for reason, count in score.reasons:
+                reasons[reason] = reasons.get(reason, 0) + count
+        wrong = ", ".join(f"{reason} {count}" for reason, count in reasons.items())
+        typer.echo(f"{name}: template {model.template}; wrong: {wrong or 'nothing'}")
+        if model.cut:
+            typer.echo(f"{name}: {model.cut} answers were cut at --max-new-tokens")
+        typer.echo(f"{name}: answers and scores in {model.directory}")
+
+
+def _error(key: str, value: object, rule: str, remedy: str) -> ConfigError:
+    return ConfigError("", [Problem(key, value, rule, remedy)])

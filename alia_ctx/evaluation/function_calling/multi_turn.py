@@ -1,0 +1,64 @@
+"""Scores of BFCL's multi-turn categories, from the files that `bfcl evaluate` writes.
+
+These conversations run programs of the benchmark's; it does so itself, in an
+environment of its own.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+
+from alia_ctx.errors import ConfigError, DataError, Problem
+from alia_ctx.evaluation.function_calling.scores import MULTI_TURN, Score
+
+_FILE = re.compile(rf"BFCL_v\d+_({'|'.join(MULTI_TURN)})_score\.json")
+
+
+def read_multi_turn(directory: Path) -> dict[str, Score]:
+    """Category -> score, of the score files anywhere below a directory.
+
+    ConfigError where there are none, or two of a category (of several models: name one
+    model's folder); DataError where one is damaged.
+    """
+    files: dict[str, list[Path]] = {}
+    for file in sorted(directory.rglob("BFCL_v*_score.json")):
+        if match := _FILE.fullmatch(file.name):
+            files.setdefault(match[1], []).append(file)
+    problems = [
+        Problem(
+            "--multi-turn",
+            directory,
+            f"has {len(found)} score files of {category}",
+            f"name the folder of one model, as {found[0].parent}",
+        )
+        for category, found in files.items()
+        if len(found) > 1
+    ]
+    if not files:
+        rule = "has no score files of multi-turn categories"
+        remedy = "name the folder that `bfcl evaluate` wrote (its --score-dir)"
+        problems.append(Problem("--multi-turn", directory, rule, remedy))
+    if problems:
+        raise ConfigError("", problems)
+    return {name: _score(files[name][0]) for name in MULTI_TURN if name in files}
+
+
+def _score(file: Path) -> Score:
+    """The first line says how many are right; the others are the wrong ones."""
+    try:
+        with open(file, encoding="utf-8") as stream:
+            head = json.loads(stream.readline())
+            wrong = sum(1 for line in stream if line.strip())
+        score = Score(head["correct_count"], head["total_count"])
+        if not isinstance(score.right, int) or score.right + wrong != score.total:
+            detail = f"{score.right} right and {wrong} wrong of {score.total}"
+            raise ValueError(detail)
+        if score.total < 1:
+            raise ValueError("no cases")
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise DataError(
+            f"{file}: is no score file of bfcl-eval ({error}); run `bfcl evaluate` again"
+        ) from error
+    return score

@@ -1,0 +1,176 @@
+"""Answers of a model behind an OpenAI-compatible endpoint, several at a time."""
+
+from __future__ import annotations
+
+import http.client
+import json
+import os
+import time
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+from urllib.parse import urlsplit
+
+from alia_ctx.errors import ConfigError, DataError, Problem
+from alia_ctx.evaluation.function_calling import Answer, Case, tools_of
+from alia_ctx.workflow.call_generation import CallSettings
+
+_TIMEOUT_SECONDS = 600.0
+_PAUSES_SECONDS = (1.0, 4.0, 16.0)
+_REFUSED = (400, 413, 422)  # the request itself, as where it is too long
+
+
+class EndpointModel:
+    """A served model; a key for it is taken from `OPENAI_API_KEY`.
+
+    What is behind the address is not known: a server that was started with another
+    model of the same name is not noticed.
+
+    Args:
+        url: the address that `/chat/completions` follows.
+        model: its name there; None is the only one that the server lists.
+    """
+
+    def __init__(
+        self,
+        url: str,
+        settings: CallSettings,
+        model: str | None = None,
+        concurrency: int = 8,
+    ) -> None:
+        self._parts = urlsplit(url)
+        if self._parts.scheme not in ("http", "https") or not self._parts.hostname:
+            rule, remedy = "is no http or https address", "as in http://HOST:PORT/v1"
+            raise ConfigError("", [Problem("--endpoint", url, rule, remedy)])
+        self._url, self._settings = url, settings
+        self._concurrency = concurrency
+        self.name = self._served(model)
+        self.template = "the server's"
+        self.statement = {
+            "endpoint": url,
+            "model": self.name,
+            "settings": settings,
+        }
+
+    def _served(self, model: str | None) -> str:
+        """The model's name; ConfigError where the server lists others."""
+        status, data = self._request("GET", "/models", None)
+        try:
+            listed = [str(one["id"]) for one in json.loads(data)["data"]]
+        except (ValueError, LookupError, TypeError):
+            listed = []
+        if status != 200 or not listed:
+            if model is not None:  # servers need not list their models
+                return model
+            rule, remedy = f"lists no models (status {status})", "name MODEL"
+            raise ConfigError("", [Problem("--endpoint", self._url, rule, remedy)])
+        if model is None and len(listed) == 1:
+            return listed[0]
+        if model is None or (model not in listed and status == 200):
+            rule = f"is not one of the models of {self._url}"
+            remedy = f"there are {', '.join(listed[:8])}"
+            raise ConfigError("", [Problem("MODEL", model, rule, remedy)])
+        return model
+
+    def answers(self, cases: Sequence[Case]) -> Iterator[list[tuple[str, Answer]]]:
+        """Answers as they come, as many at a time as `concurrency`; in the cases' order.
+
+        DataError where the server refuses the first questions, or several at once: that
+        is how it was started, not how long they are.
+        """
+        accepted = False
+        with ThreadPoolExecutor(self._concurrency) as pool:
+            for start in range(0, len(cases), self._concurrency):
+                batch = cases[start : start + self._concurrency]
+                answers = list(pool.map(self._answer, batch))
+                refusals = [answer.fault for answer in answers if answer.fault]
+                if len(refusals) == len(batch) and (len(batch) > 1 or not accepted):
+                    raise DataError(
+                        f"{self._url}, case {batch[0].id}: {refusals[0]}; correct how the "
+                        "server is started (tools, context), or the model's name; answers "
+                        "that are there are kept"
+                    )
+                accepted = True
+                yield [(c.id, a) for c, a in zip(batch, answers, strict=True)]
+
+    def _answer(self, case: Case) -> Answer:
+        body: dict[str, Any] = {
+            "model": self.name,
+            "messages": list(case.messages),
+            "temperature": self._settings.temperature,
+            "max_tokens": self._settings.max_new_tokens,
+            "seed": self._settings.seed,
+        }
+        tools = tools_of(case.functions, case.language, self._settings.names)
+        if tools:
+            body["tools"] = tools
+        status, data = self._request("POST", "/chat/completions", body)
+        if status in _REFUSED:
+            told = " ".join(data[:300].decode("utf-8", "replace").split())
+            return Answer("", fault=f"the server answers {status}: {told}")
+        try:
+            if status != 200:
+                raise ValueError(f"status {status}")
+            answer = json.loads(data)
+            choice = answer["choices"][0]
+            message = choice["message"]
+            calls = tuple(
+                (
+                    str(call["function"]["name"]),
+                    str(call["function"]["arguments"] or ""),
+                )
+                for call in message.get("tool_calls") or ()
+            )
+            tokens = int((answer.get("usage") or {}).get("completion_tokens") or 0)
+        except (ValueError, LookupError, TypeError, AttributeError) as error:
+            told = data[:200].decode("utf-8", "replace")
+            raise DataError(
+                f"{self._url}, case {case.id}: no answer of OpenAI's form ({error}: "
+                f"{told}); mend the server, and start again: answers are kept"
+            ) from error
+        text = message.get("content")
+        cut = choice.get("finish_reason") == "length"
+        return Answer(
+            text if isinstance(text, str) else "", calls, tokens=tokens, cut=cut
+        )
+
+    def _request(self, method: str, path: str, body: Any) -> tuple[int, bytes]:
+        """(status, body); tried again where the server is busy or the line breaks."""
+        kinds = {
+            "http": http.client.HTTPConnection,
+            "https": http.client.HTTPSConnection,
+        }
+        headers = {"Content-Type": "application/json"}
+        if key := os.environ.get("OPENAI_API_KEY"):
+            headers["Authorization"] = f"Bearer {key}"
+        data = None if body is None else json.dumps(body).encode()
+        host = self._parts.hostname
+        assert host is not None
+        for pause in (*_PAUSES_SECONDS, None):
+            try:
+                connection = kinds[self._parts.scheme](
+                    host, self._parts.port, timeout=_TIMEOUT_SECONDS
+                )
+                try:
+                    address = f"{self._parts.path.rstrip('/')}{path}"
+                    connection.request(method, address, data, headers)
+                    response = connection.getresponse()
+                    answer = response.status, response.read()
+                finally:
+                    connection.close()
+            except ConnectionRefusedError as error:
+                raise self._silent(error) from error
+            except (OSError, http.client.HTTPException, ValueError) as error:
+                if pause is None:
+                    raise self._silent(error) from error
+            else:
+                if pause is None or not (answer[0] == 429 or answer[0] >= 500):
+                    return answer
+            time.sleep(pause)
+        raise AssertionError("the last try returns or raises")
+
+    def _silent(self, error: Exception) -> DataError:
+        return DataError(
+            f"{self._url}: does not answer ({error or type(error).__name__}); start the "
+            "server, or correct the address; answers that are there are kept"
+        )

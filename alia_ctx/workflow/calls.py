@@ -1,0 +1,131 @@
+"""Models asked BFCL's questions: answers kept as they come, scored, and put in a table."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+from alia_ctx.evaluation.function_calling import (
+    Answer,
+    AnswerLedger,
+    Case,
+    CaseSet,
+    Score,
+    score_answers,
+    summaries,
+)
+from alia_ctx.evaluation.function_calling.scores import rows
+from alia_ctx.files import exclusive, write_json
+from alia_ctx.identity import sealed
+from alia_ctx.workflow.call_generation import CallSettings
+
+SCORES = "scores.json"
+
+
+class AnsweringModel(Protocol):
+    """What answers: by transformers (`TransformersModel`) or served (`EndpointModel`)."""
+
+    name: str
+    template: str
+    statement: dict[str, Any]
+
+    def answers(self, cases: Sequence[Case]) -> Iterator[list[tuple[str, Answer]]]: ...
+
+
+@dataclass(frozen=True)
+class ScoredModel:
+    """A model's scores, by category, and where its answers are kept.
+
+    Args:
+        cut: answers that were still going on at their last token.
+        asked: how many were written now; the others were there.
+    """
+
+    name: str
+    template: str
+    scores: dict[str, Score]
+    directory: Path
+    cut: int
+    asked: int
+
+    def to_json(self) -> dict[str, Any]:
+        """Rows in the card's order, categories with counts and reasons, summaries."""
+        return {
+            "model": self.name,
+            "template": self.template,
+            "rows": [
+                {
+                    "metric": row.name,
+                    "category": row.group,
+                    "card_percent": row.card,
+                    **(value.to_json() if value else {"accuracy": None}),
+                }
+                for row, value in rows(self.scores)
+            ],
+            "categories": {
+                name: {
+                    "accuracy": score.accuracy,
+                    "right": score.right,
+                    "total": score.total,
+                    "interval": list(score.interval),
+                    "wrong": dict(score.reasons),
+                }
+                for name, score in self.scores.items()
+            },
+            "summaries": summaries(self.scores),
+            "cut": self.cut,
+            "answers": str(self.directory),
+        }
+
+
+def evaluate_calls(
+    model: AnsweringModel,
+    data: CaseSet,
+    settings: CallSettings,
+    directory: Path,
+    *,
+    multi_turn: Mapping[str, Score] | None = None,
+    progress: Callable[[int], None] = lambda done: None,
+) -> ScoredModel:
+    """Ask a model what it was not asked yet, score all, and keep `scores.json`.
+
+    `progress` is told how many cases have an answer.
+
+    IdentityError where the answers in `directory` are of another model, template, data
+    or setting; BusyError where another process writes there.
+    """
+    made_with = {"model": model.statement, "data": data.statement}
+    with exclusive(directory, "alia-ctx evaluate-calls"):
+        ledger = AnswerLedger(directory, made_with)
+        left = [case for case in data.cases if case.id not in ledger.answers]
+        done = len(data.cases) - len(left)
+        progress(done)
+        if left:
+            for batch in model.answers(left):
+                ledger.add(batch)
+                done += len(batch)
+                progress(done)
+        scores = score_answers(data.cases, ledger.answers, settings.names)
+        asked = [ledger.answers[case.id] for case in data.cases]
+        scored = ScoredModel(
+            model.name,
+            model.template,
+            {**scores, **(multi_turn or {})},
+            directory,
+            sum(answer.cut for answer in asked),
+            len(left),
+        )
+        statement = {
+            **made_with,
+            "cases": [case.id for case in data.cases],
+            "multi_turn": {
+                name: [score.right, score.total]
+                for name, score in (multi_turn or {}).items()
+            },
+        }
+        content = json.loads(json.dumps(scored.to_json()))
+        write_json(directory / SCORES, sealed(statement, content))
+    return scored

@@ -1,0 +1,98 @@
+"""Calls in what models write: vLLM's hermes rules, other forms, and what is none."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from alia_ctx.evaluation.function_calling import Answer, calls_of
+
+CALL = '{"name": "f", "arguments": {"a": 1}}'
+ONE = [("f", {"a": 1})]
+
+
+@pytest.mark.parametrize(
+    ("text", "calls"),
+    [
+        (f"<tool_call>\n{CALL}\n</tool_call>", ONE),
+        (f"<tool_call>{CALL}</tool_call>", ONE),
+        (f"I call it.\n<tool_call>\n{CALL}\n</tool_call>\nDone.", ONE),
+        (f"<tool_call>\n{CALL}\n</tool_call>\n<tool_call>{CALL}</tool_call>", ONE * 2),
+        (f"<tool_call>\n{CALL}\n", ONE),  # the end of the answer closes it
+        ('<tool_call>{"name": "f", "arguments": "{\\"a\\": 1}"}</tool_call>', ONE),
+        ('<tool_call>{"name": "f"}</tool_call>', [("f", {})]),
+        (f"<TOOLCALL>[{CALL}]</TOOLCALL>", ONE),
+        (f"<functioncall> {CALL}", ONE),
+        (f"[{CALL}, {CALL}]", ONE * 2),
+        (CALL, ONE),
+        ('{"name": "f", "parameters": {"a": 1}}', ONE),
+        ("[f(a=1)]", ONE),
+        ('[a.b(x="y, z", n=[1, 2])]', [("a.b", {"x": "y, z", "n": [1, 2]})]),
+        ("There is no call here.", []),
+        ("f(a=1) is what I would call.", []),
+        ("[1] A footnote", []),
+        ('{"temperature": 3}', []),
+        ("", []),
+    ],
+)
+def test_forms(text: str, calls: list[Any]) -> None:
+    found = calls_of(Answer(text))
+    assert (list(found.calls), found.broken) == (calls, "")
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        '<tool_call>{"name": "f", "arguments": {"a": 1}</tool_call>',
+        f"<tool_call>{CALL}</tool_call><tool_call>not JSON</tool_call>",
+        '<tool_call>{"arguments": {}}</tool_call>',
+        '<tool_call>{"name": "f", "arguments": [1]}</tool_call>',
+        '<tool_call>["f"]</tool_call>',
+        "<tool_call>",
+        "<tool_call>" + "[" * 100_000,
+        '[f(a="1)]',
+        '{"name": "f", "arguments": "not JSON"}',
+    ],
+)
+def test_one_broken_call_and_there_is_none(text: str) -> None:
+    found = calls_of(Answer(text))
+    assert not found.calls
+    assert found.broken
+
+
+def test_calls_that_a_server_found() -> None:
+    answer = Answer("text", (("f", '{"a": 1}'), ("g", "")))
+    assert list(calls_of(answer).calls) == [*ONE, ("g", {})]
+    assert calls_of(Answer("", (("f", "{"),))).broken
+
+
+@given(st.text())
+def test_any_text_is_read(text: str) -> None:
+    calls_of(Answer(text))
+    calls_of(Answer(f"<tool_call>{text}"))
+    calls_of(Answer(f"[f(a={text})]"))
+
+
+VALUES = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.text(),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(), inner),
+    max_leaves=6,
+)
+
+
+@given(st.lists(st.tuples(st.text(min_size=1), st.dictionaries(st.text(), VALUES))))
+def test_what_is_written_is_read(calls: list[Any]) -> None:
+    """Text that holds the closing tag itself is cut there, as vLLM does."""
+    written = [json.dumps({"name": n, "arguments": a}) for n, a in calls]
+    text = "\n".join(f"<tool_call>\n{one}\n</tool_call>" for one in written)
+    if text.count("</tool_call>") == len(calls):
+        assert list(calls_of(Answer(text)).calls) == calls
+
+
+def test_an_answer_goes_to_json_and_back() -> None:
+    answer = Answer("t", (("f", "{}"),), "why", 3, True)
+    assert Answer.from_json(json.loads(json.dumps(answer.to_json()))) == answer

@@ -1,0 +1,305 @@
+"""`alia-ctx evaluate-calls` as a user calls it: a served model, and models on disk."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from typer.testing import CliRunner
+
+from alia_ctx.cli.run_commands import app
+from alia_ctx.errors import AliaError
+from alia_ctx.evaluation.function_calling import (
+    MULTI_TURN,
+    Case,
+    read_cases,
+)
+from alia_ctx.evaluation.function_calling.ledger import NAME
+from alia_ctx.identity import unsealed
+from alia_ctx.workflow.call_generation import CallSettings, TransformersModel
+from tests.evaluation.function_calling.server import said, served
+from tests.evaluation.function_calling.small_suite import wanted, write_suite
+from tests.evaluation.function_calling.test_scores import write_score
+from tests.hf_models import make_model
+from tests.tokenizers import byte_level, save
+
+END = "<|im_end|>"
+SHORT_TEMPLATE = (  # without the tools, so that the model learns in seconds
+    "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n"
+    "{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+)
+
+
+def alia(*words: Any) -> str:
+    """Standard output of a command; its error is raised."""
+    done = CliRunner().invoke(app, [*map(str, words)], catch_exceptions=False)
+    assert done.exit_code == 0, done.output
+    return done.stdout
+
+
+def calls_for(text: str) -> list[tuple[str, str]]:
+    """The right calls for a question of the small suite."""
+    category, index = text.rstrip("?").rsplit(" ", 1)
+    numbers = wanted(category, int(index))
+    quote = (lambda n: f'"{n}"') if "java" in category else str
+    if "irrelevance" in category:
+        return []
+    return [("get_value", f'{{"n": {quote(n)}}}') for n in numbers]
+
+
+def right_reply(body: dict[str, Any]) -> dict[str, Any]:
+    calls = calls_for(body["messages"][-1]["content"])
+    return said(None if calls else "No.", *calls)
+
+
+@pytest.fixture
+def suite(tmp_path: Path) -> Path:
+    return write_suite(tmp_path / "data")
+
+
+def test_a_served_model(suite: Path, tmp_path: Path) -> None:
+    bodies: list[dict[str, Any]] = []
+
+    def reply(body: dict[str, Any]) -> dict[str, Any]:
+        bodies.append(body)
+        if body["messages"][-1]["content"] == "live_multiple 1?":
+            return said(None, ("get_value", '{"n": 9}'))
+        return right_reply(body)
+
+    for category in MULTI_TURN:
+        write_score(tmp_path / "score", category, 1, 4)
+    out = tmp_path / "out"
+    with served(reply) as url:
+        words = ["evaluate-calls", "--endpoint", url, "--data", suite, "--output", out]
+        words += ["--temperature", 0.1, "--multi-turn", tmp_path / "score"]
+        table = alia(*words)
+        found = json.loads(alia(*words, "--json"))["models"]["model"]
+    assert len(bodies) == 26  # the second time nothing is asked
+    assert bodies[0]["temperature"] == 0.1
+    assert bodies[0]["tools"][0]["function"]["name"] == "get_value"
+    rights = [row["accuracy"] for row in found["rows"]]
+    assert rights == [1, 1, 1, 1, 1, 0.5, 1, 1, *[0.25] * 4, 1, 1]
+    assert found["categories"]["live_multiple"]["wrong"] == {"wrong_value": 1}
+    lines = [line for line in table.splitlines() if "│" in line]
+    assert len(lines) == 14
+    for line, row in zip(lines, found["rows"], strict=True):
+        cells = [cell.strip() for cell in line.strip("│").split("│")]
+        assert cells[:2] == [row["metric"], row["category"]]
+        counts = f"{row['right']}/{row['total']}"
+        low, high = 100 * row["low"], 100 * row["high"]
+        shown = f"{100 * row['accuracy']:.1f} [{low:.1f}, {high:.1f}] {counts}"
+        assert cells[2:] == [shown, f"{row['card_percent']:.1f}"]
+    kept = json.loads((out / "model" / "scores.json").read_text())
+    made, content = unsealed(kept, "scores", "")
+    assert content["rows"] == found["rows"]
+    assert made["model"]["settings"]["temperature"] == 0.1
+
+
+def test_a_server_that_stops_and_is_started_again(suite: Path, tmp_path: Path) -> None:
+    asked: list[str] = []
+    dead = [True]
+
+    def dies(body: dict[str, Any]) -> dict[str, Any] | int:
+        asked.append(body["messages"][-1]["content"])
+        return 404 if dead and len(asked) > 9 else right_reply(body)
+
+    words = ["--data", suite, "--output", tmp_path / "out", "--batch-size", 3, "--json"]
+    with served(dies) as url:
+        with pytest.raises(AliaError, match=r"status 404.*answers are kept"):
+            alia("evaluate-calls", "--endpoint", url, *words)
+        kept = (tmp_path / "out" / "model" / NAME).read_text().count("\n") - 1
+        assert kept == 9
+        asked.clear()
+        dead.clear()  # it is well again
+        found = json.loads(alia("evaluate-calls", "--endpoint", url, *words))
+    assert len(asked) == 26 - 9
+    assert {row["accuracy"] for row in found["models"]["model"]["rows"]} == {1, None}
+    elsewhere = pytest.raises(AliaError, match=r"model\.endpoint")  # another, maybe
+    with served(right_reply) as other, elsewhere:
+        alia("evaluate-calls", "--endpoint", other, *words)
+
+
+def test_a_question_that_a_server_refuses_is_wrong(suite: Path, tmp_path: Path) -> None:
+    def reply(body: dict[str, Any]) -> dict[str, Any] | int:
+        refused = body["messages"][-1]["content"] == "irrelevance 1?"
+        return 400 if refused else right_reply(body)
+
+    with served(reply) as url:
+        words = ["--data", suite, "--output", tmp_path / "out", "--json"]
+        found = json.loads(alia("evaluate-calls", "--endpoint", url, *words))
+    categories = found["models"]["model"]["categories"]
+    assert categories["irrelevance"]["wrong"] == {"no_answer": 1}
+    assert categories["live_irrelevance"]["accuracy"] == 1
+
+
+def test_a_server_without_tools_is_no_wrong_model(suite: Path, tmp_path: Path) -> None:
+    """It refuses every question; none of that is kept as an answer."""
+    out = tmp_path / "out"
+    refused = pytest.raises(AliaError, match=r"the server answers 400: .*refused")
+    with served(lambda body: 400) as url, refused:
+        alia("evaluate-calls", "--endpoint", url, "--data", suite, "--output", out)
+    assert (out / "model" / NAME).read_text().count("\n") == 1
+
+
+def test_what_is_no_server_or_model(suite: Path, tmp_path: Path) -> None:
+    with served(right_reply, ("a", "b")) as url:
+        for words, message in (
+            (["--endpoint", url], "MODEL=None: is not one of the models.*a, b"),
+            (["c", "--endpoint", url], "MODEL=c: is not one of the models"),
+            (["--endpoint", "ftp://x"], "is no http or https address"),
+            (["--endpoint", url, "--template", "x"], "is the server's"),
+            ([], "MODEL=None: is needed"),
+            (["a", "--endpoint", url, "--temperature", "inf"], "is no temperature"),
+            ([tmp_path / "none"], "none"),
+            (["a", "--endpoint", url, "--multi-turn", "z=."], "z is no model here"),
+            (["a", "--endpoint", url, "--multi-turn", "a=zz"], "zz: is no folder"),
+        ):
+            with pytest.raises(AliaError, match=message):
+                alia("evaluate-calls", *words, "--data", suite)
+    with pytest.raises(AliaError, match="does not answer"):
+        alia("evaluate-calls", "--endpoint", url, "--data", suite)
+
+
+def save_small(directory: Path, context: int = 4096) -> Any:
+    """A small random model in fp32 with a tokenizer of bytes, without a template."""
+    sizes = {"vocab_size": 384, "num_hidden_layers": 2, "hidden_size": 64}
+    model = make_model(
+        "llama", dtype=torch.float32, max_position_embeddings=context, **sizes
+    )
+    save(byte_level(), directory)
+    model.save_pretrained(directory)
+    return model
+
+
+def answers_of(
+    directory: Path, cases: tuple[Case, ...], settings: CallSettings, batch_size: int
+) -> dict[str, str]:
+    model = TransformersModel(directory, settings, batch_size=batch_size)
+    return {
+        name: answer.text for batch in model.answers(cases) for name, answer in batch
+    }
+
+
+@pytest.mark.long
+def test_greedy_answers_are_those_of_a_plain_loop(suite: Path, tmp_path: Path) -> None:
+    """One question at a time, no padding, no cache, the maximum of the last logits."""
+    model = save_small(tmp_path / "m")
+    names = ["simple_java", "parallel", "irrelevance"]
+    cases = read_cases(suite, names, limit=1).cases
+    settings = CallSettings(max_new_tokens=6)
+    made = TransformersModel(tmp_path / "m", settings, batch_size=4)
+    assert made.template == "chatml-tools"
+    found = answers_of(tmp_path / "m", cases, settings, 4)
+    for case in cases:
+        ids = made._tokenizer.ids([made.prompt(case)], split_special=False)[0]
+        size = len(ids)
+        with torch.inference_mode():
+            while len(ids) < size + 6 and ids[-1] not in (2, 5):
+                logits = model(torch.tensor([ids]), use_cache=False).logits
+                ids.append(int(logits[0, -1].argmax()))
+        written = ids[size:-1] if ids[-1] in (2, 5) else ids[size:]
+        assert found[case.id] == made._auto.decode(written), case.id
+
+
+@pytest.mark.long
+def test_what_is_drawn_does_not_depend_on_batches(suite: Path, tmp_path: Path) -> None:
+    save_small(tmp_path / "m")
+    cases = read_cases(suite, ["simple_python", "multiple"]).cases
+    settings = CallSettings(max_new_tokens=8, temperature=1.0, seed=3)
+    one = answers_of(tmp_path / "m", cases, settings, 1)
+    assert answers_of(tmp_path / "m", cases[::-1], settings, 3) == one
+    other = CallSettings(max_new_tokens=8, temperature=1.0, seed=4)
+    assert answers_of(tmp_path / "m", cases, other, 3) != one
+
+
+def test_questions_that_do_not_fit(suite: Path, tmp_path: Path) -> None:
+    save_small(tmp_path / "m", context=512)
+    words = [
+        "--data",
+        suite,
+        "--output",
+        tmp_path / "out",
+        "--categories",
+        "irrelevance",
+    ]
+    found = json.loads(alia("evaluate-calls", tmp_path / "m", *words, "--json"))
+    (category,) = found["models"]["m"]["categories"].values()
+    assert (category["right"], category["wrong"]) == (0, {"no_answer": 2})
+
+
+@pytest.mark.long
+def test_a_model_that_has_learned_the_answers(suite: Path, tmp_path: Path) -> None:
+    """Trained on a template's text of some questions and answers, it is right about
+    these, in one command, beside a model that knows nothing; changed, it is asked anew.
+    """
+    base, tuned = tmp_path / "base", tmp_path / "tuned"
+    save_small(base)
+    model = save_small(tuned)
+    names = ["multiple", "live_parallel", "irrelevance"]
+    cases = read_cases(suite, names, limit=1).cases
+    template = tmp_path / "short.jinja"
+    template.write_text(SHORT_TEMPLATE)
+    made = TransformersModel(tuned, CallSettings(), str(template))
+    learn(model, [(made.prompt(case), answer_text(case)) for case in cases], made)
+    model.save_pretrained(tuned)
+    out = tmp_path / "out"
+    words = ["--data", suite, "--output", out, "--categories", ",".join(names)]
+    words += ["--limit", 1, "--max-new-tokens", 150, "--json", "--template", template]
+    found = json.loads(alia("evaluate-calls", base, tuned, *words))["models"]
+    rights = {
+        name: [score["right"] for score in found[name]["categories"].values()]
+        for name in found
+    }
+    assert rights == {"base": [0, 0, 1], "tuned": [1, 1, 1]}
+    assert found["tuned"]["cut"] == 0
+    save_small(tuned / "again").save_pretrained(tuned)
+    with pytest.raises(AliaError, match=r"model\.huggingface\.model\.safetensors"):
+        alia("evaluate-calls", tuned, *words)
+
+
+def answer_text(case: Case) -> str:
+    calls = calls_for(case.messages[-1]["content"])
+    texts = [
+        f'<tool_call>\n{{"name": "{name}", "arguments": {arguments}}}\n</tool_call>'
+        for name, arguments in calls
+    ]
+    return "\n".join(texts) or "No."
+
+
+def learn(model: Any, pairs: list[tuple[str, str]], made: TransformersModel) -> None:
+    """Until each answer is the model's first choice, token by token."""
+    texts = made._tokenizer.ids([p for p, _ in pairs], split_special=False)
+    ends = made._tokenizer.ids([f"{a}{END}" for _, a in pairs], split_special=False)
+    model.train()
+    optimizer = torch.optim.AdamW(model.parameters(), lr=3e-3)
+    for _ in range(300):
+        hits = True
+        for text, end in zip(texts, ends, strict=True):
+            ids = torch.tensor([text + end])
+            logits = model(ids).logits[0, len(text) - 1 : -1]
+            target = ids[0, len(text) :]
+            torch.nn.functional.cross_entropy(logits, target).backward()
+            hits &= bool((logits.argmax(-1) == target).all())
+        if hits:
+            break
+        optimizer.step()
+        optimizer.zero_grad()
+    else:
+        raise AssertionError("the model does not learn its answers")
+    model.eval()
+
+
+def test_the_ledger_is_the_model_s_own(suite: Path, tmp_path: Path) -> None:
+    """Two models of one name have folders of their own."""
+    for parent in ("x", "y"):
+        save_small(tmp_path / parent / "m")
+    words = ["--data", suite, "--output", tmp_path / "out", "--limit", 1]
+    words += ["--categories", "multiple", "--max-new-tokens", 2, "--json"]
+    found = json.loads(
+        alia("evaluate-calls", tmp_path / "x" / "m", tmp_path / "y" / "m", *words)
+    )
+    assert list(found["models"]) == ["m", "m (2)"]
+    assert {p.name for p in (tmp_path / "out").iterdir()} >= {"m", "m (2)"}
