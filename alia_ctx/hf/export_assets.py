@@ -12,9 +12,10 @@ import torch
 from alia_ctx.checkpoint.directory import ASSETS
 from alia_ctx.checkpoint.manifest import Manifest
 from alia_ctx.data.tokens.tokenizer_files import (
-    TOKENIZER,
+    CONFIGURED,
     backend_files,
     has_vocabulary,
+    known_tokenizer,
     tokenizer_statement,
 )
 from alia_ctx.errors import CheckpointError
@@ -34,6 +35,11 @@ NO_TOKENIZER = (
 NOT_STATED = (
     "the checkpoint does not say which tokenizer it was trained with, as those of "
     "earlier releases: the files were taken as they are now"
+)
+
+NOT_OF_TEXT = (
+    "the text that the checkpoint was trained on does not say which tokenizer made it, as "
+    "token stores made elsewhere: that of the configuration was taken"
 )
 
 
@@ -78,6 +84,8 @@ class ExportAssets:
         notes = self._reconcile(directory, config, source)
         if self.manifest.ledger and self._stated() is None:
             notes.append(NOT_STATED)
+        if CONFIGURED in self.manifest.extra:
+            notes.append(NOT_OF_TEXT)
         notes += self._rope_notes()
         file = carried / ORIGIN
         origin = load_json(file) if file.is_file() else dict(manifest.extra)
@@ -141,8 +149,7 @@ class ExportAssets:
         return training
 
     def _stated(self) -> Mapping[str, str] | None:
-        stated = self.manifest.extra.get(TOKENIZER)
-        return stated if isinstance(stated, Mapping) else None
+        return known_tokenizer(self.manifest.extra)
 
     def _require_files_of_training(self, directory: Path) -> None:
         """Refuse files that are not those that the text of training was made with."""

@@ -23,8 +23,8 @@ from alia_ctx.checkpoint import dcp_store
 from alia_ctx.checkpoint.manifest import Manifest
 from alia_ctx.checkpoint.tensor_files import TensorFiles
 from alia_ctx.data.tokens.tokenizer_files import (
-    TOKENIZER,
     has_vocabulary,
+    known_tokenizer,
     tokenizer_statement,
 )
 from alia_ctx.errors import CheckpointError
@@ -197,7 +197,7 @@ def _compare_tokenizers(
     either; otherwise what the checkpoint states of them is compared.
     """
     training = stated_tokenizer(manifest) or ckpt_dir / checkpoint.ASSETS
-    stated = manifest.extra.get(TOKENIZER)
+    stated = known_tokenizer(manifest.extra)
     if not has_vocabulary(hf_dir):
         return f"tokenizer: not compared, {hf_dir} has none", []
     if stated is not None and tokenizer_statement(training) != stated:

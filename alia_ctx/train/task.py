@@ -33,6 +33,8 @@ class StageTask:
         config: the resolved configuration, recorded in checkpoints and sinks.
         tokenizer: what the text states of the tokenizer that it was made with, recorded
             in checkpoints; None where nothing is known.
+        configured: what the configuration's tokenizer is now, file by file, which the
+            origin's is compared with; None where it is not at hand.
         planned_updates: updates of a stage of conversations, which its plan says; None
             where the stage's settings do, and before it is packed.
     """
@@ -51,6 +53,7 @@ class StageTask:
     sinks: Sequence[Sink] = ()
     config: Mapping[str, Any] = field(default_factory=dict)
     tokenizer: Mapping[str, str] | None = None
+    configured: Callable[[], Mapping[str, str] | None] = lambda: None
     planned_updates: int | None = None
 
     @property

@@ -10,6 +10,7 @@ from alia_ctx import checkpoint
 from alia_ctx.checkpoint.manifest import DamagedError
 from alia_ctx.config.run import RANDOM, RunConfig, position_edges
 from alia_ctx.data.packing import PackPlan, read_statement
+from alia_ctx.data.tokens import tokenizer_statement
 from alia_ctx.errors import CheckpointError, DataError
 from alia_ctx.train.best import BEST
 from alia_ctx.train.run_directory import RunDirectory, mended_by_training
@@ -23,6 +24,13 @@ from alia_ctx.train.task import StageTask
 
 def run_directory(run: RunConfig) -> RunDirectory:
     return RunDirectory(Path(run.output))
+
+
+def configured_tokenizer(run: RunConfig) -> dict[str, str] | None:
+    """The configuration's tokenizer, file by file, as it is now; None where it is not at
+    hand.
+    """
+    return tokenizer_statement(Path(run.tokenizer)) or None
 
 
 def stage_task(run: RunConfig, name: str) -> StageTask:
@@ -42,6 +50,7 @@ def stage_task(run: RunConfig, name: str) -> StageTask:
         best=run.evaluation.best,
         sinks=run.metrics.sinks,
         config=run.to_dict(),
+        configured=lambda: configured_tokenizer(run),
     )
 
 

@@ -21,7 +21,7 @@ from alia_ctx.train.engine import Engine
 from alia_ctx.train.rendezvous import starting_ranks
 from alia_ctx.train.stopping import StopRequests, Watchdog
 from alia_ctx.train.trainer import StageTrainer
-from alia_ctx.workflow.chain import check_trained, stage_task
+from alia_ctx.workflow.chain import check_trained, configured_tokenizer, stage_task
 from alia_ctx.workflow.evaluation_in_training import held_out_evaluation
 from alia_ctx.workflow.function_calls import conversation_evaluation
 from alia_ctx.workflow.plans import open_plan
@@ -78,7 +78,7 @@ def train(run: RunConfig, name: str, *, exit_before: float | None = None) -> Pat
                 gather=ranks.gather_objects,
             )
         )
-        plan, _, tokenizer = on_all_ranks(
+        plan, _, tokenizer, configured = on_all_ranks(
             ranks,
             f"what stage {name} is trained on, below {run.output}",
             lambda: _open_data(run, name),
@@ -92,7 +92,9 @@ def train(run: RunConfig, name: str, *, exit_before: float | None = None) -> Pat
         tokens = _bar_tokens(stage, plan, plan.updates)
         bar = entered.enter_context(meter(f"train {name}", tokens, "token", shown=main))
         trainer = StageTrainer(
-            dataclasses.replace(task, tokenizer=tokenizer),
+            dataclasses.replace(
+                task, tokenizer=tokenizer, configured=lambda: configured
+            ),
             engine,
             plan,
             stop=stop,
@@ -107,25 +109,26 @@ def train(run: RunConfig, name: str, *, exit_before: float | None = None) -> Pat
         return trainer.train()
 
 
-_Data = tuple[PackPlan, TokenStore | None, dict[str, str] | None]
+_Tokenizer = dict[str, str] | None
+_Data = tuple[PackPlan, TokenStore | None, _Tokenizer, _Tokenizer]
 
 
 def _open_data(run: RunConfig, name: str) -> _Data:
     """The stage's plan, the held-out text where it is measured while training, and the
-    tokenizer of the text; all that refuses a start is said here, before an engine is
-    built.
+    tokenizers of the text and of the configuration; all that refuses a start is said
+    here, before an engine is built.
     """
     check_trained(run, name)
     plan = open_plan(run, name)
     measured = run.evaluation.every_updates and run.evaluation.held_out is not None
     held_out = open_store(run, HELD_OUT) if measured else None
-    return plan, held_out, tokenizer_of_text(run)
+    return plan, held_out, tokenizer_of_text(run), configured_tokenizer(run)
 
 
 def _data_identity(data: _Data) -> list[str]:
-    plan, held_out, tokenizer = data
+    plan, held_out, *tokenizers = data
     text = "" if held_out is None else held_out.fingerprint
-    return [plan.fingerprint, text, str(tokenizer)]
+    return [plan.fingerprint, text, *map(str, tokenizers)]
 
 
 def _evaluation(

@@ -14,6 +14,7 @@ from alia_ctx.config import load_run
 from alia_ctx.config.run import RunConfig
 from alia_ctx.errors import ConfigError, DataError
 from alia_ctx.identity import IdentityError
+from alia_ctx.workflow.stores import tokenizer_of_text
 from tests.small_run import alia, write_run
 
 WORDS = ["the", "rain", "in", "Girona", "falls", "mainly", "on", "the", "plain", "and"]
@@ -138,3 +139,33 @@ def test_a_base_that_is_not_imported_yet_is_said_once(tokenized: Path) -> None:
         "model",
         "stages.short.init_from",
     ]
+
+
+def test_tokens_of_unknown_origin_are_given_no_tokenizer(tmp_path: Path) -> None:
+    """What the configuration names is recorded as that, and still compared."""
+    path = write_run(tmp_path)
+    assert tokenizer_of_text(load_run(path)) is None
+    workflow.pack(load_run(path), "short")
+    trained = alia("train", str(path), "--stage", "short", timeout=600)
+    assert trained.returncode == 0, trained.stderr
+    extra = read_manifest(workflow.finished_checkpoint(load_run(path), "short")).extra
+    assert "tokenizer" not in extra
+    assert {*extra["tokenizer_configured"]} == {
+        "tokenizer.json",
+        "tokenizer_config.json",
+    }
+    swap(tmp_path)
+    with pytest.raises(IdentityError, match=r"tokenizer\.json: \w+ there, \w+ now"):
+        workflow.finished_checkpoint(load_run(path), "short", as_origin=True)
+
+
+def test_a_store_whose_making_was_interrupted_is_not_used(tokenized: Path) -> None:
+    """Its old tokens were made with who knows what."""
+    tokens = tokenized.parent / "out" / "tokens"
+    (tokens / "text.work").mkdir()
+    workflow.pack(
+        run_of(tokenized), "short"
+    )  # the store's statement is there: finished
+    (tokens / "text.json").unlink()
+    with pytest.raises(DataError, match="interrupted"):
+        workflow.pack(run_of(tokenized), "short", overwrite=True)

@@ -20,7 +20,13 @@ from alia_ctx.data.chat.counts import ChatCounts, FirstOfEach, LeftOutRow
 from alia_ctx.data.chat.encoding import ChatEncoder
 from alia_ctx.data.documents.inputs import SourceSpec, find_inputs
 from alia_ctx.data.tokens.special_tokens import SpecialTokens
-from alia_ctx.data.tokens.store import TokenStore, write_index, write_weights
+from alia_ctx.data.tokens.store import (
+    TokenStore,
+    publish,
+    work_path,
+    write_index,
+    write_weights,
+)
 from alia_ctx.data.tokens.tokenizer_files import TOKENIZER, tokenizer_statement
 from alia_ctx.data.tokens.vocabulary import recorded_range, vocabulary_problems
 from alia_ctx.errors import DataError
@@ -201,7 +207,7 @@ def _finished(
             )
         return None
     there = [s for s in _SUFFIXES[:2] if _path(prefix, s).exists()]
-    ours = (_path(prefix, ".work") / "chat").is_file()
+    ours = (work_path(prefix) / "chat").is_file()
     if there and not overwrite and not ours:
         raise DataError(
             f"{prefix}{there[0]} exists and is not ours; choose another name or allow "
@@ -218,7 +224,7 @@ def _write(
     progress: Callable[[int, int], None] | None,
 ) -> dict[str, Any]:
     """Everything under PREFIX.work first; then each file takes its name."""
-    work = _path(prefix, ".work")
+    work = work_path(prefix)
     if work.is_dir() and not (work / "chat").is_file():
         raise DataError(
             f"{work}: holds an unfinished run of text; finish it as it was, or remove it"
@@ -234,9 +240,7 @@ def _write(
         # keeping; (work / "chat") goes last so that a killed removal is ours still.
         shutil.rmtree(work, ignore_errors=True)
         raise
-    _path(prefix, ".json").unlink(missing_ok=True)
-    for suffix in _SUFFIXES:
-        os.replace(_path(made, suffix), _path(prefix, suffix))
+    publish(made, prefix, _SUFFIXES)
     shutil.rmtree(work, ignore_errors=True)
     return sidecar
 

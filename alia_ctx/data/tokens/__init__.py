@@ -13,13 +13,16 @@ from alia_ctx.data.tokens.store import (
     write_weights,
 )
 from alia_ctx.data.tokens.tokenizer_files import (
+    CONFIGURED,
     TOKENIZER,
     has_vocabulary,
+    known_tokenizer,
     tokenizer_statement,
 )
 from alia_ctx.data.tokens.vocabulary import vocabulary_problems
 
 __all__ = [
+    "CONFIGURED",
     "TOKENIZER",
     "SpecialTokens",
     "TextEncoder",
@@ -27,6 +30,7 @@ __all__ = [
     "TokenizeProgress",
     "TokenizeReport",
     "has_vocabulary",
+    "known_tokenizer",
     "require_same_source",
     "token_dtype",
     "tokenize_source",

@@ -14,8 +14,9 @@ for: 8 bytes magic, uint64 number of tokens T, 16 bytes xxh3_128 over the finger
 from __future__ import annotations
 
 import json
+import os
 import struct
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import IO
@@ -57,6 +58,14 @@ class TokenStore:
                 raise DataError(
                     f"{path} does not exist; tokenize the source or correct the store's prefix"
                 )
+        if not self.sidecar_path.is_file() and work_path(self.prefix).is_dir():
+            raise DataError(
+                f"{self.prefix}: tokenising it was interrupted ({work_path(self.prefix)} "
+                "is beside it, what it was made from is not), so nothing says whose "
+                "tokens these are; finish it with `alia-ctx tokenize CONFIG --source "
+                f"{self.prefix.name}`, or, where the store was put here by hand, remove "
+                "that folder"
+            )
         self._read_index()
 
     def _read_index(self) -> None:
@@ -285,6 +294,25 @@ class TokenStore:
                     f"{path}: checksum is not the {recorded} recorded when it was "
                     "written; build it again"
                 )
+
+
+def work_path(prefix: Path) -> Path:
+    """Where a store is made, before its files take their names."""
+    return prefix.with_name(prefix.name + ".work")
+
+
+def publish(made: Path, prefix: Path, suffixes: Sequence[str]) -> None:
+    """Give the whole files `MADE+SUFFIX` their names at `prefix`; the last of `suffixes`
+    is that of the sidecar, the work folder stays until the caller removes it.
+
+    Whoever is killed between the renames leaves a store without sidecar beside its work
+    folder, which `TokenStore` does not open.
+    """
+    prefix.with_name(prefix.name + suffixes[-1]).unlink(missing_ok=True)
+    for suffix in suffixes:
+        os.replace(
+            made.with_name(made.name + suffix), prefix.with_name(prefix.name + suffix)
+        )
 
 
 def _map(path: Path, dtype: np.dtype) -> np.ndarray:
