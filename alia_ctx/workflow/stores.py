@@ -15,6 +15,7 @@ from alia_ctx.data.chat import (
     ChatEncoder,
     chat_settings,
     require_same_chat,
+    require_same_chat_options,
     write_chat_store,
 )
 from alia_ctx.data.documents import SourceSpec
@@ -27,6 +28,7 @@ from alia_ctx.data.tokens import (
     require_same_source,
     tokenize_source,
 )
+from alia_ctx.data.tokens import require_same_options as require_options_of_source
 from alia_ctx.errors import ConfigError, DataError, Problem
 from alia_ctx.files import exclusive
 from alia_ctx.identity import require_same
@@ -191,6 +193,30 @@ def require_same_text(run: RunConfig) -> None:
             require_same_chat(spec, store_prefix(run, name), chat)
         else:
             require_same_source(spec, store_prefix(run, name), encoder)
+
+
+def require_same_options(run: RunConfig, stage: str) -> None:
+    """DataError where a store that the stage draws from says that it was made with other
+    options than the configuration's. Quick: neither inputs nor tokenizer are read.
+    """
+    options = run.data
+    for name in run.stage(stage).pack.drawn_from(list(run.data.sources)):
+        spec, prefix = run.data.sources[name], store_prefix(run, name)
+        if spec.chat is not None:
+            require_same_chat_options(
+                spec,
+                prefix,
+                max_tokens=longest_context(run),
+                special_tokens=options.special_tokens,
+            )
+        else:
+            require_options_of_source(
+                spec,
+                prefix,
+                append_eos=options.append_eos,
+                prepend_bos=options.prepend_bos,
+                special_tokens=options.special_tokens,
+            )
 
 
 def tokenizer_of_text(run: RunConfig) -> dict[str, str] | None:

@@ -25,7 +25,7 @@ from alia_ctx.workflow.chain import check_trained, configured_tokenizer, stage_t
 from alia_ctx.workflow.evaluation_in_training import held_out_evaluation
 from alia_ctx.workflow.function_calls import conversation_evaluation
 from alia_ctx.workflow.plans import open_plan
-from alia_ctx.workflow.stores import open_store, tokenizer_of_text
+from alia_ctx.workflow.stores import open_store, require_same_options, tokenizer_of_text
 
 if TYPE_CHECKING:
     from alia_ctx.mcore.engine import MegatronEngine
@@ -120,6 +120,7 @@ def _open_data(run: RunConfig, name: str) -> _Data:
     """
     check_trained(run, name)
     plan = open_plan(run, name)
+    require_same_options(run, name)
     measured = run.evaluation.every_updates and run.evaluation.held_out is not None
     held_out = open_store(run, HELD_OUT) if measured else None
     return plan, held_out, tokenizer_of_text(run), configured_tokenizer(run)

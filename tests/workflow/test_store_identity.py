@@ -12,9 +12,10 @@ from alia_ctx import workflow
 from alia_ctx.checkpoint import read_manifest
 from alia_ctx.config import load_run
 from alia_ctx.config.run import RunConfig
+from alia_ctx.data.tokens.tokenizer import HubTokenizer
 from alia_ctx.errors import ConfigError, DataError
 from alia_ctx.identity import IdentityError
-from alia_ctx.workflow.stores import tokenizer_of_text
+from alia_ctx.workflow.stores import require_same_options, tokenizer_of_text
 from tests.small_run import alia, write_run
 
 WORDS = ["the", "rain", "in", "Girona", "falls", "mainly", "on", "the", "plain", "and"]
@@ -169,3 +170,50 @@ def test_a_store_whose_making_was_interrupted_is_not_used(tokenized: Path) -> No
     (tokens / "text.json").unlink()
     with pytest.raises(DataError, match="interrupted"):
         workflow.pack(run_of(tokenized), "short", overwrite=True)
+
+
+@pytest.mark.parametrize(
+    "override",
+    [
+        "data.append_eos=false",
+        "data.prepend_bos=true",
+        "data.special_tokens=keep",
+        "data.sources.text.text_key=body",
+        "data.sources.text.id_key=id",
+    ],
+)
+def test_training_records_no_options_that_were_not_used(
+    tokenized: Path, override: str
+) -> None:
+    """Though the inputs are not what they were any more."""
+    (tokenized.parent / "text.jsonl").write_text("")
+    run = run_of(tokenized, override)
+    with pytest.raises(DataError, match=override.split("=")[0].split(".")[-1]):
+        require_same_options(run, "short")
+    require_same_options(run_of(tokenized), "short")
+
+
+def test_a_chat_template_and_a_limit_change_no_store(tokenized: Path) -> None:
+    file = tokenized.parent / "tokenizer" / "tokenizer_config.json"
+    document = json.loads(file.read_text())
+    changed = {**document, "chat_template": "{{ messages }}", "model_max_length": 64}
+    file.write_text(json.dumps(changed, indent=3))
+    workflow.require_same_text(run_of(tokenized))
+    before = (tokenized.parent / "out/tokens/text.json").read_bytes()
+    workflow.tokenize(run_of(tokenized))
+    assert (tokenized.parent / "out/tokens/text.json").read_bytes() == before
+    file.write_text(json.dumps({**document, "add_prefix_space": True}))
+    with pytest.raises(DataError, match=r"tokenizer: \w+ there, \w+ asked"):
+        workflow.require_same_text(run_of(tokenized))
+
+
+def test_a_store_of_an_earlier_release_is_still_the_one(tokenized: Path) -> None:
+    """It states a checksum of the tokenizer's files byte by byte."""
+    file = tokenized.parent / "out" / "tokens" / "text.json"
+    document = json.loads(file.read_text())
+    tokenizer = HubTokenizer(tokenized.parent / "tokenizer", "llama")
+    assert document["identity"]["tokenizer"] == tokenizer.fingerprint()
+    document["identity"]["tokenizer"] = tokenizer.former_fingerprint()
+    file.write_text(json.dumps(document))
+    workflow.require_same_text(run_of(tokenized))
+    workflow.tokenize(run_of(tokenized))

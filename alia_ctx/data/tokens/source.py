@@ -33,9 +33,11 @@ from alia_ctx.data.tokens.shards import (
     read_note,
 )
 from alia_ctx.data.tokens.special_tokens import SpecialTokens
-from alia_ctx.data.tokens.store import TokenStore, publish, work_path, write_index
+from alia_ctx.data.tokens.store import TokenStore, write_index
+from alia_ctx.data.tokens.tokenizer import renewed
 from alia_ctx.data.tokens.tokenizer_files import TOKENIZER, tokenizer_statement
 from alia_ctx.data.tokens.vocabulary import recorded_range, vocabulary_problems
+from alia_ctx.data.tokens.work_folder import publish, work_path
 from alia_ctx.errors import DataError
 from alia_ctx.files import atomic_file, file_checksum, file_fingerprint, write_json
 
@@ -130,7 +132,7 @@ def tokenize_source(
     shard_bytes = shard_bytes or usual_shard_bytes(inputs.files)
     prefix = Path(out_dir) / name
     identity = source_identity(spec, inputs.files, encoder, shard_bytes)
-    finished = _finished(prefix, identity, overwrite)
+    finished = _finished(prefix, identity, encoder, overwrite)
     if finished is not None:
         return _report(
             name,
@@ -212,7 +214,7 @@ def _paths(prefix: Path) -> tuple[Path, Path, Path, Path]:
 
 
 def _finished(
-    prefix: Path, identity: dict[str, Any], overwrite: bool
+    prefix: Path, identity: dict[str, Any], encoder: TextEncoder, overwrite: bool
 ) -> dict[str, Any] | None:
     """The sidecar of a finished store of this identity, None if there is work to do,
     else DataError.
@@ -222,7 +224,9 @@ def _finished(
         sidecar = (
             TokenStore(prefix).sidecar if data.is_file() and index.is_file() else {}
         )
-        old = sidecar.get("identity")
+        old = renewed(
+            sidecar.get("identity"), encoder.former_fingerprint, encoder.fingerprint
+        )
         if old == identity:
             shutil.rmtree(work_path(prefix), ignore_errors=True)
             return sidecar

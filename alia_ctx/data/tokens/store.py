@@ -14,9 +14,8 @@ for: 8 bytes magic, uint64 number of tokens T, 16 bytes xxh3_128 over the finger
 from __future__ import annotations
 
 import json
-import os
 import struct
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from functools import cached_property
 from pathlib import Path
 from typing import IO
@@ -24,6 +23,7 @@ from typing import IO
 import numpy as np
 
 from alia_ctx.data.tokens.vocabulary import known_range
+from alia_ctx.data.tokens.work_folder import work_path
 from alia_ctx.errors import DataError
 from alia_ctx.files import atomic_file, checksum, file_checksum, file_fingerprint
 
@@ -256,12 +256,35 @@ class TokenStore:
 
     @cached_property
     def fingerprint(self) -> str:
-        """Identity of the content, in hex:
-
-        file_fingerprint of the files, and the sidecar's checksum of all tokens.
+        """Name of the content, in hex: file_fingerprint of the files, and the sidecar's
+        checksum of all tokens. See `is_called`.
         """
-        recorded = str(self.sidecar.get("bin_checksum", ""))
-        parts = [recorded, self._index_fingerprint, self._data_fingerprint]
+        return self._fingerprint(str(self.sidecar.get("bin_checksum", "")))
+
+    @cached_property
+    def _other_fingerprint(self) -> str:
+        there = "bin_checksum" in self.sidecar
+        return self._fingerprint("" if there else file_checksum(self.data_path))
+
+    def is_called(self, fingerprint: str) -> bool:
+        """Whether this content has that fingerprint, with its sidecar beside it or not:
+        a copy of `.bin` and `.idx` alone is the same content. Reads all bytes where
+        there is no sidecar and the fingerprint is another.
+        """
+        return fingerprint == self.fingerprint or fingerprint in self.fingerprints
+
+    def known_as(self, fingerprint: str | None) -> str:
+        """`fingerprint` where it is this content's, else the content's own."""
+        known = fingerprint is not None and self.is_called(fingerprint)
+        return str(fingerprint) if known else self.fingerprint
+
+    @property
+    def fingerprints(self) -> tuple[str, str]:
+        """All that `is_called` answers to."""
+        return self.fingerprint, self._other_fingerprint
+
+    def _fingerprint(self, bin_checksum: str) -> str:
+        parts = [bin_checksum, self._index_fingerprint, self._data_fingerprint]
         if self.weights is not None:
             parts.append(file_fingerprint(self.weights_path))
         return checksum(" ".join(parts).encode())
@@ -294,25 +317,6 @@ class TokenStore:
                     f"{path}: checksum is not the {recorded} recorded when it was "
                     "written; build it again"
                 )
-
-
-def work_path(prefix: Path) -> Path:
-    """Where a store is made, before its files take their names."""
-    return prefix.with_name(prefix.name + ".work")
-
-
-def publish(made: Path, prefix: Path, suffixes: Sequence[str]) -> None:
-    """Give the whole files `MADE+SUFFIX` their names at `prefix`; the last of `suffixes`
-    is that of the sidecar, the work folder stays until the caller removes it.
-
-    Whoever is killed between the renames leaves a store without sidecar beside its work
-    folder, which `TokenStore` does not open.
-    """
-    prefix.with_name(prefix.name + suffixes[-1]).unlink(missing_ok=True)
-    for suffix in suffixes:
-        os.replace(
-            made.with_name(made.name + suffix), prefix.with_name(prefix.name + suffix)
-        )
 
 
 def _map(path: Path, dtype: np.dtype) -> np.ndarray:
