@@ -256,15 +256,13 @@ class TokenStore:
 
     @cached_property
     def fingerprint(self) -> str:
-        """Name of the content, in hex: file_fingerprint of the files, and the sidecar's
-        checksum of all tokens. See `is_called`.
-        """
+        """Name of the content, in hex, of the files and the sidecar's checksum of all tokens."""
         return self._fingerprint(str(self.sidecar.get("bin_checksum", "")))
 
     @cached_property
     def _other_fingerprint(self) -> str:
-        there = "bin_checksum" in self.sidecar
-        return self._fingerprint("" if there else file_checksum(self.data_path))
+        stated = "bin_checksum" in self.sidecar
+        return self._fingerprint("" if stated else file_checksum(self.data_path))
 
     def is_called(self, fingerprint: str) -> bool:
         """Whether this content has that fingerprint, with its sidecar beside it or not:
@@ -275,8 +273,11 @@ class TokenStore:
 
     def known_as(self, fingerprint: str | None) -> str:
         """`fingerprint` where it is this content's, else the content's own."""
-        known = fingerprint is not None and self.is_called(fingerprint)
-        return str(fingerprint) if known else self.fingerprint
+        return (
+            fingerprint
+            if fingerprint and self.is_called(fingerprint)
+            else self.fingerprint
+        )
 
     @property
     def fingerprints(self) -> tuple[str, str]:
