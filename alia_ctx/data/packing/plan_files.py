@@ -352,7 +352,12 @@ def stores_as_named(
     the store's content.
     """
     there = {name: fingerprint for name, fingerprint in named}
-    return [[name, store.known_as(there.get(name))] for name, store in stores.items()]
+    return [
+        [name, there[name]]
+        if name in there and store.is_called(there[name])
+        else [name, store.fingerprint]
+        for name, store in stores.items()
+    ]
 
 
 def _store_differences(old: list[list[str]], new: list[list[str]]) -> list[str]:

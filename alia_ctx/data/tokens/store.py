@@ -271,14 +271,6 @@ class TokenStore:
         """
         return fingerprint == self.fingerprint or fingerprint in self.fingerprints
 
-    def known_as(self, fingerprint: str | None) -> str:
-        """`fingerprint` where it is this content's, else the content's own."""
-        return (
-            fingerprint
-            if fingerprint and self.is_called(fingerprint)
-            else self.fingerprint
-        )
-
     @property
     def fingerprints(self) -> tuple[str, str]:
         """All that `is_called` answers to."""
