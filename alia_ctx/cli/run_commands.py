@@ -76,6 +76,8 @@ def check(
     for name in names or run.stages:
         if not run.deferred(run.output):
             workflow.check_trained(run, name)
+        if unknown := workflow.unknown_tokenizer(run, name):
+            typer.echo(f"note: {unknown}")
         planned = run.stage(name)
         if planned.update_instances is not None:
             typer.echo(

@@ -13,9 +13,10 @@ from alia_ctx.checkpoint.directory import ASSETS
 from alia_ctx.checkpoint.manifest import Manifest
 from alia_ctx.data.documents.chat_spec import CHAT_TEMPLATE
 from alia_ctx.data.tokens.tokenizer_files import (
-    TOKENIZER,
+    CONFIGURED,
     backend_files,
     has_vocabulary,
+    known_tokenizer,
     tokenizer_statement,
 )
 from alia_ctx.errors import CheckpointError
@@ -36,6 +37,11 @@ NO_TOKENIZER = (
 NOT_STATED = (
     "the checkpoint does not say which tokenizer it was trained with, as those of "
     "earlier releases: the files were taken as they are now"
+)
+
+NOT_OF_TEXT = (
+    "the text that the checkpoint was trained on does not say which tokenizer made it, as "
+    "token stores made elsewhere: that of the configuration was taken"
 )
 
 
@@ -86,6 +92,8 @@ class ExportAssets:
         notes += more
         if self.manifest.ledger and self._stated() is None:
             notes.append(NOT_STATED)
+        if CONFIGURED in self.manifest.extra:
+            notes.append(NOT_OF_TEXT)
         notes += self._rope_notes()
         file = carried / ORIGIN
         origin = load_json(file) if file.is_file() else dict(manifest.extra)
@@ -156,8 +164,7 @@ class ExportAssets:
         return training
 
     def _stated(self) -> Mapping[str, str] | None:
-        stated = self.manifest.extra.get(TOKENIZER)
-        return stated if isinstance(stated, Mapping) else None
+        return known_tokenizer(self.manifest.extra)
 
     def _require_files_of_training(self, directory: Path) -> None:
         """Refuse files that are not those that the text of training was made with."""

@@ -23,8 +23,8 @@ from alia_ctx.checkpoint import dcp_store
 from alia_ctx.checkpoint.manifest import Manifest
 from alia_ctx.checkpoint.tensor_files import TensorFiles
 from alia_ctx.data.tokens.tokenizer_files import (
-    TOKENIZER,
     has_vocabulary,
+    known_tokenizer,
     tokenizer_statement,
 )
 from alia_ctx.errors import CheckpointError
@@ -35,6 +35,11 @@ from alia_ctx.hf.reference_decoder import ReferenceDecoder, spread_positions
 from alia_ctx.hf.rules import EMBEDDING, FINAL_NORM, HEAD, WeightMap
 from alia_ctx.hf.special_ids import differences, read_tokenizer
 from alia_ctx.hf.streams import Progress, drop_tied_head, stored_dtypes
+from alia_ctx.hf.travelling import (
+    backend_differences,
+    limit_differences,
+    stop_differences,
+)
 from alia_ctx.hf.upstream import (
     DecoderLayers,
     FileWeights,
@@ -157,6 +162,8 @@ def verify(
             config_differences=(
                 *apart,
                 *_config_differences(rope, context, manifest),
+                *stop_differences(hf_dir, manifest.model.vocab_size),
+                *limit_differences(hf_dir, min(context, manifest.context)),
                 *unlike,
             ),
             weight_differences=differences,
@@ -197,9 +204,12 @@ def _compare_tokenizers(
     either; otherwise what the checkpoint states of them is compared.
     """
     training = stated_tokenizer(manifest) or ckpt_dir / checkpoint.ASSETS
-    stated = manifest.extra.get(TOKENIZER)
+    stated = known_tokenizer(manifest.extra)
     if not has_vocabulary(hf_dir):
-        return f"tokenizer: not compared, {hf_dir} has none", []
+        # An export has the tokenizer that its checkpoint knows: one that is gone was removed.
+        gone = stated is not None or has_vocabulary(training)
+        lost = [f"tokenizer: {hf_dir} has none, the checkpoint has one"] if gone else []
+        return f"tokenizer: not compared, {hf_dir} has none", lost
     if stated is not None and tokenizer_statement(training) != stated:
         apart = identity.differences(stated, tokenizer_statement(hf_dir), "tokenizer")
         text = (
@@ -210,10 +220,14 @@ def _compare_tokenizers(
     if not has_vocabulary(training):
         return f"tokenizer: not compared, {training} has none", []
     there, here = map(read_tokenizer, (hf_dir, training))
+    problems = differences(there, here)
+    problems += backend_differences(hf_dir, training)
+    if stated is not None:
+        problems += identity.differences(stated, tokenizer_statement(hf_dir))
     text = f"tokenizer: {len(there.vocabulary):,} tokens, special ids, a sample of text"
     if stated is None and manifest.ledger:
         text += f" of {training} as it is now: the checkpoint does not state its files"
-    return text, [f"tokenizer: {problem}" for problem in differences(there, here)]
+    return text, [f"tokenizer: {problem}" for problem in problems]
 
 
 def _config_differences(rope: Any, context: int, manifest: Manifest) -> Iterator[str]:

@@ -20,7 +20,7 @@ from alia_ctx import checkpoint
 from alia_ctx.checkpoint.manifest import Manifest, StageLedger
 from alia_ctx.config.run import OptimizerConfig, StageConfig
 from alia_ctx.data.packing import PackPlan
-from alia_ctx.data.tokens import TOKENIZER
+from alia_ctx.data.tokens import TOKENIZER, known_tokenizer
 from alia_ctx.errors import CheckpointError
 from alia_ctx.identity import IdentityError, differences, statement, statement_checksum
 from alia_ctx.spec.model import ModelSpec
@@ -87,9 +87,9 @@ def require_same_stage(
     refused = [line for line in changed if line not in allowed]
     refused += _shortened(task, manifest) if not refused else []
     refused += _other_origin(task, manifest)
-    then = manifest.extra.get(TOKENIZER)
-    if task.tokenizer is not None and then is not None:
-        refused += differences(then, task.tokenizer, TOKENIZER)
+    then, now = known_tokenizer(manifest.extra), task.tokenizer or task.configured()
+    if now is not None and then is not None:
+        refused += differences(then, now, TOKENIZER)
     if refused:
         state = f"finished ({manifest.update} updates)" if finished else "begun"
         raise IdentityError(
@@ -107,7 +107,7 @@ def require_same_plan(task: StageTask, plan: PackPlan, manifest: Manifest) -> No
     counted: on the same plan, or on a longer one that begins with the same updates.
     """
     then = manifest.ledger[-1]
-    if then.plan == plan.fingerprint or plan.extends(then.plan):
+    if plan.is_plan(then.plan) or plan.extends(then.plan):
         return
     raise IdentityError(
         f"stage {task.name} has trained {then.rows} rows of another plan than the one "

@@ -19,6 +19,7 @@ from alia_ctx.identity import differences
 from alia_ctx.spec.model import ModelSpec
 from alia_ctx.train.agreement import on_all_ranks
 from alia_ctx.train.checkpoint_manager import CheckpointManager
+from alia_ctx.train.origin import require_same_model, require_same_tokenizer
 from alia_ctx.train.run_directory import mended_by_training
 from alia_ctx.train.schedule import Schedule
 from alia_ctx.train.stage_identity import (
@@ -26,7 +27,6 @@ from alia_ctx.train.stage_identity import (
     SCHEDULE,
     STARTED_FROM,
     checkpoint_statement,
-    model_differences,
     require_same_plan,
     require_same_rows,
     require_same_stage,
@@ -156,22 +156,23 @@ def start_from(
     checkpoint, or an imported one. Collective.
 
     CheckpointError where it is not there, of another model, damaged, or lacks the
-    optimizer state that is to be kept.
+    optimizer state that is to be kept; IdentityError where its tokenizer is another.
     """
     keep_optimizer = task.stage.optimizer_state == "keep"
 
-    def look() -> tuple[Path, Manifest] | None:
+    def look() -> tuple[Path, Manifest, str | None] | None:
         path = task.origin()
         if path is None:
             return None
         manifest = checkpoint.read_manifest(path)
-        _require_same_model(path, manifest, task.model)
+        require_same_model(path, manifest, task.model)
+        unknown = require_same_tokenizer(task, path, manifest)
         if keep_optimizer and not manifest.has_optimizer:
             raise CheckpointError(
                 f"{path} holds no optimizer state; set "
                 f"stages.{task.name}.optimizer_state=reset, or start from a stage"
             )
-        return path, manifest
+        return path, manifest, unknown
 
     found = on_all_ranks(
         checkpoints.engine,
@@ -181,7 +182,9 @@ def start_from(
     )
     if found is None:
         return start
-    path, manifest = found
+    path, manifest, unknown = found
+    if unknown is not None and checkpoints.engine.rank == 0:
+        checkpoints.notice(unknown)
     problem = checkpoints.damage(path)
     if problem is not None:
         is_stage = task.stage.init_from in task.config.get("stages", ())
@@ -192,9 +195,3 @@ def start_from(
     if CHAT_TEMPLATE in manifest.extra:  # text after conversations does not undo them
         extra[CHAT_TEMPLATE] = manifest.extra[CHAT_TEMPLATE]
     return StageState(start.ledger, manifest.ledger, str(path), extra)
-
-
-def _require_same_model(path: Path, manifest: Manifest, model: ModelSpec) -> None:
-    differing = model_differences(manifest.model, model)
-    if differing:
-        raise CheckpointError(f"{path} is of another model ({'; '.join(differing)})")

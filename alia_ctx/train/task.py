@@ -35,6 +35,8 @@ class StageTask:
             in checkpoints; None where nothing is known.
         chat_template: the template of the conversations that the stage is trained on, as
             `ChatTemplate.statement` has it; None where it is trained on none.
+        configured: what the configuration's tokenizer is now, file by file, which the
+            origin's is compared with; None where it is not at hand.
         planned_updates: updates of a stage of conversations, which its plan says; None
             where the stage's settings do, and before it is packed.
     """
@@ -54,6 +56,7 @@ class StageTask:
     config: Mapping[str, Any] = field(default_factory=dict)
     tokenizer: Mapping[str, str] | None = None
     chat_template: Mapping[str, Any] | None = None
+    configured: Callable[[], Mapping[str, str] | None] = lambda: None
     planned_updates: int | None = None
 
     @property

@@ -20,7 +20,7 @@ from alia_ctx import checkpoint
 from alia_ctx.checkpoint.manifest import Manifest
 from alia_ctx.data.documents.chat_spec import CHAT_TEMPLATE
 from alia_ctx.data.packing import PackPlan, weigh_by_piece
-from alia_ctx.data.tokens import TOKENIZER
+from alia_ctx.data.tokens import CONFIGURED, TOKENIZER
 from alia_ctx.errors import AliaError
 from alia_ctx.train.balance import assign_rows, imbalance
 from alia_ctx.train.best import BEST, improved
@@ -292,6 +292,8 @@ class StageTrainer:
         extra = {**manifest.extra, "precision": self.engine.precision_on_disk}
         if self.task.tokenizer is not None:
             extra[TOKENIZER] = self.task.tokenizer
+        elif TOKENIZER not in extra and (configured := self.task.configured()):
+            extra[CONFIGURED] = configured
         if self.task.chat_template is not None:
             extra[CHAT_TEMPLATE] = self.task.chat_template
         if self.plan.of_conversations:

@@ -10,6 +10,7 @@ from alia_ctx.workflow.chain import (
     best_checkpoint,
     check_trained,
     finished_checkpoint,
+    unknown_tokenizer,
 )
 from alia_ctx.workflow.checking import check_vocabulary
 from alia_ctx.workflow.comparing_rope import base_rope, compare_rope
@@ -91,5 +92,6 @@ __all__ = [
     "text_report",
     "tokenize",
     "train",
+    "unknown_tokenizer",
     "write_page",
 ]

@@ -10,8 +10,10 @@ from alia_ctx import checkpoint
 from alia_ctx.checkpoint.manifest import DamagedError
 from alia_ctx.config.run import RANDOM, RunConfig, position_edges
 from alia_ctx.data.packing import PackPlan, read_statement
+from alia_ctx.data.tokens import tokenizer_statement
 from alia_ctx.errors import CheckpointError, DataError
 from alia_ctx.train.best import BEST
+from alia_ctx.train.origin import require_same_tokenizer
 from alia_ctx.train.run_directory import RunDirectory, mended_by_training
 from alia_ctx.train.stage_identity import (
     PLANNED,
@@ -23,6 +25,13 @@ from alia_ctx.train.task import StageTask
 
 def run_directory(run: RunConfig) -> RunDirectory:
     return RunDirectory(Path(run.output))
+
+
+def configured_tokenizer(run: RunConfig) -> dict[str, str] | None:
+    """The configuration's tokenizer, file by file, as it is now; None where it is not at
+    hand.
+    """
+    return tokenizer_statement(Path(run.tokenizer)) or None
 
 
 def stage_task(run: RunConfig, name: str) -> StageTask:
@@ -42,6 +51,7 @@ def stage_task(run: RunConfig, name: str) -> StageTask:
         best=run.evaluation.best,
         sinks=run.metrics.sinks,
         config=run.to_dict(),
+        configured=lambda: configured_tokenizer(run),
     )
 
 
@@ -68,11 +78,12 @@ def planned_updates(run: RunConfig, name: str) -> int | None:
 
 def check_trained(run: RunConfig, name: str, plan: PackPlan | None = None) -> bool:
     """Whether the stage is finished. IdentityError where it was begun or finished with
-    other settings than those of `run`, or on another plan than `plan`: cheap, before
-    any work starts.
+    other settings than those of `run`, or on another plan than `plan`, or would start
+    from a model of another tokenizer: cheap, before any work starts.
     """
     newest = checkpoint.latest(run_directory(run).checkpoints(name))
     if newest is None:
+        unknown_tokenizer(run, name)
         return False
     try:
         manifest = checkpoint.read_manifest(newest)
@@ -83,6 +94,22 @@ def check_trained(run: RunConfig, name: str, plan: PackPlan | None = None) -> bo
     if plan is not None:
         require_same_plan(task, plan, manifest)
     return manifest.update >= task.updates
+
+
+def unknown_tokenizer(run: RunConfig, name: str) -> str | None:
+    """That the tokenizer of the checkpoint, given by its path, that a stage starts from
+    cannot be compared with the run's, if so. Of stages of the run they say it themselves.
+
+    IdentityError where it is another.
+    """
+    origin = run.stage(name).init_from
+    if origin == RANDOM or origin in run.stages or run.deferred(origin):
+        return None
+    try:
+        manifest = checkpoint.read_manifest(Path(origin))
+    except CheckpointError:  # training, which needs it, says so
+        return None
+    return require_same_tokenizer(stage_task(run, name), Path(origin), manifest)
 
 
 def finished_checkpoint(run: RunConfig, name: str, *, as_origin: bool = False) -> Path:

@@ -15,6 +15,7 @@ from alia_ctx.data.chat import (
     ChatEncoder,
     chat_settings,
     require_same_chat,
+    require_same_chat_options,
     write_chat_store,
 )
 from alia_ctx.data.documents import SourceSpec
@@ -23,15 +24,20 @@ from alia_ctx.data.tokens import (
     TextEncoder,
     TokenizeProgress,
     TokenStore,
+    known_tokenizer,
     require_same_source,
     tokenize_source,
-    tokenizer_statement,
 )
+from alia_ctx.data.tokens import require_same_options as require_options_of_source
 from alia_ctx.errors import ConfigError, DataError, Problem
 from alia_ctx.files import exclusive
 from alia_ctx.identity import require_same
 from alia_ctx.progress import Meter, meter, say
-from alia_ctx.workflow.chain import longest_context, run_directory
+from alia_ctx.workflow.chain import (
+    configured_tokenizer,
+    longest_context,
+    run_directory,
+)
 
 
 def tokenize(
@@ -189,20 +195,47 @@ def require_same_text(run: RunConfig) -> None:
             require_same_source(spec, store_prefix(run, name), encoder)
 
 
+def require_same_options(run: RunConfig, stage: str) -> None:
+    """DataError where a store that the stage draws from says that it was made with other
+    options than the configuration's. Quick: neither inputs nor tokenizer are read.
+    """
+    options = run.data
+    for name in run.stage(stage).pack.drawn_from(list(run.data.sources)):
+        spec, prefix = run.data.sources[name], store_prefix(run, name)
+        if spec.chat is not None:
+            require_same_chat_options(
+                spec,
+                prefix,
+                max_tokens=longest_context(run),
+                special_tokens=options.special_tokens,
+            )
+        else:
+            require_options_of_source(
+                spec,
+                prefix,
+                append_eos=options.append_eos,
+                prepend_bos=options.prepend_bos,
+                special_tokens=options.special_tokens,
+            )
+
+
 def tokenizer_of_text(run: RunConfig) -> dict[str, str] | None:
-    """What the stores of a run state of the tokenizer that they were made with; for those
-    made elsewhere, the configuration's as it is now. None where it is not at hand.
+    """What the stores of a run state of the tokenizer that they were made with; None where
+    none of them does, as those made elsewhere: whose tokens these are is not known.
 
     IdentityError where the configuration's is another by now.
     """
-    now = tokenizer_statement(Path(run.tokenizer)) or None
+    now = configured_tokenizer(run)
+    text: dict[str, str] | None = None
     for name in run.data.sources:
         stated = open_store(run, name).sidecar.get(TOKENIZER)
         if isinstance(stated, dict):
-            if now is not None:
-                require_same(stated, now, f"the token store of {name}", _OTHER_FILES)
-            now = stated
-    return now
+            for other in (text, now):
+                if other is not None:
+                    what = f"the token store of {name}"
+                    require_same(stated, other, what, _OTHER_FILES)
+            text = stated
+    return text
 
 
 _OTHER_FILES = (
@@ -215,7 +248,7 @@ def require_tokenizer_of(manifest: Manifest, store: TokenStore) -> None:
     """IdentityError where a store says that it was made with another tokenizer than the
     text that the model of `manifest` was trained on.
     """
-    trained, stated = manifest.extra.get(TOKENIZER), store.sidecar.get(TOKENIZER)
+    trained, stated = known_tokenizer(manifest.extra), store.sidecar.get(TOKENIZER)
     if trained is not None and stated is not None:
         require_same(
             trained,

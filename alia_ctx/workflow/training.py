@@ -21,12 +21,12 @@ from alia_ctx.train.engine import Engine
 from alia_ctx.train.rendezvous import starting_ranks
 from alia_ctx.train.stopping import StopRequests, Watchdog
 from alia_ctx.train.trainer import StageTrainer
-from alia_ctx.workflow.chain import check_trained, stage_task
+from alia_ctx.workflow.chain import check_trained, configured_tokenizer, stage_task
 from alia_ctx.workflow.chat_template import template_of_stage
 from alia_ctx.workflow.evaluation_in_training import held_out_evaluation
 from alia_ctx.workflow.function_calls import conversation_evaluation
 from alia_ctx.workflow.plans import open_plan
-from alia_ctx.workflow.stores import open_store, tokenizer_of_text
+from alia_ctx.workflow.stores import open_store, require_same_options, tokenizer_of_text
 
 if TYPE_CHECKING:
     from alia_ctx.mcore.engine import MegatronEngine
@@ -79,12 +79,13 @@ def train(run: RunConfig, name: str, *, exit_before: float | None = None) -> Pat
                 gather=ranks.gather_objects,
             )
         )
-        plan, _, tokenizer, chat_template = on_all_ranks(
+        data = on_all_ranks(
             ranks,
             f"what stage {name} is trained on, below {run.output}",
             lambda: _open_data(run, name),
-            _data_identity,
+            _Data.identity,
         )
+        plan = data.plan
         engine = stage_engine(run, name, run.optimizer)
         main = engine.rank == 0
         watchdog = entered.enter_context(
@@ -93,7 +94,12 @@ def train(run: RunConfig, name: str, *, exit_before: float | None = None) -> Pat
         tokens = _bar_tokens(stage, plan, plan.updates)
         bar = entered.enter_context(meter(f"train {name}", tokens, "token", shown=main))
         trainer = StageTrainer(
-            dataclasses.replace(task, tokenizer=tokenizer, chat_template=chat_template),
+            dataclasses.replace(
+                task,
+                tokenizer=data.tokenizer,
+                configured=lambda: data.configured,
+                chat_template=data.chat_template,
+            ),
             engine,
             plan,
             stop=stop,
@@ -108,25 +114,39 @@ def train(run: RunConfig, name: str, *, exit_before: float | None = None) -> Pat
         return trainer.train()
 
 
-_Data = tuple[PackPlan, TokenStore | None, dict[str, str] | None, dict[str, Any] | None]
+@dataclasses.dataclass(frozen=True)
+class _Data:
+    """What a stage is trained on: its plan, the held-out text where it is measured while
+    training, the tokenizers of the text and of the configuration, and the template of
+    its conversations.
+    """
+
+    plan: PackPlan
+    held_out: TokenStore | None
+    tokenizer: dict[str, str] | None
+    configured: dict[str, str] | None
+    chat_template: dict[str, Any] | None
+
+    def identity(self) -> list[str]:
+        text = "" if self.held_out is None else self.held_out.fingerprint
+        stated = (self.tokenizer, self.configured, self.chat_template)
+        return [self.plan.fingerprint, text, *map(str, stated)]
 
 
 def _open_data(run: RunConfig, name: str) -> _Data:
-    """The stage's plan, the held-out text where it is measured while training, the
-    tokenizer of the text and the template of its conversations; all that refuses a
-    start is said here, before an engine is built.
-    """
+    """All that refuses a start is said here, before an engine is built."""
     check_trained(run, name)
     plan = open_plan(run, name)
+    require_same_options(run, name)
     measured = run.evaluation.every_updates and run.evaluation.held_out is not None
     held_out = open_store(run, HELD_OUT) if measured else None
-    return plan, held_out, tokenizer_of_text(run), template_of_stage(run, name)
-
-
-def _data_identity(data: _Data) -> list[str]:
-    plan, held_out, tokenizer, chat_template = data
-    text = "" if held_out is None else held_out.fingerprint
-    return [plan.fingerprint, text, str(tokenizer), str(chat_template)]
+    return _Data(
+        plan,
+        held_out,
+        tokenizer_of_text(run),
+        configured_tokenizer(run),
+        template_of_stage(run, name),
+    )
 
 
 def _evaluation(

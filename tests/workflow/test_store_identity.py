@@ -12,8 +12,10 @@ from alia_ctx import workflow
 from alia_ctx.checkpoint import read_manifest
 from alia_ctx.config import load_run
 from alia_ctx.config.run import RunConfig
+from alia_ctx.data.tokens.tokenizer import HubTokenizer
 from alia_ctx.errors import ConfigError, DataError
 from alia_ctx.identity import IdentityError
+from alia_ctx.workflow.stores import require_same_options, tokenizer_of_text
 from tests.small_run import alia, write_run
 
 WORDS = ["the", "rain", "in", "Girona", "falls", "mainly", "on", "the", "plain", "and"]
@@ -138,3 +140,80 @@ def test_a_base_that_is_not_imported_yet_is_said_once(tokenized: Path) -> None:
         "model",
         "stages.short.init_from",
     ]
+
+
+def test_tokens_of_unknown_origin_are_given_no_tokenizer(tmp_path: Path) -> None:
+    """What the configuration names is recorded as that, and still compared."""
+    path = write_run(tmp_path)
+    assert tokenizer_of_text(load_run(path)) is None
+    workflow.pack(load_run(path), "short")
+    trained = alia("train", str(path), "--stage", "short", timeout=600)
+    assert trained.returncode == 0, trained.stderr
+    extra = read_manifest(workflow.finished_checkpoint(load_run(path), "short")).extra
+    assert "tokenizer" not in extra
+    assert {*extra["tokenizer_configured"]} == {
+        "tokenizer.json",
+        "tokenizer_config.json",
+    }
+    swap(tmp_path)
+    with pytest.raises(IdentityError, match=r"tokenizer\.json: \w+ there, \w+ now"):
+        workflow.finished_checkpoint(load_run(path), "short", as_origin=True)
+
+
+def test_a_store_whose_making_was_interrupted_is_not_used(tokenized: Path) -> None:
+    """Its old tokens were made with who knows what."""
+    tokens = tokenized.parent / "out" / "tokens"
+    (tokens / "text.work").mkdir()
+    workflow.pack(
+        run_of(tokenized), "short"
+    )  # the store's statement is there: finished
+    (tokens / "text.json").unlink()
+    with pytest.raises(DataError, match="interrupted"):
+        workflow.pack(run_of(tokenized), "short", overwrite=True)
+
+
+@pytest.mark.parametrize(
+    "override",
+    [
+        "data.append_eos=false",
+        "data.prepend_bos=true",
+        "data.special_tokens=keep",
+        "data.sources.text.text_key=body",
+        "data.sources.text.id_key=id",
+    ],
+)
+def test_training_records_no_options_that_were_not_used(
+    tokenized: Path, override: str
+) -> None:
+    """Though the inputs are not what they were any more."""
+    (tokenized.parent / "text.jsonl").write_text("")
+    run = run_of(tokenized, override)
+    with pytest.raises(DataError, match=override.split("=")[0].split(".")[-1]):
+        require_same_options(run, "short")
+    require_same_options(run_of(tokenized), "short")
+
+
+def test_a_chat_template_and_a_limit_change_no_store(tokenized: Path) -> None:
+    file = tokenized.parent / "tokenizer" / "tokenizer_config.json"
+    document = json.loads(file.read_text())
+    changed = {**document, "chat_template": "{{ messages }}", "model_max_length": 64}
+    file.write_text(json.dumps(changed, indent=3))
+    workflow.require_same_text(run_of(tokenized))
+    before = (tokenized.parent / "out/tokens/text.json").read_bytes()
+    workflow.tokenize(run_of(tokenized))
+    assert (tokenized.parent / "out/tokens/text.json").read_bytes() == before
+    file.write_text(json.dumps({**document, "add_prefix_space": True}))
+    with pytest.raises(DataError, match=r"tokenizer: \w+ there, \w+ asked"):
+        workflow.require_same_text(run_of(tokenized))
+
+
+def test_a_store_of_an_earlier_release_is_still_the_one(tokenized: Path) -> None:
+    """It states a checksum of the tokenizer's files byte by byte."""
+    file = tokenized.parent / "out" / "tokens" / "text.json"
+    document = json.loads(file.read_text())
+    tokenizer = HubTokenizer(tokenized.parent / "tokenizer", "llama")
+    assert document["identity"]["tokenizer"] == tokenizer.fingerprint()
+    document["identity"]["tokenizer"] = tokenizer.former_fingerprint()
+    file.write_text(json.dumps(document))
+    workflow.require_same_text(run_of(tokenized))
+    workflow.tokenize(run_of(tokenized))

@@ -11,6 +11,7 @@ from alia_ctx.data.chat.store import (
     ChatReport,
     chat_settings,
     require_same_chat,
+    require_same_chat_options,
     write_chat_store,
 )
 
@@ -32,5 +33,6 @@ __all__ = [
     "read_record",
     "read_rows",
     "require_same_chat",
+    "require_same_chat_options",
     "write_chat_store",
 ]

@@ -17,7 +17,7 @@ from alia_ctx.data.chat.turns import render_turns, special_pattern
 from alia_ctx.data.documents.chat_spec import ChatSpec
 from alia_ctx.data.tokens.special_tokens import SpecialTokens
 from alia_ctx.data.tokens.store import token_dtype
-from alia_ctx.data.tokens.tokenizer import HubTokenizer
+from alia_ctx.data.tokens.tokenizer import HubTokenizer, renewed
 
 
 @dataclass(frozen=True)
@@ -81,6 +81,13 @@ class ChatEncoder:
             "tokenizer": self.tokenizer.fingerprint(),
             "special_tokens": self.special_tokens,
         }
+
+    def renewed(self, identity: Any) -> Any:
+        """The identity of a store, which may be of an earlier release, as of this one."""
+        tokenizer = self.tokenizer
+        return renewed(
+            identity, tokenizer.former_fingerprint(), tokenizer.fingerprint()
+        )
 
     def encode(self, conversation: Conversation) -> EncodedChat:
         """RowError where the conversation cannot be trained on, and the mask is not what

@@ -23,6 +23,7 @@ from alia_ctx.data.tokens.special_tokens import SpecialTokens
 from alia_ctx.data.tokens.store import TokenStore, write_index, write_weights
 from alia_ctx.data.tokens.tokenizer_files import TOKENIZER, tokenizer_statement
 from alia_ctx.data.tokens.vocabulary import recorded_range, vocabulary_problems
+from alia_ctx.data.tokens.work_folder import publish, work_path
 from alia_ctx.errors import DataError
 from alia_ctx.files import file_checksum, file_fingerprint, write_json
 from alia_ctx.identity import differences, statement
@@ -108,7 +109,7 @@ def write_chat_store(
         raise DataError("\n".join(map(str, problems)))
     identity = chat_identity(spec, inputs.files, encoder)
     prefix = Path(out_dir) / name
-    sidecar = _finished(prefix, identity, overwrite)
+    sidecar = _finished(prefix, identity, encoder, overwrite)
     unchanged = sidecar is not None
     if sidecar is not None and encoder.spec.strict and sidecar["left_out"]:
         raise _strict_error(LeftOutRow(**sidecar["left_out"][0]))
@@ -165,11 +166,42 @@ def require_same_chat(
     then = TokenStore(prefix).sidecar.get("identity")
     if spec.store or not isinstance(then, dict):
         return
-    now = chat_identity(spec, find_inputs(spec.inputs).files, encoder())
-    if lines := differences(then, now):
+    made = encoder()
+    now = chat_identity(spec, find_inputs(spec.inputs).files, made)
+    if lines := differences(made.renewed(then), now):
         raise DataError(
             f"{prefix}: this store was made from something else than the configuration "
             "says now:\n  " + "\n  ".join(lines) + "\nrestore that, or make the store "
+            f"anew with `alia-ctx tokenize CONFIG --source {prefix.name} --overwrite`"
+        )
+
+
+def require_same_chat_options(
+    spec: SourceSpec, prefix: Path, *, max_tokens: int, special_tokens: SpecialTokens
+) -> None:
+    """DataError where the store at `prefix` says that it was made with other options than
+    these: what `require_same_chat` compares, but for what needs inputs and tokenizer,
+    which need not be at hand where is trained.
+    """
+    then = TokenStore(prefix).sidecar.get("identity")
+    if spec.store or spec.chat is None or not isinstance(then, dict):
+        return
+    chat = spec.chat
+    now = {
+        "id_key": spec.id_key,
+        "max_document_bytes": spec.max_document_bytes,
+        "form": chat.format,
+        "template": chat.template,
+        "train_on": chat.train_on,
+        "max_length": chat.max_length,
+        "max_tokens": max_tokens if chat.max_tokens is None else chat.max_tokens,
+        "special_tokens": special_tokens,
+    }
+    there = {**then, "template": (then.get("template") or {}).get("name")}
+    if lines := differences({key: there.get(key) for key in now}, now):
+        raise DataError(
+            f"{prefix}: this store was made with other options than the configuration "
+            "says now:\n  " + "\n  ".join(lines) + "\nrestore them, or make the store "
             f"anew with `alia-ctx tokenize CONFIG --source {prefix.name} --overwrite`"
         )
 
@@ -183,13 +215,13 @@ def _path(prefix: Path, suffix: str) -> Path:
 
 
 def _finished(
-    prefix: Path, identity: dict[str, Any], overwrite: bool
+    prefix: Path, identity: dict[str, Any], encoder: ChatEncoder, overwrite: bool
 ) -> dict[str, Any] | None:
     """The sidecar of a finished store of this identity, None if there is work to do."""
     if _path(prefix, ".json").is_file():
         store = TokenStore(prefix)
         store.weights  # noqa: B018  raises where the file is gone or of other tokens
-        then = store.sidecar.get("identity")
+        then = encoder.renewed(store.sidecar.get("identity"))
         lines = differences(then, identity)
         if not lines:
             return dict(store.sidecar)
@@ -201,7 +233,7 @@ def _finished(
             )
         return None
     there = [s for s in _SUFFIXES[:2] if _path(prefix, s).exists()]
-    ours = (_path(prefix, ".work") / "chat").is_file()
+    ours = (work_path(prefix) / "chat").is_file()
     if there and not overwrite and not ours:
         raise DataError(
             f"{prefix}{there[0]} exists and is not ours; choose another name or allow "
@@ -218,7 +250,7 @@ def _write(
     progress: Callable[[int, int], None] | None,
 ) -> dict[str, Any]:
     """Everything under PREFIX.work first; then each file takes its name."""
-    work = _path(prefix, ".work")
+    work = work_path(prefix)
     if work.is_dir() and not (work / "chat").is_file():
         raise DataError(
             f"{work}: holds an unfinished run of text; finish it as it was, or remove it"
@@ -234,9 +266,7 @@ def _write(
         # keeping; (work / "chat") goes last so that a killed removal is ours still.
         shutil.rmtree(work, ignore_errors=True)
         raise
-    _path(prefix, ".json").unlink(missing_ok=True)
-    for suffix in _SUFFIXES:
-        os.replace(_path(made, suffix), _path(prefix, suffix))
+    publish(made, prefix, _SUFFIXES)
     shutil.rmtree(work, ignore_errors=True)
     return sidecar
 

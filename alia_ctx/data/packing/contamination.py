@@ -46,7 +46,9 @@ class Contamination:
 def refuse_same_store(stores: Mapping[str, TokenStore], held_out: TokenStore) -> None:
     """DataError where a source's store is the held-out one, wherever the two lie."""
     for name, store in stores.items():
-        if store.fingerprint == held_out.fingerprint:
+        if store.is_called(held_out.fingerprint) or held_out.is_called(
+            store.fingerprint
+        ):
             raise DataError(
                 f"evaluation.held_out ({held_out.prefix}) has the same tokens as source "
                 f"{name} ({store.prefix}): training would read the evaluation text; "

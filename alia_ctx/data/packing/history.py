@@ -134,7 +134,7 @@ def combined_pieces(
             if name in unused:
                 used[number] = False
                 continue
-            if name not in stores or stores[name].fingerprint != fingerprint:
+            if name not in stores or not stores[name].is_called(fingerprint):
                 what = "has other tokens now" if name in stores else "is no source now"
                 raise DataError(
                     f"the data of stage {stage} cannot be continued: its source {name} "

@@ -17,6 +17,7 @@ from alia_ctx.data.packing.plan_files import (
     is_plan,
     read_statement,
     recover,
+    stores_as_named,
 )
 from alia_ctx.data.tokens import TokenStore
 from alia_ctx.errors import DataError
@@ -63,6 +64,7 @@ def what_is_there(
         if not overwrite:
             raise
         return nothing
+    identity["stores"] = stores_as_named(stores, statement.identity["stores"])
     shorter = [statement.as_shorter(), *statement.shorter]
     parts, differing = _first_rows(statement, identity)
     if differing:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import fields
+from itertools import product
 from pathlib import Path
 
 import numpy as np
@@ -20,6 +21,7 @@ from alia_ctx.data.packing.plan_files import (
     differences,
     load_arrays,
     read_statement,
+    stores_as_named,
     way_out,
 )
 from alia_ctx.data.packing.row import PackedRow
@@ -96,7 +98,7 @@ class PackPlan:
         path = Path(directory)
         statement = read_statement(path)
         identity = {
-            "stores": [[name, store.fingerprint] for name, store in stores.items()],
+            "stores": stores_as_named(stores, statement.identity["stores"]),
             "spec": spec.statement() if spec is not None else None,
             "seed": seed,
             "row_length": row_length,
@@ -226,6 +228,19 @@ class PackPlan:
         return any(
             shorter["fingerprint"] == fingerprint and begins_with(arrays, shorter)
             for shorter in self.statement.shorter
+        )
+
+    def is_plan(self, fingerprint: str) -> bool:
+        """Whether this plan has that fingerprint, were each of its stores called by any of
+        the names of its content (`TokenStore.fingerprints`).
+        """
+        names = [name for name, _ in self.statement.written["stores"]]
+        return fingerprint == self.fingerprint or any(
+            self.statement.fingerprint_with(
+                [[*pair] for pair in zip(names, called, strict=True)]
+            )
+            == fingerprint
+            for called in product(*(store.fingerprints for store in self._stores))
         )
 
     def planned_rows(self) -> PlannedRows:

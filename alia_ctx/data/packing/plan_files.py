@@ -15,6 +15,7 @@ from typing import Any, Literal
 import numpy as np
 import xxhash
 
+from alia_ctx.data.tokens import TokenStore
 from alia_ctx.errors import DataError
 from alia_ctx.files import checksum, file_checksum, write_json
 
@@ -64,6 +65,10 @@ class Statement:
     stats: dict[str, Any]
     shorter: list[dict[str, Any]]
     written: dict[str, Any]
+
+    def fingerprint_with(self, stores: list[list[str]]) -> str:
+        """The fingerprint of this plan over `stores`: (name, fingerprint) of each."""
+        return _fingerprint({**self.written, "stores": stores}, self.checksums)
 
     def as_shorter(self) -> dict[str, Any]:
         """What a plan that begins with this one's rows keeps of it."""
@@ -338,6 +343,21 @@ def differences(
         elif before != value:
             lines.append(f"{prefix}{key}: {before} in the plan, {value} now")
     return lines
+
+
+def stores_as_named(
+    stores: Mapping[str, TokenStore], named: Sequence[Sequence[str]]
+) -> list[list[str]]:
+    """(name, fingerprint) of each store, that of a plan's statement where it is one of
+    the store's content.
+    """
+    there = {name: fingerprint for name, fingerprint in named}
+    return [
+        [name, there[name]]
+        if name in there and store.is_called(there[name])
+        else [name, store.fingerprint]
+        for name, store in stores.items()
+    ]
 
 
 def _store_differences(old: list[list[str]], new: list[list[str]]) -> list[str]:

@@ -1,7 +1,8 @@
 """Documents -> token stores in Megatron's `.bin`/`.idx` format, memory-mapped."""
 
 from alia_ctx.data.tokens.encoder import TextEncoder
-from alia_ctx.data.tokens.same_source import require_same_source
+from alia_ctx.data.tokens.same_source import require_same_options, require_same_source
+from alia_ctx.data.tokens.same_tokenizer import changed_ids
 from alia_ctx.data.tokens.shards import TokenizeProgress
 from alia_ctx.data.tokens.source import TokenizeReport, tokenize_source
 from alia_ctx.data.tokens.special_tokens import SpecialTokens
@@ -13,20 +14,26 @@ from alia_ctx.data.tokens.store import (
     write_weights,
 )
 from alia_ctx.data.tokens.tokenizer_files import (
+    CONFIGURED,
     TOKENIZER,
     has_vocabulary,
+    known_tokenizer,
     tokenizer_statement,
 )
 from alia_ctx.data.tokens.vocabulary import vocabulary_problems
 
 __all__ = [
+    "CONFIGURED",
     "TOKENIZER",
     "SpecialTokens",
     "TextEncoder",
     "TokenStore",
     "TokenizeProgress",
     "TokenizeReport",
+    "changed_ids",
     "has_vocabulary",
+    "known_tokenizer",
+    "require_same_options",
     "require_same_source",
     "token_dtype",
     "tokenize_source",

@@ -59,6 +59,7 @@ class TextEncoder:
         self.special = dict(tokenizer.special)
         self.vocabulary = max(tokenizer.vocabulary.values(), default=-1) + 1
         self.fingerprint = tokenizer.fingerprint()
+        self.former_fingerprint = tokenizer.former_fingerprint()
         self.dtype = token_dtype(self.vocabulary)
         self._unknown = tokenizer.unknown_id
         self._normalised = tokenizer.normalised_special

@@ -10,7 +10,9 @@ from alia_ctx.data.documents import SourceSpec
 from alia_ctx.data.documents.inputs import find_inputs
 from alia_ctx.data.tokens.encoder import TextEncoder
 from alia_ctx.data.tokens.source import identity_differences, source_identity
+from alia_ctx.data.tokens.special_tokens import SpecialTokens
 from alia_ctx.data.tokens.store import TokenStore
+from alia_ctx.data.tokens.tokenizer import renewed
 from alia_ctx.errors import DataError
 
 
@@ -27,7 +29,9 @@ def require_same_source(
     if not isinstance(then, dict):
         return
     files = [] if spec.store else find_inputs(spec.inputs).files
-    now = source_identity(spec, files, encoder(), then.get("shard_bytes", 0))
+    made = encoder()
+    then = renewed(then, made.former_fingerprint, made.fingerprint)
+    now = source_identity(spec, files, made, then.get("shard_bytes", 0))
     if spec.store:
         compared = ("tokenizer", "special_ids", "special_tokens")
         then, now = ({key: side.get(key) for key in compared} for side in (then, now))
@@ -37,5 +41,42 @@ def require_same_source(
         raise DataError(
             f"{prefix}: this store was made from something else than the configuration "
             f"says now:\n{differing}\nrestore that, or make the store anew with "
+            f"`alia-ctx tokenize CONFIG --source {prefix.name} --overwrite`"
+        )
+
+
+def require_same_options(
+    spec: SourceSpec,
+    prefix: Path,
+    *,
+    append_eos: bool,
+    prepend_bos: bool,
+    special_tokens: SpecialTokens,
+) -> None:
+    """DataError where the store at `prefix` says that it was made with other options than
+    these: what `require_same_source` compares, but for what needs inputs and tokenizer,
+    which need not be at hand where is trained.
+    """
+    then = TokenStore(prefix).sidecar.get("identity")
+    if not isinstance(then, dict):
+        return
+    marks = then.get("special_ids") or {}
+    there = {
+        "data.special_tokens": then.get("special_tokens"),
+        "data.append_eos": bool(marks.get("after")),
+        "data.prepend_bos": bool(marks.get("before")),
+    }
+    asked: dict[str, object] = {
+        "data.special_tokens": special_tokens,
+        "data.append_eos": append_eos,
+        "data.prepend_bos": prepend_bos,
+    }
+    if not spec.store:
+        for key in ("text_key", "id_key", "max_document_bytes"):
+            there[key], asked[key] = then.get(key), getattr(spec, key)
+    if lines := identity_differences(there, asked):
+        raise DataError(
+            f"{prefix}: this store was made with other options than the configuration "
+            f"says now:\n{lines}\nrestore them, or make the store anew with "
             f"`alia-ctx tokenize CONFIG --source {prefix.name} --overwrite`"
         )

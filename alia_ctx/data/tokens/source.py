@@ -34,12 +34,16 @@ from alia_ctx.data.tokens.shards import (
 )
 from alia_ctx.data.tokens.special_tokens import SpecialTokens
 from alia_ctx.data.tokens.store import TokenStore, write_index
+from alia_ctx.data.tokens.tokenizer import renewed
 from alia_ctx.data.tokens.tokenizer_files import TOKENIZER, tokenizer_statement
 from alia_ctx.data.tokens.vocabulary import recorded_range, vocabulary_problems
+from alia_ctx.data.tokens.work_folder import publish, work_path
 from alia_ctx.errors import DataError
 from alia_ctx.files import atomic_file, file_checksum, file_fingerprint, write_json
 
 _FORMAT = 2
+# In the order in which they get their names; the last one says that all are whole.
+_SUFFIXES = (".bin", ".idx", ".documents.parquet", ".json")
 
 
 @dataclass(frozen=True)
@@ -128,7 +132,7 @@ def tokenize_source(
     shard_bytes = shard_bytes or usual_shard_bytes(inputs.files)
     prefix = Path(out_dir) / name
     identity = source_identity(spec, inputs.files, encoder, shard_bytes)
-    finished = _finished(prefix, identity, overwrite)
+    finished = _finished(prefix, identity, encoder, overwrite)
     if finished is not None:
         return _report(
             name,
@@ -205,13 +209,12 @@ def _paths(prefix: Path) -> tuple[Path, Path, Path, Path]:
     their names.
     """
     return tuple(  # type: ignore[return-value]
-        prefix.with_name(prefix.name + suffix)
-        for suffix in (".bin", ".idx", ".documents.parquet", ".json")
+        prefix.with_name(prefix.name + suffix) for suffix in _SUFFIXES
     )
 
 
 def _finished(
-    prefix: Path, identity: dict[str, Any], overwrite: bool
+    prefix: Path, identity: dict[str, Any], encoder: TextEncoder, overwrite: bool
 ) -> dict[str, Any] | None:
     """The sidecar of a finished store of this identity, None if there is work to do,
     else DataError.
@@ -221,9 +224,11 @@ def _finished(
         sidecar = (
             TokenStore(prefix).sidecar if data.is_file() and index.is_file() else {}
         )
-        old = sidecar.get("identity")
+        old = renewed(
+            sidecar.get("identity"), encoder.former_fingerprint, encoder.fingerprint
+        )
         if old == identity:
-            shutil.rmtree(_work_path(prefix), ignore_errors=True)
+            shutil.rmtree(work_path(prefix), ignore_errors=True)
             return sidecar
         if not overwrite:
             raise DataError(
@@ -234,7 +239,7 @@ def _finished(
     elif (
         (data.exists() or index.exists())
         and not overwrite
-        and not _work_path(prefix).is_dir()
+        and not work_path(prefix).is_dir()
     ):
         raise DataError(
             f"{prefix}.bin/.idx exist and are not ours; choose another name or allow overwriting"
@@ -242,16 +247,12 @@ def _finished(
     return None
 
 
-def _work_path(prefix: Path) -> Path:
-    return prefix.with_name(prefix.name + ".work")
-
-
 @contextmanager
 def _work_folder(
     prefix: Path, identity: dict[str, Any], overwrite: bool
 ) -> Iterator[Path]:
     """The folder of finished shards for this identity, locked against a second run."""
-    work = _work_path(prefix)
+    work = work_path(prefix)
     work.mkdir(parents=True, exist_ok=True)
     with open(work / "lock", "wb") as lock:
         try:
@@ -265,9 +266,6 @@ def _work_folder(
             # does no harm to them.
             pass
         _claim(work, identity, overwrite)
-        _paths(prefix)[3].unlink(
-            missing_ok=True
-        )  # where overwriting: from here on the old store is not finished
         for final in _paths(prefix):
             for leftover in final.parent.glob(f".{glob.escape(final.name)}.*.tmp"):
                 leftover.unlink()
@@ -294,8 +292,12 @@ def _claim(work: Path, identity: dict[str, Any], overwrite: bool) -> None:
 def _join(
     prefix: Path, work: Path, shards: int, encoder: TextEncoder, about: dict[str, Any]
 ) -> dict[str, Any]:
-    """Join the shards to the final files; the sidecar comes last and says that all are whole."""
-    data_path, index_path, ids_path, sidecar_path = _paths(prefix)
+    """Join the shards to the final files, in the work folder first: an old store stays as
+    it is, with what it states, until the new one is whole.
+    """
+    made = work / "joined" / prefix.name
+    made.parent.mkdir(exist_ok=True)
+    data_path, index_path, ids_path, sidecar_path = _paths(made)
     pieces = [piece for number in range(shards) for piece in pieces_of(work, number)]
     notes = [read_note(piece_path(work, piece, "json")) for piece in pieces]
     counts = DocumentCounts()
@@ -331,6 +333,7 @@ def _join(
         "documents_checksum": file_checksum(ids_path),
     }
     write_json(sidecar_path, sidecar)
+    publish(made, prefix, _SUFFIXES)
     return sidecar
 
 

@@ -23,6 +23,7 @@ from typing import IO
 import numpy as np
 
 from alia_ctx.data.tokens.vocabulary import known_range
+from alia_ctx.data.tokens.work_folder import work_path
 from alia_ctx.errors import DataError
 from alia_ctx.files import atomic_file, checksum, file_checksum, file_fingerprint
 
@@ -57,6 +58,14 @@ class TokenStore:
                 raise DataError(
                     f"{path} does not exist; tokenize the source or correct the store's prefix"
                 )
+        if not self.sidecar_path.is_file() and work_path(self.prefix).is_dir():
+            raise DataError(
+                f"{self.prefix}: tokenising it was interrupted ({work_path(self.prefix)} "
+                "is beside it, what it was made from is not), so nothing says whose "
+                "tokens these are; finish it with `alia-ctx tokenize CONFIG --source "
+                f"{self.prefix.name}`, or, where the store was put here by hand, remove "
+                "that folder"
+            )
         self._read_index()
 
     def _read_index(self) -> None:
@@ -247,12 +256,28 @@ class TokenStore:
 
     @cached_property
     def fingerprint(self) -> str:
-        """Identity of the content, in hex:
+        """Name of the content, in hex, of the files and the sidecar's checksum of all tokens."""
+        return self._fingerprint(str(self.sidecar.get("bin_checksum", "")))
 
-        file_fingerprint of the files, and the sidecar's checksum of all tokens.
+    @cached_property
+    def _other_fingerprint(self) -> str:
+        stated = "bin_checksum" in self.sidecar
+        return self._fingerprint("" if stated else file_checksum(self.data_path))
+
+    def is_called(self, fingerprint: str) -> bool:
+        """Whether this content has that fingerprint, with its sidecar beside it or not:
+        a copy of `.bin` and `.idx` alone is the same content. Reads all bytes where
+        there is no sidecar and the fingerprint is another.
         """
-        recorded = str(self.sidecar.get("bin_checksum", ""))
-        parts = [recorded, self._index_fingerprint, self._data_fingerprint]
+        return fingerprint == self.fingerprint or fingerprint in self.fingerprints
+
+    @property
+    def fingerprints(self) -> tuple[str, str]:
+        """All that `is_called` answers to."""
+        return self.fingerprint, self._other_fingerprint
+
+    def _fingerprint(self, bin_checksum: str) -> str:
+        parts = [bin_checksum, self._index_fingerprint, self._data_fingerprint]
         if self.weights is not None:
             parts.append(file_fingerprint(self.weights_path))
         return checksum(" ".join(parts).encode())

@@ -10,7 +10,10 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from alia_ctx.data.tokens.tokenizer_files import tokenizer_files
+from alia_ctx.data.tokens.tokenizer_files import (
+    tokenizer_files,
+    tokenizer_statement,
+)
 from alia_ctx.errors import DataError
 from alia_ctx.files import checksum, file_fingerprint
 
@@ -161,11 +164,18 @@ class HubTokenizer:
         return None
 
     def fingerprint(self) -> str:
-        """xxh3_128 over the tokenizer's files and over the ids of the probes, in hex.
+        """xxh3_128 over what decides ids in the tokenizer's files (`tokenizer_statement`)
+        and over the ids of the probes, in hex.
 
-        The ids count because other software can read the same files otherwise; other
-        files of the directory (weights, say) do not.
+        The ids count because other software can read the same files otherwise; chat
+        templates, limits of length and other files of the directory do not.
         """
+        stated = tokenizer_statement(self.directory)
+        ids = self.ids(self.probes(), split_special=False)
+        return checksum(json.dumps([stated, ids], sort_keys=True).encode())
+
+    def former_fingerprint(self) -> str:
+        """What `fingerprint` was in stores of earlier releases: over the files' bytes."""
         named = map(str, (self.auto.vocab_files_names or {}).values())
         names = {*tokenizer_files(self.directory), *named}
         files = [
@@ -175,6 +185,15 @@ class HubTokenizer:
         ]
         ids = json.dumps(self.ids(self.probes(), split_special=False))
         return checksum("\n".join([*files, ids]).encode())
+
+
+def renewed(identity: Any, former: str, now: str) -> Any:
+    """The identity of a store with the tokenizer's fingerprint of `now` in place of the
+    `former` one, which earlier releases made of the same files.
+    """
+    if isinstance(identity, Mapping) and identity.get("tokenizer") == former:
+        return {**identity, "tokenizer": now}
+    return identity
 
 
 def _load(directory: Path, model_type: str | None) -> Any:

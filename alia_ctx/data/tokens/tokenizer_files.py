@@ -12,6 +12,8 @@ from alia_ctx.files import checksum, file_checksum
 
 # Under which a store and a checkpoint state the tokenizer of their text.
 TOKENIZER = "tokenizer"
+# Under which a checkpoint states the configuration's tokenizer, where its text says nothing.
+CONFIGURED = "tokenizer_configured"
 # Names in `vocab_files_names` of transformers' tokenizer classes (models/*/tokenization_*)
 # and in tokenization_utils_base.from_pretrained, which also takes any SentencePiece
 # `.model`, Mistral's `tokenizer.model.v3`, and versions such as `tokenizer.4.0.0.json`.
@@ -105,6 +107,14 @@ def tokenizer_statement(directory: Path) -> dict[str, str]:
         for name in tokenizer_files(directory)
         if (directory / name).is_file()
     }
+
+
+def known_tokenizer(extra: Mapping[str, Any]) -> Mapping[str, str] | None:
+    """What a manifest's `extra` states of the tokenizer of training: the text's, or, where
+    that says nothing, the one that the configuration gave; None of neither.
+    """
+    stated = (extra.get(TOKENIZER), extra.get(CONFIGURED))
+    return next((s for s in stated if isinstance(s, Mapping)), None)
 
 
 def _content_checksum(file: Path) -> str:

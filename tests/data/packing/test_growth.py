@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import shutil
 import tempfile
 from pathlib import Path
@@ -14,7 +15,9 @@ from hypothesis import strategies as st
 
 from alia_ctx.data.packing import PackPlan, PackSpec, build_plan
 from alia_ctx.data.packing.policies import POLICIES
+from alia_ctx.data.tokens import TokenStore, write_store
 from alia_ctx.errors import DataError
+from alia_ctx.files import file_checksum
 from tests.data.packing.plans import (
     LENGTHS,
     SPEC,
@@ -123,3 +126,40 @@ def test_a_stage_after_one_that_grew_is_made_anew(tmp_path: Path) -> None:
         stores, SPEC, 32, 5, tmp_path / "q", seen={"s1": grown}, overwrite=True
     )
     assert order_problems([grown, second], stores) == []
+
+
+def test_a_copy_without_its_sidecar_is_the_same_content(tmp_path: Path) -> None:
+    """A plan made over either is the plan of both, extended too, and made anew."""
+    store = write_store(tmp_path / "a", [np.arange(2, 90)] * 40, 300)
+    sidecar = {"bin_checksum": file_checksum(store.data_path)}
+    store.sidecar_path.write_text(json.dumps(sidecar))
+    bare = write_store(tmp_path / "copy/a", [np.arange(2, 90)] * 40, 300)
+    other = write_store(tmp_path / "other", [np.arange(3, 91)] * 40, 300)
+    stated = TokenStore(tmp_path / "a")
+    assert stated.fingerprint != bare.fingerprint
+    spec = PackSpec(policy="concat", long_docs="split")
+    for first, second in ((stated, bare), (bare, stated)):
+        folder = tmp_path / first.fingerprint
+        plan = build_plan({"a": first}, spec, 64, 8, folder / "p", rows_per_update=4)
+        PackPlan.open(folder / "p", {"a": second}, spec=spec)
+        longer = build_plan(
+            {"a": second}, spec, 64, 16, folder / "p", rows_per_update=4
+        )
+        assert longer.extends(plan.fingerprint)
+        anew = build_plan({"a": second}, spec, 64, 8, folder / "q", rows_per_update=4)
+        assert anew.fingerprint != plan.fingerprint and anew.is_plan(plan.fingerprint)
+        with pytest.raises(DataError, match="store a: content"):
+            PackPlan.open(folder / "p", {"a": other}, spec=spec)
+        with pytest.raises(DataError, match="same tokens as source"):
+            build_plan(
+                {"a": first},
+                spec,
+                64,
+                8,
+                folder / "r",
+                rows_per_update=4,
+                held_out=second,
+            )
+        assert not build_plan(
+            {"a": other}, spec, 64, 8, folder / "o", rows_per_update=4
+        ).is_plan(plan.fingerprint)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gzip
+import json
 import os
 import random
 import signal
@@ -14,7 +15,7 @@ from pathlib import Path
 import pytest
 
 from alia_ctx.data.documents import SourceSpec
-from alia_ctx.data.tokens import tokenize_source
+from alia_ctx.data.tokens import TokenStore, tokenize_source
 from alia_ctx.errors import DataError
 from tests.data.tokens.stores import SHARD, files_of
 from tests.paths import ROOT
@@ -78,7 +79,7 @@ def test_a_damaged_shard_is_noticed(
 _SCRIPT = """
 import sys
 from alia_ctx.data.documents import SourceSpec
-from alia_ctx.data.tokens import tokenize_source
+from alia_ctx.data.tokens import TokenStore, tokenize_source
 if __name__ == "__main__":
     source, tokenizer, shard_bytes, out = sys.argv[1:]
     spec = SourceSpec(inputs=[source], id_key="name")
@@ -182,3 +183,76 @@ def test_a_second_run_at_the_same_time_is_refused(
 
     with pytest.raises(DataError, match="another run is writing"):
         tokenize_source(spec, "a", tokenizer_dir, tmp_path / "out", progress=second)
+
+
+def _store(out: Path) -> dict[str, bytes]:
+    return {name: data for name, data in files_of(out).items() if "work" not in name}
+
+
+def _killed(
+    out: Path, spec: SourceSpec, tokenizer: Path, moment: str, **options: object
+) -> None:
+    """tokenize_source in a child that is killed as it calls `moment`."""
+    code = (
+        "import json, os, signal, sys; from types import SimpleNamespace\n"
+        "from alia_ctx.data.documents import SourceSpec\n"
+        "from alia_ctx.data.tokens import source, store\n"
+        "renamed = []\n"
+        "def die(*_, **__): os.kill(os.getpid(), signal.SIGKILL)\n"
+        "def replace(*names):\n"
+        "    renamed.append(names) if len(renamed) < 2 else die()\n"
+        "    os.replace(*names)\n"
+        f"if {moment!r} == 'encode': source.encode_all = die\n"
+        "else: store.os = SimpleNamespace(replace=replace)\n"
+        "inputs, tokenizer, out, options = json.loads(sys.argv[1])\n"
+        "spec = SourceSpec(inputs=inputs, id_key='name')\n"
+        "source.tokenize_source(spec, 'a', tokenizer, out, overwrite=True, **options)"
+    )
+    argument = json.dumps([list(spec.inputs), str(tokenizer), str(out), options])
+    done = subprocess.run(
+        [sys.executable, "-c", code, argument],
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        check=False,
+        timeout=300,
+    )
+    assert done.returncode == -signal.SIGKILL
+
+
+def test_a_killed_overwrite_leaves_the_old_store_with_its_statement(
+    tmp_path: Path, spec: SourceSpec, tokenizer_dir: Path
+) -> None:
+    out = tmp_path / "out"
+    tokenize_source(spec, "a", tokenizer_dir, out)
+    before = _store(out)
+    _killed(out, spec, tokenizer_dir, "encode", append_eos=False)
+    assert _store(out) == before
+
+
+def test_a_store_that_was_half_replaced_is_not_opened(
+    tmp_path: Path, spec: SourceSpec, tokenizer_dir: Path
+) -> None:
+    out = tmp_path / "out"
+    tokenize_source(spec, "a", tokenizer_dir, out)
+    _killed(out, spec, tokenizer_dir, "rename", append_eos=False)
+    assert not (out / "a.json").exists() and (out / "a.bin").exists()
+    with pytest.raises(
+        DataError, match=r"interrupted(?s:.*)tokenize CONFIG --source a"
+    ):
+        TokenStore(out / "a")
+    tokenize_source(spec, "a", tokenizer_dir, out, append_eos=False)
+    tokenize_source(spec, "a", tokenizer_dir, tmp_path / "whole", append_eos=False)
+    assert files_of(out) == files_of(tmp_path / "whole")
+
+
+def test_a_failed_overwrite_leaves_the_old_store_with_its_statement(
+    tmp_path: Path, spec: SourceSpec, tokenizer_dir: Path
+) -> None:
+    out = tmp_path / "out"
+    tokenize_source(spec, "a", tokenizer_dir, out)
+    before = _store(out)
+    torn = tmp_path / "torn.jsonl.gz"
+    torn.write_bytes(gzip.compress(b'{"text": "a"}\n' * 900)[:-9])
+    more = SourceSpec(inputs=[*spec.inputs, str(torn)])
+    with pytest.raises(DataError):
+        tokenize_source(more, "a", tokenizer_dir, out, overwrite=True)
+    assert _store(out) == before

@@ -1,0 +1,26 @@
+"""Where a store is made, and how it takes the place of the one before."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+
+
+def work_path(prefix: Path) -> Path:
+    """Where a store is made, before its files take their names."""
+    return prefix.with_name(prefix.name + ".work")
+
+
+def publish(made: Path, prefix: Path, suffixes: Sequence[str]) -> None:
+    """Give the whole files `MADE+SUFFIX` their names at `prefix`; the last of `suffixes`
+    is that of the sidecar, the work folder stays until the caller removes it.
+
+    Whoever is killed between the renames leaves a store without sidecar beside its work
+    folder, which `TokenStore` does not open.
+    """
+    prefix.with_name(prefix.name + suffixes[-1]).unlink(missing_ok=True)
+    for suffix in suffixes:
+        os.replace(
+            made.with_name(made.name + suffix), prefix.with_name(prefix.name + suffix)
+        )
