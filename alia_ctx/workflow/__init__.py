@@ -9,6 +9,7 @@ from alia_ctx.workflow.chain import (
     BestCheckpoint,
     best_checkpoint,
     check_trained,
+    constants_notes,
     finished_checkpoint,
 )
 from alia_ctx.workflow.checking import check_vocabulary
@@ -30,7 +31,7 @@ from alia_ctx.workflow.evaluation_tasks import (
 from alia_ctx.workflow.exporting import export
 from alia_ctx.workflow.named_models import Asked, models_task
 from alia_ctx.workflow.pipeline import plan_stages, run_all
-from alia_ctx.workflow.plans import contamination, open_plan, pack
+from alia_ctx.workflow.plans import contamination, not_seen, open_plan, pack
 from alia_ctx.workflow.recomputing import recompute
 from alia_ctx.workflow.reporting import (
     keep_page,
@@ -65,6 +66,7 @@ __all__ = [
     "check_trained",
     "check_vocabulary",
     "compare_rope",
+    "constants_notes",
     "contamination",
     "evaluation_task",
     "export",
@@ -75,6 +77,7 @@ __all__ = [
     "load_on_all_ranks",
     "measure_models",
     "models_task",
+    "not_seen",
     "open_plan",
     "open_store",
     "open_stores",

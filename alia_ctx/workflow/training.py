@@ -24,7 +24,7 @@ from alia_ctx.train.trainer import StageTrainer
 from alia_ctx.workflow.chain import check_trained, stage_task
 from alia_ctx.workflow.evaluation_in_training import held_out_evaluation
 from alia_ctx.workflow.function_calls import conversation_evaluation
-from alia_ctx.workflow.plans import open_plan
+from alia_ctx.workflow.plans import not_seen, open_plan
 from alia_ctx.workflow.stores import open_store, tokenizer_of_text
 
 if TYPE_CHECKING:
@@ -84,6 +84,8 @@ def train(run: RunConfig, name: str, *, exit_before: float | None = None) -> Pat
             lambda: _open_data(run, name),
             _data_identity,
         )
+        if ranks.rank == 0 and (note := not_seen(run, name)):
+            say(f"note: {escape(note)}")
         engine = stage_engine(run, name, run.optimizer)
         main = engine.rank == 0
         watchdog = entered.enter_context(
