@@ -69,6 +69,7 @@ def check(
     names = stage or ()
     run = load_run(config, overrides or (), stages=names, read_text=not names)
     workflow.check_vocabulary(run, config)
+    workflow.check_end(run, config)
     if not run.deferred(run.tokenizer):
         workflow.require_same_text(run)
     for name in names or run.stages:

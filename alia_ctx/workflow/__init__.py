@@ -12,7 +12,7 @@ from alia_ctx.workflow.chain import (
     constants_notes,
     finished_checkpoint,
 )
-from alia_ctx.workflow.checking import check_vocabulary
+from alia_ctx.workflow.checking import check_end, check_vocabulary
 from alia_ctx.workflow.comparing_rope import base_rope, compare_rope
 from alia_ctx.workflow.evaluation import (
     EVALUATORS,
@@ -63,6 +63,7 @@ __all__ = [
     "ablate",
     "base_rope",
     "best_checkpoint",
+    "check_end",
     "check_trained",
     "check_vocabulary",
     "compare_rope",

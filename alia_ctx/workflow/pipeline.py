@@ -23,7 +23,7 @@ from alia_ctx.progress import say
 from alia_ctx.spec.execution import loss_chunk_tokens
 from alia_ctx.train.stopping import RequeueError
 from alia_ctx.workflow.chain import check_trained, constants_notes, finished_checkpoint
-from alia_ctx.workflow.checking import check_vocabulary
+from alia_ctx.workflow.checking import check_end, check_vocabulary
 from alia_ctx.workflow.evaluation_tasks import what_is_missing
 from alia_ctx.workflow.exporting import export, needs_export
 from alia_ctx.workflow.mixture import mixture_tables, sizes_of
@@ -92,6 +92,7 @@ def run_all(config: Path, overrides: Sequence[str], run: RunConfig) -> Report:
     for name in run.stages:
         check_trained(run, name, reading=True)
     check_vocabulary(run, config)
+    check_end(run, config)
     tokenize(run)
     # Held-out text has its lengths in tokens now: too short is said before training.
     load_run(config, overrides, read_text=True)
