@@ -14,10 +14,12 @@ from alia_ctx.checkpoint.directory import (
     latest,
     list_checkpoints,
     publish,
+    record_begun,
     remnants,
     retain,
     sweep,
     temporary_path,
+    was_begun,
 )
 from alia_ctx.checkpoint.manifest import (
     FORMAT_VERSION,
@@ -55,10 +57,12 @@ __all__ = [
     "open_checkpoint",
     "publish",
     "read_manifest",
+    "record_begun",
     "remnants",
     "retain",
     "sweep",
     "temporary_path",
     "verify_files",
     "verify_names",
+    "was_begun",
 ]

@@ -10,7 +10,9 @@ A checkpoint is a directory that exists whole or not at all:
 
 It is written under a temporary name beside its final one, flushed to disk, and renamed.
 A reader therefore never meets a half-written checkpoint; leftovers of killed writers
-are removed by the next one.
+are removed by the next one. What is removed is known by more than a name that anybody
+could give: the temporary directory by a record beside it, what was replaced or retired by
+a random number in its name.
 """
 
 from __future__ import annotations
@@ -18,6 +20,8 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
+import re
+import secrets
 import shutil
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -30,8 +34,7 @@ from alia_ctx.files import file_checksum
 STATE = "state"
 ASSETS = "assets"
 _TEMPORARY_SUFFIX = ".incomplete"
-_RETIRED_SUFFIX = ".retired"
-_REPLACED_SUFFIX = ".replaced"
+_ASIDE = re.compile(r"(.+)\.(replaced|retired)-[0-9a-f]{8}")
 
 
 def checkpoint_name(update: int) -> str:
@@ -46,18 +49,50 @@ def temporary_path(final: Path) -> Path:
 def begin(final: Path) -> Path:
     """Make the temporary directory in which `final` is to be written;
 
-    removes what a killed writer left there. CheckpointError says what is in the way.
+    removes what a killed writer left there. CheckpointError says what is in the way, a
+    whole checkpoint that somebody gave this name among it.
     """
     temporary = temporary_path(final)
-    shutil.rmtree(temporary, ignore_errors=True)
+    if (temporary / MANIFEST).exists() and not was_begun(temporary):
+        raise CheckpointError(
+            f"{temporary}: is in the way, a checkpoint that no killed writer left there; "
+            "move it away"
+        )
+    discard(temporary)
     try:
         (temporary / STATE).mkdir(parents=True)
+        record_begun(temporary)
     except OSError as error:
         raise CheckpointError(
             f"{error.filename or temporary}: cannot be made ({error.strerror or error}); "
             "make room, mend the permissions, or remove what is in the way"
         ) from error
     return temporary
+
+
+def record_begun(temporary: Path) -> None:
+    """Write beside a temporary directory that it is ours to remove."""
+    inode = temporary.stat().st_ino
+    _record(temporary).write_text(f"{inode}\n", encoding="utf-8")
+
+
+def was_begun(temporary: Path) -> bool:
+    """Whether a temporary directory is the very one that was begun here, or holds no file:
+    not one that somebody gave its name.
+    """
+    if temporary.is_symlink() or not temporary.is_dir():
+        return False
+    if not any(path.is_symlink() or path.is_file() for path in temporary.rglob("*")):
+        return True
+    try:
+        begun = _record(temporary).read_text(encoding="utf-8").strip()
+    except (OSError, ValueError):
+        return False
+    return begun == str(temporary.stat().st_ino)
+
+
+def _record(temporary: Path) -> Path:
+    return temporary.with_name(f".{temporary.name}.begun")
 
 
 def commit(
@@ -102,18 +137,28 @@ def publish(temporary: Path, final: Path) -> None:
         _replace(temporary, final)
     else:
         os.rename(temporary, final)
+    _record(temporary).unlink(missing_ok=True)
     _flush_directory(final.parent)
+    for path in _set_aside(final.parent):
+        if path.name.startswith(f"{final.name}.replaced-"):
+            _remove(path)
 
 
 def _replace(temporary: Path, final: Path) -> None:
     """Swap directories through a third name: rename cannot replace a directory that has
     entries. A link is replaced by itself, not what it leads to.
     """
-    old = final.with_name(final.name + _REPLACED_SUFFIX)
-    _remove(old)
-    os.rename(final, old)
+    os.rename(final, _aside(final, "replaced"))
     os.rename(temporary, final)
-    _remove(old)
+
+
+def _aside(path: Path, why: str) -> Path:
+    """A name that nobody else gives, for what is to be removed."""
+    return path.with_name(f"{path.name}.{why}-{secrets.token_hex(4)}")
+
+
+def _set_aside(root: Path) -> list[Path]:
+    return [root / name for name in os.listdir(root) if _ASIDE.fullmatch(name)]
 
 
 def _remove(path: Path) -> None:
@@ -127,6 +172,8 @@ def _remove(path: Path) -> None:
 def discard(temporary: Path) -> None:
     """Forget a checkpoint that was begun and shall not be committed."""
     shutil.rmtree(temporary, ignore_errors=True)
+    if not temporary.exists():
+        _record(temporary).unlink(missing_ok=True)
 
 
 def list_checkpoints(root: Path) -> list[Path]:
@@ -176,9 +223,7 @@ def retain(
         update = int(path.name.rsplit("-", 1)[1])
         if keep_every and update % keep_every == 0:
             continue
-        target = path.with_name(path.name + _RETIRED_SUFFIX)
-        shutil.rmtree(target, ignore_errors=True)
-        os.rename(path, target)
+        os.rename(path, _aside(path, "retired"))
         retired.append(path)
     return retired
 
@@ -188,13 +233,10 @@ def sweep(root: Path) -> None:
 
     Takes as long as the file system takes to free it all.
     """
-    replaced = [
-        path
-        for path in root.glob("*" + _REPLACED_SUFFIX)
-        if path.with_name(path.name.removesuffix(_REPLACED_SUFFIX)).exists()
-    ]
-    for path in [*root.glob("*" + _RETIRED_SUFFIX), *replaced]:
-        shutil.rmtree(path, ignore_errors=True)
+    for path in _set_aside(root):
+        name, why = _ASIDE.fullmatch(path.name).groups()  # type: ignore[union-attr]
+        if why == "retired" or (root / name).exists():
+            shutil.rmtree(path, ignore_errors=True)
 
 
 def file_entry(file: Path) -> dict[str, Any]:

@@ -71,11 +71,12 @@ def check(
     names = stage or ()
     run = load_run(config, overrides or (), stages=names, read_text=not names)
     workflow.check_vocabulary(run, config)
+    workflow.check_end(run, config)
     if not run.deferred(run.tokenizer):
         workflow.require_same_text(run)
     for name in names or run.stages:
         if not run.deferred(run.output):
-            workflow.check_trained(run, name)
+            workflow.check_trained(run, name, reading=True)
         if unknown := workflow.unknown_tokenizer(run, name):
             typer.echo(f"note: {unknown}")
         planned = run.stage(name)
@@ -99,6 +100,10 @@ def check(
         typer.echo(f"note: {_NO_HELD_OUT.key}: {_NO_HELD_OUT.rule}")
     elif not run.deferred(run.output) and (few := workflow.few_held_out(run)):
         typer.echo(f"note: {few}")
+    if not run.deferred(run.output):
+        unseen = [workflow.not_seen(run, name) for name in names or run.stages]
+        for note in (*filter(None, unseen), *workflow.constants_notes(run)):
+            typer.echo(f"note: {note}")
     if not names:  # which may take a while to read
         _warn_of_short_text(run)
     typer.echo(f"{config}: no problems")

@@ -51,17 +51,16 @@ def check_target(
                 f"{target}: only what a conversion wrote is overwritten, and {reason}; "
                 "move it away or choose another name"
             )
-    for suffix in (".incomplete", ".replaced"):
-        neighbour = target.with_name(target.name + suffix)
-        if neighbour.is_symlink() or not (
-            not neighbour.exists()
-            or (neighbour / _BEGUN).is_file()
-            or foreign(neighbour) is None
-        ):
-            raise CheckpointError(
-                f"{neighbour}: is in the way and was not written by a conversion; move "
-                "it away or choose another name"
-            )
+    neighbour = checkpoint.temporary_path(target)
+    if neighbour.is_symlink() or not (
+        not neighbour.exists()
+        or (neighbour / _BEGUN).is_file()
+        or checkpoint.was_begun(neighbour)
+    ):
+        raise CheckpointError(
+            f"{neighbour}: is in the way and was not left by a killed conversion; move "
+            "it away or choose another name"
+        )
 
 
 @contextmanager
@@ -105,6 +104,7 @@ def begin_export(hf_dir: Path) -> Path:
     temporary = checkpoint.temporary_path(hf_dir)
     checkpoint.discard(temporary)
     temporary.mkdir(parents=True)
+    checkpoint.record_begun(temporary)
     return temporary
 
 
@@ -145,13 +145,15 @@ def read_statement(directory: Path) -> dict[str, Any]:
     return statement
 
 
-def foreign_in_export(directory: Path) -> str | None:
-    """What in `directory` is not as an export wrote it, or None."""
+def foreign_in_export(directory: Path, largest: int | None = None) -> str | None:
+    """What in `directory` is not as an export wrote it, or None. Of files of more than
+    `largest` bytes only the sizes are compared, which takes no time.
+    """
     if not (directory / STATEMENT).is_file():
         return f"it has no {STATEMENT}"
     try:
         files = read_statement(directory)["files"]
-        return _first_foreign(directory, files, {STATEMENT})
+        return _first_foreign(directory, files, {STATEMENT}, largest)
     except CheckpointError as error:
         return str(error)
 
@@ -168,7 +170,10 @@ def foreign_in_import(directory: Path) -> str | None:
 
 
 def _first_foreign(
-    directory: Path, files: Mapping[str, Mapping[str, Any]], others: set[str]
+    directory: Path,
+    files: Mapping[str, Mapping[str, Any]],
+    others: set[str],
+    largest: int | None = None,
 ) -> str | None:
     names = _names(directory)
     for name in sorted(names - set(files) - others):
@@ -178,7 +183,10 @@ def _first_foreign(
         if file.is_symlink():
             return f"{name} was replaced by a link"
         size = file.stat().st_size
-        if size != entry["bytes"] or file_checksum(file) != entry["xxh3_128"]:
+        read = largest is None or size <= largest
+        if size != entry["bytes"] or (
+            read and file_checksum(file) != entry["xxh3_128"]
+        ):
             return f"{name} was changed since"
     return None
 

@@ -97,9 +97,16 @@ def _read_shards(index: Path, read: Any) -> dict[str, TensorPlace]:
             f"{index}: has no weight_map; copy it again from its source"
         )
     places: dict[str, TensorPlace] = {}
+    for name, shard in weight_map.items():
+        if not isinstance(shard, str) or Path(shard).name != shard:
+            raise CheckpointError(
+                f"{index}: lists {name} in {shard!r}, which is not the name of a file "
+                "beside it; put all shards into that directory, under names without "
+                "folders, and list them so"
+            )
     for shard in sorted(set(weight_map.values())):
-        file = index.parent / str(shard)
-        if Path(str(shard)).name != shard or not file.is_file():
+        file = index.parent / shard
+        if not file.is_file():
             raise CheckpointError(
                 f"{file}: missing, but {index.name} lists it; copy it again from its source"
             )

@@ -241,14 +241,14 @@ class CheckpointManager:
             raise CheckpointError(
                 f"every checkpoint in {self.root} is damaged "
                 f"({', '.join(p.name for p in reversed(found))}); "
-                "restore one, or empty the directory to begin the stage anew"
+                f"restore one, or {_begin_anew(self.root)}"
             )
         remnants = _remnants(self.engine, self.root)
         if remnants:
             raise CheckpointError(
                 f"{self.root} holds no checkpoint, but what is left of some "
-                f"({', '.join(remnants)}); restore one under its name, or empty the "
-                "directory to begin the stage anew"
+                f"({', '.join(remnants)}); restore one under its name, or "
+                f"{_begin_anew(self.root)}"
             )
         error = self._on_first_rank(lambda: _require_none_ever(self.root))
         if error is not None:
@@ -299,6 +299,13 @@ def _marker(root: Path) -> Path:
     return root.with_name(root.name + ".begun")
 
 
+def _begin_anew(root: Path) -> str:
+    """What begins a stage anew wherever its checkpoints are gone or damaged: to empty the
+    directory, or to remove a link, leaves the marker beside it, which then refuses.
+    """
+    return f"move {root.parent} away to begin the stage anew"
+
+
 def _require_none_ever(root: Path) -> None:
     """CheckpointError where a stage had checkpoints and none is to be seen: a link that
     leads nowhere, or to a file system that is not mounted.
@@ -306,13 +313,12 @@ def _require_none_ever(root: Path) -> None:
     if root.is_symlink() and not root.exists():
         raise CheckpointError(
             f"{root} is a link to {root.readlink()}, which is not there; mount it, or "
-            "remove the link to begin the stage anew"
+            f"{_begin_anew(root)}"
         )
     if _marker(root).exists():
         raise CheckpointError(
             f"{root} is empty, but {_marker(root).name} beside it says that the stage "
-            "had checkpoints; mount what holds them, or move "
-            f"{root.parent} away to begin the stage anew"
+            f"had checkpoints; mount what holds them, or {_begin_anew(root)}"
         )
 
 

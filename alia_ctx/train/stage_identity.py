@@ -4,7 +4,8 @@ A checkpoint records the configuration it was trained with and what its stage st
 from. What decides the content of a stage's checkpoints must be the same now; how an
 update is computed (layout, nodes, recompute) may change at any time, how far the stage
 goes (tokens) may grow, and the constants of the optimizer may change while the stage is
-not finished: they take effect from there on, and the checkpoints say so.
+not finished: they take effect from there on, and the checkpoints say so. What a stage
+started from is in its own record: that the stage before has gone on since changes nothing.
 """
 
 from __future__ import annotations
@@ -73,17 +74,19 @@ def _by_stage(ledger: Sequence[StageLedger]) -> dict[str, StageLedger]:
 
 
 def require_same_stage(
-    task: StageTask, path: Path, manifest: Manifest, *, as_origin: bool = False
+    task: StageTask, path: Path, manifest: Manifest, *, reading: bool = False
 ) -> list[str]:
     """IdentityError unless the checkpoint at `path` is one of the stage of `task`: of
     its model and settings, and started from what the stage starts from.
 
-    Returns what changed since and may, a line each. `as_origin`: another stage starts from
-    it, and may have constants of the optimizer that are its own.
+    Returns what changed since and may, a line each. `reading`: it is read (evaluated,
+    exported, started from), not trained; the constants of the optimizer that a finished
+    stage was trained with are then its own, as another stage may have others.
     """
-    finished = not as_origin and manifest.update >= task.updates
+    finished = manifest.update >= task.updates
     changed = _differences(task, manifest)
-    allowed = [] if finished else [c for c in changed if c.startswith("optimizer.")]
+    strict = finished and not reading
+    allowed = [] if strict else [c for c in changed if c.startswith("optimizer.")]
     refused = [line for line in changed if line not in allowed]
     refused += _shortened(task, manifest) if not refused else []
     refused += _other_origin(task, manifest)
@@ -210,7 +213,16 @@ def _shortened(task: StageTask, manifest: Manifest) -> list[str]:
 def _other_origin(task: StageTask, manifest: Manifest) -> list[str]:
     """What the stage started from, compared with what it would start from now; nothing
     where that is not at hand any more.
+
+    Of a stage that has gone on since, the checkpoint that was started from is compared,
+    or where that is not kept what going on leaves as it is.
     """
+    recorded = manifest.extra.get(STARTED_FROM)
+    if recorded is not None and task.origin_checkpoints is not None:
+        there = task.origin_checkpoints / checkpoint.checkpoint_name(recorded["update"])
+        newest = checkpoint.latest(task.origin_checkpoints)
+        if there.is_dir() or (newest is not None and newest.name > there.name):
+            return _other_than(recorded, there, newest or there, task)
     try:
         origin = task.origin()
         now = None if origin is None else checkpoint.read_manifest(origin)
@@ -218,9 +230,8 @@ def _other_origin(task: StageTask, manifest: Manifest) -> list[str]:
         return []
     key = f"stages.{task.name}.init_from"
     if now is None or manifest.parent is None:
-        there, here = manifest.parent or "random", str(origin or "random")
-        return differences(there, here, key)
-    recorded = manifest.extra.get(STARTED_FROM)
+        before, here = manifest.parent or "random", str(origin or "random")
+        return differences(before, here, key)
     if recorded is not None:
         return differences(recorded, checkpoint_statement(now), key)
     # of version 0.1, which recorded the ledgers of what it started from, and its place
@@ -229,3 +240,32 @@ def _other_origin(task: StageTask, manifest: Manifest) -> list[str]:
         {"ledger": _by_stage(now.ledger)},
         key,
     )
+
+
+def _other_than(
+    recorded: Mapping[str, Any], there: Path, newest: Path, task: StageTask
+) -> list[str]:
+    key = f"stages.{task.name}.init_from"
+    try:
+        if there.is_dir():
+            now = checkpoint_statement(checkpoint.read_manifest(there))
+            return differences(recorded, now, key)
+        now = checkpoint_statement(checkpoint.read_manifest(newest))
+    except CheckpointError:  # damaged: what is made from it says so
+        return []
+    return differences(_lasting(recorded), _lasting(now), key)
+
+
+_LASTING = ("stage", "context", "rope", "learning_rate")
+
+
+def _lasting(stated: Mapping[str, Any]) -> dict[str, Any]:
+    """What stays of a `checkpoint_statement` when its stage goes on."""
+    ledger = {
+        name: {key: entry[key] for key in _LASTING}
+        if entry["stage"] == stated["stage"]
+        else entry
+        for name, entry in stated["ledger"].items()
+    }
+    kept = {name: stated[name] for name in ("stage", "model", "rope", "context")}
+    return {**kept, "ledger": ledger}

@@ -23,6 +23,8 @@ class StageTask:
         directory: the stage's place on disk.
         origin: gives the checkpoint that the stage starts from, None for random
             weights; CheckpointError where it is not there (yet, or any more).
+        origin_checkpoints: where the stage that it starts from keeps its checkpoints;
+            None where it starts from something else.
         position_edges: limits of the bands of the position in the document that losses
             are reported in.
         peak_flops: floating-point operations a second of one rank, for the MFU.
@@ -58,6 +60,7 @@ class StageTask:
     chat_template: Mapping[str, Any] | None = None
     configured: Callable[[], Mapping[str, str] | None] = lambda: None
     planned_updates: int | None = None
+    origin_checkpoints: Path | None = None
 
     @property
     def updates(self) -> int:

@@ -9,10 +9,11 @@ from alia_ctx.workflow.chain import (
     BestCheckpoint,
     best_checkpoint,
     check_trained,
+    constants_notes,
     finished_checkpoint,
     unknown_tokenizer,
 )
-from alia_ctx.workflow.checking import check_vocabulary
+from alia_ctx.workflow.checking import check_end, check_vocabulary
 from alia_ctx.workflow.comparing_rope import base_rope, compare_rope
 from alia_ctx.workflow.evaluation import (
     EVALUATORS,
@@ -31,7 +32,7 @@ from alia_ctx.workflow.evaluation_tasks import (
 from alia_ctx.workflow.exporting import export
 from alia_ctx.workflow.named_models import Asked, models_task
 from alia_ctx.workflow.pipeline import plan_stages, run_all
-from alia_ctx.workflow.plans import contamination, open_plan, pack
+from alia_ctx.workflow.plans import contamination, not_seen, open_plan, pack
 from alia_ctx.workflow.recomputing import recompute
 from alia_ctx.workflow.reporting import (
     keep_page,
@@ -63,9 +64,11 @@ __all__ = [
     "ablate",
     "base_rope",
     "best_checkpoint",
+    "check_end",
     "check_trained",
     "check_vocabulary",
     "compare_rope",
+    "constants_notes",
     "contamination",
     "evaluation_task",
     "export",
@@ -76,6 +79,7 @@ __all__ = [
     "load_on_all_ranks",
     "measure_models",
     "models_task",
+    "not_seen",
     "open_plan",
     "open_store",
     "open_stores",

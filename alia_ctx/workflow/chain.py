@@ -5,18 +5,20 @@ from __future__ import annotations
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from alia_ctx import checkpoint
 from alia_ctx.checkpoint.manifest import DamagedError
 from alia_ctx.config.run import RANDOM, RunConfig, position_edges
 from alia_ctx.data.packing import PackPlan, read_statement
 from alia_ctx.data.tokens import tokenizer_statement
-from alia_ctx.errors import CheckpointError, DataError
+from alia_ctx.errors import CheckpointError, ConfigError, DataError, Problems
 from alia_ctx.train.best import BEST
 from alia_ctx.train.origin import require_same_tokenizer
 from alia_ctx.train.run_directory import RunDirectory, mended_by_training
 from alia_ctx.train.stage_identity import (
     PLANNED,
+    STARTED_FROM,
     require_same_plan,
     require_same_stage,
 )
@@ -44,6 +46,9 @@ def stage_task(run: RunConfig, name: str) -> StageTask:
         model=run.model,
         directory=run_directory(run).stage(name),
         origin=lambda: origin(run, name),
+        origin_checkpoints=run_directory(run).checkpoints(run.stage(name).init_from)
+        if run.stage(name).init_from in run.stages
+        else None,
         position_edges=position_edges(run),
         peak_flops=run.cluster.peak_tflops * 1e12,
         saving=run.checkpoint,
@@ -68,29 +73,33 @@ def planned_updates(run: RunConfig, name: str) -> int | None:
         if statement.identity.get("epochs") == stage.epochs:
             return statement.sizes["update_offsets"] - 1
     newest = checkpoint.latest(run_directory(run).checkpoints(name))
-    if newest is not None:
-        with suppress(CheckpointError):
-            planned = checkpoint.read_manifest(newest).extra.get(PLANNED, {})
-            if planned.get("epochs") == stage.epochs:
-                return int(planned["updates"])
-    return None
+    planned = _planned_by_checkpoint(newest)
+    same = bool(planned) and planned["epochs"] == stage.epochs
+    return int(planned["updates"]) if same else None
 
 
-def check_trained(run: RunConfig, name: str, plan: PackPlan | None = None) -> bool:
+def check_trained(
+    run: RunConfig, name: str, plan: PackPlan | None = None, *, reading: bool = False
+) -> bool:
     """Whether the stage is finished. IdentityError where it was begun or finished with
     other settings than those of `run`, or on another plan than `plan`, or would start
-    from a model of another tokenizer: cheap, before any work starts.
+    from a model of another tokenizer, ConfigError where it may not go on beneath a later
+    stage: cheap, before any work starts.
+
+    `reading`: a finished stage is only read, see `require_same_stage`.
     """
+    require_free_to_go_on(run, name)
     newest = checkpoint.latest(run_directory(run).checkpoints(name))
     if newest is None:
         unknown_tokenizer(run, name)
         return False
     try:
         manifest = checkpoint.read_manifest(newest)
-    except DamagedError:  # training passes it over, or says that none is whole
-        return False
+    except DamagedError as error:
+        _require_within(run, name, newest, error)
+        return False  # training passes it over, or says that none is whole
     task = stage_task(run, name)
-    require_same_stage(task, newest, manifest)
+    require_same_stage(task, newest, manifest, reading=reading)
     if plan is not None:
         require_same_plan(task, plan, manifest)
     return manifest.update >= task.updates
@@ -112,7 +121,7 @@ def unknown_tokenizer(run: RunConfig, name: str) -> str | None:
     return require_same_tokenizer(stage_task(run, name), Path(origin), manifest)
 
 
-def finished_checkpoint(run: RunConfig, name: str, *, as_origin: bool = False) -> Path:
+def finished_checkpoint(run: RunConfig, name: str) -> Path:
     """The last checkpoint of a finished stage: the door through which all that is made
     from a stage takes it.
 
@@ -120,11 +129,54 @@ def finished_checkpoint(run: RunConfig, name: str, *, as_origin: bool = False) -
     differs where it was trained with other settings than those of `run`.
     """
     task = stage_task(run, name)
+    newest = checkpoint.latest(run_directory(run).checkpoints(name))
+    if newest is not None:
+        try:
+            checkpoint.read_manifest(newest)
+        except DamagedError as error:
+            _require_within(run, name, newest, error)
     with mended_by_training(name):
         path = run_directory(run).finished_checkpoint(name, task.updates)
         manifest = checkpoint.read_manifest(path)
-    require_same_stage(task, path, manifest, as_origin=as_origin)
+    require_same_stage(task, path, manifest, reading=True)
     return path
+
+
+def constants_notes(run: RunConfig) -> list[str]:
+    """That finished stages had other constants of the optimizer than the configuration
+    says now, a line each: they keep them.
+    """
+    notes = []
+    for name in run.stages:
+        with suppress(CheckpointError, DataError):
+            task = stage_task(run, name)
+            path = run_directory(run).finished_checkpoint(name, task.updates)
+            manifest = checkpoint.read_manifest(path)
+            changed = require_same_stage(task, path, manifest, reading=True)
+            if changed:
+                notes.append(
+                    f"stage {name} is finished, and stays as it was trained: "
+                    f"{'; '.join(changed)}"
+                )
+    return notes
+
+
+def _require_within(
+    run: RunConfig, name: str, newest: Path, error: DamagedError
+) -> None:
+    """DamagedError where the damaged `newest` bears the number of an update that the
+    stage does not have: a copy under another name, or what is left of a longer stage.
+    No training makes that one again.
+    """
+    try:
+        updates = stage_task(run, name).updates
+    except DataError:  # of conversations, whose plan is gone
+        return
+    if int(newest.name.rpartition("-")[2]) > updates:
+        raise DamagedError(
+            f"{error}\nStage {name} ends at update {updates}, so that no training makes "
+            f"this one again; move {newest} away"
+        ) from error
 
 
 @dataclass(frozen=True)
@@ -162,8 +214,87 @@ def origin(run: RunConfig, name: str) -> Path | None:
     if init_from == RANDOM:
         return None
     if init_from in run.stages:
-        return finished_checkpoint(run, init_from, as_origin=True)
+        return finished_checkpoint(run, init_from)
     return Path(init_from)
+
+
+def started_from(run: RunConfig, name: str) -> Path | None:
+    """The checkpoint that the updates of a stage began with: the one that a begun stage
+    has on record, whatever its origin became since. CheckpointError where it is gone.
+    """
+    init_from = run.stage(name).init_from
+    recorded = _recorded_origin(run, name)
+    if recorded is None or init_from not in run.stages:
+        return origin(run, name)
+    update = checkpoint.checkpoint_name(recorded["update"])
+    path = run_directory(run).checkpoints(init_from) / update
+    if not path.is_dir():
+        raise CheckpointError(
+            f"{path}: what stage {name} started from is not kept any more; restore it"
+        )
+    return path
+
+
+def _recorded_origin(run: RunConfig, name: str) -> dict[str, Any] | None:
+    """What the checkpoints of a stage say that it started from; None where there are
+    none, or they do not say it.
+    """
+    for path in reversed(
+        checkpoint.list_checkpoints(run_directory(run).checkpoints(name))
+    ):
+        with suppress(CheckpointError):
+            recorded: dict[str, Any] | None = checkpoint.read_manifest(path).extra.get(
+                STARTED_FROM
+            )
+            return recorded
+    return None
+
+
+def require_free_to_go_on(run: RunConfig, name: str) -> None:
+    """ConfigError where training a stage to its end would take it beyond the update that
+    a later stage, which was begun, has started from: that one would then be of another
+    chain than the configuration's, and both would train on the same data.
+    """
+    problems = Problems()
+    for later, stage in run.stages.items():
+        recorded = _recorded_origin(run, later) if stage.init_from == name else None
+        if recorded is None or recorded["stage"] != name:
+            continue
+        update = recorded["update"]
+        if not _goes_on_beyond(run, name, update):
+            continue
+        of_tokens = run.stage(name).update_instances is None
+        budget = "tokens" if of_tokens else "epochs"
+        places = run_directory(run)
+        problems.add(
+            f"stages.{name}.{budget}",
+            getattr(run.stage(name), budget),
+            f"takes {name} beyond update {update}, which stage {later} has started "
+            f"from: {later} would not be what the configuration says",
+            f"restore it; or move {places.stage(later)} and {places.plan(later)} away, "
+            f"so that {later} is made again from the longer stage; or let the longer "
+            "stage have another `output`",
+        )
+    if problems:
+        raise ConfigError(f"stage {name} cannot go on", problems)
+
+
+def _goes_on_beyond(run: RunConfig, name: str, update: int) -> bool:
+    newest = checkpoint.latest(run_directory(run).checkpoints(name))
+    done = int(newest.name.rpartition("-")[2]) if newest is not None else 0
+    try:
+        updates = stage_task(run, name).updates
+    except DataError:  # of conversations: the plan of more epochs is still to be made
+        planned = _planned_by_checkpoint(newest)
+        return int(planned.get("epochs", 0)) < (run.stage(name).epochs or 0)
+    return updates > max(update, done)
+
+
+def _planned_by_checkpoint(newest: Path | None) -> dict[str, Any]:
+    with suppress(CheckpointError):
+        if newest is not None:
+            return dict(checkpoint.read_manifest(newest).extra.get(PLANNED, {}))
+    return {}
 
 
 def contexts_up_to(run: RunConfig, name: str) -> list[int]:

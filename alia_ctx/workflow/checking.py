@@ -1,16 +1,22 @@
-"""What the texts and tokenizers of a configuration break, before any work: read from disk,
-so apart from the rules of the configuration itself.
+"""What the texts, tokenizers and places of a configuration break, before any work: read
+from disk, so apart from the rules of the configuration itself.
 """
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 
 from alia_ctx.config.run import HELD_OUT, RunConfig
 from alia_ctx.data.tokens import TokenStore, vocabulary_problems
 from alia_ctx.errors import AliaError, ConfigError, Problem, Problems
+from alia_ctx.hf import assets, targets
+from alia_ctx.workflow.chain import run_directory
 from alia_ctx.workflow.stores import text_sources
+
+_READ_WHOLE = 64 << 20  # bytes; of larger files of an export only the size is compared
 
 
 def check_vocabulary(run: RunConfig, where: str | Path) -> None:
@@ -46,4 +52,65 @@ def _store_problems(run: RunConfig) -> Problems:
             key = "evaluation" if name == HELD_OUT else "data.sources"
             remedy = "tokenize the source again with the tokenizer of this model"
             problems.add(f"{key}.{name}.store", spec.store, str(error), remedy)
+    return problems
+
+
+def check_end(run: RunConfig, where: str | Path) -> None:
+    """ConfigError with all that `run` would be refused for at its end, when everything is
+    trained: tokenizer files that no export takes along, an export that is not ours to
+    replace, places that cannot be written. What lies on a root that is not mounted is
+    left out.
+    """
+    problems = Problems()
+    if not run.deferred(run.tokenizer):
+        problems += _asset_problems(run)
+    if not run.deferred(run.output):
+        problems += _export_problems(run)
+        problems += _place_problems(run)
+    if problems:
+        raise ConfigError(f"{where} has {problems.counted()}", problems)
+
+
+def _asset_problems(run: RunConfig) -> Problems:
+    problems, directory = Problems(), Path(run.tokenizer)
+    for check in (
+        lambda: assets.asset_files(directory, assets.tokenizer_assets(directory)),
+        lambda: assets.check_readable(directory),
+    ):
+        try:
+            check()
+        except AliaError as error:
+            remedy = "mend it now: no model can be exported with it"
+            problems.add("tokenizer", run.tokenizer, str(error), remedy)
+    return problems
+
+
+def _export_problems(run: RunConfig) -> Problems:
+    """What stands where `run` exports the last stage, and is not ours to replace."""
+    problems, last = Problems(), list(run.stages)[-1]
+    directory = run_directory(run).hf(last)
+    foreign = partial(targets.foreign_in_export, largest=_READ_WHOLE)
+    try:
+        targets.check_target(directory, run_directory(run).stage(last), True, foreign)
+    except AliaError as error:
+        remedy = f"move {directory} away; stage {last} is exported to that place"
+        problems.add("output", run.output, str(error), remedy)
+    return problems
+
+
+def _place_problems(run: RunConfig) -> Problems:
+    problems, places = Problems(), run_directory(run)
+    stages = [places.stage(name) for name in run.stages]
+    hf = places.hf(next(iter(run.stages))).parent
+    for place in (*stages, places.tokens, places.evaluations, places.report, hf):
+        there = next(
+            p for p in (place, *place.absolute().parents) if os.path.lexists(p)
+        )
+        if not there.is_dir():
+            rule, remedy = f"{there} is no directory", "move it away"
+        elif not os.access(there, os.W_OK | os.X_OK):
+            rule, remedy = f"{there} cannot be written", "mend the permissions"
+        else:
+            continue
+        problems.add("output", run.output, rule, f"{remedy}, or choose another output")
     return problems

@@ -10,6 +10,8 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+from rich.markup import escape
+
 from alia_ctx import checkpoint
 from alia_ctx.checkpoint.manifest import DamagedError
 from alia_ctx.config.held_out import held_out_notes
@@ -20,8 +22,8 @@ from alia_ctx.evaluation.report import Report
 from alia_ctx.progress import say
 from alia_ctx.spec.execution import loss_chunk_tokens
 from alia_ctx.train.stopping import RequeueError
-from alia_ctx.workflow.chain import check_trained, finished_checkpoint
-from alia_ctx.workflow.checking import check_vocabulary
+from alia_ctx.workflow.chain import check_trained, constants_notes, finished_checkpoint
+from alia_ctx.workflow.checking import check_end, check_vocabulary
 from alia_ctx.workflow.evaluation_tasks import what_is_missing
 from alia_ctx.workflow.exporting import export, needs_export
 from alia_ctx.workflow.mixture import mixture_tables, sizes_of
@@ -88,20 +90,21 @@ def run_all(config: Path, overrides: Sequence[str], run: RunConfig) -> Report:
             "launch/slurm_stage.sbatch"
         )
     for name in run.stages:
-        check_trained(run, name)
+        check_trained(run, name, reading=True)
     check_vocabulary(run, config)
+    check_end(run, config)
     tokenize(run)
     # Held-out text has its lengths in tokens now: too short is said before training.
     load_run(config, overrides, read_text=True)
-    for problem in held_out_notes(run):
-        say(f"note: {problem}")
+    for note in (*held_out_notes(run), *constants_notes(run)):
+        say(f"note: {escape(str(note))}")
 
     def train(name: str) -> None:
         torchrun(ranks, ["train", str(config), "--stage", name, *overrides])
 
     for name in run.stages:
         plan = pack(run, name)
-        if not check_trained(run, name, plan):
+        if not check_trained(run, name, plan, reading=True):
             if (before := run.stage(name).init_from) in run.stages:
                 _make_whole(run, before, train)
             train(name)

@@ -2,12 +2,19 @@
 
 from __future__ import annotations
 
+import shutil
+from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 
-from alia_ctx.config.run import HELD_OUT, RunConfig
+from rich.markup import escape
+
+from alia_ctx import checkpoint
+from alia_ctx.config.run import HELD_OUT, RANDOM, RunConfig
 from alia_ctx.data.packing import (
     Contamination,
     PackPlan,
+    Statement,
     build_plan,
     find_contamination,
     read_statement,
@@ -15,10 +22,10 @@ from alia_ctx.data.packing import (
 from alia_ctx.data.tokens import (
     TokenStore,
 )
-from alia_ctx.errors import DataError
+from alia_ctx.errors import CheckpointError, DataError
 from alia_ctx.files import exclusive
 from alia_ctx.progress import meter, say
-from alia_ctx.workflow.chain import run_directory
+from alia_ctx.workflow.chain import require_free_to_go_on, run_directory
 from alia_ctx.workflow.conversations import open_conversation_plan, pack_conversations
 from alia_ctx.workflow.stores import (
     has_store,
@@ -51,7 +58,10 @@ def pack(run: RunConfig, name: str, *, overwrite: bool = False) -> PackPlan:
     The data continues where the plans of the stages before end; one that is not there
     yet is made first.
     """
+    require_free_to_go_on(run, name)
     require_same_text(run)
+    if note := not_seen(run, name):
+        say(f"note: {escape(note)}")
     return _plan(run, name, overwrite=overwrite)
 
 
@@ -61,7 +71,8 @@ def _plan(run: RunConfig, name: str, *, overwrite: bool) -> PackPlan:
     seen: dict[str, PackPlan] = {}
     for earlier in earlier_stages(run, name):
         directory = run_directory(run).plan(earlier)
-        if not directory.is_dir():
+        gone = not directory.is_dir()
+        if gone:
             say(f"{name} continues the data of {earlier}, which is packed first")
             _plan(run, earlier, overwrite=False)
         sources = [source for source, _ in read_statement(directory).identity["stores"]]
@@ -74,7 +85,15 @@ def _plan(run: RunConfig, name: str, *, overwrite: bool) -> PackPlan:
             },
             rows_per_update=_rows_per_update(run, earlier),
         )
+        try:
+            _require_trained(run, name, earlier, seen[earlier].statement)
+        except DataError:
+            if gone:  # made a moment ago, and not the one that was gone
+                shutil.rmtree(directory, ignore_errors=True)
+            raise
     directory = run_directory(run).plan(name)
+    if _begun_before(run, name, seen):
+        return open_plan(run, name)
     if directory.is_symlink():  # the plan is made anew where the link leads
         directory = directory.resolve()
     with (
@@ -161,16 +180,109 @@ def open_plan(run: RunConfig, name: str) -> PackPlan:
 
 
 def _plans_before(run: RunConfig, name: str, directory: Path) -> list[list[str]]:
-    """(stage, fingerprint) of the plans that this plan should continue. A plan that was
-    removed after use is taken to be the one that this plan names.
+    """(stage, fingerprint) of the plans that this plan should continue: those that the
+    stages before were trained on, or are to be.
+
+    A plan that was removed after use is taken to be the one that this plan names, if the
+    ledger says so too. One to which rows were added since a begun stage has continued it
+    is to that stage what it was.
     """
     named = dict(read_statement(directory).identity["seen"])
-    return [
-        [
-            earlier,
-            read_statement(run_directory(run).plan(earlier)).fingerprint
-            if run_directory(run).plan(earlier).is_dir()
-            else named.get(earlier, "none"),
-        ]
-        for earlier in earlier_stages(run, name)
-    ]
+    begun = checkpoint.latest(run_directory(run).checkpoints(name)) is not None
+    pairs = []
+    for earlier in earlier_stages(run, name):
+        fingerprint = named.get(earlier, "none")
+        if run_directory(run).plan(earlier).is_dir():
+            there = read_statement(run_directory(run).plan(earlier))
+            _require_trained(run, name, earlier, there)
+            if not (begun and fingerprint in _shorter(there)):
+                fingerprint = there.fingerprint
+        else:
+            trained = _trained_on(run, name, earlier)
+            fingerprint = trained or fingerprint
+        pairs.append([earlier, fingerprint])
+    return pairs
+
+
+def _begun_before(run: RunConfig, name: str, seen: Mapping[str, PackPlan]) -> bool:
+    """Whether a stage was begun on a plan that continues plans in `seen` as they were
+    before rows were added to them.
+    """
+    directory = run_directory(run).plan(name)
+    if checkpoint.latest(run_directory(run).checkpoints(name)) is None:
+        return False
+    if not directory.is_dir():
+        return False
+    named = dict(read_statement(directory).identity["seen"])
+    return any(named.get(stage) in _shorter(p.statement) for stage, p in seen.items())
+
+
+def _shorter(plan: Statement) -> set[str]:
+    return {shorter["fingerprint"] for shorter in plan.shorter}
+
+
+def _trained_on(run: RunConfig, name: str, earlier: str) -> str | None:
+    """The fingerprint of the plan that stage `earlier` was trained on, by the ledger of
+    the stage `name` that continues it, or else by its own; None where there is none.
+    """
+    for stage in (name, earlier):
+        for path in reversed(
+            checkpoint.list_checkpoints(run_directory(run).checkpoints(stage))
+        ):
+            with suppress(CheckpointError):
+                for entry in reversed(checkpoint.read_manifest(path).ledger):
+                    if entry.stage == earlier:
+                        return entry.plan
+    return None
+
+
+def _require_trained(run: RunConfig, name: str, earlier: str, plan: Statement) -> None:
+    """DataError unless `plan`, of stage `earlier`, is the one that it was trained on, or
+    that one with rows added: a plan that grew in steps is made anew in one as another.
+    """
+    trained = _trained_on(run, name, earlier)
+    if trained is None or trained in {plan.fingerprint, *_shorter(plan)}:
+        return
+    raise DataError(
+        f"{plan.directory}: is not the plan that stage {earlier} was trained on (plan "
+        f"{trained} there, {plan.fingerprint} now), so that {name} would train again on "
+        f"what {earlier} has trained on. Restore that plan; where it is lost and rows "
+        "were added to it, move this one away and pack it in the same steps, with "
+        f"stages.{earlier}.tokens as they were in turn; or set "
+        f"stages.{name}.pack.data=restart"
+    )
+
+
+def not_seen(run: RunConfig, name: str) -> str | None:
+    """That a stage counts as not seen what the checkpoint that it or the first of its
+    chain starts from, by its path, was trained on; None where there is no such thing.
+    """
+    stage = run.stage(name)
+    if stage.update_instances is not None or stage.pack.data != "continue":
+        return None
+    first = next(iter(earlier_stages(run, name)), name)
+    origin = run.stage(first).init_from
+    if origin == RANDOM or origin in run.stages:
+        return None
+    try:
+        ledger = checkpoint.read_manifest(Path(origin)).ledger
+    except CheckpointError:  # starting from it says so
+        return None
+    if not ledger:
+        return None
+    plans = {entry.plan for entry in ledger}
+    own = [other for other in run.stages if plans & _fingerprints(run, other)]
+    return (
+        f"stage {name} counts as not seen the {sum(e.tokens for e in ledger):,} tokens "
+        f"that {origin} was trained on (stage {', '.join(e.stage for e in ledger)}), and "
+        "may train on them again"
+        + (f"; `init_from: {own[-1]}` continues the data behind them" if own else "")
+    )
+
+
+def _fingerprints(run: RunConfig, name: str) -> set[str]:
+    """Of the plan of a stage that is there, and of those that it began as."""
+    with suppress(DataError):
+        plan = read_statement(run_directory(run).plan(name))
+        return {plan.fingerprint, *_shorter(plan)}
+    return set()

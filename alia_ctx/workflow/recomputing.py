@@ -12,7 +12,12 @@ from alia_ctx.errors import CheckpointError
 from alia_ctx.train.agreement import on_all_ranks
 from alia_ctx.train.metrics_log import read_lines
 from alia_ctx.train.rendezvous import starting_ranks
-from alia_ctx.workflow.chain import check_trained, origin, run_directory, stage_task
+from alia_ctx.workflow.chain import (
+    check_trained,
+    run_directory,
+    stage_task,
+    started_from,
+)
 from alia_ctx.workflow.evaluated_models import find_layout
 from alia_ctx.workflow.plans import open_plan
 from alia_ctx.workflow.training import stage_engine
@@ -76,14 +81,14 @@ def recompute(run: RunConfig, name: str, update: int) -> RecomputedLoss:
 def _what_was_before(
     run: RunConfig, name: str, update: int
 ) -> tuple[PackPlan, Path | None]:
-    check_trained(run, name)
+    check_trained(run, name, reading=True)
     return open_plan(run, name), _state_before(run, name, update)
 
 
 def _state_before(run: RunConfig, name: str, update: int) -> Path | None:
     """The checkpoint that an update started from; None where that was random weights."""
     if update == 1:
-        return origin(run, name)
+        return started_from(run, name)
     updates = stage_task(run, name).updates
     by_update = {
         int(path.name.rpartition("-")[2]): path

@@ -25,7 +25,7 @@ from alia_ctx.workflow.chain import check_trained, configured_tokenizer, stage_t
 from alia_ctx.workflow.chat_template import template_of_stage
 from alia_ctx.workflow.evaluation_in_training import held_out_evaluation
 from alia_ctx.workflow.function_calls import conversation_evaluation
-from alia_ctx.workflow.plans import open_plan
+from alia_ctx.workflow.plans import not_seen, open_plan
 from alia_ctx.workflow.stores import open_store, require_same_options, tokenizer_of_text
 
 if TYPE_CHECKING:
@@ -86,6 +86,8 @@ def train(run: RunConfig, name: str, *, exit_before: float | None = None) -> Pat
             _Data.identity,
         )
         plan = data.plan
+        if ranks.rank == 0 and (note := not_seen(run, name)):
+            say(f"note: {escape(note)}")
         engine = stage_engine(run, name, run.optimizer)
         main = engine.rank == 0
         watchdog = entered.enter_context(

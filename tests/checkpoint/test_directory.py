@@ -67,11 +67,46 @@ def test_retention_counts_no_damaged_ones(tmp_path: Path) -> None:
 def test_what_a_killed_writer_replaced_is_swept_once_its_successor_is_there(
     tmp_path: Path,
 ) -> None:
-    for name in ("update-00000003.replaced", "update-00000006.replaced"):
+    kept = ("update-00000003.replaced-0a1b2c3d", "update-00000006")
+    for name in (*kept, "update-00000006.replaced-01234567"):
         (tmp_path / name).mkdir()
-    (tmp_path / "update-00000006").mkdir()
     checkpoint.sweep(tmp_path)
-    assert sorted(path.name for path in tmp_path.iterdir()) == [
-        "update-00000003.replaced",
-        "update-00000006",
+    assert sorted(path.name for path in tmp_path.iterdir()) == sorted(kept)
+
+
+def test_names_that_somebody_gave_are_nobodys_to_remove(tmp_path: Path) -> None:
+    backups = [
+        f"update-0000000{n}.{end}" for n in (3, 6) for end in ("retired", "replaced")
     ]
+    for name in (*backups, *(checkpoint.checkpoint_name(n) for n in (3, 6, 9))):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "mine").write_text("kept")
+    checkpoint.retain(tmp_path, keep_last=1)
+    checkpoint.sweep(tmp_path)
+    new = tmp_path / "new"
+    new.mkdir()
+    checkpoint.publish(new, tmp_path / checkpoint.checkpoint_name(6))
+    checkpoint.publish(
+        tmp_path / checkpoint.checkpoint_name(9), tmp_path / "update-00000006"
+    )
+    assert sorted(path.name for path in tmp_path.iterdir()) == sorted(
+        [*backups, checkpoint.checkpoint_name(6)]
+    )
+
+
+def test_a_whole_checkpoint_under_the_temporary_name_is_in_the_way(
+    tmp_path: Path,
+) -> None:
+    final = tmp_path / "update-00000004"
+    ours = checkpoint.begin(final)
+    (ours / checkpoint.MANIFEST).write_text("{}")
+    assert checkpoint.begin(final) == ours, "ours, left by a kill before the rename"
+    assert not (ours / checkpoint.MANIFEST).exists()
+    (ours / checkpoint.MANIFEST).write_text("{}")
+    checkpoint.publish(ours, final)
+    final.rename(ours)
+    with pytest.raises(
+        CheckpointError, match=r"incomplete: is in the way.*move it away"
+    ):
+        checkpoint.begin(final)
+    assert (ours / checkpoint.MANIFEST).exists()

@@ -63,6 +63,20 @@ def _promise_in_index(directory: Path) -> None:
     edit_json(directory / "model.safetensors.index.json", **index)
 
 
+def _list_in(shard: Any) -> Callable[[Path], None]:
+    """The index lists a shard that is there, but not beside it, or that is no name."""
+
+    def change(directory: Path) -> None:
+        index = json.loads((directory / "model.safetensors.index.json").read_text())
+        names = {n: shard for n, file in index["weight_map"].items() if file == SHARD}
+        (directory / "sub").mkdir()
+        (directory / SHARD).rename(directory / "sub" / SHARD)
+        index["weight_map"].update(names)
+        edit_json(directory / "model.safetensors.index.json", **index)
+
+    return change
+
+
 def _swap_head(directory: Path) -> None:
     edit_json(directory / "config.json", tie_word_embeddings=True)
 
@@ -85,6 +99,13 @@ CORRUPTIONS: dict[str, tuple[Callable[[Path], Any], str]] = {
         _forget_in_index,
         "model.norm.weight, but .*index.json does not list it",
     ),
+    **{
+        f"shard as {shard!r}": (
+            _list_in(shard),
+            r"index.json: lists .*, which is not the name of a file beside it; put all",
+        )
+        for shard in (f"sub/{SHARD}", f"/sub/{SHARD}", 3, [SHARD], None)
+    },
     "index without tensor": (
         _promise_in_index,
         "lists model.layers.9.mlp.up_proj.weight",

@@ -150,13 +150,16 @@ def test_a_trained_checkpoint_is_no_import(here: Path) -> None:
 
 
 @both
-@pytest.mark.parametrize("suffix", [".incomplete", ".replaced"])
-@pytest.mark.parametrize("shape", ["directory", "link", "file"])
+@pytest.mark.parametrize("shape", ["directory", "link", "file", "whole"])
 def test_a_neighbour_that_is_not_ours_stays(
-    here: Path, conversion: str, suffix: str, shape: str
+    here: Path, conversion: str, shape: str
 ) -> None:
-    neighbour = here / (CONVERSIONS[conversion][2] + suffix)
-    if shape == "directory":
+    """A whole conversion that somebody gave the name among them."""
+    target = here / CONVERSIONS[conversion][2]
+    neighbour = target.with_name(target.name + ".incomplete")
+    if shape == "whole":
+        shutil.copytree(target, neighbour)
+    elif shape == "directory":
         (neighbour / "state").mkdir(parents=True)
         (neighbour / "state/thesis.tex").write_text("years")
     elif shape == "link":
@@ -164,6 +167,46 @@ def test_a_neighbour_that_is_not_ours_stays(
     else:
         neighbour.write_text("mine")
     refused(here, conversion, "is in the way", overwrite=True)
+
+
+@both
+@pytest.mark.parametrize("how", [os.rename, shutil.copytree])
+def test_a_backup_under_any_name_stays(
+    here: Path, conversion: str, how: Callable[[Path, Path], Any]
+) -> None:
+    convert, source, target = CONVERSIONS[conversion]
+    backup = here / f"{target}.replaced"
+    how(here / target, backup)
+    before = contents(backup)
+    for _ in range(2):
+        convert(here / source, here / target, overwrite=True)
+    assert contents(backup) == before
+    assert sorted(p.name for p in here.iterdir()) == sorted(
+        {"ck", "hf", "out", backup.name}
+    )
+
+
+@both
+def test_what_a_kill_before_the_rename_left_is_removed(
+    here: Path, conversion: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A whole directory under the temporary name, which we know to be ours."""
+    convert, source, target = CONVERSIONS[conversion]
+
+    class Killed(BaseException):
+        pass
+
+    def die(*_: Any) -> None:
+        raise Killed
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "rename", die)
+        patch.setattr("alia_ctx.checkpoint.discard", lambda path: None)
+        with pytest.raises(Killed):
+            convert(here / source, here / target, overwrite=True)
+    assert (here / f"{target}.incomplete").is_dir()
+    convert(here / source, here / target, overwrite=True)
+    assert sorted(p.name for p in here.iterdir()) == ["ck", "hf", "out"]
 
 
 @both

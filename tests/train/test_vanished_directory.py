@@ -33,9 +33,22 @@ def test_a_directory_that_is_not_mounted_stops_the_start(
         (stage / "checkpoints").symlink_to(target)
     done = alia("train", str(trained), "--stage", "short")
     assert done.returncode == 2, done.stderr
-    assert "begin the stage anew" in done.stderr and "Traceback" not in done.stderr
+    assert f"move {stage} away to begin the stage anew" in done.stderr
+    assert "Traceback" not in done.stderr
     assert (stage / "metrics.jsonl").read_bytes() == log
     if place != "removed":
         (stage / "checkpoints").unlink()
     shutil.move(away, stage / "checkpoints")
+    if place == "removed":
+        spoil_all_and_follow_the_advice(trained, stage)
     assert alia("train", str(trained), "--stage", "short").returncode == 0
+
+
+def spoil_all_and_follow_the_advice(config: Path, stage: Path) -> None:
+    """What is advised where every checkpoint is damaged is what begins the stage anew."""
+    for manifest in (stage / "checkpoints").glob("*/manifest.json"):
+        manifest.write_text("{")
+    done = alia("train", str(config), "--stage", "short")
+    assert done.returncode == 2 and "every checkpoint in" in done.stderr
+    assert f"restore one, or move {stage} away to begin the stage anew" in done.stderr
+    stage.rename(stage.with_name("away"))

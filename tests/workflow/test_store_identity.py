@@ -157,7 +157,7 @@ def test_tokens_of_unknown_origin_are_given_no_tokenizer(tmp_path: Path) -> None
     }
     swap(tmp_path)
     with pytest.raises(IdentityError, match=r"tokenizer\.json: \w+ there, \w+ now"):
-        workflow.finished_checkpoint(load_run(path), "short", as_origin=True)
+        workflow.finished_checkpoint(load_run(path), "short")
 
 
 def test_a_store_whose_making_was_interrupted_is_not_used(tokenized: Path) -> None:

@@ -16,7 +16,7 @@ from alia_ctx.data.packing.instances import (
     shortest_row,
 )
 from alia_ctx.data.packing.plan import PackPlan
-from alia_ctx.data.packing.plan_files import read_statement
+from alia_ctx.data.packing.plan_files import Statement, read_statement
 from alia_ctx.data.packing.row import IGNORE, PackedRow, weigh_by_piece
 from alia_ctx.data.packing.spec import LengthBucket, PackSpec
 from alia_ctx.data.packing.summary import contamination_table, draw_plan, plan_table
@@ -28,6 +28,7 @@ __all__ = [
     "PackPlan",
     "PackSpec",
     "PackedRow",
+    "Statement",
     "build_instance_plan",
     "build_plan",
     "contamination_table",
