@@ -44,7 +44,7 @@ def test_import_then_export_is_bit_exact(tmp_path: Path, family: str) -> None:
         json.loads((tmp_path / d / "config.json").read_text()) for d in ("hf", "out")
     )
     # A field that is null says as much as one that is not there.
-        assert {k for k, v in before.items() if after.get(k) != v} == set()
+    assert {k for k, v in before.items() if after.get(k) != v} == set()
     assert (manifest.context, manifest.has_optimizer, manifest.extra["dtype"]) == (
         CONTEXT,
         False,

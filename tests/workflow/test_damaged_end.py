@@ -64,9 +64,8 @@ def scenarios(rank: int, folder: str) -> dict[str, Any]:
         damage(last(run, "short"))
         before = run.files()
         config = run.config(SAVES)
-        short = [workflow.Evaluation("short", "short", 64)]
         seen[name] = {
-            "evaluate": message(lambda c=config, s=short: workflow.evaluate(c, s)),
+            "evaluate": message(lambda c=config: _evaluate_anew(c)),
             "export": message(lambda c=config: _export_anew(c)),
             "next stage": run.train("long", SAVES),
             "left": run.files() == before,
@@ -88,6 +87,10 @@ def scenarios(rank: int, folder: str) -> dict[str, Any]:
     shutil.rmtree(unread.output / "evaluation")
     seen["evaluate"] = unread.run(SAVES), list(unread.started)
     return seen
+
+
+def _evaluate_anew(config: Any) -> None:
+    workflow.measure_models(workflow.evaluation_task(config, ["short"]))
 
 
 def _export_anew(config: Any) -> None:
