@@ -148,11 +148,18 @@ def longest_measurable(text: Documents, contexts: Sequence[int]) -> int | None:
 
 
 def long_documents(text: Documents, length: int, documents: int) -> list[int]:
-    """Numbers of the first `documents` documents that have `length` tokens.
+    """Numbers of the first `documents` documents that have `length` tokens, of each
+    source as many as of any other while it has some.
 
     DataError where there is none.
     """
-    chosen = np.flatnonzero(text.lengths >= length)[:documents]
+    long_enough = np.flatnonzero(text.lengths >= length)
+    sources = np.asarray(text.sources_of(long_enough.tolist()), np.int64)
+    turns = np.empty(len(long_enough), np.int64)  # the how many-th of its source
+    for source in np.unique(sources):
+        own = np.flatnonzero(sources == source)
+        turns[own] = np.arange(len(own))
+    chosen = np.sort(long_enough[np.lexsort((sources, turns))[:documents]])
     if not len(chosen):
         raise DataError(
             f"{text.where}: no document has {length} tokens (the longest has "

@@ -145,9 +145,14 @@ def _blocks(facts: RunFacts) -> Iterator[Verdict]:
 
 def _passkey(facts: RunFacts) -> Iterator[Verdict]:
     longest = max((stage.context for stage in facts.stages), default=0)
-    native = min((stage.context for stage in facts.stages), default=0)
     last = facts.stages[-1].name if facts.stages else ""
-    for result in facts.of("passkey"):
+    results = facts.of("passkey")
+    # What an imported base held is no stage's context; the results say it.
+    native = min(
+        (int(r.content.get("native_context") or 0) for r in results), default=0
+    )
+    control = _control(facts, native)
+    for result in results:
         for length in result.scores.lengths:
             score = result.scores.score(length=length)
             found = f"{score.right} of {score.samples} right{_interval(score)}"
@@ -162,7 +167,25 @@ def _passkey(facts: RunFacts) -> Iterator[Verdict]:
                 yield Verdict(claim, score.share >= ANSWERS, found)
             elif result.model == facts.base and length > native:
                 claim = f"{facts.base} fails to find the passkey in {at}"
-                yield Verdict(claim, score.share <= FAILS, found)
+                holds = bool(score.share <= FAILS)
+                if control is None or control < ANSWERS:
+                    # Who fails within the own context as well shows nothing by it.
+                    why = (
+                        "was not measured"
+                        if control is None
+                        else f"is {control:.0%} right"
+                    )
+                    yield Verdict(claim, None, f"{found}; its own context {why}")
+                else:
+                    yield Verdict(claim, holds, found)
+
+
+def _control(facts: RunFacts, native: int) -> float | None:
+    """Share of passkeys that the base finds within its own context."""
+    for result in facts.of("passkey"):
+        if result.model == facts.base and native in result.scores.lengths:
+            return result.scores.score(length=native).share
+    return None
 
 
 def _interval(score: Score) -> str:
@@ -177,7 +200,8 @@ def _leak(facts: RunFacts) -> Iterator[Verdict]:
         except (KeyError, TypeError, ValueError) as error:
             raise DataError(f"not a leak probe: {error!r}") from error
         yield Verdict(
-            f"no document of {result.model} sees another one",
+            f"no document of {result.model} sees another one in rows of "
+            f"{result.context:,} tokens",
             moved == 0,
             f"{moved:,} of {positions:,} positions of other documents moved",
         )

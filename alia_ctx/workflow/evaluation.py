@@ -24,7 +24,7 @@ from alia_ctx.progress import meter
 from alia_ctx.spec.layout import Layout
 from alia_ctx.train.engine import Scorer
 from alia_ctx.workflow.evaluated_models import EvaluatedModel, ModelOpener
-from alia_ctx.workflow.measuring import ON_TEXT, Measurement
+from alia_ctx.workflow.measuring import ON_TEXT, Measurement, NotFiniteError
 from alia_ctx.workflow.reading import read_json
 
 # What reads short texts in long rows.
@@ -286,9 +286,12 @@ def _measure_one(
     ):
         on_text = [name for name in names if name in ON_TEXT]
         if on_text:
-            contents |= measurement.on_text(
-                engine, context, on_text, keys.get(context), progress=bar
-            )
+            try:
+                contents |= measurement.on_text(
+                    engine, context, on_text, keys.get(context), progress=bar
+                )
+            except NotFiniteError as error:
+                reasons |= dict.fromkeys(on_text, str(error))
         others: dict[str, Callable[[], Any]] = {
             "retrieval": lambda: measurement.retrieved(
                 engine, context, control=model.packs, progress=bar
@@ -300,7 +303,7 @@ def _measure_one(
             if name in names:
                 try:
                     contents[name] = find()
-                except TooShortError as error:
+                except (TooShortError, NotFiniteError) as error:
                     reasons[name] = str(error)
     made = []
     for name in names:

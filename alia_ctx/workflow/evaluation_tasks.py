@@ -11,7 +11,7 @@ from typing import Any
 from alia_ctx import checkpoint
 from alia_ctx.config.evaluation import RetrievalConfig
 from alia_ctx.config.run import HELD_OUT, RunConfig, position_edges
-from alia_ctx.data.tokens import TextEncoder
+from alia_ctx.data.tokens import TextEncoder, tokenizer_statement
 from alia_ctx.data.tokens.tokenizer import HubTokenizer
 from alia_ctx.errors import CheckpointError, DataError
 from alia_ctx.evaluation.held_out import Documents, longest_measurable
@@ -70,6 +70,7 @@ def run_measurement(
         encode=encode,
         prefix=prefix() if run.data.prepend_bos else (),
         haystack=haystack_of(text, lambda: tokenizer().auto, max([*contexts, prefer])),
+        tokenizer=cache(lambda: tokenizer_statement(Path(run.tokenizer))),
     )
 
 

@@ -36,6 +36,10 @@ Progress = Callable[[int, int], None]  # rows done, of how many
 ON_TEXT = ("positions", "blocks", "longppl")
 
 
+class NotFiniteError(DataError):
+    """A model computes losses that are no numbers: there is nothing to say of it."""
+
+
 def _silent(done: int, total: int) -> None:
     """Where nobody asks how far it is."""
 
@@ -57,8 +61,13 @@ def measure_together(
     makes: Sequence[Callable[[], Any]],
     progress: Progress = _silent,
 ) -> list[Any]:
-    """`measure` by several evaluators from one pass over the rows."""
+    """`measure` by several evaluators from one pass over the rows.
+
+    NotFiniteError, on every rank, where a predicted token has a loss that is no finite
+    number: evaluators take what is nan for what is not predicted.
+    """
     local = [make() for make in makes]
+    broken = 0
     ranks = engine.data_parallel_size
     for first in range(0, len(rows), ranks):
         last = min(first + ranks, len(rows))
@@ -68,11 +77,15 @@ def measure_together(
         # collective.
         for losses in engine.row_losses([held_out.row for held_out in own]):
             if own:
+                broken += int((losses.predicted & ~np.isfinite(losses.values)).sum())
                 found = (losses.as_row(), losses.hits_as_row())
                 offsets = own[0].position_offsets
                 for evaluator in local:
                     evaluator.add(own[0].pieces, *found, position_offset=offsets)
         progress(last, len(rows))
+    everywhere = sum(engine.gather_objects(broken))
+    if everywhere:
+        raise NotFiniteError(f"the loss of {everywhere:,} tokens is no finite number")
     gathered = engine.gather_objects([evaluator.to_json() for evaluator in local])
     totals = [make() for make in makes]
     for rank in gathered:
@@ -95,6 +108,7 @@ class Measurement:
         retrieval: which samples.
         encode, prefix: text -> ids; ids before each sample.
         haystack: documents as texts, for needles to be hidden in.
+        tokenizer: states the tokenizer that `encode` is of; None where there is none.
     """
 
     text: Documents | None
@@ -107,6 +121,7 @@ class Measurement:
     encode: Callable[[str], Sequence[int]] = field(default=lambda text: [], repr=False)
     prefix: tuple[int, ...] = ()
     haystack: Callable[[], Sequence[str]] = field(default=lambda: [], repr=False)
+    tokenizer: Callable[[], Any] = field(default=lambda: None, repr=False)
 
     def problem(self, evaluator: str, context: int) -> str | None:
         """Why an evaluator has nothing to measure at a context; None where it has."""
@@ -143,7 +158,11 @@ class Measurement:
                 del settings["tasks"], settings["haystack"]
             elif self.retrieval.haystack == "text" and self.text is not None:
                 settings["held_out"] = self.text.fingerprint
-            return settings | {"native_context": self.native, "prefix": self.prefix}
+            return settings | {
+                "native_context": self.native,
+                "prefix": self.prefix,
+                "tokenizer": self.tokenizer(),
+            }
         return {}
 
     # -- on text -----------------------------------------------------------------------

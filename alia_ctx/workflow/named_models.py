@@ -10,7 +10,7 @@ from pathlib import Path
 
 from alia_ctx.config.evaluation import RetrievalConfig
 from alia_ctx.config.run import EngineConfig
-from alia_ctx.data.tokens import TextEncoder
+from alia_ctx.data.tokens import TextEncoder, tokenizer_statement
 from alia_ctx.data.tokens.tokenizer import HubTokenizer
 from alia_ctx.errors import DataError
 from alia_ctx.evaluation.held_out import longest_measurable
@@ -128,6 +128,9 @@ def _models_measurement(
         prefix=prefix() if bos else (),
         haystack=haystack_of(
             text, lambda: tokenizer.auto if tokenizer else None, max(contexts)
+        ),
+        tokenizer=cache(
+            lambda: tokenizer_statement(Path(directory)) if directory else None
         ),
     )
 
