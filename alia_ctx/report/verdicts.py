@@ -148,9 +148,9 @@ def _passkey(facts: RunFacts) -> Iterator[Verdict]:
     last = facts.stages[-1].name if facts.stages else ""
     results = facts.of("passkey")
     # What an imported base held is no stage's context; the results say it.
-    native = min(
-        (int(r.content.get("native_context") or 0) for r in results), default=0
-    )
+    stated = [int(n) for r in results if (n := r.content.get("native_context"))]
+    own = {stage.name: stage.context for stage in facts.stages}.get(facts.base, 0)
+    native = min(stated, default=own)
     control = _control(facts, native)
     for result in results:
         for length in result.scores.lengths:

@@ -166,10 +166,8 @@ class StageTrainer:
         rows = [self.plan.row(i) for i in numbers]
         if self.stage.loss_weighting == "conversation":
             rows = weigh_by_piece(rows)
-        place = slice(numbers.start, numbers.stop)
-        flops = self.metrics.flops(
-            self.plan.attention_pairs(place), self.plan.places(place)
-        )
+        at = slice(numbers.start, numbers.stop)
+        flops = self.metrics.flops(self.plan.attention_pairs(at), self.plan.places(at))
         shares = assign_rows(
             flops, self.engine.data_parallel_size, self.stage.layout.pp
         )
@@ -204,8 +202,8 @@ class StageTrainer:
             "step_seconds": result.step_seconds,
             "save_seconds": self.checkpoints.take_seconds(),
         }
-        is_best = False
-        if self.evaluate is not None and self._is_due(self.task.evaluate_every):
+        is_best, due = False, self._is_due(self.task.evaluate_every)
+        if self.evaluate is not None and due:
             line |= self.evaluate()
             self._beat()
             is_best = self._note_best(line)
@@ -218,8 +216,8 @@ class StageTrainer:
         is_sound = result.applied or not result.predicted_tokens
         self._skipped_in_a_row = 0 if is_sound else self._skipped_in_a_row + 1
         if self._skipped_in_a_row == PATIENCE:
-            newest = checkpoint.latest(self.checkpoints.root)
-            raise _diverged(line, newest, documents_of(rows, self.plan.sources))
+            documents = documents_of(rows, self.plan.sources)
+            raise _diverged(line, self.checkpoints.root, documents)
         reason = self._agreed_stop()
         if reason and self.update < self.task.updates:
             self.checkpoints.save(self._manifest())
@@ -302,8 +300,9 @@ class StageTrainer:
 
 
 def _diverged(
-    line: Mapping[str, Any], newest: Path | None, documents: Sequence[str]
+    line: Mapping[str, Any], checkpoints: Path, documents: Sequence[str]
 ) -> DivergedError:
+    newest = checkpoint.latest(checkpoints)
     listed = "\n  ".join(documents)
     return DivergedError(
         f"stage {line['stage']}: {PATIENCE} updates in a row, the last being "

@@ -160,7 +160,7 @@ def test_verdicts_follow_the_results() -> None:
     worse = [
         Result("base", "positions", 128, bands(3.0, 3.0).to_json()),
         Result("x40", "positions", 5120, bands(3.3, 3.3).to_json()),
-        Result("base", "passkey", 5120, cells(1.0, (5120,))),
+        Result("base", "passkey", 5120, cells(1.0, (128, 5120))),
         Result("x40", "passkey", 5120, cells(0.25, (5120,))),
         Result(
             "x40",
@@ -170,7 +170,13 @@ def test_verdicts_follow_the_results() -> None:
         ),
     ]
     facts = run(results=worse)
-    assert [v.holds for v in verdicts(facts)] == [True, True, *[False] * 6]
+    assert [v.holds for v in verdicts(facts)] == [
+        True,
+        True,
+        *[False] * 3,
+        True,
+        *[False] * 3,
+    ]
     assert summary(facts).startswith("Does not hold: ")
 
 
@@ -193,7 +199,8 @@ def test_the_control_of_the_base_is_a_verdict() -> None:
     failing = Result("base", "passkey", 128, cells(0.0, (128, 1024)))
     found = {v.claim: v.holds for v in verdicts(run(results=[failing]))}
     assert found["base finds the passkey in its own 128 tokens"] is False
-    assert found["base fails to find the passkey in 1,024 tokens (x8)"] is True
+    # Who fails in 128 tokens as well shows nothing by failing in 1,024.
+    assert found["base fails to find the passkey in 1,024 tokens (x8)"] is None
 
 
 def test_a_live_page_reads_itself_again() -> None:
@@ -230,3 +237,15 @@ def test_two_runs_are_compared() -> None:
     )
     words = Reader(comparison_page(run(), run(results=[elsewhere]))).words
     assert "different held-out text" in words
+
+
+def test_passkeys_are_judged_by_the_context_of_an_imported_base() -> None:
+    """The base holds 64 tokens; no stage is that short."""
+    both = {"native_context": 64}
+    base = Result("base", "passkey", 256, cells(0.0, (256,)) | both)
+    control = Result("base", "passkey", 64, cells(1.0, (64,)) | both)
+    claim = "base fails to find the passkey in 256 tokens (x4)"
+    for measured, holds in (([base], None), ([base, control], True)):
+        found = {v.claim: v.holds for v in verdicts(run(results=measured))}
+        assert found[claim] is holds
+        assert not any("own 128" in said for said in found)

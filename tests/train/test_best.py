@@ -72,6 +72,6 @@ def test_every_metric_is_of_an_evaluator(tmp_path: Path, metric: str) -> None:
     overrides = [
         f"evaluation.best={{metric: {metric}}}",
         "evaluation.every_updates=2",
-        f"evaluation.during=[{METRICS[metric]}]",
+        f"evaluation.during=[{METRICS[metric] or 'positions'}]",
     ]
     assert problems_of(write_run(tmp_path), *overrides) == []

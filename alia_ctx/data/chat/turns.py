@@ -67,7 +67,15 @@ def render_turns(
         before = template.render(conversation.until(number), prompt=True)
         header = len(before)
         if train_on == "assistant_with_header":
-            header = len(template.render(conversation.until(number)))
+            earlier = template.render(conversation.until(number))
+            if not before.startswith(earlier):
+                raise RowError(
+                    "header_not_found",
+                    f"turn {number}: what stands before it is rendered otherwise where "
+                    "nobody is asked to speak, so that its header has no beginning; "
+                    "train on assistant",
+                )
+            header = len(earlier)
         whole = number + 1 == len(messages)
         after = text if whole else template.render(conversation.until(number + 1))
         if not (after.startswith(before) and text.startswith(after)):

@@ -187,33 +187,7 @@ class TokenStore:
         Raises DataError where the file is cut off, was made for other tokens, or is
         gone although the sidecar names it.
         """
-        if not self.weights_path.is_file():
-            if "weights_checksum" in self.sidecar:
-                raise DataError(
-                    f"{self.weights_path} does not exist, but {self.sidecar_path} names "
-                    "it; without it everything would be trained on: copy it, or "
-                    "tokenize the source again"
-                )
-            return None
-        raw = _map(self.weights_path, np.dtype(np.uint8))
-        head = bytes(raw[: _WEIGHTS_HEADER.size])
-        if head[:8] != _WEIGHTS_MAGIC or len(head) < _WEIGHTS_HEADER.size:
-            raise DataError(
-                f"{self.weights_path}: no file of loss weights (bad header); tokenize "
-                "the source again"
-            )
-        if head != _weights_header(self):
-            raise DataError(
-                f"{self.weights_path}: made for other tokens than those of "
-                f"{self.data_path}; tokenize the source again, or remove it to train "
-                "on every token"
-            )
-        if raw.size != _WEIGHTS_HEADER.size + self.n_tokens:
-            raise DataError(
-                f"{self.weights_path}: {raw.size - _WEIGHTS_HEADER.size} weights for "
-                f"{self.n_tokens} tokens; copy or build it again"
-            )
-        return raw[_WEIGHTS_HEADER.size :]
+        return _read_weights(self)
 
     @cached_property
     def _range(self) -> tuple[int, int]:
@@ -320,6 +294,36 @@ def _map(path: Path, dtype: np.dtype) -> np.ndarray:
         if path.stat().st_size
         else np.empty(0, dtype)
     )
+
+
+def _read_weights(store: TokenStore) -> np.ndarray | None:
+    if not store.weights_path.is_file():
+        if "weights_checksum" in store.sidecar:
+            raise DataError(
+                f"{store.weights_path} does not exist, but {store.sidecar_path} names "
+                "it; without it everything would be trained on: copy it, or "
+                "tokenize the source again"
+            )
+        return None
+    raw = _map(store.weights_path, np.dtype(np.uint8))
+    head = bytes(raw[: _WEIGHTS_HEADER.size])
+    if head[:8] != _WEIGHTS_MAGIC or len(head) < _WEIGHTS_HEADER.size:
+        raise DataError(
+            f"{store.weights_path}: no file of loss weights (bad header); tokenize "
+            "the source again"
+        )
+    if head != _weights_header(store):
+        raise DataError(
+            f"{store.weights_path}: made for other tokens than those of "
+            f"{store.data_path}; tokenize the source again, or remove it to train "
+            "on every token"
+        )
+    if raw.size != _WEIGHTS_HEADER.size + store.n_tokens:
+        raise DataError(
+            f"{store.weights_path}: {raw.size - _WEIGHTS_HEADER.size} weights for "
+            f"{store.n_tokens} tokens; copy or build it again"
+        )
+    return raw[_WEIGHTS_HEADER.size :]
 
 
 def token_dtype(vocabulary: int) -> np.dtype:

@@ -68,6 +68,10 @@ def _message(number: int, turn: dict[str, Any], role: str, content: str) -> Mess
     if words is not None and not isinstance(words, str):
         detail = f"turn {number}: content is {type(words).__name__}, no text"
         raise RowError("content_not_text", detail)
+    if turn.get("weight") not in (None, 1):
+        # OpenAI's fine-tuning format: 0 is a turn that is not to be trained.
+        detail = f"turn {number} has weight {turn['weight']!r}; only 1 is read"
+        raise RowError("weighted_turn", detail)
     if who in _CALL_ROLES:
         return Message("assistant", None, calls_from_json(words or ""))
     if not isinstance(who, str) or who not in _ROLES:

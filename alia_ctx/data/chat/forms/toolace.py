@@ -21,7 +21,7 @@ _INSTRUCTIONS = (
     ),
     re.compile(
         r"Should you decide to return the function call\(s\)\..*?"
-        r"(NO other text MUST be included\.?|\Z)",
+        r"NO other text MUST be included\.?",
         re.DOTALL | re.IGNORECASE,
     ),
 )
@@ -59,19 +59,25 @@ def split_system(system: Any) -> tuple[str, str | None]:
             )
         return system.strip(), None
     start, stop = place
-    rest = system[:start].rstrip() + system[stop:].lstrip(" .")
+    rest = f"{system[:start].rstrip()}\n{system[stop:].lstrip(' .')}"
     for instructions in _INSTRUCTIONS:
         rest = instructions.sub("", rest)
     return rest.strip(), tools_text(system[start:stop])
 
 
 def _list_of_functions(system: str) -> tuple[int, int] | None:
-    """Where the first JSON list of objects is."""
+    """Where the first JSON list of functions is."""
     for match in re.finditer(r"\[", system):
         try:
             value, stop = parse_at(system, match.start())
         except ValueError:
             continue
-        if isinstance(value, list) and all(isinstance(item, dict) for item in value):
+        # An empty list is no list of functions: prompts speak of `[]`.
+        if isinstance(value, list) and value and all(map(_is_function, value)):
             return match.start(), stop
     return None
+
+
+def _is_function(item: Any) -> bool:
+    """Flat, or nested as OpenAI has it."""
+    return isinstance(item, dict) and ("name" in item or "function" in item)

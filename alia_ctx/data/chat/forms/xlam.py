@@ -80,7 +80,11 @@ def as_json_schema(tool: Any) -> dict[str, Any]:
     if not isinstance(parameters, dict):
         name = function["name"]
         raise RowError("unparsable_tools", f"parameters of {name!r} are no object")
-    if not isinstance(parameters.get("properties"), dict):
+    # A parameter may be called `properties`: a schema says that it is of an object.
+    is_schema = isinstance(parameters.get("properties"), dict) and (
+        parameters.get("type") in ("object", "dict")
+    )
+    if not is_schema:
         parameters = _schema(function["name"], parameters)
     rest = {k: v for k, v in function.items() if k not in ("parameters", "type")}
     return {"type": "function", "function": {**rest, "parameters": parameters}}
