@@ -36,7 +36,7 @@ SMALL = (
     "stages.160k.update_tokens=2560",
     "checkpoint.every_updates=2",
     "evaluation.documents=2",
-    "evaluation.measure=[positions,blocks,passkey]",
+    "evaluation.measure=[positions,blocks]",
     "engine.precision=fp32",
 )
 
