@@ -67,6 +67,9 @@ class _Trained:
         self.n_tokens = int(self._ends[-1])
         self._store = store
 
+    def is_called(self, fingerprint: str) -> bool:
+        return self._store.is_called(fingerprint.removeprefix("trained "))
+
     @property
     def tokens(self) -> _Trained:
         return self
