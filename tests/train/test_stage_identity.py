@@ -75,10 +75,10 @@ def test_a_setting_that_comes_later_decides_until_someone_says_otherwise(
     task: StageTask,
 ) -> None:
     stages = {**task.config["stages"]}
-    stages["short"] = {**stages["short"], "schedule": "cosine"}
+    stages["short"] = {**stages["short"], "annealing": "cosine"}
     later = dataclasses.replace(task, config={**task.config, "stages": stages})
     refused = refusal(later, manifest(task, 1))
-    assert "stages.short.schedule: nothing there, cosine now" in refused
+    assert "stages.short.annealing: nothing there, cosine now" in refused
 
 
 def test_a_checkpoint_without_configuration_is_held_to_its_ledger(

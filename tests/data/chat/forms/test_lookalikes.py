@@ -75,5 +75,5 @@ def test_a_parameter_called_properties_is_a_parameter() -> None:
     assert set(schema["properties"]) == {"properties", "n"}
     assert sorted(schema["required"]) == ["n", "properties"]
     record["answers"] = json.dumps([{"name": "f", "arguments": {}}])
-    with pytest.raises(RowError, match="missing_argument|without"):
+    with pytest.raises(RowError, match=r"missing_argument|without"):
         read_record(record)
