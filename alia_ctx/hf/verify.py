@@ -162,8 +162,7 @@ def verify(
             config_differences=(
                 *apart,
                 *_config_differences(rope, context, manifest),
-                *stop_differences(hf_dir, manifest.model.vocab_size),
-                *limit_differences(hf_dir, min(context, manifest.context)),
+                *_unlike_the_base(hf_dir, ckpt_dir, manifest, context),
                 *unlike,
             ),
             weight_differences=differences,
@@ -173,6 +172,24 @@ def verify(
             tolerance=tolerance,
             notes=(*notes, said, *pair.notes(), *(() if loads else (_NOT_LOADED,))),
         )
+
+
+def _unlike_the_base(
+    hf_dir: Path, ckpt_dir: Path, manifest: Manifest, context: int
+) -> list[str]:
+    """Stop ids that contradict each other, and limits below the context. Those of the
+    directory that a model was imported from are that model's own.
+    """
+    context, vocab_size = min(context, manifest.context), manifest.model.vocab_size
+    lines = [
+        *stop_differences(hf_dir, vocab_size),
+        *limit_differences(hf_dir, context),
+    ]
+    if manifest.ledger:
+        return lines
+    carried = ckpt_dir / checkpoint.ASSETS
+    own = {*stop_differences(carried, vocab_size), *limit_differences(carried, context)}
+    return [line for line in lines if line not in own]
 
 
 def _same_value(one: Any, other: Any) -> bool:
