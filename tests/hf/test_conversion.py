@@ -276,7 +276,7 @@ def test_a_later_stage_exports_its_rope_and_ledger(
     report = verify(source, tmp_path / "ck")
     assert (
         not report.weight_differences
-        and len(report.config_differences) == 2
+        and len(report.config_differences) == 3
         and not report.ok
     )
     assert (
