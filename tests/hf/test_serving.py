@@ -364,6 +364,6 @@ def test_what_was_measured_stands_in_the_card(tmp_path: Path) -> None:
     before = {file.name: file.read_bytes() for file in out.iterdir()}
     again = ("export-hf", str(tmp_path / "ck"), str(out), "--overwrite", "--evaluation")
     done = alia(*again, str(tmp_path / "none.md"))
-    assert done.returncode == 1 and "none.md: cannot be read as text" in done.stderr
+    assert done.returncode == 2 and "none.md: cannot be read as text" in done.stderr
     assert "Traceback" not in done.stderr
     assert {file.name: file.read_bytes() for file in out.iterdir()} == before
