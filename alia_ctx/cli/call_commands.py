@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import typer
 
 from alia_ctx.cli.arguments import path
+from alia_ctx.cli.output import print_table
 from alia_ctx.errors import ConfigError, Problem
 
 if TYPE_CHECKING:
@@ -198,14 +199,9 @@ def _named_folders(
 
 
 def _show(scored: dict[str, ScoredModel], content: dict[str, Any]) -> None:
-    from rich.console import Console
-
     from alia_ctx.evaluation.function_calling import score_table
 
-    console = Console()
-    if not console.is_terminal:  # a file or pipe has no width of its own
-        console = Console(width=70 + 30 * len(scored))
-    console.print(score_table({name: s.scores for name, s in scored.items()}))
+    print_table(score_table({name: s.scores for name, s in scored.items()}))
     limit = content["limit"]
     part = f", the first {limit} of each category" if limit else ""
     typer.echo(f"data: BFCL {content['data']}, {content['cases']} cases{part}")

@@ -6,7 +6,6 @@ It takes the ranks that torchrun or srun started, and finds a layout for them.
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -15,6 +14,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from alia_ctx.cli.arguments import path
+from alia_ctx.cli.output import is_main, print_table
 from alia_ctx.config.evaluation import EvaluationConfig, RetrievalConfig
 from alia_ctx.config.load import load_run
 from alia_ctx.config.schema import build
@@ -198,18 +198,16 @@ def _recompute(
         raise _error("--stage", ", ".join(stages) or None, rule, "name the stage")
     run = workflow.load_on_all_ranks(config, overrides, stages)
     recomputed = workflow.recompute(run, stages[0], update)
-    if _is_main():
+    if is_main():
         typer.echo(str(recomputed))
 
 
 def _show(evaluated: Evaluated, task: EvaluationTask, as_json: bool) -> None:
-    from rich.console import Console
-
     from alia_ctx import workflow
     from alia_ctx.evaluation.tables import tables
     from alia_ctx.evaluation.verdicts import verdicts
 
-    if not _is_main():
+    if not is_main():
         return
     lines = workflow.lines_of(evaluated)
     said = verdicts(lines, evaluated.native)
@@ -223,9 +221,8 @@ def _show(evaluated: Evaluated, task: EvaluationTask, as_json: bool) -> None:
         text = json.dumps(document, sort_keys=True, ensure_ascii=False, allow_nan=False)
         typer.echo(text)
         return
-    console = Console()
     for table in tables(lines):
-        console.print(table)
+        print_table(table)
     for sentence in said:
         typer.echo(f"- {sentence}")
     for reason in [*reasons, *_left_out(evaluated)]:
@@ -318,7 +315,3 @@ def _yaml(value: object) -> str:
 
 def _error(key: str, value: object, rule: str, remedy: str) -> ConfigError:
     return ConfigError("", [Problem(key, value, rule, remedy)])
-
-
-def _is_main() -> bool:
-    return os.environ.get("RANK", "0") == "0"

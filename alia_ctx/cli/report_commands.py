@@ -10,6 +10,7 @@ from typing import Annotated
 import typer
 
 from alia_ctx.cli.arguments import path
+from alia_ctx.cli.output import print_table
 from alia_ctx.config.load import load_run
 from alia_ctx.errors import ConfigError, Problem
 
@@ -105,8 +106,6 @@ def rope(
     ] = None,
 ) -> None:
     """Compare the RoPE of each stage with other choices, as numbers, before a GPU is used."""
-    from rich.console import Console
-
     from alia_ctx import workflow
     from alia_ctx.planner import choice_table, draw_choices
 
@@ -120,7 +119,7 @@ def rope(
             base, trained = workflow.base_rope(run, name)
             title = f"RoPE of {name}, {choices[0].context:,} tokens; the base: "
             title += f"{base.type}, theta {base.theta:,g}, {trained:,} tokens"
-            Console().print(choice_table(title, choices))
+            print_table(choice_table(title, choices))
         typer.echo(
             "reach: first distance where sum cos(m theta) < 0, a heuristic (arXiv "
             "2405.14591)\nnever turn: rotated pairs that complete no turn within the "
@@ -149,8 +148,6 @@ def ablate(
     """Train the same stage under several choices of RoPE, and rank them by the loss on
     held-out text. Finished cells are kept; started again it goes on.
     """
-    from rich.console import Console
-
     from alia_ctx import workflow
 
     run = load_run(config, overrides or ())
@@ -161,5 +158,5 @@ def ablate(
         typer.echo(json.dumps(ranking.to_json(), indent=1, allow_nan=False))
         return
     for table in ranking.tables():
-        Console().print(table)
+        print_table(table)
     typer.echo(f"{ranking.verdict}\nresults: {ranking.path}")

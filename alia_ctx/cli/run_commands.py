@@ -9,7 +9,7 @@ import errno
 import os
 import sys
 from pathlib import Path
-from typing import Annotated, Any, NoReturn
+from typing import Annotated, NoReturn
 
 import typer
 
@@ -21,6 +21,7 @@ from alia_ctx.cli import (
     report_commands,
 )
 from alia_ctx.cli.arguments import path
+from alia_ctx.cli.output import is_main, print_table
 from alia_ctx.config.held_out import held_out_notes
 from alia_ctx.config.load import load_run
 from alia_ctx.config.run import RunConfig
@@ -120,7 +121,7 @@ def plan(
 
     run = load_run(config, overrides or (), stages=stage or ())
     for table in workflow.plan_stages(run, stage or ()):
-        _print(table)
+        print_table(table)
 
 
 @app.command()
@@ -168,7 +169,7 @@ def pack(
         else:
             tables.append(contamination_table(overlap))
         for table in tables:
-            _print(table)
+            print_table(table)
         plot = made.directory.with_name(f"{stage}.png")
         draw_plan(made, plot)
         typer.echo(f"plot: {plot}")
@@ -195,7 +196,7 @@ def train(
     limit = parse_duration(exit_before) if exit_before else None
     run = workflow.load_on_all_ranks(config, overrides or (), [stage])
     path = workflow.train(run, stage, exit_before=limit)
-    if _is_main():
+    if is_main():
         best = workflow.best_checkpoint(run, stage)
         if best is not None:
             typer.echo(f"best checkpoint: {best}")
@@ -216,26 +217,9 @@ def run(config: Config, overrides: Overrides = None) -> None:
     typer.echo(f"report: {written.markdown}\nplot:   {written.plot}\npage:   {page}")
 
 
-def _print(table: Any) -> None:
-    """A table on the terminal; in a file or a pipe as wide as it is, with nothing cut."""
-    from rich.console import Console
-
-    console = Console()
-    if not console.is_terminal:
-        console = Console(width=_WIDEST)
-    console.print(table)
-
-
-_WIDEST = 1000
-
-
 def _warn_of_short_text(run: RunConfig) -> None:
     for problem in held_out_notes(run):
         typer.echo(f"note: {problem}")
-
-
-def _is_main() -> bool:
-    return os.environ.get("RANK", "0") == "0"
 
 
 # What a file system answers: a fault of the place, none of the program.

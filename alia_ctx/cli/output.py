@@ -1,0 +1,27 @@
+"""What commands print, and which of several ranks prints it."""
+
+from __future__ import annotations
+
+import os
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+# A file or a pipe has no width of its own, and nothing is cut there.
+_WIDEST = 1000
+
+
+def print_table(table: Table) -> None:
+    """A table on the terminal; in a file or a pipe as wide as it is, with nothing cut."""
+    from rich.console import Console
+
+    console = Console()
+    if not console.is_terminal:
+        console = Console(width=_WIDEST)
+    console.print(table)
+
+
+def is_main() -> bool:
+    """Whether this process is rank 0 of those that torchrun or srun started, or alone."""
+    return os.environ.get("RANK", "0") == "0"
