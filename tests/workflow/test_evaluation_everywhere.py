@@ -80,7 +80,9 @@ def on_two_ranks(rank: int, folder: str) -> dict[str, Any]:
     def without_mask(engine: Any, *args: Any, **options: Any) -> None:
         original(engine, *args, **options)
         geometry = engine.passes._geometry
-        engine.passes._geometry = lambda offsets: geometry(offsets[[0, -1]])
+        engine.passes._geometry = lambda offsets, **row: geometry(
+            offsets[[0, -1]], **row
+        )
 
     MegatronEngine.__init__ = without_mask  # type: ignore[method-assign]
     for name in ("dp2", "cp2"):
