@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import cache
 from typing import Any
 
 from alia_ctx.config.run import RunConfig
@@ -21,13 +22,17 @@ def template_of_stage(run: RunConfig, name: str) -> dict[str, Any] | None:
     """
     conversations: dict[str, int] = {}
     statements: dict[str, dict[str, str]] = {}
+
+    @cache  # one tokenizer for all sources, and none where nothing is a conversation
+    def tokenizer() -> HubTokenizer:
+        return HubTokenizer(run.tokenizer, run.model.architecture)
+
+    template_called = cache(lambda spec: ChatTemplate(spec, tokenizer()))
     for source, store in open_stores(run, name).items():
         chat = run.data.sources[source].chat
         if chat is None:
             continue
-        template = ChatTemplate(
-            chat.template, HubTokenizer(run.tokenizer, run.model.architecture)
-        )
+        template = template_called(chat.template)
         identity = store.sidecar.get("identity")
         stated = identity.get("template") if isinstance(identity, dict) else None
         there = stated.get("fingerprint") if isinstance(stated, dict) else None

@@ -219,16 +219,17 @@ def require_same_options(run: RunConfig, stage: str) -> None:
             )
 
 
-def tokenizer_of_text(run: RunConfig) -> dict[str, str] | None:
-    """What the stores of a run state of the tokenizer that they were made with; None where
-    none of them does, as those made elsewhere: whose tokens these are is not known.
+def tokenizer_of_text(run: RunConfig, stage: str) -> dict[str, str] | None:
+    """What the stores that a stage draws from state of the tokenizer that they were made
+    with; None where none of them does, as those made elsewhere: whose tokens these are
+    is not known.
 
     IdentityError where the configuration's is another by now.
     """
     now = configured_tokenizer(run)
     text: dict[str, str] | None = None
-    for name in run.data.sources:
-        stated = open_store(run, name).sidecar.get(TOKENIZER)
+    for name, store in open_stores(run, stage).items():
+        stated = store.sidecar.get(TOKENIZER)
         if isinstance(stated, dict):
             for other in (text, now):
                 if other is not None:

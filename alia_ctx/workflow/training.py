@@ -145,7 +145,7 @@ def _open_data(run: RunConfig, name: str) -> _Data:
     return _Data(
         plan,
         held_out,
-        tokenizer_of_text(run),
+        tokenizer_of_text(run, name),
         configured_tokenizer(run),
         template_of_stage(run, name),
     )

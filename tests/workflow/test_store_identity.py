@@ -122,6 +122,23 @@ def test_a_tokenizer_replaced_at_any_step_is_seen(
     assert piped.returncode == 0 and "…" not in piped.stdout
 
 
+def test_a_stage_asks_nothing_of_text_that_it_does_not_draw_from(
+    tokenized: Path, tmp_path: Path
+) -> None:
+    """A later stage's text may be tokenised while the first one trains."""
+    stated = tokenizer_of_text(run_of(tokenized), "short")
+    document = yaml.safe_load(tokenized.read_text())
+    later = {"inputs": [str(tmp_path / "text.jsonl")]}
+    document["data"]["sources"]["later"] = later
+    for stage, sources in (("short", ["text"]), ("long", ["text", "later"])):
+        document["stages"][stage]["pack"]["sources"] = sources
+    tokenized.write_text(yaml.safe_dump(document, sort_keys=False))
+    run = run_of(tokenized)
+    assert stated and tokenizer_of_text(run, "short") == stated
+    with pytest.raises(DataError, match=r"later\.idx: no such file"):
+        tokenizer_of_text(run, "long")
+
+
 def test_too_few_held_out_documents_are_said(tokenized: Path) -> None:
     run = run_of(tokenized, "evaluation.documents=9")
     assert "only 4 held-out documents have the 256" in str(workflow.few_held_out(run))
@@ -145,7 +162,7 @@ def test_a_base_that_is_not_imported_yet_is_said_once(tokenized: Path) -> None:
 def test_tokens_of_unknown_origin_are_given_no_tokenizer(tmp_path: Path) -> None:
     """What the configuration names is recorded as that, and still compared."""
     path = write_run(tmp_path)
-    assert tokenizer_of_text(load_run(path)) is None
+    assert tokenizer_of_text(load_run(path), "short") is None
     workflow.pack(load_run(path), "short")
     trained = alia("train", str(path), "--stage", "short", timeout=600)
     assert trained.returncode == 0, trained.stderr
