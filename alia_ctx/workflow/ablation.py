@@ -13,6 +13,7 @@ import os
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -23,9 +24,11 @@ from alia_ctx.errors import ConfigError, DataError, Problem, Problems
 from alia_ctx.evaluation.positions import PositionBands
 from alia_ctx.evaluation.ranking import Ranked, bands_of, ranked
 from alia_ctx.files import write_json
+from alia_ctx.hf.ranks import Ranks
 from alia_ctx.identity import sealed
 from alia_ctx.planner import RopeFigures, choice_table, rope_figures, standard_choices
 from alia_ctx.spec.rope import RopeSpec
+from alia_ctx.train.rendezvous import World
 from alia_ctx.train.stage_identity import checkpoint_statement
 from alia_ctx.workflow.chain import check_trained, origin, run_directory
 from alia_ctx.workflow.comparing_rope import base_rope
@@ -269,14 +272,18 @@ def _train_and_measure(cells: Sequence[Cell], name: str) -> dict[Cell, PositionB
 
     results = {}
     with Distributed(cells[0].run.engine):
+        ranks = Ranks(World().rank, World().world_size)
         for cell in cells:
-            if _is_main():
-                pack(cell.run, name)
-            _wait()
+            # Where it fails all ranks are told: nobody waits for a plan.
+            ranks.first(partial(_pack, cell, name))
             if not check_trained(cell.run, name):
                 train(cell.run, name)
             results[cell] = _measured(cell.run, name)
     return results
+
+
+def _pack(cell: Cell, name: str) -> None:
+    pack(cell.run, name)
 
 
 def _measured(run: RunConfig, name: str) -> PositionBands:
@@ -314,7 +321,7 @@ def _ranking(
         ),
         run_directory(run).root / "ablation" / name / "ranking.json",
     )
-    if _is_main():
+    if os.environ.get("RANK", "0") == "0":
         made_from = dict(_made_from(cells, name))
         write_json(found.path, sealed(made_from, found.to_json()))
     return found
@@ -327,14 +334,3 @@ def _made_from(cells: Sequence[Cell], name: str) -> Iterator[tuple[str, Any]]:
     for cell in cells:
         manifest = checkpoint.read_manifest(finished_checkpoint(cell.run, name))
         yield f"{cell.choice}, seed {cell.seed}", checkpoint_statement(manifest)
-
-
-def _is_main() -> bool:
-    return os.environ.get("RANK", "0") == "0"
-
-
-def _wait() -> None:
-    import torch.distributed as dist
-
-    if dist.is_initialized():
-        dist.barrier()

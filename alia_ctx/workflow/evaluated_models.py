@@ -23,6 +23,7 @@ from alia_ctx.spec.layout import Layout
 from alia_ctx.spec.model import ModelSpec
 from alia_ctx.spec.rope import RopeSpec
 from alia_ctx.train.engine import Scorer
+from alia_ctx.train.rendezvous import World
 from alia_ctx.train.run_directory import mended_by_training
 from alia_ctx.train.stage_identity import checkpoint_statement
 from alia_ctx.workflow.chain import finished_checkpoint
@@ -230,7 +231,7 @@ class ModelOpener:
         return self
 
     def __exit__(self, *exception: object) -> None:
-        if self._imported and _rank() == 0:
+        if self._imported and World().rank == 0:
             shutil.rmtree(self._scratch, ignore_errors=True)
 
     @contextmanager
@@ -268,12 +269,12 @@ class ModelOpener:
             from alia_ctx.hf import convert
             from alia_ctx.hf.ranks import Ranks
 
-            ranks = Ranks(_rank(), _world_size())
+            ranks = Ranks(World().rank, World().world_size)
             target = self._scratch / f"{len(self._imported)}"
             if not self._imported:  # what a killed evaluation left
                 ranks.first(lambda: shutil.rmtree(self._scratch, ignore_errors=True))
             ranks.first(lambda: target.parent.mkdir(parents=True, exist_ok=True))
-            if _rank() == 0:
+            if ranks.rank == 0:
                 say(f"{model.name}: imported into {target} for this evaluation")
             self._imported[model.path] = target
             convert.import_hf(model.path, target, ranks=ranks)
@@ -284,33 +285,18 @@ def find_layout(engine: EngineConfig, model: ModelSpec, context: int) -> Layout:
     """A layout in which the ranks that there are evaluate `model` in rows of `context`
     tokens; LayoutError names how many would do. Collective.
     """
-    import torch.distributed as dist
-
     from alia_ctx.planner.evaluation_layout import evaluation_layout
 
     device, memory = _device_memory()
-    found: list[Any] = [None] * dist.get_world_size()
-    dist.all_gather_object(found, memory)
+    found = World().gather_objects(memory)
     return evaluation_layout(
         model,
         context,
-        dist.get_world_size(),
+        len(found),
         weight_bytes=4 if engine.precision == "fp32" else 2,
         memory_bytes=min(found),
         loss_chunk_tokens=loss_chunk_tokens(engine.loss_chunk_tokens, device),
     )
-
-
-def _rank() -> int:
-    import torch.distributed as dist
-
-    return int(dist.get_rank()) if dist.is_initialized() else 0
-
-
-def _world_size() -> int:
-    import torch.distributed as dist
-
-    return int(dist.get_world_size()) if dist.is_initialized() else 1
 
 
 def _device_memory() -> tuple[str, int]:
@@ -320,7 +306,7 @@ def _device_memory() -> tuple[str, int]:
 
     if torch.cuda.is_available():
         return "cuda", int(torch.cuda.mem_get_info()[0])
-    local = int(os.environ.get("LOCAL_WORLD_SIZE", _world_size()))
+    local = int(os.environ.get("LOCAL_WORLD_SIZE", World().world_size))
     available: int = psutil.virtual_memory().available
     return "cpu", available // max(1, local)
 

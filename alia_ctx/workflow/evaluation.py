@@ -23,6 +23,7 @@ from alia_ctx.identity import require_same, sealed, statement, unsealed
 from alia_ctx.progress import meter
 from alia_ctx.spec.layout import Layout
 from alia_ctx.train.engine import Scorer
+from alia_ctx.train.rendezvous import World
 from alia_ctx.workflow.evaluated_models import EvaluatedModel, ModelOpener
 from alia_ctx.workflow.measuring import ON_TEXT, Measurement, NotFiniteError
 from alia_ctx.workflow.reading import read_json
@@ -179,14 +180,15 @@ def measure_models(task: EvaluationTask) -> Evaluated:
     """
     from alia_ctx.mcore.runtime import Distributed
 
+    ranks = World()
     with (
         Distributed(task.engine),
         ModelOpener(task.engine, task.directory, task.layout) as opener,
         exclusive(
             task.directory,
             "alia-ctx evaluate",
-            rank=_rank(),
-            gather=_gather,
+            rank=ranks.rank,
+            gather=ranks.gather_objects,
         ),
     ):
         keys: dict[int, KeyTokens] = {}
@@ -239,7 +241,7 @@ def _known(task: EvaluationTask, evaluation: Evaluation, name: str) -> Result | 
     if name == "leak":  # of the layout that there is now, and quick
         found = None
     # Rank 0 decides for all: a file system may show them different things.
-    first = _gather(found)[0]
+    first = World().gather_objects(found)[0]
     return None if first is None else Result(evaluation, name, *first)
 
 
@@ -309,7 +311,7 @@ def _measure_one(
     for name in names:
         content = contents.get(name)
         reason = reasons.get(name)
-        if content is not None and _rank() == 0:
+        if content is not None and World().rank == 0:
             path = task.path(evaluation, name)
             path.parent.mkdir(parents=True, exist_ok=True)
             write_json(path, sealed(made_from[name], content))
@@ -325,27 +327,13 @@ def _layout(engine: Scorer) -> dict[str, int]:
 
 @contextmanager
 def _bar(title: str) -> Iterator[Callable[[int, int], None]]:
-    with meter(title, 1.0, "row", shown=_rank() == 0) as bar:
+    with meter(title, 1.0, "row", shown=World().rank == 0) as bar:
 
         def show(done: int, total: int) -> None:
             bar.retotal(total)
             bar.update(done)
 
         yield show
-
-
-def _rank() -> int:
-    import torch.distributed as dist
-
-    return int(dist.get_rank())
-
-
-def _gather(value: Any) -> list[Any]:
-    import torch.distributed as dist
-
-    gathered: list[Any] = [None] * dist.get_world_size()
-    dist.all_gather_object(gathered, value)
-    return gathered
 
 
 def lines_of(evaluated: Evaluated) -> list[Measured]:

@@ -4,31 +4,29 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
 from alia_ctx.config.run import EngineConfig
 from alia_ctx.data.packing import PackedRow
 from alia_ctx.train.engine import RowLosses
+from alia_ctx.train.rendezvous import World
 
 
-class TransformersScorer:
+class TransformersScorer(World):
     """A `Scorer`: the whole model on each rank, which are all data-parallel, and each
     document of a row by itself.
     """
 
     def __init__(self, hf_dir: Path, engine: EngineConfig) -> None:
         import torch
-        import torch.distributed as dist
 
         from alia_ctx.hf.scoring import CausalModel
 
         dtypes = {"fp32": torch.float32, "bf16": torch.bfloat16}
         self._model = CausalModel(hf_dir, dtypes[engine.precision])
-        self._dist: Any = dist
-        self.rank = self.data_parallel_rank = dist.get_rank()
-        self.world_size = self.data_parallel_size = dist.get_world_size()
+        self.data_parallel_rank = self.rank
+        self.data_parallel_size = self.world_size
 
     def row_losses(self, rows: Sequence[PackedRow]) -> tuple[RowLosses, ...]:
         """Losses and hits of `rows`, all of them on this rank."""
@@ -45,9 +43,3 @@ class TransformersScorer:
                 values[start : stop - 1], hits[start : stop - 1] = scored
         values[~predicted] = 0.0
         return RowLosses(row, ((0, row.length),), values, predicted, hits & predicted)
-
-    def gather_objects(self, value: Any) -> list[Any]:
-        """`value` of every rank, on every rank."""
-        gathered: list[Any] = [None] * self.world_size
-        self._dist.all_gather_object(gathered, value)
-        return gathered
