@@ -60,7 +60,7 @@ class Ranks:
     """
 
     def __init__(self, size: int) -> None:
-        self.size, self.barrier = size, Barrier(size)
+        self.size, self.barrier = size, Barrier(size, timeout=30)
         self.objects: list[Any] = [None] * size
 
 
@@ -88,7 +88,9 @@ class FakeEngine:
     def gather_objects(self, value: Any) -> list[Any]:
         self.ranks.objects[self.data_parallel_rank] = value
         self.ranks.barrier.wait()
-        return list(self.ranks.objects)
+        gathered = list(self.ranks.objects)
+        self.ranks.barrier.wait()  # nobody writes the next before all have read this
+        return gathered
 
 
 class Seen:
