@@ -52,6 +52,26 @@ def atomic_file(path: Path) -> Iterator[IO[bytes]]:
         raise
 
 
+def parse_json(text: str | bytes) -> Any:
+    """`json.loads`, with a ValueError for whatever is no JSON that Python can hold.
+
+    Upstream gives RecursionError for brackets nested some thousand deep, which no
+    reader of a foreign file expects.
+    """
+    try:
+        return json.loads(text)
+    except RecursionError as error:
+        raise ValueError("nested too deeply") from error
+
+
+def read_object(path: Path) -> dict[str, Any]:
+    """The JSON object in a file; OSError, or ValueError where the file holds none."""
+    value = parse_json(path.read_bytes())
+    if not isinstance(value, dict):
+        raise ValueError("it holds no JSON object")
+    return value
+
+
 def write_json(path: Path, value: object) -> None:
     """Write `value` atomically as indented JSON with sorted keys, so that equal values
     are equal bytes.
@@ -141,13 +161,13 @@ def _unlock(lock: BaseFileLock) -> None:
 
 def _holder(path: Path) -> str:
     try:
-        note: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+        note: dict[str, Any] = parse_json(path.read_text(encoding="utf-8"))
         job = f", job {note['job']}" if note["job"] else ""
         return (
             f"`{note['what']}` (pid {note['pid']} on {note['host']}{job}, since "
             f"{note['since']})"
         )
-    except (OSError, ValueError, KeyError, TypeError, RecursionError):
+    except (OSError, ValueError, KeyError, TypeError):
         return "another process"
 
 

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from alia_ctx.errors import CheckpointError
-from alia_ctx.files import checksum
+from alia_ctx.files import checksum, parse_json
 from alia_ctx.spec.model import ModelSpec
 from alia_ctx.spec.rope import RopeSpec
 
@@ -153,7 +153,7 @@ def read_manifest(path: Path) -> Manifest:
     """
     where = path / MANIFEST
     try:
-        manifest = Manifest.from_json(json.loads(where.read_bytes()), where)
+        manifest = Manifest.from_json(parse_json(where.read_bytes()), where)
     except FileNotFoundError:
         if not path.is_dir():
             raise CheckpointError(
@@ -168,7 +168,7 @@ def read_manifest(path: Path) -> Manifest:
         raise UnreadableError(
             f"{where}: cannot be read ({error.strerror or error})"
         ) from error
-    except (ValueError, RecursionError) as error:
+    except ValueError as error:
         raise DamagedError(
             f"{where}: is no JSON that can be read ({error}); use another checkpoint"
         ) from error

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from alia_ctx.errors import CheckpointError, Problem
+from alia_ctx.files import parse_json
 
 _REMEDY = "take the file from the model's publisher"
 _LARGEST = (
@@ -20,12 +21,12 @@ _LARGEST = (
 def load_json(path: Path) -> dict[str, Any]:
     """The JSON object in `path`; CheckpointError where it is missing or is none."""
     try:
-        document = json.loads(path.read_text(encoding="utf-8"))
+        document = parse_json(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise CheckpointError(
             f"{path}: there is no such file; give a directory saved by `save_pretrained`"
         ) from None
-    except (OSError, ValueError, RecursionError) as error:
+    except (OSError, ValueError) as error:
         raise CheckpointError(
             f"{path}: not readable as JSON ({error}); copy it again from its source"
         ) from error

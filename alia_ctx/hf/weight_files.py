@@ -7,7 +7,6 @@ a byte is written.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -16,6 +15,7 @@ import torch
 
 from alia_ctx.checkpoint.tensor_files import TensorPlace, archive_tensors
 from alia_ctx.errors import CheckpointError
+from alia_ctx.files import parse_json
 from alia_ctx.hf.json_files import load_json
 
 SAFETENSORS = "model.safetensors"
@@ -152,7 +152,7 @@ def read_safetensors_header(file: Path) -> dict[str, TensorPlace]:
                 "or no safetensors file, copy it again"
             )
         try:
-            header = json.loads(stream.read(length))
+            header = parse_json(stream.read(length))
             header.pop("__metadata__", None)
             places = {
                 name: _place(file, 8 + length, entry) for name, entry in header.items()

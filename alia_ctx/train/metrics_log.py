@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from alia_ctx.errors import AliaError
-from alia_ctx.files import atomic_file
+from alia_ctx.files import atomic_file, parse_json
 from alia_ctx.train.sinks import Writer
 
 
@@ -170,8 +170,8 @@ def _parse(data: bytes) -> list[_Line]:
 
 def _entry(text: bytes) -> dict[str, Any] | None:
     try:
-        entry = json.loads(text)
-    except (ValueError, RecursionError):
+        entry = parse_json(text)
+    except ValueError:
         return None
     update = entry.get("update") if isinstance(entry, dict) else None
     return entry if type(update) is int and update > 0 else None

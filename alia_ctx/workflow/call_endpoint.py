@@ -13,6 +13,7 @@ from urllib.parse import urlsplit
 
 from alia_ctx.errors import ConfigError, DataError, Problem
 from alia_ctx.evaluation.function_calling import Answer, Case, tools_of
+from alia_ctx.files import parse_json
 from alia_ctx.workflow.call_generation import CallSettings
 
 _TIMEOUT_SECONDS = 600.0
@@ -56,7 +57,7 @@ class EndpointModel:
         """The model's name; ConfigError where the server lists others."""
         status, data = self._request("GET", "/models", None)
         try:
-            listed = [str(one["id"]) for one in json.loads(data)["data"]]
+            listed = [str(one["id"]) for one in parse_json(data)["data"]]
         except (ValueError, LookupError, TypeError):
             listed = []
         if status != 200 or not listed:
@@ -111,7 +112,7 @@ class EndpointModel:
         try:
             if status != 200:
                 raise ValueError(f"status {status}")
-            answer = json.loads(data)
+            answer = parse_json(data)
             choice = answer["choices"][0]
             message = choice["message"]
             calls = tuple(

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
 from alia_ctx.errors import DataError
+from alia_ctx.files import parse_json
 from alia_ctx.identity import IdentityError
 
 
@@ -17,10 +17,10 @@ def read_json(path: Path, artefact: str, remedy: str) -> Any:
     cannot be read, which says nothing about what is in it.
     """
     try:
-        return json.loads(path.read_bytes())
+        return parse_json(path.read_bytes())
     except FileNotFoundError:
         raise IdentityError(artefact, [f"there is no {path}"], remedy) from None
-    except (ValueError, RecursionError) as error:
+    except ValueError as error:
         raise IdentityError(
             artefact, [f"{path} is no JSON ({error})"], remedy
         ) from None

@@ -198,7 +198,7 @@ def _parse_line(line: bytes, where: str, file: str, spec: SourceSpec) -> Iterato
         return
     try:
         found = [v for value in values_of(decoded) for v in records(value)]
-    except (ValueError, RecursionError):
+    except ValueError:
         yield LeftOut("invalid_json", where)
         return
     for number, record in enumerate(found):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,6 +13,7 @@ from alia_ctx.data.documents.containers import (
 )
 from alia_ctx.data.documents.inputs import Format, SourceSpec, format_of
 from alia_ctx.errors import DataError
+from alia_ctx.files import parse_json
 
 UTF8_BOM = b"\xef\xbb\xbf"
 _UTF16 = (b"\xff\xfe", b"\xfe\xff")
@@ -124,8 +124,8 @@ def json_form(name: str, form: Format) -> Format:
     if line[:1] not in (b"[", b"{"):
         return "jsonl"
     try:
-        value = json.loads(line)
-    except (ValueError, RecursionError):
+        value = parse_json(line)
+    except ValueError:
         opens = form == "json" or line[:1] == b"[" or line == b"{"
         return "json" if opens else "jsonl"
     records = isinstance(value, list) and value and isinstance(value[0], dict)

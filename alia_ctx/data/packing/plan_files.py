@@ -17,7 +17,7 @@ import xxhash
 
 from alia_ctx.data.tokens import TokenStore
 from alia_ctx.errors import DataError
-from alia_ctx.files import checksum, file_checksum, write_json
+from alia_ctx.files import checksum, file_checksum, parse_json, write_json
 
 FORMAT = 2
 STATEMENT = "plan.json"
@@ -133,9 +133,9 @@ def read_statement(directory: Path) -> Statement:
         raise DataError(f"{directory}: holds no pack plan; {way_out(directory)}")
     try:
         raw = path.read_bytes()
-        note = json.loads(raw)
+        note = parse_json(raw)
         version = note["identity"]["format"]
-    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
+    except (OSError, ValueError, KeyError, TypeError) as error:
         raise DataError(
             f"{path}: broken plan ({error!r}); {way_out(directory)}"
         ) from error

@@ -32,7 +32,7 @@ from alia_ctx.data.documents import (
 )
 from alia_ctx.data.tokens.encoder import TextEncoder
 from alia_ctx.errors import DataError
-from alia_ctx.files import atomic_file, write_json
+from alia_ctx.files import atomic_file, read_object, write_json
 
 _BATCH_CHARACTERS = (
     1 << 20
@@ -249,7 +249,13 @@ def piece_path(work: Path, piece: int | str, kind: str) -> Path:
 
 
 def read_note(path: Path) -> Note:
-    return dict(json.loads(path.read_text("utf-8")))
+    try:
+        return read_object(path)
+    except (OSError, ValueError) as error:
+        raise DataError(
+            f"{path}: cannot be read ({error}); delete {path.parent} to tokenize the "
+            "source anew"
+        ) from error
 
 
 def _is_there(work: Path, number: int) -> bool:

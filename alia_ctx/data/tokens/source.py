@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import fcntl
 import glob
-import json
 import shutil
 import time
 from collections.abc import Callable, Iterable, Iterator
@@ -39,7 +38,13 @@ from alia_ctx.data.tokens.tokenizer_files import TOKENIZER, tokenizer_statement
 from alia_ctx.data.tokens.vocabulary import recorded_range, vocabulary_problems
 from alia_ctx.data.tokens.work_folder import publish, work_path
 from alia_ctx.errors import DataError
-from alia_ctx.files import atomic_file, file_checksum, file_fingerprint, write_json
+from alia_ctx.files import (
+    atomic_file,
+    file_checksum,
+    file_fingerprint,
+    parse_json,
+    write_json,
+)
 
 _FORMAT = 2
 # In the order in which they get their names; the last one says that all are whole.
@@ -275,7 +280,7 @@ def _work_folder(
 def _claim(work: Path, identity: dict[str, Any], overwrite: bool) -> None:
     path = work / "identity.json"
     if path.is_file():
-        old = json.loads(path.read_text("utf-8"))
+        old = read_note(path)
         if old == identity:
             return
         if not overwrite:
@@ -364,7 +369,7 @@ def _append_ids(stream: Any, work: Path, pieces: list[int | str]) -> None:
     schema = pa.schema([("id", pa.string()), ("file", pa.string())])
     with pq.ParquetWriter(stream, schema) as writer:
         for piece in pieces:
-            columns = json.loads(piece_path(work, piece, "ids").read_bytes())
+            columns = parse_json(piece_path(work, piece, "ids").read_bytes())
             writer.write_table(pa.table(columns, schema))
 
 

@@ -13,7 +13,6 @@ for: 8 bytes magic, uint64 number of tokens T, 16 bytes xxh3_128 over the finger
 
 from __future__ import annotations
 
-import json
 import struct
 from collections.abc import Iterable
 from functools import cached_property
@@ -25,7 +24,13 @@ import numpy as np
 from alia_ctx.data.tokens.vocabulary import known_range
 from alia_ctx.data.tokens.work_folder import work_path
 from alia_ctx.errors import DataError
-from alia_ctx.files import atomic_file, checksum, file_checksum, file_fingerprint
+from alia_ctx.files import (
+    atomic_file,
+    checksum,
+    file_checksum,
+    file_fingerprint,
+    read_object,
+)
 
 _MAGIC = b"MMIDIDX\x00\x00"
 _HEADER = struct.Struct("<9sQBQQ")
@@ -215,18 +220,14 @@ class TokenStore:
 
     @cached_property
     def sidecar(self) -> dict[str, object]:
-        """What the tokenizer run wrote beside the store (`PREFIX.json`);
-
-        empty for a store made elsewhere.
-        """
+        """What `tokenize` wrote beside the store; empty for one made elsewhere."""
         if not self.sidecar_path.is_file():
             return {}
         try:
-            return dict(json.loads(self.sidecar_path.read_text("utf-8")))
+            return dict(read_object(self.sidecar_path))
         except ValueError as error:
-            raise DataError(
-                f"{self.sidecar_path}: broken JSON ({error}); tokenize the source again"
-            ) from error
+            broken = f"{self.sidecar_path}: broken ({error})"
+            raise DataError(f"{broken}; tokenize the source again") from error
 
     @cached_property
     def fingerprint(self) -> str:
@@ -379,9 +380,9 @@ def write_store(
     vocabulary: int,
     weights: Iterable[np.ndarray] | None = None,
 ) -> TokenStore:
-    """Write documents that are in memory as a store and open it;
+    """Write documents in memory as a store and open it, for tests and experiments.
 
-    for tests and small experiments. `weights`: 0 or 1 for each token of each document.
+    `weights`: 0 or 1 for each token of each document.
     """
     dtype = token_dtype(vocabulary)
     kept = [np.asarray(tokens, dtype) for tokens in documents]

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from alia_ctx.files import checksum, file_checksum
+from alia_ctx.files import checksum, file_checksum, parse_json
 
 # Under which a store and a checkpoint state the tokenizer of their text.
 TOKENIZER = "tokenizer"
@@ -138,7 +138,7 @@ def _read(file: Path) -> Mapping[str, Any]:
     if file.suffix != ".json":
         return {}
     try:
-        document = json.loads(file.read_text("utf-8"))
-    except (OSError, ValueError, RecursionError):
+        document = parse_json(file.read_text("utf-8"))
+    except (OSError, ValueError):
         return {}
     return document if isinstance(document, dict) else {}

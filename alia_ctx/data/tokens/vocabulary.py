@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -12,7 +11,7 @@ import numpy as np
 
 from alia_ctx.data.tokens.tokenizer import HubTokenizer
 from alia_ctx.errors import Problem
-from alia_ctx.files import write_json
+from alia_ctx.files import parse_json, write_json
 
 _BLOCK = 16 << 20  # tokens looked at in one go
 _NAMED = 5
@@ -61,7 +60,7 @@ def known_range(
 
 def _read(path: Path) -> object:
     try:
-        return json.loads(path.read_text("utf-8"))
+        return parse_json(path.read_text("utf-8"))
     except (OSError, ValueError):
         return None
 

@@ -20,6 +20,7 @@ from alia_ctx.data.chat.forms.calls import (
     pythonic_calls,
 )
 from alia_ctx.errors import DataError
+from alia_ctx.files import parse_json
 
 _HERMES = re.compile(r"<tool_call>(.*?)</tool_call>|<tool_call>(.*)", re.DOTALL)
 _OTHER_TAGS = re.compile(
@@ -82,7 +83,7 @@ def calls_of(answer: Answer) -> Calls:
         if answer.tool_calls:
             return Calls(tuple(_call(*call) for call in answer.tool_calls))
         return Calls(tuple(_calls_of_text(answer.text)))
-    except (RowError, ValueError, RecursionError) as error:
+    except (RowError, ValueError) as error:
         return Calls((), str(error))
 
 
@@ -102,7 +103,7 @@ def _calls_of_text(text: str) -> list[tuple[str, dict[str, Any]]]:
 
 
 def _hermes(text: str) -> tuple[str, dict[str, Any]]:
-    value = json.loads(text)
+    value = parse_json(text)
     if not isinstance(value, dict) or not isinstance(value.get("name"), str):
         raise ValueError(f"a call without a name: {text.strip()[:80]}")
     arguments = value.get("arguments", {})
@@ -111,7 +112,7 @@ def _hermes(text: str) -> tuple[str, dict[str, Any]]:
 
 
 def _call(name: str, arguments: str) -> tuple[str, dict[str, Any]]:
-    value = json.loads(arguments) if arguments.strip() else {}
+    value = parse_json(arguments) if arguments.strip() else {}
     if not isinstance(value, dict):
         raise ValueError(f"{name}: arguments are no object: {arguments[:80]}")
     return name, value

@@ -9,7 +9,6 @@ and `javascript`.
 from __future__ import annotations
 
 import importlib.util
-import json
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -18,7 +17,7 @@ from typing import Any
 
 from alia_ctx.errors import ConfigError, DataError, Problem
 from alia_ctx.evaluation.function_calling.checker import TYPES, WITH_ITEMS, Language
-from alia_ctx.files import file_checksum
+from alia_ctx.files import file_checksum, parse_json
 
 # Ours and version 4's names -> older versions' names of the same files.
 CATEGORIES: dict[str, tuple[str, ...]] = {
@@ -227,7 +226,7 @@ def _lines(file: Path) -> list[dict[str, Any]]:
         if not line.strip():
             continue
         try:
-            row = json.loads(line)
+            row = parse_json(line)
         except ValueError as error:
             raise DataError(f"{file}, line {number}: no JSON ({error})") from error
         if not isinstance(row, dict):

@@ -10,6 +10,7 @@ from typing import Any
 
 from alia_ctx.errors import DataError
 from alia_ctx.evaluation.function_calling.answers import Answer
+from alia_ctx.files import parse_json
 from alia_ctx.identity import require_same, statement, statement_checksum
 
 NAME = "answers.jsonl"
@@ -58,7 +59,7 @@ class AnswerLedger:
             raise DataError(f"{self.path}: its first line is not whole; {remedy}")
         for number, line in enumerate(lines, 1):
             try:
-                value = json.loads(line)
+                value = parse_json(line)
                 if number == 1:
                     then = value["made_from"]
                     continue

@@ -6,12 +6,12 @@ environment of its own.
 
 from __future__ import annotations
 
-import json
 import re
 from pathlib import Path
 
 from alia_ctx.errors import ConfigError, DataError, Problem
 from alia_ctx.evaluation.function_calling.scores import MULTI_TURN, Score
+from alia_ctx.files import parse_json
 
 _FILE = re.compile(rf"BFCL_v\d+_({'|'.join(MULTI_TURN)})_score\.json")
 
@@ -49,7 +49,7 @@ def _score(file: Path) -> Score:
     """The first line says how many are right; the others are the wrong ones."""
     try:
         with open(file, encoding="utf-8") as stream:
-            head = json.loads(stream.readline())
+            head = parse_json(stream.readline())
             wrong = sum(1 for line in stream if line.strip())
         score = Score(head["correct_count"], head["total_count"])
         if not isinstance(score.right, int) or score.right + wrong != score.total:

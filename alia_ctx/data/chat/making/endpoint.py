@@ -19,6 +19,7 @@ from alia_ctx.data.chat.making.grammar import MadeConversation, Request
 from alia_ctx.data.chat.making.languages import LANGUAGES
 from alia_ctx.data.chat.making.verify import request_fault
 from alia_ctx.errors import DataError
+from alia_ctx.files import parse_json
 
 _TRIES = 3
 _TIMEOUT_SECONDS = 120.0
@@ -85,7 +86,7 @@ class Endpoint:
 
     def _content(self, data: bytes) -> str:
         try:
-            answer: Any = json.loads(data)
+            answer: Any = parse_json(data)
             content = answer["choices"][0]["message"]["content"]
         except (ValueError, LookupError, TypeError) as error:
             raise DataError(
