@@ -9,30 +9,23 @@ import numpy as np
 import torch
 
 from alia_ctx.errors import CheckpointError
+from alia_ctx.hf.upstream import load_causal_lm
 
 
 class CausalModel:
     """`AutoModelForCausalLM` of a directory, whole on this process's device.
 
-    CheckpointError where transformers cannot load it without code of its own.
+    CheckpointError where transformers cannot load it without code of its own, or not all
+    of its weights: the others would be random.
     """
 
     def __init__(self, hf_dir: Path, dtype: torch.dtype) -> None:
-        from transformers import AutoModelForCausalLM
-
         on_gpu = torch.cuda.is_available()
         self.device = torch.device("cuda" if on_gpu else "cpu")
-        try:
-            loaded: Any = AutoModelForCausalLM.from_pretrained(
-                hf_dir, dtype=dtype, trust_remote_code=False, local_files_only=True
-            )
-        # transformers raises OSError, ValueError, SafetensorError, ... by what is wrong
-        except Exception as error:
-            reason = str(error).strip().split("\n")[0]
-            raise CheckpointError(
-                f"{hf_dir}: transformers cannot load this model ({reason}); copy it "
-                "again, or evaluate another"
-            ) from error
+        remedy = "copy it again, or evaluate another"
+        loaded, problems = load_causal_lm(hf_dir, remedy, dtype=dtype)
+        if problems:
+            raise CheckpointError(f"{hf_dir}: {problems[0]}; {remedy}")
         self.model: Any = loaded.eval().to(self.device)
 
     @torch.no_grad()

@@ -25,33 +25,17 @@ class LoadedWeights:
     """The weights as `AutoModelForCausalLM.from_pretrained` gives them, all in memory."""
 
     def __init__(self, hf_dir: Path) -> None:
-        from transformers import AutoModelForCausalLM
-
-        try:
-            loaded: Any = AutoModelForCausalLM.from_pretrained(
-                hf_dir,
-                dtype="auto",
-                trust_remote_code=False,
-                local_files_only=True,
-                attn_implementation="eager",
-                output_loading_info=True,
-            )
-        # transformers raises OSError, ValueError, SafetensorError, ... by what is wrong
-        except Exception as error:
-            reason = str(error).strip().split("\n")[0]
-            raise CheckpointError(
-                f"{hf_dir}: transformers cannot load this model ({reason}); "
-                "copy or export it again"
-            ) from error
-        model, self._loading = loaded
+        model, self._problems = load_causal_lm(
+            hf_dir,
+            "copy or export it again",
+            dtype="auto",
+            attn_implementation="eager",
+        )
         self._weights: Mapping[str, Tensor] = model.state_dict()
 
     def problems(self) -> Iterator[str]:
         """Weights that transformers did not find where it looks, or found and left."""
-        for name in sorted(map(str, self._loading["missing_keys"])):
-            yield f"{name} is in no file that transformers reads: it would be random"
-        for name in sorted(map(str, self._loading["mismatched_keys"])):
-            yield f"{name} has another shape than transformers expects"
+        yield from self._problems
 
     def dtype(self, name: str) -> torch.dtype:
         return self._weights[name].dtype
@@ -80,6 +64,41 @@ class FileWeights:
         out = torch.empty((count, *place.shape[1:]), dtype=place.dtype)
         self._files.read_rows(place, start, out)
         return out
+
+
+def load_causal_lm(hf_dir: Path, remedy: str, **options: Any) -> tuple[Any, list[str]]:
+    """`AutoModelForCausalLM` of a directory, and a sentence for each weight that is not the
+    directory's: transformers draws those at random, with no more than a warning.
+
+    CheckpointError where it cannot be loaded without code of its own.
+    """
+    from transformers import AutoModelForCausalLM
+
+    try:
+        loaded: Any = AutoModelForCausalLM.from_pretrained(
+            hf_dir,
+            trust_remote_code=False,
+            local_files_only=True,
+            output_loading_info=True,
+            ignore_mismatched_sizes=True,  # else it raises, and names no tensor
+            **options,
+        )
+    # transformers raises OSError, ValueError, SafetensorError, ... by what is wrong
+    except Exception as error:
+        reason = str(error).strip().split("\n")[0]
+        raise CheckpointError(
+            f"{hf_dir}: transformers cannot load this model ({reason}); {remedy}"
+        ) from error
+    model, loading = loaded
+    problems = [
+        f"{name} is in no file that transformers reads: it would be random"
+        for name in sorted(map(str, loading["missing_keys"]))
+    ]
+    problems += [
+        f"{name} has the shape {tuple(own)}, transformers expects {tuple(expected)}"
+        for name, own, expected in sorted(loading["mismatched_keys"])
+    ]
+    return model, problems
 
 
 def fits_in_memory(nbytes: int) -> bool:
