@@ -38,6 +38,7 @@ _NOT_COMPARED = (
 STARTED_FROM = "started_from"  # in a manifest's `extra`: `checkpoint_statement` of it
 CHANGES = "changes"  # in a manifest's `extra`: what changed while the stage trained
 SCHEDULE = "schedule"  # in a manifest's `extra`: the learning rate's, in numbers
+PLAN = "plan"  # in a manifest's `extra`: the plan's Statement.as_trained
 PLANNED = "planned"  # in a manifest's `extra`: updates of the stage's plan, and epochs
 
 
@@ -116,11 +117,10 @@ def require_same_plan(task: StageTask, plan: PackPlan, manifest: Manifest) -> No
         f"stage {task.name} has trained {then.rows} rows of another plan than the one "
         f"in {plan.directory}",
         [f"plan: {then.plan} there, {plan.fingerprint} now"],
-        "with the settings and the data that the stage was begun with, "
-        f"`alia-ctx pack CONFIG --stage {task.name} --overwrite` makes that plan again, "
-        "to the bit; with `tokens` raised and nothing else it makes one that goes on "
-        f"from it. Or, to train the stage anew on this plan, move {task.directory} "
-        f"away and run `alia-ctx train CONFIG --stage {task.name}`",
+        f"`alia-ctx pack CONFIG --stage {task.name} --overwrite` makes one that goes on "
+        "from it, or says which settings or data forbid that. Or, to train the stage "
+        f"anew on this plan, move {task.directory} away and run "
+        f"`alia-ctx train CONFIG --stage {task.name}`",
     )
 
 

@@ -31,7 +31,7 @@ from alia_ctx.train.metrics_log import JsonLines, MetricsLog
 from alia_ctx.train.run_directory import checkpoints_directory, metrics_file
 from alia_ctx.train.schedule import stage_schedule
 from alia_ctx.train.sinks import open_sinks
-from alia_ctx.train.stage_identity import PLANNED
+from alia_ctx.train.stage_identity import PLAN, PLANNED
 from alia_ctx.train.stage_state import StageState, resume, start_from, with_schedule
 from alia_ctx.train.stopping import RequeueError, StopRequests, Watchdog
 from alia_ctx.train.task import StageTask
@@ -287,7 +287,11 @@ class StageTrainer:
 
     def _manifest(self) -> Manifest:
         manifest = self.state.manifest(self.task.model, self.task.config)
-        extra = {**manifest.extra, "precision": self.engine.precision_on_disk}
+        extra = {
+            **manifest.extra,
+            "precision": self.engine.precision_on_disk,
+            PLAN: self.plan.statement.as_trained(),
+        }
         if self.task.tokenizer is not None:
             extra[TOKENIZER] = self.task.tokenizer
         elif TOKENIZER not in extra and (configured := self.task.configured()):

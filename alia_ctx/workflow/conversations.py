@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -28,11 +29,13 @@ def pack_conversations(
     *,
     held_out: TokenStore | None,
     overwrite: bool,
+    trained: Mapping[str, Any] | None,
     progress: Callable[[str, float], None],
 ) -> PackPlan:
     """Plan the updates of a stage of conversations, and write those that it holds out.
 
     held_out: other evaluation text of the run.
+    trained: the plan that the stage has trained on already, if any.
     """
     stage = run.stage(name)
     if stage.update_instances is None or stage.epochs is None:
@@ -52,6 +55,7 @@ def pack_conversations(
         conversations=kept,
         held_out=held_out,
         overwrite=overwrite,
+        trained=trained,
         progress=progress,
     )
 

@@ -6,10 +6,12 @@ import shutil
 from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 from rich.markup import escape
 
 from alia_ctx import checkpoint
+from alia_ctx.checkpoint.manifest import DamagedError
 from alia_ctx.config.run import HELD_OUT, RANDOM, RunConfig
 from alia_ctx.data.packing import (
     Contamination,
@@ -25,6 +27,7 @@ from alia_ctx.data.tokens import (
 from alia_ctx.errors import CheckpointError, DataError
 from alia_ctx.files import exclusive
 from alia_ctx.progress import meter, say
+from alia_ctx.train.stage_identity import PLAN
 from alia_ctx.workflow.chain import require_free_to_go_on, run_directory
 from alia_ctx.workflow.conversations import open_conversation_plan, pack_conversations
 from alia_ctx.workflow.stores import (
@@ -96,6 +99,7 @@ def _plan(run: RunConfig, name: str, *, overwrite: bool) -> PackPlan:
         return open_plan(run, name)
     if directory.is_symlink():  # the plan is made anew where the link leads
         directory = directory.resolve()
+    trained = _own_plan(run, name)
     with (
         exclusive(directory, f"alia-ctx pack --stage {name}"),
         meter(f"pack {name}", 1.0, "plan") as bar,
@@ -108,6 +112,7 @@ def _plan(run: RunConfig, name: str, *, overwrite: bool) -> PackPlan:
                 directory,
                 held_out=_held_out_store(run),
                 overwrite=overwrite,
+                trained=trained,
                 progress=lambda what, done: bar.update(done, what),
             )
         return build_plan(
@@ -122,8 +127,34 @@ def _plan(run: RunConfig, name: str, *, overwrite: bool) -> PackPlan:
             unused=[source for source in run.data.sources if source not in stores],
             held_out=_held_out_store(run),
             overwrite=overwrite,
+            trained=trained,
             progress=lambda what, done: bar.update(done, what),
         )
+
+
+def _own_plan(run: RunConfig, name: str) -> dict[str, Any] | None:
+    """What a plan must begin with that a begun stage goes on from: the one that its
+    newest checkpoint was trained on, as that states it, or as the plan that is there does.
+    """
+    directory = run_directory(run)
+    for path in reversed(checkpoint.list_checkpoints(directory.checkpoints(name))):
+        try:
+            manifest = checkpoint.read_manifest(path)
+        except DamagedError:
+            continue
+        fingerprint = manifest.ledger[-1].plan if manifest.ledger else None
+        stated = manifest.extra.get(PLAN, {})
+        if fingerprint == stated.get("fingerprint"):
+            return dict(stated) or None
+        with suppress(DataError):  # of a release whose checkpoints do not state it
+            there = read_statement(directory.plan(name))
+            if fingerprint in {there.fingerprint, *_shorter(there)}:
+                plans = [there.as_shorter(), *there.shorter]
+                names = [plan["fingerprint"] for plan in plans]
+                at = names.index(fingerprint)
+                return {**plans[at], "shorter": plans[at + 1 :]}
+        return None
+    return None
 
 
 def _rows_per_update(run: RunConfig, name: str) -> int | None:

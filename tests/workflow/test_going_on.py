@@ -5,6 +5,7 @@ begun on or one that extends it; or it is refused, with nothing lost.
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -40,6 +41,55 @@ def last(run: Run) -> Path:
     return path
 
 
+def updates(count: int) -> str:
+    return f"stages.short.tokens={512 * count}"
+
+
+def steps(run: Run, before: Any) -> dict[str, Any]:
+    """A stage of four updates, stopped after one: shortened, grown twice, its plan lost,
+    and grown further than what is wanted in the end.
+    """
+    seen: dict[str, Any] = {
+        "shorter": [pack(run, updates(2), overwrite=True), run.files() == before]
+    }
+    seen["shorter"].append(run.train("short"))
+    seen["grown"] = []
+    for count in (6, 8):
+        seen["grown"] += [pack(run, updates(count)), run.train("short", updates(count))]
+    plan = run_directory(run.config()).plan("short")
+    there = (plan / "plan.json").read_bytes()
+    shutil.rmtree(plan)
+    packed = pack(run, updates(8))
+    same = (plan / "plan.json").read_bytes() == there
+    seen["lost"] = [packed, same, run.train("short", updates(8))]
+    pack(run, updates(12))
+    seen["change of mind"] = [
+        pack(run, updates(9)),
+        pack(run, updates(9), overwrite=True),
+        run.train("short", updates(9)),
+        rows(run),
+    ]
+    return seen
+
+
+def made_in_other_steps(run: Run) -> list[Any]:
+    """As a release left it that did not look at the stage before it replaced a plan."""
+    directory = run_directory(run.config())
+    plan, checkpoints = directory.plan("short"), directory.checkpoints("short")
+    there = (plan / "plan.json").read_bytes()
+    aside = checkpoints.rename(checkpoints.with_name("aside"))
+    pack(run, updates(2), overwrite=True)
+    pack(run, updates(4))
+    aside.rename(checkpoints)
+    return [
+        run.train("short"),
+        pack(run),
+        pack(run, overwrite=True),
+        run.train("short"),
+        (plan / "plan.json").read_bytes() == there,
+    ]
+
+
 def scenarios(rank: int, folder: str) -> dict[str, Any]:
     path = Path(folder, "run.yaml")
     through = Run(path, Path(folder, "through"))
@@ -58,22 +108,24 @@ def scenarios(rank: int, folder: str) -> dict[str, Any]:
             stopped.run(other),
             stopped.files() == before,
         ]
-        # The way round through a plan built anew is refused too, and leads back.
+        # The way round through another plan is refused too: the stage could not go on.
         anew = Run(path, Path(folder, f"anew-{tokens}"), like=stopped)
         seen[tokens] += [
             pack(anew, other, overwrite=True),
-            anew.train("short", other),
-            anew.train("short"),
-            pack(anew, overwrite=True),
+            anew.files() == before,
             anew.train("short"),
             rows(anew) == rows(through),
             state_checksums(last(anew)) == state_checksums(last(through)),
         ]
     for override in OTHER_STAGES:
         anew = Run(path, Path(folder, f"other-{override}"), like=stopped)
-        pack(anew, override, overwrite=True)
-        trained = anew.files()
-        seen[override] = (anew.train("short", override), anew.files() == trained)
+        said = pack(anew, override, overwrite=True)
+        trained = anew.train("short", override)
+        seen[override] = said, trained, anew.files() == before
+
+    seen["steps"] = steps(Run(path, Path(folder, "steps"), like=stopped), before)
+    again = Run(path, Path(folder, "again"), like=stopped)
+    seen["made in other steps"] = made_in_other_steps(again)
 
     changed = Run(path, Path(folder, "changed"), like=stopped)
     decay = "optimizer.weight_decay=0.9"
@@ -112,27 +164,50 @@ def test_other_updates_are_refused_with_nothing_lost(
 
 
 @pytest.mark.parametrize("tokens", OTHER_UPDATES)
-def test_a_plan_of_other_updates_leads_back_to_the_stage(
+def test_a_plan_of_other_updates_never_replaces_that_of_a_begun_stage(
     tokens: str, seen: dict[str, Any]
 ) -> None:
-    packed, trained, restored, packed_again, went_on, rows, weights = seen[tokens][3:]
-    assert packed == ""
-    assert "stages.short.update_tokens: 8 rows" in trained
-    assert restored.startswith("DataError") and "pack CONFIG --stage short" in restored
-    assert packed_again == "" and went_on == ""
-    assert rows and weights
+    packed, same, went_on, as_through, weights = seen[tokens][3:]
+    assert packed.startswith("DataError") and "rows_per_update: " in packed
+    assert "to train it anew" in packed and same
+    assert went_on == "" and as_through and weights
 
 
 @pytest.mark.parametrize("override", OTHER_STAGES)
 def test_a_begun_stage_goes_on_with_nothing_else(
     override: str, seen: dict[str, Any]
 ) -> None:
-    said, same = seen[override]
-    assert said.startswith("IdentityError: stage short") and same, said
-    assert (
-        OTHER_STAGES[override] in said or "--overwrite` makes that plan again" in said
-    )
-    assert "to train the stage anew" in said
+    packed, trained, same = seen[override]
+    assert same
+    assert trained.startswith(("IdentityError", "DataError")), trained
+    named = OTHER_STAGES[override]
+    assert named in trained or named in packed
+
+
+def test_a_plan_grows_and_is_made_again_in_the_steps_of_its_stage(
+    seen: dict[str, Any],
+) -> None:
+    """Shorter than what was planned and begun: refused. Longer: in any steps, and a plan
+    that is lost is the same again, since the checkpoints state its steps.
+    """
+    found = seen["steps"]
+    shorter, same, end = found["shorter"]
+    assert "rows: 32 in the plan, 16 now" in shorter
+    assert same and end == ""
+    assert found["grown"] == ["", "", "", ""]
+    assert found["lost"] == ["", True, ""]
+    refused, packed, trained, rows = found["change of mind"]
+    assert "allow overwriting" in refused and packed == "" and trained == ""
+    assert rows == [[8 * n, 8 * n + 8] for n in range(9)]
+
+
+def test_a_plan_made_in_other_steps_is_made_again_in_those_of_the_stage(
+    seen: dict[str, Any],
+) -> None:
+    trained, refused, packed, went_on, as_through = seen["made in other steps"]
+    assert "pack CONFIG --stage short --overwrite" in trained
+    assert "allow overwriting" in refused
+    assert packed == "" and went_on == "" and as_through
 
 
 def test_constants_of_the_optimizer_change_on_record(

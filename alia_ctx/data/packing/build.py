@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from alia_ctx.data.packing.blend import (
     Corpus,
@@ -24,7 +25,7 @@ from alia_ctx.data.packing.history import (
     history_of,
     join_spans,
 )
-from alia_ctx.data.packing.place import what_is_there
+from alia_ctx.data.packing.place import require_trained_rows, what_is_there
 from alia_ctx.data.packing.plan import PackPlan, equal_updates
 from alia_ctx.data.packing.plan_files import PackedRows, begins_with, write_plan
 from alia_ctx.data.packing.predicted import predicted_of_rows
@@ -51,6 +52,7 @@ def build_plan(
     unused: Collection[str] = (),
     held_out: TokenStore | None = None,
     overwrite: bool = False,
+    trained: Mapping[str, Any] | None = None,
     progress: Progress | None = None,
 ) -> PackPlan:
     """Plan `n_rows` rows of `row_length` tokens, or one epoch of everything if `n_rows` is
@@ -65,6 +67,9 @@ def build_plan(
     unused: sources that plans in `seen` drew from and this one does not.
     held_out: the evaluation text. A source that is the same is refused, and what of the
         sources is in it is left out where the spec says `drop_contaminated`.
+
+    trained: the plan, as Statement.as_trained, that the stage has trained on already.
+        What is made begins with its rows, or nothing is replaced.
 
     A finished plan of the same identity is opened as it is. One that differs in having
     fewer rows (whole updates) is extended: its rows stay, to the last bit, and the data
@@ -102,7 +107,7 @@ def build_plan(
                 "evaluation.held_out and tokenize it"
             )
         identity["held_out"] = held_out.fingerprint
-    place = what_is_there(directory, stores, identity, overwrite)
+    place = what_is_there(directory, stores, identity, overwrite, trained)
     if place.plan is not None and place.plan.identity["rows"] == n_rows:
         return place.plan
     contaminated = None
@@ -134,6 +139,8 @@ def build_plan(
         **vars(packed),
         "update_offsets": equal_updates(len(packed), rows_per_update),
     }
+    if place.plan is None:
+        require_trained_rows(directory, arrays, identity, trained)
     report("writing", 0.9)
     write_plan(
         directory,

@@ -20,7 +20,7 @@ from alia_ctx.data.packing.instances import (
     row_lengths,
     rows_of_updates,
 )
-from alia_ctx.data.packing.place import what_is_there
+from alia_ctx.data.packing.place import require_trained_rows, what_is_there
 from alia_ctx.data.packing.plan import PackPlan
 from alia_ctx.data.packing.plan_files import PackedRows, begins_with, write_plan
 from alia_ctx.data.packing.predicted import predicted_of_rows
@@ -44,6 +44,7 @@ def build_instance_plan(
     conversations: TokenStore | None = None,
     held_out: TokenStore | None = None,
     overwrite: bool = False,
+    trained: Mapping[str, Any] | None = None,
     progress: Progress | None = None,
 ) -> PackPlan:
     """Plan `epochs` epochs of all documents in updates of `update_instances`, packed
@@ -92,7 +93,7 @@ def build_instance_plan(
         "seen": [],
         "held_out": held_out_statement(conversations, text),
     }
-    place = what_is_there(directory, stores, identity, overwrite)
+    place = what_is_there(directory, stores, identity, overwrite, trained)
     before = 0 if place.plan is None else int(place.plan.identity["epochs"])
     if place.plan is not None and before == epochs:
         return place.plan
@@ -130,6 +131,8 @@ def build_instance_plan(
         offsets = np.concatenate((old.update_offsets, offsets[1:] + len(old)))
         packed = joined_rows(old.packed, packed)
     arrays = {**vars(packed), "update_offsets": offsets}
+    if place.plan is None:
+        require_trained_rows(directory, arrays, identity, trained)
     report("writing", 0.9)
     stats = _statistics(
         corpus, spec, packed, offsets, row_length, update_instances, seed

@@ -9,9 +9,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from alia_ctx.data.packing.plan import PackPlan
 from alia_ctx.data.packing.plan_files import (
     Statement,
+    begins_with,
     differences,
     foreign_files,
     is_plan,
@@ -38,6 +41,68 @@ class Place:
 
 
 def what_is_there(
+    directory: Path,
+    stores: Mapping[str, TokenStore],
+    identity: dict[str, Any],
+    overwrite: bool,
+    trained: Mapping[str, Any] | None = None,
+) -> Place:
+    """What the plan of `identity` may be made from.
+
+    trained: the plan (Statement.as_trained) that a stage has trained on already.
+        One that does not begin with its rows is another plan, whatever it was made from.
+    """
+    place = _found(directory, stores, identity, overwrite)
+    if trained is None:
+        return place
+    if place.plan is not None:
+        there = place.plan.statement
+        if trained["fingerprint"] in {
+            there.fingerprint,
+            *(shorter["fingerprint"] for shorter in there.shorter),
+        }:
+            return place
+        if not overwrite:
+            raise DataError(
+                f"{directory}: another plan is there than the one that the stage has "
+                "trained on; allow overwriting to make that one again"
+            )
+    then = trained["identity"]
+    identity["stores"] = stores_as_named(stores, then["stores"])
+    ends = [*then.get("parts", ()), then["rows"]]
+    rows = identity["rows"]
+    parts = [end for end in ends if rows is not None and end is not None and end < rows]
+    known = {
+        shorter["fingerprint"]: {
+            name: shorter[name] for name in ("fingerprint", "identity", "entries")
+        }
+        for shorter in (trained, *trained["shorter"], *place.shorter)
+    }
+    return Place(None, parts, list(known.values()))
+
+
+def require_trained_rows(
+    directory: Path,
+    arrays: Mapping[str, np.ndarray],
+    identity: Mapping[str, Any],
+    trained: Mapping[str, Any] | None,
+) -> None:
+    """DataError, before anything is replaced, unless `arrays` begin with the rows of the
+    plan that the stage has trained on.
+    """
+    if trained is None or begins_with(arrays, trained):
+        return
+    differing = differences(trained["identity"], identity) or [
+        "nothing that it states: another release of this program may have made it"
+    ]
+    raise DataError(
+        f"{directory}: the stage has trained on a plan with whose rows this one would "
+        "not begin. What differs:\n  " + "\n  ".join(differing) + "\nrestore that, or "
+        "move the stage's own directory away to train it anew on this plan"
+    )
+
+
+def _found(
     directory: Path,
     stores: Mapping[str, TokenStore],
     identity: dict[str, Any],

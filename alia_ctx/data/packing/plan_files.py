@@ -70,6 +70,12 @@ class Statement:
         """The fingerprint of this plan over `stores`: (name, fingerprint) of each."""
         return _fingerprint({**self.written, "stores": stores}, self.checksums)
 
+    def as_trained(self) -> dict[str, Any]:
+        """What a checkpoint keeps of it, so that it can be made again: `as_shorter`, and
+        `shorter`.
+        """
+        return {**self.as_shorter(), "shorter": self.shorter}
+
     def as_shorter(self) -> dict[str, Any]:
         """What a plan that begins with this one's rows keeps of it."""
         return {
@@ -268,12 +274,13 @@ def write_plan(
                 "checksum": file_checksum(partial / f"{name}.npy"),
             }
         checksums = {name: entry["checksum"] for name, entry in entries.items()}
+        fingerprint = _fingerprint({**identity, "format": FORMAT}, checksums)
         note = {
             "identity": {**identity, "format": FORMAT},
             "arrays": entries,
-            "fingerprint": _fingerprint({**identity, "format": FORMAT}, checksums),
+            "fingerprint": fingerprint,
             "stats": stats,
-            "shorter": list(shorter),
+            "shorter": [s for s in shorter if s["fingerprint"] != fingerprint],
         }
         write_json(partial / STATEMENT, {**note, "checksum": _checksum_of(note)})
         if directory.exists():
