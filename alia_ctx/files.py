@@ -8,6 +8,7 @@ from __future__ import annotations
 import errno
 import json
 import os
+import shutil
 import socket
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
@@ -72,6 +73,30 @@ def read_object(path: Path) -> dict[str, Any]:
     return value
 
 
+def remove_own(directory: Path, is_own: Callable[[str], bool]) -> None:
+    """Remove what a killed writer of ours left in `directory`, and the directory.
+
+    AliaError, with nothing removed, where it holds what we never put there: everybody
+    may give a directory any name.
+    """
+    require_own(directory, is_own)
+    shutil.rmtree(directory, ignore_errors=True)
+
+
+def require_own(directory: Path, is_own: Callable[[str], bool]) -> None:
+    """AliaError where `directory` holds what we never put there, or is a link or a file."""
+    if directory.is_symlink() or (directory.exists() and not directory.is_dir()):
+        raise AliaError(f"{directory}: is no directory of ours; move it away")
+    if not directory.is_dir():
+        return
+    foreign = sorted(name for name in os.listdir(directory) if not is_own(name))
+    if foreign:
+        raise AliaError(
+            f"{directory}: holds what is not ours ({', '.join(foreign[:3])}) and would be "
+            "removed; move it away"
+        )
+
+
 def write_json(path: Path, value: object) -> None:
     """Write `value` atomically as indented JSON with sorted keys, so that equal values
     are equal bytes.
@@ -107,6 +132,11 @@ def exclusive(
     lock, error = None, None
     if rank == 0:
         try:
+            if directory.is_symlink() and not directory.exists():
+                raise AliaError(
+                    f"{directory}: is a link to {directory.readlink()}, which is not "
+                    "there; mount it, or remove the link"
+                )
             lock = _lock(directory.resolve(), what)
         except AliaError as refusal:
             error = str(refusal)

@@ -24,6 +24,7 @@ import re
 import secrets
 import shutil
 from collections.abc import Iterable, Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -53,9 +54,9 @@ def begin(final: Path) -> Path:
     whole checkpoint that somebody gave this name among it.
     """
     temporary = temporary_path(final)
-    if (temporary / MANIFEST).exists() and not was_begun(temporary):
+    if _in_the_way(temporary):
         raise CheckpointError(
-            f"{temporary}: is in the way, a checkpoint that no killed writer left there; "
+            f"{temporary}: is in the way, and nothing that a killed writer left there; "
             "move it away"
         )
     discard(temporary)
@@ -68,6 +69,21 @@ def begin(final: Path) -> Path:
             "make room, mend the permissions, or remove what is in the way"
         ) from error
     return temporary
+
+
+def _in_the_way(temporary: Path) -> bool:
+    """Whether what bears a temporary directory's name is somebody else's: a link, a file,
+    a whole checkpoint, or a directory of other things.
+    """
+    if temporary.is_symlink():
+        return True
+    try:
+        names = set(os.listdir(temporary))
+    except FileNotFoundError:
+        return False
+    except NotADirectoryError:
+        return True
+    return bool(names - {STATE, ASSETS}) and not was_begun(temporary)
 
 
 def record_begun(temporary: Path) -> None:
@@ -141,7 +157,8 @@ def publish(temporary: Path, final: Path) -> None:
     _flush_directory(final.parent)
     for path in _set_aside(final.parent):
         if path.name.startswith(f"{final.name}.replaced-"):
-            _remove(path)
+            with suppress(OSError):  # what has its name is whole; `sweep` tries again
+                _remove(path)
 
 
 def _replace(temporary: Path, final: Path) -> None:

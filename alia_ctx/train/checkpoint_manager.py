@@ -174,10 +174,10 @@ class CheckpointManager:
                 checkpoint.commit(
                     temporary, final, manifest, known=files, overwrite=True
                 )
-                _marker(self.root).touch()
             except (CheckpointError, OSError):
                 checkpoint.discard(temporary)
                 raise
+            self._mark()
 
         error = self._on_first_rank(commit)
         if error is None:
@@ -185,6 +185,17 @@ class CheckpointManager:
             self._damaged.discard(final)
             self._retire()
         return error
+
+    def _mark(self) -> None:
+        """Leave word of a checkpoint outside of the directories that may be mounted."""
+        try:
+            for marker in _markers(self.root):
+                marker.touch()
+        except OSError as error:
+            self.notice(
+                f"{error.filename}: {error.strerror}; the checkpoint is whole, but if its "
+                "directory vanishes the stage will not know that it was there"
+            )
 
     def _retire(self) -> None:
         """Make room. What cannot be removed is no reason to call the checkpoint failed."""
@@ -294,9 +305,12 @@ def _read_assets(
     return assets
 
 
-def _marker(root: Path) -> Path:
-    """Beside the directory, which may be a link: says that a checkpoint was committed."""
-    return root.with_name(root.name + ".begun")
+def _markers(root: Path) -> tuple[Path, Path]:
+    """Beside the directory, and beside that of its stage, either of which may be a link or
+    a mount: they say that a checkpoint was committed.
+    """
+    stage = root.parent
+    return root.with_name(root.name + ".begun"), stage.with_name(f".{stage.name}.begun")
 
 
 def _begin_anew(root: Path) -> str:
@@ -315,10 +329,18 @@ def _require_none_ever(root: Path) -> None:
             f"{root} is a link to {root.readlink()}, which is not there; mount it, or "
             f"{_begin_anew(root)}"
         )
-    if _marker(root).exists():
+    inside, outside = _markers(root)
+    if inside.exists():
         raise CheckpointError(
-            f"{root} is empty, but {_marker(root).name} beside it says that the stage "
+            f"{root} is empty, but {inside.name} beside it says that the stage "
             f"had checkpoints; mount what holds them, or {_begin_anew(root)}"
+        )
+    stage = root.parent
+    if outside.exists() and stage.is_dir() and not any(stage.iterdir()):
+        raise CheckpointError(
+            f"{stage} is empty, but {outside.name} beside it says that the stage had "
+            f"checkpoints; mount what holds them, or remove {stage} to begin the stage "
+            "anew"
         )
 
 

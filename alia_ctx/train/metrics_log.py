@@ -36,13 +36,19 @@ class MetricsLog(AbstractContextManager["MetricsLog"]):
 
     @property
     def past_losses(self) -> list[float]:
-        """The losses of the lines that a resumed stage goes on from; NaN where skipped."""
+        """The losses of the lines that a resumed stage goes on from; NaN where skipped, or
+        where somebody has edited what is no number now.
+        """
         kept = self._lines.kept if self._lines is not None else []
         losses = [
             line.get("loss") if line.get("predicted_tokens", 1) else None
             for line in kept
         ]
-        return [math.nan if loss is None else loss for loss in losses]
+        is_number = [type(loss) in (int, float) for loss in losses]
+        return [
+            float(loss or 0) if known else math.nan
+            for loss, known in zip(losses, is_number, strict=True)
+        ]
 
     def write(self, line: Mapping[str, Any]) -> None:
         if self._lines is not None:

@@ -112,6 +112,8 @@ def resume(
         changed = require_same_stage(task, path, manifest)
         require_same_plan(task, plan, manifest)
         require_same_rows(task, plan, manifest)
+        if manifest.update < task.updates:
+            changed += _other_precision(task, manifest)
         return manifest, changed
 
     manifest, changed = on_all_ranks(
@@ -127,6 +129,16 @@ def resume(
             settings = "; ".join(changed)
             checkpoints.notice(f"from update {manifest.update + 1} on: {settings}")
     return StageState(ledger, manifest.ledger[:-1], manifest.parent, extra)
+
+
+def _other_precision(task: StageTask, manifest: Manifest) -> list[str]:
+    """A precision that changed while the stage trained: the ledger's updates are not all of
+    the configuration's then.
+    """
+    then, now = (c.get("engine", {}) for c in (manifest.config, task.config))
+    if "precision" not in then or "precision" not in now:
+        return []
+    return differences(then["precision"], now["precision"], "engine.precision")
 
 
 def with_schedule(

@@ -67,8 +67,11 @@ class StopRequests(AbstractContextManager["StopRequests"]):
     SIGNALS = (signal.SIGTERM, signal.SIGUSR1)
 
     def __init__(self, limit_seconds: float | None = None) -> None:
+        # From here on by a clock that nobody sets: the wall clock of a node may step.
         self._deadline = (
-            None if limit_seconds is None else _process_start() + limit_seconds
+            None
+            if limit_seconds is None
+            else time.monotonic() - _seconds_since_start() + limit_seconds
         )
         self._received: str | None = None
         self._previous: dict[int, Any] = {}
@@ -98,16 +101,19 @@ class StopRequests(AbstractContextManager["StopRequests"]):
         """
         if self._received is not None:
             return self._received
-        if self._deadline is not None and time.time() + still_to_come >= self._deadline:
+        if self._deadline is None:
+            return None
+        if time.monotonic() + still_to_come >= self._deadline:
             return "the time limit"
         return None
 
 
-def _process_start() -> float:
+def _seconds_since_start() -> float:
+    """How long this process runs, never below 0 whatever was done to the clock."""
     import psutil
 
     started: float = psutil.Process().create_time()
-    return started
+    return max(0.0, time.time() - started)
 
 
 def parse_duration(text: str) -> float:

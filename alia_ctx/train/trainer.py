@@ -27,7 +27,7 @@ from alia_ctx.train.best import BEST, improved
 from alia_ctx.train.checkpoint_manager import CheckpointManager
 from alia_ctx.train.engine import Engine
 from alia_ctx.train.metrics import StageMetrics, documents_of
-from alia_ctx.train.metrics_log import JsonLines, MetricsLog
+from alia_ctx.train.metrics_log import JsonLines, LogError, MetricsLog
 from alia_ctx.train.run_directory import checkpoints_directory, metrics_file
 from alia_ctx.train.schedule import stage_schedule
 from alia_ctx.train.sinks import open_sinks
@@ -140,9 +140,23 @@ class StageTrainer:
             return self.checkpoints.save(self._manifest())
 
     def open_log(self) -> MetricsLog:
-        """The log of `advance`: it writes on rank 0 and nowhere else."""
-        if self.engine.rank:
-            return MetricsLog(None)
+        """The log of `advance`: it writes on rank 0 and nowhere else. Collective: where it
+        cannot be opened, all ranks raise.
+        """
+        log, error = MetricsLog(None), None
+        if self.engine.rank == 0:
+            try:
+                log = self._open_log()
+            except (AliaError, OSError) as failure:
+                error = failure
+        told = self.engine.gather_objects(None if error is None else str(error))[0]
+        if error is not None:
+            raise error
+        if told is not None:
+            raise LogError(f"rank 0: {told}")
+        return log
+
+    def _open_log(self) -> MetricsLog:
         # The sinks first: one that does not start leaves the log as it was.
         sinks = open_sinks(
             self.task.sinks,
@@ -207,9 +221,7 @@ class StageTrainer:
             line |= self.evaluate()
             self._beat()
             is_best = self._note_best(line)
-        log.write(line)
-        if self.engine.rank == 0:
-            self._tell(line)
+        unwritten = self._write(log, line)
 
         # What follows: give up, make way, or save and go on.
         # One that predicts nothing is skipped too, and no sign of divergence.
@@ -218,7 +230,7 @@ class StageTrainer:
         if self._skipped_in_a_row == PATIENCE:
             documents = documents_of(rows, self.plan.sources)
             raise _diverged(line, self.checkpoints.root, documents)
-        reason = self._agreed_stop()
+        reason = self._agreed_stop(unwritten)
         if reason and self.update < self.task.updates:
             self.checkpoints.save(self._manifest())
             raise RequeueError(
@@ -265,20 +277,40 @@ class StageTrainer:
                 f"rows {line['rows']}"
             )
 
-    def _agreed_stop(self) -> str | None:
-        """Why to stop, if any rank has a reason.
+    def _write(self, log: MetricsLog, line: dict[str, Any]) -> OSError | None:
+        """Write and tell a line, on rank 0; what kept it from being written, if anything."""
+        error = None
+        try:
+            log.write(line)
+        except OSError as failure:
+            error = failure
+        if self.engine.rank == 0:
+            self._tell(line)
+        return error
 
-        Also where finished background saves are committed: both are asked of all ranks
-        at once.
+    def _agreed_stop(self, unwritten: OSError | None) -> str | None:
+        """Why to stop, if any rank has a reason. LogError, after a save, where the line of
+        the update could not be written.
+
+        Also where finished background saves are committed: all is asked of all ranks at
+        once.
         """
         reason = self.stop.reason(
             still_to_come=2 * self._longest_update + self.checkpoints.longest_seconds
         )
-        stops, writers = self.engine.sum_over_ranks(
-            np.array([reason is not None, self.checkpoints.is_writing], dtype=float)
+        flags = (reason is not None, self.checkpoints.is_writing, unwritten is not None)
+        stops, writers, failures = self.engine.sum_over_ranks(
+            np.array(flags, dtype=float)
         )
         if not writers:
             self.checkpoints.finish()
+        if failures:
+            self.checkpoints.save(self._manifest())
+            raise LogError(
+                f"{metrics_file(self.task.directory)}: the line of update {self.update} "
+                f"cannot be written ({unwritten or 'on rank 0'}); the update is saved. "
+                "See to the file system, and start again to go on"
+            )
         return (reason or "another rank's signal") if stops else None
 
     def _beat(self) -> None:

@@ -52,7 +52,9 @@ def test_whatever_bears_the_final_name_is_replaced(what: str, tmp_path: Path) ->
 def test_what_is_in_the_way_of_a_save_is_named(tmp_path: Path) -> None:
     final = tmp_path / "update-00000004"
     checkpoint.temporary_path(final).write_text("in the way")
-    with pytest.raises(CheckpointError, match=r"incomplete.*remove what is in the way"):
+    with pytest.raises(
+        CheckpointError, match=r"incomplete: is in the way.*move it away"
+    ):
         checkpoint.begin(final)
 
 
@@ -110,3 +112,32 @@ def test_a_whole_checkpoint_under_the_temporary_name_is_in_the_way(
     ):
         checkpoint.begin(final)
     assert (ours / checkpoint.MANIFEST).exists()
+
+
+@pytest.mark.parametrize("what", ["link", "dead link", "file", "directory"])
+def test_what_is_not_ours_is_never_removed_to_make_room(
+    what: str, tmp_path: Path
+) -> None:
+    final, mine = tmp_path / "update-00000004", tmp_path / "mine"
+    temporary = checkpoint.temporary_path(final)
+    mine.mkdir()
+    (mine / "thesis.txt").write_text("kept")
+    if what == "file":
+        temporary.write_text("kept")
+    elif what == "directory":
+        mine.rename(temporary)
+    else:
+        temporary.symlink_to(mine if what == "link" else tmp_path / "nothing")
+    before = sorted(tmp_path.rglob("*"))
+    with pytest.raises(CheckpointError, match=r"is in the way.*move it away"):
+        checkpoint.begin(final)
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+def test_what_a_killed_writer_of_an_older_release_left_is_ours(tmp_path: Path) -> None:
+    """It kept no record beside it."""
+    final = tmp_path / "update-00000004"
+    left = checkpoint.temporary_path(final) / "state" / "__0_0.distcp"
+    left.parent.mkdir(parents=True)
+    left.write_text("half")
+    assert checkpoint.begin(final).is_dir() and not left.exists()

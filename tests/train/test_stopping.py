@@ -10,9 +10,10 @@ import time
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 
-from alia_ctx.train.stopping import REQUEUE
+from alia_ctx.train.stopping import REQUEUE, StopRequests
 from tests.small_run import command, environment, metrics, write_run
 from tests.train.runs import start
 
@@ -133,3 +134,19 @@ def test_an_evaluation_longer_than_the_limit_is_no_hang(tmp_path: Path) -> None:
     )
     assert message == ""
     assert "held_out" in metrics(tmp_path)[-1]
+
+
+def test_the_time_limit_does_not_follow_a_clock_that_is_set(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    now = time.time
+    running = now() - psutil.Process().create_time()
+    requests = StopRequests(running + 1000.0)
+    for step in (-3600.0, 3600.0):
+        monkeypatch.setattr(time, "time", lambda step=step: now() + step)
+        assert requests.reason() is None
+        assert requests.reason(still_to_come=1001.0) == "the time limit"
+    monkeypatch.setattr(time, "time", now)
+    late = time.monotonic() + 1001.0
+    monkeypatch.setattr(time, "monotonic", lambda: late)
+    assert requests.reason() == "the time limit"

@@ -23,7 +23,7 @@ from alia_ctx.data.tokens.special_tokens import SpecialTokens
 from alia_ctx.data.tokens.store import TokenStore, write_index, write_weights
 from alia_ctx.data.tokens.tokenizer_files import TOKENIZER, tokenizer_statement
 from alia_ctx.data.tokens.vocabulary import recorded_range, vocabulary_problems
-from alia_ctx.data.tokens.work_folder import publish, work_path
+from alia_ctx.data.tokens.work_folder import publish, remove_work, work_path
 from alia_ctx.errors import DataError
 from alia_ctx.files import file_checksum, file_fingerprint, write_json
 from alia_ctx.identity import differences, statement
@@ -255,7 +255,7 @@ def _write(
         raise DataError(
             f"{work}: holds an unfinished run of text; finish it as it was, or remove it"
         )
-    shutil.rmtree(work, ignore_errors=True)
+    remove_work(prefix)
     work.mkdir(parents=True)
     (work / "chat").touch()
     made = work / prefix.name

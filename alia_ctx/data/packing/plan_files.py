@@ -17,7 +17,7 @@ import xxhash
 
 from alia_ctx.data.tokens import TokenStore
 from alia_ctx.errors import DataError
-from alia_ctx.files import checksum, file_checksum, parse_json, write_json
+from alia_ctx.files import checksum, file_checksum, parse_json, remove_own, write_json
 
 FORMAT = 2
 STATEMENT = "plan.json"
@@ -122,10 +122,15 @@ def recover(directory: Path) -> None:
 
 def foreign_files(directory: Path) -> list[str]:
     """Names in `directory` that no plan has; nobody may overwrite those."""
-    ours = {STATEMENT, *(f"{name}.npy" for name in ARRAYS)}
     if not directory.is_dir():
         return [directory.name] if directory.exists() else []
-    return sorted(path.name for path in directory.iterdir() if path.name not in ours)
+    return sorted(p.name for p in directory.iterdir() if not _is_own(p.name))
+
+
+def _is_own(name: str) -> bool:
+    """Whether a file of that name is one of a plan, or of one being written."""
+    ours = {STATEMENT, *(f"{array}.npy" for array in ARRAYS)}
+    return name in ours or name.startswith(f".{STATEMENT}.")
 
 
 def read_statement(directory: Path) -> Statement:
@@ -263,7 +268,7 @@ def write_plan(
     replaced = _replaced(directory)
     try:
         for leftover in (partial, replaced):
-            shutil.rmtree(leftover, ignore_errors=True)
+            remove_own(leftover, _is_own)
         partial.mkdir(parents=True)
         entries: dict[str, dict[str, Any]] = {}
         for name, dtype in ARRAYS.items():

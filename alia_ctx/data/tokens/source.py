@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import fcntl
 import glob
-import shutil
 import time
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -36,8 +35,13 @@ from alia_ctx.data.tokens.store import TokenStore, write_index
 from alia_ctx.data.tokens.tokenizer import renewed
 from alia_ctx.data.tokens.tokenizer_files import TOKENIZER, tokenizer_statement
 from alia_ctx.data.tokens.vocabulary import recorded_range, vocabulary_problems
-from alia_ctx.data.tokens.work_folder import publish, work_path
-from alia_ctx.errors import DataError
+from alia_ctx.data.tokens.work_folder import (
+    publish,
+    remove_work,
+    require_own_work,
+    work_path,
+)
+from alia_ctx.errors import AliaError, DataError
 from alia_ctx.files import (
     atomic_file,
     file_checksum,
@@ -162,7 +166,7 @@ def tokenize_source(
                 TOKENIZER: tokenizer_statement(Path(tokenizer_dir)),
             },
         )
-    shutil.rmtree(work, ignore_errors=True)
+    remove_work(prefix)
     return _report(
         name,
         prefix,
@@ -233,7 +237,8 @@ def _finished(
             sidecar.get("identity"), encoder.former_fingerprint, encoder.fingerprint
         )
         if old == identity:
-            shutil.rmtree(work_path(prefix), ignore_errors=True)
+            with suppress(AliaError):  # somebody else's of that name stays
+                remove_work(prefix)
             return sidecar
         if not overwrite:
             raise DataError(
@@ -258,6 +263,7 @@ def _work_folder(
 ) -> Iterator[Path]:
     """The folder of finished shards for this identity, locked against a second run."""
     work = work_path(prefix)
+    require_own_work(prefix)
     work.mkdir(parents=True, exist_ok=True)
     with open(work / "lock", "wb") as lock:
         try:
@@ -287,7 +293,8 @@ def _claim(work: Path, identity: dict[str, Any], overwrite: bool) -> None:
             raise DataError(
                 f"{work}: holds an unfinished run that "
                 f"differs:\n{identity_differences(old, identity)}\n"
-                "finish it as it was, or allow overwriting to start anew"
+                "restore that to go on with it, or start anew: `alia-ctx tokenize CONFIG "
+                f"--source {work.name.removesuffix('.work')} --overwrite`"
             )
         for file in work.glob("shard-*"):
             file.unlink()

@@ -4,12 +4,33 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
+
+from alia_ctx.files import remove_own, require_own
 
 
 def work_path(prefix: Path) -> Path:
     """Where a store is made, before its files take their names."""
     return prefix.with_name(prefix.name + ".work")
+
+
+def remove_work(prefix: Path) -> None:
+    """Remove the work folder of `prefix`; AliaError where it is somebody else's."""
+    remove_own(work_path(prefix), partial(_is_own, prefix.name))
+
+
+def require_own_work(prefix: Path) -> None:
+    """AliaError where the work folder of `prefix` holds what no work of ours leaves."""
+    require_own(work_path(prefix), partial(_is_own, prefix.name))
+
+
+def _is_own(name: str, entry: str) -> bool:
+    return (
+        entry in ("identity.json", "lock", "chat", "joined")
+        or entry.startswith(("shard-", ".shard-", ".identity.json.", f".{name}."))
+        or entry.startswith(f"{name}.")
+    )
 
 
 def publish(made: Path, prefix: Path, suffixes: Sequence[str]) -> None:
