@@ -71,13 +71,8 @@ def check(
 
     names = stage or ()
     run = load_run(config, overrides or (), stages=names, read_text=not names)
-    workflow.check_vocabulary(run, config)
-    workflow.check_end(run, config)
-    if not run.deferred(run.tokenizer):
-        workflow.require_same_text(run)
+    workflow.check_all(run, config, names)
     for name in names or run.stages:
-        if not run.deferred(run.output):
-            workflow.check_trained(run, name, reading=True)
         if unknown := workflow.unknown_tokenizer(run, name):
             typer.echo(f"note: {unknown}")
         planned = run.stage(name)

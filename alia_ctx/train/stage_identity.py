@@ -100,10 +100,20 @@ def require_same_stage(
             f"stage {task.name} was {state} with other settings, see {path}",
             refused,
             f"restore them; or, to train the stage anew with those of the "
-            f"configuration, move {task.directory} away and run "
+            f"configuration, move {_and_later(task)} away and run "
             f"`alia-ctx train CONFIG --stage {task.name}`",
         )
     return allowed
+
+
+def _and_later(task: StageTask) -> str:
+    """A stage's directory, and those of the stages that were trained from it: they are
+    none of a stage that is trained anew.
+    """
+    if not task.later:
+        return str(task.directory)
+    later = ", ".join(map(str, task.later))
+    return f"{task.directory}, and {later}, which came from it,"
 
 
 def require_same_plan(task: StageTask, plan: PackPlan, manifest: Manifest) -> None:
@@ -119,7 +129,7 @@ def require_same_plan(task: StageTask, plan: PackPlan, manifest: Manifest) -> No
         [f"plan: {then.plan} there, {plan.fingerprint} now"],
         f"`alia-ctx pack CONFIG --stage {task.name} --overwrite` makes one that goes on "
         "from it, or says which settings or data forbid that. Or, to train the stage "
-        f"anew on this plan, move {task.directory} away and run "
+        f"anew on this plan, move {_and_later(task)} away and run "
         f"`alia-ctx train CONFIG --stage {task.name}`",
     )
 

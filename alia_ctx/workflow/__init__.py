@@ -13,7 +13,7 @@ from alia_ctx.workflow.chain import (
     finished_checkpoint,
     unknown_tokenizer,
 )
-from alia_ctx.workflow.checking import check_end, check_vocabulary
+from alia_ctx.workflow.checking import check_all, check_end, check_vocabulary
 from alia_ctx.workflow.comparing_rope import base_rope, compare_rope
 from alia_ctx.workflow.evaluation import (
     EVALUATORS,
@@ -64,6 +64,7 @@ __all__ = [
     "ablate",
     "base_rope",
     "best_checkpoint",
+    "check_all",
     "check_end",
     "check_trained",
     "check_vocabulary",

@@ -5,7 +5,7 @@ from disk, so apart from the rules of the configuration itself.
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 
@@ -13,10 +13,36 @@ from alia_ctx.config.run import HELD_OUT, RunConfig
 from alia_ctx.data.tokens import TokenStore, vocabulary_problems
 from alia_ctx.errors import AliaError, ConfigError, Problem, Problems
 from alia_ctx.hf import assets, targets
-from alia_ctx.workflow.chain import run_directory
-from alia_ctx.workflow.stores import text_sources
+from alia_ctx.workflow.chain import check_trained, run_directory
+from alia_ctx.workflow.stores import require_same_text, text_sources
 
 _READ_WHOLE = 64 << 20  # bytes; of larger files of an export only the size is compared
+
+
+def check_all(run: RunConfig, where: str | Path, stages: Sequence[str] = ()) -> None:
+    """What `check` finds beyond the configuration itself, all at once: stages trained with
+    other settings, ids that the model does not have, what the end would be refused for,
+    text that was made from something else. Raises it as one AliaError.
+    """
+    steps: list[Callable[[], object]] = []
+    if not run.deferred(run.output):  # first: it says which of two sides to restore
+        steps += [
+            partial(check_trained, run, name, reading=True)
+            for name in stages or run.stages
+        ]
+    steps += [partial(check_vocabulary, run, where), partial(check_end, run, where)]
+    if not run.deferred(run.tokenizer):
+        steps.append(partial(require_same_text, run))
+    errors: dict[str, AliaError] = {}
+    for step in steps:
+        try:
+            step()
+        except AliaError as error:
+            errors.setdefault(str(error), error)
+    if len(errors) > 1:
+        raise AliaError("\n".join(errors))
+    for only in errors.values():
+        raise only
 
 
 def check_vocabulary(run: RunConfig, where: str | Path) -> None:

@@ -21,7 +21,12 @@ from alia_ctx.train.engine import Engine
 from alia_ctx.train.rendezvous import starting_ranks
 from alia_ctx.train.stopping import StopRequests, Watchdog
 from alia_ctx.train.trainer import StageTrainer
-from alia_ctx.workflow.chain import check_trained, configured_tokenizer, stage_task
+from alia_ctx.workflow.chain import (
+    check_trained,
+    configured_tokenizer,
+    orphaned,
+    stage_task,
+)
 from alia_ctx.workflow.chat_template import template_of_stage
 from alia_ctx.workflow.evaluation_in_training import held_out_evaluation
 from alia_ctx.workflow.function_calls import conversation_evaluation
@@ -86,8 +91,10 @@ def train(run: RunConfig, name: str, *, exit_before: float | None = None) -> Pat
             _Data.identity,
         )
         plan = data.plan
-        if ranks.rank == 0 and (note := not_seen(run, name)):
-            say(f"note: {escape(note)}")
+        if ranks.rank == 0:
+            notes = not_seen(run, name), orphaned(run, name)
+            for note in filter(None, notes):
+                say(f"note: {escape(note)}")
         engine = stage_engine(run, name, run.optimizer)
         main = engine.rank == 0
         watchdog = entered.enter_context(

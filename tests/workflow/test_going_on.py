@@ -4,16 +4,21 @@ begun on or one that extends it; or it is refused, with nothing lost.
 
 from __future__ import annotations
 
+import contextlib
+import io
 import json
 import shutil
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from alia_ctx import checkpoint, workflow
+from alia_ctx.data.tokens.store import write_store
 from alia_ctx.workflow.chain import run_directory
-from tests.small_run import metrics, state_checksums
+from tests.distributed import run_distributed
+from tests.small_run import metrics, state_checksums, write_run
 from tests.workflow.scenarios import Run, message
 
 OTHER_UPDATES = ("256", "1024", "2048")  # 4, 16 and 32 rows instead of 8
@@ -248,3 +253,43 @@ def test_no_line_of_the_log_is_of_an_update_twice(folder: Path) -> None:
     for file in folder.glob("*/out/stages/short/metrics.jsonl"):
         updates = [json.loads(line)["update"] for line in file.open()]
         assert updates == list(range(1, len(updates) + 1)), file
+
+
+def test_what_came_from_a_stage_is_named_where_it_is_to_be_trained_anew(
+    tmp_path: Path,
+) -> None:
+    """The advice leads to a run that is whole again, not to the next refusal."""
+    found = run_distributed(anew_beneath_a_later_stage, 1, str(tmp_path), timeout=300)
+    refused, alone, noted, checked, followed, end = found[0]
+    later = tmp_path / "a" / "out" / "stages" / "long"
+    assert f"and {later}, which came from it, away" in refused
+    assert alone == "" and f"{later} came from the one that is gone" in noted
+    assert "stage long" in checked and "token id 500" in checked, "all at once"
+    assert followed == "" and end == ""
+
+
+def anew_beneath_a_later_stage(rank: int, folder: str) -> list[str]:
+    run = Run(write_run(Path(folder)), Path(folder, "a"))
+    for stage in ("short", "long"):
+        workflow.pack(run.config(), stage)
+        run.train(stage)
+    anew = "stages.short.learning_rate=0.002"
+    refused = run.train("short", anew)
+    places = run_directory(run.config())
+    places.stage("short").rename(places.stage("short").with_name("away"))
+    told = io.StringIO()
+    with contextlib.redirect_stdout(told), contextlib.redirect_stderr(told):
+        alone = run.train("short", anew)
+    write_store(Path(folder) / "text", [np.array([3, 500, 3])], 1000)
+    checked = message(lambda: workflow.check_all(run.config(anew), "run.yaml"))
+    shutil.rmtree(Path(folder, "b"), ignore_errors=True)
+    other = Run(write_run(Path(folder, "b")), Path(folder, "b"))
+    for stage in ("short", "long"):
+        workflow.pack(other.config(), stage)
+        other.train(stage)
+    places = run_directory(other.config())
+    for stage in ("short", "long"):
+        places.stage(stage).rename(places.stage(stage).with_name(f"away-{stage}"))
+    followed = other.train("short", anew)
+    end = other.train("long", anew)
+    return [refused, alone, told.getvalue(), checked, followed, end]

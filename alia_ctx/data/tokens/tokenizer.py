@@ -47,6 +47,8 @@ class HubTokenizer:
         """
         self.directory = Path(directory)
         self.auto = _load(self.directory, model_type)
+        # Whole documents are encoded, and cut by packing: a limit would only be warned of.
+        self.auto.model_max_length = 1 << 30
 
     def ids(self, texts: Sequence[str], *, split_special: bool) -> list[list[int]]:
         """Token ids as transformers' own call gives them."""
