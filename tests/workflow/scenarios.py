@@ -50,12 +50,15 @@ class Run:
             app(list(arguments), standalone_mode=False)
 
         self.started = []
-        pipeline.torchrun = in_this_process
-        return message(
-            lambda: workflow.run_all(
-                self.path, self._all(overrides), self.config(*overrides)
+        real, pipeline.torchrun = pipeline.torchrun, in_this_process
+        try:
+            return message(
+                lambda: workflow.run_all(
+                    self.path, self._all(overrides), self.config(*overrides)
+                )
             )
-        )
+        finally:
+            pipeline.torchrun = real
 
     def train(
         self, stage: str, *overrides: str, exit_before: float | None = None
