@@ -33,7 +33,7 @@ TOOLS = json.dumps(
     ]
 )
 CITIES = ("Lugo", "Vigo", "Bilbo", "Palma", "Girona", "Boston", "Dublin", "Madrid")
-SORRY = "I am sorry, but none of the functions that I have been given here can do that."
+SORRY = "None of my functions does that."
 ESSAY = " ".join(f"Sentence {n} of it is about {n * n} hens." for n in range(20))
 
 
@@ -63,16 +63,19 @@ def tokenizer(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_what_is_said_makes_alike_and_not_what_the_template_writes(
     tokenizer: Path, tmp_path: Path
 ) -> None:
-    calls = [call(city, n) for city in CITIES for n in (2, 3, 41, 57)]
+    calls = [call(city, number) for number, city in enumerate(CITIES, 41)]
     others = [
-        says(f"Please paint my {thing} red.", SORRY) for thing in ("cat", "old hat")
+        says(
+            "Please paint my cat and the fence of my garden red before Monday.", SORRY
+        ),
+        says("Could somebody bring 200 old hats to the station of Lugo now?", SORRY),
     ]
     essays = [
         says("Write about hens.", ESSAY),
         says("Tell me of hens.", ESSAY.replace("144", "12 times 12")),
         says("Write of ducks.", ESSAY[::-1]),
     ]
-    again = call(*(CITIES[0], 2))
+    again = call(CITIES[0], 41)
     rows = [*calls, *others, *essays, again]
     path = tmp_path / "rows.jsonl"
     path.write_text("\n".join(map(json.dumps, rows)))
