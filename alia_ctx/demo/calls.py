@@ -51,7 +51,8 @@ TEMPLATE = """\
 def write_calls(folder: Path, count: int, unseen: int) -> None:
     """Write `calls.jsonl` (`count` conversations), `unseen.jsonl` (`unseen` conversations
     of functions that stand in no other file), `pairs.jsonl` (`count` texts) and the
-    template `tools.jinja`; the same bytes each time.
+    template `tools.jinja`, and in `cases` the unseen ones as the benchmark BFCL has its
+    questions, for `evaluate-calls`; the same bytes each time.
     """
     folder.mkdir(parents=True, exist_ok=True)
     found = find_functions(["invented:12000"])
@@ -62,11 +63,39 @@ def write_calls(folder: Path, count: int, unseen: int) -> None:
     ):
         spec = MakeSpec(number, 0, ("single",), ("en",), part, limits=limits)
         make_tool_data(found, spec, folder / f"{name}.jsonl")
+    _write_cases(folder / "unseen.jsonl", folder / "cases")
     with atomic_file(folder / "pairs.jsonl") as stream:
         for number in range(count):
             text = pairs(random.Random(f"pairs {number}"))
             stream.write(f"{json.dumps({'text': text})}\n".encode())
     (folder / "tools.jinja").write_text(TEMPLATE, encoding="utf-8")
+
+
+def _write_cases(unseen: Path, folder: Path) -> None:
+    questions, answers = [], []
+    for number, line in enumerate(unseen.read_text(encoding="utf-8").splitlines()):
+        row = json.loads(line)
+        (tool,) = json.loads(row["tools"])
+        called = row["messages"][1]["tool_calls"][0]["function"]
+        given = json.loads(called["arguments"])
+        # The benchmark calls an object `dict`, and lists all values that it accepts.
+        function = tool["function"]
+        function["parameters"]["type"] = "dict"
+        name = f"simple_python_{number}"
+        questions.append(
+            {"id": name, "question": [row["messages"][:1]], "function": [function]}
+        )
+        accepted = {called["name"]: {key: [value] for key, value in given.items()}}
+        answers.append({"id": name, "ground_truth": [accepted]})
+    file = "BFCL_v4_simple_python.json"
+    for path, rows in (
+        (folder / file, questions),
+        (folder / "possible_answer" / file, answers),
+    ):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(
+            "".join(f"{json.dumps(row)}\n" for row in rows), encoding="utf-8"
+        )
 
 
 def pairs(draw: random.Random) -> str:
