@@ -59,19 +59,19 @@ def test_schemas_that_are_unusual_and_sound(
         ({"$ref": "#/$defs/gone"}, r"\$defs/gone is not there"),
         ({"$ref": "other.json"}, "other.json is not there"),
         ({"type": "array", "items": {"$ref": "#/properties/a"}}, "nested too deeply"),
+        ({"type": "string", "pattern": "["}, "no JSON schema"),
     ],
 )
-def test_references_to_nowhere_leave_a_function_out(
+def test_schemas_of_no_use_leave_a_function_out(
     schema: Any, why: str, tmp_path: Path
 ) -> None:
     with pytest.raises(DataError, match=why):
         tools(tmp_path / "t.json", function("f", {"a": schema}))
 
 
-@pytest.mark.parametrize("schema", [False, {"type": "string", "pattern": "["}])
-def test_what_no_value_fits_is_refused_in_words(schema: Any, tmp_path: Path) -> None:
-    found = tools(tmp_path / "t.json", function("f", {"a": schema}))
-    with pytest.raises(DataError, match=r"could not be made|no JSON schema"):
+def test_what_no_value_fits_is_refused_in_words(tmp_path: Path) -> None:
+    found = tools(tmp_path / "t.json", function("f", {"a": False}))
+    with pytest.raises(DataError, match="could not be made"):
         made(tmp_path / "o.jsonl", found)
     assert not (tmp_path / "o.jsonl").exists()
 
