@@ -29,7 +29,8 @@ ALLOWED: dict[str, set[str]] = {
     "evaluation": {"data", "spec"},
     "planner": {"data", "spec"},
     "report": {"evaluation", "spec"},
-    "demo": set(),
+    # Its conversations are made as a user makes them.
+    "demo": {"data"},
     "workflow": {
         *("spec", "data", "config", "checkpoint", "train", "mcore"),
         *("hf", "evaluation", "planner", "report"),

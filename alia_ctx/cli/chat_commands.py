@@ -98,7 +98,8 @@ def make_tool_data(
     sources: Annotated[
         list[str],
         typer.Argument(
-            help="Python packages, .py files or folders, OpenAPI files, JSON of tools.",
+            help="Python packages, .py files or folders, OpenAPI files, JSON of tools, "
+            "invented:N.",
             show_default=False,
         ),
     ],
@@ -121,6 +122,10 @@ def make_tool_data(
     ] = 0.2,
     most_tools: Annotated[int, typer.Option(min=1, help="Offered at once.")] = 5,
     most_arguments: Annotated[int, typer.Option(min=1, help="Of a call.")] = 6,
+    quoted: Annotated[
+        bool,
+        typer.Option("--quoted", help="All texts of requests in quotation marks."),
+    ] = False,
     model: Annotated[
         str | None,
         typer.Option(help="URL of an OpenAI-compatible endpoint that words requests."),
@@ -142,7 +147,7 @@ def make_tool_data(
         languages=_chosen("--languages", languages, tuple(making.LANGUAGES)),
         part=part,
         held_out_share=held_out_share,
-        limits=making.Limits(most_tools, most_arguments),
+        limits=making.Limits(most_tools, most_arguments, quoted),
     )
     found = making.find_functions(sources)
     with meter("make-tool-data", count, "conversation") as bar:
@@ -159,6 +164,8 @@ def make_tool_data(
         f"{len(found.left_out):,} functions left out, "
         f"{counts.refused.total():,} conversations refused"
     )
+    for line in counts.lacking(spec, len(spec.of_part(found.functions))):
+        typer.echo(f"  {line}")
     for reason, number in counts.refused.most_common(5):
         typer.echo(f"  {number:,} {reason}")
 

@@ -208,6 +208,16 @@ def _stage(
     problems += schedule_problems(f"{key}.schedule", stage)
     if draft.data is not None:
         problems += stage.pack.problems(f"{key}.pack", list(draft.data.sources))
+        if stage.update_instances:
+            names = stage.pack.sources or list(draft.data.sources)
+            sources = [s for n, s in draft.data.sources.items() if n in names]
+            problems.need(
+                not sources or any(s.chat is not None or s.store for s in sources),
+                f"{key}.update_instances",
+                stage.update_instances,
+                f"counts conversations, and none of {', '.join(names)} holds some",
+                "give a source `chat: {}`, or count tokens (update_tokens)",
+            )
 
 
 _LARGEST_RATE = 100.0

@@ -1,1 +1,1 @@
-"""The text and the tokenizer of the demo; nothing else uses them."""
+"""The text, the conversations and the tokenizer of the demo; nothing else uses them."""

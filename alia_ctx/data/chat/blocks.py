@@ -47,12 +47,13 @@ class EncoderSettings:
 
 @dataclass
 class EncodedBlock:
-    """Documents of some rows: ids [tokens] one after another, uint8 weights [tokens], and
-    lengths, names and files of each; what was left out.
+    """Documents of some rows: ids [tokens] one after another, uint8 weights [tokens] and
+    whether somebody says each, uint8 [tokens]; lengths, names and files of each; what was left out.
     """
 
     ids: np.ndarray
     weights: np.ndarray
+    said: np.ndarray
     lengths: list[int] = field(default_factory=list)
     names: list[str] = field(default_factory=list)
     files: list[str] = field(default_factory=list)
@@ -127,8 +128,9 @@ def _encode_here(work: _Work) -> EncodedBlock:
 
 
 def _encode(work: _Work, encoder: ChatEncoder) -> EncodedBlock:
-    block = EncodedBlock(np.empty(0, encoder.dtype), np.empty(0, np.uint8))
-    ids, weights = [block.ids], [block.weights]
+    nothing = np.empty(0, np.uint8)
+    block = EncodedBlock(np.empty(0, encoder.dtype), nothing, nothing)
+    ids, weights, said = [block.ids], [block.weights], [block.said]
     for row in work.rows:
         try:
             record = row.record()
@@ -141,6 +143,7 @@ def _encode(work: _Work, encoder: ChatEncoder) -> EncodedBlock:
             continue
         ids.append(encoded.ids)
         weights.append(encoded.trained.astype(np.uint8))
+        said.append(encoded.said.astype(np.uint8))
         block.lengths.append(encoded.ids.size)
         name = record.get(work.id_key) if work.id_key else None
         block.names.append(row.where if name is None else str(name))
@@ -148,5 +151,7 @@ def _encode(work: _Work, encoder: ChatEncoder) -> EncodedBlock:
         block.counts.conversations += 1
         block.counts.count(encoded.trained, encoded.cut_turns)
         block.counts.spelled.update(encoded.spelled)
+        block.counts.unshown_reasoning += encoded.unshown_reasoning
     block.ids, block.weights = np.concatenate(ids), np.concatenate(weights)
+    block.said = np.concatenate(said)
     return block

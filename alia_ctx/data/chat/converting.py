@@ -63,6 +63,7 @@ class ChatConversion:
                 if encoded is not None:
                     self.counts.count(encoded.trained, encoded.cut_turns)
                     self.counts.spelled.update(encoded.spelled)
+                    self.counts.unshown_reasoning += encoded.unshown_reasoning
                 yield row, conversation, encoded
 
     def _leave_out(self, row: LeftOutRow) -> None:

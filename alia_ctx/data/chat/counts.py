@@ -27,7 +27,8 @@ class LeftOutRow:
 class ChatCounts:
     """Sums over rows. `cut` conversations lost `cut_turns` turns because they were too
     long; `spelled` says how often contents spell each special token; `trained_tokens`
-    are targets of weight 1.
+    are targets of weight 1; `unshown_reasoning` turns reasoned before they spoke, which
+    the template does not show.
     """
 
     conversations: int = 0
@@ -35,6 +36,7 @@ class ChatCounts:
     trained_tokens: int = 0
     cut: int = 0
     cut_turns: int = 0
+    unshown_reasoning: int = 0
     left_out: Counter[str] = field(default_factory=Counter)
     spelled: Counter[str] = field(default_factory=Counter)
 
@@ -46,10 +48,11 @@ class ChatCounts:
         self.cut_turns += cut_turns
 
     def add(self, other: ChatCounts) -> None:
-        for name in ("conversations", "tokens", "trained_tokens", "cut", "cut_turns"):
-            setattr(self, name, getattr(self, name) + getattr(other, name))
-        self.left_out.update(other.left_out)
-        self.spelled.update(other.spelled)
+        for name, value in vars(other).items():
+            if isinstance(value, Counter):
+                getattr(self, name).update(value)
+            else:
+                setattr(self, name, getattr(self, name) + value)
 
     def to_json(self) -> dict[str, Any]:
         # asdict would make a Counter of pairs of a Counter.
@@ -76,6 +79,11 @@ class ChatCounts:
             lines.append(
                 f"{self.cut:,} conversations were too long and lost {self.cut_turns:,} "
                 "turns from their ends"
+            )
+        if self.unshown_reasoning:
+            lines.append(
+                f"{self.unshown_reasoning:,} turns reasoned before they spoke "
+                "(reasoning_content); the template does not show it, and it is not trained"
             )
         if self.spelled:
             most = ", ".join(f"{t!r} {n:,}" for t, n in self.spelled.most_common(10))

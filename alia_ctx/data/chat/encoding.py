@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from alia_ctx.data.chat.conversation import Conversation, RowError
+from alia_ctx.data.chat.probing import probe
 from alia_ctx.data.chat.rendered_tokens import RenderedTokens
 from alia_ctx.data.chat.template import ChatTemplate
 from alia_ctx.data.chat.turns import render_turns, special_pattern
@@ -23,15 +24,18 @@ from alia_ctx.data.tokens.tokenizer import HubTokenizer, renewed
 @dataclass(frozen=True)
 class EncodedChat:
     """A conversation as a document: ids [tokens], and for each whether it is trained as a
-    target, bool [tokens]; its text; the turns that were cut off because it was too long;
-    special tokens that its contents spell.
+    target, and whether a user or the assistant says it (words, and values of calls),
+    bool [tokens]; its text; the turns that were cut off because it was too long;
+    special tokens that its contents spell; turns whose reasoning the template leaves out.
     """
 
     ids: np.ndarray
     trained: np.ndarray
+    said: np.ndarray
     text: str
     cut_turns: int
     spelled: dict[str, int]
+    unshown_reasoning: int = 0
 
 
 class ChatEncoder:
@@ -61,6 +65,7 @@ class ChatEncoder:
         self.max_tokens = max_tokens if spec.max_tokens is None else spec.max_tokens
         self.tokenizer = HubTokenizer(directory, model_type)
         self.template = ChatTemplate(spec.template, self.tokenizer)
+        self.shown = probe(self.template)
         self.vocabulary = max(self.tokenizer.vocabulary.values(), default=-1) + 1
         self.dtype = token_dtype(self.vocabulary)
         self._special = dict(self.tokenizer.special)
@@ -118,12 +123,11 @@ class ChatEncoder:
             encoded = self._encode(conversation.until(stop))
             if encoded.ids.size <= most:
                 cut = len(messages) - stop
-                return EncodedChat(
-                    encoded.ids, encoded.trained, encoded.text, cut, encoded.spelled
-                )
+                return replace(encoded, cut_turns=cut)
         return None
 
     def _encode(self, conversation: Conversation) -> EncodedChat:
+        self.shown.require(conversation)
         train_on = self.spec.train_on
         rendered = render_turns(conversation, self.template, self._pattern, train_on)
         spelled = Counter(rendered.text[a:b] for a, b in rendered.spelled)
@@ -137,7 +141,22 @@ class ChatEncoder:
             trained[first:last] = True
         if not trained[1:].any():
             raise RowError("nothing_trained", "no token of it is a trained target")
-        return EncodedChat(ids, trained, rendered.text, 0, dict(spelled))
+        said = np.zeros(ids.size, bool)
+        for begin, end in rendered.said:
+            first, last = np.searchsorted(starts, (begin, end)).tolist()
+            said[first:last] = True
+        reasoned = sum(
+            message.reasoning is not None for message in conversation.messages
+        )
+        return EncodedChat(
+            ids,
+            trained,
+            said,
+            rendered.text,
+            0,
+            dict(spelled),
+            0 if self.shown.reasoning else reasoned,
+        )
 
     def _require_edges(
         self,

@@ -19,6 +19,7 @@ from alia_ctx.data.chat.blocks import EncodedBlock, EncoderSettings, encoded_blo
 from alia_ctx.data.chat.counts import ChatCounts, FirstOfEach, LeftOutRow
 from alia_ctx.data.chat.encoding import ChatEncoder
 from alia_ctx.data.documents.inputs import SourceSpec, find_inputs
+from alia_ctx.data.tokens.said import SAID
 from alia_ctx.data.tokens.special_tokens import SpecialTokens
 from alia_ctx.data.tokens.store import TokenStore, write_index, write_weights
 from alia_ctx.data.tokens.tokenizer_files import TOKENIZER, tokenizer_statement
@@ -28,13 +29,14 @@ from alia_ctx.errors import DataError
 from alia_ctx.files import file_checksum, file_fingerprint, write_json
 from alia_ctx.identity import differences, statement
 
-_FORMAT = 1
+_FORMAT = 2
 # In the order in which they get their names; the last one says that all are whole.
 _SUFFIXES = (
     ".bin",
     ".idx",
     ".documents.parquet",
     ".weights",
+    SAID,
     ".left_out.jsonl",
     ".json",
 )
@@ -82,7 +84,8 @@ def write_chat_store(
     progress: Callable[[int, int], None] | None = None,
 ) -> ChatReport:
     """Write the conversations of a source (`spec.chat`) as `OUT_DIR/NAME.bin`, `.idx`,
-    `.weights` (1 for each target that is trained), `.documents.parquet` (id and file of
+    `.weights` (1 for each target that is trained), `.said` (1 for each token that a user
+    or the assistant says), `.documents.parquet` (id and file of
     each), `.left_out.jsonl` (each row that is not used, with its reason) and `.json`.
 
     A conversation is a document, in the order of the inputs. What is written depends on
@@ -285,6 +288,7 @@ def _write_files(
     with ExitStack() as stack:
         tokens = stack.enter_context(open(_path(made, ".bin"), "wb"))
         weights = stack.enter_context(open(raw_weights, "wb"))
+        said = stack.enter_context(open(_path(made, SAID), "wb"))
         left_out = stack.enter_context(
             open(_path(made, ".left_out.jsonl"), "w", encoding="utf-8")
         )
@@ -298,6 +302,7 @@ def _write_files(
                 left_out.write(text.encode("utf-8", "replace").decode() + "\n")
             tokens.write(block.ids.tobytes())
             weights.write(block.weights.tobytes())
+            said.write(block.said.tobytes())
             lengths += block.lengths
             names.add(block.names, block.files)
             counts.add(block.counts)
@@ -329,6 +334,7 @@ def _write_files(
         "bin_checksum": file_checksum(data),
         "idx_checksum": file_checksum(_path(made, ".idx")),
         "weights_checksum": file_checksum(store.weights_path),
+        "said_checksum": file_checksum(_path(made, SAID)),
         "documents_checksum": file_checksum(_path(made, ".documents.parquet")),
         # What a template that names the day rendered depends on it.
         **({"rendered_on": str(date.today())} if encoder.template.dated else {}),

@@ -35,13 +35,14 @@ class Turn:
 
 @dataclass(frozen=True)
 class Rendered:
-    """A conversation as text, its trained turns, and where its contents spell special
-    tokens: ranges of characters.
+    """A conversation as text, its trained turns, where its contents spell special tokens,
+    and where users and assistant say something: ranges of characters.
     """
 
     text: str
     turns: tuple[Turn, ...]
     spelled: tuple[tuple[int, int], ...]
+    said: tuple[tuple[int, int], ...]
 
 
 def render_turns(
@@ -78,16 +79,51 @@ def render_turns(
             header = len(earlier)
         whole = number + 1 == len(messages)
         after = text if whole else template.render(conversation.until(number + 1))
-        if not (after.startswith(before) and text.startswith(after)):
+        if not after.startswith(before):
+            raise RowError(
+                "depends_on_later_turns",
+                f"what stands before turn {number} is rendered otherwise when the "
+                "assistant is asked to speak than when it has spoken, so that its words "
+                "have no beginning; take a template that renders both alike",
+            )
+        if not text.startswith(after):
             raise RowError(
                 "depends_on_later_turns",
                 f"turn {number} is rendered otherwise when it is the last; train on "
                 "last_turn, or take a template that renders each turn alike",
             )
-        stop = _stop(after, len(before), special, spelled, number)
+        stop = _stop(after, len(before), special, spelled, messages[number], number)
         _require_said(messages[number], after[len(before) : stop], number)
         turns.append(Turn(number, header, len(before), stop))
-    return Rendered(text, tuple(turns), spelled)
+    return Rendered(text, tuple(turns), spelled, _said(conversation, text))
+
+
+def _said(conversation: Conversation, text: str) -> tuple[tuple[int, int], ...]:
+    """Where the words of users and assistant and the values of calls stand: what one
+    conversation has for itself, and not its tools and its template. What a template
+    writes in a way of its own is left out.
+
+    From the end: tools and system prompt, which may hold the same words, come first.
+    """
+    ranges: list[tuple[int, int]] = []
+    end = len(text)
+    for message in reversed(conversation.messages):
+        if message.role not in ("user", "assistant"):
+            continue
+        parts = [(message.content or "").strip()]
+        for call in message.calls:
+            parts += [
+                value if isinstance(value, str) else write(value)
+                for argument in parse(call.arguments).values()
+                for value in leaves(argument)
+            ]
+        for part in filter(None, reversed(parts)):
+            for form in (part, _escaped(part), _escaped(part, ascii_only=True)):
+                if (place := text.rfind(form, 0, end)) >= 0:
+                    ranges.append((place, place + len(form)))
+                    end = place
+                    break
+    return tuple(reversed(ranges))
 
 
 def _stop(
@@ -95,21 +131,45 @@ def _stop(
     start: int,
     special: re.Pattern[str],
     spelled: tuple[tuple[int, int], ...],
+    message: Message,
     number: int,
 ) -> int:
-    """End of the last special token of the template's after `start`."""
-    ends = [
-        match.end()
+    """End of the stop token of the turn that begins at `start`: the special token of the
+    template's that follows the turn's words. Where calls end it, it is the last one, as
+    some templates close calls with special tokens as well.
+
+    RowError where there is none, or where the template's own words stand before it: they
+    are not the assistant's, and one who has not learned them does not come to its stop.
+    """
+    tokens = [
+        match.span()
         for match in special.finditer(text, start)
         if not any(a < match.end() and match.start() < b for a, b in spelled)
     ]
-    if not ends or text[ends[-1] :].strip():
+    content = message.content or ""
+    words = content.strip()
+    if tokens and words and not message.calls and words in text[start:]:
+        blanks = content[len(content.rstrip()) :]
+        for begin, end in reversed(tokens):
+            before = text[start:begin]
+            said = before.rstrip()
+            if said.endswith(words) and blanks.startswith(before[len(said) :]):
+                return end
+        begin, end = tokens[-1]
+        added = text[text.rindex(words, start) + len(words) : begin]
+        raise RowError(
+            "text_after_answer",
+            f"the template writes {added[:40]!r} between the words of turn {number} and "
+            f"its stop token {text[begin:end]!r}, which nobody said; take it out of the "
+            "template",
+        )
+    if not tokens or text[tokens[-1][1] :].strip():
         raise RowError(
             "no_stop_token",
             f"turn {number} ends with {text[start:][-30:]!r}, no special token of the "
             "tokenizer: the model would not learn to stop",
         )
-    return ends[-1]
+    return tokens[-1][1]
 
 
 def _require_said(message: Message, shown: str, number: int) -> None:

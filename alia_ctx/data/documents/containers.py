@@ -8,7 +8,7 @@ import io
 import lzma
 import re
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
 from typing import IO, Any, Literal, Protocol
 
@@ -42,6 +42,13 @@ class ByteStream(Protocol):
     def seek(self, offset: int, /) -> int: ...
 
 
+def chat_remedy(names: Collection[str]) -> str:
+    """What else to do where the fields of a record are those of a conversation."""
+    if {"messages", "conversations", "chat", "answers"}.isdisjoint(names):
+        return ""
+    return "; a source of conversations is given `chat: {}`"
+
+
 @contextmanager
 def open_parquet(name: str, text_key: str, id_key: str | None) -> Iterator[Any]:
     """A pyarrow ParquetFile with these columns;
@@ -61,6 +68,7 @@ def open_parquet(name: str, text_key: str, id_key: str | None) -> Iterator[Any]:
                     raise DataError(
                         f"{name}: {what} called {key!r}, the columns are "
                         f"{', '.join(schema.names)}; set text_key/id_key, or rename one"
+                        f"{chat_remedy(schema.names)}"
                     )
             column = schema.field(text_key).type
             if not _holds_strings(column):

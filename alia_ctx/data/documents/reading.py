@@ -9,6 +9,7 @@ from typing import Any
 
 from alia_ctx.data.documents.containers import (
     ByteStream,
+    chat_remedy,
     open_bytes,
     open_counted,
     open_parquet,
@@ -85,10 +86,12 @@ def read_items(
             first.setdefault(reason, item.where)
         yield item
     if "missing_text" in seen and not {"document", "empty"} & seen.keys():
+        remedy = "set text_key to the field that holds it"
+        fields = first["missing_text"].rpartition("(has ")[2].rstrip(")")
+        remedy += chat_remedy([name.strip("'") for name in fields.split(", ")])
         raise DataError(
             f"{part.file}: none of {seen['missing_text']} records has text under the key "
-            f"{spec.text_key!r} ({first['missing_text']}); set text_key to the field "
-            "that holds it"
+            f"{spec.text_key!r} ({first['missing_text']}); {remedy}"
         )
     broken = seen.get("invalid_json", 0) + seen.get("invalid_utf8", 0)
     whole = part.format == "jsonl" and part.stop is None

@@ -1,8 +1,10 @@
 """Conversations that are held-out conversations too, word for word or nearly.
 
-Many conversations have the same tools and the same system prompt, and are no duplicates
-for that. So nearly alike are those of which the trained tokens are (as `contamination`
-defines it), and the same are those of which all tokens are.
+Many conversations have the same tools and the same system prompt, and all calls of a
+function are the same but for its arguments: none are duplicates for that. So nearly alike
+are those of which what users and assistant say is (as `contamination` defines it): their
+words, and the values of calls. Of stores that do not tell what is said (`PREFIX.said`) it
+is the trained tokens. The same are those of which all tokens are.
 """
 
 from __future__ import annotations
@@ -19,7 +21,9 @@ import xxhash
 from alia_ctx.data.packing.contamination import RUN, find_contamination
 from alia_ctx.data.packing.predicted import ones_between
 from alia_ctx.data.tokens import TokenStore, write_store
+from alia_ctx.data.tokens.said import SAID, said_of
 from alia_ctx.errors import DataError
+from alia_ctx.files import atomic_file
 
 
 def duplicates_of(
@@ -32,11 +36,14 @@ def duplicates_of(
     """
     lengths = np.unique(held_out.lengths)
     hashes = {_hash(held_out, number) for number in range(held_out.n_documents)}
-    trained = {
-        name: cast(TokenStore, _Trained(store)) for name, store in stores.items()
+    told = said_of(held_out) is not None and all(
+        said_of(store) is not None or store.weights is None for store in stores.values()
+    )
+    parts = {
+        name: cast(TokenStore, _Said(store, told)) for name, store in stores.items()
     }
-    answers = cast(TokenStore, _Trained(held_out))
-    near = find_contamination(trained, answers, progress)
+    kept = cast(TokenStore, _Said(held_out, told))
+    near = find_contamination(parts, kept, progress)
     out = {}
     for name, store in stores.items():
         alike = np.flatnonzero(np.isin(store.lengths, lengths))
@@ -49,33 +56,35 @@ def _hash(store: TokenStore, number: int) -> bytes:
     return xxhash.xxh3_128_digest(store.document(number).astype(np.int64).tobytes())
 
 
-class _Trained:
-    """The part of a TokenStore that `find_contamination` reads, of the trained tokens of
-    each document; none where they are too few for a run, as answers like "yes" make
-    nothing alike. Nothing is copied until it is read.
+class _Said:
+    """The part of a TokenStore that `find_contamination` reads, of the tokens of each
+    document that are said, or that are trained where the stores do not tell; of these
+    none where they are too few for a run, as answers like "yes" make nothing alike.
+    Nothing is copied until it is read.
     """
 
-    def __init__(self, store: TokenStore) -> None:
-        self.prefix, self.fingerprint = store.prefix, f"trained {store.fingerprint}"
+    def __init__(self, store: TokenStore, told: bool) -> None:
+        self.prefix, self.fingerprint = store.prefix, f"said {store.fingerprint}"
+        self._chosen = said_of(store) if told else store.weights
         self.n_documents = store.n_documents
         begins = store.starts(np.arange(store.n_documents))
         counts = store.lengths.astype(np.int64)
-        if store.weights is not None:
-            counts = ones_between(store.weights, begins, begins + counts)
-        self.lengths = np.where(counts >= RUN, counts, 0)
+        if self._chosen is not None:
+            counts = ones_between(self._chosen, begins, begins + counts)
+        self.lengths = counts if told else np.where(counts >= RUN, counts, 0)
         self._ends = np.concatenate(([0], np.cumsum(self.lengths)))
         self.n_tokens = int(self._ends[-1])
         self._store = store
 
     def is_called(self, fingerprint: str) -> bool:
-        return self._store.is_called(fingerprint.removeprefix("trained "))
+        return self._store.is_called(fingerprint.removeprefix("said "))
 
     @property
-    def tokens(self) -> _Trained:
+    def tokens(self) -> _Said:
         return self
 
     def __getitem__(self, part: slice) -> np.ndarray:
-        """Trained tokens [start, stop), counted over all documents."""
+        """Tokens [start, stop) of those, counted over all documents."""
         first = max(int(np.searchsorted(self._ends, part.start, "right")) - 1, 0)
         last = int(np.searchsorted(self._ends, part.stop, "left"))
         store, documents = self._store, np.arange(first, last)
@@ -83,11 +92,11 @@ class _Trained:
             return np.empty(0, store.dtype)
         begin, end = store.starts(np.array([first, last]))
         chosen = np.repeat(self.lengths[documents] > 0, store.lengths[documents])
-        if store.weights is not None:
-            chosen &= store.weights[begin:end] != 0
-        trained = store.tokens[begin:end][chosen]
+        if self._chosen is not None:
+            chosen &= self._chosen[begin:end] != 0
+        tokens = store.tokens[begin:end][chosen]
         low = part.start - int(self._ends[first])
-        return trained[low : low + part.stop - part.start]
+        return tokens[low : low + part.stop - part.start]
 
     def starts(self, documents: np.ndarray) -> np.ndarray:
         return cast(np.ndarray, self._ends[documents])
@@ -100,12 +109,25 @@ def write_held_out(
     prefix: Path, stores: Mapping[str, TokenStore], numbers: Mapping[str, np.ndarray]
 ) -> TokenStore:
     """Write the conversations `numbers` of each source, in that order, as a store with
-    loss weights, unless it is there already; and open it.
+    loss weights and with what of them is said, unless it is there already; and open it.
     """
+    path = prefix.with_name(f"{prefix.name}{SAID}")
+    said = _said(stores, numbers)
     with suppress(DataError):  # whatever is wrong with it, it is written anew
         there = TokenStore(prefix)
-        if _is_of(there, stores, numbers):
+        told = said_of(there)
+        same = (
+            np.array_equal(told, said)
+            if told is not None and said is not None
+            else (told is said)
+        )
+        if same and _is_of(there, stores, numbers):
             return there
+    path.unlink(missing_ok=True)
+    if said is not None:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with atomic_file(path) as stream:
+            stream.write(said.tobytes())
     largest = max(store.largest_token_id() for store in stores.values())
     return write_store(
         prefix,
@@ -113,6 +135,26 @@ def write_held_out(
         largest + 1,
         (weights for _, weights in _chosen(stores, numbers)),
     )
+
+
+def _said(
+    stores: Mapping[str, TokenStore], numbers: Mapping[str, np.ndarray]
+) -> np.ndarray | None:
+    """What of the conversations is said; None where one of the stores does not tell."""
+    parts = [np.empty(0, np.uint8)]
+    for name, documents in numbers.items():
+        said = said_of(stores[name])
+        if said is None:
+            return None
+        begins, ends = (
+            stores[name].starts(documents),
+            stores[name].starts(documents + 1),
+        )
+        parts += [
+            said[begin:end]
+            for begin, end in zip(begins.tolist(), ends.tolist(), strict=True)
+        ]
+    return np.concatenate(parts)
 
 
 def _chosen(

@@ -99,7 +99,7 @@ def test_workers_do_not_matter(
     assert one == two
     assert set(one) == {
         *("chat.bin", "chat.idx", "chat.weights", "chat.json"),
-        *("chat.documents.parquet", "chat.left_out.jsonl"),
+        *("chat.documents.parquet", "chat.left_out.jsonl", "chat.said"),
     }
 
 

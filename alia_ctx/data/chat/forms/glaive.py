@@ -8,6 +8,7 @@ for the single quotes around the arguments, which hold JSON themselves.
 from __future__ import annotations
 
 import re
+from itertools import pairwise
 from typing import Any
 
 from alia_ctx.data.chat.conversation import Conversation, Message, RowError, ToolCall
@@ -15,6 +16,7 @@ from alia_ctx.data.chat.forms.calls import arguments_text, call_from
 from alia_ctx.data.chat.json_text import parse, parse_at, write
 
 _SPEAKER = re.compile(r"^[ \t]*(USER|ASSISTANT|FUNCTION RESPONSE):", re.MULTILINE)
+_BLANK_LINE = re.compile(r"\n[ \t\r]*\n[ \t\r\n]*\Z")
 _END = "<|endoftext|>"
 _TAG = "<functioncall>"
 _QUOTED_ARGUMENTS = re.compile(
@@ -71,6 +73,7 @@ def _turns(chat: str) -> list[Message]:
     if chat[: marks[0].start()].strip():
         detail = f"chat begins with {chat.strip()[:60]!r}"
         raise RowError("unparsable_messages", detail)
+    _require_clear(chat, marks)
     ends = [mark.start() for mark in marks[1:]] + [len(chat)]
     turns = []
     for mark, end in zip(marks, ends, strict=True):
@@ -82,6 +85,34 @@ def _turns(chat: str) -> list[Message]:
         else:
             turns.append(_assistant(words.removesuffix(_END).strip()))
     return turns
+
+
+def _require_clear(chat: str, marks: list[re.Match[str]]) -> None:
+    """RowError where a line that begins as a turn may be somebody's words.
+
+    The set puts blank lines between turns, and `<|endoftext|>` behind what the assistant
+    says. A chat that does so with some of its turns does with all.
+    """
+    apart = [_BLANK_LINE.search(chat[: mark.start()]) is not None for mark in marks[1:]]
+    ended = [
+        chat[before.end() : mark.start()].rstrip().endswith(_END)
+        for before, mark in pairwise(marks)
+        if before[1] == "ASSISTANT"
+    ]
+    indented = [mark for mark in marks[1:] if mark[0][0] in " \t"]
+    doubtful = indented[:1]
+    if any(apart) and not all(apart):
+        doubtful.append(marks[1 + apart.index(False)])
+    if any(ended) and not all(ended):
+        after = [b for a, b in pairwise(marks) if a[1] == "ASSISTANT"]
+        doubtful.append(after[ended.index(False)])
+    if doubtful:
+        line = chat[doubtful[0].start() :].split("\n")[0]
+        raise RowError(
+            "ambiguous_turn",
+            f"{line[:60]!r} begins a turn, or is what somebody says: the other turns "
+            "are set apart otherwise",
+        )
 
 
 def _assistant(words: str) -> Message:

@@ -70,6 +70,10 @@ def _with_toolcalls(message: Message) -> Message:
     rest = _TOOLCALL.sub("", words).strip()
     if not blocks or "<TOOLCALL>" in rest:
         raise RowError("unparsable_call", f"<TOOLCALL> without an end: {words[-80:]!r}")
+    said, _, after = words.partition("<TOOLCALL>")
+    if rest != said.strip():  # a message's words stand before its calls
+        detail = f"words after a call: {after.rpartition('>')[2].strip()[:80]!r}"
+        raise RowError("words_after_call", detail)
     calls = tuple(call for block in blocks for call in calls_from_json(block))
     if not calls:
         raise RowError("unparsable_call", f"<TOOLCALL> holds no call: {words[:80]!r}")

@@ -7,10 +7,20 @@ from __future__ import annotations
 import re
 from typing import Any
 
-from alia_ctx.data.chat.conversation import Conversation, Message, RowError, tools_text
-from alia_ctx.data.chat.forms.calls import looks_pythonic, pythonic_calls
+from alia_ctx.data.chat.conversation import (
+    Conversation,
+    Message,
+    RowError,
+    function_of,
+    tools_text,
+)
+from alia_ctx.data.chat.forms.calls import (
+    calls_from_json,
+    looks_pythonic,
+    pythonic_calls,
+)
 from alia_ctx.data.chat.forms.messages import messages_from
-from alia_ctx.data.chat.json_text import parse_at
+from alia_ctx.data.chat.json_text import parse, parse_at
 
 # The set's own instructions ask for its own form of calls, which the template replaces.
 _INSTRUCTIONS = (
@@ -31,12 +41,36 @@ def read(record: dict[str, Any]) -> Conversation:
     prompt, tools = split_system(record["system"])
     messages = messages_from(record["conversations"], "from", "value")
     head = [Message("system", prompt)] if prompt else []
-    return Conversation((*head, *map(_with_calls, messages)), tools)
+    names = [function_of(tool)["name"] for tool in parse(tools or "[]")]
+    begun = _begun_calls(names)
+    return Conversation((*head, *(_with_calls(m, begun) for m in messages)), tools)
 
 
-def _with_calls(message: Message) -> Message:
+# `[Func(a=`, `[Func()`, of a function whether offered or not; `{"name":` of JSON.
+_BRACKET = re.compile(r"\s*\[\s*[^\s\[\](){}=,][^\[\](){}=,]*\(\s*(\)|[\w.-]+\s*=)")
+_JSON = re.compile(r"""\s*\[?\s*\{\s*['"](name|function)['"]\s*:""")
+
+
+def _begun_calls(names: list[str]) -> re.Pattern[str]:
+    """Matches what can only be meant as a call of an offered function, whole or broken:
+    its name behind the opening bracket or the list's closing one before it, or its
+    name and an argument.
+    """
+    offered = "|".join(map(re.escape, sorted(names, key=len, reverse=True))) or "(?!)"
+    return re.compile(
+        rf"\s*\[\s*({offered})(?![\w\]])|(?<!\w)({offered})\s*\(\s*[\w.-]+\s*="
+        rf"|\s*({offered})\s*[\[({{].*[\])}}]\s*\Z",
+        re.DOTALL,
+    )
+
+
+def _with_calls(message: Message, begun: re.Pattern[str]) -> Message:
     words = message.content or ""
-    if message.role == "assistant" and looks_pythonic(words):
+    if message.role != "assistant":
+        return message
+    if _JSON.match(words):
+        return Message("assistant", None, calls_from_json(words))
+    if looks_pythonic(words) or _BRACKET.match(words) or begun.search(words):
         return Message("assistant", None, pythonic_calls(words))
     return message
 

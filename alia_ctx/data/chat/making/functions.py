@@ -13,11 +13,15 @@ from typing import Any
 import yaml
 
 from alia_ctx.data.chat.conversation import RowError, function_of
+from alia_ctx.data.chat.making.invented import invented_functions
 from alia_ctx.data.chat.making.openapi import operations
 from alia_ctx.data.chat.making.python_source import functions_of_source
+from alia_ctx.data.chat.making.values import NoValueError, inlined
 from alia_ctx.errors import DataError
 
 _SUFFIXES = (".json", ".yaml", ".yml")
+INVENTED = "invented"
+_MOST_INVENTED = 1_000_000
 
 
 @dataclass(frozen=True)
@@ -100,6 +104,9 @@ def find_functions(sources: Sequence[str]) -> FoundFunctions:
 
 
 def _functions(source: str, left_out: dict[str, str]) -> Iterable[Function]:
+    word, colon, count = source.partition(":")
+    if word == INVENTED and colon:
+        return _invented(source, count)
     path = Path(source).expanduser()
     if path.suffix.lower() in _SUFFIXES:
         return _of_file(path)
@@ -117,6 +124,16 @@ def _functions(source: str, left_out: dict[str, str]) -> Iterable[Function]:
         )
     file = Path(origin)
     return _of_python(file.parent if file.name == "__init__.py" else file, left_out)
+
+
+def _invented(source: str, count: str) -> Iterable[Function]:
+    if not count.isdecimal() or not 1 <= int(count) <= _MOST_INVENTED:
+        raise DataError(
+            f"{source}: {count!r} is no number of functions to invent; give one of "
+            f"1 to {_MOST_INVENTED:,}, as {INVENTED}:2000"
+        )
+    for name, description, parameters in invented_functions(int(count)):
+        yield Function(name, description, parameters, source)
 
 
 def _of_python(path: Path, left_out: dict[str, str]) -> Iterable[Function]:
@@ -177,5 +194,9 @@ def _unusable(function: Function) -> str | None:
         jsonschema.Draft202012Validator.check_schema(schema)
     except jsonschema.SchemaError as error:
         return f"its parameters are no JSON schema ({error.message})"
+    try:
+        inlined(schema, schema)
+    except NoValueError as error:
+        return f"its parameters: {error}"
     lacking = [name for name in function.required if name not in function.properties]
     return f"requires {lacking[0]}, which it does not describe" if lacking else None

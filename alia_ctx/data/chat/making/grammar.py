@@ -13,7 +13,7 @@ from alia_ctx.data.chat.conversation import Conversation, Message, ToolCall
 from alia_ctx.data.chat.json_text import write
 from alia_ctx.data.chat.making.functions import Function
 from alia_ctx.data.chat.making.languages import LANGUAGES
-from alia_ctx.data.chat.making.values import NoValueError, value_for
+from alia_ctx.data.chat.making.values import NoValueError, inlined, value_for
 
 Kind = Literal["single", "multiple", "parallel", "missing", "irrelevant", "multi_turn"]
 KINDS: tuple[Kind, ...] = get_args(Kind)
@@ -52,10 +52,13 @@ class MadeConversation:
 
 @dataclass(frozen=True)
 class Limits:
-    """Most tools that are offered at once, and most arguments of a call."""
+    """Most tools that are offered at once, and most arguments of a call; whether every
+    text of a request stands in quotation marks, or only those that need them.
+    """
 
     tools: int = 5
     arguments: int = 6
+    quoted: bool = False
 
 
 class Grammar:
@@ -221,7 +224,8 @@ class _Scene:
 
     def _said(self, value: Any) -> str:
         if isinstance(value, str):
-            return f'"{value}"' if re.search(r"[\s,.;:?]", value) else value
+            needs = self._limits.quoted or re.search(r"[\s,.;:?]", value)
+            return f'"{value}"' if needs else value
         if isinstance(value, list):
             return ", ".join(self._said(item) for item in value)
         if isinstance(value, dict):
@@ -263,9 +267,14 @@ class _Scene:
         return self._draw.choice(self._words.things)
 
     def _others(self, taken: list[Function], least: int) -> list[Function]:
-        """Other functions to offer, as many as the limit allows and there are."""
-        names = {function.name for function in taken}
-        rest = [f for f in self._functions if f.name not in names]
+        """Other functions to offer, as many as the limit allows and there are; none that
+        could serve in the place of one that is taken.
+        """
+        rest = [
+            other
+            for other in self._functions
+            if not any(_serves(other, function) for function in taken)
+        ]
         most = min(len(rest), self._limits.tools - 1)
         if most < least:
             return []
@@ -282,13 +291,29 @@ class _Scene:
                     continue
                 optional += 1
             try:
-                arguments[name] = value_for(name, schema, self._language, self._draw)
+                arguments[name] = value_for(
+                    name,
+                    inlined(schema, function.parameters),
+                    self._language,
+                    self._draw,
+                )
             except NoValueError:
                 if needed:
                     raise
         if len(arguments) > self._limits.arguments:
             raise NoValueError(f"{function.name} needs {len(arguments)} arguments")
         return Call(function, arguments)
+
+
+def _serves(other: Function, function: Function) -> bool:
+    """Whether a request for `function` could mean `other`: both say the same of
+    themselves, or all words of one name are in the other's.
+    """
+    ours, theirs = (
+        set(_spoken_name(f.name).lower().split()) for f in (function, other)
+    )
+    same = function.description.strip().lower() == other.description.strip().lower()
+    return same or ours <= theirs or theirs <= ours
 
 
 def _spoken_name(name: str) -> str:

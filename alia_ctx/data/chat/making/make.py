@@ -71,6 +71,13 @@ class MadeCounts:
     languages: Counter[str] = field(default_factory=Counter)
     refused: Counter[str] = field(default_factory=Counter)
 
+    def lacking(self, spec: MakeSpec, functions: int) -> list[str]:
+        """Kinds that were asked for and never made, in words."""
+        names = [kind for kind in spec.kinds if not self.kinds[kind]]
+        few = functions < 2 and {"multiple", "irrelevant"} & set(names)
+        why = "; two functions are needed to offer others" if few else ""
+        return [f"no conversation of the kind {', '.join(names)}{why}"] if names else []
+
 
 def make_tool_data(
     found: FoundFunctions,

@@ -12,6 +12,7 @@ from typing import Any
 from alia_ctx.data.chat.making.languages import LANGUAGES
 
 _NESTED = 2
+_DEEPEST = 8
 
 
 class NoValueError(Exception):
@@ -20,12 +21,15 @@ class NoValueError(Exception):
 
 def value_for(
     name: str,
-    schema: dict[str, Any],
+    schema: dict[str, Any] | bool,
     language: str,
     draw: random.Random,
     depth: int = 0,
 ) -> Any:
     """A value of JSON's types; NoValueError where the schema is too deep or unknown."""
+    schema = _object(name, schema)
+    if "$ref" in schema:
+        raise NoValueError(f"{name} refers to {schema['$ref']}")
     if "const" in schema:
         return schema["const"]
     if isinstance(schema.get("enum"), list) and schema["enum"]:
@@ -49,9 +53,10 @@ def value_for(
     if depth >= _NESTED:
         raise NoValueError(f"{name} is nested too deeply")
     if kind == "array":
-        most = min(schema.get("maxItems", 3), 3)
-        count = draw.randint(min(max(schema.get("minItems", 1), 1), most), most)
-        items = schema.get("items") or {"type": "string"}
+        # JSON Schema counts 3.0 as a whole number.
+        most = min(int(schema.get("maxItems", 3)), 3)
+        count = draw.randint(min(max(int(schema.get("minItems", 1)), 1), most), most)
+        items = schema.get("items", True)
         found: list[Any] = []
         for _ in range(8 * count):
             one = value_for(name, items, language, draw, depth + 1)
@@ -68,6 +73,35 @@ def value_for(
             if key in (schema.get("required") or properties)
         }
     raise NoValueError(f"{name} is of the type {kind}")
+
+
+def _object(name: str, schema: Any) -> dict[str, Any]:
+    """A schema may be a truth: any value is valid, or none."""
+    if schema is False:
+        raise NoValueError(f"{name} may have no value")
+    return {} if schema is True else schema
+
+
+def inlined(schema: Any, root: dict[str, Any], name: str = "", depth: int = 0) -> Any:
+    """A schema with what its `$ref`s inside of `root` point to in their place.
+
+    NoValueError where one points to nothing, outside, or to itself again and again.
+    """
+    if depth > 4 * _DEEPEST:
+        raise NoValueError(f"{name} is nested too deeply")
+    if isinstance(schema, list):
+        return [inlined(part, root, name, depth + 1) for part in schema]
+    if not isinstance(schema, dict):
+        return schema
+    if isinstance(reference := schema.get("$ref"), str):
+        target: Any = root
+        for part in reference.removeprefix("#").strip("/").split("/"):
+            part = part.replace("~1", "/").replace("~0", "~")
+            target = target.get(part) if isinstance(target, dict) else None
+        if not reference.startswith("#/") or target is None:
+            raise NoValueError(f"{reference} is not there")
+        return inlined(target, root, reference, depth + 1)
+    return {key: inlined(part, root, key, depth + 1) for key, part in schema.items()}
 
 
 def _limits(schema: dict[str, Any], low: float, high: float) -> tuple[float, float]:
@@ -146,6 +180,7 @@ def _text(name: str, schema: dict[str, Any], language: str, draw: random.Random)
 def _fitting(value: str, schema: dict[str, Any], draw: random.Random) -> str:
     """Of the length that the schema asks for."""
     most, least = schema.get("maxLength"), schema.get("minLength", 0)
+    most = None if most is None else int(most)
     value = value if most is None or len(value) <= most else value[:most].strip()
     while len(value) < least:
         value += draw.choice(string.ascii_lowercase)

@@ -64,6 +64,9 @@ def _schema_fault(
             function["parameters"],
             format_checker=jsonschema.Draft202012Validator.FORMAT_CHECKER,
         )
-        error = next(iter(checker.iter_errors(arguments)), None)
+        try:
+            error = next(iter(checker.iter_errors(arguments)), None)
+        except Exception as broken:  # a pattern that is none, a reference to elsewhere
+            return f"{name}: its schema cannot be applied ({broken})"
         return None if error is None else f"{name}: {error.message}"
     return f"{name} is not offered"

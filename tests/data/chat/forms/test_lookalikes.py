@@ -77,3 +77,94 @@ def test_a_parameter_called_properties_is_a_parameter() -> None:
     record["answers"] = json.dumps([{"name": "f", "arguments": {}}])
     with pytest.raises(RowError, match=r"missing_argument|without"):
         read_record(record)
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        "[f(a=1",
+        "[f(a=1)",
+        "f(a=1)]",
+        "[f(a=1]",
+        "[f a=1)]",
+        "[f{a=1}]",
+        "[f(a=1)] is what I call",
+        "Here: [f(a=1)]",
+        "[f(a=1), f(a=2]",
+        "[f(",
+        "[g h(a=1",
+        '[{"name": "f", "arguments": {"a": 1}',
+    ],
+)
+def test_a_broken_call_is_no_answer_in_words(words: str) -> None:
+    turns = [TALK[0], {"from": "gpt", "value": words}]
+    with pytest.raises(RowError, match=r"unparsable_call|unknown_function"):
+        read_record({"system": LIST, "conversations": turns})
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        "I could use f for it, if you tell me a.",
+        "[1] says so, and f(x) is a function of x.",
+        "The parameter a is missing (f needs it).",
+        "[note] see below",
+    ],
+)
+def test_words_about_functions_are_words(words: str) -> None:
+    turns = [TALK[0], {"from": "gpt", "value": words}]
+    read = read_record({"system": LIST, "conversations": turns})
+    assert read.messages[-1].content == words and not read.messages[-1].calls
+
+
+@pytest.mark.parametrize(
+    ("words", "fits"),
+    [
+        ('Wait. <TOOLCALL>[{"name": "f", "arguments": {}}]</TOOLCALL>', True),
+        ('<TOOLCALL>[{"name": "f", "arguments": {}}]</TOOLCALL> Done.', False),
+        (
+            '<TOOLCALL>[{"name": "f", "arguments": {}}]</TOOLCALL> and '
+            '<TOOLCALL>[{"name": "f", "arguments": {}}]</TOOLCALL>',
+            False,
+        ),
+    ],
+)
+def test_words_behind_a_call_are_not_moved_before_it(words: str, fits: bool) -> None:
+    turns = [{"role": "user", "content": "u"}, {"role": "assistant", "content": words}]
+    record = {"tools": ['{"name": "f", "parameters": {}}'], "messages": turns}
+    if fits:
+        assert read_record(record).messages[1].content == "Wait."
+        return
+    with pytest.raises(RowError, match="words_after_call"):
+        read_record(record)
+
+
+END = "<|endoftext|>"
+
+
+@pytest.mark.parametrize(
+    ("chat", "turns"),
+    [
+        (f"USER: u\n\n\nASSISTANT: a {END}\n\n\nUSER: v\n\n\nASSISTANT: b {END}", 4),
+        ("USER: u\nASSISTANT: a\nUSER: v\nASSISTANT: b", 4),
+        # A line of the user's, of the assistant's, and one that is not at the beginning.
+        (f"USER: a play:\nASSISTANT: hello\n\n\nASSISTANT: fine {END}", None),
+        (
+            f"USER: u\n\n\nASSISTANT: as in\n\nUSER: x\n\nASSISTANT: y {END}\n\n\n"
+            f"USER: v\n\n\nASSISTANT: b {END}",
+            None,
+        ),
+        (
+            f"USER: u\n\n\nASSISTANT: a script:\n\n  USER: x\n\n\nASSISTANT: y {END}",
+            None,
+        ),
+        (f"USER: what does USER: mean?\n\n\nASSISTANT: a {END}", 2),
+    ],
+)
+def test_lines_that_begin_as_a_turn(chat: str, turns: int | None) -> None:
+    record = {"system": "", "chat": chat}
+    if turns is None:
+        with pytest.raises(RowError, match=r"ambiguous_turn"):
+            read_record(record)
+    else:
+        assert len(read_record(record).messages) == turns

@@ -1,0 +1,31 @@
+"""Which tokens of a store of conversations users and assistant say, beside the store.
+
+Not what the template writes, nor tools, system prompts and results: those are the same in
+thousands of conversations. One byte a token, 0 or 1, in `PREFIX.said`.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from alia_ctx.data.tokens.store import TokenStore
+from alia_ctx.errors import DataError
+
+SAID = ".said"
+
+
+def said_of(store: TokenStore) -> np.ndarray | None:
+    """uint8 [tokens], mapped; None where the store has no such file, as stores that were
+    made elsewhere. DataError where it is of other tokens.
+    """
+    path = store.prefix.with_name(f"{store.prefix.name}{SAID}")
+    if not path.is_file():
+        return None
+    size = path.stat().st_size
+    if size != store.n_tokens:
+        raise DataError(
+            f"{path}: is of {size:,} tokens and its store of {store.n_tokens:,}; make the "
+            f"store anew with `alia-ctx tokenize CONFIG --source {store.prefix.name} "
+            "--overwrite`, or remove the file"
+        )
+    return np.memmap(path, np.uint8, "r") if size else np.empty(0, np.uint8)

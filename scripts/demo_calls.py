@@ -1,0 +1,128 @@
+"""The demo's model learns to call functions that it has never seen.
+
+    python scripts/demo_calls.py              after `make demo`: data, stage, export, figures
+    python scripts/demo_calls.py --only-data  the conversations alone
+
+What it learned is measured on functions that are in no training conversation, before and
+after: by greedy decoding with transformers alone, where name and arguments must be those
+that were asked for, and by whether each token of the call is the model's first choice.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import re
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from alia_ctx.demo.calls import write_calls
+from alia_ctx.progress import say
+
+ROOT = Path(__file__).resolve().parent.parent
+CONFIG = ROOT / "configs" / "runs" / "tiny-fc.yaml"
+COUNT, UNSEEN = 7200, 200
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--config", type=Path, default=CONFIG)
+    parser.add_argument("--root", type=Path, default=Path("runs/tiny"))
+    parser.add_argument("--count", type=int, default=COUNT, help="conversations")
+    parser.add_argument("--only-data", action="store_true")
+    arguments = parser.parse_args()
+    chat = arguments.root / "chat"
+    if not (chat / "tools.jinja").is_file():
+        say(f"making {arguments.count:,} conversations and as many texts")
+        write_calls(chat, arguments.count, UNSEEN)
+    if arguments.only_data:
+        return 0
+    config, began = str(arguments.config), time.monotonic()
+    for source in ("calls", "pairs"):
+        alia(["tokenize", config, "--source", source])
+    alia(["pack", config, "--stage", "fc"])
+    launch = ["alia_ctx.cli.launch", "--standalone", "--nproc-per-node=2", "-m"]
+    python([*launch, "alia_ctx.cli", "train", config, "--stage", "fc"])
+    say(f"data and training took {time.monotonic() - began:.0f} s")
+    for stage in ("x8", "fc"):
+        there = arguments.root / "stages" / stage / "checkpoints"
+        last = max(path for path in there.iterdir() if path.name.startswith("update-"))
+        made = arguments.root / "hf-calls" / stage
+        alia(["export-hf", str(last), str(made), "--dtype", "fp32", "--overwrite"])
+        figures = measure(made, chat / "unseen.jsonl", chat / "tools.jinja")
+        print(f"{stage}: {json.dumps(figures)}")
+    return 0
+
+
+def python(arguments: Sequence[str]) -> None:
+    subprocess.run([sys.executable, "-m", *arguments], check=True, env=os.environ)
+
+
+def alia(arguments: Sequence[str]) -> None:
+    python(["alia_ctx.cli", *arguments])
+
+
+def measure(
+    directory: Path, unseen: Path, template: Path, most: int | None = None
+) -> dict[str, Any]:
+    """Calls of `unseen` that a Hugging Face directory gets right: how many there are, how
+    many `greedy` decoding writes with the right name and arguments, and of how many
+    every token is the model's first choice (`hits`). transformers alone is used.
+    """
+    import torch
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(directory)
+    model = AutoModelForCausalLM.from_pretrained(directory, dtype=torch.float32).eval()
+    stop = tokenizer.convert_tokens_to_ids("<|im_end|>")
+    text = template.read_text(encoding="utf-8")
+    greedy = hits = 0
+    rows = [json.loads(line) for line in unseen.read_text().splitlines()][:most]
+    for row in rows:
+        function = row["messages"][1]["tool_calls"][0]["function"]
+        arguments = json.loads(function["arguments"])
+        call = {"name": function["name"], "arguments": arguments}
+        said = {"role": "assistant", "tool_calls": [{"function": call}]}
+        options = {
+            "tools": json.loads(row["tools"]),
+            "chat_template": text,
+            "tokenize": False,
+        }
+        asked = tokenizer.apply_chat_template(
+            row["messages"][:1], add_generation_prompt=True, **options
+        )
+        whole = tokenizer.apply_chat_template([row["messages"][0], said], **options)
+        prompt = tokenizer(asked, add_special_tokens=False, return_tensors="pt")
+        ids = tokenizer(whole, add_special_tokens=False, return_tensors="pt").input_ids
+        with torch.no_grad():
+            choices = model(ids).logits.argmax(-1)[0]
+            written = model.generate(
+                **prompt, max_new_tokens=160, do_sample=False, eos_token_id=stop
+            )[0]
+        first = prompt.input_ids.size(1)
+        last = int((ids[0] == stop).nonzero()[-1])
+        hits += bool((choices[first - 1 : last] == ids[0, first : last + 1]).all())
+        greedy += read_call(tokenizer.decode(written[first:])) == call
+    return {"calls": len(rows), "greedy": greedy, "hits": hits}
+
+
+def read_call(text: str) -> Any:
+    """The one call of an answer, None where it is none."""
+    match = re.fullmatch(
+        r"\s*<tool_call>\s*(.*?)\s*</tool_call>\s*<\|im_end\|>\s*", text, re.DOTALL
+    )
+    try:
+        return json.loads(match[1]) if match else None
+    except ValueError:
+        return None
+
+
+if __name__ == "__main__":
+    sys.exit(main())
