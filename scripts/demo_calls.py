@@ -26,7 +26,7 @@ from alia_ctx.progress import say
 
 ROOT = Path(__file__).resolve().parent.parent
 CONFIG = ROOT / "configs" / "runs" / "tiny-fc.yaml"
-COUNT, UNSEEN = 7200, 200
+COUNT, UNSEEN = 12_000, 200
 
 
 def main() -> int:
@@ -40,7 +40,7 @@ def main() -> int:
     arguments = parser.parse_args()
     chat = arguments.root / "chat"
     if not (chat / "tools.jinja").is_file():
-        say(f"making {arguments.count:,} conversations and as many texts")
+        say(f"making {arguments.count:,} conversations and half as many texts")
         write_calls(chat, arguments.count, UNSEEN)
     if arguments.only_data:
         return 0

@@ -50,7 +50,7 @@ TEMPLATE = """\
 
 def write_calls(folder: Path, count: int, unseen: int) -> None:
     """Write `calls.jsonl` (`count` conversations), `unseen.jsonl` (`unseen` conversations
-    of functions that stand in no other file), `pairs.jsonl` (`count` texts) and the
+    of functions that stand in no other file), `pairs.jsonl` (half as many texts) and the
     template `tools.jinja`, and in `cases` the unseen ones as the benchmark BFCL has its
     questions, for `evaluate-calls`; the same bytes each time.
     """
@@ -65,7 +65,7 @@ def write_calls(folder: Path, count: int, unseen: int) -> None:
         make_tool_data(found, spec, folder / f"{name}.jsonl")
     _write_cases(folder / "unseen.jsonl", folder / "cases")
     with atomic_file(folder / "pairs.jsonl") as stream:
-        for number in range(count):
+        for number in range(count // 2):
             text = pairs(random.Random(f"pairs {number}"))
             stream.write(f"{json.dumps({'text': text})}\n".encode())
     (folder / "tools.jinja").write_text(TEMPLATE, encoding="utf-8")
