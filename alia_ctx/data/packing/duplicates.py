@@ -36,7 +36,7 @@ def duplicates_of(
         name: cast(TokenStore, _Trained(store)) for name, store in stores.items()
     }
     answers = cast(TokenStore, _Trained(held_out))
-    near = find_contamination(trained, answers, progress)
+    near = find_contamination(trained, answers, progress, repeats=False)
     out = {}
     for name, store in stores.items():
         alike = np.flatnonzero(np.isin(store.lengths, lengths))
