@@ -11,11 +11,11 @@ from alia_ctx.data.documents.containers import (
     ByteStream,
     open_bytes,
     open_counted,
-    open_parquet,
 )
 from alia_ctx.data.documents.counts import DocumentCounts, LeftOut
 from alia_ctx.data.documents.inputs import SourceSpec, find_inputs
 from alia_ctx.data.documents.json_values import json_values, records, values_of
+from alia_ctx.data.documents.parquet import NoValue, column_values, open_parquet
 from alia_ctx.data.documents.slices import UTF8_BOM, Slice, plan_shards
 from alia_ctx.errors import DataError
 
@@ -230,7 +230,7 @@ def _encodable(text: str) -> bool:
 
 
 def _identity(value: object, otherwise: str) -> str:
-    if value is None:
+    if value is None or isinstance(value, NoValue):
         return otherwise.encode("utf-8", "replace").decode()
     # Parquet has types that JSON has not: dates, bytes, decimals.
     try:
@@ -265,13 +265,6 @@ def _read_parquet(part: Slice, spec: SourceSpec) -> Iterator[Item]:
             row += batch.num_rows
 
 
-def _values(column: Any) -> list[Any]:
-    try:
-        return list(column.to_pylist())
-    except ValueError:  # nanoseconds, which Python's own types do not have
-        return list(column.cast("string").to_pylist())
-
-
 def _parquet_rows(batch: Any, row: int, file: str, spec: SourceSpec) -> Iterator[Item]:
     import pyarrow as pa
     import pyarrow.compute as pc
@@ -285,7 +278,7 @@ def _parquet_rows(batch: Any, row: int, file: str, spec: SourceSpec) -> Iterator
     if spec.id_key == spec.text_key:
         ids = [_decode(text.as_py() or b"") for text in texts]
     elif spec.id_key:
-        ids = _values(batch.column(spec.id_key))
+        ids = column_values(batch.column(spec.id_key))
     for number, size in enumerate(sizes):
         where = f"{file}#{row + number}"
         if size is None:
