@@ -190,7 +190,8 @@ def _stage(
 ) -> None:
     key = f"stages.{name}"
     if _stage_is_positive(key, stage, problems):
-        problems += stage.rope.problems(f"{key}.rope", stage.context)
+        head_dim = None if model is None else model.head_dim
+        problems += stage.rope.problems(f"{key}.rope", stage.context, head_dim)
         _stage_budget(key, stage, problems)
         world = (stage.nodes or draft.cluster.nodes) * draft.cluster.ranks_per_node
         if model is not None and world > 0:

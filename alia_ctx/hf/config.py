@@ -71,7 +71,7 @@ def read_config(hf_dir: Path) -> tuple[ModelSpec, RopeSpec, int]:
     model = _model(fields, family)
     if problems:
         raise refusal(path, problems)
-    rope = read_rope(path, values, context)
+    rope = read_rope(path, values, context, model.head_dim)
     if problems := model.problems("config"):
         raise refusal(path, problems)
     return model, rope, context
