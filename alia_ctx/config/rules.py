@@ -21,6 +21,7 @@ from alia_ctx.config.run import (
     OptimizerConfig,
     StageConfig,
 )
+from alia_ctx.data.documents import nothing_to_read
 from alia_ctx.data.packing import shortest_row
 from alia_ctx.data.tokens import has_vocabulary
 from alia_ctx.errors import Problem, Problems
@@ -170,7 +171,11 @@ def _text(draft: Draft, problems: Problems) -> None:
         deferred = bool(paths) and all(draft.deferred(path) for path in paths)
         is_tokenized = Path(f"{draft.store(name)}.idx").is_file()
         if not deferred and not (draft.only and is_tokenized):
-            problems += source.problems(key)
+            broken = source.problems(key)
+            problems += broken
+            if source.inputs and not broken and (reason := nothing_to_read(source)):
+                remedy = "give files with text, or leave the source out"
+                problems.add(f"{key}.inputs", source.inputs, reason, remedy)
     if draft.tokenizer is not None and not draft.deferred(draft.tokenizer):
         problems.need(
             has_vocabulary(Path(draft.tokenizer)),

@@ -87,8 +87,10 @@ class SourceSpec:
                 )
             )
         try:
-            find_inputs(self.inputs)
-        except DataError as error:
+            files = find_inputs(self.inputs).files
+            if not any(os.path.getsize(name) for name in files):
+                raise DataError("no documents: every file of them is empty")
+        except (DataError, OSError) as error:
             problems.append(
                 Problem(f"{key}.inputs", self.inputs, str(error), "correct the path")
             )
@@ -122,6 +124,15 @@ class SourceSpec:
             )
             for suffix in (".bin", ".idx")
             if not Path(store + suffix).is_file()
+        ] or [
+            Problem(
+                f"{key}.store",
+                store,
+                f"{store}.bin is empty: it holds no tokens",
+                "give a store with text, or leave the source out",
+            )
+            for size in [Path(store + ".bin").stat().st_size]
+            if not size
         ]
 
 

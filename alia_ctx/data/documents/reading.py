@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -30,6 +31,7 @@ class Document:
 
 
 Item = Document | LeftOut
+_LITTLE = 1 << 16  # bytes that `check` reads
 
 
 def read_documents(
@@ -40,6 +42,22 @@ def read_documents(
     for shard in plan_shards(find_inputs(spec.inputs).files, spec):
         for part in shard:
             yield from read_slice(part, spec, counts)
+
+
+def nothing_to_read(spec: SourceSpec) -> str | None:
+    """Why a source of little text has no document; None where it has one, where it is
+    large, and where something else is wrong with it, which reading it says.
+    """
+    counts = DocumentCounts()
+    try:
+        files = find_inputs(spec.inputs).files
+        if spec.chat or sum(map(os.path.getsize, files)) > _LITTLE:
+            return None
+        if next(read_documents(spec, counts), None) is not None:
+            return None
+    except (DataError, OSError):
+        return None
+    return f"no documents; left out: {counts.reasons()}"
 
 
 def read_slice(
