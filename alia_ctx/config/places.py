@@ -13,7 +13,7 @@ import alia_ctx
 from alia_ctx.checkpoint.directory import list_checkpoints
 from alia_ctx.checkpoint.manifest import MANIFEST, read_manifest
 from alia_ctx.config.draft import Draft
-from alia_ctx.config.run import HELD_OUT
+from alia_ctx.config.run import HELD_OUT, RANDOM
 from alia_ctx.data.documents import SourceSpec, find_inputs
 from alia_ctx.errors import CheckpointError, DataError, Problems
 
@@ -122,10 +122,23 @@ def _output(draft: Draft, output: Path, problems: Problems) -> None:
             if tree is not None and real.is_relative_to(tree.resolve()):
                 rule = f"is inside {tree}, all of which {key} reads as text"
                 problems.add("output", str(output), rule, remedy)
+    for what, place in _read_as_a_whole(draft):
+        if real.is_relative_to(Path(place).resolve()):
+            problems.add("output", str(output), f"is inside {place}, {what}", remedy)
     name = _name_of_run(real)
     if name is not None and draft.name is not None and name != draft.name:
         rule = f"holds the run {name}, and this one is called {draft.name}"
         problems.add("output", str(output), rule, f"{remedy}, or set name={name}")
+
+
+def _read_as_a_whole(draft: Draft) -> Iterator[tuple[str, str]]:
+    """Directories of others, which a run reads, and what each of them is."""
+    if draft.tokenizer is not None:
+        yield "the directory of the tokenizer", draft.tokenizer
+    names = (*(draft.stage_names or ()), RANDOM)
+    for name, stage in draft.stages.items():
+        if stage.init_from not in names:
+            yield f"which stages.{name}.init_from starts from", stage.init_from
 
 
 def _artefact(folder: Path, *, is_output: bool) -> str | None:

@@ -21,6 +21,7 @@ from alia_ctx.config.run import (
     OptimizerConfig,
     StageConfig,
 )
+from alia_ctx.data.documents import nothing_to_read
 from alia_ctx.data.packing import shortest_row
 from alia_ctx.data.tokens import has_vocabulary
 from alia_ctx.errors import Problem, Problems
@@ -170,7 +171,11 @@ def _text(draft: Draft, problems: Problems) -> None:
         deferred = bool(paths) and all(draft.deferred(path) for path in paths)
         is_tokenized = Path(f"{draft.store(name)}.idx").is_file()
         if not deferred and not (draft.only and is_tokenized):
-            problems += source.problems(key)
+            broken = source.problems(key)
+            problems += broken
+            if source.inputs and not broken and (reason := nothing_to_read(source)):
+                remedy = "give files with text, or leave the source out"
+                problems.add(f"{key}.inputs", source.inputs, reason, remedy)
     if draft.tokenizer is not None and not draft.deferred(draft.tokenizer):
         problems.need(
             has_vocabulary(Path(draft.tokenizer)),
@@ -190,7 +195,8 @@ def _stage(
 ) -> None:
     key = f"stages.{name}"
     if _stage_is_positive(key, stage, problems):
-        problems += stage.rope.problems(f"{key}.rope", stage.context)
+        head_dim = None if model is None else model.head_dim
+        problems += stage.rope.problems(f"{key}.rope", stage.context, head_dim)
         _stage_budget(key, stage, problems)
         world = (stage.nodes or draft.cluster.nodes) * draft.cluster.ranks_per_node
         if model is not None and world > 0:

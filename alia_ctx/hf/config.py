@@ -54,6 +54,9 @@ _INERT: dict[str, tuple[Any, ...]] = {
 }
 
 
+_KERNELS = ("eager", "sdpa", "flash_attention_2", "flash_attention_3", "flex_attention")
+
+
 def read_config(hf_dir: Path) -> tuple[ModelSpec, RopeSpec, int]:
     """Model, RoPE and `max_position_embeddings` of `hf_dir/config.json`.
 
@@ -71,7 +74,7 @@ def read_config(hf_dir: Path) -> tuple[ModelSpec, RopeSpec, int]:
     model = _model(fields, family)
     if problems:
         raise refusal(path, problems)
-    rope = read_rope(path, values, context)
+    rope = read_rope(path, values, context, model.head_dim)
     if problems := model.problems("config"):
         raise refusal(path, problems)
     return model, rope, context
@@ -93,6 +96,10 @@ def write_config(
     family = FAMILIES[model.architecture]
     # A null means the default, which not every key of transformers can say with null.
     stated = {k: v for k, v in (original or {}).items() if v is not None}
+    # Which kernel computes is a choice of whoever runs the model, and of its machine.
+    for name in ("attn_implementation", "_attn_implementation"):
+        if stated.get(name) in _KERNELS:
+            del stated[name]
     config = without_limits(stated)
     parameters = rope_parameters(rope)
     dtype_name = str(dtype).removeprefix("torch.")
@@ -181,6 +188,8 @@ def _check_carried(fields: Fields) -> None:
         fields.integer(name, least=0)
     for name in {"use_cache", "mlp_bias", "attention_bias"} & stated:
         fields.flag(name)
+    for name in {"bos_token_id", "eos_token_id", "pad_token_id"} & stated:
+        fields.ids(name)
     for name in {"id2label", "label2id"} & stated:
         fields.mapping(name, integers="keys" if name == "id2label" else "values")
 

@@ -22,7 +22,15 @@ from alia_ctx.checkpoint import dcp_store
 from alia_ctx.checkpoint.manifest import MANIFEST, Manifest
 from alia_ctx.checkpoint.tensor_files import GlobalTensor, TensorFiles
 from alia_ctx.files import file_checksum
-from alia_ctx.hf import assets, config, rules, safetensors_writer, streams, targets
+from alia_ctx.hf import (
+    assets,
+    config,
+    rules,
+    safetensors_writer,
+    streams,
+    targets,
+    trial,
+)
 from alia_ctx.hf.export_assets import ExportAssets, dtype_names
 from alia_ctx.hf.json_files import write_json
 from alia_ctx.hf.ranks import Ranks
@@ -68,6 +76,7 @@ def import_hf(
     assets.check_tokenizer(hf_dir, model)
     assets.asset_files(hf_dir, assets.carried(hf_dir))
     assets.check_readable(hf_dir)
+    ranks.first(lambda: trial.require_usable(hf_dir, model, rope, context))
     weights, places = WeightMap(model), locate_weights(hf_dir)
     streams.drop_tied_head(model.tie_word_embeddings, places)
     rules.check_huggingface(WeightMap(published), places, str(hf_dir))

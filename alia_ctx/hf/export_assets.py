@@ -20,10 +20,10 @@ from alia_ctx.data.tokens.tokenizer_files import (
     tokenizer_statement,
 )
 from alia_ctx.errors import CheckpointError
-from alia_ctx.hf import assets, limits, serving, special_ids
+from alia_ctx.hf import assets, limits, serving, special_ids, trial
 from alia_ctx.hf.assets import CARD, GENERATION_CONFIG, ORIGIN
 from alia_ctx.hf.config import CONFIG, write_config
-from alia_ctx.hf.json_files import load_json, write_json
+from alia_ctx.hf.json_files import load_json, refusal, write_json
 from alia_ctx.hf.model_card import model_card
 from alia_ctx.hf.rope_config import least_version, stated_length
 from alia_ctx.hf.serving_commands import serving_lines
@@ -88,6 +88,7 @@ class ExportAssets:
             load_json(original) if original.is_file() else None,
         )
         notes += self._reconcile(directory, config, source)
+        notes += self._leave_out_unusable(directory)
         chat, more = serving.complete(directory, template, manifest.model.vocab_size)
         notes += more
         if self.manifest.ledger and self._stated() is None:
@@ -180,7 +181,6 @@ class ExportAssets:
     def _lift_limits(self, directory: Path) -> None:
         context = self.manifest.context
         for name, lift in {
-            GENERATION_CONFIG: lambda d: limits.lift_generation(d, context),
             "tokenizer_config.json": lambda d: limits.lift_tokenizer_config(d, context),
             **dict.fromkeys(backend_files(directory), limits.lift_tokenizer),
         }.items():
@@ -197,7 +197,7 @@ class ExportAssets:
         """Write config and generation config with the special ids of the tokenizer that
         came from `source`; returns what is missing.
         """
-        vocab_size = self.manifest.model.vocab_size
+        manifest, vocab_size = self.manifest, self.manifest.model.vocab_size
         notes: list[str] = []
         config = special_ids.reconcile(config, {}, vocab_size)
         write_json(directory / CONFIG, config)
@@ -215,7 +215,10 @@ class ExportAssets:
         config = special_ids.reconcile(config, ids, vocab_size)
         write_json(directory / CONFIG, config)
         file = directory / GENERATION_CONFIG
-        generation = load_json(file) if file.is_file() else {}
+        generation, foreign = trial.travelling_generation(
+            load_json(file) if file.is_file() else {}, manifest.context, vocab_size
+        )
+        notes += foreign
         config, agreed = special_ids.agree(config, generation, ids, vocab_size)
         notes += agreed
         write_json(directory / CONFIG, config)
@@ -231,6 +234,30 @@ class ExportAssets:
                 "generation will not stop by itself"
             )
         return notes
+
+    def _leave_out_unusable(self, directory: Path) -> Iterator[str]:
+        """Take out what was carried along and stops transformers; says what that was.
+
+        An import refuses it; a checkpoint of an earlier release may have it.
+        """
+        manifest = self.manifest
+        config, generation = (
+            load_json(directory / name) for name in (CONFIG, GENERATION_CONFIG)
+        )
+        needed = write_config(
+            manifest.model, manifest.rope, manifest.context, self.dtypes[0]
+        ) | {name: config[name] for name in special_ids.NAMES}
+        broken, bad = trial.unusable(needed, config, generation)
+        for name, document, problems in (
+            (CONFIG, config, broken),
+            (GENERATION_CONFIG, generation, bad),
+        ):
+            for problem in problems:
+                if problem.key not in document:
+                    raise refusal(directory / name, problems)
+                yield f"{name} of the base: left out {problem}"
+                del document[problem.key]
+            write_json(directory / name, document)
 
     def _reading_notes(self, exported: Tokenizer, source: Path) -> Iterator[str]:
         """What changes where transformers loads the tokenizer beside this config.json: for

@@ -97,6 +97,13 @@ class Fields:
         self._wrong(name, "must be true or false")
         return False
 
+    def ids(self, name: str) -> None:
+        """A token id or a list of them; true, which counts as 1, is none."""
+        value = self.values.get(name)
+        entries = value if isinstance(value, list) else [value]
+        if any(isinstance(entry, bool | list | Mapping) for entry in entries):
+            self._wrong(name, "must be a token id, or a list of them")
+
     def words(self, name: str) -> list[str]:
         """A list of strings; empty where the key is absent or null."""
         value = self.values.get(name)

@@ -29,7 +29,7 @@ from typing import Any, get_args, get_type_hints
 
 from alia_ctx.errors import Problem
 from alia_ctx.hf.json_files import Fields, refusal
-from alia_ctx.spec.rope import OPTIONAL_FIELDS, ROPE_TYPES, RopeSpec
+from alia_ctx.spec.rope import LONGEST, OPTIONAL_FIELDS, ROPE_TYPES, RopeSpec
 
 # The field's type, by its name in both RopeSpec and Hugging Face's dict.
 _FIELDS: dict[str, type] = {
@@ -66,7 +66,8 @@ def stated_length(rope: RopeSpec, context: int) -> int:
         return original
     if ROPE_TYPES[rope.type].factor_is_ratio:
         reach = original * (rope.factor or 1.0)
-        return int(reach) if reach >= context and reach == int(reach) else context
+        is_length = context <= reach <= LONGEST and reach == int(reach)
+        return int(reach) if is_length else context
     return context
 
 
@@ -83,7 +84,9 @@ def least_version(rope: RopeSpec, context: int) -> str | None:
     return None
 
 
-def read_rope(path: Path, values: Mapping[str, Any], context: int) -> RopeSpec:
+def read_rope(
+    path: Path, values: Mapping[str, Any], context: int, head_dim: int
+) -> RopeSpec:
     """The one RoPE that all descriptions in `values`, the document at `path`, agree on.
 
     CheckpointError names every key that is of the wrong type, that we lack, or that
@@ -114,7 +117,7 @@ def read_rope(path: Path, values: Mapping[str, Any], context: int) -> RopeSpec:
         if other != rope:
             rule = f"{first} gives {rope}, {name} gives {other}"
             problems.append(Problem(name, forms[name], rule, _KEEP_ONE))
-    problems += rope.problems(first or "rope", context=1)
+    problems += rope.problems(first or "rope", context=1, head_dim=head_dim)
     if problems:
         raise refusal(path, problems)
     return rope

@@ -9,6 +9,7 @@ own.
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,6 +17,7 @@ from typing import Any
 
 from alia_ctx.errors import CheckpointError
 from alia_ctx.files import checksum
+from alia_ctx.hf.json_files import load_json
 from alia_ctx.hf.upstream import load_config
 
 NAMES = ("bos_token_id", "eos_token_id", "pad_token_id")
@@ -44,8 +46,13 @@ class Tokenizer:
         return max(self.vocabulary.values(), default=-1)
 
 
-def read_tokenizer(directory: Path, named: Path | None = None) -> Tokenizer:
+def read_tokenizer(
+    directory: Path, named: Path | None = None, model_type: str | None = None
+) -> Tokenizer:
     """The tokenizer that `AutoTokenizer` makes of `directory`, called `named` in errors.
+
+    `model_type`: of the model, for a directory whose config.json came as its publisher
+    wrote it: transformers may refuse values there that an export writes otherwise.
 
     CheckpointError where it makes none, or where a special token is none of its tokens.
     """
@@ -53,8 +60,9 @@ def read_tokenizer(directory: Path, named: Path | None = None) -> Tokenizer:
 
     named = named or directory
     try:
+        options = _beside(directory, model_type) if model_type else {}
         loaded = AutoTokenizer.from_pretrained(
-            directory, trust_remote_code=False, local_files_only=True
+            directory, trust_remote_code=False, local_files_only=True, **options
         )
         vocabulary = dict(loaded.get_vocab())
         ids = {name: getattr(loaded, name) for name in NAMES}
@@ -78,6 +86,24 @@ def read_tokenizer(directory: Path, named: Path | None = None) -> Tokenizer:
             )
     name = type(loaded).__name__
     return Tokenizer(directory, name, vocabulary, ids, sample, _model_of(loaded))
+
+
+def _beside(directory: Path, model_type: str) -> dict[str, Any]:
+    """The config to read a tokenizer with where its own config.json does not load."""
+    from transformers import AutoConfig
+
+    file = directory / "config.json"
+    if not file.is_file():
+        return {}
+    try:
+        AutoConfig.from_pretrained(directory, trust_remote_code=False)
+        return {}
+    except Exception:  # whatever a value provokes
+        config = AutoConfig.for_model(model_type)
+        # the other key of a config.json that chooses the class of a tokenizer
+        if isinstance(name := load_json(file).get("tokenizer_class"), str):
+            config.tokenizer_class = name
+        return {"config": config}
 
 
 def _model_of(loaded: Any) -> str | None:
@@ -133,11 +159,66 @@ def reconcile(
         stated, told = document.get(name), ids.get(name)
         is_list = isinstance(stated, list) and name == "eos_token_id"
         values = (stated or []) if is_list else [stated]
-        usable = [v for v in values if type(v) is int and 0 <= v < vocab_size]
+        numbers = map(_number, values)
+        usable = [v for v in numbers if v is not None and 0 <= v < vocab_size]
         kept = usable if is_list and usable else next(iter(usable), None)
         keeps = told is None or (is_list and told in usable)
         reconciled[name] = kept if keeps else told
     return reconciled
+
+
+def _number(value: Any) -> int | None:
+    """The id that some writers state as 2.0, "2" or [2]."""
+    if isinstance(value, list) and len(value) == 1:
+        return _number(value[0])
+    if isinstance(value, float) and value.is_integer():
+        return int(value)
+    if isinstance(value, str) and re.fullmatch(r"[0-9]{1,12}", value):
+        return int(value)
+    return value if type(value) is int else None
+
+
+# Keys of generation configs that hold ids, or lists of them, and of sequences of them.
+_HOLD_IDS = (
+    *("suppress_tokens", "begin_suppress_tokens", "decoder_start_token_id"),
+    *("forced_bos_token_id", "forced_eos_token_id"),
+)
+_HOLD_SEQUENCES = ("bad_words_ids", "force_words_ids", "sequence_bias")
+
+
+def without_foreign_ids(
+    document: Mapping[str, Any], vocab_size: int
+) -> tuple[dict[str, Any], list[str]]:
+    """A generation config without ids that the model has no row for, and what they were.
+
+    What is no list of ids stays, to be refused by transformers.
+    """
+    kept, notes = dict(document), []
+    for key in (*_HOLD_IDS, *_HOLD_SEQUENCES, "forced_decoder_ids"):
+        value = document.get(key)
+        entries = value if isinstance(value, list) else [value]
+        known = [entry for entry in entries if _has_rows(key, entry, vocab_size)]
+        if len(known) == len(entries):
+            continue
+        if isinstance(value, list) and known:
+            kept[key] = known
+        else:
+            del kept[key]
+        lost = [entry for entry in entries if entry not in known]
+        notes.append(
+            f"{key} of the base's generation_config.json named {str(lost[:5])[1:-1]}, "
+            "for which the model has no row: left out"
+        )
+    return kept, notes
+
+
+def _has_rows(key: str, entry: Any, vocab_size: int) -> bool:
+    if key in _HOLD_SEQUENCES and isinstance(entry, list):
+        ids = entry[0] if key == "sequence_bias" and entry else entry
+    else:  # an id, or the [position, id] of forced_decoder_ids
+        ids = entry[1:] if isinstance(entry, list) else [entry]
+    numbers = [v for v in ids if type(v) is int] if isinstance(ids, list) else []
+    return all(0 <= number < vocab_size for number in numbers)
 
 
 def agree(

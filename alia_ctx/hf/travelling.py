@@ -45,13 +45,16 @@ def _parts(file: Path) -> Mapping[str, Any]:
     return {k: v for k, v in parts.items() if k not in ("truncation", "padding")}
 
 
-def stop_differences(hf_dir: Path, vocab_size: int) -> Iterator[str]:
+def stop_differences(
+    hf_dir: Path, vocab_size: int, model_type: str | None = None
+) -> Iterator[str]:
     """Special ids of config.json and generation_config.json that are none of the
-    tokenizer's: an export writes one answer in all three.
+    tokenizer's: an export writes one answer in all three. `model_type` as for
+    `read_tokenizer`.
     """
     ids: Mapping[str, int | None] = {}
     if has_vocabulary(hf_dir):
-        ids = read_tokenizer(hf_dir).ids
+        ids = read_tokenizer(hf_dir, model_type=model_type).ids
     for file in (CONFIG, GENERATION_CONFIG):
         document = load_json(hf_dir / file) if (hf_dir / file).is_file() else {}
         for name in NAMES:

@@ -188,7 +188,11 @@ def _unlike_the_base(
     if manifest.ledger:
         return lines
     carried = ckpt_dir / checkpoint.ASSETS
-    own = {*stop_differences(carried, vocab_size), *limit_differences(carried, context)}
+    model_type = manifest.model.architecture
+    own = {
+        *stop_differences(carried, vocab_size, model_type),
+        *limit_differences(carried, context),
+    }
     return [line for line in lines if line not in own]
 
 
@@ -236,7 +240,8 @@ def _compare_tokenizers(
         return text, apart
     if not has_vocabulary(training):
         return f"tokenizer: not compared, {training} has none", []
-    there, here = map(read_tokenizer, (hf_dir, training))
+    there = read_tokenizer(hf_dir)
+    here = read_tokenizer(training, model_type=manifest.model.architecture)
     problems = differences(there, here)
     problems += backend_differences(hf_dir, training)
     if stated is not None:

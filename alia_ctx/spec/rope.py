@@ -14,7 +14,13 @@ from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Any
 
+import numpy as np
+
 from alia_ctx.errors import ConfigError, Problem
+
+_FP32 = np.finfo(np.float32)
+_LEAST, _MOST = float(_FP32.tiny), float(_FP32.max)
+LONGEST = 2**48  # tokens; products with it stay exact in fp64
 
 
 @dataclass(frozen=True)
@@ -69,8 +75,11 @@ class RopeSpec:
         definition = ROPE_TYPES[self.type]
         return definition.needs + definition.options
 
-    def problems(self, key: str, context: int) -> list[Problem]:
-        """Rules that this RoPE breaks for rows of `context` tokens;
+    def problems(
+        self, key: str, context: int, head_dim: int | None = None
+    ) -> list[Problem]:
+        """Rules that this RoPE breaks for rows of `context` tokens, and what its
+        frequencies come to for heads of `head_dim`, where that is known.
 
         `key` is its place in the config.
         """
@@ -79,9 +88,14 @@ class RopeSpec:
             rule = "there is no such RoPE type"
             return [Problem(f"{key}.type", self.type, rule, f"use one of {known}")]
         problems = [
-            Problem(f"{key}.{name}", value, "must be a finite number", "set a number")
+            Problem(
+                f"{key}.{name}",
+                value,
+                "must be a finite number of fp32",
+                "set a number",
+            )
             for name, value in vars(self).items()
-            if isinstance(value, float) and not math.isfinite(value)
+            if isinstance(value, float) and not abs(value) <= _MOST
         ]
         if problems:
             return problems
@@ -100,7 +114,10 @@ class RopeSpec:
             if (value := getattr(self, name)) is not None:
                 rule = f"RoPE type {self.type} ignores it"
                 problems.append(Problem(f"{key}.{name}", value, rule, "remove it"))
-        return problems + self._out_of_range(key, context)
+        problems += self._out_of_range(key, context)
+        if problems or head_dim is None:
+            return problems
+        return _frequency_problems(self, key, head_dim, context)
 
     def _out_of_range(self, key: str, context: int) -> list[Problem]:
         problems = []
@@ -114,12 +131,12 @@ class RopeSpec:
                 )
             )
         original = self.original_max_position_embeddings
-        if original is not None and original < 1:
+        if original is not None and not 1 <= original <= LONGEST:
             problems.append(
                 Problem(
                     f"{key}.original_max_position_embeddings",
                     original,
-                    "must be positive",
+                    f"must be positive, and at most {LONGEST}",
                     "use the length that the base model was trained at",
                 )
             )
@@ -212,16 +229,48 @@ def inverse_frequencies(
     factor on cos and sin.
 
     `arrays` is the module `numpy` or `torch`, `dtype` one of its types. Only `dynamic`
-    depends on `context`, the row length. Raises ConfigError where the type lacks a field
-    or `head_dim` is odd.
+    depends on `context`, the row length. Raises ConfigError where the type lacks a
+    field, `head_dim` is odd, or a frequency is no number of fp32.
     """
+    # whether it reaches the context is for whoever chose it
     problems = rope.problems("rope", context=1)
+    problems = problems or _frequency_problems(rope, "rope", head_dim, context)
     if problems or head_dim % 2:
         raise ConfigError(
             f"RoPE cannot be built for head_dim={head_dim} (it must be even)", problems
         )
     formula = ROPE_TYPES[rope.type].formula
     return formula(rope, Frequencies(head_dim, context, arrays, dtype))
+
+
+def _frequency_problems(
+    rope: RopeSpec, key: str, head_dim: int, context: int
+) -> list[Problem]:
+    """Frequencies that training, in fp32, could not compute with: fields that are each in
+    range can together come to zero, infinity or nothing at all.
+    """
+    if head_dim % 2:
+        return []  # said of the model
+    formula = ROPE_TYPES[rope.type].formula
+    try:
+        with np.errstate(all="ignore"):
+            frequencies, scaling = formula(
+                rope, Frequencies(head_dim, context, np, np.float32)
+            )
+    except (ArithmeticError, ValueError) as error:
+        rule = f"cannot be computed for head_dim={head_dim}: {error}"
+    else:
+        values = {f"the frequency of pair {i}": v for i, v in enumerate(frequencies)}
+        values["the factor on cos and sin"] = scaling
+        wrong = {k: v for k, v in values.items() if not _LEAST <= float(v) <= _MOST}
+        if not wrong:
+            return []
+        what, value = next(iter(wrong.items()))
+        rule = f"{what} of {head_dim // 2} comes to {value:g} in fp32"
+    fields = {k: v for k, v in vars(rope).items() if v is not None}
+    told = ", ".join(f"{name} {value}" for name, value in fields.items())
+    remedy = "use theta and factor of a published model, or RoPE type linear or yarn"
+    return [Problem(key, told, rule, remedy)]
 
 
 def _default(rope: RopeSpec, of: Frequencies) -> tuple[Any, float]:
@@ -236,6 +285,8 @@ def _dynamic(rope: RopeSpec, of: Frequencies) -> tuple[Any, float]:
     """NTK-aware scaling: the base grows with the length, the highest frequency stays."""
     original = int(rope.require("original_max_position_embeddings"))
     factor = rope.require("factor")
+    if of.head_dim == 2:
+        raise ValueError("the one pair of dynamic is never stretched")
     length = max(of.context, original)
     stretch = (factor * length / original) - (factor - 1)
     theta = rope.theta * stretch ** (of.head_dim / (of.head_dim - 2))

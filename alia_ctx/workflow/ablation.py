@@ -204,7 +204,7 @@ def _choices(run: RunConfig, name: str, choices: str) -> dict[str, RopeSpec]:
             "call it otherwise",
         )
         if rope is not None:
-            problems += rope.problems(label, stage.context)
+            problems += rope.problems(label, stage.context, run.model.head_dim)
             ropes[label] = rope
     problems.need(bool(raw), choices, "{}", "names no choice", "add NAME: {type: ...}")
     if problems:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import os
 from pathlib import Path
 from typing import Any
@@ -161,6 +162,30 @@ def test_output_beside_text_and_around_it_is_right(tmp_path: Path) -> None:
         assert problems_of(changed(path, output=str(output))) == []
 
 
+@pytest.mark.parametrize("below", ["", "runs/a", "x/.."])
+@pytest.mark.parametrize("link", [False, True])
+def test_output_inside_what_is_read_as_a_whole(
+    tmp_path: Path, below: str, link: bool
+) -> None:
+    """The tokenizer's directory, and that of a base, there or not yet."""
+    path = write_run(tmp_path)
+    tokenizer = Path(yaml.safe_load(path.read_text())["tokenizer"])
+    base = tmp_path / "base"
+    for folder, what in ((tokenizer, "the tokenizer"), (base, "short.init_from")):
+        changed(
+            path, stages__short__init_from=str(base) if folder == base else "random"
+        )
+        place = folder
+        if link:
+            place = tmp_path / f"link-{folder.name}"
+            place.symlink_to(folder)
+        problems = problems_of(changed(path, output=str(place / below)))
+        [rule] = [p.rule for p in problems if p.key == "output"]
+        assert rule.startswith("is inside ") and what in rule
+    changed(path, stages__short__init_from="random", output=str(tokenizer.parent / "o"))
+    assert problems_of(path) == []
+
+
 def test_output_inside_the_program(tmp_path: Path) -> None:
     inside = Path(alia_ctx.__file__).parent / "runs"
     problems = problems_of(changed(write_run(tmp_path), output=str(inside)))
@@ -303,3 +328,43 @@ def test_below_a_root_that_is_not_mounted(
         evaluation__held_out__inputs=[f"/not/mounted/{held}"],
     )
     assert (problems_of(path) == []) is right
+
+
+# --- text that is none ----------------------------------------------------------------
+
+
+@pytest.mark.parametrize("place", ["train", "held"])
+@pytest.mark.parametrize(
+    "content",
+    [
+        {"a.jsonl": b""},
+        {"a.jsonl": b"", "b.txt": b""},
+        {"a.jsonl": b"\n \n"},
+        {"a.json": b"[]"},
+        {"a.txt": b"\xef\xbb\xbf\n"},
+        {"a.jsonl.gz": gzip.compress(b"")},
+        {"a.jsonl": b'{"text": ""}\n{"text": " "}\n'},
+    ],
+    ids=str,
+)
+def test_a_source_without_documents_is_named(
+    tmp_path: Path, place: str, content: dict[str, bytes]
+) -> None:
+    path = text_run(tmp_path)
+    (tmp_path / place / "a.jsonl").unlink()
+    for name, data in content.items():
+        (tmp_path / place / name).write_bytes(data)
+    key = {"train": "data.sources.text.inputs", "held": "evaluation.held_out.inputs"}
+    problems = [p for p in problems_of(path) if p.key == key[place]]
+    assert len(problems) == 1 and "no documents" in problems[0].rule
+    (tmp_path / place / "c.jsonl").write_text('{"text": "some words"}\n')
+    assert [p for p in problems_of(path) if p.key == key[place]] == []
+
+
+def test_a_store_without_tokens_is_named(tmp_path: Path) -> None:
+    path = write_run(tmp_path)
+    for suffix in (".bin", ".idx"):
+        (tmp_path / f"s{suffix}").write_bytes(b"")
+    changed(path, data__sources__text={"store": str(tmp_path / "s")})
+    [problem] = [p for p in problems_of(path) if "empty" in p.rule]
+    assert problem.key == "data.sources.text.store"

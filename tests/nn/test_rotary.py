@@ -7,6 +7,9 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from collections.abc import Iterator
+from itertools import product
+from typing import Any
 
 import pytest
 import torch
@@ -19,7 +22,7 @@ from transformers.models.llama.modeling_llama import (
 
 from alia_ctx.errors import ConfigError
 from alia_ctx.nn.rotary import cos_sin, inverse_frequencies, rotate
-from alia_ctx.spec.rope import RopeSpec
+from alia_ctx.spec.rope import ROPE_TYPES, RopeSpec
 
 ALIA_32K = RopeSpec("llama3", 1e4, 8.0, 4096, low_freq_factor=1.0, high_freq_factor=4.0)
 ALIA_160K = dataclasses.replace(ALIA_32K, factor=40.0)
@@ -216,3 +219,58 @@ def test_a_missing_field_is_named() -> None:
         )
     with pytest.raises(ConfigError, match="head_dim=63"):
         inverse_frequencies(SPECS["default"], 63, 4096)
+
+
+def edges(name: str) -> Iterator[RopeSpec]:
+    """A type at the edges of each of its fields, and beyond."""
+    needs = ROPE_TYPES[name].needs
+    factors = (1.0, 1e10, 1e38, 1e300) if "factor" in needs else (None,)
+    lengths = (1, 4096, 2**48, 10**400) if len(needs) > 1 else (None,)
+    others: tuple[dict[str, Any], ...] = ({},)
+    if name == "llama3":
+        bands = ((1.0, 4.0), (1e-320, 3e38), (1.0, 1 + 4e-16))
+        others = tuple({"low_freq_factor": a, "high_freq_factor": b} for a, b in bands)
+    if name == "yarn":
+        others += (
+            {"beta_fast": 3e38, "beta_slow": 1e-320},
+            {"mscale": 3e38, "mscale_all_dim": 1e-30},
+            {"attention_factor": 1e-320},
+        )
+    thetas = (1.0000001, 1e4, 1e30, 3e38, 1e39, 1e300)
+    for theta, factor, length, more in product(thetas, factors, lengths, others):
+        yield RopeSpec(name, theta, factor, length, **more)
+
+
+@pytest.mark.parametrize("head_dim", [2, 4, 128])
+@pytest.mark.parametrize("name", sorted(ROPE_TYPES))
+def test_frequencies_are_numbers_above_zero_or_refused(
+    name: str, head_dim: int
+) -> None:
+    """Whatever `check` lets pass rotates, and what it refuses is not computed."""
+    computed = 0
+    for spec, context in product(edges(name), (1, 4096)):
+        problems = spec.problems("rope", context, head_dim)
+        try:
+            frequencies, scaling = inverse_frequencies(spec, head_dim, context)
+        except ConfigError:
+            assert problems, spec
+            continue
+        computed += 1
+        assert torch.isfinite(frequencies).all() and (frequencies > 0).all(), spec
+        assert 0 < torch.tensor(scaling) < torch.inf, spec
+        # what the builder does not ask is whether the RoPE reaches the context
+        assert all("reaches" in problem.rule for problem in problems), spec
+    assert bool(computed) == (name != "dynamic" or head_dim > 2)
+
+
+def test_a_dynamic_rope_of_one_pair_is_refused_as_upstream_fails() -> None:
+    spec = RopeSpec("dynamic", 1e4, 2.0, 32)
+    with pytest.raises(ZeroDivisionError):
+        ROPE_INIT_FUNCTIONS["dynamic"](upstream_config(spec, 2, 32), seq_len=64)
+    [problem] = spec.problems("stages.a.rope", 64, 2)
+    assert str(problem).startswith(
+        "stages.a.rope=type dynamic, theta 10000.0, factor 2"
+    )
+    vanishing = RopeSpec("dynamic", 1e4, 1e38, 1)
+    [problem] = vanishing.problems("stages.a.rope", 64, 8)
+    assert "the frequency of pair 1 of 4 comes to 0 in fp32" in problem.rule

@@ -11,6 +11,7 @@ from alia_ctx.data.chat.json_text import Decoder, parse
 from alia_ctx.data.documents.containers import ByteStream, open_bytes
 from alia_ctx.data.documents.inputs import format_of
 from alia_ctx.data.documents.json_values import json_values
+from alia_ctx.data.documents.parquet import NoValue, column_values, parquet_file
 from alia_ctx.data.documents.slices import json_form
 from alia_ctx.errors import DataError
 
@@ -97,10 +98,9 @@ def _lines(stream: ByteStream, file: str, max_bytes: int) -> Iterator[Row]:
 
 def _parquet_rows(file: str, id_key: str | None) -> Iterator[Row]:
     import pyarrow as pa
-    import pyarrow.parquet as pq
 
     try:
-        with pq.ParquetFile(file) as parquet:
+        with parquet_file(file) as parquet:
             schema = parquet.schema_arrow
             columns = [name for name in schema.names if name in (*_COLUMNS, id_key)]
             if not columns:
@@ -112,7 +112,7 @@ def _parquet_rows(file: str, id_key: str | None) -> Iterator[Row]:
                 _require_no_structures(file, name, schema.field(name))
             number = 0
             for batch in parquet.iter_batches(batch_size=_BATCH, columns=columns):
-                for row in _python_rows(batch):
+                for row in _python_rows(batch, id_key):
                     yield _parquet_row(f"{file}#{number}", row)
                     number += 1
     except (pa.ArrowException, OSError) as error:
@@ -121,22 +121,27 @@ def _parquet_rows(file: str, id_key: str | None) -> Iterator[Row]:
         ) from error
 
 
-def _python_rows(batch: Any) -> Iterator[Any]:
-    """Rows as mappings; one that holds a string that is no UTF-8 is an error by itself."""
-    try:
-        yield from batch.to_pylist()
-    except UnicodeDecodeError:
-        for number in range(batch.num_rows):
-            try:
-                yield batch.slice(number, 1).to_pylist()[0]
-            except UnicodeDecodeError as error:
-                yield error
+def _python_rows(batch: Any, id_key: str | None) -> Iterator[Any]:
+    """Rows as mappings; one that Python cannot hold is a NoValue by itself, but where
+    only its name is none.
+    """
+    names = batch.schema.names
+    for values in zip(*map(column_values, batch.columns), strict=True):
+        row = dict(zip(names, values, strict=True))
+        if id_key not in _COLUMNS and isinstance(row.get(id_key), NoValue):
+            row[id_key] = None
+        wrong = [value for value in row.values() if isinstance(value, NoValue)]
+        yield wrong[0] if wrong else row
 
 
 def _parquet_row(where: str, row: Any) -> Row:
-    if isinstance(row, UnicodeDecodeError):
+    if not isinstance(row, NoValue):
+        return Row(where, row)
+    if isinstance(row.error, UnicodeDecodeError):
         return Row(where, None, ("invalid_utf8", "a string of the row is no UTF-8"))
-    return Row(where, row)
+    return Row(
+        where, None, ("unparsable_messages", f"Python cannot hold a value: {row.error}")
+    )
 
 
 def _require_no_structures(file: str, place: str, field: Any) -> None:

@@ -9,6 +9,7 @@ from alia_ctx.data.documents.inputs import Inputs, SourceSpec, find_inputs
 from alia_ctx.data.documents.reading import (
     Document,
     Item,
+    nothing_to_read,
     read_blocks,
     read_documents,
     read_items,
@@ -27,6 +28,7 @@ __all__ = [
     "Slice",
     "SourceSpec",
     "find_inputs",
+    "nothing_to_read",
     "plan_shards",
     "read_blocks",
     "read_documents",

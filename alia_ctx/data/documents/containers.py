@@ -1,4 +1,4 @@
-"""Opening compressed and Parquet files, with errors that name the file."""
+"""Opening compressed files, with errors that name the file."""
 
 from __future__ import annotations
 
@@ -47,51 +47,6 @@ def chat_remedy(names: Collection[str]) -> str:
     if {"messages", "conversations", "chat", "answers"}.isdisjoint(names):
         return ""
     return "; a source of conversations is given `chat: {}`"
-
-
-@contextmanager
-def open_parquet(name: str, text_key: str, id_key: str | None) -> Iterator[Any]:
-    """A pyarrow ParquetFile with these columns;
-
-    DataError where it is broken, or lacks a column or strings in it.
-    """
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
-    try:
-        with pq.ParquetFile(name) as parquet:
-            schema = parquet.schema_arrow
-            for key in filter(None, (text_key, id_key)):
-                columns = schema.names.count(key)
-                if columns != 1:
-                    what = f"{columns} columns are" if columns else "no column is"
-                    raise DataError(
-                        f"{name}: {what} called {key!r}, the columns are "
-                        f"{', '.join(schema.names)}; set text_key/id_key, or rename one"
-                        f"{chat_remedy(schema.names)}"
-                    )
-            column = schema.field(text_key).type
-            if not _holds_strings(column):
-                raise DataError(
-                    f"{name}: column {text_key!r} holds {column}, not strings; set text_key"
-                )
-            yield parquet
-    except (pa.ArrowException, OSError) as error:
-        raise DataError(
-            f"{name}: cannot be read as Parquet ({error}); restore or remove the file"
-        ) from error
-
-
-def _holds_strings(column: Any) -> bool:
-    """Whether an Arrow type is a string, in any of the forms that Arrow has for them."""
-    import pyarrow.types as types
-
-    if types.is_dictionary(column):
-        return _holds_strings(column.value_type)
-    is_view = getattr(types, "is_string_view", lambda _: False)
-    return bool(
-        types.is_string(column) or types.is_large_string(column) or is_view(column)
-    )
 
 
 def compression_of(name: str) -> Compression | None:

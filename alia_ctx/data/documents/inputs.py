@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fnmatch
 import glob
 import os
 from collections.abc import Iterator, Sequence
@@ -26,6 +27,7 @@ _FORMATS: dict[str, Format] = {
     ".parquet": "parquet",
     ".pq": "parquet",
 }
+_NOT_FOLLOWED = "link to a directory, not followed"
 _ARCHIVES = (".zip", ".tar", ".tgz", ".7z", ".rar")
 SUPPORTED = (
     ".txt .md .rst .json .jsonl .ndjson (each also .gz, .zst, .xz or .bz2) and .parquet"
@@ -85,8 +87,10 @@ class SourceSpec:
                 )
             )
         try:
-            find_inputs(self.inputs)
-        except DataError as error:
+            files = find_inputs(self.inputs).files
+            if not any(os.path.getsize(name) for name in files):
+                raise DataError("no documents: every file of them is empty")
+        except (DataError, OSError) as error:
             problems.append(
                 Problem(f"{key}.inputs", self.inputs, str(error), "correct the path")
             )
@@ -120,6 +124,15 @@ class SourceSpec:
             )
             for suffix in (".bin", ".idx")
             if not Path(store + suffix).is_file()
+        ] or [
+            Problem(
+                f"{key}.store",
+                store,
+                f"{store}.bin is empty: it holds no tokens",
+                "give a store with text, or leave the source out",
+            )
+            for size in [Path(store + ".bin").stat().st_size]
+            if not size
         ]
 
 
@@ -175,13 +188,51 @@ def _matches(pattern: str) -> Iterator[tuple[str, str | None]]:
         yield from sorted(_walk(Path(pattern)))
     elif os.path.lexists(pattern):
         yield pattern, _why_no_file(pattern)
+    elif "**" in (parts := Path(pattern).parts):
+        yield from sorted(_recursive(parts))
     else:
-        for name in sorted(glob.glob(pattern, recursive=True)):
-            if not (os.path.isdir(name) and "**" in pattern):
-                yield name, _why_no_file(name)
+        for name in sorted(glob.glob(pattern)):
+            yield name, _why_no_file(name)
 
 
-def _walk(root: Path) -> Iterator[tuple[str, str | None]]:
+def _recursive(parts: tuple[str, ...]) -> Iterator[tuple[str, str | None]]:
+    """What a glob with `**` matches, and the links to directories on the way, which are
+    no more followed than below a directory (`glob.glob` goes round their loops).
+    """
+    first = parts.index("**")
+    rest = parts[first:]
+    hidden = any(part.startswith(".") for part in rest)
+    for root in glob.glob(str(Path(*parts[:first]))):
+        if not os.path.isdir(root):
+            continue
+        for name, reason in _walk(Path(root), hidden=hidden):
+            below = Path(name).relative_to(root).parts
+            if reason == _NOT_FOLLOWED or _fits(below, rest):
+                yield name, reason
+
+
+def _fits(parts: Sequence[str], pattern: Sequence[str]) -> bool:
+    """Whether a glob's parts match those of a path, as `glob.glob` would say."""
+    if not pattern:
+        return not parts
+    shown = bool(parts) and not parts[0].startswith(".")
+    if pattern[0] == "**":
+        deeper = shown and _fits(parts[1:], pattern)
+        return deeper or _fits(parts, pattern[1:])
+    shown = shown or pattern[0].startswith(".")
+    return (
+        bool(parts)
+        and shown
+        and fnmatch.fnmatchcase(parts[0], pattern[0])
+        and _fits(parts[1:], pattern[1:])
+    )
+
+
+def _walk(root: Path, *, hidden: bool = False) -> Iterator[tuple[str, str | None]]:
+    """(path, why it is not read or None) of the files below a directory. `hidden`: files
+    and directories whose names begin with a dot are as good as others.
+    """
+
     def unreadable(error: OSError) -> None:
         raise DataError(
             f"{error.filename}: cannot be listed ({error.strerror}); make it readable or "
@@ -191,19 +242,14 @@ def _walk(root: Path) -> Iterator[tuple[str, str | None]]:
     for folder, folders, names in os.walk(root, onerror=unreadable):
         for name in [*folders]:
             path = Path(folder, name)
-            if name.startswith(".") or path.is_symlink():
+            is_hidden = name.startswith(".") and not hidden
+            if is_hidden or path.is_symlink():
                 folders.remove(name)
-                hidden = name.startswith(".")
-                yield (
-                    str(path),
-                    "hidden directory"
-                    if hidden
-                    else "link to a directory, not followed",
-                )
+                yield str(path), "hidden directory" if is_hidden else _NOT_FOLLOWED
         for name in names:
             path = Path(folder, name)
-            hidden = name.startswith(".")
-            yield str(path), "hidden file" if hidden else _why_no_file(str(path))
+            is_hidden = name.startswith(".") and not hidden
+            yield str(path), "hidden file" if is_hidden else _why_no_file(str(path))
 
 
 def _why_no_file(name: str) -> str | None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -12,11 +13,11 @@ from alia_ctx.data.documents.containers import (
     chat_remedy,
     open_bytes,
     open_counted,
-    open_parquet,
 )
 from alia_ctx.data.documents.counts import DocumentCounts, LeftOut
 from alia_ctx.data.documents.inputs import SourceSpec, find_inputs
 from alia_ctx.data.documents.json_values import json_values, records, values_of
+from alia_ctx.data.documents.parquet import NoValue, column_values, open_parquet
 from alia_ctx.data.documents.slices import UTF8_BOM, Slice, plan_shards
 from alia_ctx.errors import DataError
 
@@ -31,6 +32,7 @@ class Document:
 
 
 Item = Document | LeftOut
+_LITTLE = 1 << 16  # bytes that `check` reads
 
 
 def read_documents(
@@ -41,6 +43,22 @@ def read_documents(
     for shard in plan_shards(find_inputs(spec.inputs).files, spec):
         for part in shard:
             yield from read_slice(part, spec, counts)
+
+
+def nothing_to_read(spec: SourceSpec) -> str | None:
+    """Why a source of little text has no document; None where it has one, where it is
+    large, and where something else is wrong with it, which reading it says.
+    """
+    counts = DocumentCounts()
+    try:
+        files = find_inputs(spec.inputs).files
+        if spec.chat or sum(map(os.path.getsize, files)) > _LITTLE:
+            return None
+        if next(read_documents(spec, counts), None) is not None:
+            return None
+    except (DataError, OSError):
+        return None
+    return f"no documents; left out: {counts.reasons()}"
 
 
 def read_slice(
@@ -233,7 +251,7 @@ def _encodable(text: str) -> bool:
 
 
 def _identity(value: object, otherwise: str) -> str:
-    if value is None:
+    if value is None or isinstance(value, NoValue):
         return otherwise.encode("utf-8", "replace").decode()
     # Parquet has types that JSON has not: dates, bytes, decimals.
     try:
@@ -268,13 +286,6 @@ def _read_parquet(part: Slice, spec: SourceSpec) -> Iterator[Item]:
             row += batch.num_rows
 
 
-def _values(column: Any) -> list[Any]:
-    try:
-        return list(column.to_pylist())
-    except ValueError:  # nanoseconds, which Python's own types do not have
-        return list(column.cast("string").to_pylist())
-
-
 def _parquet_rows(batch: Any, row: int, file: str, spec: SourceSpec) -> Iterator[Item]:
     import pyarrow as pa
     import pyarrow.compute as pc
@@ -288,7 +299,7 @@ def _parquet_rows(batch: Any, row: int, file: str, spec: SourceSpec) -> Iterator
     if spec.id_key == spec.text_key:
         ids = [_decode(text.as_py() or b"") for text in texts]
     elif spec.id_key:
-        ids = _values(batch.column(spec.id_key))
+        ids = column_values(batch.column(spec.id_key))
     for number, size in enumerate(sizes):
         where = f"{file}#{row + number}"
         if size is None:

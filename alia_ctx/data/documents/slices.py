@@ -9,9 +9,9 @@ from pathlib import Path
 from alia_ctx.data.documents.containers import (
     compression_of,
     open_bytes,
-    open_parquet,
 )
 from alia_ctx.data.documents.inputs import Format, SourceSpec, format_of
+from alia_ctx.data.documents.parquet import open_parquet
 from alia_ctx.errors import DataError
 from alia_ctx.files import parse_json
 

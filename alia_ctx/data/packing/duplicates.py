@@ -43,7 +43,7 @@ def duplicates_of(
         name: cast(TokenStore, _Said(store, told)) for name, store in stores.items()
     }
     kept = cast(TokenStore, _Said(held_out, told))
-    near = find_contamination(parts, kept, progress)
+    near = find_contamination(parts, kept, progress, repeats=False)
     out = {}
     for name, store in stores.items():
         alike = np.flatnonzero(np.isin(store.lengths, lengths))

@@ -62,6 +62,7 @@ class TextEncoder:
         self.former_fingerprint = tokenizer.former_fingerprint()
         self.dtype = token_dtype(self.vocabulary)
         self._unknown = tokenizer.unknown_id
+        self._lacking = tokenizer.lacking_id
         self._normalised = tokenizer.normalised_special
         self._single_words = tokenizer.single_words
         self._splits = special_tokens != "keep" or tokenizer.splits_special
@@ -86,6 +87,7 @@ class TextEncoder:
         spelled = [self._spelled.count(text) for text in texts]
         batch = [self._ids(ids) for ids in self._encode(texts, spelled)]
         if keep:
+            spelled = [*map(self._kept, batch, spelled)]
             return [
                 EncodedText(self._framed(ids, found), found, False)
                 for ids, found in zip(batch, spelled, strict=True)
@@ -113,6 +115,19 @@ class TextEncoder:
             self._slow.ids([text], split_special=bool(found) and self._splits)[0]
             for text, found in zip(texts, spelled, strict=True)
         ]
+
+    def _kept(self, ids: np.ndarray, spelled: Counter[str]) -> Counter[str]:
+        """The special tokens that became ids. The ids say so: a normalizer or a model of
+        words makes `</s>` of `</S>` too. Only the id of what the vocabulary lacks is
+        spelled where the text has it; and where the directory itself says that special
+        tokens are split, what the text spells is counted as for `split`.
+        """
+        names = {number: token for token, number in self.special.items()}
+        control = ids[self._is_special[ids]].tolist()
+        kept = Counter(names[number] for number in control if number != self._lacking)
+        if (lacking := names.get(self._lacking, "")) in spelled:
+            kept[lacking] = spelled[lacking]
+        return kept | spelled if self._splits else kept
 
     def _without_control(
         self, text: str, ids: np.ndarray, spelled: Counter[str]

@@ -126,13 +126,19 @@ class HubTokenizer:
         return int(number)
 
     @property
+    def lacking_id(self) -> int:
+        """Id of what the vocabulary lacks, -1 where there is none."""
+        unknown = getattr(self.auto, "unk_token_id", None)
+        return -1 if unknown is None else int(unknown)
+
+    @property
     def unknown_id(self) -> int | None:
         """Id of what the vocabulary lacks, where it is not BOS or EOS as well: those
         are control ids, whatever text gave them.
         """
-        unknown = getattr(self.auto, "unk_token_id", None)
+        unknown = self.lacking_id
         delimiters = [getattr(self.auto, f"{n}_token_id", None) for n in ("bos", "eos")]
-        return None if unknown in delimiters else unknown
+        return None if unknown in (-1, *delimiters) else unknown
 
     def probes(self) -> list[str]:
         """Short texts in which tokenizers differ, with some added tokens among them."""

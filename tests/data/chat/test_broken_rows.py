@@ -12,6 +12,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from alia_ctx.data.chat import ChatConversion, ChatEncoder
+from alia_ctx.data.chat.rows import read_rows
 from alia_ctx.data.documents import ChatSpec
 from alia_ctx.errors import DataError
 from tests.data.chat.tokenizers import save_chat_tokenizer
@@ -213,6 +214,29 @@ def test_rows_of_arrays_and_parquet_have_their_places(tmp_path: Path) -> None:
     assert len([*conversion.conversations()]) == 1
     [row] = conversion.left_out.rows
     assert str(row).startswith(f"{table}#1: unparsable_tools")
+
+
+def test_a_row_of_parquet_that_python_cannot_hold_is_left_out_alone(
+    tmp_path: Path,
+) -> None:
+    good = json.dumps([U, A]).encode()
+    plain = pa.array([good, b"\xff", good, good]).view(pa.string())
+    words = pa.array([good, b"\xff"]).view(pa.string())
+    path = tmp_path / "t.parquet"
+    ids = pa.array([0, 0, 2**62, 1], pa.timestamp("us"))
+    for messages in (
+        plain,
+        pa.DictionaryArray.from_arrays(pa.array([0, 1, 0, 0], pa.int64()), words),
+    ):
+        pq.write_table(pa.table({"messages": messages, "id": ids}), path)
+        rows = [*read_rows(str(path), 1000, "id")]
+        assert [row.where for row in rows] == [f"{path}#{n}" for n in range(4)]
+        assert [row.fault and row.fault[0] for row in rows] == [
+            *(None, "invalid_utf8", None, None)
+        ]
+        assert [row.value["id"] is None for row in rows if row.value] == [
+            *(False, True, False)
+        ]
 
 
 @pytest.mark.parametrize(

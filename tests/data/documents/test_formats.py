@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import bz2
+import glob
 import gzip
 import json
 import lzma
@@ -259,3 +260,61 @@ def test_shards_are_small_enough_for_many_workers(tmp_path: Path) -> None:
     packed.write_bytes(gzip.compress(packed.read_bytes().hex().encode()))
     ((part,),) = plan_shards([str(packed)], spec)
     assert part.block_bytes == 1 << 20
+
+
+@pytest.mark.parametrize(
+    "pattern",
+    [
+        *("**", "**/*", "**/*.jsonl", "*/**/*.jsonl", "**/b/**/*.jsonl", "**/**/*.*"),
+        *("**/[ab]/*", "**/.h/*.jsonl", "**/.*", "b/**/c.jsonl", "**/*/*/*", "?/**"),
+        *(
+            "**/b/*.jsonl",
+            "**/none",
+            "[*]/**/*",
+            "**/b/**",
+            "**x/*.jsonl",
+        ),
+    ],
+)
+def test_recursive_globs_match_what_globs_do(tmp_path: Path, pattern: str) -> None:
+    """Where there are no links, exactly the files that Python's own glob finds."""
+    names = "a b/b b/c b/b/c d/b/x/c .h/a b/.h/c .z *d/e ax/b x/b"
+    for name in names.split():
+        path = tmp_path / f"{name}.jsonl"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text('{"text": "a"}')
+    expected = {
+        name
+        for name in glob.glob(f"{glob.escape(str(tmp_path))}/{pattern}", recursive=True)
+        if Path(name).is_file()
+    }
+    try:
+        found = find_inputs([f"{glob.escape(str(tmp_path))}/{pattern}"])
+    except DataError:
+        assert not expected
+    else:
+        assert {*found.files} == {n for n in expected if n.endswith(".jsonl")}
+        assert {*found.ignored} == {n for n in expected if not n.endswith(".jsonl")}
+
+
+def test_recursive_globs_follow_no_link_to_a_directory(tmp_path: Path) -> None:
+    """Not in circles, not out of the tree; each link is named once, as below a directory."""
+    tree, other = tmp_path / "tree", tmp_path / "other"
+    (tree / "sub").mkdir(parents=True)
+    other.mkdir()
+    for path in (tree / "a.jsonl", tree / "sub" / "b.jsonl", other / "c.jsonl"):
+        path.write_text('{"text": "a"}')
+    (tree / "loop").symlink_to(tree)
+    (tree / "sub" / "up").symlink_to("..")
+    (tree / "out").symlink_to(other)
+    links = {str(tree / "loop"), str(tree / "sub" / "up"), str(tree / "out")}
+    for pattern in ("**", "**/*.jsonl", "**/*", "**/**/*.jsonl"):
+        found = find_inputs([f"{tree}/{pattern}", str(tree)])
+        assert {*found.files} == {f"{tree}/a.jsonl", f"{tree}/sub/b.jsonl"}
+        told = {n: why for n, why in found.ignored.items() if n in links}
+        assert told == dict.fromkeys(links, "link to a directory, not followed")
+        assert not [n for n in found.ignored if "loop/" in n or "out/" in n]
+    with pytest.raises(DataError, match="link to a directory, not followed"):
+        find_inputs([f"{tree}/**/out/*.jsonl"])
+    # as a directory, a link that is given by itself is what was asked for
+    assert find_inputs([f"{tree}/out/**/*.jsonl"]).files == (f"{tree}/out/c.jsonl",)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import subprocess
+from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
@@ -136,6 +137,80 @@ def test_nanoseconds_are_identifiers(tmp_path: Path, ids: pa.Array) -> None:
     path = parquet(tmp_path / "a.parquet", pa.array(["a"]), id=ids)
     [document] = read_documents(SourceSpec(inputs=[str(path)], id_key="id"))
     assert document.text == "a" and document.id
+
+
+def broken_strings(values: list[bytes | None], form: pa.DataType) -> pa.Array:
+    """An array of a string type whose bytes are as they are, UTF-8 or not."""
+    large = pa.types.is_large_string(form)
+    raw = pa.array(values, pa.large_binary() if large else pa.binary())
+    return raw.view(form)
+
+
+@pytest.mark.parametrize(
+    "ids",
+    [
+        broken_strings([b"one", b"\xff", b"three"], pa.string()),
+        pa.DictionaryArray.from_arrays(
+            pa.array([0, 1, 2]),
+            broken_strings([b"one", b"\xff", b"three"], pa.string()),
+        ),
+        broken_strings([b"one", b"\xff", b"three"], pa.string()).cast(pa.string_view()),
+        pa.array([0, 2**62, 0], pa.timestamp("us")),
+        pa.array([0, 2**62, 0], pa.timestamp("ms")),
+        pa.array([0, 2**30, 0], pa.date32()),
+        pa.array([0, 10**18, 0], pa.duration("s")),
+        pa.array([[0], [2**30], [0]], pa.list_(pa.date32())),
+        pa.StructArray.from_arrays(
+            [broken_strings([b"one", b"\xff", b"three"], pa.string())], ["x"]
+        ),
+    ],
+    ids=lambda ids: str(ids.type),
+)
+def test_an_identifier_that_python_cannot_hold_is_that_of_its_row_alone(
+    tmp_path: Path, ids: pa.Array
+) -> None:
+    path = parquet(tmp_path / "a.parquet", pa.array(["a", "b", "c"]), id=ids)
+    found = [*read_documents(SourceSpec(inputs=[str(path)], id_key="id"))]
+    assert [d.text for d in found] == ["a", "b", "c"]
+    assert found[1].id == f"{path}#1"
+    assert not {found[0].id, found[2].id} & {f"{path}#{n}" for n in range(3)}
+
+
+@pytest.mark.parametrize(
+    "ids",
+    [
+        pa.array([None, None], pa.null()),
+        pa.array([b"\xff", b"\x00"]),
+        pa.array([Decimal("1.50"), None], pa.decimal128(10, 2)),
+        pa.array([1, 2], pa.timestamp("us", "Mars/Phobos")),
+        pa.array([1, 2], pa.time64("ns")),
+        pa.array([{"x": b"\xff"}, None]),
+        pa.array([[(1, 2)], []], pa.map_(pa.int32(), pa.int32())),
+        pa.array([float("nan"), float("inf")]),
+    ],
+    ids=lambda ids: str(ids.type),
+)
+def test_identifiers_of_every_type(tmp_path: Path, ids: pa.Array) -> None:
+    path = parquet(tmp_path / "a.parquet", pa.array(["a", "b"]), id=ids)
+    found = [*read_documents(SourceSpec(inputs=[str(path)], id_key="id"))]
+    assert [d.text for d in found] == ["a", "b"] and all(d.id for d in found)
+
+
+@pytest.mark.parametrize("index", [pa.int8(), pa.int32(), pa.int64(), None], ids=str)
+@pytest.mark.parametrize("form", [pa.string(), pa.large_string()], ids=str)
+def test_one_text_that_is_no_utf8_does_not_stop_the_others(
+    tmp_path: Path, index: pa.DataType | None, form: pa.DataType
+) -> None:
+    values: list[bytes | None] = ["één".encode(), b"\xff\xfe", None, b"b"]
+    if index is None:
+        column = broken_strings(values, form)
+    else:
+        words = broken_strings([v for v in values if v is not None], form)
+        column = pa.DictionaryArray.from_arrays(pa.array([0, 1, None, 2], index), words)
+    found, counts = texts(parquet(tmp_path / "a.parquet", column))
+    assert found == ["één", "b"]
+    assert (counts.invalid_utf8, counts.missing_text) == (1, 1)
+    assert counts.examples[0] == f"invalid_utf8: {tmp_path / 'a.parquet'}#1"
 
 
 @pytest.mark.parametrize("window, read", [(24, True), (27, True), (30, False)])

@@ -146,3 +146,63 @@ def test_the_same_store_on_both_sides_is_refused(tmp_path: Path) -> None:
         (tmp_path / f"copy{suffix}").write_bytes((tmp_path / f"b{suffix}").read_bytes())
     with pytest.raises(DataError, match=r"same tokens as source b"):
         find_contamination(stores, TokenStore(tmp_path / "copy"))
+
+
+def test_exact_copies_are_found_whatever_held_out_documents_have_in_common(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Copies of texts that are mostly boilerplate, repeated, short, or not in the sample."""
+    monkeypatch.setattr(contamination, "_FULL_TOKENS", 500)
+    chance = np.random.default_rng(5)
+    boilerplate, repeated = chance.integers(0, 500, 180), chance.integers(0, 500, 300)
+    held = [
+        np.concatenate((boilerplate, chance.integers(0, 500, 20))) for _ in "a" * 90
+    ]
+    held += [repeated] * 70 + [chance.integers(0, 500, n) for n in [*range(1, 30)] * 5]
+    other = [chance.integers(0, 500, 200) for _ in range(40)]
+    order = chance.permutation(len(held))
+    store = write_store(tmp_path / "t", [*[held[n] for n in order], *other], 500)
+    held_out = write_store(tmp_path / "h", held, 500)
+    result = find_contamination({"t": store}, held_out)
+    assert result.exact["t"].tolist() == list(range(len(held)))
+    assert result.near["t"].size == 0
+    assert result.held_out.tolist() == list(range(len(held)))
+
+
+@pytest.mark.parametrize("full", [1 << 21, 500])
+def test_what_documents_share_with_many_others_does_not_hide_what_is_their_own(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, full: int
+) -> None:
+    monkeypatch.setattr(contamination, "_FULL_TOKENS", full)
+    chance = np.random.default_rng(6)
+    template = chance.integers(0, 500, 400)
+    words = [chance.integers(0, 500, 60) for _ in range(100)]
+    held = [np.concatenate((template, own)) for own in words]
+    with_own = [np.concatenate((template, own[:45], [7])) for own in words]
+    excerpt = [own[:40] for own in words]  # without the template
+    elsewhere = [np.concatenate((template[::-1], own)) for own in words]
+    without = [np.concatenate((template, chance.integers(0, 500, 60))) for _ in words]
+    store = write_store(
+        tmp_path / "t", [*with_own, *excerpt, *without, *elsewhere], 500
+    )
+    result = find_contamination({"t": store}, write_store(tmp_path / "h", held, 500))
+    assert result.exact["t"].size == 0
+    # 48 of its 61 own runs, then 28 of 28, none, and 48 of 60
+    assert result.near["t"].tolist() == [*range(200), *range(300, 400)]
+
+
+def test_versions_of_one_text_are_like_one_another_however_many_they_are(
+    tmp_path: Path,
+) -> None:
+    """Nothing is its own in a text of which a hundred versions are held out."""
+    chance = np.random.default_rng(7)
+    text = chance.integers(0, 500, 600)
+    versions = [damaged(text, 0.001, chance) for _ in range(200)]
+    half = np.concatenate((text[:300], chance.integers(0, 500, 300)))
+    quarter = np.concatenate((text[:150], chance.integers(0, 500, 450)))
+    held_out = write_store(tmp_path / "h", versions[:100] * 3, 500)
+    store = write_store(tmp_path / "t", [*versions, text[:400], half, quarter], 500)
+    result = find_contamination({"t": store}, held_out)
+    assert set(result.exact["t"]) >= set(range(100))
+    found = set(result.documents("t").tolist())
+    assert found >= set(range(201)) and 202 not in found

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import pickle
+from collections import Counter
 from itertools import pairwise
 from pathlib import Path
 
@@ -88,6 +89,40 @@ def test_keep_is_autotokenizers_own_reading(tmp_path: Path, family: str) -> None
     tokenizer = AutoTokenizer.from_pretrained(directory, local_files_only=True)
     ids = tokenizer(TEXTS, add_special_tokens=False)["input_ids"]
     assert [text.tokens.tolist() for text in encode(directory, "keep")] == ids
+
+
+@pytest.mark.parametrize("splits", [False, True])
+@pytest.mark.parametrize("family", families.FAMILIES)
+def test_keep_counts_and_delimits_what_became_an_id(
+    tmp_path: Path, family: str, splits: bool
+) -> None:
+    """However the text spells it: lower-casing models make `</s>` of `</S>` too."""
+    directory = families.save(
+        families.FAMILIES[family](), tmp_path / "t", split_special_tokens=splits
+    )
+    tokenizer = AutoTokenizer.from_pretrained(directory, local_files_only=True)
+    texts = [
+        *TEXTS,
+        *map(str.upper, TEXTS),
+        "<S>",
+        "</S>",
+        "<S>see</S>",
+        "see <|IM_END|>",
+    ]
+    texts += ["</S>the rain<S>", "é</sé<s> <|Im_End|>", "<s>the rain", "the rain</s>"]
+    ids = tokenizer(texts, add_special_tokens=False)["input_ids"]
+    names = {number: families.SPECIAL[number] for number in CONTROL}
+    for text, theirs, ours in zip(
+        texts, ids, encode(directory, "keep", texts, delimit=True), strict=True
+    ):
+        before, after = [1] * (theirs[0] != 1), [2] * (theirs[-1] != 2)
+        assert ours.tokens.tolist() == [*before, *theirs, *after], text
+        counts = Counter(names[number] for number in theirs if number in names)
+        told = {k: v for k, v in ours.spelled.items() if k != "<unk>"}
+        if splits:  # then what is only text is counted too
+            assert counts <= Counter(told), text
+        else:
+            assert counts == told, text
 
 
 def test_counts_by_token(tmp_path: Path) -> None:
