@@ -9,7 +9,6 @@ own.
 from __future__ import annotations
 
 import json
-import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -159,23 +158,11 @@ def reconcile(
         stated, told = document.get(name), ids.get(name)
         is_list = isinstance(stated, list) and name == "eos_token_id"
         values = (stated or []) if is_list else [stated]
-        numbers = map(_number, values)
-        usable = [v for v in numbers if v is not None and 0 <= v < vocab_size]
+        usable = [v for v in values if type(v) is int and 0 <= v < vocab_size]
         kept = usable if is_list and usable else next(iter(usable), None)
         keeps = told is None or (is_list and told in usable)
         reconciled[name] = kept if keeps else told
     return reconciled
-
-
-def _number(value: Any) -> int | None:
-    """The id that some writers state as 2.0, "2" or [2]."""
-    if isinstance(value, list) and len(value) == 1:
-        return _number(value[0])
-    if isinstance(value, float) and value.is_integer():
-        return int(value)
-    if isinstance(value, str) and re.fullmatch(r"[0-9]{1,12}", value):
-        return int(value)
-    return value if type(value) is int else None
 
 
 # Keys of generation configs that hold ids, or lists of them, and of sequences of them.

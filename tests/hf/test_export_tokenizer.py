@@ -68,7 +68,7 @@ def test_stop_lists_that_hold_the_tokenizers_stay_lists(base: Path) -> None:
     assert read(out / "config.json")["eos_token_id"] == 5
 
 
-@pytest.mark.parametrize("wrong", [96, -1, "2", [2, 96], [], 2.0, True])
+@pytest.mark.parametrize("wrong", [96, -1, "2", [2, 96], [], 2.0])
 def test_ids_that_are_none_of_the_models_do_not_travel(base: Path, wrong: Any) -> None:
     edit_json(base / "config.json", pad_token_id=wrong)
     edit_json(base / "generation_config.json", pad_token_id=wrong)
