@@ -26,6 +26,14 @@ TaskName = Literal[
     "qa_1",
     "qa_2",
 ]
+# Tasks that hide their needles in text, where `retrieval.haystack` says so.
+TASKS_IN_TEXT: tuple[TaskName, ...] = (
+    "niah_single_2",
+    "niah_single_3",
+    "niah_multikey_1",
+    "niah_multivalue",
+    "niah_multiquery",
+)
 LanguageName = Literal["en", "es", "ca", "eu", "gl"]
 MetricName = Literal[
     "loss",
@@ -98,6 +106,17 @@ class EvaluationConfig:
     during: list[EvaluatorName] = field(default_factory=lambda: ["positions"])
     retrieval: RetrievalConfig = field(default_factory=RetrievalConfig)
     best: BestConfig | None = None
+
+    @property
+    def during_on_text(self) -> list[str]:
+        """What of `during` cannot be measured without held-out text: losses, and needles
+        that text hides.
+        """
+        needs = {"positions", "blocks", "longppl"}
+        tasks = self.retrieval.tasks or TASKS_IN_TEXT
+        if self.retrieval.haystack == "text" and set(tasks) & set(TASKS_IN_TEXT):
+            needs.add("retrieval")
+        return [name for name in self.during if name in needs]
 
     def problems(self, key: str = "evaluation") -> list[Problem]:
         """What its values break."""
