@@ -63,13 +63,15 @@ METRICS: dict[str, str | None] = {
 @dataclass(frozen=True)
 class RetrievalConfig:
     """Which of RULER's task forms (default: all 13), in which languages, how many samples
-    of each, and what hides the needles: the held-out text, or noise.
+    of each, and what hides the needles: the held-out text, or noise. `digits`: of the
+    numbers that are to be found; RULER's have 7, small models manage fewer.
     """
 
     tasks: list[TaskName] | None = None
     languages: list[LanguageName] = field(default_factory=lambda: ["en"])
     samples: int = 8
     haystack: Literal["text", "noise"] = "text"
+    digits: int = 7
 
 
 @dataclass(frozen=True)
@@ -127,6 +129,13 @@ class EvaluationConfig:
         }.items():
             remedy = "the default is 64" if name == "documents" else "the default is 8"
             problems.need(value > 0, f"{key}.{name}", value, "must be above 0", remedy)
+        problems.need(
+            1 <= self.retrieval.digits <= 18,
+            f"{key}.retrieval.digits",
+            self.retrieval.digits,
+            "must be from 1 to 18",
+            "the default is 7",
+        )
         every, remedy = self.every_updates, "0 is never"
         problems.need(
             every >= 0, f"{key}.every_updates", every, "must not be negative", remedy
