@@ -18,6 +18,7 @@ import shutil
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import yaml
 
@@ -25,6 +26,7 @@ from alia_ctx import workflow
 from alia_ctx.config.load import load_run, read_config
 from alia_ctx.data.documents import DocumentCounts, SourceSpec, read_documents
 from alia_ctx.demo import corpus
+from alia_ctx.demo.retrieval import write_retrieval_documents
 from alia_ctx.demo.tokenizer import train_tokenizer
 from alia_ctx.errors import AliaError, DataError
 from alia_ctx.progress import say
@@ -47,6 +49,9 @@ def main() -> int:
         return error.exit_code
     page = workflow.write_page([config], arguments.overrides)
     print(report.markdown.read_text(encoding="utf-8"))
+    said = workflow.page_verdicts(config, arguments.overrides)
+    for verdict in said:
+        print(f"- {verdict.answer}: {verdict.claim}: {verdict.detail}")
     say(f"took {time.monotonic() - started:.0f} s")
     print(
         f"model:  {run.directory('hf', list(run.stages)[-1])}\nreport: "
@@ -54,7 +59,9 @@ def main() -> int:
     )
     print(
         "what it shows: "
-        + ("every claim holds" if report.holds else "a claim does NOT hold, see above")
+        + ("the report's claims hold" if report.holds else "a claim does NOT hold")
+        + f"; {sum(verdict.holds is True for verdict in said)} of {len(said)} "
+        "sentences of the page are a yes, see above"
     )
     print(f"page:   {page}")
     return 0 if report.holds or arguments.text else 1
@@ -102,27 +109,39 @@ def prepare(arguments: argparse.Namespace) -> Path:
     text, tokenizer = output / "text", output / "tokenizer"
     if not (text / "heldout.jsonl").is_file():
         shutil.rmtree(text, ignore_errors=True)
+        write_retrieval_documents(text)
         gather_own(arguments.text, text) if arguments.text else gather_installed(text)
     demo = read_config(CONFIG)
-    files = sorted(path for path in text.glob("*.jsonl") if path.stem != "heldout")
+    files = sorted(p for p in text.glob("*.jsonl") if not p.stem.startswith("heldout"))
     if not (tokenizer / "tokenizer.json").is_file():
         say(f"training a tokenizer of {demo['model']['vocab_size']} tokens")
         train_tokenizer(files, tokenizer, demo["model"]["vocab_size"])
     if output == Path(demo["output"]):
         return CONFIG
-    sources = {
-        **dict.fromkeys(demo["data"]["sources"]),  # null takes the demo's out
-        **{path.stem: {"inputs": [f"${{root}}/text/{path.name}"]} for path in files},
-    }
-    mine = {
-        "include": str(CONFIG),
-        "name": output.name,
-        "root": str(output),
-        "data": {"sources": sources},
-    }
+    mine = {"include": str(CONFIG), "name": output.name, "root": str(output)}
+    if arguments.text:
+        mine |= in_place_of_installed(demo)
     config = output / "config.yaml"
     config.write_text(yaml.safe_dump(mine, sort_keys=False), encoding="utf-8")
     return config
+
+
+def in_place_of_installed(demo: dict[str, Any]) -> dict[str, Any]:
+    """The user's own text where the demo's configuration has that of the packages, with
+    the same share of each stage; null takes a source out.
+    """
+    inputs = {"inputs": ["${root}/text/own.jsonl"]}
+    stages = {}
+    for name, stage in demo["stages"].items():
+        pack = stage["pack"]
+        shares = [pack["weights"][kind] for kind in corpus.KINDS]
+        weights = {**dict.fromkeys(corpus.KINDS), "own": round(sum(shares), 6)}
+        stages[name] = {"pack": {"weights": weights}}
+        if "sources" in pack:
+            kept = [kind for kind in pack["sources"] if kind not in corpus.KINDS]
+            stages[name]["pack"]["sources"] = ["own", *kept]
+    sources = {**dict.fromkeys(corpus.KINDS), "own": inputs}
+    return {"data": {"sources": sources}, "stages": stages}
 
 
 def gather_installed(text: Path) -> None:
@@ -138,7 +157,7 @@ def gather_own(paths: list[str], text: Path) -> None:
     problems = spec.problems("--text")
     if problems:
         raise DataError("\n".join(str(problem) for problem in problems))
-    text.mkdir(parents=True)
+    text.mkdir(parents=True, exist_ok=True)
     counts, long_ones, kept = DocumentCounts(), 0, {"own": 0, "heldout": 0}
     with (
         (text / "own.tmp").open("w", encoding="utf-8") as own,

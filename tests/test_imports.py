@@ -29,8 +29,9 @@ ALLOWED: dict[str, set[str]] = {
     "evaluation": {"data", "spec"},
     "planner": {"data", "spec"},
     "report": {"evaluation", "spec"},
-    # Its conversations are made as a user makes them.
-    "demo": {"data"},
+    # Its conversations are made as a user makes them; its text has the sentences of the
+    # tasks that its model is measured by.
+    "demo": {"data", "evaluation"},
     "workflow": {
         *("spec", "data", "config", "checkpoint", "train", "mcore"),
         *("hf", "evaluation", "planner", "report"),

@@ -18,7 +18,7 @@ from alia_ctx.cli.output import is_main, print_table
 from alia_ctx.config.evaluation import EvaluationConfig, RetrievalConfig
 from alia_ctx.config.load import load_run
 from alia_ctx.config.schema import build
-from alia_ctx.errors import ConfigError, Problem, Problems
+from alia_ctx.errors import AliaError, ConfigError, Problem, Problems
 
 if TYPE_CHECKING:
     from alia_ctx.spec.layout import Layout
@@ -174,10 +174,11 @@ def evaluate(
         changes = [f"evaluation.retrieval.{k}={_yaml(v)}" for k, v in given.items()]
         changes += [] if documents is None else [f"evaluation.documents={documents}"]
         changes += [f"engine.precision={precision}"] if precision else []
+        configured = load_run(config, overrides or (), stages=stage or ())
         run = load_run(config, [*(overrides or ()), *changes], stages=stage or ())
         chosen = _evaluators(names or run.evaluation.measure, retrieval)
         made = workflow.evaluation_task(
-            run, stage or (), _contexts(context or ()), chosen, contrast
+            run, stage or (), _contexts(context or ()), chosen, contrast, configured
         )
         return replace(made, layout=_layout(layout), directory=output or made.directory)
 
@@ -185,7 +186,10 @@ def evaluate(
     has_run = any(file.is_file() for file in files)
     is_model = config.is_dir() or (text and not has_run)
     made = workflow.task_on_all_ranks(of_models if is_model else of_a_run)
-    _show(workflow.measure_models(made), made, as_json)
+    evaluated = workflow.measure_models(made)
+    _show(evaluated, made, as_json)
+    if evaluated.refused:
+        raise typer.Exit(AliaError.exit_code)
 
 
 def _recompute(

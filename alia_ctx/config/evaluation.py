@@ -26,6 +26,14 @@ TaskName = Literal[
     "qa_1",
     "qa_2",
 ]
+# Tasks that hide their needles in text, where `retrieval.haystack` says so.
+TASKS_IN_TEXT: tuple[TaskName, ...] = (
+    "niah_single_2",
+    "niah_single_3",
+    "niah_multikey_1",
+    "niah_multivalue",
+    "niah_multiquery",
+)
 LanguageName = Literal["en", "es", "ca", "eu", "gl"]
 MetricName = Literal[
     "loss",
@@ -55,13 +63,15 @@ METRICS: dict[str, str | None] = {
 @dataclass(frozen=True)
 class RetrievalConfig:
     """Which of RULER's task forms (default: all 13), in which languages, how many samples
-    of each, and what hides the needles: the held-out text, or noise.
+    of each, and what hides the needles: the held-out text, or noise. `digits`: of the
+    numbers that are to be found; RULER's have 7, small models manage fewer.
     """
 
     tasks: list[TaskName] | None = None
     languages: list[LanguageName] = field(default_factory=lambda: ["en"])
     samples: int = 8
     haystack: Literal["text", "noise"] = "text"
+    digits: int = 7
 
 
 @dataclass(frozen=True)
@@ -99,6 +109,17 @@ class EvaluationConfig:
     retrieval: RetrievalConfig = field(default_factory=RetrievalConfig)
     best: BestConfig | None = None
 
+    @property
+    def during_on_text(self) -> list[str]:
+        """What of `during` cannot be measured without held-out text: losses, and needles
+        that text hides.
+        """
+        needs = {"positions", "blocks", "longppl"}
+        tasks = self.retrieval.tasks or TASKS_IN_TEXT
+        if self.retrieval.haystack == "text" and set(tasks) & set(TASKS_IN_TEXT):
+            needs.add("retrieval")
+        return [name for name in self.during if name in needs]
+
     def problems(self, key: str = "evaluation") -> list[Problem]:
         """What its values break."""
         problems = Problems()
@@ -108,6 +129,13 @@ class EvaluationConfig:
         }.items():
             remedy = "the default is 64" if name == "documents" else "the default is 8"
             problems.need(value > 0, f"{key}.{name}", value, "must be above 0", remedy)
+        problems.need(
+            1 <= self.retrieval.digits <= 18,
+            f"{key}.retrieval.digits",
+            self.retrieval.digits,
+            "must be from 1 to 18",
+            "the default is 7",
+        )
         every, remedy = self.every_updates, "0 is never"
         problems.need(
             every >= 0, f"{key}.every_updates", every, "must not be negative", remedy

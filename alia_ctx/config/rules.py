@@ -151,12 +151,15 @@ def _text(draft: Draft, problems: Problems) -> None:
     asked = draft.asked().values()
     keep_some = bool(asked) and all(s.pack.held_out_instances for s in asked)
     is_there = draft.evaluation.held_out is not None or keep_some
+    on_text = draft.evaluation.during_on_text
     problems.need(
-        is_there or draft.evaluation.every_updates < 1,
+        is_there or draft.evaluation.every_updates < 1 or not on_text,
         "evaluation.held_out",
         None,
-        f"evaluation.every_updates={draft.evaluation.every_updates} needs it",
-        "name held-out text, or set every_updates to 0",
+        f"evaluation.every_updates={draft.evaluation.every_updates} with "
+        f"evaluation.during={', '.join(on_text)} needs it",
+        "name held-out text, set every_updates to 0, or measure what needs none "
+        "(passkey, leak, retrieval with evaluation.retrieval.haystack=noise)",
     )
     if draft.data is not None:
         problems.need(

@@ -40,7 +40,7 @@ def train_tokenizer(
     with a `text`, the vocabulary is too small, or the directory already has a
     tokenizer.
     """
-    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+    from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
 
     out_dir = Path(out_dir)
     least = 256 + len(SPECIAL_TOKENS)
@@ -55,7 +55,12 @@ def train_tokenizer(
         )
     texts = list(chain.from_iterable(_jsonl_texts(Path(file)) for file in files))
     tokenizer = Tokenizer(models.BPE(unk_token=None))
-    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
+        [
+            pre_tokenizers.Split(Regex(r"\p{N}{1,2}"), "isolated"),
+            pre_tokenizers.ByteLevel(add_prefix_space=False),
+        ]
+    )
     tokenizer.decoder = decoders.ByteLevel()
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
     trainer = trainers.BpeTrainer(

@@ -12,6 +12,33 @@ from alia_ctx.errors import CheckpointError
 from alia_ctx.hf.upstream import load_causal_lm
 
 
+def position_limit(config: Any) -> int | None:
+    """How many positions a transformers model of `config` has at all: rows of its table of
+    learned (GPT-2, OPT) or tabulated ones (GPT-J); None where it computes them, or cannot
+    be built to be looked at.
+    """
+    from transformers import AutoModelForCausalLM
+
+    factory: Any = AutoModelForCausalLM
+    try:
+        with torch.device("meta"):
+            model = factory.from_config(config, trust_remote_code=False)
+    except Exception:  # by what a file's content provokes
+        return None
+    limits = []
+    for name, module in model.named_modules():
+        last = name.rpartition(".")[2]
+        if isinstance(module, torch.nn.Embedding) and (
+            "position" in last or last == "wpe"
+        ):
+            # OPT's table begins with rows that no position has.
+            limits.append(module.num_embeddings - int(getattr(module, "offset", 0)))
+    for name, buffer in model.named_buffers():
+        if name.endswith("embed_positions") and buffer.ndim == 2:
+            limits.append(buffer.shape[0])
+    return min(limits, default=None)
+
+
 class CausalModel:
     """`AutoModelForCausalLM` of a directory, whole on this process's device.
 

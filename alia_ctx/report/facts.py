@@ -101,8 +101,9 @@ class StageFacts:
 class Result:
     """One file of an evaluation: what was measured of which model at which length.
 
-    `differs` says why it is not of the model that is there now, a line each: such a
-    result is named and not shown.
+    `differs` says why it is not of the model that is there now, a line each; `unlike`
+    what its settings have other than those of the results that it would stand beside.
+    Such a result is named and not shown.
     """
 
     model: str
@@ -111,6 +112,7 @@ class Result:
     content: Mapping[str, Any]
     made_from: Mapping[str, Any] = field(default_factory=dict)
     differs: Sequence[str] = ()
+    unlike: Sequence[str] = ()
 
     @property
     def bands(self) -> PositionBands:
@@ -151,14 +153,14 @@ class RunFacts:
 
     @property
     def stale(self) -> list[Result]:
-        return [result for result in self.results if result.differs]
+        return [r for r in self.results if r.differs or r.unlike]
 
     def of(self, evaluator: str) -> list[Result]:
-        """What was measured by an evaluator, and is of what is there; the base first,
-        short contexts before long ones.
+        """What was measured by an evaluator, is of what is there and by one choice of
+        settings; the base first, short contexts before long ones.
         """
-        order = self.models
-        kept = [r for r in self.results if r.evaluator == evaluator and not r.differs]
+        order, stale = self.models, self.stale
+        kept = [r for r in self.results if r.evaluator == evaluator and r not in stale]
         return sorted(kept, key=lambda r: (order.index(r.model), r.context))
 
     def how(self, arguments: str) -> str:

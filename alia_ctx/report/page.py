@@ -83,9 +83,14 @@ def _problems(facts: RunFacts) -> list[str]:
     lines += [f"{s.name}: {problem}" for s in facts.stages for problem in s.problems]
     for result in facts.stale:
         what = f"{result.evaluator} of {result.model} at {result.context:,} tokens"
+        why = (
+            "it is not of the model that is there now"
+            if result.differs
+            else "it was measured with other settings than those beside it"
+        )
+        reasons = "; ".join([*(result.differs or result.unlike)][:3])
         lines.append(
-            f"{what} is not shown, it is not of the model that is there now: "
-            f"{'; '.join(result.differs[:3])}. {facts.how('evaluate CONFIG')} measures "
-            "it anew."
+            f"{what} is not shown, {why}: {reasons}. "
+            f"{facts.how('evaluate CONFIG')} measures it anew."
         )
     return lines

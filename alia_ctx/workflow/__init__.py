@@ -21,7 +21,6 @@ from alia_ctx.workflow.evaluation import (
     Evaluation,
     EvaluationTask,
     Role,
-    lines_of,
     measure_models,
 )
 from alia_ctx.workflow.evaluation_tasks import (
@@ -36,6 +35,7 @@ from alia_ctx.workflow.plans import contamination, not_seen, open_plan, pack
 from alia_ctx.workflow.recomputing import recompute
 from alia_ctx.workflow.reporting import (
     keep_page,
+    lines_of,
     page_verdicts,
     report,
     text_report,

@@ -44,6 +44,7 @@ class EvaluatedModel:
         tokenizer: directory of its tokenizer; None where there is none.
         through: what reads it: `engine`, or `transformers` and why.
         stage: of a run, whose last checkpoint it is; None for other models.
+        limit: positions that it has at all, where these are a table; None: no end.
     """
 
     name: str
@@ -57,6 +58,7 @@ class EvaluatedModel:
     is_checkpoint: bool = True
     through: str = "engine"
     stage: str | None = None
+    limit: int | None = None
 
     @property
     def packs(self) -> bool:
@@ -140,7 +142,7 @@ def of_directory(path: Path) -> EvaluatedModel:
 
 
 def _of_huggingface(path: Path) -> EvaluatedModel:
-    from alia_ctx.hf import config
+    from alia_ctx.hf import config, rules, streams, weight_files
 
     made = EvaluatedModel(
         name=path.resolve().name,
@@ -157,6 +159,10 @@ def _of_huggingface(path: Path) -> EvaluatedModel:
         model, rope, context = config.read_config(path)
     except CheckpointError as refusal:
         return _through_transformers(made, refusal)
+    # All that an import refuses by headers alone is refused before others are measured.
+    places = weight_files.locate_weights(path)
+    streams.drop_tied_head(model.tie_word_embeddings, places)
+    rules.check_huggingface(rules.WeightMap(model), places, str(path))
     return replace(
         made, context=context, vocab_size=model.vocab_size, model=model, rope=rope
     )
@@ -170,6 +176,9 @@ def _through_transformers(
     """
     from transformers import AutoConfig
 
+    from alia_ctx.hf import weight_files
+    from alia_ctx.hf.scoring import position_limit
+
     try:
         config: Any = AutoConfig.from_pretrained(
             made.path, trust_remote_code=False, local_files_only=True
@@ -177,11 +186,13 @@ def _through_transformers(
         context, vocabulary = config.max_position_embeddings, config.vocab_size
     except Exception:  # whatever a file's content provokes
         raise refusal from None
+    weight_files.locate_weights(made.path)
     reason = " ".join(str(refusal).split())
     return replace(
         made,
         context=int(context),
         vocab_size=int(vocabulary),
+        limit=position_limit(config),
         through=f"transformers, as the engine has not its family: {reason}",
     )
 
@@ -240,9 +251,26 @@ class ModelOpener:
         if model.model is None:
             from alia_ctx.workflow.transformers_scorer import TransformersScorer
 
-            yield TransformersScorer(model.path, self.engine)
+            scorer = TransformersScorer(model.path, self.engine)
+            scorer.try_length(context)
+            yield scorer
             return
         yield self._engine(model, context)
+
+    def check(self, model: EvaluatedModel, context: int) -> None:
+        """LayoutError where the ranks cannot hold the model, or not in the layout that was
+        asked for. Collective.
+        """
+        if model.model is None:
+            return
+        if self.layout is None:
+            find_layout(self.engine, model.model, context)
+            return
+        ranks = World().world_size
+        problems = self.layout.problems("layout", model.model, context, ranks)
+        if problems:
+            lines = [f"the layout does not fit {model.name} at {context:,} tokens"]
+            raise LayoutError("\n  ".join([*lines, *map(str, problems)]))
 
     def _engine(self, model: EvaluatedModel, context: int) -> Scorer:
         import torch

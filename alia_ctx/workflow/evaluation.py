@@ -13,13 +13,19 @@ from pathlib import Path
 from typing import Any
 
 from alia_ctx.config.run import EngineConfig
-from alia_ctx.errors import AliaError, DataError
+from alia_ctx.errors import AliaError, CheckpointError, DataError
 from alia_ctx.evaluation.long_ppl import KeyTokens
 from alia_ctx.evaluation.positions import PositionBands
 from alia_ctx.evaluation.retrieval import TooShortError
-from alia_ctx.evaluation.verdicts import Measured
 from alia_ctx.files import exclusive, write_json
-from alia_ctx.identity import require_same, sealed, statement, unsealed
+from alia_ctx.identity import (
+    differences,
+    require_same,
+    sealed,
+    statement,
+    statement_checksum,
+    unsealed,
+)
 from alia_ctx.progress import meter
 from alia_ctx.spec.layout import Layout
 from alia_ctx.train.engine import Scorer
@@ -28,6 +34,8 @@ from alia_ctx.workflow.evaluated_models import EvaluatedModel, ModelOpener
 from alia_ctx.workflow.measuring import ON_TEXT, Measurement, NotFiniteError
 from alia_ctx.workflow.reading import read_json
 
+# The folder of results that the run's report does not read.
+OTHER_SETTINGS = "other-settings"
 # What reads short texts in long rows.
 _SHORT_IN_LONG = ("blocks", "longppl", "passkey")
 EVALUATORS = (*ON_TEXT, "retrieval", "passkey", "leak")
@@ -56,7 +64,7 @@ class Evaluation:
 @dataclass(frozen=True)
 class Result:
     """What one evaluator found: `content` is None where it had nothing to measure, and
-    `reason` says why.
+    `reason` says why; `refused` where the model could not be read or run.
     """
 
     evaluation: Evaluation
@@ -64,6 +72,7 @@ class Result:
     made_from: Mapping[str, Any]
     content: Mapping[str, Any] | None
     reason: str | None = None
+    refused: bool = False
 
 
 @dataclass(frozen=True)
@@ -77,6 +86,11 @@ class Evaluated:
     def of(self, evaluator: str) -> list[Result]:
         """What an evaluator measured, in the order of the tables."""
         return [r for r in self.results if r.evaluator == evaluator and r.content]
+
+    @property
+    def refused(self) -> bool:
+        """Whether a model could not be measured."""
+        return any(result.refused for result in self.results)
 
     def positions(self) -> dict[str, PositionBands]:
         """Losses by position, by name of the evaluation."""
@@ -112,6 +126,9 @@ class EvaluationTask:
         directory: results are DIRECTORY/MODEL/EVALUATOR-CONTEXT.json.
         contrast: finds LongPPL's key tokens; None: the last model.
         remedy: how to make a result anew.
+        standard: the task by the run's own settings. A result of other ones has a
+            place of its own, so that it never takes that of a result which the run's
+            report reads.
     """
 
     evaluations: tuple[Evaluation, ...]
@@ -121,11 +138,21 @@ class EvaluationTask:
     contrast: EvaluatedModel | None = None
     layout: Layout | None = None
     remedy: str = "run `alia-ctx evaluate` again, which makes it anew"
+    standard: EvaluationTask | None = None
 
     def path(self, evaluation: Evaluation, evaluator: str) -> Path:
         """Where a result is kept."""
         folder = evaluation.model.name.replace("/", "_")
-        return self.directory / folder / f"{evaluator}-{evaluation.context}.json"
+        name = f"{evaluator}-{evaluation.context}"
+        if self.standard is not None:
+            settings, own = (
+                task.made_from(evaluation, evaluator)["settings"]
+                for task in (self, self.standard)
+            )
+            if differences(own, settings):
+                mark = statement_checksum(settings)[:12]
+                return self.directory / OTHER_SETTINGS / folder / f"{name}-{mark}.json"
+        return self.directory / folder / f"{name}.json"
 
     def made_from(self, evaluation: Evaluation, evaluator: str) -> dict[str, Any]:
         """What decides a result: the model, the context, the evaluator and its settings."""
@@ -193,17 +220,21 @@ def measure_models(task: EvaluationTask) -> Evaluated:
     ):
         keys: dict[int, KeyTokens] = {}
         results: dict[tuple[int, str], Result] = {}
+        missing: dict[int, list[str]] = {}
         for number, evaluation in enumerate(task.evaluations):
-            missing = []
             for name in evaluation.evaluators:
                 result = _known(task, evaluation, name)
                 if result is None:
-                    missing.append(name)
+                    missing.setdefault(number, []).append(name)
                 else:
                     results[number, name] = result
-            if missing:
-                made = _measure_one(task, opener, evaluation, missing, keys)
-                results |= {(number, r.evaluator): r for r in made}
+        for number in missing:
+            evaluation = task.evaluations[number]
+            opener.check(evaluation.model, evaluation.context)
+        for number, names in missing.items():
+            evaluation = task.evaluations[number]
+            made = _measure_or_refuse(task, opener, evaluation, names, keys)
+            results |= {(number, r.evaluator): r for r in made}
     ordered = tuple(
         results[number, name]
         for number, evaluation in enumerate(task.evaluations)
@@ -266,6 +297,26 @@ def _find_key_tokens(
     ):
         measurement = task.measurement(contrast)
         return measurement.key_tokens(engine, contrast.name, context, bar)
+
+
+def _measure_or_refuse(
+    task: EvaluationTask,
+    opener: ModelOpener,
+    evaluation: Evaluation,
+    names: Sequence[str],
+    keys: dict[int, KeyTokens],
+) -> list[Result]:
+    """What `_measure_one` finds; of a model that somebody named and that turns out to be
+    unreadable, the reason, so that the table of the others is not lost with it. A stage
+    of a run is none of these: what mends it is said by its error.
+    """
+    try:
+        return _measure_one(task, opener, evaluation, names, keys)
+    except CheckpointError as error:
+        if evaluation.model.stage is not None:
+            raise
+        reason = " ".join(str(error).split())
+        return [Result(evaluation, n, {}, None, reason, refused=True) for n in names]
 
 
 def _measure_one(
@@ -334,22 +385,3 @@ def _bar(title: str) -> Iterator[Callable[[int, int], None]]:
             bar.update(done)
 
         yield show
-
-
-def lines_of(evaluated: Evaluated) -> list[Measured]:
-    """The results as lines of the tables."""
-    lines: dict[int, Measured] = {}
-    order = dict.fromkeys(id(r.evaluation) for r in evaluated.results)
-    for key in order:
-        results = [r for r in evaluated.results if id(r.evaluation) == key]
-        evaluation = results[0].evaluation
-        contents = {r.evaluator: r.content for r in results if r.content is not None}
-        texts = [r.made_from.get("settings", {}).get("held_out") for r in results]
-        lines[key] = Measured(
-            evaluation.name,
-            evaluation.model.name,
-            evaluation.context,
-            contents,
-            next(filter(None, texts), None),
-        )
-    return list(lines.values())

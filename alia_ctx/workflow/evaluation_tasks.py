@@ -23,6 +23,7 @@ from alia_ctx.workflow.evaluated_models import (
     base_checkpoint,
     base_name,
     model_of,
+    of_stage,
 )
 from alia_ctx.workflow.evaluation import (
     Evaluation,
@@ -43,6 +44,7 @@ def retrieval_settings(config: RetrievalConfig) -> RetrievalSettings:
         languages=tuple(config.languages),
         samples=config.samples,
         haystack=config.haystack,
+        digits=config.digits,
     )
 
 
@@ -208,20 +210,43 @@ def evaluation_task(
     contexts: Sequence[int] = (),
     evaluators: Sequence[str] = (),
     contrast: str | None = None,
+    configured: RunConfig | None = None,
 ) -> EvaluationTask:
     """What is asked of a run: the report's comparison by `evaluators`; or some stages
     (default: all) at some contexts (default: their own), beneath the base at the same.
+
+    `configured` is the run by its own settings, where `run` has others: only results by
+    those are kept where the report reads them.
     """
+    standard = configured or run
     if evaluators:
         evaluation = replace(run.evaluation, measure=list(evaluators))  # type: ignore[arg-type]
         run = replace(run, evaluation=evaluation)
     task = (
         _stage_task(run, names, contexts) if names or contexts else standard_task(run)
     )
-    if contrast is None:
-        return task
-    models = {e.model.name: e.model for e in task.evaluations}
-    return replace(task, contrast=contrast_model(contrast, models))
+    if contrast is not None:
+        models = {e.model.name: e.model for e in task.evaluations}
+        task = replace(task, contrast=contrast_model(contrast, models))
+    return replace(task, standard=_standard(standard, task))
+
+
+def _standard(run: RunConfig, task: EvaluationTask) -> EvaluationTask:
+    """The task as the report of `run` would have it: its text, settings, precision, and
+    the last stage as LongPPL's contrast model.
+    """
+    native = native_context(run)
+    measurement = run_measurement(run, native, run_contexts(run, native))
+    try:
+        contrast = of_stage(run, list(run.stages)[-1])
+    except CheckpointError:  # not trained yet: no report compares with it
+        contrast = None
+    return replace(
+        task,
+        measurement=lambda model: measurement,
+        engine=run.engine,
+        contrast=contrast,
+    )
 
 
 def contrast_model(name: str, models: Mapping[str, EvaluatedModel]) -> EvaluatedModel:

@@ -12,7 +12,7 @@ from alia_ctx.config.evaluation import RetrievalConfig
 from alia_ctx.config.run import EngineConfig
 from alia_ctx.data.tokens import TextEncoder, tokenizer_statement
 from alia_ctx.data.tokens.tokenizer import HubTokenizer
-from alia_ctx.errors import DataError
+from alia_ctx.errors import ConfigError, DataError, Problems
 from alia_ctx.evaluation.held_out import longest_measurable
 from alia_ctx.progress import say
 from alia_ctx.spec.layout import Layout
@@ -77,6 +77,9 @@ def models_task(paths: Sequence[Path], asked: Asked, directory: Path) -> Evaluat
     def measurement(name: str) -> Measurement:
         return _models_measurement(named[name], asked, contexts, native)
 
+    _refuse(models, contexts)
+    for model in models:  # what a tokenizer or the text lacks is said before any work
+        measurement(model.name)
     evaluations = [
         Evaluation(f"{model.name} at {context:,}", model, context, asked.evaluators)
         for model in models
@@ -90,6 +93,22 @@ def models_task(paths: Sequence[Path], asked: Asked, directory: Path) -> Evaluat
         contrast=contrast,
         layout=asked.layout,
     )
+
+
+def _refuse(models: Sequence[EvaluatedModel], contexts: Sequence[int]) -> None:
+    """ConfigError naming every model that has too few positions for a context."""
+    problems = Problems()
+    for model in models:
+        problems.need(
+            model.limit is None or max(contexts) <= model.limit,
+            "--context",
+            max(contexts),
+            f"is more than {model.path} can read: its table of positions has "
+            f"{model.limit or 0:,}",
+            f"ask for at most {model.limit or 0:,}, or leave the model out",
+        )
+    if problems:
+        raise ConfigError("", problems)
 
 
 def _models_measurement(

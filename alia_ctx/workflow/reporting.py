@@ -16,13 +16,14 @@ from alia_ctx.config.run import RunConfig, position_edges
 from alia_ctx.errors import CheckpointError, DataError
 from alia_ctx.evaluation.positions import PositionBands, paired_difference
 from alia_ctx.evaluation.report import Report, write_report
+from alia_ctx.evaluation.verdicts import Measured
 from alia_ctx.files import atomic_file
 from alia_ctx.identity import IdentityError
 from alia_ctx.report import RunFacts, comparison_page, run_page
 from alia_ctx.report.verdicts import Verdict, verdicts
 from alia_ctx.train.run_directory import RunDirectory
 from alia_ctx.workflow.chain import finished_checkpoint, run_directory
-from alia_ctx.workflow.evaluation import Role
+from alia_ctx.workflow.evaluation import Evaluated, Role
 from alia_ctx.workflow.evaluation_tasks import standard_task
 from alia_ctx.workflow.run_facts import config_of, run_facts
 
@@ -68,6 +69,25 @@ def text_report(run: RunConfig) -> str:
         return f"no verdicts as text yet: {error}"
     text = made.markdown.read_text(encoding="utf-8")
     return f"{text}\nreport: {made.markdown}\nplot:   {made.plot}"
+
+
+def lines_of(evaluated: Evaluated) -> list[Measured]:
+    """The results as lines of the tables."""
+    lines: dict[int, Measured] = {}
+    order = dict.fromkeys(id(r.evaluation) for r in evaluated.results)
+    for key in order:
+        results = [r for r in evaluated.results if id(r.evaluation) == key]
+        evaluation = results[0].evaluation
+        contents = {r.evaluator: r.content for r in results if r.content is not None}
+        texts = [r.made_from.get("settings", {}).get("held_out") for r in results]
+        lines[key] = Measured(
+            evaluation.name,
+            evaluation.model.name,
+            evaluation.context,
+            contents,
+            next(filter(None, texts), None),
+        )
+    return list(lines.values())
 
 
 def _ledger_notes(run: RunConfig) -> list[str]:

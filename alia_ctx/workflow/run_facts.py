@@ -50,7 +50,7 @@ def run_facts(
     base = _base_name(run)
     statements = {s.name: s.checkpoint for s in stages}
     statements |= _statement_of_base(run, places)
-    results = list(_results(root / "evaluation", statements, problems))
+    results = _alike(list(_results(root / "evaluation", statements, problems)))
     return RunFacts(
         run.name,
         str(root),
@@ -231,6 +231,34 @@ def _results(
             yield _result(path, made_from, content, statements)
         except (IdentityError, DataError) as error:
             problems.append(" ".join(str(error).split()))
+
+
+def _alike(results: list[Result]) -> list[Result]:
+    """The results, with what sets some apart from the others of their evaluator: numbers
+    by different settings do not belong in one table. The settings that most have are
+    taken for the table's, of equally many those of the last file by name.
+    """
+    made = []
+    for result in results:
+        beside = [
+            _settings(r)
+            for r in results
+            if r.evaluator == result.evaluator and _settings(r) and not r.differs
+        ]
+        own = _settings(result)
+        usual = max(reversed(beside), key=beside.count, default=own)
+        unlike = differences(own, usual, "settings") if own else []
+        made.append(dataclasses.replace(result, unlike=unlike))
+    return made
+
+
+def _settings(result: Result) -> dict[str, Any]:
+    """By what a result was measured; empty where it does not say (release 0.1). What
+    read the model (`through`) may differ from line to line.
+    """
+    settings = dict(result.made_from.get("settings", {}))
+    settings.pop("through", None)
+    return settings
 
 
 def _result(

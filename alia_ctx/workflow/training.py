@@ -147,8 +147,10 @@ def _open_data(run: RunConfig, name: str) -> _Data:
     check_trained(run, name)
     plan = open_plan(run, name)
     require_same_options(run, name)
-    measured = run.evaluation.every_updates and run.evaluation.held_out is not None
-    held_out = open_store(run, HELD_OUT) if measured else None
+    evaluation = run.evaluation
+    measured = evaluation.every_updates and evaluation.during_on_text
+    is_text = measured and evaluation.held_out is not None
+    held_out = open_store(run, HELD_OUT) if is_text else None
     return _Data(
         plan,
         held_out,
@@ -161,11 +163,18 @@ def _open_data(run: RunConfig, name: str) -> _Data:
 def _evaluation(
     run: RunConfig, name: str, engine: Engine, beat: Callable[[], None]
 ) -> Callable[[], dict[str, Any]]:
-    """What is measured while the stage trains: held-out text, and the conversations that
-    the stage holds out, under `conversations`.
+    """What is measured while the stage trains: what `evaluation.during` names, as far as
+    it needs no held-out text where there is none, and the conversations that the stage
+    holds out, under `conversations`.
     """
     text = chat = None
-    if run.evaluation.held_out is not None:
+    evaluation = run.evaluation
+    if evaluation.held_out is None:
+        without = set(evaluation.during) - set(evaluation.during_on_text)
+        during = [n for n in evaluation.during if n in without]
+        evaluation = dataclasses.replace(evaluation, during=during)
+        run = dataclasses.replace(run, evaluation=evaluation)
+    if evaluation.during:
         text = held_out_evaluation(run, name, engine, beat)
     if run.stage(name).pack.held_out_instances:
         chat = conversation_evaluation(run, name, engine, beat)

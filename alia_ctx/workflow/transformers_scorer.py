@@ -9,6 +9,7 @@ import numpy as np
 
 from alia_ctx.config.run import EngineConfig
 from alia_ctx.data.packing import PackedRow
+from alia_ctx.errors import CheckpointError
 from alia_ctx.train.engine import RowLosses
 from alia_ctx.train.rendezvous import World
 
@@ -23,10 +24,27 @@ class TransformersScorer(World):
 
         from alia_ctx.hf.scoring import CausalModel
 
+        self._where = hf_dir
         dtypes = {"fp32": torch.float32, "bf16": torch.bfloat16}
         self._model = CausalModel(hf_dir, dtypes[engine.precision])
         self.data_parallel_rank = self.rank
         self.data_parallel_size = self.world_size
+
+    def try_length(self, tokens: int) -> None:
+        """CheckpointError, on every rank, where the model cannot read so many tokens: what
+        else it says of itself, nobody knows beforehand. Collective.
+        """
+        reason = None
+        try:
+            self._model.losses_and_hits(np.full(tokens, 1, np.int64))
+        except Exception as error:  # whatever a model's own code raises
+            reason = str(error).strip().split("\n")[0] or type(error).__name__
+        reasons = [r for r in self.gather_objects(reason) if r]
+        if reasons:
+            raise CheckpointError(
+                f"{self._where}: transformers cannot run this model on {tokens:,} tokens "
+                f"({reasons[0]}); ask for a shorter --context, or leave it out"
+            )
 
     def row_losses(self, rows: Sequence[PackedRow]) -> tuple[RowLosses, ...]:
         """Losses and hits of `rows`, all of them on this rank."""

@@ -6,6 +6,7 @@ import contextlib
 import io
 import json
 import os
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -45,6 +46,20 @@ MISTAKES: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
         ("--contrast gpt", "llama"),
     ),
     "a stage": (("llama", *ALL[:2], "--stage", "32k"), ("--stage=32k",)),
+    "positions that end": (
+        ("llama", "gpt2", *ALL),
+        ("--context=256", "gpt2", "128", "leave the model out"),
+    ),
+    "others' positions that end": (
+        ("llama", "opt", "gptj", "--context", "129", "--retrieval"),
+        ("opt can read", "gptj can read", "128"),
+    ),
+    "no weights": (("llama", "weightless", *ALL), ("weightless", "no weight files")),
+    "weights of another model": (("llama", "misshapen", *ALL), ("misshapen",)),
+    "no tokenizer, at the end": (
+        ("llama", "bare", *ALL),
+        ("bare: holds no tokenizer", "--tokenizer"),
+    ),
     "no tokenizer": (("bare", *ALL[:2]), ("bare: holds no tokenizer", "--tokenizer")),
 }
 
@@ -56,10 +71,10 @@ def command(*arguments: str) -> str:
     out = io.StringIO()
     try:
         with contextlib.redirect_stdout(out):
-            app(["evaluate", *arguments], standalone_mode=False)
+            code = app(["evaluate", *arguments], standalone_mode=False)
     except AliaError as error:
         return f"{type(error).__name__}: {error}"
-    return out.getvalue()
+    return out.getvalue() + (f"exit status {code}" if code else "")
 
 
 def scenarios(rank: int, folder: str) -> dict[str, Any]:
@@ -88,6 +103,7 @@ def scenarios(rank: int, folder: str) -> dict[str, Any]:
     evaluate("edited", "llama", "neox", "dynamic", *ALL)
     evaluate("fewer", "llama", "neox", "dynamic", *ALL, "--documents", "2")
     evaluate("tables", "llama", "neox", "dynamic", *ALL[:-1], "--documents", "2")
+    evaluate("unreadable", "llama", "late", "dynamic", *ALL[:-1], "--documents", "2")
     for what, (arguments, _) in MISTAKES.items():
         evaluate(what, *arguments)
     return seen
@@ -115,7 +131,52 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     make_model("llama", "default", torch.float32, **sizes).save_pretrained(
         root / "bare"
     )
+    for name, made in tables_of_positions().items():
+        write_model(root / name, made, tokenizer)
+    # Headers that say nothing wrong, and weights that are another model's.
+    shutil.copytree(root / "neox", root / "late")
+    change(root / "late", hidden_size=64)
+    shutil.copytree(root / "llama", root / "misshapen")
+    change(root / "misshapen", intermediate_size=80)
+    shutil.copytree(root / "llama", root / "weightless")
+    (root / "weightless/model.safetensors").unlink()
     return root
+
+
+def tables_of_positions() -> dict[str, Any]:
+    """Models that have 128 positions and no more: learned, learned from the third row on,
+    and tabulated.
+    """
+    from transformers import (
+        GPT2Config,
+        GPT2LMHeadModel,
+        GPTJConfig,
+        GPTJForCausalLM,
+        OPTConfig,
+        OPTForCausalLM,
+    )
+
+    gpt = {"vocab_size": VOCABULARY, "n_positions": NATIVE}
+    gpt |= {"n_embd": 32, "n_layer": 1, "n_head": 4}
+    opt = OPTConfig(
+        vocab_size=VOCABULARY,
+        max_position_embeddings=NATIVE,
+        hidden_size=32,
+        word_embed_proj_dim=32,
+        ffn_dim=64,
+        num_hidden_layers=1,
+        num_attention_heads=4,
+    )
+    return {
+        "gpt2": GPT2LMHeadModel(GPT2Config(**gpt)),
+        "opt": OPTForCausalLM(opt),
+        "gptj": GPTJForCausalLM(GPTJConfig(**gpt, rotary_dim=4)),
+    }
+
+
+def change(folder: Path, **values: Any) -> None:
+    file = folder / "config.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | values))
 
 
 @pytest.fixture(scope="module")
@@ -201,11 +262,22 @@ def test_tables_say_what_was_read_through_what(seen: dict[str, Any]) -> None:
     assert "not measured: dynamic at 256, blocks" in printed
 
 
+def test_a_model_that_turns_out_unreadable_leaves_the_table_of_the_others(
+    seen: dict[str, Any],
+) -> None:
+    printed, opened = seen["unreadable"]
+    assert set(opened) == {"late 128", "late 256"}  # the others were measured before
+    assert "Loss by position" in printed and "dynamic at 256" in printed
+    assert "not measured: late at 256, positions: late: transformers cannot" in printed
+    assert printed.endswith("exit status 2")
+
+
 @pytest.mark.parametrize("what", MISTAKES)
 def test_mistakes_are_named_before_anything_is_measured(
     what: str, seen: dict[str, Any]
 ) -> None:
-    message, _ = seen[what]
+    message, opened = seen[what]
+    assert opened == []
     assert message.split(":")[0].endswith("Error"), message
     for part in MISTAKES[what][1]:
         assert part in message

@@ -10,10 +10,12 @@ import numpy as np
 import pytest
 import yaml
 
+from alia_ctx.config.evaluation import TASKS_IN_TEXT
 from alia_ctx.config.held_out import held_out_notes
 from alia_ctx.config.load import load_run
 from alia_ctx.data.tokens import write_store
 from alia_ctx.demo.tokenizer import train_tokenizer
+from alia_ctx.evaluation.retrieval import RULER
 from tests.config.test_places import changed, problems_of, text_run
 from tests.small_run import alia, write_run
 
@@ -92,6 +94,49 @@ def test_evaluation_in_training_needs_text(tmp_path: Path) -> None:
     (problem,) = problems_of(path)
     assert problem.key == "evaluation.held_out"
     assert problems_of(path, "evaluation.every_updates=0") == []
+
+
+@pytest.mark.parametrize(
+    ("overrides", "needs"),
+    [
+        (["evaluation.during=[passkey, leak]"], False),
+        (["evaluation.during=[retrieval]"], True),
+        (["evaluation.during=[passkey, blocks]"], True),
+        (
+            [
+                "evaluation.during=[retrieval]",
+                "evaluation.retrieval.haystack=noise",
+            ],
+            False,
+        ),
+        (
+            [
+                "evaluation.during=[retrieval]",
+                "evaluation.retrieval.tasks=[niah_single_1, vt, cwe]",
+            ],
+            False,
+        ),
+        (
+            [
+                "evaluation.during=[retrieval]",
+                "evaluation.retrieval.tasks=[vt, niah_single_2]",
+            ],
+            True,
+        ),
+    ],
+)
+def test_only_what_reads_text_needs_it(
+    tmp_path: Path, overrides: list[str], needs: bool
+) -> None:
+    path = changed(write_run(tmp_path), evaluation={"every_updates": 2})
+    keys = [problem.key for problem in problems_of(path, *overrides)]
+    assert keys == (["evaluation.held_out"] if needs else [])
+
+
+def test_tasks_in_text_are_those_of_the_table() -> None:
+    needles = {name: task for name, task in RULER.items() if task.form == "needles"}
+    in_text = {name for name, task in needles.items() if task.haystack == "text"}
+    assert set(TASKS_IN_TEXT) == in_text
 
 
 def without_held_out(path: Path) -> Path:

@@ -9,6 +9,8 @@ import random
 from pathlib import Path
 from types import ModuleType
 
+import pytest
+
 from alia_ctx.config.load import load_run
 from tests.paths import ROOT
 
@@ -23,8 +25,15 @@ def demo_script() -> ModuleType:
 
 def test_own_text_takes_the_place_of_the_demos(tmp_path: Path) -> None:
     words = random.Random(0)
+    letters = "abcdefghijklmnopqrstuvwxyz"
     lines = [
-        json.dumps({"text": " ".join(str(words.random()) for _ in range(1500))})
+        json.dumps(
+            {
+                "text": " ".join(
+                    "".join(words.choices(letters, k=17)) for _ in range(1500)
+                )
+            }
+        )
         for _ in range(10)
     ]
     (tmp_path / "mine.jsonl").write_text("\n".join(lines))
@@ -34,9 +43,17 @@ def test_own_text_takes_the_place_of_the_demos(tmp_path: Path) -> None:
     )
     run = load_run(config)
     assert run.name == output.name
-    assert list(run.data.sources) == ["own"]
+    made = ["retrieval_128", "retrieval_1024", "retrieval_5120"]
+    assert list(run.data.sources) == [*made, "own"]
     assert run.data.sources["own"].inputs == [f"{output}/text/own.jsonl"]
     assert run.evaluation.held_out is not None
-    assert run.evaluation.held_out.inputs == [f"{output}/text/heldout.jsonl"]
+    assert run.evaluation.held_out.inputs == [
+        f"{output}/text/heldout_retrieval.jsonl",
+        f"{output}/text/heldout.jsonl",
+    ]
     assert run.tokenizer == f"{output}/tokenizer"
     assert list(run.stages) == ["base", "x8", "x40"]
+    for stage in run.stages.values():
+        weights = stage.pack.weights
+        assert weights["own"] == 0.15 and sum(weights.values()) == pytest.approx(1)
+        assert set(stage.pack.sources or run.data.sources) == set(weights)

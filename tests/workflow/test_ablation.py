@@ -134,6 +134,24 @@ def test_a_result_that_was_changed_is_a_problem_of_the_page(trained: Path) -> No
     file.write_text(good)
 
 
+def test_results_by_different_settings_do_not_stand_together(trained: Path) -> None:
+    run, out = load_run(trained), trained.parent / "out"
+    few = load_run(trained, ["evaluation.documents=1"])
+    for configuration, contexts in ((run, [64, 128]), (few, [32])):
+        task = workflow.evaluation_task(
+            configuration, ["short"], contexts, ["positions"]
+        )
+        workflow.measure_models(task)
+    facts = run_facts(run, out, "run.yaml")
+    shown = [(r.model, r.context) for r in facts.of("positions")]
+    assert shown == [("short", 64), ("short", 128)]
+    [apart] = facts.stale
+    assert apart.context == 32 and "settings.documents" in " ".join(apart.unlike)
+    page = workflow.write_page([trained]).read_text()
+    assert "it was measured with other settings than those beside it" in page
+    (out / "evaluation/short/positions-32.json").unlink()
+
+
 def test_no_run_there(tmp_path: Path) -> None:
     path = write_run(tmp_path)
     with pytest.raises(DataError, match="nothing of this run was made yet"):

@@ -50,6 +50,15 @@ def scenarios(rank: int, folder: str) -> dict[str, Any]:
         str(path.relative_to(run.output / "evaluation"))
         for path in (run.output / "evaluation").rglob("*.json")
     )
+    kept = _results(run.output)
+    narrower = run.config(base, *LONGER, "evaluation.documents=1")
+    asked = workflow.evaluation_task(
+        narrower, evaluators=["positions", "leak"], configured=config
+    )
+    workflow.measure_models(asked)
+    now = _results(run.output)
+    seen["taken"] = [name for name, data in kept.items() if now.get(name) != data]
+    seen["apart"] = sorted(name for name in now if name not in kept)
     seen["again"] = run.run(base, *LONGER), run.started
     seen["moved"] = [
         line.model
@@ -71,6 +80,12 @@ def scenarios(rank: int, folder: str) -> dict[str, Any]:
     seen["kept"] = [path.name for path in names]
     seen["log"] = metrics(root / "best")
     return seen
+
+
+def _results(output: Path) -> dict[str, bytes]:
+    root = output / "evaluation"
+    files = (file for file in root.rglob("*.json") if "leak" not in file.name)
+    return {str(file.relative_to(root)): file.read_bytes() for file in files}
 
 
 def _best(config: Any) -> tuple[int, float]:
@@ -105,6 +120,21 @@ def test_the_base_is_measured_and_first(seen: dict[str, Any]) -> None:
         ("long", "long", 256),
     ]
     assert {"base/positions-64.json", "base/blocks-256.json"} <= set(seen["files"])
+
+
+def test_an_evaluation_by_other_settings_leaves_the_runs_own_results(
+    seen: dict[str, Any],
+) -> None:
+    assert seen["taken"] == []
+    places = [name.rpartition("-")[0] for name in seen["apart"]]
+    assert places == [
+        f"other-settings/{place}"
+        for place in (
+            *("base/positions-256", "base/positions-64"),
+            *("long/positions-256", "short/positions-128"),
+        )
+    ]
+    assert "evaluate" not in seen["again"][1]  # `run` has nothing to measure again
 
 
 def test_what_it_cost_and_brought_is_said_against_the_base(

@@ -14,7 +14,7 @@ from alia_ctx.errors import DataError
 from alia_ctx.evaluation.retrieval.draws import Draws
 from alia_ctx.evaluation.retrieval.haystack import Encode, Haystack
 from alia_ctx.evaluation.retrieval.languages import LANGUAGES
-from alia_ctx.evaluation.retrieval.tasks import TASKS
+from alia_ctx.evaluation.retrieval.tasks import DIGITS, TASKS
 
 
 @dataclass(frozen=True)
@@ -45,11 +45,12 @@ class ContentMaker:
         language: str,
         haystack: Haystack | None,
         depth: float | None,
+        digits: int = DIGITS,
     ) -> None:
         self.name, self.task, self.length = task, TASKS[task], length
         self.encode, self.words = encode, LANGUAGES[language]
         self.haystack, self.depth, self.random = haystack, depth, random
-        self.draws = Draws(random, self.words)
+        self.draws, self.digits = Draws(random, self.words), digits
 
     def make(self) -> Content:
         return {
@@ -88,9 +89,7 @@ class ContentMaker:
     def _value(self) -> str:
         if self.task.value_type == "uuids":
             return self.draws.fresh(self.draws.uuid)
-        return self.draws.fresh(
-            lambda: str(self.random.integers(1_000_000, 10_000_000))
-        )
+        return self.draws.code(self.digits)
 
     def _depths(self, count: int) -> list[float]:
         if self.depth is not None and count == 1:

@@ -18,6 +18,7 @@ class Draws:
     def __init__(self, random: np.random.Generator, words: Language) -> None:
         self._random, self._words = random, words
         self._used: set[str] = set()
+        self._codes: dict[int, int] = {}  # how many were drawn, by digits
 
     def fresh(self, draw: Callable[[], str]) -> str:
         while (text := draw()) in self._used:
@@ -41,6 +42,14 @@ class Draws:
             if len(self._used) < 512
             else f"{name}-{self._random.integers(10, 10_000_000)}"
         )
+
+    def code(self, digits: int) -> str:
+        """A number of so many digits; past half of all that there are, of one more."""
+        while self._codes.get(digits, 0) >= 9 * 10 ** (digits - 1) // 2:
+            digits += 1
+        self._codes[digits] = self._codes.get(digits, 0) + 1
+        low = 10 ** (digits - 1)
+        return self.fresh(lambda: str(self._random.integers(low, 10 * low)))
 
     def coded(self) -> str:
         """A word that no language has: consonants and vowels in turn, six letters."""

@@ -13,7 +13,7 @@ from alia_ctx.errors import DataError
 from alia_ctx.evaluation.retrieval.contents import Content, ContentMaker, as_line
 from alia_ctx.evaluation.retrieval.haystack import Encode, Haystack
 from alia_ctx.evaluation.retrieval.languages import LANGUAGES
-from alia_ctx.evaluation.retrieval.tasks import TASKS
+from alia_ctx.evaluation.retrieval.tasks import DIGITS, TASKS
 
 # Asked of every task: below this many tokens nothing is hidden by anything.
 _LEAST_HAYSTACK = 16
@@ -54,12 +54,14 @@ def make_sample(
     haystack: Haystack | None = None,
     depth: float | None = None,
     prefix: Sequence[int] = (),
+    digits: int = DIGITS,
 ) -> Sample:
     """A sample of `task`, one of `TASKS`, exactly `length` tokens long.
 
     `encode` gives the ids of a text without special tokens; `prefix` (a BOS, say)
     stands before everything. `depth` (0 to 1) fixes where the asked needle of a
-    single-needle task is hidden; by default it is drawn. Equal arguments give equal
+    single-needle task is hidden; by default it is drawn. Values that are numbers have
+    `digits` digits. Equal arguments give equal
     tokens. DataError: an unknown task or language, a task on text without `haystack`, a
     length in which the question alone does not fit.
     """
@@ -74,7 +76,9 @@ def make_sample(
     purpose = [ord(letter) for letter in f"{task}/{language}/{length}"]
     seeds = [seed] if isinstance(seed, int) else list(seed)
     random = np.random.default_rng([*seeds, *purpose])
-    maker = ContentMaker(task, length, encode, random, language, haystack, depth)
+    maker = ContentMaker(
+        task, length, encode, random, language, haystack, depth, digits
+    )
     return _assemble(task, language, length, encode, prefix, maker.make())
 
 

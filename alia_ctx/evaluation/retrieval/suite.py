@@ -19,7 +19,7 @@ from alia_ctx.evaluation.retrieval.haystack import Encode, Haystack
 from alia_ctx.evaluation.retrieval.languages import LANGUAGES
 from alia_ctx.evaluation.retrieval.samples import Sample, make_sample
 from alia_ctx.evaluation.retrieval.scores import DEPTHS, RetrievalScores, depth_of
-from alia_ctx.evaluation.retrieval.tasks import PASSKEY, RULER
+from alia_ctx.evaluation.retrieval.tasks import DIGITS, PASSKEY, RULER
 
 # A seed draws other words, which take some tokens more.
 _MARGIN = 0.97
@@ -35,6 +35,7 @@ class RetrievalSettings:
     """Which samples: `samples` of each task in each language.
 
     haystack: what hides the needles of tasks on text: the user's `text`, or `noise`.
+    digits: of the numbers that are told and asked for; RULER's have 7.
     """
 
     tasks: tuple[str, ...] = tuple(RULER)
@@ -42,9 +43,13 @@ class RetrievalSettings:
     samples: int = 8
     haystack: str = "text"
     seed: int = 1
+    digits: int = DIGITS
 
     def statement(self) -> dict[str, Any]:
-        return {"form": 1, **asdict(self)}
+        stated = {"form": 1, **asdict(self)}
+        if self.digits == DIGITS:  # as before there was a choice
+            del stated["digits"]
+        return stated
 
 
 @dataclass(frozen=True)
@@ -111,6 +116,7 @@ class SampleRows(Sequence[HeldOutRow]):
             haystack=self._haystack(spec.language),
             depth=spec.depth,
             prefix=self._prefix,
+            digits=self.settings.digits,
         )
 
     def _haystack(self, language: str) -> Haystack:

@@ -9,6 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
+DIGITS = 7  # of a number that is a value, as RULER has them
 Form = Literal["needles", "variables", "common_words", "frequent_words", "question"]
 HaystackType = Literal["noise", "text", "needles"]
 Keys = Literal["words", "uuids"]

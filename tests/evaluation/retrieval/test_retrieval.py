@@ -174,6 +174,24 @@ def test_depth_is_where_the_needle_is(depth: float) -> None:
     assert abs(at - depth) < 0.05
 
 
+def test_numbers_have_as_many_digits_as_are_asked_for() -> None:
+    def values(task: str, digits: int, length: int = 2000) -> list[str]:
+        sample = make_sample(task, length, bytes_of, seed=3, digits=digits)
+        text = bytes(sample.tokens.tolist()).decode()
+        return re.findall(r"The code of \S+ is (\d+)", text)
+
+    for digits in (1, 3, 7, 12):
+        found = values("niah_single_1", digits)
+        assert len(found) == 2 and {len(value) for value in found} == {digits}
+    plain = make_sample("niah_single_1", 2000, bytes_of, seed=3).tokens
+    assert plain.tolist() == (
+        make_sample("niah_single_1", 2000, bytes_of, seed=3, digits=7).tokens.tolist()
+    )
+    # More needles than there are numbers of a digit: no endless search, none twice.
+    many = values("niah_multikey_2", 1, 20_000)
+    assert len(set(many)) > 300 and {len(value) for value in many[:3]} == {1}
+
+
 def test_published_parameters() -> None:
     needles = {
         n: (t.haystack, t.key_type, t.value_type, t.keys, t.values, t.queries)

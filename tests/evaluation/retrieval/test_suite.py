@@ -125,3 +125,11 @@ def test_noise_hides_needles_where_it_is_asked_for() -> None:
     rows = SampleRows(settings, [], bytes_of, 2048, texts=["The user's own text."])
     sample = rows.make(SampleSpec("niah_single_2", "en", 2048, 0))
     assert "own text" in bytes(sample.tokens.tolist()).decode()
+
+
+def test_settings_state_digits_where_they_are_not_the_published_ones() -> None:
+    """Results of before there was a choice are still what they state."""
+    assert "digits" not in RetrievalSettings().statement()
+    assert RetrievalSettings(digits=3).statement()["digits"] == 3
+    rows = SampleRows(RetrievalSettings(digits=3), (), bytes_of, 1000)
+    assert len(rows.make(SampleSpec("passkey", "en", 1000, 0)).texts[0]) == 3
