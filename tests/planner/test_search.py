@@ -121,7 +121,7 @@ def test_a_layout_must_suit_the_shortest_row_too() -> None:
 
     all_rows, short = layouts(None), layouts(16)
     assert short < all_rows
-    assert all(16 % (2 * layout.cp * layout.tp) == 0 for layout in short)
+    assert all(16 % (2 * at.cp) == 0 == 16 % (at.cp * at.tp) for at in short)
 
 
 # --- hosts, disk, the step, masks -----------------------------------------------------
