@@ -121,6 +121,10 @@ def plan(
     search: Annotated[
         bool, typer.Option("--search", help="Only the layouts, offloading among them.")
     ] = False,
+    dry_run: Annotated[
+        bool,
+        typer.Option("--dry-run", help="Build one rank without memory, and count."),
+    ] = False,
     trace: Annotated[
         Path | None,
         typer.Option(
@@ -135,7 +139,7 @@ def plan(
     from alia_ctx.planner import duration
 
     run, open_layouts = load_plan(config, overrides or (), stages=stage or ())
-    asked = workflow.PlanQuestion(stage or (), gpus, on, open_layouts, search)
+    asked = workflow.PlanQuestion(stage or (), gpus, on, open_layouts, search, dry_run)
     if trace is not None:
         timeline = workflow.draw_update(run, asked, trace)
         typer.echo(

@@ -160,6 +160,12 @@ def layer_activations(work: Workload) -> tuple[int, int]:
     # Inputs of both norms and their outputs; rotated queries; the attention's output,
     # with cp > 1 that of each chunk and of both joined; its log-sum-exp.
     saved = 4 * s_hidden + (2 if work.layout.cp == 1 else 3) * query + statistics
+    if model.qk_norm:
+        # The product of Q, K and V, as the keys' norm keeps a view of it; the queries in
+        # order, which are theirs; 1/rms of each head.
+        product = t * (model.query_size + 2 * model.key_value_size) // tp * b
+        heads = model.num_attention_heads + model.num_key_value_heads
+        saved += product + query + t * heads // tp * _FP32
     return saved + (0 if work.recompute == "selective" else _mlp_bytes(work)), collected
 
 

@@ -5,6 +5,10 @@ as a time line.
 from __future__ import annotations
 
 import dataclasses
+import json
+import os
+import subprocess
+import sys
 from collections.abc import Collection, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -12,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from rich.table import Table
 
 from alia_ctx.config.layouts import search_settings
 from alia_ctx.config.run import RunConfig
@@ -31,9 +36,12 @@ from alia_ctx.planner import (
     powers_of_two,
     suggest_layouts,
 )
+from alia_ctx.planner.memory import layer_activations, optimizer_bytes
 from alia_ctx.planner.timeline import Timeline, simulate
 from alia_ctx.spec.layout import Layout
 from alia_ctx.spec.machines import MACHINES
+from alia_ctx.spec.model import ModelSpec
+from alia_ctx.spec.rope import RopeSpec
 from alia_ctx.train.balance import assign_rows
 from alia_ctx.workflow.chain import run_directory
 from alia_ctx.workflow.mixture import mixture_tables, sizes_of
@@ -50,6 +58,8 @@ class PlanQuestion:
     machine: a name of `alia_ctx.spec.machines`, in place of the cluster's nodes.
     open_layouts: stages that leave their layout open.
     search: whether the whole list of layouts is wanted, and nothing else.
+    dry_run: whether one rank of each stage's layout is built without its memory, and
+        what it holds is counted beside the plan's figures.
     """
 
     stages: Sequence[str] = ()
@@ -57,6 +67,7 @@ class PlanQuestion:
     machine: str | None = None
     open_layouts: Collection[str] = ()
     search: bool = False
+    dry_run: bool = False
 
 
 def plan_stages(run: RunConfig, asked: PlanQuestion) -> list[Any]:
@@ -66,8 +77,32 @@ def plan_stages(run: RunConfig, asked: PlanQuestion) -> list[Any]:
     run, tables = _on_machine(run, asked), list[Any]()
     for name in asked.stages or run.stages:
         tables += _tables(run, name, asked)
+    if asked.dry_run:
+        tables.append(_dry_run_table(run, asked))
     tables.append(assumptions_table(run.cluster))
     return tables
+
+
+def _dry_run_table(run: RunConfig, asked: PlanQuestion) -> Table:
+    """Of the first pipeline rank of each stage's layout: what the plan says, and what was
+    counted.
+    """
+    names = list(asked.stages or run.stages)
+    plans = [_asked_plan(run, name, asked) for name in names]
+    table = Table(title="One rank, built on meta tensors and counted")
+    for heading in ("stage", "", "planned", "counted", "difference"):
+        left = heading in ("stage", "")
+        table.add_column(heading, justify="left" if left else "right")
+    for name, plan, counts in zip(
+        names, plans, counted_without_memory(plans), strict=True
+    ):
+        for figure, planned in expected_counts(plan).items():
+            counted = counts[figure]
+            off = f"{counted / planned - 1:+.2%}" if planned else "-"
+            words = figure.replace("_", " ")
+            table.add_row(name, words, f"{planned:,}", f"{counted:,}", off)
+            name = ""
+    return table
 
 
 def _on_machine(run: RunConfig, asked: PlanQuestion) -> RunConfig:
@@ -105,7 +140,7 @@ def _tables(run: RunConfig, name: str, asked: PlanQuestion) -> list[Any]:
     return [*tables, counts_table(counts, name), choices_table(choices, limit=8)]
 
 
-def _model(run: RunConfig, name: str) -> tuple[Any, ...]:
+def _model(run: RunConfig, name: str) -> tuple[ModelSpec, RopeSpec, int]:
     stage = run.stage(name)
     return run.model, stage.rope, stage.context
 
@@ -152,20 +187,28 @@ def _stage_plan(
     return _on_layout(run, name, asked, stage.layout), ""
 
 
+def _asked_plan(run: RunConfig, name: str, asked: PlanQuestion) -> StagePlan:
+    sizes, shared = _sizes(run, name, asked), _shared(run, name)
+    offload = run.engine.offload_activations
+    choices = suggest_layouts(*_model(run, name), *sizes, **shared, offload=offload)
+    return _stage_plan(run, name, asked, choices)[0]
+
+
 def _on_layout(
     run: RunConfig, name: str, asked: PlanQuestion, layout: Layout
 ) -> StagePlan:
-    stage, (gpus, *sizes) = run.stage(name), _sizes(run, name, asked)
+    stage, (gpus, tokens, update_tokens) = run.stage(name), _sizes(run, name, asked)
     shared = _shared(run, name)
     del shared["shortest_row"]
     return plan_stage(
         *_model(run, name),
         layout,
         gpus,
-        *sizes,
-        stage.recompute,
-        **shared,
+        tokens,
+        update_tokens,
+        recompute=stage.recompute,
         offload=run.engine.offload_activations,
+        **shared,
     )
 
 
@@ -192,10 +235,7 @@ def draw_update(run: RunConfig, asked: PlanQuestion, path: Path) -> Timeline:
         problem = Problem("--trace", path, rule, "name one with --stage")
         raise ConfigError("", [problem])
     (name,) = names
-    sizes, shared = _sizes(run, name, asked), _shared(run, name)
-    offload = run.engine.offload_activations
-    choices = suggest_layouts(*_model(run, name), *sizes, **shared, offload=offload)
-    plan, _ = _stage_plan(run, name, asked, choices)
+    plan = _asked_plan(run, name, asked)
     work = plan.work
     pairs = [work.causal_pairs] * work.rows_per_update
     if (planned := _planned_pairs(run, name)) is not None:
@@ -212,3 +252,49 @@ def draw_update(run: RunConfig, asked: PlanQuestion, path: Path) -> Timeline:
             "--trace"
         ) from error
     return timeline
+
+
+def counted_without_memory(plans: Sequence[StagePlan]) -> list[dict[str, int]]:
+    """What one rank of each plan's layout really holds, built on meta tensors in a process
+    of its own: `parameters`, `optimizer_bytes`, and `activation_bytes` of a row.
+
+    AliaError with the last line of that process where it fails.
+    """
+    asked = [
+        {
+            "model": dataclasses.asdict(plan.work.model),
+            "context": plan.work.context,
+            "layout": dataclasses.asdict(plan.work.layout),
+            "world_size": plan.work.world_size,
+            "recompute": plan.work.recompute,
+            "precision": plan.work.precision,
+        }
+        for plan in plans
+    ]
+    # No GPU is touched, and nothing is compiled: shapes are all that is wanted.
+    environment = {**os.environ, "CUDA_VISIBLE_DEVICES": "", "TORCHDYNAMO_DISABLE": "1"}
+    done = subprocess.run(
+        [sys.executable, "-m", "alia_ctx.mcore.dry_run"],
+        input=json.dumps(asked),
+        env=environment,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    if done.returncode:
+        lines = done.stderr.strip().splitlines() or ["it said nothing"]
+        raise AliaError(f"the dry run failed: {lines[-1]}; report it with the layout")
+    counts: list[dict[str, int]] = json.loads(done.stdout)
+    return counts
+
+
+def expected_counts(plan: StagePlan) -> dict[str, int]:
+    """The planner's own figures for what `counted_without_memory` counts."""
+    work, rank = plan.work, plan.memory[0]
+    saved, collected = layer_activations(work)
+    kept = saved + (0 if work.recompute == "full" else collected)
+    return {
+        "parameters": rank.parameters,
+        "optimizer_bytes": optimizer_bytes(work, rank.parameters),
+        "activation_bytes": work.layers_per_stage * kept,
+    }
