@@ -114,7 +114,7 @@ def _herd(gpus: int, context: int, cp: int, tflops: float) -> Published:
     )
 
 
-# docs/performance.md and benchmarks/ of github.com/pytorch/torchtitan, December 2024: H100
+# https://github.com/pytorch/torchtitan/blob/main/docs/performance.md, December 2024: H100
 # of 96 GB and 500 W, their data sheet's peak not known; compiled, float8 but for two rows.
 _TITAN = "torchtitan, performance of December 2024, table"
 
@@ -171,9 +171,9 @@ def _titan_405b(
     )
 
 
-# docs/source/performance/performance_summary.md of github.com/NVIDIA/NeMo (24.07), and
-# docs/performance-summary.md of github.com/NVIDIA-NeMo/Megatron-Bridge (25.11): DGX H100,
-# FP8, no recomputation named.
+# The pages on performance in the documentation of https://github.com/NVIDIA/NeMo (24.07)
+# and https://github.com/NVIDIA-NeMo/Megatron-Bridge (25.11): DGX H100, FP8, no
+# recomputation named.
 def _nvidia(
     release: str,
     name: str,
@@ -194,8 +194,8 @@ def _nvidia(
     )
 
 
-# performance_long_sequence.md beside the first: NeMo 24.03, whose TFLOPs count the masked
-# half of attention (llama2 in its flops_formulas.py). Rows an update are not given; 4M
+# The page on long sequences beside the first: NeMo 24.03, whose TFLOPs count the masked
+# half of attention (the function llama2 among its FLOPs formulas). Rows an update are not given; 4M
 # tokens are taken, as in the later table on that page.
 def _long(kilo: int, gpus: int, tp: int, cp: int, tflops: float) -> Published:
     context = kilo * 1024

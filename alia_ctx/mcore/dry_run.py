@@ -189,7 +189,7 @@ def _storages(tensors: Iterable[torch.Tensor]) -> dict[int, torch.UntypedStorage
 
 class _GpuNorm(torch.autograd.Function):
     """Keeps what torch's CUDA kernel of the norm keeps: its input, the weight and 1/rms
-    (`_fused_rms_norm` in torch's derivatives.yaml). On meta tensors torch takes the norm
+    (`_fused_rms_norm` in torch's table of derivatives). On meta tensors torch takes the norm
     apart, and autograd would keep fp32 copies that no GPU has.
     """
 

@@ -121,7 +121,8 @@ def best_by_count(
     """
     found = []
     for gpus in counts:
-        choices = suggest_layouts(model, rope, context, gpus, *sizes, **shared)  # type: ignore[arg-type]
+        at = (model, rope, context, gpus, *sizes)
+        choices = suggest_layouts(*at, **shared)  # type: ignore[arg-type]
         best = choices[0]
         fallen = [choice for choice in choices[1:] if not choice.plan.fits]
         if best.usable:
