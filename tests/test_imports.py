@@ -18,8 +18,9 @@ ALLOWED: dict[str, set[str]] = {
     **{unit: set() for unit in GROUND},
     "spec": set(),
     "data": set(),
-    # What stages start from is compared: the manifest's door, no tensors.
-    "config": {"checkpoint", "spec", "data"},
+    # What stages start from is compared: the manifest's door, no tensors. `layout: auto`
+    # is resolved where the configuration is read, so that all below see sizes.
+    "config": {"checkpoint", "planner", "spec", "data"},
     "checkpoint": {"spec"},
     "nn": {"spec", "data"},
     "train": {"checkpoint", "config", "data", "spec"},

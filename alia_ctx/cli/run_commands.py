@@ -23,7 +23,7 @@ from alia_ctx.cli import (
 from alia_ctx.cli.arguments import path
 from alia_ctx.cli.output import is_main, print_table
 from alia_ctx.config.held_out import held_out_notes
-from alia_ctx.config.load import load_run
+from alia_ctx.config.load import load_plan, load_run
 from alia_ctx.config.run import RunConfig
 from alia_ctx.errors import AliaError, ConfigError, Problem
 
@@ -110,12 +110,44 @@ def plan(
     config: Config,
     overrides: Overrides = None,
     stage: StageNames = None,
+    gpus: Annotated[
+        int | None,
+        typer.Option(help="GPUs in place of those of the configuration."),
+    ] = None,
+    on: Annotated[
+        str | None,
+        typer.Option(help="Machine in place of the cluster's: h100-80, h200, ..."),
+    ] = None,
+    search: Annotated[
+        bool, typer.Option("--search", help="Only the layouts, offloading among them.")
+    ] = False,
+    dry_run: Annotated[
+        bool,
+        typer.Option("--dry-run", help="Build one rank without memory, and count."),
+    ] = False,
+    trace: Annotated[
+        Path | None,
+        typer.Option(
+            help="Simulate an update, and write it here for Perfetto.", parser=path
+        ),
+    ] = None,
 ) -> None:
-    """Say what each stage needs, item by item, and which layouts fit, before the queue does."""
+    """Say what each stage needs, item by item, and which layouts of 1, 2, 4, ... GPUs fit,
+    before the queue does.
+    """
     from alia_ctx import workflow
+    from alia_ctx.planner import duration
 
-    run = load_run(config, overrides or (), stages=stage or ())
-    for table in workflow.plan_stages(run, stage or ()):
+    run, open_layouts = load_plan(config, overrides or (), stages=stage or ())
+    asked = workflow.PlanQuestion(stage or (), gpus, on, open_layouts, search, dry_run)
+    if trace is not None:
+        timeline = workflow.draw_update(run, asked, trace)
+        typer.echo(
+            f"{trace}: an update of {duration(timeline.seconds)}, simulated; open it at "
+            "https://ui.perfetto.dev"
+        )
+        return
+    for table in workflow.plan_stages(run, asked):
         print_table(table)
 
 

@@ -31,12 +31,14 @@ class Draft:
 
     `stages` holds those that could; `stage_names` and `source_names` are all that the
     file names. Rules that need a part that is not there are not asked, so that one
-    `check` shows all that is wrong. `only` limits them to what some stages need.
+    `check` shows all that is wrong. `only` limits them to what some stages need,
+    `planning` to what the planner reads.
     """
 
     stage_names: tuple[str, ...] | None
     source_names: tuple[str, ...] = ()
     only: tuple[str, ...] = ()
+    planning: bool = False
     name: str | None = None
     output: str | None = None
     tokenizer: str | None = None

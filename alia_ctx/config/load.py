@@ -29,6 +29,7 @@ from alia_ctx.config.base import (
 )
 from alia_ctx.config.draft import Draft
 from alia_ctx.config.held_out import held_out_problems
+from alia_ctx.config.layouts import unstated, with_layouts, without_auto
 from alia_ctx.config.places import expand_home
 from alia_ctx.config.rules import run_problems
 from alia_ctx.config.run import RunConfig
@@ -63,10 +64,35 @@ def load_run(
     Raises ConfigError listing *all* violations: unknown keys, wrong types, and what the
     values break, as far as they could be typed.
     """
-    raw = read_config(path, overrides)
+    run, _ = _load(path, overrides, stages, read_text=read_text)
+    return run
+
+
+def load_plan(
+    path: str | Path, overrides: Sequence[str] = (), *, stages: Collection[str] = ()
+) -> tuple[RunConfig, set[str]]:
+    """A run as far as a plan of `stages` (default: all) needs it, and the stages that
+    leave their layout open.
+
+    No text, tokenizer, origin or place is looked for, and no layout is refused: the
+    plan says what is wrong with it. Otherwise as `load_run`.
+    """
+    return _load(path, overrides, stages, planning=True)
+
+
+def _load(
+    path: str | Path,
+    overrides: Sequence[str],
+    stages: Collection[str],
+    *,
+    read_text: bool = False,
+    planning: bool = False,
+) -> tuple[RunConfig, set[str]]:
+    raw, problems = read_config(path, overrides), Problems()
+    open_layouts = unstated(raw)
+    raw, automatic = without_auto(raw, problems)
     draft = _draft(raw, build_parts(RunConfig, raw, Problems()))
     model = with_facts_of_checkpoint(raw.get("model"), draft)
-    problems = Problems()
     if missing := missing_base(model, draft):
         remedy = "give the model's sizes, or check where the checkpoint is"
         problems.add("model", FROM_CHECKPOINT, missing, remedy)
@@ -75,13 +101,16 @@ def load_run(
     parts = build_parts(RunConfig, {**raw, **_given(model=model)}, found)
     # What is missing is said above, and would be said again as a wrong type.
     problems += [p for p in found if not (missing and p.key == "model")]
-    draft = replace(_draft(raw, parts), only=tuple(stages))
+    draft = replace(_draft(raw, parts), only=tuple(stages), planning=planning)
     problems += run_problems(draft)
     if read_text and not problems:
         problems += held_out_problems(draft)
     if problems:
         raise ConfigError(f"{path} has {problems.counted()}", problems)
-    return RunConfig(**parts)
+    run = RunConfig(**parts)
+    if automatic and not planning:
+        run = with_layouts(run, automatic, draft)
+    return run, open_layouts
 
 
 def _given(**parts: Any) -> dict[str, Any]:

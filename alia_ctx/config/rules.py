@@ -47,9 +47,10 @@ def run_problems(draft: Draft) -> Problems:
     _counts(draft, problems)
     _engine(draft.engine, problems)
     _optimizer(draft.optimizer, problems)
-    problems += sink_problems(draft.metrics.sinks, "metrics.sinks")
-    _text(draft, problems)
-    problems += place_problems(draft)
+    if not draft.planning:
+        problems += sink_problems(draft.metrics.sinks, "metrics.sinks")
+        _text(draft, problems)
+        problems += place_problems(draft)
     problems.need(
         draft.stage_names != (),
         "stages",
@@ -202,7 +203,7 @@ def _stage(
         problems += stage.rope.problems(f"{key}.rope", stage.context, head_dim)
         _stage_budget(key, stage, problems)
         world = (stage.nodes or draft.cluster.nodes) * draft.cluster.ranks_per_node
-        if model is not None and world > 0:
+        if model is not None and world > 0 and not draft.planning:
             layout = f"{key}.layout"
             broken = stage.layout.problems(layout, model, stage.context, world)
             problems += broken
@@ -213,7 +214,8 @@ def _stage(
                     dataclasses.replace(problem, rule=of + problem.rule)
                     for problem in stage.layout.problems(layout, model, shortest, world)
                 ]
-    _chain(draft, name, stage, problems)
+    if not draft.planning:
+        _chain(draft, name, stage, problems)
     problems += schedule_problems(f"{key}.schedule", stage)
     if draft.data is not None:
         problems += stage.pack.problems(f"{key}.pack", list(draft.data.sources))

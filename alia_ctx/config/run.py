@@ -138,7 +138,9 @@ class StageConfig:
     `rope` is never inherited. An update is `update_tokens` tokens in whole rows, until
     there are `tokens`; or `update_instances` documents (conversations), packed among
     themselves, for `epochs` passes. `loss_weighting: conversation` gives each document
-    of an update the same weight, whatever it predicts.
+    of an update the same weight, whatever it predicts. `layout: auto` takes the
+    planner's first, with its recomputation where the stage gives none; a begun stage
+    keeps to the one that it has been trained on.
     """
 
     init_from: str

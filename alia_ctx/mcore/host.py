@@ -20,17 +20,18 @@ from typing import Any
 import torch
 from torch.overrides import TorchFunctionMode
 
-_CPU = torch.device("cpu")
+_device = torch.device("cpu")
 # Megatron's optimizers tell half from full precision by these names.
 _CUDA_TYPE_NAMES = {
-    f"torch.{name}": f"torch.cuda.{name}"
+    f"{place}.{name}": f"torch.cuda.{name}"
+    for place in ("torch", "torch.meta")
     for name in ("FloatTensor", "HalfTensor", "BFloat16Tensor")
 }
 _active: HostDevice | None = None
 
 
 class HostDevice(TorchFunctionMode):
-    """Redirects every request for a CUDA device to the CPU while it is entered."""
+    """Redirects every request for a CUDA device to the host's while it is entered."""
 
     def __torch_function__(
         self,
@@ -47,7 +48,7 @@ class HostDevice(TorchFunctionMode):
             name = func(*args)
             return _CUDA_TYPE_NAMES.get(name, name)
         if func is torch.Tensor.to and len(args) > 1 and _names_cuda(args[1]):
-            args = (args[0], _CPU, *args[2:])
+            args = (args[0], _device, *args[2:])
         return func(*args, **(kwargs or {}))
 
 
@@ -56,7 +57,7 @@ def _on_host(kwargs: dict[str, Any]) -> dict[str, Any]:
         return kwargs
     changed = dict(kwargs)
     if _names_cuda(changed.get("device")):
-        changed["device"] = _CPU
+        changed["device"] = _device
     changed.pop("pin_memory", None)
     return changed
 
@@ -95,7 +96,7 @@ class _HostStream:
 
 def _stand_ins() -> dict[str, Callable[..., Any]]:
     return {
-        "current_device": lambda: _CPU,
+        "current_device": lambda: _device,
         "synchronize": lambda *args, **kwargs: None,
         "empty_cache": lambda: None,
         "current_stream": lambda *args, **kwargs: _HostStream(),
@@ -107,12 +108,14 @@ def _stand_ins() -> dict[str, Callable[..., Any]]:
     }
 
 
-def activate() -> bool:
-    """Install the adapter for the rest of the process, once.
+def activate(device: torch.device | None = None) -> bool:
+    """Install the adapter for the rest of the process, once. `device` (default: the CPU)
+    takes the place of CUDA's.
 
     Returns whether it is active: False with CUDA.
     """
-    global _active
+    global _active, _device
+    _device = _device if device is None else device
     if torch.cuda.is_available():
         return False
     if _active is None:

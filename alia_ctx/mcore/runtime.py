@@ -55,7 +55,7 @@ class Distributed:
                 torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")))
             if not dist.is_initialized():
                 self._start("gloo" if on_host else "cpu:gloo,cuda:nccl", entered)
-            entered.callback(_end_model_parallel)
+            entered.callback(end_model_parallel)
             self._entered = entered.pop_all()
         return self
 
@@ -97,7 +97,7 @@ class Ranks(World):
 
     def __init__(self, layout: Layout, seed: int) -> None:
         self.device = torch.device(torch.cuda.current_device())
-        _end_model_parallel()
+        end_model_parallel()
         parallel_state.initialize_model_parallel(
             layout.tp, layout.pp, context_parallel_size=layout.cp
         )
@@ -161,7 +161,7 @@ class Ranks(World):
             )
 
 
-def _end_model_parallel() -> None:
+def end_model_parallel() -> None:
     if parallel_state.model_parallel_is_initialized():
         parallel_state.destroy_model_parallel()
 

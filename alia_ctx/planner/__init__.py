@@ -1,8 +1,8 @@
 """What a stage will need before it is queued: memory, time, layouts that fit, and how far
 its RoPE reaches.
 
-All of it is arithmetic on sizes; nothing here has been fitted to a measurement.
-docs/planner.md has the formulas.
+All of it is arithmetic on sizes, with two constants of speed that were fitted to published
+throughput. docs/planner.md has the formulas and the errors.
 """
 
 from alia_ctx.planner.memory import RankMemory
@@ -21,26 +21,46 @@ from alia_ctx.planner.rope_reach import (
     plain_bases,
     rope_reach,
 )
-from alia_ctx.planner.stage import LayoutChoice, StagePlan, plan_stage, suggest_layouts
-from alia_ctx.planner.tables import choices_table, memory_table, plan_table
+from alia_ctx.planner.search import (
+    GpuCount,
+    LayoutChoice,
+    best_by_count,
+    powers_of_two,
+    suggest_layouts,
+)
+from alia_ctx.planner.stage import StagePlan, plan_stage
+from alia_ctx.planner.tables import (
+    assumptions_table,
+    choices_table,
+    counts_table,
+    duration,
+    memory_table,
+    plan_table,
+)
 from alia_ctx.planner.workload import Workload
 
 __all__ = [
+    "GpuCount",
     "LayoutChoice",
     "RankMemory",
     "RopeFigures",
     "RopeReach",
     "StagePlan",
     "Workload",
+    "assumptions_table",
+    "best_by_count",
     "choice_table",
     "choices_table",
+    "counts_table",
     "draw_choices",
+    "duration",
     "first_negative_distance",
     "inverse_frequencies",
     "memory_table",
     "plain_bases",
     "plan_stage",
     "plan_table",
+    "powers_of_two",
     "rope_figures",
     "rope_reach",
     "standard_choices",

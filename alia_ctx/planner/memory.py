@@ -21,23 +21,43 @@ GIB = float(1 << 30)
 _FP32 = 4
 
 
+# Layers whose saved activations are on the GPU where they wait on the host: the one that
+# is computed, and the one on its way.
+_LAYERS_AWAY = 2
+
+
 @dataclass(frozen=True)
 class RankMemory:
-    """GiB by item on the GPUs of one pipeline rank, at the peak of an update."""
+    """GiB by item on the GPUs of one pipeline rank.
+
+    items: at the peak of forward and backward.
+    step_items: while the optimizer steps, when no activations are held.
+    offloaded: activations of a rank that wait in host memory.
+    """
 
     pipeline_rank: int
     parameters: int
     in_flight: int
     items: dict[str, float]
+    step_items: dict[str, float]
+    offloaded: float = 0.0
 
     @property
     def total(self) -> float:
-        return sum(self.items.values())
+        """The larger of the two peaks."""
+        return max(sum(self.items.values()), sum(self.step_items.values()))
 
     @property
     def largest(self) -> str:
-        """Name of the largest item."""
-        return max(self.items, key=lambda name: self.items[name])
+        """Name of the largest item of the larger peak."""
+        items = self.peak_items
+        return max(items, key=lambda name: items[name])
+
+    @property
+    def peak_items(self) -> dict[str, float]:
+        """Items of the larger of the two peaks."""
+        stepping = sum(self.step_items.values()) > sum(self.items.values())
+        return self.step_items if stepping else self.items
 
 
 def rank_memory(work: Workload, pipeline_rank: int, overhead_gib: float) -> RankMemory:
@@ -50,22 +70,36 @@ def rank_memory(work: Workload, pipeline_rank: int, overhead_gib: float) -> Rank
     saved, collected = layer_activations(work)
     layers = in_flight * work.layers_per_stage
     once = 1 if work.recompute == "full" else layers
-    sizes = {
+    offloaded = 0
+    if work.offload:
+        offloaded = layers * saved + (once * collected if once == layers else 0)
+        layers, once = min(layers, _LAYERS_AWAY), min(once, _LAYERS_AWAY)
+    kept = {
         "weights": parameters * work.bytes,
         "gradients": parameters * _FP32,
-        "optimizer": _optimizer_bytes(work, parameters),
+        "optimizer": optimizer_bytes(work, parameters),
+    }
+    sizes = {
+        **kept,
         "activations": layers * saved,
         "collected keys and values": once * collected,
         "working memory": _working_bytes(work),
         **_head_bytes(work, pipeline_rank),
     }
-    items = {name: size / GIB for name, size in sizes.items() if size}
+    stepping = {**kept, "AdamW temporaries": _temporary_bytes(work, parameters)}
+    guess = {"overhead (guess)": overhead_gib}
     return RankMemory(
         pipeline_rank,
         parameters,
         in_flight,
-        {**items, "overhead (guess)": overhead_gib},
+        {**_in_gib(sizes), **guess},
+        {**_in_gib(stepping), **guess},
+        offloaded / GIB,
     )
+
+
+def _in_gib(sizes: dict[str, int]) -> dict[str, float]:
+    return {name: size / GIB for name, size in sizes.items() if size}
 
 
 def rank_parameters(work: Workload, pipeline_rank: int) -> int:
@@ -90,10 +124,24 @@ def _norms(model: ModelSpec) -> int:
     return 2 * model.hidden_size + (2 * model.head_dim if model.qk_norm else 0)
 
 
-def _optimizer_bytes(work: Workload, parameters: int) -> int:
+def optimizer_bytes(work: Workload, parameters: int) -> int:
     """Two moments, and an fp32 copy of bf16 weights, sharded over dp*cp."""
     per_parameter = 2 * _FP32 + (_FP32 if work.precision == "bf16" else 0)
     return parameters * per_parameter // (work.data_parallel * work.layout.cp)
+
+
+def _temporary_bytes(work: Workload, parameters: int) -> int:
+    """AdamW's roots of the second moments, all at once (`alia_ctx/mcore/adam.py`)."""
+    return parameters * _FP32 // (work.data_parallel * work.layout.cp)
+
+
+def saved_bytes(work: Workload, parameters: int) -> int:
+    """Bytes that a rank of `parameters` parameters copies to the host, and writes, for a
+    checkpoint: its range of the weights, and of main weights and moments.
+    """
+    share = work.data_parallel * work.layout.cp
+    weights = parameters * work.bytes if work.precision == "bf16" else 0
+    return (weights + parameters * 3 * _FP32) // share
 
 
 def layer_activations(work: Workload) -> tuple[int, int]:
@@ -112,6 +160,12 @@ def layer_activations(work: Workload) -> tuple[int, int]:
     # Inputs of both norms and their outputs; rotated queries; the attention's output,
     # with cp > 1 that of each chunk and of both joined; its log-sum-exp.
     saved = 4 * s_hidden + (2 if work.layout.cp == 1 else 3) * query + statistics
+    if model.qk_norm:
+        # The product of Q, K and V, as the keys' norm keeps a view of it; the queries in
+        # order, which are theirs; 1/rms of each head.
+        product = t * (model.query_size + 2 * model.key_value_size) // tp * b
+        heads = model.num_attention_heads + model.num_key_value_heads
+        saved += product + query + t * heads // tp * _FP32
     return saved + (0 if work.recompute == "selective" else _mlp_bytes(work)), collected
 
 

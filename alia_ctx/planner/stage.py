@@ -1,24 +1,28 @@
-"""The plan of a stage, and a small search for layouts that fit."""
+"""The plan of a stage on one layout: memory of GPUs and hosts, time, disk, and whether it
+fits.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
+from functools import cached_property
 
 from alia_ctx.errors import ConfigError
-from alia_ctx.planner.memory import GIB, RankMemory, rank_memory
+from alia_ctx.planner.memory import (
+    GIB,
+    RankMemory,
+    rank_memory,
+    rank_parameters,
+    saved_bytes,
+)
 from alia_ctx.planner.rope_reach import RopeReach, rope_reach
 from alia_ctx.planner.timing import (
     Timing,
     flops_per_token,
     seconds_at_mfu,
-    spans_nodes,
     update_time,
 )
-from alia_ctx.planner.workload import (
-    RECOMPUTE_MODES,
-    Workload,
-)
+from alia_ctx.planner.workload import Workload
 from alia_ctx.spec.cluster import ClusterSpec
 from alia_ctx.spec.execution import GPU_LOSS_CHUNK, Precision, Recompute
 from alia_ctx.spec.layout import Layout
@@ -31,36 +35,78 @@ HOPPER_NODES = ClusterSpec(ranks_per_node=4)
 
 @dataclass(frozen=True)
 class StagePlan:
-    """What a stage needs. `memory` has an entry per pipeline rank;
-
-    `flops_per_token` is (linear, attention).
-    """
+    """What a stage needs. `flops_per_token` is (linear, attention)."""
 
     work: Workload
     cluster: ClusterSpec
-    memory: tuple[RankMemory, ...]
     flops_per_token: tuple[float, float]
     timing: Timing
     reach: RopeReach
 
-    @property
+    @cached_property
+    def memory(self) -> tuple[RankMemory, ...]:
+        """An entry per pipeline rank."""
+        return tuple(map(self._rank_memory, range(self.work.layout.pp)))
+
+    def _rank_memory(self, rank: int) -> RankMemory:
+        return rank_memory(self.work, rank, self.cluster.overhead_gib)
+
+    @cached_property
     def fullest(self) -> RankMemory:
-        """The pipeline rank that needs most."""
-        return max(self.memory, key=lambda rank: rank.total)
+        """The pipeline rank that needs most: the first, which has the embedding and most
+        rows in flight, or the last, which has the head.
+        """
+        ends = {0, self.work.layout.pp - 1}
+        return max(map(self._rank_memory, sorted(ends)), key=lambda rank: rank.total)
+
+    @property
+    def nodes(self) -> int:
+        return -(-self.work.world_size // self.cluster.ranks_per_node)
+
+    @cached_property
+    def host_items(self) -> dict[str, float]:
+        """GiB of a node's host memory by item: a copy of what its ranks own while it is
+        written, offloaded activations, and the processes.
+        """
+        ranks = min(self.cluster.ranks_per_node, self.work.world_size)
+        parameters = max(
+            rank_parameters(self.work, rank) for rank in (0, self.work.layout.pp - 1)
+        )
+        items = {
+            "copy for a save": saved_bytes(self.work, parameters) / GIB,
+            "offloaded activations": self._rank_memory(0).offloaded,
+            "processes (guess)": self.cluster.host_overhead_gib,
+        }
+        return {name: ranks * gib for name, gib in items.items() if gib}
+
+    @property
+    def host_gib(self) -> float:
+        return sum(self.host_items.values())
 
     @property
     def fits(self) -> bool:
-        return self.fullest.total <= self.cluster.memory_gib
+        """Whether GPUs and hosts have the memory."""
+        return (
+            self.fullest.total <= self.cluster.memory_gib
+            and self.host_gib <= self.cluster.host_memory_gib
+        )
 
     @property
     def verdict(self) -> str:
         """One line: fits or not, the fullest rank and its largest item."""
-        rank = self.fullest
+        rank, cluster = self.fullest, self.cluster
+        if self.host_gib > cluster.host_memory_gib and rank.total <= cluster.memory_gib:
+            largest = max(self.host_items, key=lambda name: self.host_items[name])
+            return (
+                f"does not fit: {self.host_gib:.1f} of {cluster.host_memory_gib:g} GiB of "
+                f"a node's host memory; the largest item is {largest} with "
+                f"{self.host_items[largest]:.1f} GiB"
+            )
         return (
             f"{'fits' if self.fits else 'does not fit'}: {rank.total:.1f} of "
-            f"{self.cluster.memory_gib:g} GiB on pipeline "
+            f"{cluster.memory_gib:g} GiB on pipeline "
             f"rank {rank.pipeline_rank}; the largest item is {rank.largest} with "
-            f"{rank.items[rank.largest]:.1f} GiB"
+            f"{rank.peak_items[rank.largest]:.1f} GiB"
         )
 
     @property
@@ -69,9 +115,32 @@ class StagePlan:
         return max(0, self.work.data_parallel - self.work.rows_per_update)
 
     @property
+    def seconds(self) -> float:
+        """Seconds of training for the stage at the estimated time of an update."""
+        return self.timing.total * self.work.updates
+
+    @property
     def days(self) -> float:
-        """Days of training for the stage at the estimated time of an update."""
-        return self.timing.total * self.work.updates / 86_400
+        return self.seconds / 86_400
+
+    @property
+    def node_hours(self) -> float:
+        """Node-hours of the stage at the estimated time of an update."""
+        return self.seconds / 3600 * self.nodes
+
+    @property
+    def checkpoint_gib(self) -> float:
+        """A checkpoint on disk: weights, and main weights and moments in fp32."""
+        bf16 = self.work.precision == "bf16"
+        return self.work.model.parameters() * (14 if bf16 else 12) / GIB
+
+    @property
+    def masked_share(self) -> float | None:
+        """Attention FLOPs of the plan's documents over those of one document a row; None
+        where there is no plan.
+        """
+        pairs = self.work.attention_pairs
+        return None if pairs is None else pairs / self.work.causal_pairs
 
     @property
     def row_logits_gib(self) -> float:
@@ -87,20 +156,6 @@ class StagePlan:
         return self.seconds_at_mfu(mfu) * self.work.updates / 86_400
 
 
-@dataclass(frozen=True)
-class LayoutChoice:
-    """A layout that was tried: `reason` is empty where it can be used."""
-
-    layout: Layout
-    recompute: Recompute
-    plan: StagePlan
-    reason: str
-
-    @property
-    def usable(self) -> bool:
-        return not self.reason
-
-
 def plan_stage(
     model: ModelSpec,
     rope: RopeSpec,
@@ -113,9 +168,13 @@ def plan_stage(
     precision: Precision = "bf16",
     cluster: ClusterSpec = HOPPER_NODES,
     loss_chunk_tokens: int = GPU_LOSS_CHUNK,
+    *,
+    offload: bool = False,
+    overlap: bool = True,
+    attention_pairs: float | None = None,
 ) -> StagePlan:
     """Plan a stage of `tokens` tokens in rows of `context`, `update_tokens` an update, on
-    `world_size` GPUs.
+    `world_size` GPUs; the rest is as in `Workload`.
 
     ConfigError for sizes that make no sense or a RoPE that lacks fields; LayoutError
     where the layout does not fit model, row or world.
@@ -132,95 +191,16 @@ def plan_stage(
         recompute,
         precision,
         loss_chunk_tokens,
+        offload,
+        overlap,
+        attention_pairs,
     )
     work.check()
-    return _plan(work, cluster, rope_reach(rope, model.head_dim, context))
+    return plan_of(work, cluster, rope_reach(rope, model.head_dim, context))
 
 
-def _plan(work: Workload, cluster: ClusterSpec, reach: RopeReach) -> StagePlan:
-    memory = tuple(
-        rank_memory(work, rank, cluster.overhead_gib) for rank in range(work.layout.pp)
-    )
+def plan_of(work: Workload, cluster: ClusterSpec, reach: RopeReach) -> StagePlan:
+    """The plan of a workload that has been checked."""
     return StagePlan(
-        work, cluster, memory, flops_per_token(work), update_time(work, cluster), reach
+        work, cluster, flops_per_token(work), update_time(work, cluster), reach
     )
-
-
-def suggest_layouts(
-    model: ModelSpec,
-    rope: RopeSpec,
-    context: int,
-    world_size: int,
-    tokens: int,
-    update_tokens: int,
-    precision: Precision = "bf16",
-    cluster: ClusterSpec = HOPPER_NODES,
-    loss_chunk_tokens: int = GPU_LOSS_CHUNK,
-) -> list[LayoutChoice]:
-    """All layouts that divide model, row and world: first the usable ones, fastest first,
-    then why the others fall.
-
-    Each layout appears once, with the recomputation that is fastest among those that
-    fit (full where none does).
-    """
-    start = plan_stage(
-        model,
-        rope,
-        context,
-        Layout(),
-        world_size,
-        tokens,
-        update_tokens,
-        "none",
-        precision,
-        cluster,
-        loss_chunk_tokens,
-    )
-    choices = [
-        _best_recompute(start, layout)
-        for layout in _layouts(model, context, world_size)
-    ]
-    return sorted(
-        choices, key=lambda choice: (not choice.usable, choice.plan.timing.total)
-    )
-
-
-def _layouts(model: ModelSpec, context: int, world_size: int) -> Iterator[Layout]:
-    for tp in _divisors(model.num_key_value_heads):
-        for cp in _divisors(context // 2):
-            for pp in _divisors(model.num_hidden_layers):
-                layout = Layout(tp, cp, pp)
-                if layout.model_ranks <= world_size and not layout.problems(
-                    "", model, context, world_size
-                ):
-                    yield layout
-
-
-def _divisors(number: int) -> list[int]:
-    return [
-        divisor for divisor in range(1, min(number, 1024) + 1) if number % divisor == 0
-    ]
-
-
-def _best_recompute(start: StagePlan, layout: Layout) -> LayoutChoice:
-    work = replace(start.work, layout=layout)
-    plans = [
-        _plan(replace(work, recompute=mode), start.cluster, start.reach)
-        for mode in RECOMPUTE_MODES
-    ]
-    fitting = [plan for plan in plans if plan.fits] or plans[-1:]
-    plan = min(fitting, key=lambda plan: plan.timing.total)
-    return LayoutChoice(layout, plan.work.recompute, plan, _reason(plan))
-
-
-def _reason(plan: StagePlan) -> str:
-    if not plan.fits:
-        return plan.verdict
-    if plan.idle_ranks:
-        return (
-            f"{plan.idle_ranks} of {plan.work.data_parallel} data-parallel ranks "
-            "have no row in an update"
-        )
-    if spans_nodes(plan.work.layout, plan.cluster):
-        return f"tp={plan.work.layout.tp} leaves the node of {plan.cluster.ranks_per_node} GPUs"
-    return ""

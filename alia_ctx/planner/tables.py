@@ -3,24 +3,28 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import fields
 
 from rich.table import Table
 
 from alia_ctx.planner.rope_reach import plain_bases
-from alia_ctx.planner.stage import LayoutChoice, StagePlan
+from alia_ctx.planner.search import GpuCount, LayoutChoice
+from alia_ctx.planner.stage import StagePlan
+from alia_ctx.spec.cluster import ClusterSpec
 from alia_ctx.spec.layout import Layout
 
 
-def plan_table(plan: StagePlan, name: str = "stage", mfu: float = 0.4) -> Table:
-    """The plan line by line:
-
-    tokens, rows, FLOPs, time at `mfu` and as estimated, RoPE, memory verdict.
+def plan_table(
+    plan: StagePlan, name: str = "stage", mfu: float = 0.4, *, kept: int = 1
+) -> Table:
+    """The plan line by line: tokens, rows, FLOPs, time at `mfu` and as estimated, node-hours,
+    disk for `kept` checkpoints, RoPE, memory.
     """
     table = Table(title=f"Plan of {name}", show_header=False)
     for heading, text in {
         **_size_lines(plan),
         **_time_lines(plan, mfu),
-        **_limit_lines(plan),
+        **_limit_lines(plan, kept),
     }.items():
         table.add_row(heading, text)
     return table
@@ -36,7 +40,7 @@ def _size_lines(plan: StagePlan) -> dict[str, str]:
             f"{_layout(work.layout)}, dp={work.data_parallel} on {work.world_size} "
             f"GPUs, {work.precision}"
         ),
-        "recompute": work.recompute,
+        "recompute": work.recompute + (", offloaded" if work.offload else ""),
         "update": f"{update} ({work.update_tokens:,} asked for), {share}",
         "stage": f"{work.updates:,} updates = {reached:,} tokens ({work.tokens:,} asked for)",
     }
@@ -50,30 +54,47 @@ def _time_lines(plan: StagePlan, mfu: float) -> dict[str, str]:
         "tp": timing.tensor_parallel,
         "cp": timing.context_parallel,
         "dp": timing.data_parallel,
+        "offload": timing.offload,
         "pipeline idle": timing.pipeline_idle,
     }
-    shares = ", ".join(f"{name} {seconds:.1f}" for name, seconds in parts.items())
+    shares = ", ".join(f"{name} {duration(s)}" for name, s in parts.items() if s)
     estimate = (
-        f"{timing.total:.1f} s an update ({timing.mfu:.0%} MFU), {_duration(plan.days)}"
+        f"{duration(timing.total)} an update ({timing.mfu:.0%} MFU), "
+        f"{duration(plan.seconds)}, {_node_hours(plan)}: {shares}"
     )
+    documents = "one document a row"
+    if plan.masked_share is not None:
+        documents = (
+            f"masked as in the pack plan, {plan.masked_share:.1%} of the attention of "
+            "one document a row"
+        )
     flops = (
         f"{linear + attention:.3g} = {linear:.3g} linear + {attention:.3g} attention"
     )
+    seconds = plan.seconds_at_mfu(mfu)
     return {
-        "FLOPs per token": f"{flops}, one document a row",
+        "FLOPs per token": f"{flops}, {documents}",
         f"at {mfu:.0%} MFU": (
-            f"{plan.seconds_at_mfu(mfu):.1f} s an update, "
-            f"{_duration(plan.days_at_mfu(mfu))}"
+            f"{duration(seconds)} an update, {duration(seconds * plan.work.updates)}"
         ),
-        "estimate, not measured": f"{estimate}: {shares}; no overlap",
+        "estimate, not measured": estimate,
     }
 
 
-def _limit_lines(plan: StagePlan) -> dict[str, str]:
+def _limit_lines(plan: StagePlan, kept: int) -> dict[str, str]:
+    host = ", ".join(f"{name} {gib:.1f}" for name, gib in plan.host_items.items())
     lines = {
         "RoPE (heuristic)": _reach(plan),
         "logits never formed": f"{plan.row_logits_gib:.2f} GiB a row in fp32",
         "memory": plan.verdict,
+        "host memory": (
+            f"{plan.host_gib:.1f} of {plan.cluster.host_memory_gib:g} GiB a node: {host}"
+        ),
+        "disk": (
+            f"{plan.checkpoint_gib:.1f} GiB a checkpoint, "
+            f"{kept * plan.checkpoint_gib:,.1f} GiB for {kept}, one being written among "
+            "them"
+        ),
     }
     if plan.idle_ranks:
         lines["idle"] = (
@@ -109,15 +130,14 @@ def memory_table(plan: StagePlan) -> Table:
         table.add_column(f"pp rank {rank.pipeline_rank}", justify="right")
     names = dict.fromkeys(name for rank in shown for name in rank.items)
     for name in names:
-        table.add_row(
-            name,
-            *(
-                f"{rank.items[name]:.2f}" if name in rank.items else "-"
-                for rank in shown
-            ),
-        )
+        cells = (f"{r.items[name]:.2f}" if name in r.items else "-" for r in shown)
+        table.add_row(name, *cells)
     table.add_section()
-    table.add_row("total", *(f"{rank.total:.2f}" for rank in shown))
+    sums = (sum(rank.items.values()) for rank in shown)
+    table.add_row("forward and backward", *(f"{gib:.2f}" for gib in sums))
+    steps = (sum(rank.step_items.values()) for rank in shown)
+    table.add_row("optimizer's step", *(f"{gib:.2f}" for gib in steps))
+    table.add_row("peak", *(f"{rank.total:.2f}" for rank in shown))
     return table
 
 
@@ -126,41 +146,92 @@ def choices_table(choices: Sequence[LayoutChoice], limit: int = 20) -> Table:
     table = Table(
         title="Layouts by estimated time of an update (arithmetic, not measured)"
     )
-    for heading in (
-        "layout",
-        "recompute",
-        "dp",
-        "rows a rank",
-        "s/update",
-        "MFU",
-        "GiB",
-        "remark",
-    ):
-        table.add_column(
-            heading,
-            justify="left" if heading in ("layout", "recompute", "remark") else "right",
-        )
+    _columns(table, "layout", "recompute", "dp", "rows a rank", *_FIGURES, "remark")
     for choice in choices[:limit]:
-        plan = choice.plan
         table.add_row(
-            _layout(choice.layout),
-            choice.recompute,
-            str(plan.work.data_parallel),
-            _span(*plan.work.rows_per_rank),
-            f"{plan.timing.total:.1f}",
-            f"{plan.timing.mfu:.0%}",
-            f"{plan.fullest.total:.1f}",
-            choice.reason or "fits",
+            *_layout_cells(choice), *_figure_cells(choice), choice.reason or "fits"
         )
     return table
 
 
+def counts_table(counts: Sequence[GpuCount], name: str = "stage") -> Table:
+    """For each number of GPUs the best layout with memory, time and node-hours, and below it
+    why the near misses do not fit.
+    """
+    table = Table(title=f"{name} by number of GPUs (arithmetic, not measured)")
+    left = ("layout", "recompute", "dp", "rows a rank")
+    _columns(table, "GPUs", *left, *_FIGURES, "stage", "node-hours", "remark")
+    for count in counts:
+        best = count.best
+        time = duration(best.plan.seconds) if best.usable else "-"
+        hours = _node_hours(best.plan, "") if best.usable else "-"
+        table.add_section()
+        remark = best.reason or "fits"
+        cells = (*_layout_cells(best), *_figure_cells(best))
+        table.add_row(f"{count.gpus:,}", *cells, time, hours, remark)
+        for miss in count.misses:
+            cells = (*_layout_cells(miss), *_figure_cells(miss))
+            table.add_row("", *cells, "-", "-", miss.reason)
+    return table
+
+
+_FIGURES = ("an update", "MFU", "GiB")
+_WORDS = {"layout", "recompute", "remark"}
+
+
+def _columns(table: Table, *headings: str) -> None:
+    for heading in headings:
+        table.add_column(heading, justify="left" if heading in _WORDS else "right")
+
+
+def _layout_cells(choice: LayoutChoice) -> tuple[str, ...]:
+    work = choice.plan.work
+    mode = choice.recompute + (" + offload" if choice.offload else "")
+    rows = _span(*work.rows_per_rank)
+    return _layout(choice.layout), mode, str(work.data_parallel), rows
+
+
+def _figure_cells(choice: LayoutChoice) -> tuple[str, ...]:
+    plan = choice.plan
+    return (
+        duration(plan.timing.total),
+        f"{plan.timing.mfu:.0%}",
+        f"{plan.fullest.total:.1f}",
+    )
+
+
+def assumptions_table(cluster: ClusterSpec) -> Table:
+    """What the estimates take for granted, and the setting of each."""
+    table = Table(title="Assumed; alia_ctx/spec/cluster.py says where each is from")
+    for heading in ("setting", "value", "default"):
+        table.add_column(heading, justify="left" if heading == "setting" else "right")
+    for field in fields(cluster):
+        value, default = getattr(cluster, field.name), field.default
+        shown = "" if value == default else f"{default:g}"
+        table.add_row(f"cluster.{field.name}", f"{value:g}", shown)
+    return table
+
+
+def duration(seconds: float) -> str:
+    """Seconds in the unit that a person would use, two or more digits."""
+    for unit, size, below in (
+        ("ms", 1e-3, 0.1),
+        ("s", 1, 120),
+        ("min", 60, 7200),
+        ("hours", 3600, 48 * 3600),
+    ):
+        if seconds < below:
+            return f"{seconds / size:.{0 if seconds / size >= 100 else 1}f} {unit}"
+    return f"{seconds / 86_400:,.1f} days"
+
+
+def _node_hours(plan: StagePlan, unit: str = " node-hours") -> str:
+    hours = plan.node_hours
+    return f"{hours:,.{0 if hours >= 100 else 1 if hours >= 1 else 3}f}{unit}"
+
+
 def _layout(layout: Layout) -> str:
     return f"tp={layout.tp} cp={layout.cp} pp={layout.pp}"
-
-
-def _duration(days: float) -> str:
-    return f"{days:.1f} days" if days >= 2 else f"{days * 24:.1f} hours"
 
 
 def _span(fewest: int, most: int) -> str:

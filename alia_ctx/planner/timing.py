@@ -1,27 +1,53 @@
-"""Time of an update, from FLOPs at a guessed efficiency and bytes over links; good for
-ordering, not for promises.
+"""Time of an update, from FLOPs at two efficiencies and bytes over links.
 
-Nothing is taken to overlap, so the communication is an upper bound and the order of
-layouts errs against those that communicate most.
+Products with weights run at one share of the GPU's peak and attention at another. What
+the engine waits for is added: tensor parallelism's collectives, keys and values, copies
+of offloaded activations. Of the gradients' reduction and the weights' gathering only
+what the last backward and the first forward do not hide counts.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
+from typing import Literal
 
-from alia_ctx.planner.memory import rank_parameters
+from alia_ctx.planner.memory import layer_activations, rank_parameters
 from alia_ctx.planner.workload import Workload
 from alia_ctx.spec.cluster import ClusterSpec
 from alia_ctx.spec.layout import Layout
 
 _TERA, _GIGA = 1e12, 1e9
+Direction = Literal["forward", "backward"]
+# Sequence parallelism's all-gathers and reduce-scatters of a layer: 4 forward; backward 4,
+# and 2 that gather inputs again. Recomputation repeats those of the forward.
+_COLLECTIVES = {"none": 0, "selective": 2, "full": 4}
+
+
+@dataclass(frozen=True)
+class RowTime:
+    """Seconds of a row in one direction on one pipeline rank."""
+
+    matrices: float
+    attention: float
+    tensor_parallel: float
+    context_parallel: float
+    offload: float
+
+    @property
+    def compute(self) -> float:
+        return self.matrices + self.attention
+
+    @property
+    def total(self) -> float:
+        return float(sum(getattr(self, part.name) for part in fields(self)))
 
 
 @dataclass(frozen=True)
 class Timing:
     """Seconds of an update on the slowest rank.
 
-    `mfu` is useful FLOPs over the peak of all GPUs in that time.
+    `mfu` is useful FLOPs over the peak of all GPUs in that time; `data_parallel` is what
+    nothing hides.
     """
 
     compute: float
@@ -30,6 +56,7 @@ class Timing:
     data_parallel: float
     pipeline_idle: float
     mfu: float
+    offload: float = 0.0
 
     @property
     def total(self) -> float:
@@ -39,18 +66,23 @@ class Timing:
             + self.context_parallel
             + self.data_parallel
             + self.pipeline_idle
+            + self.offload
         )
 
 
 def flops_per_token(work: Workload) -> tuple[float, float]:
-    """(matrix products with weights, causal attention) FLOPs per token, forward and
-    backward, for one document a row.
+    """(matrix products with weights, attention) FLOPs per token, forward and backward.
 
-    Shorter documents attend less: this is the upper end.
+    Attention is that of the plan's documents where there is a plan, and of one document
+    a row where there is none.
     """
-    return work.model.linear_flops_per_token(), work.model.attention_flops(
-        [work.context]
+    return work.model.linear_flops_per_token(), _attention_flops(
+        work, work.pairs_per_row
     ) / work.context
+
+
+def _attention_flops(work: Workload, pairs: float) -> float:
+    return 12.0 * work.model.num_hidden_layers * work.model.query_size * pairs
 
 
 def seconds_at_mfu(work: Workload, cluster: ClusterSpec, mfu: float) -> float:
@@ -62,22 +94,32 @@ def seconds_at_mfu(work: Workload, cluster: ClusterSpec, mfu: float) -> float:
     )
 
 
-def update_time(work: Workload, cluster: ClusterSpec) -> Timing:
-    """Time of an update: 1F1B over the rows of the busiest data-parallel rank, then the
-    gradients' reduction.
+def update_time(
+    work: Workload,
+    cluster: ClusterSpec,
+    *,
+    interleaved: int = 1,
+    matrix_speed: float = 1.0,
+) -> Timing:
+    """Time of an update: 1F1B over the rows of the busiest data-parallel rank, then what is
+    left of the gradients' reduction.
+
+    Two things that this engine does not do, for comparisons with others: `interleaved`
+    parts of the layers on each pipeline rank, and products with weights at
+    `matrix_speed` times the bf16 peak (2 in float8).
     """
-    rows = max(1, work.rows_per_rank[1])
-    compute = _row_flops(work) / (
-        work.layout.tp
-        * work.layout.cp
-        * cluster.peak_tflops
-        * _TERA
-        * cluster.efficiency
+    rows, last = max(1, work.rows_per_rank[1]), work.layout.pp - 1
+    forward, backward = (
+        row_time(work, cluster, last, way, matrix_speed=matrix_speed)
+        for way in ("forward", "backward")
     )
-    tensor, context = _tensor_seconds(work, cluster), _context_seconds(work, cluster)
-    data = _data_seconds(work, cluster)
-    idle = (work.layout.pp - 1) * (compute + tensor + context)
-    total = rows * (compute + tensor + context) + idle + data
+    row = forward.total + backward.total
+    idle = (work.layout.pp - 1) * row / interleaved
+    data = exposed_seconds(work, cluster, forward.total, backward.total)
+    compute = forward.compute + backward.compute
+    tensor = forward.tensor_parallel + backward.tensor_parallel
+    context = forward.context_parallel + backward.context_parallel
+    total = rows * row + idle + data
     return Timing(
         rows * compute,
         rows * tensor,
@@ -85,47 +127,75 @@ def update_time(work: Workload, cluster: ClusterSpec) -> Timing:
         data,
         idle,
         seconds_at_mfu(work, cluster, 1.0) / total,
+        rows * (forward.offload + backward.offload),
     )
 
 
-def _row_flops(work: Workload) -> float:
-    """FLOPs of a row on the slowest pipeline rank (the last, which has the head),
-    recomputation included.
+def row_time(
+    work: Workload,
+    cluster: ClusterSpec,
+    pipeline_rank: int,
+    direction: Direction,
+    pairs: float | None = None,
+    matrix_speed: float = 1.0,
+) -> RowTime:
+    """A row of `pairs` query-key pairs (default: the workload's) on one pipeline rank."""
+    ranks = work.layout.tp * work.layout.cp
+    peak = cluster.peak_tflops * _TERA * ranks
+    pairs = work.pairs_per_row if pairs is None else pairs
+    matrices, attention = _row_flops(work, pipeline_rank, direction, pairs)
+    return RowTime(
+        matrices / (peak * cluster.efficiency * matrix_speed),
+        attention / (peak * cluster.attention_efficiency),
+        _tensor_seconds(work, cluster, direction),
+        _context_seconds(work, cluster, direction),
+        _offload_seconds(work, cluster),
+    )
 
-    FlashAttention's backward forms the scores again: 3.5 forward's worth in all instead of 3.
+
+def _row_flops(
+    work: Workload, pipeline_rank: int, direction: Direction, pairs: float
+) -> tuple[float, float]:
+    """(products with weights, attention) FLOPs of a row on a pipeline rank, recomputation
+    included.
+
+    FlashAttention's backward forms the scores again: 2.5 forwards instead of 2. The loss
+    forms its gradients in the forward (`alia_ctx/nn/linear_cross_entropy.py`).
     """
     model, pp = work.model, work.layout.pp
     head = 6.0 * model.embedding_parameters()
-    linear = model.linear_flops_per_token() - head
-    attention = model.attention_flops([work.context]) / work.context * 3.5 / 3
+    linear = (model.linear_flops_per_token() - head) / 3 / pp  # of a forward
+    scores = _attention_flops(work, pairs) / 3 / pp
+    if direction == "forward":
+        own = head if pipeline_rank == pp - 1 else 0.0
+        return work.context * (linear + own), scores
+    again = 2.0 * linear
     if work.recompute == "full":
-        linear, attention = linear * 4 / 3, attention * 4.5 / 3.5
-    elif work.recompute == "selective":
-        linear += (
-            6.0 * model.num_hidden_layers * model.hidden_size * model.intermediate_size
-        )
-    return work.context * ((linear + attention) / pp + head)
+        return work.context * (again + linear), 3.5 * scores
+    if work.recompute == "selective":
+        # The MLP's three products, run once more.
+        again += 6.0 * work.layers_of_rank * model.hidden_size * model.intermediate_size
+    return work.context * again, 2.5 * scores
 
 
-def _tensor_seconds(work: Workload, cluster: ClusterSpec) -> float:
-    """Sequence parallelism's all-gathers and reduce-scatters:
-
-    4 a layer forward, 6 backward (2 gather inputs again).
-    """
+def _tensor_seconds(
+    work: Workload, cluster: ClusterSpec, direction: Direction
+) -> float:
     tp = work.layout.tp
-    collectives = 10 + (
-        4 if work.recompute == "full" else 2 if work.recompute == "selective" else 0
-    )
+    backward = 6 + _COLLECTIVES[work.recompute]
+    collectives = 4 if direction == "forward" else backward
     moved = (tp - 1) / tp * work.local_tokens * work.model.hidden_size * work.bytes
-    return work.layers_per_stage * collectives * moved / _bandwidth(cluster, tp)
+    return work.layers_of_rank * collectives * moved / _bandwidth(cluster, tp)
 
 
-def _context_seconds(work: Workload, cluster: ClusterSpec) -> float:
+def _context_seconds(
+    work: Workload, cluster: ClusterSpec, direction: Direction
+) -> float:
     """Keys and values that the rank's queries see and other ranks hold, and their
     gradients sent back.
     """
     layout = work.layout
-    passes = 3 if work.recompute == "full" else 2
+    passes = 2 if work.recompute == "full" and direction == "backward" else 1
     if layout.cp <= 2:
         received = (layout.cp - 1) * cluster.key_value_share_of_two
     else:
@@ -133,23 +203,45 @@ def _context_seconds(work: Workload, cluster: ClusterSpec) -> float:
     row_bytes = work.context * 2 * work.model.key_value_size / layout.tp * work.bytes
     moved = received * row_bytes
     return (
-        work.layers_per_stage
+        work.layers_of_rank
         * passes
         * moved
         / _bandwidth(cluster, layout.tp * layout.cp)
     )
 
 
-def _data_seconds(work: Workload, cluster: ClusterSpec) -> float:
-    """Reduce-scatter of fp32 gradients and all-gather of weights over dp*cp, once an update."""
+def _offload_seconds(work: Workload, cluster: ClusterSpec) -> float:
+    """Copies of what autograd saves, in the order of the stream: nothing hides them
+    (`alia_ctx/nn/activation_offload.py`).
+    """
+    if not work.offload:
+        return 0.0
+    saved, collected = layer_activations(work)
+    away = saved + (0 if work.recompute == "full" else collected)
+    return work.layers_of_rank * away / (_GIGA * cluster.host_gb_per_s)
+
+
+def data_parallel_seconds(work: Workload, cluster: ClusterSpec) -> tuple[float, float]:
+    """(reduce-scatter of the fp32 gradients, all-gather of the weights) over dp*cp, once an
+    update, on the last pipeline rank.
+    """
     copies = work.data_parallel * work.layout.cp
-    moved = (
-        (copies - 1)
-        / copies
-        * rank_parameters(work, work.layout.pp - 1)
-        * (4 + work.bytes)
-    )
-    return moved / _bandwidth(cluster, work.layout.tp * copies)
+    parameters = rank_parameters(work, work.layout.pp - 1)
+    moved = (copies - 1) / copies * parameters
+    bandwidth = _bandwidth(cluster, work.layout.tp * copies)
+    return moved * 4 / bandwidth, moved * work.bytes / bandwidth
+
+
+def exposed_seconds(
+    work: Workload, cluster: ClusterSpec, forward: float, backward: float
+) -> float:
+    """What the last row's backward and the first row's forward leave of the reduction and
+    the gathering.
+    """
+    reduction, gathering = data_parallel_seconds(work, cluster)
+    if not work.overlap:
+        return reduction + gathering
+    return max(0.0, reduction - backward) + max(0.0, gathering - forward)
 
 
 def _bandwidth(cluster: ClusterSpec, span: int) -> float:
@@ -161,6 +253,13 @@ def _bandwidth(cluster: ClusterSpec, span: int) -> float:
         if span <= cluster.ranks_per_node
         else cluster.network_gb_per_s
     )
+
+
+def boundary_seconds(work: Workload, cluster: ClusterSpec) -> float:
+    """A row's hidden states, or their gradients, from one pipeline rank to the next."""
+    layout = work.layout
+    moved = work.local_tokens // layout.tp * work.model.hidden_size * work.bytes
+    return moved / _bandwidth(cluster, work.world_size)
 
 
 def spans_nodes(layout: Layout, cluster: ClusterSpec) -> bool:

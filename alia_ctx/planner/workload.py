@@ -21,7 +21,14 @@ _COUNTS = ("context", "world_size", "tokens", "update_tokens", "loss_chunk_token
 class Workload:
     """A stage's training as sizes.
 
-    `tokens` is its budget, `update_tokens` what one update should hold.
+    Args:
+        tokens: its budget.
+        update_tokens: what one update should hold.
+        offload: whether activations wait for the backward in host memory.
+        overlap: whether gradients are reduced beside the last row's backward, and
+            weights gathered beside the first row's forward.
+        attention_pairs: visible query-key pairs of a row, the mean of its pack plan;
+            None takes one document a row, which is the most that there can be.
     """
 
     model: ModelSpec
@@ -33,6 +40,9 @@ class Workload:
     recompute: Recompute = "none"
     precision: Precision = "bf16"
     loss_chunk_tokens: int = GPU_LOSS_CHUNK
+    offload: bool = False
+    overlap: bool = True
+    attention_pairs: float | None = None
 
     def check(self) -> None:
         """Raise ConfigError or LayoutError with all that is wrong."""
@@ -89,9 +99,25 @@ class Workload:
         )
 
     @property
+    def causal_pairs(self) -> float:
+        """Query-key pairs of a row that is one document."""
+        return self.context * (self.context + 1) / 2
+
+    @property
+    def pairs_per_row(self) -> float:
+        """Query-key pairs of a row, as its documents mask them."""
+        pairs = self.attention_pairs
+        return self.causal_pairs if pairs is None else pairs
+
+    @property
     def layers_per_stage(self) -> int:
         """Decoder layers of one pipeline rank."""
         return self.model.num_hidden_layers // self.layout.pp
+
+    @property
+    def layers_of_rank(self) -> float:
+        """Layers of one pipeline rank on average: of others' models that do not divide."""
+        return self.model.num_hidden_layers / self.layout.pp
 
     @property
     def local_tokens(self) -> int:

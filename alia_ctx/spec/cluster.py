@@ -11,17 +11,20 @@ from alia_ctx.errors import Problem, Problems
 class ClusterSpec:
     """Nodes, their GPUs, and the planner's guesses: `cluster` in the configuration.
 
-    The defaults are the GPU of MareNostrum 5 (64 GB Hopper, four a node, NDR200 each).
-    Nothing from `efficiency` on has been fitted to a measurement: set it after the first
-    run. None of it changes what is trained.
+    The defaults are the GPU of MareNostrum 5 (64 GB Hopper, four a node, NDR200 each);
+    `alia_ctx.spec.machines` has others. `efficiency` and `attention_efficiency` were
+    fitted to published throughput (docs/planner.md), what follows is guessed: set it
+    after the first run. None of it changes what is trained.
 
     Args:
         nodes: Nodes of a stage that does not say its own.
         ranks_per_node: GPUs of a node, each with one rank.
         memory_gib: Memory of a GPU in GiB.
         peak_tflops: Its dense bf16 peak on the data sheet, in 10^12 FLOP/s.
-        efficiency: Share of the peak that it reaches while it computes. Half is what
-            large dense models reach on Hopper at best, sums and norms included.
+        efficiency: Share of the peak that products with weights reach, norms, sums and
+            all else that a layer does beside attention included.
+        attention_efficiency: Share of the peak that the attention kernel reaches,
+            masked work not counted.
         overhead_gib: GiB that CUDA, NCCL and fragmentation hold beside the tensors.
         node_gb_per_s: 10^9 bytes/s per GPU and direction between GPUs of a node:
             two thirds of NVLink 4's 450.
@@ -31,18 +34,27 @@ class ClusterSpec:
             2*cp-1-r see 2*cp-r of 2*cp chunks; over the ranks that is 3/4 and 1/(4*cp).
         key_value_share_of_two: Share that it receives where cp is 2: of its four
             chunks rank 0 holds two and lacks two.
+        host_memory_gib: Memory of a node's host in GiB.
+        host_overhead_gib: GiB of it that a rank takes for Python, libraries and the
+            pages of the text that it reads.
+        host_gb_per_s: 10^9 bytes/s per GPU and direction between it and the host's
+            memory: two thirds of PCIe 5's 64.
     """
 
     nodes: int = 1
     ranks_per_node: int = 1
     memory_gib: float = 64.0
     peak_tflops: float = 989.0
-    efficiency: float = 0.5
+    efficiency: float = 0.51
+    attention_efficiency: float = 0.43
     overhead_gib: float = 5.0
     node_gb_per_s: float = 300.0
     network_gb_per_s: float = 20.0
     key_value_share: float = 0.75
     key_value_share_of_two: float = 0.5
+    host_memory_gib: float = 512.0
+    host_overhead_gib: float = 6.0
+    host_gb_per_s: float = 40.0
 
     def problems(self, key: str = "cluster") -> list[Problem]:
         """Values that make no sense."""
@@ -54,21 +66,20 @@ class ClusterSpec:
             value = getattr(self, name)
             rule = "is a share, of 1 at most"
             problems.need(value <= 1, f"{key}.{name}", value, rule, remedy)
-        problems.need(
-            self.overhead_gib >= 0,
-            f"{key}.overhead_gib",
-            self.overhead_gib,
-            "must not be negative",
-            "use 3 to 6",
-        )
+        for name, remedy in _NOT_NEGATIVE.items():
+            value = getattr(self, name)
+            at = f"{key}.{name}"
+            problems.need(value >= 0, at, value, "must not be negative", remedy)
         return problems
 
 
 _SHARES = {
-    "efficiency": "use 0.3 to 0.6",
+    "efficiency": "use 0.4 to 0.7",
+    "attention_efficiency": "use 0.3 to 0.6",
     "key_value_share": "three quarters is the mean of causal rows",
     "key_value_share_of_two": "a half is what rank 0 of two lacks",
 }
+_NOT_NEGATIVE = {"overhead_gib": "use 3 to 6", "host_overhead_gib": "use 3 to 10"}
 _POSITIVE = {
     "nodes": "1 is one machine",
     "ranks_per_node": "give the GPUs of a node",
@@ -76,5 +87,7 @@ _POSITIVE = {
     "peak_tflops": "see the GPU's data sheet",
     "node_gb_per_s": "give GB/s per GPU and direction",
     "network_gb_per_s": "give GB/s per GPU and direction",
+    "host_memory_gib": "give the memory of a node",
+    "host_gb_per_s": "give GB/s per GPU and direction",
     **_SHARES,
 }

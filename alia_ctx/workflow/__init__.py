@@ -30,7 +30,8 @@ from alia_ctx.workflow.evaluation_tasks import (
 )
 from alia_ctx.workflow.exporting import export
 from alia_ctx.workflow.named_models import Asked, models_task
-from alia_ctx.workflow.pipeline import plan_stages, run_all
+from alia_ctx.workflow.pipeline import run_all
+from alia_ctx.workflow.planning import PlanQuestion, draw_update, plan_stages
 from alia_ctx.workflow.plans import contamination, not_seen, open_plan, pack
 from alia_ctx.workflow.recomputing import recompute
 from alia_ctx.workflow.reporting import (
@@ -59,6 +60,7 @@ __all__ = [
     "Evaluated",
     "Evaluation",
     "EvaluationTask",
+    "PlanQuestion",
     "Ranking",
     "Role",
     "ablate",
@@ -71,6 +73,7 @@ __all__ = [
     "compare_rope",
     "constants_notes",
     "contamination",
+    "draw_update",
     "evaluation_task",
     "export",
     "few_held_out",

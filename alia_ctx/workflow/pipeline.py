@@ -1,4 +1,4 @@
-"""The plan before a run, and every step of it on one machine."""
+"""Every step of a run on one machine."""
 
 from __future__ import annotations
 
@@ -8,7 +8,6 @@ import subprocess
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
 
 from rich.markup import escape
 
@@ -20,58 +19,14 @@ from alia_ctx.config.run import RunConfig
 from alia_ctx.errors import AliaError, CheckpointError
 from alia_ctx.evaluation.report import Report
 from alia_ctx.progress import say
-from alia_ctx.spec.execution import loss_chunk_tokens
 from alia_ctx.train.stopping import RequeueError
 from alia_ctx.workflow.chain import check_trained, constants_notes, finished_checkpoint
 from alia_ctx.workflow.checking import check_end, check_vocabulary
 from alia_ctx.workflow.evaluation_tasks import what_is_missing
 from alia_ctx.workflow.exporting import export, needs_export
-from alia_ctx.workflow.mixture import mixture_tables, sizes_of
 from alia_ctx.workflow.plans import pack
 from alia_ctx.workflow.reporting import report
 from alia_ctx.workflow.stores import tokenize
-
-
-def plan_stages(run: RunConfig, names: Sequence[str] = ()) -> list[Any]:
-    """What each stage needs, as rich tables: tokens, time, RoPE, memory by item, and the
-    layouts that would fit.
-    """
-    from alia_ctx.planner import (
-        choices_table,
-        memory_table,
-        plan_stage,
-        plan_table,
-        suggest_layouts,
-    )
-
-    tables: list[Any] = []
-    for name in names or run.stages:
-        stage = run.stage(name)
-        world = run.world_size(stage)
-        tokens, update_tokens, _ = sizes_of(run, name)
-        sizes = (world, tokens, update_tokens)
-        shared: dict[str, Any] = {
-            "precision": run.engine.precision,
-            "cluster": run.cluster,
-            "loss_chunk_tokens": loss_chunk_tokens(
-                run.engine.loss_chunk_tokens, "cuda"
-            ),
-        }
-        plan = plan_stage(
-            run.model,
-            stage.rope,
-            stage.context,
-            stage.layout,
-            *sizes,
-            recompute=stage.recompute,
-            **shared,
-        )
-        choices = suggest_layouts(
-            run.model, stage.rope, stage.context, *sizes, **shared
-        )
-        tables += mixture_tables(run, name)
-        tables += [plan_table(plan, name), memory_table(plan), choices_table(choices)]
-    return tables
 
 
 def run_all(config: Path, overrides: Sequence[str], run: RunConfig) -> Report:

@@ -1,0 +1,203 @@
+"""The layouts of so many GPUs, the best first, and why others fall; and the best for each
+number of GPUs.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from itertools import product
+
+from alia_ctx.planner.stage import HOPPER_NODES, StagePlan, plan_of, plan_stage
+from alia_ctx.planner.timing import spans_nodes
+from alia_ctx.planner.workload import RECOMPUTE_MODES
+from alia_ctx.spec.cluster import ClusterSpec
+from alia_ctx.spec.execution import GPU_LOSS_CHUNK, Precision, Recompute
+from alia_ctx.spec.layout import Layout
+from alia_ctx.spec.model import ModelSpec
+from alia_ctx.spec.rope import RopeSpec
+
+_NEAR = 1.5  # what needs more than so many times the memory is no near miss
+
+
+@dataclass(frozen=True)
+class LayoutChoice:
+    """A layout that was tried: `reason` is empty where it can be used."""
+
+    layout: Layout
+    recompute: Recompute
+    plan: StagePlan
+    reason: str
+
+    @property
+    def usable(self) -> bool:
+        return not self.reason
+
+    @property
+    def offload(self) -> bool:
+        return self.plan.work.offload
+
+
+@dataclass(frozen=True)
+class GpuCount:
+    """So many GPUs: their best layout, usable or not, and the near misses."""
+
+    gpus: int
+    best: LayoutChoice
+    misses: tuple[LayoutChoice, ...]
+
+
+def suggest_layouts(
+    model: ModelSpec,
+    rope: RopeSpec,
+    context: int,
+    world_size: int,
+    tokens: int,
+    update_tokens: int,
+    precision: Precision = "bf16",
+    cluster: ClusterSpec = HOPPER_NODES,
+    loss_chunk_tokens: int = GPU_LOSS_CHUNK,
+    *,
+    recompute: Recompute | None = None,
+    offload: bool | None = False,
+    overlap: bool = True,
+    attention_pairs: float | None = None,
+    shortest_row: int | None = None,
+) -> list[LayoutChoice]:
+    """All layouts that divide model, row and world: first the usable ones, fastest first,
+    then why the others fall, the least too large first.
+
+    Each layout appears once, with the recomputation that is fastest among those that
+    fit (where none does, the one that needs least memory). Data-parallel ranks may
+    have unequal numbers of rows.
+
+    Args:
+        recompute: only this one; None tries all.
+        offload: whether activations wait on the host; None tries both.
+        shortest_row: tokens of the shortest row, which the layout has to divide too;
+            None where all rows have `context` tokens.
+    """
+    start = plan_stage(
+        model,
+        rope,
+        context,
+        Layout(),
+        world_size,
+        tokens,
+        update_tokens,
+        recompute or "none",
+        precision,
+        cluster,
+        loss_chunk_tokens,
+        overlap=overlap,
+        attention_pairs=attention_pairs,
+    )
+    modes = list(
+        product(
+            [recompute] if recompute else RECOMPUTE_MODES,
+            [False, True] if offload is None else [offload],
+        )
+    )
+    contexts = {context, shortest_row or context}
+    choices = [
+        _best_mode(start, layout, modes)
+        for layout in _layouts(model, contexts, world_size)
+    ]
+    return sorted(choices, key=_rank)
+
+
+def best_by_count(
+    model: ModelSpec,
+    rope: RopeSpec,
+    context: int,
+    counts: Sequence[int],
+    *sizes: int,
+    misses: int = 2,
+    **shared: object,
+) -> list[GpuCount]:
+    """The best layout for each number of GPUs, and `misses` that would be faster and lack
+    little memory, or the nearest ones where nothing fits. The rest is that of
+    `suggest_layouts`.
+    """
+    found = []
+    for gpus in counts:
+        at = (model, rope, context, gpus, *sizes)
+        choices = suggest_layouts(*at, **shared)  # type: ignore[arg-type]
+        best = choices[0]
+        fallen = [choice for choice in choices[1:] if not choice.plan.fits]
+        if best.usable:
+            seconds = best.plan.timing.total
+            fallen = [
+                choice
+                for choice in fallen
+                if choice.plan.timing.total < seconds and _excess(choice.plan) < _NEAR
+            ]
+        found.append(GpuCount(gpus, best, tuple(fallen[:misses])))
+    return found
+
+
+def powers_of_two(most: int) -> list[int]:
+    """1, 2, 4, ... up to `most`, and `most` itself."""
+    return sorted({2**n for n in range(most.bit_length()) if 2**n <= most} | {most})
+
+
+def _rank(choice: LayoutChoice) -> tuple[bool, bool, float]:
+    plan = choice.plan
+    if choice.usable:
+        return False, False, plan.timing.total
+    return True, plan.fits, _excess(plan)
+
+
+def _excess(plan: StagePlan) -> float:
+    """How much more memory it needs than there is: 1 is as much."""
+    return max(
+        plan.fullest.total / plan.cluster.memory_gib,
+        plan.host_gib / plan.cluster.host_memory_gib,
+    )
+
+
+def _layouts(model: ModelSpec, contexts: set[int], world_size: int) -> Iterator[Layout]:
+    for tp in _divisors(model.num_key_value_heads):
+        for cp in _divisors(min(contexts) // 2):
+            for pp in _divisors(model.num_hidden_layers):
+                layout = Layout(tp, cp, pp)
+                if layout.model_ranks <= world_size and not any(
+                    layout.problems("", model, context, world_size)
+                    for context in contexts
+                ):
+                    yield layout
+
+
+def _divisors(number: int) -> list[int]:
+    return [
+        divisor for divisor in range(1, min(number, 1024) + 1) if number % divisor == 0
+    ]
+
+
+def _best_mode(
+    start: StagePlan, layout: Layout, modes: Sequence[tuple[Recompute, bool]]
+) -> LayoutChoice:
+    plans = [
+        plan_of(
+            replace(start.work, layout=layout, recompute=recompute, offload=offload),
+            start.cluster,
+            start.reach,
+        )
+        for recompute, offload in modes
+    ]
+    by_time = sorted(plans, key=lambda plan: plan.timing.total)
+    plan = next((p for p in by_time if p.fits), None) or min(by_time, key=_excess)
+    return LayoutChoice(layout, plan.work.recompute, plan, _reason(plan))
+
+
+def _reason(plan: StagePlan) -> str:
+    if not plan.fits:
+        return plan.verdict
+    if plan.idle_ranks:
+        return (
+            f"{plan.idle_ranks} of {plan.work.data_parallel} data-parallel ranks "
+            "have no row in an update"
+        )
+    if spans_nodes(plan.work.layout, plan.cluster):
+        return f"tp={plan.work.layout.tp} leaves the node of {plan.cluster.ranks_per_node} GPUs"
+    return ""

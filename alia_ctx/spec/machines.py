@@ -1,0 +1,58 @@
+"""Machines that a run may be placed on, by name: what `configs/clusters/` says of them.
+
+Memory is what torch reports of the GPU, a little less than its name says; peaks are dense
+bf16 of the data sheets; links are two thirds of NVLink and four fifths of the network
+card that a GPU has to itself.
+"""
+
+from __future__ import annotations
+
+from alia_ctx.spec.cluster import ClusterSpec
+
+MACHINES: dict[str, ClusterSpec] = {
+    # BSC, accelerated partition: NVLink 4, one NDR200 card a GPU, 512 GiB a node.
+    "marenostrum5": ClusterSpec(
+        ranks_per_node=4,
+        memory_gib=64,
+        peak_tflops=989,
+        node_gb_per_s=300,
+        network_gb_per_s=20,
+        host_memory_gib=512,
+        host_gb_per_s=40,
+    ),
+    # DGX H100: NVLink 4, one NDR400 card a GPU, 2 TiB a node.
+    "h100-80": ClusterSpec(
+        ranks_per_node=8,
+        memory_gib=79,
+        peak_tflops=989,
+        node_gb_per_s=300,
+        network_gb_per_s=40,
+        host_memory_gib=2048,
+        host_gb_per_s=40,
+    ),
+    # DGX H200. Memory and efficiencies were measured on one with FlashAttention 4
+    # (docs/benchmarks/gpu.md, docs/planner.md).
+    "h200": ClusterSpec(
+        ranks_per_node=8,
+        memory_gib=139.8,
+        peak_tflops=989,
+        efficiency=0.63,
+        attention_efficiency=0.62,
+        node_gb_per_s=300,
+        network_gb_per_s=40,
+        host_memory_gib=2048,
+        host_gb_per_s=40,
+    ),
+    # DGX A100: NVLink 3, one HDR200 card a GPU, PCIe 4.
+    "a100-80": ClusterSpec(
+        ranks_per_node=8,
+        memory_gib=79,
+        peak_tflops=312,
+        node_gb_per_s=200,
+        network_gb_per_s=20,
+        host_memory_gib=1024,
+        host_gb_per_s=20,
+    ),
+    # Two ranks on the cores of a laptop, over gloo in fp32.
+    "laptop": ClusterSpec(ranks_per_node=2, memory_gib=8, peak_tflops=0.1),
+}

@@ -1,0 +1,300 @@
+"""What `plan` says: the needs of each stage, the layouts for 1, 2, 4, ... GPUs, and an update
+as a time line.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Collection, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from rich.table import Table
+
+from alia_ctx.config.layouts import search_settings
+from alia_ctx.config.run import RunConfig
+from alia_ctx.data.packing.plan_files import load_arrays, read_statement
+from alia_ctx.errors import AliaError, ConfigError, DataError, Problem
+from alia_ctx.files import write_json
+from alia_ctx.planner import (
+    LayoutChoice,
+    StagePlan,
+    assumptions_table,
+    best_by_count,
+    choices_table,
+    counts_table,
+    memory_table,
+    plan_stage,
+    plan_table,
+    powers_of_two,
+    suggest_layouts,
+)
+from alia_ctx.planner.memory import layer_activations, optimizer_bytes
+from alia_ctx.planner.timeline import Timeline, simulate
+from alia_ctx.spec.layout import Layout
+from alia_ctx.spec.machines import MACHINES
+from alia_ctx.spec.model import ModelSpec
+from alia_ctx.spec.rope import RopeSpec
+from alia_ctx.train.balance import assign_rows
+from alia_ctx.workflow.chain import run_directory
+from alia_ctx.workflow.mixture import mixture_tables, sizes_of
+
+_DRAWN = 8  # data-parallel ranks of a time line: more than that nobody looks at
+_SHOWN = 40  # layouts of a search
+
+
+@dataclass(frozen=True)
+class PlanQuestion:
+    """What is asked of a plan.
+
+    gpus: in place of those of the configuration.
+    machine: a name of `alia_ctx.spec.machines`, in place of the cluster's nodes.
+    open_layouts: stages that leave their layout open.
+    search: whether the whole list of layouts is wanted, and nothing else.
+    dry_run: whether one rank of each stage's layout is built without its memory, and
+        what it holds is counted beside the plan's figures.
+    """
+
+    stages: Sequence[str] = ()
+    gpus: int | None = None
+    machine: str | None = None
+    open_layouts: Collection[str] = ()
+    search: bool = False
+    dry_run: bool = False
+
+
+def plan_stages(run: RunConfig, asked: PlanQuestion) -> list[Any]:
+    """What each stage needs, as rich tables: tokens, time, memory by item, the layouts that
+    would fit, and what is assumed.
+    """
+    run, tables = _on_machine(run, asked), list[Any]()
+    for name in asked.stages or run.stages:
+        tables += _tables(run, name, asked)
+    if asked.dry_run:
+        tables.append(_dry_run_table(run, asked))
+    tables.append(assumptions_table(run.cluster))
+    return tables
+
+
+def _dry_run_table(run: RunConfig, asked: PlanQuestion) -> Table:
+    """Of the first pipeline rank of each stage's layout: what the plan says, and what was
+    counted.
+    """
+    names = list(asked.stages or run.stages)
+    plans = [_asked_plan(run, name, asked) for name in names]
+    table = Table(title="One rank, built on meta tensors and counted")
+    for heading in ("stage", "", "planned", "counted", "difference"):
+        left = heading in ("stage", "")
+        table.add_column(heading, justify="left" if left else "right")
+    for name, plan, counts in zip(
+        names, plans, counted_without_memory(plans), strict=True
+    ):
+        for figure, planned in expected_counts(plan).items():
+            counted = counts[figure]
+            off = f"{counted / planned - 1:+.2%}" if planned else "-"
+            words = figure.replace("_", " ")
+            table.add_row(name, words, f"{planned:,}", f"{counted:,}", off)
+            name = ""
+    return table
+
+
+def _on_machine(run: RunConfig, asked: PlanQuestion) -> RunConfig:
+    """`run` on the nodes and the number of GPUs that are asked about."""
+    if asked.gpus is not None and asked.gpus < 1:
+        rule, remedy = "must be at least 1", "give a number of GPUs"
+        raise ConfigError("", [Problem("--gpus", asked.gpus, rule, remedy)])
+    if asked.machine is None:
+        return run
+    if asked.machine not in MACHINES:
+        rule = "there is no such machine"
+        remedy = f"use one of {', '.join(MACHINES)}, or include a file of your own"
+        raise ConfigError("", [Problem("--on", asked.machine, rule, remedy)])
+    cluster = dataclasses.replace(MACHINES[asked.machine], nodes=run.cluster.nodes)
+    return dataclasses.replace(run, cluster=cluster)
+
+
+def _tables(run: RunConfig, name: str, asked: PlanQuestion) -> list[Any]:
+    sizes, shared = _sizes(run, name, asked), _shared(run, name)
+    offload = None if asked.search else run.engine.offload_activations
+    choices = suggest_layouts(*_model(run, name), *sizes, **shared, offload=offload)
+    if asked.search:
+        return [choices_table(choices, limit=_SHOWN)]
+    plan, note = _stage_plan(run, name, asked, choices)
+    counts = best_by_count(
+        *_model(run, name),
+        powers_of_two(sizes[0]),
+        *sizes[1:],
+        **shared,
+        offload=offload,
+    )
+    tables = mixture_tables(run, name)
+    tables += [note] if note else []
+    tables += [plan_table(plan, name, kept=_kept(run, plan)), memory_table(plan)]
+    return [*tables, counts_table(counts, name), choices_table(choices, limit=8)]
+
+
+def _model(run: RunConfig, name: str) -> tuple[ModelSpec, RopeSpec, int]:
+    stage = run.stage(name)
+    return run.model, stage.rope, stage.context
+
+
+def _sizes(run: RunConfig, name: str, asked: PlanQuestion) -> tuple[int, int, int]:
+    """(GPUs, tokens, tokens of an update)."""
+    tokens, update_tokens, _ = sizes_of(run, name)
+    return asked.gpus or run.world_size(run.stage(name)), tokens, update_tokens
+
+
+def _shared(run: RunConfig, name: str) -> dict[str, Any]:
+    rows = _planned_pairs(run, name)
+    mean = None if rows is None else float(rows[0].mean())
+    return {**search_settings(run, run.stage(name)), "attention_pairs": mean}
+
+
+def _planned_pairs(run: RunConfig, name: str) -> tuple[np.ndarray, np.ndarray] | None:
+    """(query-key pairs of each row, offsets of updates in rows) of a stage's pack plan; None
+    where there is none for this context. The bits are believed: nothing is trained.
+    """
+    with suppress(AliaError, OSError, KeyError):
+        statement = read_statement(run_directory(run).plan(name))
+        if statement.identity["row_length"] == run.stage(name).context:
+            arrays = load_arrays(statement, verify=False)
+            if len(arrays["row_pairs"]):
+                return arrays["row_pairs"], arrays["update_offsets"]
+    return None
+
+
+def _stage_plan(
+    run: RunConfig, name: str, asked: PlanQuestion, choices: Sequence[LayoutChoice]
+) -> tuple[StagePlan, str]:
+    """The plan on the stage's layout, or on the best one where that is open or broken, and
+    a line that says so.
+    """
+    stage, (gpus, *_) = run.stage(name), _sizes(run, name, asked)
+    broken = stage.layout.problems(
+        f"stages.{name}.layout", run.model, stage.context, gpus
+    )
+    if name in asked.open_layouts or broken:
+        why = "; ".join(map(str, broken)) or "the stage leaves its layout open"
+        way = "`layout: auto` takes it" if choices[0].usable else "no layout is usable"
+        return choices[0].plan, f"{name} is planned in the first layout, {why}; {way}"
+    return _on_layout(run, name, asked, stage.layout), ""
+
+
+def _asked_plan(run: RunConfig, name: str, asked: PlanQuestion) -> StagePlan:
+    sizes, shared = _sizes(run, name, asked), _shared(run, name)
+    offload = run.engine.offload_activations
+    choices = suggest_layouts(*_model(run, name), *sizes, **shared, offload=offload)
+    return _stage_plan(run, name, asked, choices)[0]
+
+
+def _on_layout(
+    run: RunConfig, name: str, asked: PlanQuestion, layout: Layout
+) -> StagePlan:
+    stage, (gpus, tokens, update_tokens) = run.stage(name), _sizes(run, name, asked)
+    shared = _shared(run, name)
+    del shared["shortest_row"]
+    return plan_stage(
+        *_model(run, name),
+        layout,
+        gpus,
+        tokens,
+        update_tokens,
+        recompute=stage.recompute,
+        offload=run.engine.offload_activations,
+        **shared,
+    )
+
+
+def _kept(run: RunConfig, plan: StagePlan) -> int:
+    """Checkpoints on disk at a time: the last, those kept for good, the best, one being
+    written.
+    """
+    saving, updates = run.checkpoint, plan.work.updates
+    saves = -(-updates // saving.every_updates)
+    for_good = updates // saving.keep_every if saving.keep_every else 0
+    best = run.evaluation.best is not None
+    return min(saves, saving.keep_last) + for_good + best + 1
+
+
+def draw_update(run: RunConfig, asked: PlanQuestion, path: Path) -> Timeline:
+    """Simulate the first update of the one stage that is asked about, with the rows of its
+    pack plan where there is one, and write it to `path` as a Chrome trace.
+
+    ConfigError where several stages are asked about.
+    """
+    run, names = _on_machine(run, asked), list(asked.stages or run.stages)
+    if len(names) != 1:
+        rule = f"draws one stage, and there are {', '.join(names)}"
+        problem = Problem("--trace", path, rule, "name one with --stage")
+        raise ConfigError("", [problem])
+    (name,) = names
+    plan = _asked_plan(run, name, asked)
+    work = plan.work
+    pairs = [work.causal_pairs] * work.rows_per_update
+    if (planned := _planned_pairs(run, name)) is not None:
+        first, last = (int(offset) for offset in planned[1][:2])
+        pairs = [float(n) for n in planned[0][first:last]]
+    groups = assign_rows(pairs, work.data_parallel, work.layout.pp)
+    shares = [[(row, pairs[row]) for row in group] for group in groups]
+    timeline = simulate(work, plan.cluster, shares, _DRAWN)
+    try:
+        write_json(path, timeline.to_trace())
+    except OSError as error:
+        raise DataError(
+            f"{path}: cannot be written ({error.strerror}); choose another place for "
+            "--trace"
+        ) from error
+    return timeline
+
+
+def counted_without_memory(plans: Sequence[StagePlan]) -> list[dict[str, int]]:
+    """What one rank of each plan's layout really holds, built on meta tensors in a process
+    of its own: `parameters`, `optimizer_bytes`, and `activation_bytes` of a row.
+
+    AliaError with the last line of that process where it fails.
+    """
+    asked = [
+        {
+            "model": dataclasses.asdict(plan.work.model),
+            "context": plan.work.context,
+            "layout": dataclasses.asdict(plan.work.layout),
+            "world_size": plan.work.world_size,
+            "recompute": plan.work.recompute,
+            "precision": plan.work.precision,
+        }
+        for plan in plans
+    ]
+    # No GPU is touched, and nothing is compiled: shapes are all that is wanted.
+    environment = {**os.environ, "CUDA_VISIBLE_DEVICES": "", "TORCHDYNAMO_DISABLE": "1"}
+    done = subprocess.run(
+        [sys.executable, "-m", "alia_ctx.mcore.dry_run"],
+        input=json.dumps(asked),
+        env=environment,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    if done.returncode:
+        lines = done.stderr.strip().splitlines() or ["it said nothing"]
+        raise AliaError(f"the dry run failed: {lines[-1]}; report it with the layout")
+    counts: list[dict[str, int]] = json.loads(done.stdout)
+    return counts
+
+
+def expected_counts(plan: StagePlan) -> dict[str, int]:
+    """The planner's own figures for what `counted_without_memory` counts."""
+    work, rank = plan.work, plan.memory[0]
+    saved, collected = layer_activations(work)
+    kept = saved + (0 if work.recompute == "full" else collected)
+    return {
+        "parameters": rank.parameters,
+        "optimizer_bytes": optimizer_bytes(work, rank.parameters),
+        "activation_bytes": work.layers_per_stage * kept,
+    }

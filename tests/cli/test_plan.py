@@ -1,0 +1,87 @@
+"""`plan` as its user calls it."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner, Result
+
+from alia_ctx.cli.run_commands import app
+from tests.paths import ROOT
+from tests.small_run import write_run
+
+ALIA = str(ROOT / "configs" / "alia-40b.yaml")
+
+
+def plan(*arguments: str | Path) -> Result:
+    return CliRunner().invoke(app, ["plan", *map(str, arguments)])
+
+
+def test_it_answers_without_a_layout(tmp_path: Path) -> None:
+    shown = plan(write_run(tmp_path), "cluster.ranks_per_node=4", "tokenizer=/nowhere")
+    assert shown.exit_code == 0, shown.output
+    for part in (
+        "long is planned in the first layout, the stage leaves its layout open",
+        "`layout: auto` takes it",
+        "long by number of GPUs",
+        "node-hours",
+        "host memory",
+        "GiB a checkpoint",
+        "cluster.attention_efficiency",
+    ):
+        assert part in shown.output
+    assert "0.0 hours" not in shown.output
+
+
+def test_a_layout_that_cannot_be_is_named_and_the_rest_is_said(tmp_path: Path) -> None:
+    shown = plan(write_run(tmp_path), "--stage", "long", "stages.long.layout.cp=3")
+    assert shown.exit_code == 0
+    assert "stages.long.layout.cp=3" in shown.output
+    assert "long by number of GPUs" in shown.output
+
+
+def test_other_machines_and_numbers_of_gpus() -> None:
+    shown = plan(ALIA, "--stage", "32k", "--search", "--on", "h200", "--gpus", "64")
+    assert shown.exit_code == 0, shown.output
+    assert "fits" in shown.output and "tp=8" in shown.output
+    for arguments, words in (
+        (("--on", "h300"), ["--on=h300", "h200", "a100-80"]),
+        (("--gpus", "0"), ["--gpus=0"]),
+    ):
+        refused = plan(ALIA, *arguments)
+        assert refused.exit_code == 2 or refused.exception
+        said = refused.output + str(refused.exception)
+        assert all(word in said for word in words)
+
+
+@pytest.mark.parametrize("packed", [False, True])
+def test_a_trace_of_the_first_update(tmp_path: Path, packed: bool) -> None:
+    path, trace = write_run(tmp_path), tmp_path / "trace.json"
+    settings = [path, "cluster.ranks_per_node=4", "stages.long.layout={pp: 2}"]
+    if packed:
+        done = CliRunner().invoke(app, ["pack", *map(str, settings), "--stage", "long"])
+        assert done.exit_code == 0, done.output
+        shown = plan(*settings, "--stage", "long")
+        assert "masked as in the pack plan" in shown.output
+    done = plan(*settings, "--stage", "long", "--trace", trace)
+    assert done.exit_code == 0, done.output
+    document = json.loads(trace.read_text())
+    slices = [e for e in document["traceEvents"] if e["ph"] == "X"]
+    rows = {e["args"]["row"] for e in slices} - {-1}
+    assert rows == {0, 1, 2}  # 800 tokens are three rows of 256
+    assert {e["pid"] for e in slices} == {0, 1}
+    attention = sum(e["dur"] for e in slices if e["cat"] == "attention")
+    everything = {e["cat"] for e in slices}
+    assert attention > 0 and "gradients' reduction" in everything
+
+
+def test_a_trace_is_of_one_stage(tmp_path: Path) -> None:
+    refused = plan(write_run(tmp_path), "--trace", tmp_path / "trace.json")
+    said = refused.output + str(refused.exception)
+    assert "name one with --stage" in said
+    assert not (tmp_path / "trace.json").exists()
+    nowhere = tmp_path / "run.yaml" / "trace.json"
+    refused = plan(tmp_path / "run.yaml", "--stage", "long", "--trace", nowhere)
+    assert str(nowhere) in refused.output + str(refused.exception)
