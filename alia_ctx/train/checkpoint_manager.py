@@ -177,7 +177,7 @@ class CheckpointManager:
             except (CheckpointError, OSError):
                 checkpoint.discard(temporary)
                 raise
-            self._mark()
+            _leave_word(self.root, self.notice)
 
         error = self._on_first_rank(commit)
         if error is None:
@@ -185,17 +185,6 @@ class CheckpointManager:
             self._damaged.discard(final)
             self._retire()
         return error
-
-    def _mark(self) -> None:
-        """Leave word of a checkpoint outside of the directories that may be mounted."""
-        try:
-            for marker in _markers(self.root):
-                marker.touch()
-        except OSError as error:
-            self.notice(
-                f"{error.filename}: {error.strerror}; the checkpoint is whole, but if its "
-                "directory vanishes the stage will not know that it was there"
-            )
 
     def _retire(self) -> None:
         """Make room. What cannot be removed is no reason to call the checkpoint failed."""
@@ -311,6 +300,18 @@ def _markers(root: Path) -> tuple[Path, Path]:
     """
     stage = root.parent
     return root.with_name(root.name + ".begun"), stage.with_name(f".{stage.name}.begun")
+
+
+def _leave_word(root: Path, notice: Callable[[str], None]) -> None:
+    """Of a checkpoint, outside of the directories that may be mounted."""
+    try:
+        for marker in _markers(root):
+            marker.touch()
+    except OSError as error:
+        notice(
+            f"{error.filename}: {error.strerror}; the checkpoint is whole, but if its "
+            "directory vanishes the stage will not know that it was there"
+        )
 
 
 def _begin_anew(root: Path) -> str:

@@ -27,11 +27,11 @@ from alia_ctx.train.best import BEST, improved
 from alia_ctx.train.checkpoint_manager import CheckpointManager
 from alia_ctx.train.engine import Engine
 from alia_ctx.train.metrics import StageMetrics, documents_of
-from alia_ctx.train.metrics_log import JsonLines, LogError, MetricsLog
+from alia_ctx.train.metrics_log import LogError, MetricsLog
 from alia_ctx.train.run_directory import checkpoints_directory, metrics_file
 from alia_ctx.train.schedule import stage_schedule
-from alia_ctx.train.sinks import open_sinks
 from alia_ctx.train.stage_identity import PLAN, PLANNED
+from alia_ctx.train.stage_log import open_log, remarkable
 from alia_ctx.train.stage_state import StageState, resume, start_from, with_schedule
 from alia_ctx.train.stopping import RequeueError, StopRequests, Watchdog
 from alia_ctx.train.task import StageTask
@@ -140,34 +140,8 @@ class StageTrainer:
             return self.checkpoints.save(self._manifest())
 
     def open_log(self) -> MetricsLog:
-        """The log of `advance`: it writes on rank 0 and nowhere else. Collective: where it
-        cannot be opened, all ranks raise.
-        """
-        log, error = MetricsLog(None), None
-        if self.engine.rank == 0:
-            try:
-                log = self._open_log()
-            except (AliaError, OSError) as failure:
-                error = failure
-        told = self.engine.gather_objects(None if error is None else str(error))[0]
-        if error is not None:
-            raise error
-        if told is not None:
-            raise LogError(f"rank 0: {told}")
-        return log
-
-    def _open_log(self) -> MetricsLog:
-        # The sinks first: one that does not start leaves the log as it was.
-        sinks = open_sinks(
-            self.task.sinks,
-            self.task.directory,
-            self.task.run,
-            self.task.name,
-            self.task.config,
-            self.notice,
-        )
-        lines = JsonLines(metrics_file(self.task.directory), self.update, self.notice)
-        log = MetricsLog(lines, sinks)
+        """The log of `advance`: it writes on rank 0 and nowhere else. Collective."""
+        log = open_log(self.task, self.engine, self.update, self.notice)
         self.metrics.remember(log.past_losses)
         return log
 
@@ -264,19 +238,6 @@ class StageTrainer:
             return False
         return self.update % every == 0 or self.update == self.task.updates
 
-    def _tell(self, line: dict[str, Any]) -> None:
-        self.report(line)
-        if not line["applied"]:
-            self.notice(
-                f"update {self.update}: loss {line['loss']}, gradient norm "
-                f"{line['gradient_norm']}; skipped"
-            )
-        if line["spike"]:
-            self.notice(
-                f"update {self.update}: loss {line['loss']:.4f} is a spike; "
-                f"rows {line['rows']}"
-            )
-
     def _write(self, log: MetricsLog, line: dict[str, Any]) -> OSError | None:
         """Write and tell a line, on rank 0; what kept it from being written, if anything."""
         error = None
@@ -285,7 +246,9 @@ class StageTrainer:
         except OSError as failure:
             error = failure
         if self.engine.rank == 0:
-            self._tell(line)
+            self.report(line)
+            for text in remarkable(line):
+                self.notice(text)
         return error
 
     def _agreed_stop(self, unwritten: OSError | None) -> str | None:

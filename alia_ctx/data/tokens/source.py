@@ -36,9 +36,9 @@ from alia_ctx.data.tokens.tokenizer import renewed
 from alia_ctx.data.tokens.tokenizer_files import TOKENIZER, tokenizer_statement
 from alia_ctx.data.tokens.vocabulary import recorded_range, vocabulary_problems
 from alia_ctx.data.tokens.work_folder import (
+    make_work,
     publish,
     remove_work,
-    require_own_work,
     work_path,
 )
 from alia_ctx.errors import AliaError, DataError
@@ -262,10 +262,7 @@ def _work_folder(
     prefix: Path, identity: dict[str, Any], overwrite: bool
 ) -> Iterator[Path]:
     """The folder of finished shards for this identity, locked against a second run."""
-    work = work_path(prefix)
-    require_own_work(prefix)
-    work.mkdir(parents=True, exist_ok=True)
-    with open(work / "lock", "wb") as lock:
+    with open((work := make_work(prefix)) / "lock", "wb") as lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:

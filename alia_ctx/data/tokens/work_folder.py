@@ -20,9 +20,14 @@ def remove_work(prefix: Path) -> None:
     remove_own(work_path(prefix), partial(_is_own, prefix.name))
 
 
-def require_own_work(prefix: Path) -> None:
-    """AliaError where the work folder of `prefix` holds what no work of ours leaves."""
-    require_own(work_path(prefix), partial(_is_own, prefix.name))
+def make_work(prefix: Path) -> Path:
+    """The work folder of `prefix`, made where it is not there; AliaError where it holds
+    what no work of ours leaves.
+    """
+    work = work_path(prefix)
+    require_own(work, partial(_is_own, prefix.name))
+    work.mkdir(parents=True, exist_ok=True)
+    return work
 
 
 def _is_own(name: str, entry: str) -> bool:
