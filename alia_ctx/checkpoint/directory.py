@@ -75,14 +75,11 @@ def _in_the_way(temporary: Path) -> bool:
     """Whether what bears a temporary directory's name is somebody else's: a link, a file,
     a whole checkpoint, or a directory of other things.
     """
-    if temporary.is_symlink():
+    if temporary.is_symlink() or temporary.is_file():
         return True
-    try:
-        names = set(os.listdir(temporary))
-    except FileNotFoundError:
+    if not temporary.is_dir():
         return False
-    except NotADirectoryError:
-        return True
+    names = set(os.listdir(temporary))
     return bool(names - {STATE, ASSETS}) and not was_begun(temporary)
 
 

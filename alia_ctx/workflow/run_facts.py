@@ -82,7 +82,9 @@ def config_of(root: Path) -> RunConfig:
     manifests = [
         manifest
         for stage in sorted((root / "stages").glob("*"))
-        if (manifest := _newest(RunDirectory(root), stage.name, [])) is not None
+        # beside the stages lie their locks and marks
+        if stage.is_dir()
+        and (manifest := _newest(RunDirectory(root), stage.name, [])) is not None
     ]
     if not manifests:
         rule = "holds no checkpoint that says how the run was configured"

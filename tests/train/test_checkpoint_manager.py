@@ -183,7 +183,7 @@ def fill_disk(root: Path, final: Path) -> Callable[[], None]:
 
 
 OBSTACLES: dict[str, tuple[Callable[[Path, Path], Callable[[], None]], str]] = {
-    "file": (obstruct_with_file, "Not a directory"),
+    "file": (obstruct_with_file, "is in the way"),
     "root": (obstruct_root, "Not a directory"),
     "disk": (fill_disk, "No space left on device"),
 }

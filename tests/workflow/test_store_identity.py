@@ -203,7 +203,7 @@ def test_training_records_no_options_that_were_not_used(
     tokenized: Path, override: str
 ) -> None:
     """Though the inputs are not what they were any more."""
-    (tokenized.parent / "text.jsonl").write_text("")
+    (tokenized.parent / "text.jsonl").write_text('{"text": "other", "body": "b"}\n')
     run = run_of(tokenized, override)
     with pytest.raises(DataError, match=override.split("=")[0].split(".")[-1]):
         require_same_options(run, "short")
