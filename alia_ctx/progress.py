@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -20,6 +21,11 @@ from rich.progress import (
 
 console = Console(stderr=True, soft_wrap=True)
 _LINE_EVERY_SECONDS = 10.0
+
+
+def is_main() -> bool:
+    """Whether this process is rank 0 of those that torchrun or srun started, or alone."""
+    return os.environ.get("RANK", "0") == "0"
 
 
 class Meter:

@@ -12,17 +12,19 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import re
-import subprocess
 import sys
 import time
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from alia_ctx import workflow
+from alia_ctx.config.load import load_run
 from alia_ctx.demo.calls import write_calls
+from alia_ctx.errors import AliaError
 from alia_ctx.progress import say
+from alia_ctx.workflow.chain import finished_checkpoint
+from alia_ctx.workflow.pipeline import torchrun
 
 ROOT = Path(__file__).resolve().parent.parent
 CONFIG = ROOT / "configs" / "runs" / "tiny-fc.yaml"
@@ -44,29 +46,27 @@ def main() -> int:
         write_calls(chat, arguments.count, UNSEEN)
     if arguments.only_data:
         return 0
-    config, began = str(arguments.config), time.monotonic()
-    for source in ("calls", "pairs"):
-        alia(["tokenize", config, "--source", source])
-    alia(["pack", config, "--stage", "fc"])
-    launch = ["alia_ctx.cli.launch", "--standalone", "--nproc-per-node=2", "-m"]
-    python([*launch, "alia_ctx.cli", "train", config, "--stage", "fc"])
-    say(f"data and training took {time.monotonic() - began:.0f} s")
-    for stage in ("x8", "fc"):
-        there = arguments.root / "stages" / stage / "checkpoints"
-        last = max(path for path in there.iterdir() if path.name.startswith("update-"))
-        made = arguments.root / "hf-calls" / stage
-        alia(["export-hf", str(last), str(made), "--dtype", "fp32", "--overwrite"])
-        figures = measure(made, chat / "unseen.jsonl", chat / "tools.jinja")
-        print(f"{stage}: {json.dumps(figures)}")
+    try:
+        teach(arguments.config, arguments.root)
+    except AliaError as error:
+        print(f"{type(error).__name__}: {error}", file=sys.stderr)
+        return error.exit_code
     return 0
 
 
-def python(arguments: Sequence[str]) -> None:
-    subprocess.run([sys.executable, "-m", *arguments], check=True, env=os.environ)
-
-
-def alia(arguments: Sequence[str]) -> None:
-    python(["alia_ctx.cli", *arguments])
+def teach(path: Path, root: Path) -> None:
+    """Train the stage of conversations, and print what it does before and after."""
+    began, chat, run = time.monotonic(), root / "chat", load_run(path)
+    workflow.tokenize(run, ["calls", "pairs"])
+    workflow.pack(run, "fc")
+    torchrun(2, ["train", str(path), "--stage", "fc"])
+    say(f"data and training took {time.monotonic() - began:.0f} s")
+    for stage in ("x8", "fc"):
+        last = str(finished_checkpoint(run, stage))
+        made = root / "hf-calls" / stage
+        torchrun(1, ["export-hf", last, str(made), "--dtype", "fp32", "--overwrite"])
+        figures = measure(made, chat / "unseen.jsonl", chat / "tools.jinja")
+        print(f"{stage}: {json.dumps(figures)}")
 
 
 def measure(

@@ -14,11 +14,12 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from alia_ctx.cli.arguments import path
-from alia_ctx.cli.output import is_main, print_table
+from alia_ctx.cli.output import print_table
 from alia_ctx.config.evaluation import EvaluationConfig, RetrievalConfig
 from alia_ctx.config.load import load_run
 from alia_ctx.config.schema import build
 from alia_ctx.errors import AliaError, ConfigError, Problem, Problems
+from alia_ctx.progress import is_main
 
 if TYPE_CHECKING:
     from alia_ctx.spec.layout import Layout

@@ -1,8 +1,7 @@
-"""What commands print, and which of several ranks prints it."""
+"""What commands print."""
 
 from __future__ import annotations
 
-import os
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -20,8 +19,3 @@ def print_table(table: Table) -> None:
     if not console.is_terminal:
         console = Console(width=_WIDEST)
     console.print(table)
-
-
-def is_main() -> bool:
-    """Whether this process is rank 0 of those that torchrun or srun started, or alone."""
-    return os.environ.get("RANK", "0") == "0"

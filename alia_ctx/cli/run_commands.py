@@ -21,11 +21,12 @@ from alia_ctx.cli import (
     report_commands,
 )
 from alia_ctx.cli.arguments import path
-from alia_ctx.cli.output import is_main, print_table
+from alia_ctx.cli.output import print_table
 from alia_ctx.config.held_out import held_out_notes
 from alia_ctx.config.load import load_plan, load_run
 from alia_ctx.config.run import RunConfig
 from alia_ctx.errors import AliaError, ConfigError, Problem
+from alia_ctx.progress import is_main
 
 app = typer.Typer(
     no_args_is_help=True,

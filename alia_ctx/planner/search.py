@@ -4,7 +4,7 @@ number of GPUs.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import product
 
@@ -113,16 +113,19 @@ def best_by_count(
     counts: Sequence[int],
     *sizes: int,
     misses: int = 2,
+    known: Mapping[int, Sequence[LayoutChoice]] | None = None,
     **shared: object,
 ) -> list[GpuCount]:
     """The best layout for each number of GPUs, and `misses` that would be faster and lack
-    little memory, or the nearest ones where nothing fits. The rest is that of
-    `suggest_layouts`.
+    little memory, or the nearest ones where nothing fits. `known`: what
+    `suggest_layouts` gave for some of the numbers already; the rest is as there.
     """
     found = []
     for gpus in counts:
         at = (model, rope, context, gpus, *sizes)
-        choices = suggest_layouts(*at, **shared)  # type: ignore[arg-type]
+        choices = (known or {}).get(gpus)
+        if choices is None:
+            choices = suggest_layouts(*at, **shared)  # type: ignore[arg-type]
         best = choices[0]
         fallen = [choice for choice in choices[1:] if not choice.plan.fits]
         if best.usable:

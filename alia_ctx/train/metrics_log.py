@@ -40,15 +40,7 @@ class MetricsLog(AbstractContextManager["MetricsLog"]):
         where somebody has edited what is no number now.
         """
         kept = self._lines.kept if self._lines is not None else []
-        losses = [
-            line.get("loss") if line.get("predicted_tokens", 1) else None
-            for line in kept
-        ]
-        is_number = [type(loss) in (int, float) for loss in losses]
-        return [
-            float(loss or 0) if known else math.nan
-            for loss, known in zip(losses, is_number, strict=True)
-        ]
+        return [_loss(line) for line in kept]
 
     def write(self, line: Mapping[str, Any]) -> None:
         if self._lines is not None:
@@ -181,6 +173,13 @@ def _entry(text: bytes) -> dict[str, Any] | None:
         return None
     update = entry.get("update") if isinstance(entry, dict) else None
     return entry if type(update) is int and update > 0 else None
+
+
+def _loss(line: Mapping[str, Any]) -> float:
+    loss = line.get("loss") if line.get("predicted_tokens", 1) else None
+    if loss is None or type(loss) not in (int, float):
+        return math.nan
+    return float(loss)
 
 
 def _aside(path: Path, why: str) -> Path:

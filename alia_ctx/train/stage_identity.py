@@ -110,9 +110,9 @@ def _and_later(task: StageTask) -> str:
     """A stage's directory, and those of the stages that were trained from it: they are
     none of a stage that is trained anew.
     """
-    if not task.later:
+    later = ", ".join(map(str, task.later()))
+    if not later:
         return str(task.directory)
-    later = ", ".join(map(str, task.later))
     return f"{task.directory}, and {later}, which came from it,"
 
 

@@ -39,7 +39,7 @@ class StageTask:
             `ChatTemplate.statement` has it; None where it is trained on none.
         configured: what the configuration's tokenizer is now, file by file, which the
             origin's is compared with; None where it is not at hand.
-        later: directories of begun stages that follow from this one.
+        later: gives the directories of begun stages that follow from this one.
         planned_updates: updates of a stage of conversations, which its plan says; None
             where the stage's settings do, and before it is packed.
     """
@@ -62,7 +62,7 @@ class StageTask:
     configured: Callable[[], Mapping[str, str] | None] = lambda: None
     planned_updates: int | None = None
     origin_checkpoints: Path | None = None
-    later: Sequence[Path] = ()
+    later: Callable[[], Sequence[Path]] = lambda: ()
 
     @property
     def updates(self) -> int:

@@ -27,6 +27,7 @@ from alia_ctx.files import write_json
 from alia_ctx.hf.ranks import Ranks
 from alia_ctx.identity import sealed
 from alia_ctx.planner import RopeFigures, choice_table, rope_figures, standard_choices
+from alia_ctx.progress import is_main
 from alia_ctx.spec.rope import RopeSpec
 from alia_ctx.train.rendezvous import World
 from alia_ctx.train.stage_identity import checkpoint_statement
@@ -321,7 +322,7 @@ def _ranking(
         ),
         run_directory(run).root / "ablation" / name / "ranking.json",
     )
-    if os.environ.get("RANK", "0") == "0":
+    if is_main():
         made_from = dict(_made_from(cells, name))
         write_json(found.path, sealed(made_from, found.to_json()))
     return found

@@ -57,7 +57,7 @@ def stage_task(run: RunConfig, name: str) -> StageTask:
         sinks=run.metrics.sinks,
         config=run.to_dict(),
         configured=lambda: configured_tokenizer(run),
-        later=[run_directory(run).stage(later) for later in begun_after(run, name)],
+        later=lambda: begun_after(run, name),
     )
 
 
@@ -65,24 +65,24 @@ def orphaned(run: RunConfig, name: str) -> str | None:
     """That a stage is about to begin anew which later stages have come from already; None
     where it has checkpoints, or nothing came from it.
     """
-    later = begun_after(run, name)
+    later = ", ".join(map(str, begun_after(run, name)))
     if not later or checkpoint.latest(run_directory(run).checkpoints(name)):
         return None
-    places = ", ".join(str(run_directory(run).stage(other)) for other in later)
     return (
-        f"stage {name} begins anew, and {places} came from the one that is gone: unless "
+        f"stage {name} begins anew, and {later} came from the one that is gone: unless "
         "this one becomes the same, those are refused as made from something else"
     )
 
 
-def begun_after(run: RunConfig, name: str) -> list[str]:
-    """The stages with checkpoints that follow from stage `name`, directly or not."""
-    after: list[str] = []
+def begun_after(run: RunConfig, name: str) -> list[Path]:
+    """Directories of the stages with checkpoints that follow from stage `name`, directly
+    or not.
+    """
+    places, after = run_directory(run), [name]
     for later, stage in run.stages.items():
-        follows = stage.init_from in (name, *after)
-        if follows and checkpoint.latest(run_directory(run).checkpoints(later)):
+        if stage.init_from in after and checkpoint.latest(places.checkpoints(later)):
             after.append(later)
-    return after
+    return [places.stage(later) for later in after[1:]]
 
 
 def planned_updates(run: RunConfig, name: str) -> int | None:

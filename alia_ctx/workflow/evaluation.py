@@ -146,8 +146,7 @@ class EvaluationTask:
         name = f"{evaluator}-{evaluation.context}"
         if self.standard is not None:
             settings, own = (
-                task.made_from(evaluation, evaluator)["settings"]
-                for task in (self, self.standard)
+                task._settings(evaluation, evaluator) for task in (self, self.standard)
             )
             if differences(own, settings):
                 mark = statement_checksum(settings)[:12]
@@ -157,22 +156,25 @@ class EvaluationTask:
     def made_from(self, evaluation: Evaluation, evaluator: str) -> dict[str, Any]:
         """What decides a result: the model, the context, the evaluator and its settings."""
         model = evaluation.model
-        keys = None
-        if evaluator == "longppl":
-            contrast = self.contrast_model()
-            keys = {"contrast_model": {"name": contrast.name, **contrast.statement}}
-        measurement = self.measurement(model)
         made_from = {
             "model": {"name": model.name, **model.statement},
             "context": evaluation.context,
             "evaluator": evaluator,
-            "settings": {
-                **measurement.settings(evaluator, keys),
-                "precision": self.engine.precision,
-                "through": model.through.partition(",")[0],
-            },
+            "settings": self._settings(evaluation, evaluator),
         }
         return dict(statement(made_from))
+
+    def _settings(self, evaluation: Evaluation, evaluator: str) -> dict[str, Any]:
+        keys = None
+        if evaluator == "longppl":
+            contrast = self.contrast_model()
+            keys = {"contrast_model": {"name": contrast.name, **contrast.statement}}
+        settings = {
+            **self.measurement(evaluation.model).settings(evaluator, keys),
+            "precision": self.engine.precision,
+            "through": evaluation.model.through.partition(",")[0],
+        }
+        return dict(statement(settings))
 
     def contrast_model(self) -> EvaluatedModel:
         return self.contrast or self.evaluations[-1].model
@@ -233,7 +235,10 @@ def measure_models(task: EvaluationTask) -> Evaluated:
             opener.check(evaluation.model, evaluation.context)
         for number, names in missing.items():
             evaluation = task.evaluations[number]
-            made = _measure_or_refuse(task, opener, evaluation, names, keys)
+            try:
+                made = _measure_one(task, opener, evaluation, names, keys)
+            except CheckpointError as error:
+                made = _refused(evaluation, names, error)
             results |= {(number, r.evaluator): r for r in made}
     ordered = tuple(
         results[number, name]
@@ -299,24 +304,17 @@ def _find_key_tokens(
         return measurement.key_tokens(engine, contrast.name, context, bar)
 
 
-def _measure_or_refuse(
-    task: EvaluationTask,
-    opener: ModelOpener,
-    evaluation: Evaluation,
-    names: Sequence[str],
-    keys: dict[int, KeyTokens],
+def _refused(
+    evaluation: Evaluation, names: Sequence[str], error: CheckpointError
 ) -> list[Result]:
-    """What `_measure_one` finds; of a model that somebody named and that turns out to be
-    unreadable, the reason, so that the table of the others is not lost with it. A stage
-    of a run is none of these: what mends it is said by its error.
+    """Of a model that somebody named and that turns out to be unreadable, the reason, so
+    that the table of the others is not lost with it. A stage of a run is none of these:
+    what mends it is said by its error, which is raised.
     """
-    try:
-        return _measure_one(task, opener, evaluation, names, keys)
-    except CheckpointError as error:
-        if evaluation.model.stage is not None:
-            raise
-        reason = " ".join(str(error).split())
-        return [Result(evaluation, n, {}, None, reason, refused=True) for n in names]
+    if evaluation.model.stage is not None:
+        raise error
+    reason = " ".join(str(error).split())
+    return [Result(evaluation, n, {}, None, reason, refused=True) for n in names]
 
 
 def _measure_one(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cache
@@ -14,7 +13,7 @@ from alia_ctx.data.tokens import TextEncoder, tokenizer_statement
 from alia_ctx.data.tokens.tokenizer import HubTokenizer
 from alia_ctx.errors import ConfigError, DataError, Problems
 from alia_ctx.evaluation.held_out import longest_measurable
-from alia_ctx.progress import say
+from alia_ctx.progress import is_main, say
 from alia_ctx.spec.layout import Layout
 from alia_ctx.workflow.evaluated_models import (
     EvaluatedModel,
@@ -66,7 +65,7 @@ def models_task(paths: Sequence[Path], asked: Asked, directory: Path) -> Evaluat
     """Checkpoints and Hugging Face directories at the same contexts, the base first."""
     models = named_apart([of_directory(path) for path in paths])
     for model in models:
-        if model.through != "engine" and os.environ.get("RANK", "0") == "0":
+        if model.through != "engine" and is_main():
             say(f"{model.name} runs through {model.through}")
     native = models[0].context
     contexts = asked.contexts or (native,)

@@ -12,6 +12,7 @@ import sys
 from collections.abc import Collection, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -38,10 +39,7 @@ from alia_ctx.planner import (
 )
 from alia_ctx.planner.memory import layer_activations, optimizer_bytes
 from alia_ctx.planner.timeline import Timeline, simulate
-from alia_ctx.spec.layout import Layout
 from alia_ctx.spec.machines import MACHINES
-from alia_ctx.spec.model import ModelSpec
-from alia_ctx.spec.rope import RopeSpec
 from alia_ctx.train.balance import assign_rows
 from alia_ctx.workflow.chain import run_directory
 from alia_ctx.workflow.mixture import mixture_tables, sizes_of
@@ -75,27 +73,28 @@ def plan_stages(run: RunConfig, asked: PlanQuestion) -> list[Any]:
     would fit, and what is assumed.
     """
     run, tables = _on_machine(run, asked), list[Any]()
-    for name in asked.stages or run.stages:
-        tables += _tables(run, name, asked)
+    stages = [_Stage(run, name, asked) for name in asked.stages or run.stages]
+    for stage in stages:
+        tables += stage.tables()
     if asked.dry_run:
-        tables.append(_dry_run_table(run, asked))
+        tables.append(_dry_run_table(stages))
     tables.append(assumptions_table(run.cluster))
     return tables
 
 
-def _dry_run_table(run: RunConfig, asked: PlanQuestion) -> Table:
+def _dry_run_table(stages: Sequence[_Stage]) -> Table:
     """Of the first pipeline rank of each stage's layout: what the plan says, and what was
     counted.
     """
-    names = list(asked.stages or run.stages)
-    plans = [_asked_plan(run, name, asked) for name in names]
+    plans = [stage.plan for stage in stages]
     table = Table(title="One rank, built on meta tensors and counted")
     for heading in ("stage", "", "planned", "counted", "difference"):
         left = heading in ("stage", "")
         table.add_column(heading, justify="left" if left else "right")
-    for name, plan, counts in zip(
-        names, plans, counted_without_memory(plans), strict=True
+    for stage, plan, counts in zip(
+        stages, plans, counted_without_memory(plans), strict=True
     ):
+        name = stage.name
         for figure, planned in expected_counts(plan).items():
             counted = counts[figure]
             off = f"{counted / planned - 1:+.2%}" if planned else "-"
@@ -120,96 +119,102 @@ def _on_machine(run: RunConfig, asked: PlanQuestion) -> RunConfig:
     return dataclasses.replace(run, cluster=cluster)
 
 
-def _tables(run: RunConfig, name: str, asked: PlanQuestion) -> list[Any]:
-    sizes, shared = _sizes(run, name, asked), _shared(run, name)
-    offload = None if asked.search else run.engine.offload_activations
-    choices = suggest_layouts(*_model(run, name), *sizes, **shared, offload=offload)
-    if asked.search:
-        return [choices_table(choices, limit=_SHOWN)]
-    plan, note = _stage_plan(run, name, asked, choices)
-    counts = best_by_count(
-        *_model(run, name),
-        powers_of_two(sizes[0]),
-        *sizes[1:],
-        **shared,
-        offload=offload,
-    )
-    tables = mixture_tables(run, name)
-    tables += [note] if note else []
-    tables += [plan_table(plan, name, kept=_kept(run, plan)), memory_table(plan)]
-    return [*tables, counts_table(counts, name), choices_table(choices, limit=8)]
+class _Stage:
+    """A stage that is asked about. Its pack plan is read once, its layouts searched once."""
 
+    def __init__(self, run: RunConfig, name: str, asked: PlanQuestion) -> None:
+        self.run, self.name, self.asked = run, name, asked
+        self.stage = run.stage(name)
+        self.model = run.model, self.stage.rope, self.stage.context
 
-def _model(run: RunConfig, name: str) -> tuple[ModelSpec, RopeSpec, int]:
-    stage = run.stage(name)
-    return run.model, stage.rope, stage.context
+    def tables(self) -> list[Any]:
+        if self.asked.search:
+            return [choices_table(self.choices, limit=_SHOWN)]
+        counts = best_by_count(
+            *self.model,
+            powers_of_two(self.sizes[0]),
+            *self.sizes[1:],
+            known={self.sizes[0]: self.choices},
+            **self._shared,
+            offload=self.run.engine.offload_activations,
+        )
+        plan, kept = self.plan, _kept(self.run, self.plan)
+        return [
+            *mixture_tables(self.run, self.name),
+            *([self.note] if self.note else []),
+            *(plan_table(plan, self.name, kept=kept), memory_table(plan)),
+            counts_table(counts, self.name),
+            choices_table(self.choices, limit=8),
+        ]
 
+    @cached_property
+    def sizes(self) -> tuple[int, int, int]:
+        """(GPUs, tokens, tokens of an update)."""
+        tokens, update_tokens, _ = sizes_of(self.run, self.name)
+        gpus = self.asked.gpus or self.run.world_size(self.stage)
+        return gpus, tokens, update_tokens
 
-def _sizes(run: RunConfig, name: str, asked: PlanQuestion) -> tuple[int, int, int]:
-    """(GPUs, tokens, tokens of an update)."""
-    tokens, update_tokens, _ = sizes_of(run, name)
-    return asked.gpus or run.world_size(run.stage(name)), tokens, update_tokens
+    @cached_property
+    def planned_pairs(self) -> tuple[np.ndarray, np.ndarray] | None:
+        """(query-key pairs of each row, offsets of updates in rows) of the pack plan; None
+        where there is none for this context. The bits are believed: nothing is trained.
+        """
+        with suppress(AliaError, OSError, KeyError):
+            statement = read_statement(run_directory(self.run).plan(self.name))
+            if statement.identity["row_length"] == self.stage.context:
+                arrays = load_arrays(statement, verify=False)
+                if len(arrays["row_pairs"]):
+                    return arrays["row_pairs"], arrays["update_offsets"]
+        return None
 
+    @cached_property
+    def _shared(self) -> dict[str, Any]:
+        rows = self.planned_pairs
+        mean = None if rows is None else float(rows[0].mean())
+        return {**search_settings(self.run, self.stage), "attention_pairs": mean}
 
-def _shared(run: RunConfig, name: str) -> dict[str, Any]:
-    rows = _planned_pairs(run, name)
-    mean = None if rows is None else float(rows[0].mean())
-    return {**search_settings(run, run.stage(name)), "attention_pairs": mean}
+    @cached_property
+    def choices(self) -> list[LayoutChoice]:
+        offload = None if self.asked.search else self.run.engine.offload_activations
+        return suggest_layouts(
+            *self.model, *self.sizes, **self._shared, offload=offload
+        )
 
+    @cached_property
+    def _open(self) -> str:
+        """Why the plan is not on the stage's own layout; nothing where it is."""
+        key, gpus = f"stages.{self.name}.layout", self.sizes[0]
+        broken = self.stage.layout.problems(
+            key, self.run.model, self.stage.context, gpus
+        )
+        if broken:
+            return "; ".join(map(str, broken))
+        is_open = self.name in self.asked.open_layouts
+        return "the stage leaves its layout open" if is_open else ""
 
-def _planned_pairs(run: RunConfig, name: str) -> tuple[np.ndarray, np.ndarray] | None:
-    """(query-key pairs of each row, offsets of updates in rows) of a stage's pack plan; None
-    where there is none for this context. The bits are believed: nothing is trained.
-    """
-    with suppress(AliaError, OSError, KeyError):
-        statement = read_statement(run_directory(run).plan(name))
-        if statement.identity["row_length"] == run.stage(name).context:
-            arrays = load_arrays(statement, verify=False)
-            if len(arrays["row_pairs"]):
-                return arrays["row_pairs"], arrays["update_offsets"]
-    return None
+    @property
+    def note(self) -> str:
+        """A line that says so where the plan is on the best layout instead."""
+        if not self._open:
+            return ""
+        usable = self.choices[0].usable
+        way = "`layout: auto` takes it" if usable else "no layout is usable"
+        return f"{self.name} is planned in the first layout, {self._open}; {way}"
 
-
-def _stage_plan(
-    run: RunConfig, name: str, asked: PlanQuestion, choices: Sequence[LayoutChoice]
-) -> tuple[StagePlan, str]:
-    """The plan on the stage's layout, or on the best one where that is open or broken, and
-    a line that says so.
-    """
-    stage, (gpus, *_) = run.stage(name), _sizes(run, name, asked)
-    broken = stage.layout.problems(
-        f"stages.{name}.layout", run.model, stage.context, gpus
-    )
-    if name in asked.open_layouts or broken:
-        why = "; ".join(map(str, broken)) or "the stage leaves its layout open"
-        way = "`layout: auto` takes it" if choices[0].usable else "no layout is usable"
-        return choices[0].plan, f"{name} is planned in the first layout, {why}; {way}"
-    return _on_layout(run, name, asked, stage.layout), ""
-
-
-def _asked_plan(run: RunConfig, name: str, asked: PlanQuestion) -> StagePlan:
-    sizes, shared = _sizes(run, name, asked), _shared(run, name)
-    offload = run.engine.offload_activations
-    choices = suggest_layouts(*_model(run, name), *sizes, **shared, offload=offload)
-    return _stage_plan(run, name, asked, choices)[0]
-
-
-def _on_layout(
-    run: RunConfig, name: str, asked: PlanQuestion, layout: Layout
-) -> StagePlan:
-    stage, (gpus, tokens, update_tokens) = run.stage(name), _sizes(run, name, asked)
-    shared = _shared(run, name)
-    del shared["shortest_row"]
-    return plan_stage(
-        *_model(run, name),
-        layout,
-        gpus,
-        tokens,
-        update_tokens,
-        recompute=stage.recompute,
-        offload=run.engine.offload_activations,
-        **shared,
-    )
+    @cached_property
+    def plan(self) -> StagePlan:
+        """On the stage's layout, or on the best one where that is open or broken."""
+        if self._open:
+            return self.choices[0].plan
+        shared = {k: v for k, v in self._shared.items() if k != "shortest_row"}
+        return plan_stage(
+            *self.model,
+            self.stage.layout,
+            *self.sizes,
+            recompute=self.stage.recompute,
+            offload=self.run.engine.offload_activations,
+            **shared,
+        )
 
 
 def _kept(run: RunConfig, plan: StagePlan) -> int:
@@ -234,11 +239,10 @@ def draw_update(run: RunConfig, asked: PlanQuestion, path: Path) -> Timeline:
         rule = f"draws one stage, and there are {', '.join(names)}"
         problem = Problem("--trace", path, rule, "name one with --stage")
         raise ConfigError("", [problem])
-    (name,) = names
-    plan = _asked_plan(run, name, asked)
-    work = plan.work
+    stage = _Stage(run, names[0], asked)
+    plan, work = stage.plan, stage.plan.work
     pairs = [work.causal_pairs] * work.rows_per_update
-    if (planned := _planned_pairs(run, name)) is not None:
+    if (planned := stage.planned_pairs) is not None:
         first, last = (int(offset) for offset in planned[1][:2])
         pairs = [float(n) for n in planned[0][first:last]]
     groups = assign_rows(pairs, work.data_parallel, work.layout.pp)

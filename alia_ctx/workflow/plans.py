@@ -147,12 +147,7 @@ def _own_plan(run: RunConfig, name: str) -> dict[str, Any] | None:
         if fingerprint == stated.get("fingerprint"):
             return dict(stated) or None
         with suppress(DataError):  # of a release whose checkpoints do not state it
-            there = read_statement(directory.plan(name))
-            if fingerprint in {there.fingerprint, *_shorter(there)}:
-                plans = [there.as_shorter(), *there.shorter]
-                names = [plan["fingerprint"] for plan in plans]
-                at = names.index(fingerprint)
-                return {**plans[at], "shorter": plans[at + 1 :]}
+            return read_statement(directory.plan(name)).as_trained(fingerprint)
         return None
     return None
 

@@ -21,7 +21,7 @@ import xxhash
 from alia_ctx.data.packing.contamination import RUN, find_contamination
 from alia_ctx.data.packing.predicted import ones_between
 from alia_ctx.data.tokens import TokenStore, write_store
-from alia_ctx.data.tokens.said import SAID, said_of
+from alia_ctx.data.tokens.said import said_of, said_path
 from alia_ctx.errors import DataError
 from alia_ctx.files import atomic_file
 
@@ -111,7 +111,7 @@ def write_held_out(
     """Write the conversations `numbers` of each source, in that order, as a store with
     loss weights and with what of them is said, unless it is there already; and open it.
     """
-    path = prefix.with_name(f"{prefix.name}{SAID}")
+    path = said_path(prefix)
     said = _said(stores, numbers)
     with suppress(DataError):  # whatever is wrong with it, it is written anew
         there = TokenStore(prefix)

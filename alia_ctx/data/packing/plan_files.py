@@ -70,11 +70,16 @@ class Statement:
         """The fingerprint of this plan over `stores`: (name, fingerprint) of each."""
         return _fingerprint({**self.written, "stores": stores}, self.checksums)
 
-    def as_trained(self) -> dict[str, Any]:
+    def as_trained(self, fingerprint: str | None = None) -> dict[str, Any] | None:
         """What a checkpoint keeps of it, so that it can be made again: `as_shorter`, and
-        `shorter`.
+        `shorter`. The same of the plan `fingerprint` that it began as; None where it did
+        not.
         """
-        return {**self.as_shorter(), "shorter": self.shorter}
+        plans = [self.as_shorter(), *self.shorter]
+        for number, plan in enumerate(plans):
+            if fingerprint in (None, plan["fingerprint"]):
+                return {**plan, "shorter": plans[number + 1 :]}
+        return None
 
     def as_shorter(self) -> dict[str, Any]:
         """What a plan that begins with this one's rows keeps of it."""

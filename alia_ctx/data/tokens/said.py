@@ -6,6 +6,8 @@ thousands of conversations. One byte a token, 0 or 1, in `PREFIX.said`.
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 
 from alia_ctx.data.tokens.store import TokenStore
@@ -14,11 +16,15 @@ from alia_ctx.errors import DataError
 SAID = ".said"
 
 
+def said_path(prefix: Path) -> Path:
+    return prefix.with_name(prefix.name + SAID)
+
+
 def said_of(store: TokenStore) -> np.ndarray | None:
     """uint8 [tokens], mapped; None where the store has no such file, as stores that were
     made elsewhere. DataError where it is of other tokens.
     """
-    path = store.prefix.with_name(f"{store.prefix.name}{SAID}")
+    path = said_path(store.prefix)
     if not path.is_file():
         return None
     size = path.stat().st_size
