@@ -27,6 +27,8 @@ import torch.distributed as dist
 
 _PRELOADED = ["torch.distributed", "alia_ctx.mcore.attention", "tests.distributed"]
 _PR_SET_PDEATHSIG = 1  # linux/prctl.h
+_ATTEMPTS = 3
+_FORMING = "while forming"  # stands for the result of a rank that has not called `fn`
 
 
 def run_distributed(
@@ -39,7 +41,27 @@ def run_distributed(
     Raises AssertionError with the traceback of the first rank that failed, or
     TimeoutError after `timeout` seconds. Either way, and if this process dies, the
     children and what they started are killed.
+
+    A group that cannot be formed is tried twice again: Gloo's mesh of connections is
+    sometimes refused on a busy machine, before a line of `fn` has run.
     """
+    for attempt in range(_ATTEMPTS):
+        try:
+            return _run_once(fn, world_size, args, timeout)
+        except _NotFormed as error:
+            if attempt == _ATTEMPTS - 1:
+                raise
+            warnings.warn(f"the group is formed again: {error}", stacklevel=2)
+    raise AssertionError("unreachable")
+
+
+class _NotFormed(AssertionError):
+    """The processes did not find each other; `fn` was not called on this rank."""
+
+
+def _run_once(
+    fn: Callable[..., Any], world_size: int, args: tuple[Any, ...], timeout: float
+) -> list[Any]:
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(_PRELOADED)
     with tempfile.TemporaryDirectory() as folder:
@@ -66,7 +88,8 @@ def _collect(children: list[Any], queue: Any, timeout: float) -> list[Any]:
         while not queue.empty():
             rank, error, value = queue.get()
             if error is not None:
-                raise AssertionError(f"rank {rank} failed:\n{error}")
+                kind = _NotFormed if value == _FORMING else AssertionError
+                raise kind(f"rank {rank} failed:\n{error}")
             results[rank] = value
         lost = [
             r
@@ -111,6 +134,7 @@ def _child(
     torch.set_num_threads(1)
     warnings.simplefilter("ignore")
     os.environ.update(RANK=str(rank), WORLD_SIZE=str(world_size), LOCAL_RANK=str(rank))
+    failed_while: str | None = _FORMING
     try:
         dist.init_process_group(
             "gloo",
@@ -119,10 +143,12 @@ def _child(
             world_size=world_size,
             timeout=timedelta(seconds=timeout),
         )
+        dist.barrier()  # once a rank calls `fn`, no other can be forming
+        failed_while = None
         value = fn(rank, *args)
         dist.barrier()
         dist.destroy_process_group()
     except BaseException:
-        queue.put((rank, traceback.format_exc(), None))
+        queue.put((rank, traceback.format_exc(), failed_while))
         raise SystemExit(1) from None
     queue.put((rank, None, value))
