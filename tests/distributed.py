@@ -48,14 +48,14 @@ def run_distributed(
     for attempt in range(_ATTEMPTS):
         try:
             return _run_once(fn, world_size, args, timeout)
-        except _NotFormed as error:
+        except _NotFormedError as error:
             if attempt == _ATTEMPTS - 1:
                 raise
             warnings.warn(f"the group is formed again: {error}", stacklevel=2)
     raise AssertionError("unreachable")
 
 
-class _NotFormed(AssertionError):
+class _NotFormedError(AssertionError):
     """The processes did not find each other; `fn` was not called on this rank."""
 
 
@@ -88,7 +88,7 @@ def _collect(children: list[Any], queue: Any, timeout: float) -> list[Any]:
         while not queue.empty():
             rank, error, value = queue.get()
             if error is not None:
-                kind = _NotFormed if value == _FORMING else AssertionError
+                kind = _NotFormedError if value == _FORMING else AssertionError
                 raise kind(f"rank {rank} failed:\n{error}")
             results[rank] = value
         lost = [

@@ -12,7 +12,7 @@ from itertools import pairwise
 from alia_ctx.errors import DataError
 from alia_ctx.evaluation.positions import PositionBands, paired_difference
 from alia_ctx.evaluation.report import CLEAR, TOLERANCE
-from alia_ctx.evaluation.retrieval.scores import Score
+from alia_ctx.evaluation.retrieval.scores import RetrievalScores, Score
 from alia_ctx.report.facts import Result, RunFacts
 
 BRINGS = 5.0  # standard errors from which far context is said to bring something
@@ -151,7 +151,7 @@ def _passkey(facts: RunFacts) -> Iterator[Verdict]:
     stated = [int(n) for r in results if (n := r.content.get("native_context"))]
     own = {stage.name: stage.context for stage in facts.stages}.get(facts.base, 0)
     native = min(stated, default=own)
-    control = _control(facts, native)
+    control, told = _control(facts, native), False
     for result in results:
         for length in result.scores.lengths:
             score = result.scores.score(length=length)
@@ -162,22 +162,37 @@ def _passkey(facts: RunFacts) -> Iterator[Verdict]:
                 claim = f"{last} finds the passkey in {at}"
                 yield Verdict(claim, score.share >= ANSWERS, found)
             elif result.model == facts.base and length == native:
-                # The control: what fails here too is not a matter of length.
+                # The control: what fails here too is not a matter of length. Each
+                # context's grid has it.
+                if told:
+                    continue
+                told = True
                 claim = f"{facts.base} finds the passkey in its own {length:,} tokens"
                 yield Verdict(claim, score.share >= ANSWERS, found)
             elif result.model == facts.base and length > native:
-                claim = f"{facts.base} fails to find the passkey in {at}"
-                holds = bool(score.share <= FAILS)
-                if control is None or control < ANSWERS:
-                    # Who fails within the own context as well shows nothing by it.
-                    why = (
-                        "was not measured"
-                        if control is None
-                        else f"is {control:.0%} right"
-                    )
-                    yield Verdict(claim, None, f"{found}; its own context {why}")
-                else:
-                    yield Verdict(claim, holds, found)
+                yield _base_fails(facts.base, result.scores, length, native, control)
+
+
+def _base_fails(
+    base: str, scores: RetrievalScores, length: int, native: int, control: float | None
+) -> Verdict:
+    """Of passkeys that lie farther back than the base's own context: nearer ones are
+    within what it was trained at, however long the row is.
+    """
+    far = scores.score_farther(native, length)
+    times = f" (x{length / native:g})" if native else ""
+    claim = (
+        f"{base} fails to find a passkey that is {native:,} tokens back or more, in "
+        f"{length:,} tokens{times}"
+    )
+    found = f"{far.right} of {far.samples} right{_interval(far)}"
+    if not far.samples:
+        return Verdict(claim, None, "none was hidden there")
+    if control is not None and control >= ANSWERS:
+        return Verdict(claim, far.share <= FAILS, found)
+    # Who fails within the own context as well shows nothing by it.
+    why = "was not measured" if control is None else f"is {control:.0%} right"
+    return Verdict(claim, None, f"{found}; its own context {why}")
 
 
 def _control(facts: RunFacts, native: int) -> float | None:

@@ -129,6 +129,8 @@ class EvaluationTask:
         standard: the task by the run's own settings. A result of other ones has a
             place of its own, so that it never takes that of a result which the run's
             report reads.
+        marked: of no run: every file's name has a checksum of what it was made from, so
+            that no question takes the place of another's answer.
     """
 
     evaluations: tuple[Evaluation, ...]
@@ -139,11 +141,15 @@ class EvaluationTask:
     layout: Layout | None = None
     remedy: str = "run `alia-ctx evaluate` again, which makes it anew"
     standard: EvaluationTask | None = None
+    marked: bool = False
 
     def path(self, evaluation: Evaluation, evaluator: str) -> Path:
         """Where a result is kept."""
         folder = evaluation.model.name.replace("/", "_")
         name = f"{evaluator}-{evaluation.context}"
+        if self.marked:
+            mark = statement_checksum(self.made_from(evaluation, evaluator))[:12]
+            return self.directory / folder / f"{name}-{mark}.json"
         if self.standard is not None:
             settings, own = (
                 task._settings(evaluation, evaluator) for task in (self, self.standard)

@@ -91,6 +91,7 @@ def models_task(paths: Sequence[Path], asked: Asked, directory: Path) -> Evaluat
         directory,
         contrast=contrast,
         layout=asked.layout,
+        marked=True,
     )
 
 

@@ -200,7 +200,26 @@ def test_the_control_of_the_base_is_a_verdict() -> None:
     found = {v.claim: v.holds for v in verdicts(run(results=[failing]))}
     assert found["base finds the passkey in its own 128 tokens"] is False
     # Who fails in 128 tokens as well shows nothing by failing in 1,024.
-    assert found["base fails to find the passkey in 1,024 tokens (x8)"] is None
+    assert found[far_claim(128, "1,024 tokens (x8)")] is None
+
+
+def far_claim(native: int, where: str) -> str:
+    return (
+        f"base fails to find a passkey that is {native} tokens back or more, in {where}"
+    )
+
+
+def test_a_passkey_that_is_near_is_none_beyond_the_context() -> None:
+    """In 256 tokens the last five tenths are within the base's 128."""
+    grid = {"native_context": 128} | cells(0.0, (128, 256))
+    for cell in grid["cells"]:
+        near = cell["length"] == 128 or cell["depth"] >= 5
+        cell["right"] = cell["parts_right"] = cell["samples"] if near else 0
+    measured = [Result("base", "passkey", n, grid) for n in (256, 512)]
+    found = verdicts(run(results=measured))
+    far = next(v for v in found if v.claim == far_claim(128, "256 tokens (x2)"))
+    assert far.holds is True and far.detail.startswith("0 of ")
+    assert sum("in its own 128 tokens" in v.claim for v in found) == 1
 
 
 def test_a_live_page_reads_itself_again() -> None:
@@ -244,7 +263,7 @@ def test_passkeys_are_judged_by_the_context_of_an_imported_base() -> None:
     both = {"native_context": 64}
     base = Result("base", "passkey", 256, cells(0.0, (256,)) | both)
     control = Result("base", "passkey", 64, cells(1.0, (64,)) | both)
-    claim = "base fails to find the passkey in 256 tokens (x4)"
+    claim = far_claim(64, "256 tokens (x4)")
     for measured, holds in (([base], None), ([base, control], True)):
         found = {v.claim: v.holds for v in verdicts(run(results=measured))}
         assert found[claim] is holds

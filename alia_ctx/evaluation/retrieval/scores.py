@@ -113,6 +113,17 @@ class RetrievalScores:
                 total += counts
         return Score(*total.tolist())
 
+    def score_farther(self, distance: int, length: int) -> Score:
+        """The score of what is hidden at least `distance` tokens before the end of rows of
+        `length`: of the tenths that lie before that whole.
+        """
+        total = np.zeros(4, np.int64)
+        for (_, _, tokens, depth), counts in self._cells.items():
+            nearest = tokens - tokens * (depth + 1) // DEPTHS
+            if tokens == length and depth >= 0 and nearest >= distance:
+                total += counts
+        return Score(*total.tolist())
+
     @property
     def tasks(self) -> list[str]:
         return sorted({cell[0] for cell in self._cells})
