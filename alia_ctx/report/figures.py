@@ -48,13 +48,17 @@ _STYLE: dict[Any, Any] = {
 
 @dataclass(frozen=True)
 class Line:
-    """A curve: `x`, `y`, and where it has one a half-width of its band, all [N]."""
+    """A curve: `x`, `y`, and where it has one a half-width of its band, all [N].
+
+    `series` is its colour and style, where those are to be the same in several figures.
+    """
 
     name: str
     x: Sequence[float]
     y: Sequence[float]
     error: Sequence[float] | None = None
     faint: Sequence[float] | None = None
+    series: int | None = None
 
 
 def curves(
@@ -73,7 +77,8 @@ def curves(
     """
 
     def draw(axes: Any) -> None:
-        for number, line in enumerate(lines, first):
+        for place, line in enumerate(lines, first):
+            number = place if line.series is None else line.series
             colour = _SERIES[number % len(_SERIES)]
             style = _STYLES[number // len(_SERIES) % len(_STYLES)]
             few = len(line.x) < 40
@@ -100,12 +105,13 @@ def curves(
             axes.xaxis.get_major_locator().set_params(nbins=5)
         if log_y:
             axes.set_yscale("log")
+            # A decade may be all there is: its 2 and 5 say where a curve stands.
+            axes.yaxis.get_major_locator().set_params(subs=(1.0, 2.0, 5.0))
             axes.yaxis.set_major_formatter(lambda value, _: f"{value:g}")
-            axes.yaxis.set_minor_formatter(lambda value, _: f"{value:g}")
-            axes.tick_params(axis="y", which="minor", labelsize=8)
+            axes.yaxis.set_minor_formatter(lambda value, _: "")
         axes.set(xlabel=_plain(x, 44), ylabel=y)
-        if len(lines) > 1:
-            axes.legend()
+        if len(lines) > 1:  # above: inside it would hide what it names
+            axes.legend(loc="lower left", bbox_to_anchor=(0, 1), ncols=3)
 
     return _svg(name, draw)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from dataclasses import replace
 from itertools import accumulate
 from statistics import median
 
@@ -68,6 +69,7 @@ def _state(stage: StageFacts) -> str:
 def loss(facts: RunFacts) -> str:
     """Training losses and gradient norms of every stage that has a log."""
     drawn = []
+    names = sorted({s for stage in facts.stages for s in _sources(stage)})
     for stage in facts.stages:
         how = facts.how(f"train CONFIG --stage {stage.name}")
         if len(stage.values("loss")) < 2:
@@ -78,7 +80,9 @@ def loss(facts: RunFacts) -> str:
             label = f"{word} ({unit})" if unit else word
             svg = curves(
                 f"{stage.name} {name}",
-                _with_bands(stage) if name == "loss" else [smoothed(stage, name)],
+                _with_sources(stage, names)
+                if name == "loss"
+                else [smoothed(stage, name)],
                 x=f"tokens of stage {stage.name}",
                 y=label,
                 log_y=name == "gradient_norm",
@@ -89,14 +93,22 @@ def loss(facts: RunFacts) -> str:
     return html.section("loss", "Training loss", html.figures(*drawn))
 
 
-def _with_bands(stage: StageFacts) -> list[Line]:
-    sources = sorted(
-        {s for line in stage.lines for s in line.get("loss_by_source", {})}
-    )
+def _sources(stage: StageFacts) -> set[str]:
+    return {s for line in stage.lines for s in line.get("loss_by_source", {})}
+
+
+def _with_sources(stage: StageFacts, names: Sequence[str]) -> list[Line]:
+    """The loss, and that of each source; a source looks the same in every stage's figure."""
     lines = [smoothed(stage, "loss")]
+    sources = _sources(stage)
     if len(sources) > 1:
         lines += [
-            smoothed(stage, "loss_by_source", s, name=s, faint=False) for s in sources
+            replace(
+                smoothed(stage, "loss_by_source", name, name=name, faint=False),
+                series=number,
+            )
+            for number, name in enumerate(names, 2)
+            if name in sources
         ]
     return lines
 
