@@ -1,6 +1,6 @@
-"""The demo's model learns to call functions that it has never seen.
+"""A small model learns to call functions that it has never seen.
 
-    python scripts/demo_calls.py              after `make demo`: data, stage, export, figures
+    python scripts/demo_calls.py              after `make demo`: data, stages, export, figures
     python scripts/demo_calls.py --only-data  the conversations alone
 
 What it learned is measured on functions that are in no training conversation, before and
@@ -20,15 +20,16 @@ from typing import Any
 
 from alia_ctx import workflow
 from alia_ctx.config.load import load_run
+from alia_ctx.config.run import RunConfig
 from alia_ctx.demo.calls import write_calls
-from alia_ctx.errors import AliaError
+from alia_ctx.errors import AliaError, DataError
 from alia_ctx.progress import say
 from alia_ctx.workflow.chain import finished_checkpoint
 from alia_ctx.workflow.pipeline import torchrun
 
 ROOT = Path(__file__).resolve().parent.parent
 CONFIG = ROOT / "configs" / "runs" / "tiny-fc.yaml"
-COUNT, UNSEEN = 12_000, 200
+COUNT, UNSEEN = 16_000, 200
 
 
 def main() -> int:
@@ -36,34 +37,39 @@ def main() -> int:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--config", type=Path, default=CONFIG)
-    parser.add_argument("--root", type=Path, default=Path("runs/tiny"))
     parser.add_argument("--count", type=int, default=COUNT, help="conversations")
     parser.add_argument("--only-data", action="store_true")
     arguments = parser.parse_args()
-    chat = arguments.root / "chat"
-    if not (chat / "tools.jinja").is_file():
-        say(f"making {arguments.count:,} conversations and half as many texts")
-        write_calls(chat, arguments.count, UNSEEN)
-    if arguments.only_data:
-        return 0
     try:
-        teach(arguments.config, arguments.root)
+        run = load_run(arguments.config)
+        root = Path(str(run.root))
+        text = root / "text"
+        if not text.is_dir():
+            raise DataError(f"{text}: no such directory; run `make demo` first")
+        chat = root / "chat"
+        if not (chat / "tools.jinja").is_file():
+            say(f"making {arguments.count:,} conversations and half as many texts")
+            write_calls(chat, arguments.count, UNSEEN)
+        if not arguments.only_data:
+            teach(arguments.config, run, chat)
     except AliaError as error:
         print(f"{type(error).__name__}: {error}", file=sys.stderr)
         return error.exit_code
     return 0
 
 
-def teach(path: Path, root: Path) -> None:
-    """Train the stage of conversations, and print what it does before and after."""
-    began, chat, run = time.monotonic(), root / "chat", load_run(path)
-    workflow.tokenize(run, ["calls", "pairs"])
-    workflow.pack(run, "fc")
-    torchrun(2, ["train", str(path), "--stage", "fc"])
+def teach(path: Path, run: RunConfig, chat: Path) -> None:
+    """Train every stage, and print what the last does that the one before does not."""
+    began = time.monotonic()
+    used = {source for stage in run.stages.values() for source in stage.pack.sources}
+    workflow.tokenize(run, sorted(used))
+    for stage in run.stages:
+        workflow.pack(run, stage)
+        torchrun(2, ["train", str(path), "--stage", stage])
     say(f"data and training took {time.monotonic() - began:.0f} s")
-    for stage in ("x8", "fc"):
+    for stage in list(run.stages)[-2:]:
         last = str(finished_checkpoint(run, stage))
-        made = root / "hf-calls" / stage
+        made = run.directory("hf", stage)
         torchrun(1, ["export-hf", last, str(made), "--dtype", "fp32", "--overwrite"])
         figures = measure(made, chat / "unseen.jsonl", chat / "tools.jinja")
         print(f"{stage}: {json.dumps(figures)}")
