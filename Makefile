@@ -5,13 +5,14 @@ export OMP_NUM_THREADS ?= 1
 export HF_HUB_OFFLINE ?= 1
 export TOKENIZERS_PARALLELISM ?= false
 
-.PHONY: help setup demo smollm2 test test-serve fast lint format clean venv-tf4 venv-serve venv-bfcl
+.PHONY: help setup demo smollm2 test test-serve fast lint format clean test-bfcl venv-tf4 venv-serve venv-bfcl
 
 help:
 	@echo "make demo   the whole job on real text: tokenise, pack, three stages, export, evaluate"
 	@echo "make test   linters, types and all tests"
 	@echo "make smollm2  a real model from 8,192 to 163,840 tokens; for one or two GPUs (SMOLLM2_ARGS=--small for a laptop)"
 	@echo "make test-serve  what exports are served with, in an environment of its own"
+	@echo "make test-bfcl  our scorer of function calls against the benchmark's own, in an environment of its own"
 	@echo "make fast   the tests that start no processes and take no time: under a minute"
 	@echo "make format let ruff mend what it can"
 	@echo "make lint   linters and types"
@@ -72,8 +73,14 @@ test-serve: venv-serve
 
 # bfcl-eval: the original that our checker of function calls is compared with, and its
 # multi-turn categories.
-venv-bfcl: setup
+venv-bfcl: .venv-bfcl/ready
+
+.venv-bfcl/ready: .venv/ready scripts/setup_bfcl.sh
 	@bash scripts/setup_bfcl.sh
+	@touch .venv-bfcl/ready
+
+test-bfcl: venv-bfcl
+	@$(BIN)/python -m pytest tests/evaluation/function_calling/test_agreement.py $(PYTEST_ARGS)
 
 clean:
 	rm -rf runs
