@@ -215,7 +215,7 @@ def _show(evaluated: Evaluated, task: EvaluationTask, as_json: bool) -> None:
     if not is_main():
         return
     lines = workflow.lines_of(evaluated)
-    said = verdicts(lines, evaluated.native)
+    said = verdicts(lines, evaluated.native, has_base=evaluated.has_base)
     reasons = dict.fromkeys(
         f"{r.evaluation.name}, {r.evaluator}: {r.reason}"
         for r in evaluated.results

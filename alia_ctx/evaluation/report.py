@@ -64,6 +64,8 @@ def write_report(
     base: str,
     final: str,
     baselines: Sequence[str] = (),
+    native: int | None = None,
+    reach: int | None = None,
     title: str = "Loss by position in the document",
     notes: Sequence[str] = (),
     made_from: Mapping[str, Any] | None = None,
@@ -71,12 +73,20 @@ def write_report(
     """Write `report.md`, `report.json` and `loss_by_position.png` in `out_dir`, over earlier ones.
 
     `results` maps a model's display name to its losses, in the order to show them.
-    `base` is judged against `final` inside the base context, `baselines` (default: the
-    base) at the positions past it. `notes` are lines on how it was measured;
+    `base` is judged against `final` inside the base's `native` context (default: the first
+    band), `baselines` (default: the base) at the positions past it, up to `reach`
+    (default: all), what `final` was trained at. `notes` are lines on how it was measured;
     `made_from` states what each result was made from. DataError: a name is not among
     the results, or their edges differ.
     """
-    verdicts = judge(results, base=base, final=final, baselines=baselines)
+    verdicts = judge(
+        results,
+        base=base,
+        final=final,
+        baselines=baselines,
+        native=native,
+        reach=reach,
+    )
     out_dir = Path(out_dir)
     report = Report(
         out_dir / "report.md",
@@ -108,21 +118,30 @@ def write_report(
 
 
 def judge(
-    results: Results, *, base: str, final: str, baselines: Sequence[str] = ()
+    results: Results,
+    *,
+    base: str,
+    final: str,
+    baselines: Sequence[str] = (),
+    native: int | None = None,
+    reach: int | None = None,
 ) -> tuple[Verdict, ...]:
-    """Compare `final` with the base inside the first band and with each of `baselines`
-    in every later band.
+    """Compare `final` with the base in the bands within the base's `native` context, and
+    with each of `baselines` in those past it, as far as `reach`; see `write_report`.
     """
     _check_names(results, (base, final, *baselines))
     edges = results[base].edges
-    bands = list(pairwise(edges))
-    verdicts = [_no_worse(results, base, final, *bands[0])]
-    verdicts += [
-        _clearly_better(results, name, final, start, stop)
+    native = edges[1] if native is None else native
+    reach = max(native, edges[-1] if reach is None else reach)
+    bands = [(start, stop) for start, stop in pairwise(edges) if stop <= reach]
+    near = [_no_worse(results, base, final, *b) for b in bands if b[0] < native]
+    far = [
+        _clearly_better(results, name, final, *band)
         for name in baselines or (base,)
-        for start, stop in bands[1:]
+        for band in bands
+        if band[0] >= native
     ]
-    return tuple(verdicts)
+    return (*near, *far)
 
 
 def _no_worse(

@@ -32,12 +32,18 @@ class Measured:
         return None if found is None else PositionBands.from_json(found)
 
 
-def verdicts(lines: Sequence[Measured], native: int) -> list[str]:
+def verdicts(
+    lines: Sequence[Measured], native: int, *, has_base: bool = True
+) -> list[str]:
     """A sentence for each thing that can be said of each model against the base, which is
-    the model of the first line and holds `native` tokens by itself.
+    the model of the first line and holds `native` tokens by itself. Without a base there
+    is nothing to compare with, and each model is said to be what it is.
     """
-    base = [line for line in lines if line.model == lines[0].model]
-    sentences = []
+    first = lines[0].model if has_base else None
+    base = [line for line in lines if line.model == first]
+    sentences = (
+        [] if has_base else ["the base is not at hand: nothing is compared with it"]
+    )
     for name in dict.fromkeys(line.model for line in lines[len(base) :]):
         own = [line for line in lines if line.model == name]
         sentences += _losses(base, own, native)
@@ -54,6 +60,12 @@ def _at(lines: Sequence[Measured], context: int) -> Measured | None:
     return next((line for line in lines if line.context == context), None)
 
 
+def _own(lines: Sequence[Measured], native: int, longest: int) -> Measured | None:
+    """The base at its own context; where the text is shorter than that, at all of it."""
+    whole = [x for x in lines if longest <= x.context < native and x.positions]
+    return _at(lines, native) or max(whole, key=lambda x: x.context, default=None)
+
+
 def _longest(lines: Sequence[Measured], evaluator: str) -> Measured | None:
     """The line of the longest context that an evaluator measured."""
     measured = [line for line in lines if evaluator in line.contents]
@@ -64,9 +76,17 @@ def _losses(
     base: Sequence[Measured], model: Sequence[Measured], native: int
 ) -> list[str]:
     """Loss within the base's own context, and past it."""
-    own, line = _at(base, native) or base[0], _longest(model, "positions")
-    before, after = own.positions, line.positions if line else None
-    if line is None or before is None or after is None:
+    line = _longest(model, "positions")
+    if line is None or not base:
+        return []
+    own = _own(base, native, longest=line.context)
+    if own is None:
+        return [
+            f"{line.name}: the base was not shown its own {native:,} tokens, so nothing is "
+            f"said of what it costs; measure at {native:,} too"
+        ]
+    before, after = own.positions, line.positions
+    if before is None or after is None:
         return []
     if own.text != line.text:
         return [

@@ -129,6 +129,7 @@ class Result:
 class RunFacts:
     """A run as its files have it. `models` are those that results are shown of, the base
     first; `command` is what stands for CONFIG in commands, `target` in that of the page.
+    `native` is the base's own context, which is no stage's where the base was imported.
     """
 
     name: str
@@ -142,6 +143,14 @@ class RunFacts:
     notes: Sequence[str] = ()
     problems: Sequence[str] = ()
     target: str = ""
+    native: int = 0
+
+    def own_context(self, model: str) -> int:
+        """The context that a model was trained at; 0 where nothing says it."""
+        stages = {stage.name: stage.context for stage in self.stages}
+        return (
+            self.native if model == self.base and self.native else stages.get(model, 0)
+        )
 
     @property
     def models(self) -> list[str]:

@@ -8,7 +8,7 @@ from itertools import pairwise
 import numpy as np
 
 from alia_ctx.evaluation.positions import PositionBands
-from alia_ctx.evaluation.retrieval.scores import DEPTHS
+from alia_ctx.evaluation.retrieval.scores import DEPTHS, RetrievalScores
 from alia_ctx.report import html
 from alia_ctx.report.facts import COMMANDS, Result, RunFacts
 from alia_ctx.report.figures import Line, curves, heat_map
@@ -192,16 +192,19 @@ def lengths(parts: list[Result]) -> list[int]:
 
 
 def _share(parts: list[Result], length: int, depth: int) -> float:
-    scores = [part.scores.score(length=length, depth=depth) for part in parts]
-    samples = sum(score.samples for score in scores)
-    return sum(score.right for score in scores) / samples if samples else math.nan
+    return _joined(parts).score(length=length, depth=depth).share
+
+
+def _joined(parts: list[Result]) -> RetrievalScores:
+    """The scores of several contexts: the control of each is the same samples."""
+    scores = RetrievalScores()
+    for part in parts:
+        scores.join(part.scores)
+    return scores
 
 
 def counted(parts: list[Result], length: int, task: str | None = None) -> str:
-    merged = parts[0].scores
-    for part in parts[1:]:
-        merged.merge(part.scores)
-    score = merged.score(task=task, length=length)
+    score = _joined(parts).score(task=task, length=length)
     if not score.samples:
         return "-"
     low, high = score.interval

@@ -70,14 +70,13 @@ def _trained(facts: RunFacts) -> Iterator[Verdict]:
 
 
 def own_bands(facts: RunFacts) -> dict[str, PositionBands]:
-    """Losses by position of each model at the longest context that is its own: of the
-    base at the first context measured, the base first.
+    """Losses by position of each model at its own context, the base first; where the text
+    was too short for that, at the longest that was measured within it.
     """
-    contexts = {stage.name: stage.context for stage in facts.stages}
     chosen: dict[str, Result] = {}
-    for result in facts.of("positions"):
-        own = contexts.get(result.model)
-        if result.model not in chosen or result.context == own:
+    for result in facts.of("positions"):  # short contexts before long ones
+        own = facts.own_context(result.model)
+        if not own or result.context <= own:
             chosen[result.model] = result
     return {model: result.bands for model, result in chosen.items()}
 
@@ -86,12 +85,15 @@ def _positions(facts: RunFacts) -> Iterator[Verdict]:
     bands = own_bands(facts)
     if facts.base not in bands:
         return
-    base = bands[facts.base]
+    base, native = bands[facts.base], facts.own_context(facts.base)
     for model, other in bands.items():
         if model == facts.base or other.edges != base.edges:
             continue
-        for number, (start, stop) in enumerate(pairwise(base.edges)):
-            yield _against_base(facts.base, base, model, other, start, stop, number > 0)
+        reach = max(native, facts.own_context(model) or base.edges[-1])
+        for start, stop in pairwise(base.edges):
+            if stop <= reach:  # a model is not judged where it was never trained
+                far = start >= native
+                yield _against_base(facts.base, base, model, other, start, stop, far)
 
 
 def _against_base(
@@ -147,10 +149,7 @@ def _passkey(facts: RunFacts) -> Iterator[Verdict]:
     longest = max((stage.context for stage in facts.stages), default=0)
     last = facts.stages[-1].name if facts.stages else ""
     results = facts.of("passkey")
-    # What an imported base held is no stage's context; the results say it.
-    stated = [int(n) for r in results if (n := r.content.get("native_context"))]
-    own = {stage.name: stage.context for stage in facts.stages}.get(facts.base, 0)
-    native = min(stated, default=own)
+    native = facts.own_context(facts.base)
     control, told = _control(facts, native), False
     for result in results:
         for length in result.scores.lengths:

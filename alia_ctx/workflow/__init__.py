@@ -17,12 +17,10 @@ from alia_ctx.workflow.checking import check_all, check_end, check_vocabulary
 from alia_ctx.workflow.comparing_rope import base_rope, compare_rope
 from alia_ctx.workflow.evaluation import (
     EVALUATORS,
-    Evaluated,
-    Evaluation,
     EvaluationTask,
-    Role,
     measure_models,
 )
+from alia_ctx.workflow.evaluation_results import Evaluated, Evaluation, Role
 from alia_ctx.workflow.evaluation_tasks import (
     evaluation_task,
     standard_lines,

@@ -34,7 +34,8 @@ from alia_ctx.train.stage_identity import checkpoint_statement
 from alia_ctx.workflow.chain import check_trained, origin, run_directory
 from alia_ctx.workflow.comparing_rope import base_rope
 from alia_ctx.workflow.evaluated_models import of_stage
-from alia_ctx.workflow.evaluation import Evaluation, measure_models
+from alia_ctx.workflow.evaluation import measure_models
+from alia_ctx.workflow.evaluation_results import Evaluation
 from alia_ctx.workflow.evaluation_tasks import run_measurement, run_task
 from alia_ctx.workflow.pipeline import torchrun
 from alia_ctx.workflow.plans import pack

@@ -248,7 +248,7 @@ def started_from(run: RunConfig, name: str) -> Path | None:
     has on record, whatever its origin became since. CheckpointError where it is gone.
     """
     init_from = run.stage(name).init_from
-    recorded = _recorded_origin(run, name)
+    recorded = recorded_origin(run, name)
     if recorded is None or init_from not in run.stages:
         return origin(run, name)
     update = checkpoint.checkpoint_name(recorded["update"])
@@ -260,7 +260,7 @@ def started_from(run: RunConfig, name: str) -> Path | None:
     return path
 
 
-def _recorded_origin(run: RunConfig, name: str) -> dict[str, Any] | None:
+def recorded_origin(run: RunConfig, name: str) -> dict[str, Any] | None:
     """What the checkpoints of a stage say that it started from; None where there are
     none, or they do not say it.
     """
@@ -282,7 +282,7 @@ def require_free_to_go_on(run: RunConfig, name: str) -> None:
     """
     problems = Problems()
     for later, stage in run.stages.items():
-        recorded = _recorded_origin(run, later) if stage.init_from == name else None
+        recorded = recorded_origin(run, later) if stage.init_from == name else None
         if recorded is None or recorded["stage"] != name:
             continue
         update = recorded["update"]

@@ -5,8 +5,7 @@ each result is kept with what it was made from.
 from __future__ import annotations
 
 import dataclasses
-import enum
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,7 +14,6 @@ from typing import Any
 from alia_ctx.config.run import EngineConfig
 from alia_ctx.errors import AliaError, CheckpointError, DataError
 from alia_ctx.evaluation.long_ppl import KeyTokens
-from alia_ctx.evaluation.positions import PositionBands
 from alia_ctx.evaluation.retrieval import TooShortError
 from alia_ctx.files import exclusive, write_json
 from alia_ctx.identity import (
@@ -31,6 +29,7 @@ from alia_ctx.spec.layout import Layout
 from alia_ctx.train.engine import Scorer
 from alia_ctx.train.rendezvous import World
 from alia_ctx.workflow.evaluated_models import EvaluatedModel, ModelOpener
+from alia_ctx.workflow.evaluation_results import Evaluated, Evaluation, Result
 from alia_ctx.workflow.measuring import ON_TEXT, Measurement, NotFiniteError
 from alia_ctx.workflow.reading import read_json
 
@@ -39,82 +38,6 @@ OTHER_SETTINGS = "other-settings"
 # What reads short texts in long rows.
 _SHORT_IN_LONG = ("blocks", "longppl", "passkey")
 EVALUATORS = (*ON_TEXT, "retrieval", "passkey", "leak")
-
-
-class Role(enum.Enum):
-    """What an evaluation is in the report's comparison."""
-
-    BASE = "the base at its own context"
-    BASE_GIVEN_LONGER = "the base, given the longest input"
-    STAGE = "a stage at its own context"
-    ASKED_FOR = "outside the comparison"
-
-
-@dataclass(frozen=True)
-class Evaluation:
-    """A model, shown `context` tokens at a time, by some evaluators: a line of the tables."""
-
-    name: str
-    model: EvaluatedModel
-    context: int
-    evaluators: tuple[str, ...] = ("positions",)
-    role: Role = Role.ASKED_FOR
-
-
-@dataclass(frozen=True)
-class Result:
-    """What one evaluator found: `content` is None where it had nothing to measure, and
-    `reason` says why; `refused` where the model could not be read or run.
-    """
-
-    evaluation: Evaluation
-    evaluator: str
-    made_from: Mapping[str, Any]
-    content: Mapping[str, Any] | None
-    reason: str | None = None
-    refused: bool = False
-
-
-@dataclass(frozen=True)
-class Evaluated:
-    """Results in the order of the tables, the base first."""
-
-    results: tuple[Result, ...]
-    native: int
-    notes: tuple[str, ...] = ()
-
-    def of(self, evaluator: str) -> list[Result]:
-        """What an evaluator measured, in the order of the tables."""
-        return [r for r in self.results if r.evaluator == evaluator and r.content]
-
-    @property
-    def refused(self) -> bool:
-        """Whether a model could not be measured."""
-        return any(result.refused for result in self.results)
-
-    def positions(self) -> dict[str, PositionBands]:
-        """Losses by position, by name of the evaluation."""
-        return {
-            r.evaluation.name: PositionBands.from_json(r.content or {})
-            for r in self.of("positions")
-        }
-
-    def to_json(self) -> dict[str, Any]:
-        """All results, each with what it was made from, in JSON's types."""
-        return {
-            "native_context": self.native,
-            "notes": list(self.notes),
-            "results": [
-                {
-                    "name": r.evaluation.name,
-                    "evaluator": r.evaluator,
-                    "made_from": statement(r.made_from),
-                    "content": statement(r.content),
-                    "reason": r.reason,
-                }
-                for r in self.results
-            ],
-        }
 
 
 @dataclass(frozen=True)
@@ -129,6 +52,7 @@ class EvaluationTask:
         standard: the task by the run's own settings. A result of other ones has a
             place of its own, so that it never takes that of a result which the run's
             report reads.
+        has_base: whether the first model is what the others are compared with.
         marked: of no run: every file's name has a checksum of what it was made from, so
             that no question takes the place of another's answer.
     """
@@ -141,6 +65,7 @@ class EvaluationTask:
     layout: Layout | None = None
     remedy: str = "run `alia-ctx evaluate` again, which makes it anew"
     standard: EvaluationTask | None = None
+    has_base: bool = True
     marked: bool = False
 
     def path(self, evaluation: Evaluation, evaluator: str) -> Path:
@@ -257,7 +182,7 @@ def measure_models(task: EvaluationTask) -> Evaluated:
             "nothing can be measured\n  " + "\n  ".join(reasons) + "\nname longer text "
             "(evaluation.held_out, --text), a shorter context, or --retrieval"
         )
-    return Evaluated(ordered, task.native())
+    return Evaluated(ordered, task.native(), task.has_base)
 
 
 def _known(task: EvaluationTask, evaluation: Evaluation, name: str) -> Result | None:
@@ -270,8 +195,8 @@ def _known(task: EvaluationTask, evaluation: Evaluation, name: str) -> Result | 
         reason = "transformers reads each document by itself"
     if reason is None and name == "longppl":
         reason = _other_tokens(task, measurement)
-    if reason is None and name in _SHORT_IN_LONG and not evaluation.model.packs:
-        reason = "its RoPE (dynamic) turns otherwise in longer rows; use --context"
+    if reason is None and not evaluation.model.packs:
+        reason = _turned_otherwise(name, measurement.length, evaluation.context)
     if reason is not None:
         return Result(evaluation, name, {}, None, reason)
     found: Any
@@ -285,6 +210,19 @@ def _known(task: EvaluationTask, evaluation: Evaluation, name: str) -> Result | 
     # Rank 0 decides for all: a file system may show them different things.
     first = World().gather_objects(found)[0]
     return None if first is None else Result(evaluation, name, *first)
+
+
+def _turned_otherwise(name: str, length: int, context: int) -> str | None:
+    """Why a RoPE that depends on the length read would be another one in our rows."""
+    if name in _SHORT_IN_LONG:
+        return "its RoPE (dynamic) turns otherwise in longer rows; use --context"
+    if name == "positions" and length % context:
+        return (
+            f"its RoPE (dynamic) would turn the last {length % context:,} of the "
+            f"{length:,} tokens shown as in rows of {context:,}; ask for this --context "
+            "alone"
+        )
+    return None
 
 
 def _other_tokens(task: EvaluationTask, measurement: Measurement) -> str | None:

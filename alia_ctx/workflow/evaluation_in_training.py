@@ -32,7 +32,7 @@ def held_out_evaluation(
     before it; `retrieval`, `passkey`: {length: {task: share}}; `blocks`, `longppl`,
     `leak`: their contents; `metrics`: the numbers that a best checkpoint may be named by.
     `beat` is called after every row. DataError, before anything is trained, where there
-    is no text for what is asked.
+    is no text for what is asked, or no retrieval task fits into the context.
     """
     during = _During(run, name, engine, lambda done, total: beat())
     return during.measure
@@ -46,8 +46,11 @@ class _During:
         engine: Engine,
         progress: Callable[[int, int], None],
     ) -> None:
-        self.contexts = contexts_up_to(run, name)
         self.context = run.stage(name).context
+        # A stage may be shorter than those before it, and is measured at its own at most.
+        self.contexts = [
+            context for context in contexts_up_to(run, name) if context <= self.context
+        ]
         self.engine, self.progress = engine, progress
         self.names = tuple(run.evaluation.during)
         # Blocks and controls are of the context that the chain began with.
@@ -57,6 +60,7 @@ class _During:
         on_text = [n for n in self.names if n in ("positions", "blocks", "longppl")]
         if on_text:
             self._check_text()
+        self.on.check_samples(self.names, self.context)
 
     def _check_text(self) -> None:
         """DataError where no document has any of the contexts."""

@@ -10,14 +10,14 @@ from typing import Any
 
 from alia_ctx import checkpoint
 from alia_ctx.config.evaluation import RetrievalConfig
-from alia_ctx.config.run import HELD_OUT, RunConfig, position_edges
+from alia_ctx.config.run import HELD_OUT, RANDOM, RunConfig, position_edges
 from alia_ctx.data.tokens import TextEncoder, tokenizer_statement
 from alia_ctx.data.tokens.tokenizer import HubTokenizer
 from alia_ctx.errors import CheckpointError, DataError
 from alia_ctx.evaluation.held_out import Documents, longest_measurable
 from alia_ctx.evaluation.retrieval import RULER, RetrievalSettings
 from alia_ctx.identity import IdentityError
-from alia_ctx.workflow.chain import run_directory
+from alia_ctx.workflow.chain import recorded_origin, run_directory
 from alia_ctx.workflow.evaluated_models import (
     EvaluatedModel,
     base_checkpoint,
@@ -25,11 +25,8 @@ from alia_ctx.workflow.evaluated_models import (
     model_of,
     of_stage,
 )
-from alia_ctx.workflow.evaluation import (
-    Evaluation,
-    EvaluationTask,
-    Role,
-)
+from alia_ctx.workflow.evaluation import EvaluationTask
+from alia_ctx.workflow.evaluation_results import Evaluation, Role
 from alia_ctx.workflow.held_out_text import haystack_texts, stored_text
 from alia_ctx.workflow.measuring import ON_TEXT, Measurement
 from alia_ctx.workflow.stores import open_store, require_tokenizer_of
@@ -129,11 +126,17 @@ def run_contexts(run: RunConfig, native: int) -> list[int]:
 
 
 def native_context(run: RunConfig) -> int:
-    """The base's own context: what the first stage starts from, else the first stage's."""
+    """The base's own context: that of what the first stage starts from, or of the first
+    stage itself where that is random weights. Where the base is not at hand any more, the
+    first stage's checkpoints say what it was.
+    """
     base = base_checkpoint(run)
-    if base is None:
-        return next(iter(run.stages.values())).context
-    return base.context
+    if base is not None:
+        return base.context
+    name, first = next(iter(run.stages.items()))
+    elsewhere = first.init_from != RANDOM and first.init_from not in run.stages
+    known = recorded_origin(run, name) if elsewhere else None
+    return int(known["context"]) if known else first.context
 
 
 @dataclass(frozen=True)
@@ -296,6 +299,7 @@ def run_task(
         lambda model: measurement,
         run.engine,
         run_directory(run).evaluations,
+        has_base=base_name(run) is not None,
         remedy="run `alia-ctx evaluate CONFIG`, which makes it anew",
     )
 

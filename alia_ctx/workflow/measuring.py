@@ -229,6 +229,16 @@ class Measurement:
         short = measure(engine, short_rows, make, progress)
         return KeyTokens.find(whole, short, name, context, windows.short)
 
+    def check_samples(self, evaluators: Collection[str], context: int) -> None:
+        """TooShortError where `retrieval` or `passkey`, of `evaluators`, has no sample that
+        fits into the context.
+        """
+        rows = self._samples((), context)
+        if "retrieval" in evaluators:
+            ruler_specs(self.retrieval, rows, [context])
+        if "passkey" in evaluators:
+            passkey_specs(self.retrieval, rows, context, self.native)
+
     # -- without text of the user's ------------------------------------------------------
 
     def retrieved(

@@ -21,10 +21,8 @@ from alia_ctx.workflow.evaluated_models import (
     named_apart,
     of_directory,
 )
-from alia_ctx.workflow.evaluation import (
-    Evaluation,
-    EvaluationTask,
-)
+from alia_ctx.workflow.evaluation import EvaluationTask
+from alia_ctx.workflow.evaluation_results import Evaluation
 from alia_ctx.workflow.evaluation_tasks import (
     contrast_model,
     haystack_of,

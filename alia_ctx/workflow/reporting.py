@@ -12,7 +12,7 @@ from pathlib import Path
 
 from alia_ctx import checkpoint
 from alia_ctx.config.load import load_run
-from alia_ctx.config.run import RunConfig, position_edges
+from alia_ctx.config.run import RunConfig
 from alia_ctx.errors import CheckpointError, DataError
 from alia_ctx.evaluation.positions import PositionBands, paired_difference
 from alia_ctx.evaluation.report import Report, write_report
@@ -23,7 +23,7 @@ from alia_ctx.report import RunFacts, comparison_page, run_page
 from alia_ctx.report.verdicts import Verdict, verdicts
 from alia_ctx.train.run_directory import RunDirectory
 from alia_ctx.workflow.chain import finished_checkpoint, run_directory
-from alia_ctx.workflow.evaluation import Evaluated, Role
+from alia_ctx.workflow.evaluation_results import Evaluated, Role
 from alia_ctx.workflow.evaluation_tasks import standard_task
 from alia_ctx.workflow.run_facts import config_of, run_facts
 
@@ -42,16 +42,27 @@ def report(run: RunConfig) -> Report:
         results[evaluation.name] = PositionBands.from_json(result.content or {})
         made_from[evaluation.name] = result.made_from
     by_role = {e.role: e.name for e in evaluations if e.role is not Role.STAGE}
+    if Role.BASE not in by_role:
+        raise CheckpointError(
+            f"{next(iter(run.stages.values())).init_from}: the base is not there any more, "
+            "and nothing can be compared with it; restore it"
+        )
     base, final = by_role[Role.BASE], evaluations[-1].name
+    native, reach = task.native(), evaluations[-1].model.context
     return write_report(
         results,
         run_directory(run).report,
         base=base,
         final=final,
         baselines=[by_role.get(Role.BASE_GIVEN_LONGER, base)],
+        native=native,
+        reach=reach,
         title=f"{run.name}: loss by position in the document",
         made_from=made_from,
-        notes=[*_ledger_notes(run), *_cut_input_notes(run, results, base, final)],
+        notes=[
+            *_ledger_notes(run),
+            *_cut_input_notes(results, base, final, native, reach),
+        ],
     )
 
 
@@ -106,19 +117,20 @@ def _ledger_notes(run: RunConfig) -> list[str]:
 
 
 def _cut_input_notes(
-    run: RunConfig, results: dict[str, PositionBands], base: str, final: str
+    results: dict[str, PositionBands], base: str, final: str, native: int, reach: int
 ) -> list[str]:
     """The harder comparison, for information: the base shown every far token too, but
-    within blocks of its context.
+    within blocks of its context. As far as the last stage sees all that is before.
     """
-    edges = position_edges(run)
     notes = []
-    for start, stop in itertools.pairwise(edges[1:]):
+    for start, stop in itertools.pairwise(results[base].edges):
+        if start < native or stop > reach:
+            continue
         paired = paired_difference(results[base], results[final], start, stop)
         notes.append(
             f"For comparison, at positions {start:,}-{stop - 1:,}: {final} with all of "
             "the document before it against "
-            f"{base} with at most {edges[1]:,} tokens of it: {paired.difference:+.4f} "
+            f"{base} with at most {native:,} tokens of it: {paired.difference:+.4f} "
             f"nats a token (standard error {paired.standard_error:.4f})"
         )
     return notes

@@ -24,6 +24,8 @@ from alia_ctx.train.stage_identity import (
     STARTED_FROM,
     checkpoint_statement,
 )
+from alia_ctx.workflow.evaluated_models import base_checkpoint
+from alia_ctx.workflow.evaluation_tasks import native_context
 from alia_ctx.workflow.mixture import mixture_of, sizes_of
 from alia_ctx.workflow.reading import read_json
 
@@ -63,7 +65,16 @@ def run_facts(
         list(run.notes),
         problems,
         target or command,
+        _native(run, problems),
     )
+
+
+def _native(run: RunConfig, problems: list[str]) -> int:
+    try:
+        return native_context(run)
+    except AliaError as error:  # a base that cannot be read
+        problems.append(" ".join(str(error).split()))
+        return 0
 
 
 def _base_name(run: RunConfig) -> str:
@@ -188,12 +199,17 @@ def _origin(manifest: Manifest | None) -> str | None:
 
 
 def _statement_of_base(run: RunConfig, places: RunDirectory) -> dict[str, Any]:
-    """What the first stage says that it started from, under the base's name."""
+    """What the first stage says that it started from, under the base's name; before it has
+    begun, what is there to start from.
+    """
     first, base = next(iter(run.stages)), _base_name(run)
-    manifest = _newest(places, first, [])
-    if base == first or manifest is None:
+    if base == first:
         return {}
-    return {base: manifest.extra.get(STARTED_FROM)}
+    manifest = _newest(places, first, [])
+    if manifest is not None:
+        return {base: manifest.extra.get(STARTED_FROM)}
+    there = base_checkpoint(run)
+    return {} if there is None else {base: there.statement.get("checkpoint")}
 
 
 def _planned(run: RunConfig, name: str) -> Planned | None:
@@ -283,7 +299,12 @@ def _result(
             f"{_REMEDY}"
         ) from error
     now = statements.get(model)
-    differing = differences(of, now) if of is not None and now is not None else []
+    if of is None:
+        differing = []
+    elif now is None:
+        differing = [f"there is no checkpoint of {model} here, so it may be of another"]
+    else:
+        differing = differences(of, now)
     return dataclasses.replace(result, differs=differing)
 
 

@@ -287,6 +287,18 @@ def test_the_base_context_may_lose_two_per_cent(shift: float, holds: bool) -> No
     assert near.holds is holds
 
 
+def test_bands_are_near_or_far_by_the_base_s_own_context() -> None:
+    """Where a base held 2 of 3 bands, more is asked of the last one alone; and nothing
+    where the last stage was not trained.
+    """
+    results = {"base": evaluated(noise=1), "last": evaluated(noise=2)}
+    edges = results["base"].edges
+    verdicts = judge(results, base="base", final="last", native=edges[-1])
+    assert [v.claim.split()[1] for v in verdicts] == ["loses"] * (len(edges) - 1)
+    short = judge(results, base="base", final="last", native=edges[1], reach=edges[1])
+    assert len(short) == 1
+
+
 def test_every_baseline_has_to_be_beaten() -> None:
     results = {
         "base": evaluated(far=2.0),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -70,6 +71,22 @@ GIVEN = Measured(
 def stage(near: float, far: float, text: str = "t", **contents: Any) -> Measured:
     found = {"positions": positions(near, far), **contents}
     return Measured("32k", "32k", LONG, found, text)
+
+
+def test_a_base_that_was_not_shown_its_own_context_is_no_measure() -> None:
+    """Shown half of it, it would seem that the same model brings something."""
+    half = replace(BASE, context=NATIVE // 2)
+    said = verdicts([half, GIVEN, stage(1.9, 2.1)], NATIVE)
+    assert "not shown its own 4 tokens" in said[0]
+    assert not any("within the base's" in sentence for sentence in said)
+
+
+def test_nothing_stands_for_a_base_that_is_gone() -> None:
+    said = verdicts(
+        [stage(1.9, 2.1), replace(BASE, name="s2", model="s2")], NATIVE, has_base=False
+    )
+    assert said[0].startswith("the base is not at hand")
+    assert not any("the base's 4 tokens" in sentence for sentence in said)
 
 
 def test_cost_and_gain_are_said_with_their_errors() -> None:

@@ -9,7 +9,7 @@ from html.parser import HTMLParser
 import numpy as np
 import pytest
 
-from alia_ctx.report import Result, comparison_page, run_page
+from alia_ctx.report import Result, RunFacts, comparison_page, run_page
 from alia_ctx.report.facts import COMMANDS
 from alia_ctx.report.verdicts import summary, verdicts
 from tests.report.made_facts import HOSTILE, bands, cells, lines, results, run, stage
@@ -203,6 +203,43 @@ def test_the_control_of_the_base_is_a_verdict() -> None:
     assert found[far_claim(128, "1,024 tokens (x8)")] is None
 
 
+def imported(*contexts: int) -> RunFacts:
+    """A base that holds 1,024 tokens by itself, and was measured at `contexts`."""
+    losses = {128: 3.3, 1024: 3.0}
+    return run(
+        native=1024,
+        stages=[stage("s2", 5120), stage("fc", 128)],
+        results=[
+            *(
+                Result("base", "positions", c, bands(losses[c], 3.2).to_json())
+                for c in contexts
+            ),
+            Result("s2", "positions", 5120, bands(3.1, 2.0).to_json()),
+            Result("fc", "positions", 128, bands(3.1, 9.0).to_json()),
+        ],
+    )
+
+
+def test_an_imported_base_is_judged_at_its_own_context() -> None:
+    """Measured at a shorter one too, it would seem that stages bring what they cost."""
+    said = [
+        (v.claim, v.holds) for v in verdicts(imported(128, 1024)) if "loses" in v.claim
+    ]
+    assert said == [
+        (v.claim, v.holds) for v in verdicts(imported(1024)) if "loses" in v.claim
+    ]
+    assert dict(said)["s2 loses at most 2% to base at positions 0 to 127"] is False
+    # What fc was never trained at is not asked of it.
+    assert not any("fc is clearly" in v.claim for v in verdicts(imported(1024)))
+
+
+def test_samples_of_several_contexts_are_counted_once() -> None:
+    """The control at the base's length is the same samples in each context's grid."""
+    control = [Result("base", "passkey", n, cells(0.0, (128,))) for n in (128, 1024)]
+    words = Reader(run_page(run(results=control))).words
+    assert "base 0 of 40 (0%–9%)" in words
+
+
 def far_claim(native: int, where: str) -> str:
     return (
         f"base fails to find a passkey that is {native} tokens back or more, in {where}"
@@ -265,6 +302,6 @@ def test_passkeys_are_judged_by_the_context_of_an_imported_base() -> None:
     control = Result("base", "passkey", 64, cells(1.0, (64,)) | both)
     claim = far_claim(64, "256 tokens (x4)")
     for measured, holds in (([base], None), ([base, control], True)):
-        found = {v.claim: v.holds for v in verdicts(run(results=measured))}
+        found = {v.claim: v.holds for v in verdicts(run(results=measured, native=64))}
         assert found[claim] is holds
         assert not any("own 128" in said for said in found)

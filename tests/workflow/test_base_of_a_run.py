@@ -67,6 +67,20 @@ def scenarios(rank: int, folder: str) -> dict[str, Any]:
         )
     ]
 
+    seen["page"] = _said_on_the_page(root, base)
+    (root / "base").rename(root / "elsewhere")
+    evaluated = workflow.measure_models(workflow.standard_task(config))
+    seen["gone"] = verdicts(
+        workflow.lines_of(evaluated), evaluated.native, has_base=evaluated.has_base
+    )
+    now = _results(run.output)
+    seen["taken when gone"] = [name for name in kept if now.get(name) != kept[name]]
+    seen["report when gone"] = workflow.text_report(config)
+    seen["page when gone"] = _said_on_the_page(root, base)
+    (root / "elsewhere").rename(root / "base")
+    (run.output / "stages/long/checkpoints").rename(root / "long")
+    seen["page without long"] = _said_on_the_page(root, base)
+
     run = Run(root / "run.yaml", root / "best")
     short = "stages.short.tokens=2048"
     workflow.pack(run.config(short, *BEST), "short")
@@ -79,7 +93,18 @@ def scenarios(rank: int, folder: str) -> dict[str, Any]:
     names = checkpoint.list_checkpoints(run.output / "stages/short/checkpoints")
     seen["kept"] = [path.name for path in names]
     seen["log"] = metrics(root / "best")
+    # A stage that is shorter than the one before it, as one of conversations may be.
+    shorter = (longer, *BEST, "stages.long.context=32", "evaluation.during=[positions]")
+    workflow.pack(run.config(*shorter), "long")
+    seen["train shorter"] = run.train("long", *shorter)
+    seen["log of shorter"] = metrics(root / "best", "long")
     return seen
+
+
+def _said_on_the_page(root: Path, *overrides: str) -> list[str]:
+    output = f"output={root / 'with base' / 'out'}"
+    said = workflow.page_verdicts(root / "run.yaml", [output, *overrides, *LONGER])
+    return [f"{verdict.answer}: {verdict.claim}" for verdict in said]
 
 
 def _results(output: Path) -> dict[str, bytes]:
@@ -150,6 +175,33 @@ def test_what_it_cost_and_brought_is_said_against_the_base(
 
 def test_what_is_measured_is_not_measured_again(seen: dict[str, Any]) -> None:
     assert seen["again"] == ("", [])
+
+
+def test_nothing_takes_the_place_of_a_base_that_is_gone(seen: dict[str, Any]) -> None:
+    said = "\n".join(seen["gone"])
+    assert said.startswith("the base is not at hand")
+    assert "within the base's" not in said and "far context brings it" in said
+    assert seen["taken when gone"] == []
+    assert "the base is not there any more" in seen["report when gone"]
+    # What was measured of it before is of what the first stage says it started from.
+    assert seen["page when gone"] == seen["page"]
+    assert any("long loses at most" in sentence for sentence in seen["page"])
+
+
+def test_results_of_a_checkpoint_that_is_gone_are_not_shown(
+    seen: dict[str, Any],
+) -> None:
+    left = [sentence for sentence in seen["page without long"] if "long" in sentence]
+    assert [sentence.partition(":")[2].split()[1] for sentence in left] == ["is"]
+    assert "trained to its end" in left[0] and left[0].startswith("not known")
+
+
+def test_a_stage_shorter_than_the_one_before_is_measured_at_its_own(
+    seen: dict[str, Any],
+) -> None:
+    assert seen["train shorter"] == ""
+    evaluated = [line for line in seen["log of shorter"] if "held_out" in line]
+    assert evaluated and all(set(line["held_out"]) == {"32"} for line in evaluated)
 
 
 def test_a_chain_from_random_weights_has_its_first_stage_as_base(

@@ -90,6 +90,15 @@ class RetrievalScores:
         """Add one sample: whether its answer, and each part of it, was right."""
         self._counts(cell)[:] += (1, whole, len(parts), sum(parts))
 
+    def join(self, other: RetrievalScores) -> None:
+        """Add what `other` measured and this did not: of what both did, these are the same
+        samples, seeded by task, language and length, and more of them hold the fewer.
+        """
+        for cell, counts in other._cells.items():
+            mine = self._counts(cell)
+            if counts[0] > mine[0]:
+                mine[:] = counts
+
     def _counts(self, cell: Cell) -> np.ndarray:
         return self._cells.setdefault(cell, np.zeros(4, np.int64))
 
