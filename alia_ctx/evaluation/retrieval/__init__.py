@@ -8,14 +8,13 @@ table, `samples.make_sample` for a row.
 
 from alia_ctx.evaluation.retrieval.haystack import Haystack
 from alia_ctx.evaluation.retrieval.languages import LANGUAGES
-from alia_ctx.evaluation.retrieval.samples import Sample, make_sample
+from alia_ctx.evaluation.retrieval.samples import Sample, TooShortError, make_sample
 from alia_ctx.evaluation.retrieval.scores import RetrievalScores
 from alia_ctx.evaluation.retrieval.suite import (
     AnswerHits,
     RetrievalSettings,
     SampleRows,
     SampleSpec,
-    TooShortError,
     passkey_specs,
     ruler_specs,
 )

@@ -4,8 +4,9 @@ hides them, the question and its answers.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from itertools import cycle, pairwise
 
 import numpy as np
@@ -15,6 +16,11 @@ from alia_ctx.evaluation.retrieval.draws import Draws
 from alia_ctx.evaluation.retrieval.haystack import Encode, Haystack
 from alia_ctx.evaluation.retrieval.languages import LANGUAGES
 from alia_ctx.evaluation.retrieval.tasks import DIGITS, TASKS
+from alia_ctx.evaluation.retrieval.word_lists import (
+    NumberedList,
+    frequent_entries,
+    least_of_frequent,
+)
 
 
 @dataclass(frozen=True)
@@ -22,24 +28,28 @@ class Content:
     """What a task puts into a row:
 
     sentences to hide (with their depths), the filling, question and answers.
+
+    filling: lines for a room of so many tokens, more than fit into it: the last one is
+        cut.
+    least: tokens of filling below which the task asks for nothing that is hidden.
     """
 
     instruction: str
     hidden: list[tuple[float, str]]
-    filling: Iterator[np.ndarray]
+    filling: Callable[[int], Iterator[np.ndarray]]
     question: str
     lead: str
     answers: list[str]
     depths: tuple[float, ...]
+    least: int = 16
 
 
 class ContentMaker:
-    """Draws the content of a row of `length` tokens for one of RULER's tasks."""
+    """Draws the content of a row for one of RULER's tasks."""
 
     def __init__(
         self,
         task: str,
-        length: int,
         encode: Encode,
         random: np.random.Generator,
         language: str,
@@ -47,7 +57,7 @@ class ContentMaker:
         depth: float | None,
         digits: int = DIGITS,
     ) -> None:
-        self.name, self.task, self.length = task, TASKS[task], length
+        self.name, self.task = task, TASKS[task]
         self.encode, self.words = encode, LANGUAGES[language]
         self.haystack, self.depth, self.random = haystack, depth, random
         self.draws, self.digits = Draws(random, self.words), digits
@@ -64,9 +74,12 @@ class ContentMaker:
     def _line(self, text: str) -> np.ndarray:
         return as_line(self.encode, text)
 
-    def _filling(self) -> Iterator[np.ndarray]:
+    def _noise(self) -> Iterator[np.ndarray]:
+        return cycle([self._line(sentence) for sentence in self.words.noise])
+
+    def _filling(self, room: int) -> Iterator[np.ndarray]:
         if self.task.haystack == "noise":
-            return cycle([self._line(sentence) for sentence in self.words.noise])
+            return self._noise()
         if self.task.haystack == "needles":
             return self._distractors()
         if self.haystack is None:
@@ -125,7 +138,7 @@ class ContentMaker:
         return Content(
             words.instruction,
             hidden,
-            self._filling(),
+            self._filling,
             question.format(key=key),
             lead.format(key=key),
             answers,
@@ -152,7 +165,7 @@ class ContentMaker:
         return Content(
             words.instruction,
             hidden,
-            self._filling(),
+            self._filling,
             words.variables_question.format(value=value),
             words.variables_answer.format(value=value),
             names,
@@ -162,61 +175,44 @@ class ContentMaker:
     def _common_words(self) -> Content:
         task, words = self.task, self.words
         common = [self.draws.fresh(self.draws.pair) for _ in range(task.words)]
-        rest = (
-            self.length
-            - sum(len(self._line(f"1. {word}")) for word in common) * task.common
-        )
-        entries = [word for word in common for _ in range(task.common)]
-        if (
-            rest < self.length // 4
-        ):  # the common words would be most of the list, or not all there
-            raise DataError(
-                f"{self.name} lists {len(entries)} entries of common words, "
-                f"{self.length - rest} tokens with this "
-                f"tokenizer, and cannot hide them in {self.length}; ask for longer rows"
-            )
-        while rest > 0:
-            word = self.draws.fresh(self.draws.pair)
-            entries += [word] * task.uncommon
-            rest -= task.uncommon * len(self._line(f"100. {word}"))
-        order = self.random.permutation(len(entries))
-        lines = (self._line(f"{n}. {entries[i]}") for n, i in enumerate(order, 1))
-        question = words.common_question.format(count=task.words)
-        lead = words.common_answer.format(count=task.words)
-        first = {entries[i]: n for n, i in reversed(list(enumerate(order)))}
+        listed = NumberedList(self._line, common, task.common, task.uncommon)
+
+        def lines(room: int) -> Iterator[np.ndarray]:
+            draw = partial(self.draws.fresh, self.draws.pair)
+            yield from listed.lines(draw, self.random, room)
+            yield from self._noise()
+
         return Content(
             words.list_instruction,
             [],
             lines,
-            question,
-            lead,
-            sorted(common, key=first.__getitem__),
+            words.common_question.format(count=task.words),
+            words.common_answer.format(count=task.words),
+            common,
             (),
+            listed.least,
         )
 
     def _frequent_words(self) -> Content:
-        words = self.words
-        size = len(self._line(self.draws.coded()))
-        total = max(64, self.length // max(1, size))
-        shares = np.arange(1, 1 + total // 8, dtype=np.float64) ** -self.task.alpha
-        counts = np.maximum(1, np.round(shares / shares.sum() * total)).astype(int)
-        coded = [self.draws.fresh(self.draws.coded) for _ in counts]
-        entries = [
-            word
-            for word, count in zip(coded, counts, strict=True)
-            for _ in range(count)
-        ]
-        lines = (
-            self._line(entries[i]) for i in cycle(self.random.permutation(len(entries)))
-        )
+        words, alpha = self.words, self.task.alpha
+        draw = partial(self.draws.fresh, self.draws.coded)
+        ranked = [draw() for _ in range(4)]
+
+        def lines(room: int) -> Iterator[np.ndarray]:
+            entries = frequent_entries(self._line, ranked, draw, alpha, room)
+            for i in self.random.permutation(len(entries)):
+                yield self._line(entries[i])
+            yield from self._noise()
+
         return Content(
             words.list_instruction,
             [],
             lines,
             words.frequent_question,
             words.frequent_answer,
-            coded[:3],
+            ranked[:3],
             (),
+            least_of_frequent(self._line, ranked, alpha),
         )
 
     def _question(self) -> Content:
@@ -239,15 +235,16 @@ class ContentMaker:
         return Content(
             words.instruction,
             hidden,
-            (
-                self._line(self._record(self.draws.person(), self.draws.pair()))
-                for _ in iter(int, 1)
-            ),
+            self._records,
             question.format(person=asked),
             lead.format(person=asked),
             [thing],
             tuple(depths),
         )
+
+    def _records(self, room: int) -> Iterator[np.ndarray]:
+        while True:
+            yield self._line(self._record(self.draws.person(), self.draws.pair()))
 
     def _record(self, person: str, thing: str) -> str:
         place = self.draws.coded().capitalize()

@@ -15,8 +15,12 @@ from alia_ctx.evaluation.retrieval.haystack import Encode, Haystack
 from alia_ctx.evaluation.retrieval.languages import LANGUAGES
 from alia_ctx.evaluation.retrieval.tasks import DIGITS, TASKS
 
-# Asked of every task: below this many tokens nothing is hidden by anything.
-_LEAST_HAYSTACK = 16
+# Words that a seed draws are of different lengths: where the first do not fit, others may.
+_DRAWINGS = 16
+
+
+class TooShortError(DataError):
+    """What a task says and asks does not fit into rows as short as these."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -44,6 +48,58 @@ class Sample:
         return self.answers[0][0], self.answers[-1][1]
 
 
+@dataclass(frozen=True, eq=False)
+class Draft:
+    """A sample of `length` tokens of which all is drawn but what hides it.
+
+    head, question: ids before and after the haystack.
+    hidden: depths and ids of what is hidden, in order.
+    parts: whether it is an answer, and ids, of what follows the question.
+    """
+
+    task: str
+    language: str
+    length: int
+    content: Content
+    head: np.ndarray
+    question: np.ndarray
+    hidden: list[tuple[float, np.ndarray]]
+    parts: list[tuple[bool, np.ndarray]]
+
+    @property
+    def room(self) -> int:
+        """Tokens of the haystack; below 0 where even the rest of the row does not fit."""
+        said = [self.head, self.question, *(ids for _, ids in self.hidden + self.parts)]
+        return self.length - sum(map(len, said))
+
+    @property
+    def needed(self) -> int:
+        """The length from which this fits."""
+        return self.length - self.room + self.content.least
+
+    def sample(self) -> Sample:
+        """The whole row."""
+        lines = _fill(self.content.filling(self.room), self.room)
+        body = _with_hidden(lines, self.hidden)
+        answers, at = [], len(self.head) + len(body) + len(self.question)
+        for is_answer, ids in self.parts:
+            if is_answer:
+                answers.append((at, at + len(ids)))
+            at += len(ids)
+        tokens = np.concatenate(
+            [self.head, body, self.question, *(ids for _, ids in self.parts)]
+        )
+        assert len(tokens) == self.length
+        return Sample(
+            self.task,
+            self.language,
+            tokens,
+            tuple(answers),
+            tuple(self.content.answers),
+            self.content.depths,
+        )
+
+
 def make_sample(
     task: str,
     length: int,
@@ -56,14 +112,44 @@ def make_sample(
     prefix: Sequence[int] = (),
     digits: int = DIGITS,
 ) -> Sample:
-    """A sample of `task`, one of `TASKS`, exactly `length` tokens long.
+    """A sample of `task`, one of `TASKS`, exactly `length` tokens long: that of
+    `draft_sample`, whose arguments and errors these are. Equal arguments give equal
+    tokens.
+    """
+    return draft_sample(
+        task,
+        length,
+        encode,
+        seed=seed,
+        language=language,
+        haystack=haystack,
+        depth=depth,
+        prefix=prefix,
+        digits=digits,
+    ).sample()
+
+
+def draft_sample(
+    task: str,
+    length: int,
+    encode: Encode,
+    *,
+    seed: int | Sequence[int],
+    language: str = "en",
+    haystack: Haystack | None = None,
+    depth: float | None = None,
+    prefix: Sequence[int] = (),
+    digits: int = DIGITS,
+) -> Draft:
+    """A sample that fits, before its haystack is made, which takes the time: the first of
+    some drawings by `seed` that has the room that its task needs.
 
     `encode` gives the ids of a text without special tokens; `prefix` (a BOS, say)
     stands before everything. `depth` (0 to 1) fixes where the asked needle of a
     single-needle task is hidden; by default it is drawn. Values that are numbers have
-    `digits` digits. Equal arguments give equal
-    tokens. DataError: an unknown task or language, a task on text without `haystack`, a
-    length in which the question alone does not fit.
+    `digits` digits. Equal arguments give an equal draft. TooShortError: none of the
+    drawings fits. DataError: an unknown task or language, a task on text without
+    `haystack` (as soon as its sample is made).
     """
     if task not in TASKS:
         raise DataError(
@@ -75,11 +161,20 @@ def make_sample(
         )
     purpose = [ord(letter) for letter in f"{task}/{language}/{length}"]
     seeds = [seed] if isinstance(seed, int) else list(seed)
-    random = np.random.default_rng([*seeds, *purpose])
-    maker = ContentMaker(
-        task, length, encode, random, language, haystack, depth, digits
+    needed = []
+    for drawing in range(_DRAWINGS):
+        random = np.random.default_rng(
+            [*seeds, *purpose, *([drawing] if drawing else [])]
+        )
+        maker = ContentMaker(task, encode, random, language, haystack, depth, digits)
+        draft = _draft(task, language, length, encode, prefix, maker.make())
+        if draft.needed <= length:
+            return draft
+        needed.append(draft.needed)
+    raise TooShortError(
+        f"{task} needs {min(needed)} tokens or more with this tokenizer, not {length}; "
+        "ask for longer rows"
     )
-    return _assemble(task, language, length, encode, prefix, maker.make())
 
 
 def _tail(encode: Encode, before: str, text: str) -> np.ndarray:
@@ -89,15 +184,15 @@ def _tail(encode: Encode, before: str, text: str) -> np.ndarray:
     return np.asarray(whole[len(start) :] if continues else encode(text), np.int64)
 
 
-def _assemble(
+def _draft(
     task: str,
     language: str,
     length: int,
     encode: Encode,
     prefix: Sequence[int],
     content: Content,
-) -> Sample:
-    """The row of a content: instruction, haystack with what is hidden, question, answers."""
+) -> Draft:
+    """A content as ids: instruction, what is hidden, question, answers."""
     head = np.concatenate(
         [np.asarray(prefix, np.int64), as_line(encode, content.instruction)]
     )
@@ -107,7 +202,7 @@ def _assemble(
             np.asarray(encode(content.lead), np.int64),
         ]
     )
-    written, answers, parts = content.lead, [], []
+    written, parts = content.lead, []
     for number, answer in enumerate(content.answers):
         comma = "," if number else ""
         if comma:
@@ -116,30 +211,7 @@ def _assemble(
         parts.append((True, _tail(encode, written, " " + answer)))
         written += " " + answer
     hidden = [(depth, as_line(encode, text)) for depth, text in sorted(content.hidden)]
-    fixed = len(head) + len(question) + sum(len(ids) for _, ids in parts)
-    room = length - fixed - sum(len(ids) for _, ids in hidden)
-    if room < _LEAST_HAYSTACK:
-        raise DataError(
-            f"{task} needs "
-            f"{fixed + length - fixed - room + _LEAST_HAYSTACK} tokens or more "
-            f"with this tokenizer, not {length}; ask for longer rows"
-        )
-    body = _with_hidden(_fill(content.filling, room), hidden)
-    at = len(head) + len(body) + len(question)
-    for is_answer, ids in parts:
-        if is_answer:
-            answers.append((at, at + len(ids)))
-        at += len(ids)
-    tokens = np.concatenate([head, body, question, *(ids for _, ids in parts)])
-    assert len(tokens) == length
-    return Sample(
-        task,
-        language,
-        tokens,
-        tuple(answers),
-        tuple(content.answers),
-        content.depths,
-    )
+    return Draft(task, language, length, content, head, question, hidden, parts)
 
 
 def _fill(lines: Iterator[np.ndarray], room: int) -> list[np.ndarray]:
@@ -150,7 +222,7 @@ def _fill(lines: Iterator[np.ndarray], room: int) -> list[np.ndarray]:
         size += len(filled[-1])
         if size == room:
             return filled
-    raise DataError(f"the filling has only {size} of {room} tokens")
+    raise AssertionError(f"the filling has only {size} of {room} tokens")
 
 
 def _with_hidden(

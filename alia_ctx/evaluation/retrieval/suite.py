@@ -5,6 +5,7 @@ answers to them.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from typing import Any, overload
 
@@ -17,17 +18,16 @@ from alia_ctx.evaluation.evaluator import RowPieces
 from alia_ctx.evaluation.held_out import HeldOutRow
 from alia_ctx.evaluation.retrieval.haystack import Encode, Haystack
 from alia_ctx.evaluation.retrieval.languages import LANGUAGES
-from alia_ctx.evaluation.retrieval.samples import Sample, make_sample
+from alia_ctx.evaluation.retrieval.samples import (
+    Draft,
+    Sample,
+    TooShortError,
+    draft_sample,
+)
 from alia_ctx.evaluation.retrieval.scores import DEPTHS, RetrievalScores, depth_of
 from alia_ctx.evaluation.retrieval.tasks import DIGITS, PASSKEY, RULER
 
-# A seed draws other words, which take some tokens more.
-_MARGIN = 0.97
 _LEAST_PASSKEY = 64
-
-
-class TooShortError(DataError):
-    """No task fits into rows as short as these."""
 
 
 @dataclass(frozen=True)
@@ -46,7 +46,8 @@ class RetrievalSettings:
     digits: int = DIGITS
 
     def statement(self) -> dict[str, Any]:
-        stated = {"form": 1, **asdict(self)}
+        # The number goes up where equal settings make other samples than before.
+        stated = {"form": 2, **asdict(self)}
         if self.digits == DIGITS:  # as before there was a choice
             del stated["digits"]
         return stated
@@ -106,8 +107,12 @@ class SampleRows(Sequence[HeldOutRow]):
         return self.make(self.specs[number])
 
     def make(self, spec: SampleSpec) -> Sample:
-        """The sample of a spec; DataError where its task does not fit into its length."""
-        return make_sample(
+        """The sample of a spec; TooShortError where it does not fit into its length."""
+        return self.draft(spec).sample()
+
+    def draft(self, spec: SampleSpec) -> Draft:
+        """The sample of a spec but for its haystack; TooShortError as for `make`."""
+        return draft_sample(
             spec.task,
             spec.length,
             self._encode,
@@ -267,7 +272,8 @@ def ruler_specs(
     settings: RetrievalSettings, rows: SampleRows, lengths: Sequence[int]
 ) -> tuple[list[SampleSpec], dict[str, str]]:
     """The samples of all tasks, and why tasks are left out at a length that is too short
-    for them: `TASK at LENGTH` -> the reason. `rows` makes one of each to see.
+    for one of their samples: `TASK at LENGTH` -> the reason, `TASK (LANGUAGE) at LENGTH`
+    where other languages have it. All fit: `rows` drafts each.
 
     TooShortError where nothing is left.
     """
@@ -275,27 +281,39 @@ def ruler_specs(
     left_out: dict[str, str] = {}
     for length in lengths:
         for task in settings.tasks:
+            reasons: dict[str, str] = {}
             for language in settings.languages:
-                try:
-                    rows.make(SampleSpec(task, language, int(length * _MARGIN), 0))
-                except DataError as error:
-                    left_out[f"{task} at {length}"] = str(error)
-                    continue
-                specs += [
+                samples = [
                     SampleSpec(task, language, length, number)
                     for number in range(settings.samples)
                 ]
+                try:
+                    specs += _that_fit(rows, samples)
+                except TooShortError as error:
+                    reasons[language] = str(error)
+            if len(reasons) == len(settings.languages):
+                left_out[f"{task} at {length}"] = next(iter(reasons.values()))
+            else:
+                for language, reason in reasons.items():
+                    left_out[f"{task} ({language}) at {length}"] = reason
     if not specs:
-        reasons = "; ".join(left_out.values())
-        raise TooShortError(f"no retrieval task fits: {reasons}")
+        told = "; ".join(left_out.values())
+        raise TooShortError(f"no retrieval task fits: {told}")
     return specs, left_out
+
+
+def _that_fit(rows: SampleRows, specs: list[SampleSpec]) -> list[SampleSpec]:
+    """`specs`; TooShortError where one of them does not fit."""
+    for spec in specs:
+        rows.draft(spec)
+    return specs
 
 
 def passkey_specs(
     settings: RetrievalSettings, rows: SampleRows, context: int, native: int
 ) -> list[SampleSpec]:
     """A grid of ten depths and of lengths: the context, halves of it, and the base's
-    native length.
+    native length; of these the ones into which every sample fits.
 
     TooShortError where the task does not fit into the context.
     """
@@ -304,15 +322,13 @@ def passkey_specs(
     language = settings.languages[0]
     specs: list[SampleSpec] = []
     for length in sorted(n for n in lengths if n >= _LEAST_PASSKEY):
-        try:
-            rows.make(SampleSpec(PASSKEY, language, int(length * _MARGIN), 0))
-        except DataError:
-            continue
-        specs += [
+        samples = [
             SampleSpec(PASSKEY, language, length, number, (tenth + 0.5) / DEPTHS)
             for tenth in range(DEPTHS)
             for number in range(max(1, settings.samples // 4))
         ]
+        with suppress(TooShortError):
+            specs += _that_fit(rows, samples)
     if not specs:
         raise TooShortError(
             f"passkey: does not fit into {context} tokens; ask for more"

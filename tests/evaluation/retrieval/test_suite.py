@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any, get_args
 
 import numpy as np
@@ -11,12 +12,14 @@ from alia_ctx.config.evaluation import LanguageName, TaskName
 from alia_ctx.errors import DataError
 from alia_ctx.evaluation.retrieval import (
     LANGUAGES,
+    PASSKEY,
     RULER,
     AnswerHits,
     RetrievalSettings,
     SampleRows,
     SampleSpec,
     TooShortError,
+    make_sample,
     passkey_specs,
     ruler_specs,
 )
@@ -113,6 +116,65 @@ def test_nothing_fits_into_too_little() -> None:
         ruler_specs(SETTINGS, rows_of(), [100])
     with pytest.raises(TooShortError):
         passkey_specs(SETTINGS, rows_of(), 64, 64)
+
+
+def least_length(task: str, language: str) -> int:
+    """Tokens that a task asks for where it has far too few."""
+    with pytest.raises(TooShortError) as raised:
+        make_sample(task, 100, bytes_of, seed=1, language=language)
+    return int(re.findall(r"needs (\d+)", str(raised.value))[0])
+
+
+@pytest.mark.parametrize("language", LANGUAGES)
+def test_what_is_not_left_out_fits_with_every_sample(language: str) -> None:
+    """Near the least length, which fits the words of some drawings and not of others."""
+    for task in RULER:
+        settings = RetrievalSettings((task,), (language,), samples=5, haystack="noise")
+        least = least_length(task, language)
+        kept = []
+        step = 200 if task == "cwe" else 3  # of which a word has 30 lines
+        for length in (least + n * step for n in (-4, -2, -1, 0, 1, 2, 4, 7)):
+            rows = SampleRows(settings, [], bytes_of, length)
+            try:
+                specs, left_out = ruler_specs(settings, rows, [length])
+            except TooShortError:
+                continue
+            kept.append(length)
+            assert len(specs) == 5 and not left_out
+            for row in SampleRows(settings, specs, bytes_of, length):
+                for _, sample in row.pieces.samples.values():
+                    said = bytes(sample.tokens[slice(*sample.answer)].tolist()).decode()
+                    assert len(sample.tokens) == length
+                    assert said == " " + ", ".join(sample.texts)
+        assert kept[-1] == least + 7 * step
+
+
+@pytest.mark.parametrize("language", LANGUAGES)
+def test_passkeys_fit_at_every_length_of_the_grid(language: str) -> None:
+    settings = RetrievalSettings(languages=(language,), samples=16)
+    rows = SampleRows(settings, [], bytes_of, 4096)
+    least = least_length(PASSKEY, language)
+    for native in range(least - 10, least + 30, 2):
+        specs = passkey_specs(settings, rows, 512, native)
+        lengths = {spec.length for spec in specs}
+        assert len(specs) == len(lengths) * 10 * 4 and 512 in lengths
+        assert all(len(rows.make(s).tokens) == s.length for s in specs)
+
+
+def test_a_task_that_some_languages_have_room_for_is_kept_for_them() -> None:
+    settings = RetrievalSettings(("vt",), tuple(LANGUAGES), samples=2)
+    rows = SampleRows(settings, [], bytes_of, 1024)
+    seen: set[int] = set()
+    for length in range(400, 700, 20):
+        try:
+            specs, left_out = ruler_specs(settings, rows, [length])
+        except TooShortError:
+            continue
+        kept = {spec.language for spec in specs}
+        without = {f"vt ({name}) at {length}" for name in set(LANGUAGES) - kept}
+        assert set(left_out) == without
+        seen.add(len(kept))
+    assert len(seen) > 1 and 5 in seen
 
 
 def test_noise_hides_needles_where_it_is_asked_for() -> None:
