@@ -19,6 +19,7 @@ from alia_ctx.cli import (
     convert_commands,
     evaluate_commands,
     report_commands,
+    start_commands,
 )
 from alia_ctx.cli.arguments import path
 from alia_ctx.cli.output import print_table
@@ -35,6 +36,7 @@ app = typer.Typer(
     help=__doc__,
 )
 
+start_commands.register(app)
 convert_commands.register(app)
 evaluate_commands.register(app)
 chat_commands.register(app)
@@ -89,6 +91,8 @@ def check(
             f"{planned.context:,} = {tokens:,} tokens, "
             f"{planned.updates * tokens:,} in all"
         )
+    if (base := workflow.base_to_import(run, names)) is not None:
+        typer.echo(f"note: {workflow.how_to_import(run, base)}")
     if run.root is not None and run.deferred(run.root):
         typer.echo(
             f"note: root {run.root} is not on this machine; files below it were not looked for"

@@ -30,6 +30,7 @@ from alia_ctx.config.base import (
 from alia_ctx.config.draft import Draft
 from alia_ctx.config.held_out import held_out_problems
 from alia_ctx.config.layouts import unstated, with_layouts, without_auto
+from alia_ctx.config.placeholders import with_placeholders, without_placeholders
 from alia_ctx.config.places import expand_home
 from alia_ctx.config.rules import run_problems
 from alia_ctx.config.run import RunConfig
@@ -88,7 +89,8 @@ def _load(
     read_text: bool = False,
     planning: bool = False,
 ) -> tuple[RunConfig, set[str]]:
-    raw, problems = read_config(path, overrides), Problems()
+    raw, open_keys = without_placeholders(read_config(path, overrides))
+    problems = Problems()
     open_layouts = unstated(raw)
     raw, automatic = without_auto(raw, problems)
     draft = _draft(raw, build_parts(RunConfig, raw, Problems()))
@@ -103,6 +105,8 @@ def _load(
     problems += [p for p in found if not (missing and p.key == "model")]
     draft = replace(_draft(raw, parts), only=tuple(stages), planning=planning)
     problems += run_problems(draft)
+    if open_keys and not planning:
+        problems = with_placeholders(open_keys, problems)
     if read_text and not problems:
         problems += held_out_problems(draft)
     if problems:

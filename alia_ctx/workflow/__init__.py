@@ -29,6 +29,7 @@ from alia_ctx.workflow.evaluation_tasks import (
     standard_task,
 )
 from alia_ctx.workflow.exporting import export
+from alia_ctx.workflow.importing import base_to_import, how_to_import
 from alia_ctx.workflow.named_models import Asked, models_task
 from alia_ctx.workflow.pipeline import run_all
 from alia_ctx.workflow.planning import PlanQuestion, draw_update, plan_stages
@@ -65,6 +66,7 @@ __all__ = [
     "Role",
     "ablate",
     "base_rope",
+    "base_to_import",
     "best_checkpoint",
     "check_all",
     "check_end",
@@ -78,6 +80,7 @@ __all__ = [
     "export",
     "few_held_out",
     "finished_checkpoint",
+    "how_to_import",
     "keep_page",
     "lines_of",
     "load_on_all_ranks",

@@ -30,6 +30,7 @@ from alia_ctx.workflow.chain import (
 from alia_ctx.workflow.chat_template import template_of_stage
 from alia_ctx.workflow.evaluation_in_training import held_out_evaluation
 from alia_ctx.workflow.function_calls import conversation_evaluation
+from alia_ctx.workflow.importing import require_base
 from alia_ctx.workflow.plans import not_seen, open_plan
 from alia_ctx.workflow.stores import open_store, require_same_options, tokenizer_of_text
 
@@ -145,6 +146,7 @@ class _Data:
 def _open_data(run: RunConfig, name: str) -> _Data:
     """All that refuses a start is said here, before an engine is built."""
     check_trained(run, name)
+    require_base(run, name)
     plan = open_plan(run, name)
     require_same_options(run, name)
     evaluation = run.evaluation
