@@ -43,6 +43,14 @@ def init(
         str | None,
         typer.Option(help="Machine of the GPUs: h100-80, h200, marenostrum5, ..."),
     ] = None,
+    text: Annotated[
+        list[str] | None,
+        typer.Option(help="Training text: a file, directory or glob; may be repeated."),
+    ] = None,
+    held_out: Annotated[
+        list[str] | None,
+        typer.Option(help="Held-out text likewise, which is never trained on."),
+    ] = None,
     output: Annotated[
         Path | None,
         typer.Option(help="YAML to write (default: NAME.yaml here).", parser=path),
@@ -52,7 +60,7 @@ def init(
     ] = False,
 ) -> None:
     """Write a configuration that extends a model of yours: stages, RoPE, layout, each with
-    its reason; data is left to fill in.
+    its reason. Text that is not named is left to fill in.
     """
     say(f"reading {hf_dir}")
     from alia_ctx.workflow.beginning import begin
@@ -62,6 +70,8 @@ def init(
         context=context,
         gpus=gpus,
         machine=on,
+        text=text or (),
+        held_out=held_out or (),
         output=output,
         overwrite=overwrite,
     )
@@ -84,7 +94,8 @@ def init(
         )
     for key in begun.open_keys:
         typer.echo(f"to fill in: {key}")
-    typer.echo(f"next: edit {begun.config}, then `alia-ctx check {begun.config}`")
+    edit = f"edit {begun.config}, then " if begun.open_keys else ""
+    typer.echo(f"next: {edit}`alia-ctx check {begun.config}`")
 
 
 def schema(

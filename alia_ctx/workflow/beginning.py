@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import re
 import tempfile
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -41,15 +42,18 @@ def begin(
     context: str | None = None,
     gpus: int | None = None,
     machine: str | None = None,
+    text: Sequence[str] = (),
+    held_out: Sequence[str] = (),
     output: Path | None = None,
     overwrite: bool = False,
 ) -> Begun:
     """Write a configuration that extends `model`, a Hugging Face directory or the name of
     one on the hub, and the JSON schema beside it.
 
-    context: as in 163840, 160k or 128K. The rest is as in `propose`. Nothing is written
-    where anything is wrong: CheckpointError or DataError of the model, ConfigError of
-    the rest, and where `output` is there and `overwrite` is not given.
+    context: as in 163840, 160k or 128K. text, held_out: inputs of the training and the
+    held-out text; without any a placeholder stands there. The rest is as in `propose`.
+    Nothing is written where anything is wrong: CheckpointError or DataError of the model,
+    ConfigError of the rest, and where `output` is there and `overwrite` is not given.
     """
     target = None if context is None else parse_context(context)
     directory = model_directory(model, weights=False)
@@ -70,6 +74,8 @@ def begin(
         file=str(file),
         schema=f"./{SCHEMA_FILE}",
         hub=hub,
+        text=text,
+        held_out=held_out,
     )
     open_keys = _open_keys(text, file)
     try:

@@ -6,7 +6,7 @@ import dataclasses
 import json
 import re
 import textwrap
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -40,11 +40,13 @@ def configuration_text(
     file: str,
     schema: str,
     hub: str | None,
+    text: Sequence[str] = (),
+    held_out: Sequence[str] = (),
 ) -> str:
     """The YAML of a proposal, to be written to `file`.
 
     schema: where an editor finds the JSON schema. hub: the model's name on the hub, if it
-    was given by that.
+    was given by that. text, held_out: inputs; without any there is a placeholder.
     """
     run, base = proposal.run, proposal.base
     lengths = [base.context, *(s.stage.context for s in proposal.stages)]
@@ -78,7 +80,7 @@ def configuration_text(
         f"{model.vocab_size:,}.",
         "model: from_checkpoint",
         "",
-        *_data(proposal, delimiters),
+        *_data(proposal, delimiters, text, held_out),
         "",
         *_machine(proposal),
         "",
@@ -92,7 +94,12 @@ def configuration_text(
     return "\n".join(lines) + "\n"
 
 
-def _data(proposal: Proposal, delimiters: Delimiters) -> list[str]:
+def _data(
+    proposal: Proposal,
+    delimiters: Delimiters,
+    text: Sequence[str],
+    held_out: Sequence[str],
+) -> list[str]:
     last = proposal.stages[-1].stage.context
     ends = "an end" if delimiters.eos else "no end"
     begins = (
@@ -108,16 +115,20 @@ def _data(proposal: Proposal, delimiters: Delimiters) -> list[str]:
         "    text:",
         f"      # Files, directories and globs: {_READS}.",
         "      # Far context is learned from documents longer than the base's context.",
-        f'      inputs: ["{PLACEHOLDER}"]',
+        f"      inputs: {_inputs(text)}",
         "",
         "evaluation:",
         "  held_out:",
         "    # Text of the same kind that is in no source; some documents of "
         f"{last:,} tokens or more.",
-        f'    inputs: ["{PLACEHOLDER}"]',
+        f"    inputs: {_inputs(held_out)}",
         "  documents: 64",
         "  measure: [positions, blocks]   # also longppl, retrieval, passkey, leak",
     ]
+
+
+def _inputs(paths: Sequence[str]) -> str:
+    return json.dumps(list(paths) or [PLACEHOLDER], ensure_ascii=False)
 
 
 def _machine(proposal: Proposal) -> list[str]:

@@ -75,6 +75,7 @@ NEW = {
     "schedule": {"type": "constant", "warmup": 0.0, "min_learning_rate": 0.0},
     **{"sampling": {}, "max_instances": {}, "held_out_instances": 0, "min_rows": 1},
     "notes": [],
+    "hf_base": None,
 }
 
 
