@@ -32,7 +32,12 @@ from alia_ctx.workflow.exporting import export
 from alia_ctx.workflow.importing import base_to_import, how_to_import
 from alia_ctx.workflow.named_models import Asked, models_task
 from alia_ctx.workflow.pipeline import run_all
-from alia_ctx.workflow.planning import PlanQuestion, draw_update, plan_stages
+from alia_ctx.workflow.planning import (
+    PlanQuestion,
+    draw_update,
+    plan_document,
+    plan_stages,
+)
 from alia_ctx.workflow.plans import contamination, not_seen, open_plan, pack
 from alia_ctx.workflow.recomputing import recompute
 from alia_ctx.workflow.reporting import (
@@ -92,6 +97,7 @@ __all__ = [
     "open_stores",
     "pack",
     "page_verdicts",
+    "plan_document",
     "plan_stages",
     "recompute",
     "report",

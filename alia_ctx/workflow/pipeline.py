@@ -118,7 +118,7 @@ def torchrun(ranks: int, arguments: Sequence[str]) -> None:
             process.send_signal(signal.SIGTERM)
 
         # Without this the ranks would outlive a stopped parent, and train on.
-        signals = (signal.SIGTERM, signal.SIGUSR1)
+        signals = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
         before = {number: signal.signal(number, pass_on) for number in signals}
         try:
             code = process.wait()
