@@ -26,6 +26,7 @@ from alia_ctx.cli import (
     evaluate_commands,
     report_commands,
     start_commands,
+    watch_commands,
 )
 from alia_ctx.cli.arguments import path
 from alia_ctx.cli.output import print_json, print_table
@@ -48,6 +49,7 @@ evaluate_commands.register(app)
 chat_commands.register(app)
 call_commands.register(app)
 report_commands.register(app)
+watch_commands.register(app)
 
 Config = Annotated[
     Path,
