@@ -73,8 +73,8 @@ class WatchedStage:
 
     def numbers(self, name: str) -> list[float]:
         """What the lines have of a key, finite numbers alone."""
-        values = [line.get(name) for line in self.lines]
-        return [float(v) for v in values if _is_number(v)]
+        lines = (line for line in self.lines if _is_number(line.get(name)))
+        return [float(line[name]) for line in lines]
 
     def seconds_left(self) -> float | None:
         per_update = self.update_seconds
