@@ -318,15 +318,7 @@ def draw_update(run: RunConfig, asked: PlanQuestion, path: Path) -> Timeline:
         rule = f"draws one stage, and there are {', '.join(names)}"
         problem = Problem("--trace", path, rule, "name one with --stage")
         raise ConfigError("", [problem])
-    stage = _Stage(run, names[0], asked)
-    plan, work = stage.plan, stage.plan.work
-    pairs = [work.causal_pairs] * work.rows_per_update
-    if (planned := stage.planned_pairs) is not None:
-        first, last = (int(offset) for offset in planned[1][:2])
-        pairs = [float(n) for n in planned[0][first:last]]
-    groups = assign_rows(pairs, work.data_parallel, work.layout.pp)
-    shares = [[(row, pairs[row]) for row in group] for group in groups]
-    timeline = simulate(work, plan.cluster, shares, _DRAWN)
+    timeline = _simulated(_Stage(run, names[0], asked), _DRAWN)
     try:
         write_json(path, timeline.to_trace())
     except OSError as error:
@@ -335,6 +327,24 @@ def draw_update(run: RunConfig, asked: PlanQuestion, path: Path) -> Timeline:
             "--trace"
         ) from error
     return timeline
+
+
+def simulated_update(run: RunConfig, name: str, ranks: int = 1) -> Timeline:
+    """The first update of a stage on its layout, simulated; events of the `ranks`
+    data-parallel ranks with most work. AliaError where it cannot be planned.
+    """
+    return _simulated(_Stage(run, name, PlanQuestion()), ranks)
+
+
+def _simulated(stage: _Stage, drawn: int) -> Timeline:
+    plan, work = stage.plan, stage.plan.work
+    pairs = [work.causal_pairs] * work.rows_per_update
+    if (planned := stage.planned_pairs) is not None:
+        first, last = (int(offset) for offset in planned[1][:2])
+        pairs = [float(n) for n in planned[0][first:last]]
+    groups = assign_rows(pairs, work.data_parallel, work.layout.pp)
+    shares = [[(row, pairs[row]) for row in group] for group in groups]
+    return simulate(work, plan.cluster, shares, drawn)
 
 
 def counted_without_memory(plans: Sequence[StagePlan]) -> list[dict[str, int]]:

@@ -88,7 +88,7 @@ def _end(run: RunConfig, name: str, left: int, now: datetime) -> str:
         except AliaError:
             return "no estimate yet"
         seconds, by = planned.timing.total, "by the planner, not measured"
-    whole = seconds * left
+    whole = max(1.0, seconds * left)
     if whole > timedelta(days=3650).total_seconds():
         return f"in more than ten years {by}"
     then = (now + timedelta(seconds=whole)).strftime("%Y-%m-%d %H:%M UTC")
