@@ -212,6 +212,7 @@ def test_contexts_as_they_are_written(
         (["--gpus", "-1"], ["--gpus=-1"]),
         (["--on", "h300"], ["--on=h300", "h200"]),
         (["--output", "mine/config.json/x.yaml"], ["cannot be written"]),
+        (["--text", "nowhere/"], ["data.sources.text.inputs", "nowhere/"]),
     ],
 )
 def test_bad_arguments_are_named(
