@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 
 @dataclass(frozen=True)
@@ -50,9 +51,22 @@ class Problems(list[Problem]):
 
 
 class AliaError(Exception):
-    """Base of everything that the command line reports in one message, without a traceback."""
+    """Base of everything that the command line reports in one message, without a traceback.
+
+    `on_all_ranks`: every rank of the run raises the same, so that the first alone says it.
+    """
 
     exit_code = 2
+    on_all_ranks = False
+
+    def to_json(self) -> dict[str, Any]:
+        """The error for other programs, with its problems one by one."""
+        problems = [
+            {**vars(problem), "value": _short(problem.value)}
+            for problem in getattr(self, "problems", ())
+        ]
+        name = type(self).__name__
+        return {"error": name, "message": str(self), "problems": problems}
 
 
 class ConfigError(AliaError):

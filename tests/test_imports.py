@@ -19,8 +19,9 @@ ALLOWED: dict[str, set[str]] = {
     "spec": set(),
     "data": set(),
     # What stages start from is compared: the manifest's door, no tensors. `layout: auto`
-    # is resolved where the configuration is read, so that all below see sizes.
-    "config": {"checkpoint", "planner", "spec", "data"},
+    # is resolved where the configuration is read, so that all below see sizes; those of
+    # `hf_base` stand in the config.json of a Hugging Face directory.
+    "config": {"checkpoint", "hf", "planner", "spec", "data"},
     "checkpoint": {"spec"},
     "nn": {"spec", "data"},
     "train": {"checkpoint", "config", "data", "spec"},

@@ -3,11 +3,15 @@
 Every command reads a configuration first, and checks it as a whole.
 """
 
+import os
 import sys
+
+import alia_ctx
 
 
 def main() -> None:
     """Entry point of `alia-ctx` and of `python -m alia_ctx.cli`."""
+    _first_line(sys.argv[1:])
     if sys.argv[1:2] == ["train"]:
         # Before the imports below, which take seconds.
         from alia_ctx.train.stopping import requeue_on_early_signals
@@ -16,3 +20,14 @@ def main() -> None:
     from alia_ctx.cli.run_commands import main as run_main
 
     run_main()
+
+
+def _first_line(arguments: list[str]) -> None:
+    """Say at once what was asked for: imports alone take seconds. Not where a person asks
+    for help, and of several ranks on the first alone.
+    """
+    asked_for_help = {"--help", "-h"} & {*arguments}
+    named = arguments and not arguments[0].startswith("-")
+    if named and not asked_for_help and os.environ.get("RANK", "0") == "0":
+        words = " ".join(arguments)
+        print(f"alia-ctx {alia_ctx.__version__}: {words}", file=sys.stderr, flush=True)

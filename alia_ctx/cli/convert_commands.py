@@ -47,6 +47,14 @@ HfDir = Annotated[
     Path,
     typer.Argument(help="Hugging Face directory.", show_default=False, parser=path),
 ]
+HfModel = Annotated[
+    Path,
+    typer.Argument(
+        help="Hugging Face directory, or ORGANISATION/MODEL on the hub.",
+        show_default=False,
+        parser=path,
+    ),
+]
 Checkpoint = Annotated[
     Path,
     typer.Argument(help="Checkpoint directory.", show_default=False, parser=path),
@@ -68,7 +76,7 @@ def register(app: typer.Typer) -> None:
 
 
 def import_hf(
-    hf_dir: HfDir,
+    hf_dir: HfModel,
     checkpoint: Checkpoint,
     dtype: AsDType = None,
     resize_embeddings: Annotated[
@@ -85,6 +93,7 @@ def import_hf(
     Parallel under torchrun.
     """
     from alia_ctx.hf import convert
+    from alia_ctx.hf.hub import model_directory
     from alia_ctx.hf.ranks import Ranks
 
     with (
@@ -92,7 +101,7 @@ def import_hf(
         _progress("import-hf", ranks.rank == 0) as progress,
     ):
         manifest = convert.import_hf(
-            hf_dir,
+            ranks.first(lambda: model_directory(hf_dir)),
             checkpoint,
             dtype=_torch_dtype(dtype),
             resize_embeddings=resize_embeddings,

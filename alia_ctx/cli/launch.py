@@ -11,18 +11,31 @@ from __future__ import annotations
 import os
 import signal
 import sys
+import time
+from contextlib import suppress
+from typing import Any
 
-from alia_ctx.train.stopping import REQUEUE, StopRequests, requeue_on_early_signals
+from alia_ctx.train.stopping import (
+    ONE_REQUEST_SECONDS,
+    REQUEUE,
+    StopRequests,
+    requeue_on_early_signals,
+)
 
 
 def main(arguments: list[str] | None = None) -> int:
     requeue_on_early_signals()  # the imports below take seconds
+    print("alia-ctx: starting the ranks", file=sys.stderr, flush=True)
+    from torch.distributed.elastic.multiprocessing import api
     from torch.distributed.elastic.multiprocessing.api import SignalException
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
     from torch.distributed.run import parse_args, run
 
     for number in StopRequests.SIGNALS:  # torchrun passes them on from now on
         signal.signal(number, signal.SIG_DFL)
+    # torchrun stops waiting for the ranks where it is told again while it waits
+    # (torch/distributed/elastic/multiprocessing/api.py, _terminate_process_handler).
+    api._terminate_process_handler = _once(api._terminate_process_handler)
     os.environ.setdefault(
         "OMP_NUM_THREADS", "1"
     )  # torchrun's own default, without its warning
@@ -41,6 +54,26 @@ def main(arguments: list[str] | None = None) -> int:
         is_training = "train" in (sys.argv[1:] if arguments is None else arguments)
         return REQUEUE if is_training else 128 + int(signalled.sigval)
     return 0
+
+
+def _once(handle: Any) -> Any:
+    """A handler of signals that calls `handle` for the first request alone; a later one is
+    passed on to the ranks, which end at once.
+    """
+    first: list[float] = []
+
+    def receive(number: int, frame: Any) -> None:
+        if not first:
+            first.append(time.monotonic())
+            handle(number, frame)
+        elif time.monotonic() - first[0] > ONE_REQUEST_SECONDS:
+            import psutil
+
+            for rank in psutil.Process().children(recursive=True):
+                with suppress(psutil.Error):
+                    rank.send_signal(number)
+
+    return receive
 
 
 if __name__ == "__main__":

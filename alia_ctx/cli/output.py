@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+import json
+from typing import TYPE_CHECKING, Any
+
+import typer
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -19,3 +22,9 @@ def print_table(table: Table) -> None:
     if not console.is_terminal:
         console = Console(width=_WIDEST)
     console.print(table)
+
+
+def print_json(document: Any) -> None:
+    """A document for other programs, on standard output, where nothing else is printed."""
+    text = json.dumps(document, indent=1, ensure_ascii=False, allow_nan=False)
+    typer.echo(text)

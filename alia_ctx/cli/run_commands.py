@@ -5,11 +5,17 @@ Every command reads a configuration first, and checks it as a whole.
 
 from __future__ import annotations
 
+import dataclasses
 import errno
+import json
 import os
+import signal
 import sys
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from pathlib import Path
-from typing import Annotated, NoReturn
+from typing import Annotated, Any, NoReturn
 
 import typer
 
@@ -19,14 +25,16 @@ from alia_ctx.cli import (
     convert_commands,
     evaluate_commands,
     report_commands,
+    start_commands,
+    watch_commands,
 )
 from alia_ctx.cli.arguments import path
-from alia_ctx.cli.output import print_table
+from alia_ctx.cli.output import print_json, print_table
 from alia_ctx.config.held_out import held_out_notes
 from alia_ctx.config.load import load_plan, load_run
 from alia_ctx.config.run import RunConfig
 from alia_ctx.errors import AliaError, ConfigError, Problem
-from alia_ctx.progress import is_main
+from alia_ctx.progress import is_main, say
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -35,11 +43,13 @@ app = typer.Typer(
     help=__doc__,
 )
 
+start_commands.register(app)
 convert_commands.register(app)
 evaluate_commands.register(app)
 chat_commands.register(app)
 call_commands.register(app)
 report_commands.register(app)
+watch_commands.register(app)
 
 Config = Annotated[
     Path,
@@ -53,6 +63,7 @@ StageNames = Annotated[
     list[str] | None,
     typer.Option("--stage", help="Only what this stage needs; may be repeated."),
 ]
+AsJson = Annotated[bool, typer.Option("--json", help="As JSON, and nothing else.")]
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace what is there.")]
 
 _NO_HELD_OUT = Problem(
@@ -65,45 +76,82 @@ _NO_HELD_OUT = Problem(
 
 @app.command()
 def check(
-    config: Config, overrides: Overrides = None, stage: StageNames = None
+    config: Config,
+    overrides: Overrides = None,
+    stage: StageNames = None,
+    as_json: AsJson = False,
 ) -> None:
     """Check a configuration as a whole; list every violation with its remedy."""
+    names = stage or ()
+    try:
+        run = load_run(config, overrides or (), stages=names, read_text=not names)
+        from alia_ctx import workflow
+
+        workflow.check_all(run, config, names)
+    except AliaError as error:
+        if not as_json:
+            raise
+        print_json({"config": str(config), "ok": False, **error.to_json()})
+        raise typer.Exit(error.exit_code) from error
+    budgets = {name: _budget(run, name) for name in names or run.stages}
+    notes = list(_check_notes(run, names))
+    if as_json:
+        print_json(
+            {"config": str(config), "ok": True, "stages": budgets, "notes": notes}
+        )
+        return
+    for name, of in budgets.items():
+        if of["update_instances"] is not None:
+            plural = "s" if of["epochs"] != 1 else ""
+            size = f"{of['update_instances']} conversations"
+            typer.echo(f"{name}: {of['epochs']} epoch{plural} in updates of {size}")
+            continue
+        typer.echo(
+            f"{name}: {of['updates']:,} updates of {of['rows']} x {of['context']:,} = "
+            f"{of['update_tokens']:,} tokens, {of['tokens']:,} in all"
+        )
+    for note in notes:
+        typer.echo(f"note: {note}")
+    typer.echo(f"{config}: no problems")
+
+
+def _budget(run: RunConfig, name: str) -> dict[str, Any]:
+    """What a stage trains on in all and in an update, as far as its settings say it."""
+    stage = run.stage(name)
+    shared = {"context": stage.context, "layout": dataclasses.asdict(stage.layout)}
+    shared |= {"epochs": stage.epochs, "update_instances": stage.update_instances}
+    if stage.update_instances is not None:
+        return shared
+    tokens = stage.rows_per_update * stage.context
+    return {
+        **shared,
+        "updates": stage.updates,
+        "rows": stage.rows_per_update,
+        "update_tokens": tokens,
+        "tokens": stage.updates * tokens,
+    }
+
+
+def _check_notes(run: RunConfig, names: Sequence[str]) -> Iterator[str]:
+    """What is no violation, and what a person should know."""
     from alia_ctx import workflow
 
-    names = stage or ()
-    run = load_run(config, overrides or (), stages=names, read_text=not names)
-    workflow.check_all(run, config, names)
     for name in names or run.stages:
         if unknown := workflow.unknown_tokenizer(run, name):
-            typer.echo(f"note: {unknown}")
-        planned = run.stage(name)
-        if planned.update_instances is not None:
-            typer.echo(
-                f"{name}: {planned.epochs} epoch{'s' if planned.epochs != 1 else ''} in "
-                f"updates of {planned.update_instances} conversations"
-            )
-            continue
-        tokens = planned.rows_per_update * planned.context
-        typer.echo(
-            f"{name}: {planned.updates:,} updates of {planned.rows_per_update} x "
-            f"{planned.context:,} = {tokens:,} tokens, "
-            f"{planned.updates * tokens:,} in all"
-        )
+            yield unknown
+    if (base := workflow.base_to_import(run, names)) is not None:
+        yield workflow.how_to_import(run, base)
     if run.root is not None and run.deferred(run.root):
-        typer.echo(
-            f"note: root {run.root} is not on this machine; files below it were not looked for"
-        )
+        yield f"root {run.root} is not on this machine; files below it were not looked for"
     if run.evaluation.held_out is None:
-        typer.echo(f"note: {_NO_HELD_OUT.key}: {_NO_HELD_OUT.rule}")
+        yield f"{_NO_HELD_OUT.key}: {_NO_HELD_OUT.rule}"
     elif not run.deferred(run.output) and (few := workflow.few_held_out(run)):
-        typer.echo(f"note: {few}")
+        yield few
     if not run.deferred(run.output):
         unseen = [workflow.not_seen(run, name) for name in names or run.stages]
-        for note in (*filter(None, unseen), *workflow.constants_notes(run)):
-            typer.echo(f"note: {note}")
+        yield from (*filter(None, unseen), *workflow.constants_notes(run))
     if not names:  # which may take a while to read
-        _warn_of_short_text(run)
-    typer.echo(f"{config}: no problems")
+        yield from map(str, held_out_notes(run))
 
 
 @app.command()
@@ -132,6 +180,7 @@ def plan(
             help="Simulate an update, and write it here for Perfetto.", parser=path
         ),
     ] = None,
+    as_json: AsJson = False,
 ) -> None:
     """Say what each stage needs, item by item, and which layouts of 1, 2, 4, ... GPUs fit,
     before the queue does.
@@ -147,6 +196,9 @@ def plan(
             f"{trace}: an update of {duration(timeline.seconds)}, simulated; open it at "
             "https://ui.perfetto.dev"
         )
+        return
+    if as_json:
+        print_json(workflow.plan_document(run, asked))
         return
     for table in workflow.plan_stages(run, asked):
         print_table(table)
@@ -181,6 +233,7 @@ def pack(
         ),
     ] = False,
     overwrite: Overwrite = False,
+    as_json: AsJson = False,
 ) -> None:
     """Plan the rows of a stage."""
     from alia_ctx import workflow
@@ -188,6 +241,19 @@ def pack(
 
     run = load_run(config, overrides or (), stages=[stage])
     made = workflow.pack(run, stage, overwrite=overwrite)
+    if as_json:
+        document: dict[str, Any] = {
+            "directory": str(made.directory),
+            "fingerprint": made.fingerprint,
+        }
+        overlap = workflow.contamination(run, stage) if inspect else None
+        if overlap is not None:
+            document["held_out"] = {
+                name: {"same": same.size, "nearly": overlap.near[name].size}
+                for name, same in overlap.exact.items()
+            }
+        print_json({**document, **made.stats})
+        return
     typer.echo(f"{made.directory}: {len(made):,} rows, fingerprint {made.fingerprint}")
     if inspect:
         tables = plan_table(made)
@@ -218,6 +284,8 @@ def train(
     """Train a stage, from where it stands, on the ranks that torchrun or srun started
     (or on this process alone).
     """
+    if is_main():
+        say("loading torch")
     from alia_ctx import workflow
     from alia_ctx.train.stopping import parse_duration
 
@@ -261,13 +329,35 @@ _REFUSALS = {
 }
 
 
+_FIRST_SPEAKS_SECONDS = 2.0
+
+
 def _end(error: Exception, message: str, status: int) -> NoReturn:
     from alia_ctx.train.stopping import record_status
 
-    rank = f"rank {os.environ['RANK']}: " if "RANK" in os.environ else ""
-    print(f"{rank}{type(error).__name__}: {message}", file=sys.stderr)
+    number = os.environ.get("RANK")
     record_status(status)
+    if number not in (None, "0") and getattr(error, "on_all_ranks", False):
+        for each in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(each, signal.SIG_DFL)
+        time.sleep(_FIRST_SPEAKS_SECONDS)  # a launcher ends the others after the first
+        sys.exit(status)
+    rank = "" if number is None else f"rank {number}: "
+    text = f"{type(error).__name__}: {message}"
+    print(f"{rank}{text}", file=sys.stderr, flush=True)
+    _tell_launcher(text)
     sys.exit(status)
+
+
+def _tell_launcher(text: str) -> None:
+    """Give torchrun the message for its own summary, in the form of the file that it names
+    to its ranks (torch/distributed/elastic/multiprocessing/errors/__init__.py,
+    ProcessFailure); without it the summary says that there is no traceback.
+    """
+    if file := os.environ.get("TORCHELASTIC_ERROR_FILE"):
+        with suppress(OSError):
+            stamp = {"message": text, "timestamp": int(time.time())}
+            Path(file).write_text(json.dumps(stamp), encoding="utf-8")
 
 
 def main() -> None:
@@ -289,6 +379,7 @@ def main() -> None:
             2,
         )
     except KeyboardInterrupt:
+        print("stopped; what is finished stays, start again to go on", file=sys.stderr)
         sys.exit(130)
 
 

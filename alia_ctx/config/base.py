@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -11,13 +12,32 @@ from alia_ctx.checkpoint.manifest import MANIFEST, Manifest, read_manifest
 from alia_ctx.config.draft import Draft
 from alia_ctx.config.run import RANDOM
 from alia_ctx.errors import CheckpointError, Problems
-from alia_ctx.spec.model import same_in_fp32
+from alia_ctx.spec.model import ModelSpec, same_in_fp32
+from alia_ctx.spec.rope import RopeSpec
 
 FROM_CHECKPOINT = "from_checkpoint"
+IMPORT = "import"  # the stage that an import calls its checkpoint
+
+
+@dataclass(frozen=True)
+class Published:
+    """The model of a Hugging Face directory, as its config.json states it."""
+
+    model: ModelSpec
+    rope: RopeSpec
+    context: int
+
+
+def published(hf_base: str) -> Published:
+    """The model of `hf_base`; CheckpointError where there is none that can be computed."""
+    from alia_ctx.hf.config import read_config
+
+    return Published(*read_config(Path(hf_base)))
 
 
 def with_facts_of_checkpoint(raw: Any, draft: Draft) -> Any:
-    """The mapping under `model:`, with what it leaves out taken from a checkpoint.
+    """The mapping under `model:`, with what it leaves out taken from a checkpoint, or from
+    `hf_base` before that is imported.
 
     `model: from_checkpoint`, or nothing at all, takes everything. Where a number is the
     checkpoint's in fp32, the checkpoint's is used. `raw` is returned as it is where
@@ -25,9 +45,10 @@ def with_facts_of_checkpoint(raw: Any, draft: Draft) -> Any:
     """
     given = {} if raw in (None, FROM_CHECKPOINT) else raw
     manifests = [manifest for _, manifest in _manifests(draft, Problems()).values()]
-    if not manifests or not isinstance(given, Mapping):
+    base = None if manifests else _published(draft, Problems())
+    if not (manifests or base) or not isinstance(given, Mapping):
         return raw
-    facts = dataclasses.asdict(manifests[0].model)
+    facts = dataclasses.asdict(manifests[0].model if base is None else base.model)
     joined = {**facts, **given}
     for name, fact in facts.items():
         if same_in_fp32(fact, joined[name]):
@@ -39,6 +60,7 @@ def model_problems(draft: Draft) -> Problems:
     """Where the model is another than that of a checkpoint that a stage starts from."""
     problems = Problems()
     manifests = _manifests(draft, problems)
+    problems += _import_problems(draft)
     if draft.model is None:
         return problems
     named: set[tuple[str, object]] = set()
@@ -64,6 +86,12 @@ def missing_base(raw: Any, draft: Draft) -> str | None:
     """
     if raw not in (None, FROM_CHECKPOINT):
         return None
+    if draft.hf_base is not None and _manifests(draft, Problems()):
+        return None
+    unread = Problems()
+    if draft.hf_base is not None:
+        base = _published(draft, unread)
+        return None if base is not None else f"hf_base: {unread[0].rule}"
     origins = [stage.init_from for stage in draft.stages.values()]
     for origin in origins:
         if origin not in (RANDOM, *(draft.stage_names or ())):
@@ -71,6 +99,64 @@ def missing_base(raw: Any, draft: Draft) -> str | None:
                 return f"{origin} is below root, which is not on this machine"
             return f"{origin} holds no checkpoint"
     return "no stage starts from a checkpoint" if raw == FROM_CHECKPOINT else None
+
+
+def _published(draft: Draft, problems: Problems) -> Published | None:
+    """The model of `hf_base`; None where there is none, and a problem where it is given
+    and cannot be read.
+    """
+    if draft.hf_base is None:
+        return None
+    key, remedy = "hf_base", "name the Hugging Face directory of the base"
+    if draft.deferred(draft.hf_base):
+        rule = "is below root, which is not on this machine"
+        problems.add(key, draft.hf_base, rule, remedy)
+        return None
+    try:
+        return published(draft.hf_base)
+    except CheckpointError as error:
+        problems.add(key, draft.hf_base, str(error), remedy)
+        return None
+
+
+def _import_problems(draft: Draft) -> Problems:
+    """That what stages start from was imported from another model than `hf_base` is now.
+    A base that is gone is none: the checkpoint has all of it.
+    """
+    problems = Problems()
+    base = _published(draft, Problems())
+    for name, stage in draft.asked().items():
+        if base is None or not (Path(stage.init_from) / MANIFEST).is_file():
+            continue
+        try:
+            manifest = read_manifest(Path(stage.init_from))
+        except CheckpointError:
+            continue  # said elsewhere
+        if manifest.stage != IMPORT:
+            continue
+        differing = dict(base.model.differences(manifest.model))
+        resized = manifest.extra.get("resized_embeddings", {})
+        if resized.get("from") == base.model.vocab_size:
+            differing.pop("vocab_size", None)
+        differing |= {
+            word: (now, then)
+            for word, now, then in (
+                ("RoPE", base.rope, manifest.rope),
+                ("context", base.context, manifest.context),
+            )
+            if now != then
+        }
+        told = ", ".join(
+            f"{k} {now}, not {then}" for k, (now, then) in differing.items()
+        )
+        problems.need(
+            not differing,
+            "hf_base",
+            draft.hf_base,
+            f"is not what {stage.init_from} was imported from, of stage {name}: {told}",
+            "import it anew with --overwrite, or leave hf_base out",
+        )
+    return problems
 
 
 def _manifests(draft: Draft, problems: Problems) -> dict[str, tuple[Path, Manifest]]:

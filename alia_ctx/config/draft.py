@@ -43,6 +43,7 @@ class Draft:
     output: str | None = None
     tokenizer: str | None = None
     root: str | None = None
+    hf_base: str | None = None
     seed: int = 0
     model: ModelSpec | None = None
     data: DataConfig | None = None

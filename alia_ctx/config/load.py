@@ -30,20 +30,19 @@ from alia_ctx.config.base import (
 from alia_ctx.config.draft import Draft
 from alia_ctx.config.held_out import held_out_problems
 from alia_ctx.config.layouts import unstated, with_layouts, without_auto
+from alia_ctx.config.merging import lay_over, under_every_stage
+from alia_ctx.config.placeholders import with_placeholders, without_placeholders
 from alia_ctx.config.places import expand_home
 from alia_ctx.config.rules import run_problems
 from alia_ctx.config.run import RunConfig
 from alia_ctx.config.schema import build_parts
 from alia_ctx.errors import ConfigError, Problems
-from alia_ctx.spec.rope import RopeSpec
 
 _UNREADABLE = (OmegaConfBaseException, yaml.YAMLError, ValueError)
 _STRING, _INTEGER, _MERGE_KEY = (
     f"tag:yaml.org,2002:{name}" for name in ("str", "int", "merge")
 )
 _OTHERWISE_READ = re.compile(r"[-+]?(0[0-9_]+|[0-9_]+(:[0-9_]+)+)")
-# Mappings whose keys are names that a user gives: null takes a name out of them again.
-_BY_NAME = ("stages", "sources", "weights")
 
 
 def load_run(
@@ -88,7 +87,8 @@ def _load(
     read_text: bool = False,
     planning: bool = False,
 ) -> tuple[RunConfig, set[str]]:
-    raw, problems = read_config(path, overrides), Problems()
+    raw, open_keys = without_placeholders(read_config(path, overrides))
+    problems = Problems()
     open_layouts = unstated(raw)
     raw, automatic = without_auto(raw, problems)
     draft = _draft(raw, build_parts(RunConfig, raw, Problems()))
@@ -103,6 +103,8 @@ def _load(
     problems += [p for p in found if not (missing and p.key == "model")]
     draft = replace(_draft(raw, parts), only=tuple(stages), planning=planning)
     problems += run_problems(draft)
+    if open_keys and not planning:
+        problems = with_placeholders(open_keys, problems)
     if read_text and not problems:
         problems += held_out_problems(draft)
     if problems:
@@ -136,8 +138,8 @@ def read_config(path: str | Path, overrides: Sequence[str] = ()) -> dict[str, An
     ConfigError names the file that cannot be.
     """
     document = _read_file(Path(path), ())
-    merged = _merge(document, _read_overrides(overrides, document))
-    merged = _under_every_stage(merged.pop("stage_defaults", {}), merged)
+    merged = lay_over(document, _read_overrides(overrides, document))
+    merged = under_every_stage(merged.pop("stage_defaults", {}), merged)
     try:
         resolved = OmegaConf.to_container(OmegaConf.create(merged), resolve=True)
     except _UNREADABLE as error:
@@ -166,8 +168,8 @@ def _read_file(path: Path, including: tuple[Path, ...]) -> dict[str, Any]:
     merged: dict[str, Any] = {}
     for name in includes:
         part = _read_file(path.parent / Path(name).expanduser(), (*including, path))
-        merged = _merge(merged, part)
-    return _merge(merged, document)
+        merged = lay_over(merged, part)
+    return lay_over(merged, document)
 
 
 def _find(path: Path, including: tuple[Path, ...]) -> Path:
@@ -301,59 +303,3 @@ def _renamed(given: Any, names: Mapping[str, str]) -> Any:
         )
         for key, value in given.items()
     }
-
-
-def _merge(
-    below: Mapping[str, Any], above: Mapping[str, Any], key: str = ""
-) -> dict[str, Any]:
-    """`above` laid over `below`: mappings are joined, everything else is replaced.
-
-    Two things are more than that. A RoPE of another type loses the keys that only the
-    type below it read. And null takes a stage, a source or its weight out again, or all
-    weights.
-    """
-    merged = dict(below)
-    if key == "rope":
-        merged = _of_type(merged, above.get("type", merged.get("type")))
-    for name, value in above.items():
-        old = merged.get(name)
-        if isinstance(old, Mapping) and isinstance(value, Mapping):
-            merged[name] = _merge(old, value, name)
-        elif (
-            value is None and old is not None and (key in _BY_NAME or name == "weights")
-        ):
-            del merged[name]
-        else:
-            merged[name] = value
-    return merged
-
-
-def _of_type(rope: dict[str, Any], new: object) -> dict[str, Any]:
-    """`rope` without the keys that its type reads and the type `new` does not."""
-    surplus = _rope_keys(rope.get("type")) - _rope_keys(new)
-    known = bool(_rope_keys(new))
-    return {k: v for k, v in rope.items() if not (known and k in surplus)}
-
-
-def _rope_keys(name: object) -> set[str]:
-    """Keys that a RoPE type reads; none for a type that does not exist."""
-    try:
-        return {"type", "theta", *RopeSpec(name, 1.0).used_fields()}  # type: ignore[arg-type]
-    except (KeyError, TypeError):
-        return set()
-
-
-def _under_every_stage(defaults: Any, merged: dict[str, Any]) -> dict[str, Any]:
-    stages = merged.get("stages")
-    if not isinstance(defaults, Mapping):
-        raise ConfigError(
-            f"stage_defaults={defaults}: must be a mapping of what stages share; "
-            "give keys of a stage"
-        )
-    if not defaults or not isinstance(stages, Mapping):
-        return merged
-    joined = {
-        name: _merge(defaults, stage) if isinstance(stage, Mapping) else stage
-        for name, stage in stages.items()
-    }
-    return {**merged, "stages": joined}

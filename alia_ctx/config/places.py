@@ -24,6 +24,7 @@ _PATHS = [
         "root",
         "output",
         "tokenizer",
+        "hf_base",
         "data.sources.*.inputs.*",
         "data.sources.*.store",
         "data.sources.*.chat.template",
@@ -82,7 +83,7 @@ def place_problems(draft: Draft) -> Problems:
 
 
 def _paths(draft: Draft) -> Iterator[tuple[str, str]]:
-    for key in ("root", "output", "tokenizer"):
+    for key in ("root", "output", "tokenizer", "hf_base"):
         if getattr(draft, key) is not None:
             yield key, getattr(draft, key)
     for key, _, source in draft.sources():
@@ -135,6 +136,8 @@ def _read_as_a_whole(draft: Draft) -> Iterator[tuple[str, str]]:
     """Directories of others, which a run reads, and what each of them is."""
     if draft.tokenizer is not None:
         yield "the directory of the tokenizer", draft.tokenizer
+    if draft.hf_base is not None:
+        yield "the Hugging Face directory of the base", draft.hf_base
     names = (*(draft.stage_names or ()), RANDOM)
     for name, stage in draft.stages.items():
         if stage.init_from not in names:

@@ -297,8 +297,8 @@ def _chain(draft: Draft, name: str, stage: StageConfig, problems: Problems) -> N
             origin = draft.stages[origin].init_from
     elif origin != RANDOM and not draft.deferred(origin):
         is_there = Path(origin, MANIFEST).is_file() or draft.checkpoints(name)
-        if is_there:
-            return
+        if is_there or (draft.hf_base is not None and not Path(origin).exists()):
+            return  # `run` imports it, and `train` says that it is to be
         if Path(origin, "config.json").is_file():
             rule = "is a Hugging Face directory, not a checkpoint"
             remedy = f"convert it: alia-ctx import-hf {origin} CHECKPOINT"

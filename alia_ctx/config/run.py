@@ -194,6 +194,8 @@ class StageConfig:
 class RunConfig:
     """A whole run. `root` is the storage that the paths below it live on; see `deferred`.
 
+    `hf_base` is the Hugging Face directory of the base: what the model's sizes are before
+    the checkpoint is there that the first stage starts from, and what `run` makes it of.
     `notes` are what a reader of its report has to know, as of its data; nothing depends
     on them.
     """
@@ -205,6 +207,7 @@ class RunConfig:
     data: DataConfig
     stages: dict[str, StageConfig]
     root: str | None = None
+    hf_base: str | None = None
     seed: int = 1234
     cluster: ClusterSpec = field(default_factory=ClusterSpec)
     engine: EngineConfig = field(default_factory=EngineConfig)

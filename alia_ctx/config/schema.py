@@ -13,8 +13,8 @@ from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 from alia_ctx.errors import Problems
 
 _INVALID: Any = object()
-_INT64 = 2**63 - 1
-_FP32 = 3.4028234663852886e38
+INT64 = 2**63 - 1
+FP32 = 3.4028234663852886e38
 
 
 def build[T](cls: type[T], raw: object, key: str, problems: Problems) -> T | None:
@@ -191,9 +191,7 @@ def _convert_number(
     No setting means anything as NaN or infinity, and each comparison with NaN is false,
     so that rules written as `if value < least` would let it pass.
     """
-    limit, rule = (
-        (_INT64, "2^63") if expected is int else (_FP32, "3.4e38, as fp32 ends")
-    )
+    limit, rule = (INT64, "2^63") if expected is int else (FP32, "3.4e38, as fp32 ends")
     if not -limit <= raw <= limit:
         remedy = "give a finite number"
         problems.add(key, raw, f"must be a number within +-{rule}", remedy)

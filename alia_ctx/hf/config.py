@@ -8,9 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
-
-import torch
+from typing import TYPE_CHECKING, Any
 
 from alia_ctx.errors import CheckpointError, Problem
 from alia_ctx.hf.families import FAMILIES, Family
@@ -19,6 +17,10 @@ from alia_ctx.hf.limits import without_limits
 from alia_ctx.hf.rope_config import read_rope, rope_parameters, stated_length
 from alia_ctx.spec.model import ModelSpec
 from alia_ctx.spec.rope import RopeSpec
+
+# The reader of configurations reads a base's sizes here, and needs no torch for it.
+if TYPE_CHECKING:
+    import torch
 
 CONFIG = "config.json"
 _REMEDY = (

@@ -8,14 +8,17 @@ import json
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from alia_ctx import checkpoint
 from alia_ctx.checkpoint.manifest import MANIFEST, Manifest
 from alia_ctx.errors import CheckpointError
 from alia_ctx.files import checksum, exclusive, file_checksum
 from alia_ctx.hf.json_files import load_json, write_json
-from alia_ctx.hf.ranks import Ranks
+
+# `check` looks at targets, and needs no torch for it.
+if TYPE_CHECKING:
+    from alia_ctx.hf.ranks import Ranks
 
 STATEMENT = "alia_ctx_export.json"
 _BEGUN = "alia_ctx_incomplete"

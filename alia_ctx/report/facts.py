@@ -17,14 +17,25 @@ COMMANDS: Mapping[str, str] = {
 
 
 @dataclass(frozen=True)
+class Span:
+    """What a lane of an update does from `start` for `seconds`; `lane` and `kind` in words."""
+
+    lane: str
+    kind: str
+    start: float
+    seconds: float
+
+
+@dataclass(frozen=True)
 class Planned:
     """What the planner expects of a stage: seconds an update, GiB on the fullest rank,
-    share of the peak.
+    share of the peak, and an update as it simulates it on one data-parallel rank.
     """
 
     seconds: float
     memory_gib: float
     mfu: float
+    timeline: Sequence[Span] = ()
 
 
 @dataclass(frozen=True)

@@ -135,6 +135,35 @@ def stacked(
     return _svg(name, draw, height=1.6 + 0.35 * len(labels))
 
 
+def time_line(name: str, spans: Sequence[tuple[str, str, float, float]]) -> str:
+    """Bars over time, a line a lane: (lane, kind, start, length) in seconds, a colour a
+    kind, edges between bars of one kind.
+    """
+    lanes = list(dict.fromkeys(lane for lane, *_ in spans))
+    kinds = list(dict.fromkeys(kind for _, kind, *_ in spans))
+
+    def draw(axes: Any) -> None:
+        for number, kind in enumerate(kinds, 1):
+            colour = _SERIES[number % len(_SERIES)]
+            label = _plain(kind, 32)
+            for place, lane in enumerate(lanes):
+                bars = [(a, n) for at, of, a, n in spans if (at, of) == (lane, kind)]
+                axes.broken_barh(
+                    *(bars, (place - 0.4, 0.8)),
+                    facecolors=colour,
+                    edgecolors=_LINE,
+                    linewidth=0.3,
+                    label=label,
+                )
+                label = "_"  # one entry a kind
+        axes.set_yticks(range(len(lanes)), [_plain(lane) for lane in lanes])
+        axes.invert_yaxis()
+        axes.set(xlabel="seconds of an update")
+        axes.legend(loc="upper center", bbox_to_anchor=(0.5, -0.3), ncols=2)
+
+    return _svg(name, draw, height=1.7 + 0.35 * len(lanes))
+
+
 def heat_map(
     name: str,
     lengths: Sequence[int],

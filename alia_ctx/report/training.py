@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from itertools import accumulate
 from statistics import median
@@ -12,9 +12,10 @@ import numpy as np
 
 from alia_ctx.report import html
 from alia_ctx.report.facts import RunFacts, StageFacts
-from alia_ctx.report.figures import Line, curves, stacked
+from alia_ctx.report.figures import Line, curves, stacked, time_line
 
 _POINTS = 400  # of a curve; more cannot be told apart
+_SPANS = 400  # of a time line; a lane of more is a grey bar
 _TIMES = ("compute", "communication", "step", "data", "save")
 
 
@@ -344,9 +345,10 @@ def reality(facts: RunFacts) -> str:
             ]
         )
     how = facts.how("plan CONFIG")
+    simulated = html.figures(*filter(None, map(_simulated(facts), facts.stages)))
     if not rows:
         lacking = html.missing("Plan against reality", how)
-        return html.section("reality", "Plan against reality", lacking)
+        return html.section("reality", "Plan against reality", lacking, simulated)
     heads = ["stage", "s an update, planned", "measured", "measured / planned"]
     heads += ["MFU, planned", "measured", "memory (GiB), planned", "peak"]
     table = html.table(
@@ -359,4 +361,29 @@ def reality(facts: RunFacts) -> str:
     )
     total = list(accumulate(sum(stage.values("seconds")) for stage in facts.stages))
     spent = html.paragraph(f"Training took {_duration(total[-1])} in all.")
-    return html.section("reality", "Plan against reality", table, spent)
+    return html.section("reality", "Plan against reality", table, spent, simulated)
+
+
+def _simulated(facts: RunFacts) -> Callable[[StageFacts], str]:
+    """Draws the planner's time line of a stage; nothing where there is none."""
+
+    def drawn(stage: StageFacts) -> str:
+        spans = stage.planned.timeline if stage.planned else ()
+        if not spans:
+            return ""
+        shown = spans[:_SPANS]
+        part = f" Its first {len(shown)} steps." if len(spans) > len(shown) else ""
+        svg = time_line(
+            f"time line of {stage.name}",
+            [(s.lane, s.kind, s.start, s.seconds) for s in shown],
+        )
+        caption = (
+            f"Stage {stage.name}: an update as the planner simulates it, not measured: "
+        )
+        caption += (
+            "what each pipeline rank of the data-parallel rank with most work does."
+        )
+        command = f"plan CONFIG --stage {stage.name} --trace trace.json"
+        return html.figure(svg, caption + part, facts.how(command))
+
+    return drawn

@@ -44,6 +44,8 @@ def on_all_ranks[T](
     said = None if failure is None else f"{type(failure).__name__}: {_text(failure)}"
     gathered = ranks.gather_objects((socket.gethostname(), said, seen))
     if failure is not None and all(other == said for _, other, _ in gathered):
+        if isinstance(failure, AliaError):
+            failure.on_all_ranks = True
         raise failure
     if failure is not None and not isinstance(failure, AliaError | OSError):
         raise failure  # a fault of the program: with its traceback

@@ -6,9 +6,11 @@ import contextlib
 import json
 import math
 import os
+import socket
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +19,8 @@ import numpy as np
 from alia_ctx.errors import AliaError
 from alia_ctx.files import atomic_file, parse_json
 from alia_ctx.train.sinks import Writer
+
+_WHO = {"host": socket.gethostname(), "job": os.environ.get("SLURM_JOB_ID")}
 
 
 class LogError(AliaError):
@@ -108,8 +112,10 @@ class JsonLines:
         self._stream = path.open("a", encoding="utf-8")
 
     def append(self, line: Mapping[str, Any]) -> None:
+        """Write `line`, with the time and by whom: UTC, the host, and the job of SLURM."""
+        when = {"time": datetime.now(UTC).isoformat(timespec="milliseconds"), **_WHO}
         with _naming(self.path):
-            self._stream.write(json.dumps(_finite(line)) + "\n")
+            self._stream.write(json.dumps(_finite({**line, **when})) + "\n")
             self._stream.flush()
 
     def close(self) -> None:

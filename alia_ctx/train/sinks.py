@@ -25,11 +25,14 @@ def open_sinks(
     stage: str,
     config: Mapping[str, Any],
     notice: Callable[[str], None],
+    update: int = 0,
 ) -> list[Writer]:
     """Writers for the named sinks; ConfigError where a package is missing or a service
     does not answer.
 
-    From then on a writer that fails is left out, with a `notice`: no training ends for a plot.
+    `update`: that after which the stage goes on. No point of a later one is shown twice,
+    if an earlier start wrote it already. From then on a writer that fails is left out,
+    with a `notice`: no training ends for a plot.
     """
     problems = sink_problems(sinks, "metrics.sinks")
     if problems:
@@ -43,7 +46,9 @@ def open_sinks(
     for sink in sinks:
         try:
             writers.append(
-                _Optional(sink, makers[sink](directory, run, stage, config), notice)
+                _Optional(
+                    sink, makers[sink](directory, run, stage, config, update), notice
+                )
             )
         except Exception as error:  # of any library
             remedy = f"set it up ({_SETUP[sink]}), or leave it out"
@@ -94,12 +99,21 @@ class _Optional:
 
 
 class _TensorBoard:
+    """Its readers leave out what earlier files have from `purge_step` on."""
+
     def __init__(
-        self, directory: Path, run: str, stage: str, config: Mapping[str, Any]
+        self,
+        directory: Path,
+        run: str,
+        stage: str,
+        config: Mapping[str, Any],
+        update: int,
     ) -> None:
         from torch.utils.tensorboard import SummaryWriter
 
-        self._writer = SummaryWriter(str(directory / "tensorboard"))
+        self._writer = SummaryWriter(
+            str(directory / "tensorboard"), purge_step=update + 1
+        )
 
     def write(self, step: int, values: Mapping[str, float]) -> None:
         for name, value in values.items():
@@ -110,8 +124,15 @@ class _TensorBoard:
 
 
 class _WandB:
+    """A run that goes on knows its next step; what it has of later updates stays."""
+
     def __init__(
-        self, directory: Path, run: str, stage: str, config: Mapping[str, Any]
+        self,
+        directory: Path,
+        run: str,
+        stage: str,
+        config: Mapping[str, Any],
+        update: int,
     ) -> None:
         import wandb
 
@@ -125,7 +146,8 @@ class _WandB:
         )
 
     def write(self, step: int, values: Mapping[str, float]) -> None:
-        self._run.log(dict(values), step=step)
+        if step >= (self._run.step or 0):
+            self._run.log(dict(values), step=step)
 
     def close(self) -> None:
         self._run.finish()
@@ -135,7 +157,12 @@ class _MLflow:
     """A run of the experiment `run`; a stage that is resumed goes on with the run that it began."""
 
     def __init__(
-        self, directory: Path, run: str, stage: str, config: Mapping[str, Any]
+        self,
+        directory: Path,
+        run: str,
+        stage: str,
+        config: Mapping[str, Any],
+        update: int,
     ) -> None:
         import mlflow
 
@@ -152,9 +179,12 @@ class _MLflow:
         )
         known.write_text(started.info.run_id)
         self._mlflow = mlflow
+        history = mlflow.MlflowClient().get_metric_history(started.info.run_id, "loss")
+        self._written = max((point.step for point in history), default=0)
 
     def write(self, step: int, values: Mapping[str, float]) -> None:
-        self._mlflow.log_metrics(dict(values), step=step)
+        if step > self._written:
+            self._mlflow.log_metrics(dict(values), step=step)
 
     def close(self) -> None:
         self._mlflow.end_run()

@@ -38,7 +38,7 @@ def open_log(
 def _open(task: StageTask, update: int, notice: Callable[[str], None]) -> MetricsLog:
     # The sinks first: one that does not start leaves the log as it was.
     sinks = open_sinks(
-        task.sinks, task.directory, task.run, task.name, task.config, notice
+        task.sinks, task.directory, task.run, task.name, task.config, notice, update
     )
     return MetricsLog(JsonLines(metrics_file(task.directory), update, notice), sinks)
 

@@ -21,6 +21,9 @@ from alia_ctx.errors import AliaError, ConfigError, Problem
 # EX_TEMPFAIL of sysexits.h: what launch/slurm_stage.sbatch takes as "put me back in the queue"
 REQUEUE = 75
 _LAST_WORDS_SECONDS = 10.0
+# One request comes more than once: from the terminal, which tells every process, and from
+# the launcher, which passes on what it was told. Later than this it is another.
+ONE_REQUEST_SECONDS = 1.0
 
 
 class RequeueError(AliaError):
@@ -56,15 +59,15 @@ def _leave(number: int, frame: Any) -> None:
 
 
 class StopRequests(AbstractContextManager["StopRequests"]):
-    """Collects reasons to stop after the current update: SIGTERM, SIGUSR1 (SLURM's
-    warning), and a time limit.
+    """Collects reasons to stop after the current update: SIGTERM, SIGINT (Ctrl-C),
+    SIGUSR1 (SLURM's warning), and a time limit.
 
     The time limit counts from the start of this process and leaves room for what
-    `allow` says is still to come. A second SIGTERM ends the process at once, as the
-    first would have done without us.
+    `allow` says is still to come. A second SIGTERM or SIGINT ends the process at once,
+    as the first would have done without us.
     """
 
-    SIGNALS = (signal.SIGTERM, signal.SIGUSR1)
+    SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
 
     def __init__(self, limit_seconds: float | None = None) -> None:
         # From here on by a clock that nobody sets: the wall clock of a node may step.
@@ -74,6 +77,7 @@ class StopRequests(AbstractContextManager["StopRequests"]):
             else time.monotonic() - _seconds_since_start() + limit_seconds
         )
         self._received: str | None = None
+        self._received_at = 0.0
         self._previous: dict[int, Any] = {}
 
     def __enter__(self) -> StopRequests:
@@ -89,10 +93,25 @@ class StopRequests(AbstractContextManager["StopRequests"]):
                 signal.signal(number, handler)
 
     def _receive(self, number: int, frame: Any) -> None:
-        if self._received is not None and number == signal.SIGTERM:
+        now = time.monotonic()
+        if self._received is None:
+            self._received, self._received_at = signal.Signals(number).name, now
+            with suppress(
+                OSError
+            ):  # not by `print`, which a signal may have interrupted
+                os.write(2, self._answer().encode())
+        elif number != signal.SIGUSR1 and now - self._received_at > ONE_REQUEST_SECONDS:
             signal.signal(number, signal.SIG_DFL)
             os.kill(os.getpid(), number)
-        self._received = signal.Signals(number).name
+
+    def _answer(self) -> str:
+        """What a person who asked hears at once, of the first rank."""
+        if os.environ.get("RANK", "0") != "0":
+            return ""
+        return (
+            f"\n{self._received}: stopping after this update, which is saved; once more "
+            "stops at once\n"
+        )
 
     def reason(self, still_to_come: float = 0.0) -> str | None:
         """Why to stop now, or None.

@@ -207,10 +207,12 @@ class StageTrainer:
         reason = self._agreed_stop(unwritten)
         if reason and self.update < self.task.updates:
             self.checkpoints.save(self._manifest())
-            raise RequeueError(
+            stopped = RequeueError(
                 f"stopped by {reason} after update {self.update}; "
                 "saved, start again to go on"
             )
+            stopped.on_all_ranks = True
+            raise stopped
         if is_best or self._is_due(self.task.saving.every_updates):
             self.checkpoints.begin(self._manifest())
 

@@ -1,54 +1,164 @@
 """The steps of a run, one function each; `train/run_directory.py` has their places on disk.
 
-The whole configuration is known here and in `cli`; what lies below takes its parts.
+The whole configuration is known here and in `cli`; what lies below takes its parts. Each
+step is imported when it is asked for: `check` does not wait for torch.
 """
 
-from alia_ctx.config.run import HELD_OUT
-from alia_ctx.workflow.ablation import Ranking, ablate
-from alia_ctx.workflow.chain import (
-    BestCheckpoint,
-    best_checkpoint,
-    check_trained,
-    constants_notes,
-    finished_checkpoint,
-    unknown_tokenizer,
-)
-from alia_ctx.workflow.checking import check_all, check_end, check_vocabulary
-from alia_ctx.workflow.comparing_rope import base_rope, compare_rope
-from alia_ctx.workflow.evaluation import (
-    EVALUATORS,
-    EvaluationTask,
-    measure_models,
-)
-from alia_ctx.workflow.evaluation_results import Evaluated, Evaluation, Role
-from alia_ctx.workflow.evaluation_tasks import (
-    evaluation_task,
-    standard_lines,
-    standard_task,
-)
-from alia_ctx.workflow.exporting import export
-from alia_ctx.workflow.named_models import Asked, models_task
-from alia_ctx.workflow.pipeline import run_all
-from alia_ctx.workflow.planning import PlanQuestion, draw_update, plan_stages
-from alia_ctx.workflow.plans import contamination, not_seen, open_plan, pack
-from alia_ctx.workflow.recomputing import recompute
-from alia_ctx.workflow.reporting import (
-    keep_page,
-    lines_of,
-    page_verdicts,
-    report,
-    text_report,
-    write_page,
-)
-from alia_ctx.workflow.starting import load_on_all_ranks, task_on_all_ranks
-from alia_ctx.workflow.stores import (
-    few_held_out,
-    open_store,
-    open_stores,
-    require_same_text,
-    tokenize,
-)
-from alia_ctx.workflow.training import train
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from alia_ctx.config.run import HELD_OUT
+    from alia_ctx.workflow.ablation import Ranking, ablate
+    from alia_ctx.workflow.chain import (
+        BestCheckpoint,
+        best_checkpoint,
+        check_trained,
+        constants_notes,
+        finished_checkpoint,
+        unknown_tokenizer,
+    )
+    from alia_ctx.workflow.checking import check_all, check_end, check_vocabulary
+    from alia_ctx.workflow.comparing_rope import base_rope, compare_rope
+    from alia_ctx.workflow.evaluation import (
+        EVALUATORS,
+        EvaluationTask,
+        measure_models,
+    )
+    from alia_ctx.workflow.evaluation_results import Evaluated, Evaluation, Role
+    from alia_ctx.workflow.evaluation_tasks import (
+        evaluation_task,
+        standard_lines,
+        standard_task,
+    )
+    from alia_ctx.workflow.exporting import export
+    from alia_ctx.workflow.importing import base_to_import, how_to_import
+    from alia_ctx.workflow.named_models import Asked, models_task
+    from alia_ctx.workflow.pipeline import run_all
+    from alia_ctx.workflow.planning import (
+        PlanQuestion,
+        draw_update,
+        plan_document,
+        plan_stages,
+    )
+    from alia_ctx.workflow.plans import contamination, not_seen, open_plan, pack
+    from alia_ctx.workflow.recomputing import recompute
+    from alia_ctx.workflow.reporting import (
+        keep_page,
+        lines_of,
+        page_verdicts,
+        report,
+        text_report,
+        write_page,
+    )
+    from alia_ctx.workflow.starting import load_on_all_ranks, task_on_all_ranks
+    from alia_ctx.workflow.stores import (
+        few_held_out,
+        open_store,
+        open_stores,
+        require_same_text,
+        tokenize,
+    )
+    from alia_ctx.workflow.training import train
+
+# Name -> the module that has it.
+_MODULES = {
+    name: module
+    for module, names in {
+        "config.run": ("HELD_OUT",),
+        "workflow.ablation": (
+            "Ranking",
+            "ablate",
+        ),
+        "workflow.chain": (
+            "BestCheckpoint",
+            "best_checkpoint",
+            "check_trained",
+            "constants_notes",
+            "finished_checkpoint",
+            "unknown_tokenizer",
+        ),
+        "workflow.checking": (
+            "check_all",
+            "check_end",
+            "check_vocabulary",
+        ),
+        "workflow.comparing_rope": (
+            "base_rope",
+            "compare_rope",
+        ),
+        "workflow.evaluation": (
+            "EVALUATORS",
+            "EvaluationTask",
+            "measure_models",
+        ),
+        "workflow.evaluation_results": (
+            "Evaluated",
+            "Evaluation",
+            "Role",
+        ),
+        "workflow.evaluation_tasks": (
+            "evaluation_task",
+            "standard_lines",
+            "standard_task",
+        ),
+        "workflow.exporting": ("export",),
+        "workflow.importing": (
+            "base_to_import",
+            "how_to_import",
+        ),
+        "workflow.named_models": (
+            "Asked",
+            "models_task",
+        ),
+        "workflow.pipeline": ("run_all",),
+        "workflow.planning": (
+            "PlanQuestion",
+            "draw_update",
+            "plan_document",
+            "plan_stages",
+        ),
+        "workflow.plans": (
+            "contamination",
+            "not_seen",
+            "open_plan",
+            "pack",
+        ),
+        "workflow.recomputing": ("recompute",),
+        "workflow.reporting": (
+            "keep_page",
+            "lines_of",
+            "page_verdicts",
+            "report",
+            "text_report",
+            "write_page",
+        ),
+        "workflow.starting": (
+            "load_on_all_ranks",
+            "task_on_all_ranks",
+        ),
+        "workflow.stores": (
+            "few_held_out",
+            "open_store",
+            "open_stores",
+            "require_same_text",
+            "tokenize",
+        ),
+        "workflow.training": ("train",),
+    }.items()
+    for name in names
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _MODULES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value = getattr(import_module(f"alia_ctx.{_MODULES[name]}"), name)
+    globals()[name] = value
+    return value
+
 
 __all__ = [
     "EVALUATORS",
@@ -63,6 +173,7 @@ __all__ = [
     "Role",
     "ablate",
     "base_rope",
+    "base_to_import",
     "best_checkpoint",
     "check_all",
     "check_end",
@@ -76,6 +187,7 @@ __all__ = [
     "export",
     "few_held_out",
     "finished_checkpoint",
+    "how_to_import",
     "keep_page",
     "lines_of",
     "load_on_all_ranks",
@@ -87,6 +199,7 @@ __all__ = [
     "open_stores",
     "pack",
     "page_verdicts",
+    "plan_document",
     "plan_stages",
     "recompute",
     "report",

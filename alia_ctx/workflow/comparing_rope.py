@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 
 from alia_ctx import checkpoint
+from alia_ctx.config.base import published
 from alia_ctx.config.run import RANDOM, RunConfig
 from alia_ctx.errors import CheckpointError
 from alia_ctx.planner import (
@@ -48,10 +50,12 @@ def base_rope(run: RunConfig, name: str) -> tuple[RopeSpec, int]:
     if stage.init_from != RANDOM:
         try:
             manifest = checkpoint.read_manifest(Path(stage.init_from))
-        except CheckpointError:
-            pass
-        else:
             return manifest.rope, manifest.context
+        except CheckpointError:
+            with suppress(CheckpointError):
+                if run.hf_base is not None:
+                    base = published(run.hf_base)
+                    return base.rope, base.context
     original = stage.rope.original_max_position_embeddings
     if original is not None and original < stage.context:
         return RopeSpec("default", stage.rope.theta), original

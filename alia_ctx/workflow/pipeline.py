@@ -24,6 +24,7 @@ from alia_ctx.workflow.chain import check_trained, constants_notes, finished_che
 from alia_ctx.workflow.checking import check_end, check_vocabulary
 from alia_ctx.workflow.evaluation_tasks import what_is_missing
 from alia_ctx.workflow.exporting import export, needs_export
+from alia_ctx.workflow.importing import import_base
 from alia_ctx.workflow.plans import pack
 from alia_ctx.workflow.reporting import report
 from alia_ctx.workflow.stores import tokenize
@@ -48,6 +49,7 @@ def run_all(config: Path, overrides: Sequence[str], run: RunConfig) -> Report:
         check_trained(run, name, reading=True)
     check_vocabulary(run, config)
     check_end(run, config)
+    import_base(run)
     tokenize(run)
     # Held-out text has its lengths in tokens now: too short is said before training.
     load_run(config, overrides, read_text=True)
@@ -116,7 +118,7 @@ def torchrun(ranks: int, arguments: Sequence[str]) -> None:
             process.send_signal(signal.SIGTERM)
 
         # Without this the ranks would outlive a stopped parent, and train on.
-        signals = (signal.SIGTERM, signal.SIGUSR1)
+        signals = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
         before = {number: signal.signal(number, pass_on) for number in signals}
         try:
             code = process.wait()

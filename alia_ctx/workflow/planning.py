@@ -25,6 +25,7 @@ from alia_ctx.data.packing.plan_files import load_arrays, read_statement
 from alia_ctx.errors import AliaError, ConfigError, DataError, Problem
 from alia_ctx.files import write_json
 from alia_ctx.planner import (
+    GpuCount,
     LayoutChoice,
     StagePlan,
     assumptions_table,
@@ -82,6 +83,80 @@ def plan_stages(run: RunConfig, asked: PlanQuestion) -> list[Any]:
     return tables
 
 
+def plan_document(run: RunConfig, asked: PlanQuestion) -> dict[str, Any]:
+    """What `plan_stages` says, for other programs: seconds, GiB and tokens."""
+    run = _on_machine(run, asked)
+    stages = {name: _Stage(run, name, asked) for name in asked.stages or run.stages}
+    document: dict[str, Any] = {
+        "cluster": dataclasses.asdict(run.cluster),
+        "stages": {
+            name: {
+                "plan": _in_numbers(stage.plan),
+                "note": stage.note,
+                "checkpoints": _kept(run, stage.plan),
+                "layouts": [
+                    {**_in_numbers(c.plan), "usable": c.usable, "reason": c.reason}
+                    for c in stage.choices[:_SHOWN]
+                ],
+                "counts": [
+                    {
+                        "gpus": count.gpus,
+                        "usable": count.best.usable,
+                        "reason": count.best.reason,
+                        "plan": _in_numbers(count.best.plan),
+                    }
+                    for count in stage.counts
+                ],
+            }
+            for name, stage in stages.items()
+        },
+    }
+    if asked.dry_run:
+        plans = [stage.plan for stage in stages.values()]
+        for name, plan, counts in zip(
+            stages, plans, counted_without_memory(plans), strict=True
+        ):
+            planned = expected_counts(plan)
+            document["stages"][name]["dry_run"] = {
+                "planned": planned,
+                "counted": counts,
+            }
+    return document
+
+
+def _in_numbers(plan: StagePlan) -> dict[str, Any]:
+    work, timing = plan.work, plan.timing
+    return {
+        "layout": dataclasses.asdict(work.layout),
+        "data_parallel": work.data_parallel,
+        "gpus": work.world_size,
+        "nodes": plan.nodes,
+        "precision": work.precision,
+        "recompute": work.recompute,
+        "offload": work.offload,
+        "fits": plan.fits,
+        "verdict": plan.verdict,
+        "memory_gib": {
+            "total": plan.fullest.total,
+            "pipeline_rank": plan.fullest.pipeline_rank,
+            **plan.fullest.peak_items,
+        },
+        "host_gib": plan.host_items,
+        "checkpoint_gib": plan.checkpoint_gib,
+        "updates": work.updates,
+        "rows_per_update": work.rows_per_update,
+        "tokens_per_update": work.tokens_per_update,
+        "update_seconds": {
+            **{name: s for name, s in vars(timing).items() if name != "mfu"},
+            "total": timing.total,
+        },
+        "mfu": timing.mfu,
+        "seconds": plan.seconds,
+        "node_hours": plan.node_hours,
+        "masked_share": plan.masked_share,
+    }
+
+
 def _dry_run_table(stages: Sequence[_Stage]) -> Table:
     """Of the first pipeline rank of each stage's layout: what the plan says, and what was
     counted.
@@ -130,20 +205,12 @@ class _Stage:
     def tables(self) -> list[Any]:
         if self.asked.search:
             return [choices_table(self.choices, limit=_SHOWN)]
-        counts = best_by_count(
-            *self.model,
-            powers_of_two(self.sizes[0]),
-            *self.sizes[1:],
-            known={self.sizes[0]: self.choices},
-            **self._shared,
-            offload=self.run.engine.offload_activations,
-        )
         plan, kept = self.plan, _kept(self.run, self.plan)
         return [
             *mixture_tables(self.run, self.name),
             *([self.note] if self.note else []),
             *(plan_table(plan, self.name, kept=kept), memory_table(plan)),
-            counts_table(counts, self.name),
+            counts_table(self.counts, self.name),
             choices_table(self.choices, limit=8),
         ]
 
@@ -178,6 +245,18 @@ class _Stage:
         offload = None if self.asked.search else self.run.engine.offload_activations
         return suggest_layouts(
             *self.model, *self.sizes, **self._shared, offload=offload
+        )
+
+    @property
+    def counts(self) -> list[GpuCount]:
+        """The best layout of 1, 2, 4, ... GPUs."""
+        return best_by_count(
+            *self.model,
+            powers_of_two(self.sizes[0]),
+            *self.sizes[1:],
+            known={self.sizes[0]: self.choices},
+            **self._shared,
+            offload=self.run.engine.offload_activations,
         )
 
     @cached_property
@@ -239,15 +318,7 @@ def draw_update(run: RunConfig, asked: PlanQuestion, path: Path) -> Timeline:
         rule = f"draws one stage, and there are {', '.join(names)}"
         problem = Problem("--trace", path, rule, "name one with --stage")
         raise ConfigError("", [problem])
-    stage = _Stage(run, names[0], asked)
-    plan, work = stage.plan, stage.plan.work
-    pairs = [work.causal_pairs] * work.rows_per_update
-    if (planned := stage.planned_pairs) is not None:
-        first, last = (int(offset) for offset in planned[1][:2])
-        pairs = [float(n) for n in planned[0][first:last]]
-    groups = assign_rows(pairs, work.data_parallel, work.layout.pp)
-    shares = [[(row, pairs[row]) for row in group] for group in groups]
-    timeline = simulate(work, plan.cluster, shares, _DRAWN)
+    timeline = _simulated(_Stage(run, names[0], asked), _DRAWN)
     try:
         write_json(path, timeline.to_trace())
     except OSError as error:
@@ -256,6 +327,24 @@ def draw_update(run: RunConfig, asked: PlanQuestion, path: Path) -> Timeline:
             "--trace"
         ) from error
     return timeline
+
+
+def simulated_update(run: RunConfig, name: str, ranks: int = 1) -> Timeline:
+    """The first update of a stage on its layout, simulated; events of the `ranks`
+    data-parallel ranks with most work. AliaError where it cannot be planned.
+    """
+    return _simulated(_Stage(run, name, PlanQuestion()), ranks)
+
+
+def _simulated(stage: _Stage, drawn: int) -> Timeline:
+    plan, work = stage.plan, stage.plan.work
+    pairs = [work.causal_pairs] * work.rows_per_update
+    if (planned := stage.planned_pairs) is not None:
+        first, last = (int(offset) for offset in planned[1][:2])
+        pairs = [float(n) for n in planned[0][first:last]]
+    groups = assign_rows(pairs, work.data_parallel, work.layout.pp)
+    shares = [[(row, pairs[row]) for row in group] for group in groups]
+    return simulate(work, plan.cluster, shares, drawn)
 
 
 def counted_without_memory(plans: Sequence[StagePlan]) -> list[dict[str, int]]:

@@ -15,7 +15,7 @@ from alia_ctx.data.packing import read_statement
 from alia_ctx.errors import AliaError, ConfigError, DataError, Problem, Problems
 from alia_ctx.identity import IdentityError, differences, statement, unsealed
 from alia_ctx.report import Result, RunFacts, StageFacts
-from alia_ctx.report.facts import COMMANDS, Planned
+from alia_ctx.report.facts import COMMANDS, Planned, Span
 from alia_ctx.spec.execution import loss_chunk_tokens
 from alia_ctx.train.metrics_log import read_lines
 from alia_ctx.train.run_directory import RunDirectory
@@ -234,7 +234,35 @@ def _planned(run: RunConfig, name: str) -> Planned | None:
         )
     except AliaError:  # `check` and `plan` say why; the page does without
         return None
-    return Planned(plan.timing.total, plan.fullest.total, plan.timing.mfu)
+    spans = _timeline(run, name)
+    return Planned(plan.timing.total, plan.fullest.total, plan.timing.mfu, spans)
+
+
+def _timeline(run: RunConfig, name: str) -> list[Span]:
+    """An update of the data-parallel rank with most work, each row's forward and backward
+    as one span; empty where it cannot be simulated.
+    """
+    from alia_ctx.workflow.planning import simulated_update
+
+    spans: list[Span] = []
+    rows: list[int] = []
+    try:
+        events = simulated_update(run, name).events
+    except AliaError:
+        return []
+    for event in events:
+        _, rank, what = event.lane
+        lane = f"rank {rank}" if what == "compute" else f"rank {rank}, messages"
+        kind = event.direction or event.kind
+        last = spans[-1] if spans else None
+        joins = last is not None and (last.lane, last.kind) == (lane, kind)
+        if joins and last is not None and rows[-1] == event.row:
+            seconds = event.end - last.start
+            spans[-1] = Span(lane, kind, last.start, seconds)
+            continue
+        spans.append(Span(lane, kind, event.start, event.seconds))
+        rows.append(event.row)
+    return spans
 
 
 def _results(

@@ -14,7 +14,7 @@ from alia_ctx.config.run import HELD_OUT, OptimizerConfig, RunConfig, StageConfi
 from alia_ctx.data.packing import PackPlan
 from alia_ctx.data.tokens import TokenStore
 from alia_ctx.files import exclusive
-from alia_ctx.progress import Meter, meter, say
+from alia_ctx.progress import Meter, is_main, meter, say
 from alia_ctx.spec.layout import Layout
 from alia_ctx.train.agreement import on_all_ranks
 from alia_ctx.train.engine import Engine
@@ -30,8 +30,10 @@ from alia_ctx.workflow.chain import (
 from alia_ctx.workflow.chat_template import template_of_stage
 from alia_ctx.workflow.evaluation_in_training import held_out_evaluation
 from alia_ctx.workflow.function_calls import conversation_evaluation
+from alia_ctx.workflow.importing import require_base
 from alia_ctx.workflow.plans import not_seen, open_plan
 from alia_ctx.workflow.stores import open_store, require_same_options, tokenizer_of_text
+from alia_ctx.workflow.training_block import training_block
 
 if TYPE_CHECKING:
     from alia_ctx.mcore.engine import MegatronEngine
@@ -68,6 +70,8 @@ def train(run: RunConfig, name: str, *, exit_before: float | None = None) -> Pat
     `exit_before`: seconds from the start of the process by which it must have saved and
     left (RequeueError).
     """
+    if is_main():
+        say("loading Megatron-Core")
     from alia_ctx.mcore.runtime import Distributed
 
     stage, task = run.stage(name), stage_task(run, name)
@@ -92,9 +96,11 @@ def train(run: RunConfig, name: str, *, exit_before: float | None = None) -> Pat
         )
         plan = data.plan
         if ranks.rank == 0:
+            say(f"the data is there: {len(plan):,} rows in {plan.updates:,} updates")
             notes = not_seen(run, name), orphaned(run, name)
             for note in filter(None, notes):
                 say(f"note: {escape(note)}")
+            say(f"building the model of {run.model.parameters():,} parameters")
         engine = stage_engine(run, name, run.optimizer)
         main = engine.rank == 0
         watchdog = entered.enter_context(
@@ -119,7 +125,11 @@ def train(run: RunConfig, name: str, *, exit_before: float | None = None) -> Pat
             if run.evaluation.every_updates
             else None,
         )
-        bar.begin_at(_bar_tokens(stage, plan, trainer.prepare()))
+        done = trainer.prepare()
+        if main:
+            for text in training_block(run, name, plan, engine, trainer):
+                say(escape(text))
+        bar.begin_at(_bar_tokens(stage, plan, done))
         return trainer.train()
 
 
@@ -145,6 +155,7 @@ class _Data:
 def _open_data(run: RunConfig, name: str) -> _Data:
     """All that refuses a start is said here, before an engine is built."""
     check_trained(run, name)
+    require_base(run, name)
     plan = open_plan(run, name)
     require_same_options(run, name)
     evaluation = run.evaluation

@@ -84,6 +84,7 @@ NEW = {
     "schedule": {"type": "constant", "warmup": 0.0, "min_learning_rate": 0.0},
     **{"sampling": {}, "max_instances": {}, "held_out_instances": 0, "min_rows": 1},
     "notes": [],
+    "hf_base": None,
 }
 
 
@@ -254,3 +255,81 @@ def test_null_takes_out_a_stage_or_a_source(tmp_path: Path) -> None:
     assert resolved == {"data": {"sources": {"b": {}}}, "stages": {}}
     # Where there is nothing to take out it is a mistake, and stays for `check` to name.
     assert read_config(run, ["stages.t=null"])["stages"] == {"s": {}, "t": None}
+
+
+# What a setting of the kind below had of its own goes where the kind is replaced.
+KINDS = {
+    "a type that the stage leaves to stage_defaults": (
+        "stages.32k.rope.type=default",
+        "stages.32k.rope",
+        {"type": "default", "theta": 10000},
+    ),
+    "a type of stage_defaults": (
+        "stage_defaults.rope.type=default",
+        "stages.32k.rope",
+        {"type": "default", "theta": 10000},
+    ),
+    "what the override says itself stays": (
+        "stages.32k.rope={type: default, factor: 4}",
+        "stages.32k.rope",
+        {"type": "default", "theta": 10000, "factor": 4},
+    ),
+    "a schedule": (
+        "stages.fc.schedule.type=constant",
+        "stages.fc.schedule",
+        {"type": "constant", "warmup": 0.04},
+    ),
+    "a store in place of files": (
+        "data.sources.xlam.store=/x",
+        "data.sources.xlam",
+        {"store": "/x", "instances": 59800, "licence": "cc-by-4.0"},
+    ),
+    "a held-out store": (
+        "evaluation.held_out.store=/x",
+        "evaluation.held_out",
+        {"store": "/x"},
+    ),
+    "another best": (
+        "evaluation.best.metric=passkey",
+        "evaluation.best",
+        {"metric": "passkey"},
+    ),
+}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_another_kind_is_replaced_as_a_whole(kind: str, tmp_path: Path) -> None:
+    override, key, expected = KINDS[kind]
+    file = tmp_path / "run.yaml"
+    file.write_text(
+        f"include: {ROOT}/configs/alia-40b\n"
+        "evaluation: {best: {metric: loss, mode: min}}\n"
+        "stages: {fc: {schedule: {min_learning_rate: 1.0e-7}}}\n"
+    )
+    found: Any = read_config(file, [override])
+    for name in key.split("."):
+        found = found[name]
+    assert found == expected
+
+
+def test_updates_of_conversations_replace_those_of_tokens() -> None:
+    alia = ROOT / "configs/alia-40b.yaml"
+    there = read_config(alia, ["stages.32k.update_instances=8", "stages.32k.epochs=1"])
+    assert not {"tokens", "update_tokens"} & there["stages"]["32k"].keys()
+    back = read_config(
+        alia, ["stages.fc.update_tokens=163840", "stages.fc.tokens=163840"]
+    )
+    assert not {"epochs", "update_instances"} & back["stages"]["fc"].keys()
+    both = read_config(alia, ["stages.32k={update_instances: 8, update_tokens: 65536}"])
+    assert {"update_instances", "update_tokens"} <= both["stages"]["32k"].keys()
+
+
+def test_a_file_replaces_a_kind_as_an_override_does(tmp_path: Path) -> None:
+    file = tmp_path / "run.yaml"
+    file.write_text(
+        f"include: {ROOT}/configs/alia-40b\nstages: {{32k: {{rope: {{type: default}}}}}}\n"
+    )
+    assert read_config(file)["stages"]["32k"]["rope"] == {
+        "type": "default",
+        "theta": 10000,
+    }

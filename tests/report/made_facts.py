@@ -10,10 +10,17 @@ import numpy as np
 from alia_ctx.data.packing import PackedRow
 from alia_ctx.evaluation.positions import PositionBands
 from alia_ctx.evaluation.retrieval import RULER
-from alia_ctx.report.facts import Planned, Result, RunFacts, StageFacts
+from alia_ctx.report.facts import Planned, Result, RunFacts, Span, StageFacts
 
 EDGES = (0, 128, 1024, 5120)
 HOSTILE = '<script>alert("x")</script> & $\\frac{1}$'
+
+
+TIMELINE = [
+    Span("rank 0", "forward", 0.0, 0.1),
+    Span("rank 0", "backward", 0.1, 0.2),
+    Span("rank 0, messages", "gradients' reduction", 0.2, 0.2),
+]
 
 
 def bands(mean: float, far: float, seed: int = 0, documents: int = 6) -> PositionBands:
@@ -102,7 +109,7 @@ def stage(name: str, context: int, **changes: Any) -> StageFacts:
             "context": [[0, 1.0], [10, 0.7], [context - 1, 0.0]],
         },
         "plan_identity": {"spec": {"policy": "best_fit", "long_docs": "split"}},
-        "planned": Planned(0.4, 1.2, 0.25),
+        "planned": Planned(0.4, 1.2, 0.25, TIMELINE),
     }
     return StageFacts(**{**values, **changes})
 

@@ -305,3 +305,19 @@ def test_passkeys_are_judged_by_the_context_of_an_imported_base() -> None:
         found = {v.claim: v.holds for v in verdicts(run(results=measured, native=64))}
         assert found[claim] is holds
         assert not any("own 128" in said for said in found)
+
+
+def test_the_planned_update_is_drawn_as_a_time_line(page: str) -> None:
+    drawing = page[page.index('aria-label="time line of ') :]
+    drawing = drawing[: drawing.index("</svg>")]
+    for word in (
+        "rank 0, messages",
+        "forward",
+        "backward",
+        "gradients&#x27; reduction",
+    ):
+        assert word in drawing or word.replace("&#x27;", "'") in drawing, word
+    assert "--trace trace.json" in page
+    bare = dataclasses.replace(stage("bare", 64), planned=None)
+    without = run_page(dataclasses.replace(run(), stages=[bare], results=[]))
+    assert "time line of" not in without

@@ -109,6 +109,27 @@ def test_a_signal_in_the_first_second_is_a_requeue(
     assert not (tmp_path / "out").exists(), "nothing was done"
 
 
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize(("later", "ends"), [(0.0, False), (1.2, True)])
+def test_the_same_request_twice_and_a_second_one(
+    number: signal.Signals, later: float, ends: bool
+) -> None:
+    """A terminal tells every process, and the launcher tells them again."""
+    body = (
+        "import os, time; from alia_ctx.train.stopping import StopRequests\n"
+        "with StopRequests() as stop:\n"
+        f"    os.kill(os.getpid(), {number:d}); time.sleep({later})\n"
+        f"    os.kill(os.getpid(), {number:d}); print(stop.reason())"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", body], capture_output=True, text=True, timeout=60
+    )
+    assert (done.returncode, done.stdout) == (
+        (-number, "") if ends else (0, f"{number.name}\n")
+    )
+    assert done.stderr.count("once more stops at once") == 1
+
+
 class SlowRows:
     """Makes each row of an evaluation take two seconds."""
 

@@ -9,8 +9,10 @@ import json
 import os
 import re
 import signal
+import socket
 import subprocess
 import time
+from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -213,7 +215,7 @@ def test_time_limit_saves_and_asks_for_requeue(tmp_path: Path) -> None:
     assert checkpoint.read_manifest(last(tmp_path)).update == 1
 
 
-def test_command_exits_75_on_sigterm(tmp_path: Path) -> None:
+def test_command_exits_75_on_ctrl_c(tmp_path: Path) -> None:
     path = write_run(tmp_path, tokens=64 * 8 * 4000)
     assert alia("pack", str(path), "--stage", "short").returncode == 0
     with subprocess.Popen(
@@ -229,10 +231,19 @@ def test_command_exits_75_on_sigterm(tmp_path: Path) -> None:
             and time.monotonic() < deadline
         ):
             time.sleep(0.1)
-        process.send_signal(signal.SIGTERM)
+        process.send_signal(signal.SIGINT)
         _, errors = process.communicate(timeout=60)
     assert process.returncode == REQUEUE
-    assert "stopped by SIGTERM" in errors and "Traceback" not in errors
+    assert "stopped by SIGINT" in errors and "Traceback" not in errors
+    said = errors.splitlines()
+    assert said[0].startswith("alia-ctx ") and str(path) in said[0]
+    block = [line.split()[0] for line in said if line.startswith("  ")]
+    known = ["model", "layout", "engine", "plan", "start", "saves", "numbers", "end"]
+    assert block[: len(known)] == known
+    assert any("once more stops at once" in line for line in said)
+    written = metrics(tmp_path)[-1]
+    assert datetime.fromisoformat(written["time"]).utcoffset() == timedelta(0)
+    assert written["host"] == socket.gethostname() and written["job"] is None
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,49 @@
+"""`???` in place of a value: what a configuration leaves to be filled in, as OmegaConf
+writes it too.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from alia_ctx.config.descriptions import description
+from alia_ctx.errors import Problem, Problems
+
+PLACEHOLDER = "???"
+
+
+def without_placeholders(raw: Any, key: str = "") -> tuple[Any, list[str]]:
+    """(`raw` with lists that lack their placeholders, the keys at which some stand). Those
+    that are no entry of a list stay where they are.
+    """
+    if raw == PLACEHOLDER:
+        return raw, [key]
+    kept: Any = raw
+    keys: list[str] = []
+    if isinstance(raw, Mapping):
+        kept = {}
+        for name, value in raw.items():
+            kept[name], below = without_placeholders(
+                value, f"{key}.{name}" if key else str(name)
+            )
+            keys += below
+    elif isinstance(raw, list):
+        kept = []
+        for value in raw:
+            inside, below = without_placeholders(value, key)
+            keys += below
+            if value != PLACEHOLDER:
+                kept.append(inside)
+    return kept, keys
+
+
+def with_placeholders(keys: Sequence[str], problems: Sequence[Problem]) -> Problems:
+    """A problem for each placeholder, and the others but for those that it is the cause of."""
+    made = Problems()
+    for key in dict.fromkeys(keys):
+        what = description(key) or "its value"
+        rule, remedy = "is a placeholder", f"put there: {what}"
+        made.add(key, PLACEHOLDER, rule, remedy)
+    made += [problem for problem in problems if problem.key not in keys]
+    return made

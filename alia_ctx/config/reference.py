@@ -1,0 +1,112 @@
+"""The tables of settings in docs/configuration.md, made of the dataclasses:
+
+    python -m alia_ctx.config.reference docs/configuration.md
+
+writes each anew between `<!-- settings: KEY -->` and `<!-- end of settings -->`.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import re
+import sys
+import types
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Literal, Union, get_args, get_origin
+
+from alia_ctx.config.descriptions import Setting, fields_of, parts
+from alia_ctx.config.run import RunConfig
+from alia_ctx.errors import ConfigError
+
+HEAD = (
+    "| key | type | default | unit | meaning | example |\n| --- " + "| --- " * 5 + "|"
+)
+_MARKED = re.compile(
+    r"(<!-- settings: (\S*) -->\n).*?(<!-- end of settings -->)", re.DOTALL
+)
+_WORDS = {int: "whole number", float: "number", str: "text", bool: "true or false"}
+
+
+def with_tables(page: str) -> str:
+    """`page` with each marked table made anew; ConfigError for a key that is no mapping."""
+    return _MARKED.sub(lambda m: f"{m[1]}{table(m[2].strip('.'))}\n{m[3]}", page)
+
+
+def table(key: str) -> str:
+    """The settings right below `key` (nothing: those of the run), a row each."""
+    owner: Any = RunConfig
+    place = ""
+    for name in filter(None, re.split(r"\.", key.replace("[]", ".[]"))):
+        if name in ("NAME", "[]"):
+            place += "[]" if name == "[]" else ".NAME"
+            continue
+        setting = {s.name: s for s in fields_of(owner)}.get(name)
+        inside = None if setting is None else next(parts(setting.hint), None)
+        if inside is None:
+            raise ConfigError(
+                f"{key}: there are no settings below it; correct the page"
+            )
+        owner, place = inside[0], f"{place}.{name}" if place else name
+    return "\n".join([HEAD, *map(_row, fields_of(owner, place))])
+
+
+def _row(setting: Setting) -> str:
+    cells = [
+        f"`{setting.key}`",
+        type_words(setting.hint),
+        "required" if setting.required else default_words(setting.default),
+        setting.unit,
+        setting.text,
+        f"`{_yaml(setting.example)}`",
+    ]
+    return "| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |"
+
+
+def type_words(hint: Any) -> str:
+    """A type in words; that it may be left out is said by its default."""
+    origin, arguments = get_origin(hint), get_args(hint)
+    if dataclasses.is_dataclass(hint):
+        return "mapping"
+    if origin in (Union, types.UnionType):
+        return " or ".join(type_words(a) for a in arguments if a is not type(None))
+    if origin is Literal:
+        return "one of " + ", ".join(f"`{a}`" for a in arguments)
+    if origin in (list, tuple):
+        return f"list of {type_words(arguments[0])}"
+    if origin in (dict, Mapping):
+        return f"mapping of names to {type_words(arguments[1])}"
+    return _WORDS[hint]
+
+
+def default_words(value: Any) -> str:
+    """A default as a table has it."""
+    if value is None:
+        return "none"
+    if dataclasses.is_dataclass(value):
+        return "those below"
+    return f"`{_yaml(value)}`"
+
+
+def _yaml(value: Any) -> str:
+    """A value on one line, as YAML reads it."""
+    if isinstance(value, Mapping):
+        return "{" + ", ".join(f"{k}: {_yaml(v)}" for k, v in value.items()) + "}"
+    if isinstance(value, list):
+        return "[" + ", ".join(map(_yaml, value)) + "]"
+    if isinstance(value, str):
+        return value if re.fullmatch(r"[\w./~-]+", value) else json.dumps(value)
+    if isinstance(value, float) and 0 < value < 1e-3:
+        return f"{value:.1e}"
+    return json.dumps(value)
+
+
+def main() -> None:
+    for name in sys.argv[1:]:
+        path = Path(name)
+        path.write_text(with_tables(path.read_text("utf-8")), "utf-8")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,261 @@
+"""A stage under way as a screen of a terminal, and as lines for a pipe."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from itertools import pairwise
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from rich.console import RenderableType
+    from rich.table import Table
+
+_BARS = "▁▂▃▄▅▆▇█"
+_TIMES = ("compute", "communication", "step", "data", "save")
+_RECENT = 64  # updates that averages are taken over
+_SHOWN = 6  # messages, checkpoints, evaluations
+
+
+@dataclass(frozen=True)
+class WatchedStage:
+    """What the files of a stage say of it now.
+
+    Args:
+        run, name: as they are called; the run's name may be its folder's.
+        lines: of the log, in order.
+        updates: of the whole stage; None where only a log is at hand.
+        checkpoints: name -> seconds since the epoch at which it was made.
+        unfinished, damaged: names of checkpoints that are being written, or were set
+            aside.
+        messages: what was said of the log's state.
+        results: names of evaluations that are kept.
+    """
+
+    run: str
+    name: str
+    lines: Sequence[Mapping[str, Any]]
+    updates: int | None = None
+    checkpoints: Mapping[str, float] = field(default_factory=dict)
+    unfinished: Sequence[str] = ()
+    damaged: Sequence[str] = ()
+    messages: Sequence[str] = ()
+    results: Sequence[str] = ()
+
+    @property
+    def last(self) -> Mapping[str, Any]:
+        return self.lines[-1] if self.lines else {}
+
+    @property
+    def done(self) -> int:
+        return int(self.last.get("update", 0))
+
+    @property
+    def finished(self) -> bool:
+        return self.updates is not None and self.done >= self.updates
+
+    @property
+    def update_seconds(self) -> float | None:
+        """The median of the last updates; None before there is one."""
+        times = sorted(self.numbers("seconds")[-_RECENT:])
+        return times[len(times) // 2] if times else None
+
+    def age(self, now: datetime) -> float | None:
+        """Seconds since the last line; None where it has no time."""
+        try:
+            return (
+                now - datetime.fromisoformat(str(self.last["time"]))
+            ).total_seconds()
+        except (KeyError, ValueError, TypeError):
+            return None
+
+    def numbers(self, name: str) -> list[float]:
+        """What the lines have of a key, finite numbers alone."""
+        lines = (line for line in self.lines if _is_number(line.get(name)))
+        return [float(line[name]) for line in lines]
+
+    def seconds_left(self) -> float | None:
+        per_update = self.update_seconds
+        if self.updates is None or per_update is None:
+            return None
+        return (self.updates - self.done) * per_update
+
+
+def watch_screen(stage: WatchedStage, now: datetime | None = None) -> RenderableType:
+    """The screen: loss, speed, where time goes, memory, ranks, checkpoints, messages and
+    evaluations.
+    """
+    from rich.console import Group
+    from rich.panel import Panel
+    from rich.text import Text
+
+    now = now or datetime.now(UTC)
+    parts: list[RenderableType] = [_figures(stage), _times(stage)]
+    for title, listed in (
+        ("checkpoints", _checkpoints(stage, now)),
+        ("evaluations", _evaluations(stage)),
+        ("messages", messages(stage)),
+    ):
+        text = "\n".join(listed[-_SHOWN:]) or "none"
+        parts.append(Panel(Text(text), title=title, title_align="left"))
+    heading = Text(_heading(stage, now))  # names in brackets are no markup
+    return Panel(Group(*parts), title=heading, title_align="left")
+
+
+def _heading(stage: WatchedStage, now: datetime) -> str:
+    of = "" if stage.updates is None else f" of {stage.updates:,}"
+    words = [f"{stage.run}, stage {stage.name}: update {stage.done:,}{of}"]
+    if stage.finished:
+        words.append("finished")
+    elif (left := stage.seconds_left()) is not None:
+        words.append(f"{_span(left)} left")
+    if (age := stage.age(now)) is not None:
+        words.append(f"last line {_span(age)} ago")
+    host, job = stage.last.get("host"), stage.last.get("job")
+    words += [f"on {host}"] if host else []
+    words += [f"job {job}"] if job else []
+    return ", ".join(words)
+
+
+def _figures(stage: WatchedStage) -> Table:
+    from rich.table import Table
+
+    table = Table(expand=True)
+    for name, justify in (("", "left"), ("now", "right"), ("course", "left")):
+        table.add_column(name, justify=justify, no_wrap=True)  # type: ignore[arg-type]
+    rows = (
+        ("loss", "loss", "{:.4f}"),
+        ("gradient norm", "gradient_norm", "{:.3f}"),
+        ("learning rate", "learning_rate", "{:.3g}"),
+        ("tokens/s", "tokens_per_second", "{:,.0f}"),
+        ("s an update", "seconds", "{:.2f}"),
+        ("MFU", "mfu", "{:.1%}"),
+        ("imbalance", "imbalance", "{:.3f}"),
+        ("memory (GiB)", "memory_gib", "{:.2f}"),
+        ("tokens", "tokens", "{:,.0f}"),
+    )
+    for title, key, form in rows:
+        if values := stage.numbers(key):
+            table.add_row(title, form.format(values[-1]), spark(values))
+    if (ranks := _ranks(stage)) is not None:
+        table.add_row("ranks", f"{ranks:,}", "")
+    return table
+
+
+def _ranks(stage: WatchedStage) -> int | None:
+    whole = stage.last.get("tokens_per_second")
+    each = stage.last.get("tokens_per_second_per_rank")
+    if not (_is_number(whole) and _is_number(each)) or not each:
+        return None
+    return round(float(whole) / float(each))  # type: ignore[arg-type]
+
+
+def _times(stage: WatchedStage) -> Table:
+    """Where the time of the last updates went on the first rank."""
+    from rich.table import Table
+
+    lines = stage.lines[-_RECENT:]
+    total = sum(_number(line, "seconds") for line in lines)
+    shares = {
+        name: sum(_number(line, f"{name}_seconds") for line in lines) / total
+        for name in _TIMES
+        if total
+    }
+    table = Table(title="share of the time", expand=True)
+    for name in shares:
+        table.add_column(name, justify="right")
+    if shares:
+        table.add_row(*(f"{share:.1%}" for share in shares.values()))
+    return table
+
+
+def _checkpoints(stage: WatchedStage, now: datetime) -> list[str]:
+    made = sorted(stage.checkpoints.items(), key=lambda item: item[1])
+    lines = [f"{name}, {_span(now.timestamp() - at)} ago" for name, at in made]
+    lines += [
+        f"{name}: is being written, or was not finished" for name in stage.unfinished
+    ]
+    return [*lines, *(f"{name}: was set aside" for name in stage.damaged)]
+
+
+def _evaluations(stage: WatchedStage) -> list[str]:
+    measured = [line for line in stage.lines if line.get("metrics")]
+    lines = [
+        f"update {line['update']:,}: "
+        + ", ".join(
+            f"{name} {_short(value)}" for name, value in line["metrics"].items()
+        )
+        for line in measured
+    ]
+    return [*stage.results, *lines]
+
+
+def messages(stage: WatchedStage) -> list[str]:
+    """What a person should know: updates that were skipped, spikes, breaks of the log."""
+    lines = list(stage.messages)
+    for line in stage.lines:
+        if line.get("applied") is False:
+            lines.append(f"update {line['update']:,}: skipped, loss {line.get('loss')}")
+        if line.get("spike"):
+            lines.append(
+                f"update {line['update']:,}: loss {line['loss']:.4f} is a spike"
+            )
+    return lines
+
+
+def update_line(stage: WatchedStage, line: Mapping[str, Any]) -> str:
+    """One update on one line, as a pipe gets it."""
+    of = "" if stage.updates is None else f"/{stage.updates}"
+    words = [str(line.get("time", ""))[:19].replace("T", " "), stage.name]
+    words.append(f"update {line.get('update')}{of}")
+    for title, key, form in (
+        ("loss", "loss", "{:.4f}"),
+        ("grad norm", "gradient_norm", "{:.2f}"),
+        ("rate", "learning_rate", "{:.3g}"),
+        ("tokens/s", "tokens_per_second", "{:.0f}"),
+        ("mfu", "mfu", "{:.3f}"),
+        ("GiB", "memory_gib", "{:.2f}"),
+    ):
+        if _is_number(line.get(key)):
+            words.append(f"{title} {form.format(line[key])}")
+    for name, value in (line.get("metrics") or {}).items():
+        words.append(f"{name} {_short(value)}")
+    if line.get("applied") is False:
+        words.append("skipped")
+    if line.get("spike"):
+        words.append("spike")
+    return "  ".join(filter(None, words))
+
+
+def spark(values: Sequence[float], width: int = 48) -> str:
+    """A curve in one line of text: means of `width` equal parts, lowest to highest."""
+    count = min(width, len(values))
+    edges = [round(i * len(values) / count) for i in range(count + 1)]
+    means = [sum(values[a:b]) / (b - a) for a, b in pairwise(edges)]
+    low, high = min(means), max(means)
+    scale = (len(_BARS) - 1) / (high - low) if high > low else 0.0
+    return "".join(_BARS[round((mean - low) * scale)] for mean in means)
+
+
+def _number(line: Mapping[str, Any], name: str) -> float:
+    value = line.get(name)
+    return float(value) if _is_number(value) else 0.0  # type: ignore[arg-type]
+
+
+def _is_number(value: object) -> bool:
+    is_number = isinstance(value, (int, float)) and not isinstance(value, bool)
+    return is_number and math.isfinite(value)  # type: ignore[arg-type]
+
+
+def _short(value: object) -> str:
+    return f"{value:.4g}" if isinstance(value, float) else str(value)
+
+
+def _span(seconds: float) -> str:
+    seconds = max(0.0, seconds)
+    for unit, size, below in (("s", 1, 120), ("min", 60, 7200), ("h", 3600, 172_800)):
+        if seconds < below:
+            return f"{seconds / size:.0f} {unit}"
+    return f"{seconds / 86_400:.1f} days"

@@ -1,0 +1,155 @@
+"""A configuration written for a Hugging Face model that a person has: the first step."""
+
+from __future__ import annotations
+
+import os
+import re
+import tempfile
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from alia_ctx.checkpoint.manifest import MANIFEST
+from alia_ctx.config.json_schema import SCHEMA_FILE, is_ours, run_schema
+from alia_ctx.config.load import load_run
+from alia_ctx.config.placeholders import PLACEHOLDER
+from alia_ctx.data.tokens import has_vocabulary
+from alia_ctx.data.tokens.tokenizer import HubTokenizer
+from alia_ctx.errors import CheckpointError, ConfigError, Problem
+from alia_ctx.files import atomic_file, write_json
+from alia_ctx.hf.assets import model_name
+from alia_ctx.hf.hub import model_directory
+from alia_ctx.spec.model import ModelSpec
+from alia_ctx.workflow.configuration_text import Delimiters, configuration_text
+from alia_ctx.workflow.proposing import Proposal, propose
+
+_UNITS = {"": 1, "k": 1 << 10, "m": 1 << 20}
+_WEIGHTS = ("*.safetensors", "pytorch_model*.bin")
+
+
+@dataclass(frozen=True)
+class Begun:
+    """What was written: the configuration, what it proposes, and what is left open in it."""
+
+    config: Path
+    proposal: Proposal
+    open_keys: list[str]
+
+
+def begin(
+    model: Path,
+    *,
+    context: str | None = None,
+    gpus: int | None = None,
+    machine: str | None = None,
+    text: Sequence[str] = (),
+    held_out: Sequence[str] = (),
+    output: Path | None = None,
+    overwrite: bool = False,
+) -> Begun:
+    """Write a configuration that extends `model`, a Hugging Face directory or the name of
+    one on the hub, and the JSON schema beside it.
+
+    context: as in 163840, 160k or 128K. text, held_out: inputs of the training and the
+    held-out text; without any a placeholder stands there. The rest is as in `propose`.
+    Nothing is written where anything is wrong: CheckpointError or DataError of the model,
+    ConfigError of the rest, and where `output` is there and `overwrite` is not given.
+    """
+    target = None if context is None else parse_context(context)
+    directory = model_directory(model, weights=False)
+    hub = None if directory == model else str(model)
+    directory = Path(os.path.abspath(directory))  # and no `..` in it
+    _require_model(directory, hub)
+    name = re.sub(r"[^a-z0-9._-]+", "-", model_name(directory).split("/")[-1].lower())
+    name = name.strip("-._") or "model"
+    file = output or Path(f"{name}.yaml")
+    if file.exists() and not overwrite:
+        rule, remedy = "is there already", "choose another --output, or --overwrite"
+        raise ConfigError("", [Problem("--output", file, rule, remedy)])
+    proposal = propose(directory, name, target, gpus, machine)
+    schema = file.with_name(SCHEMA_FILE)
+    text = configuration_text(
+        proposal,
+        _delimiters(directory, proposal.base.model),
+        file=str(file),
+        schema=f"./{SCHEMA_FILE}",
+        hub=hub,
+        text=text,
+        held_out=held_out,
+    )
+    open_keys = _open_keys(text, file)
+    try:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        with atomic_file(file) as stream:
+            stream.write(text.encode())
+        if not schema.exists() or is_ours(schema):
+            write_json(schema, run_schema())
+    except OSError as error:
+        rule = f"cannot be written ({error.strerror or error})"
+        problem = Problem("--output", file, rule, "choose another place")
+        raise ConfigError("", [problem]) from error
+    return Begun(file, proposal, open_keys)
+
+
+def parse_context(text: str) -> int:
+    """Tokens in `163840`, `163_840`, `160k`, `128K`, `1M` (1k is 1,024); ConfigError where
+    it is none of these.
+    """
+    match = re.fullmatch(r"(\d[\d_]*)([km]?)", text.strip().lower())
+    tokens = int(match[1].replace("_", "")) * _UNITS[match[2]] if match else 0
+    if not 2 <= tokens < 1 << 48 or tokens % 2:
+        rule = "is no even number of tokens"
+        problem = Problem("--context", text, rule, "as in 163840, 160k or 128K")
+        raise ConfigError("", [problem])
+    return tokens
+
+
+def _require_model(directory: Path, hub: str | None) -> None:
+    """CheckpointError where there is no Hugging Face model, before its files are read."""
+    if not directory.is_dir():
+        raise CheckpointError(
+            f"{directory}: there is no such directory; give a Hugging Face directory, or "
+            "a name of the hub, ORGANISATION/MODEL"
+        )
+    if (directory / MANIFEST).is_file():
+        raise CheckpointError(
+            f"{directory}: is a checkpoint; give the Hugging Face directory of the model, "
+            "or export it with `alia-ctx export-hf`"
+        )
+    found = hub is not None or any(any(directory.glob(sign)) for sign in _WEIGHTS)
+    if (directory / "config.json").is_file() and not found:
+        raise CheckpointError(
+            f"{directory}: holds no weights ({' or '.join(_WEIGHTS)}); copy the model "
+            "whole from its source"
+        )
+
+
+def _delimiters(directory: Path, model: ModelSpec) -> Delimiters:
+    """What the tokenizer in the directory puts around a text, as transformers says it;
+    DataError where it is there and cannot be read.
+    """
+    if not has_vocabulary(directory):
+        return Delimiters(bos=False, eos=True, usable=False)
+    tokenizer = HubTokenizer(directory, model.architecture).auto
+    first = tokenizer("a")["input_ids"][:1]
+    bos = tokenizer.bos_token_id
+    return Delimiters(
+        bos=bos is not None and first == [bos], eos=tokenizer.eos_token_id is not None
+    )
+
+
+def _open_keys(text: str, file: Path) -> list[str]:
+    """The keys of the placeholders, which are all that `check` shall find; ConfigError
+    with whatever else it would, as where the place of the output is taken.
+    """
+    with tempfile.TemporaryDirectory() as folder:
+        draft = Path(folder, "draft.yaml")
+        draft.write_text(text, encoding="utf-8")
+        try:
+            load_run(draft)
+        except ConfigError as error:
+            others = [p for p in error.problems if p.value != PLACEHOLDER]
+            if others or not error.problems:
+                raise ConfigError(f"{file} would have", others) from error
+            return [problem.key for problem in error.problems]
+    return []

@@ -1,0 +1,285 @@
+"""A proposed run as the YAML that a person goes on from: every choice with its reason."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import re
+import textwrap
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from alia_ctx.config.placeholders import PLACEHOLDER
+from alia_ctx.planner import RopeFigures, duration
+from alia_ctx.planner.stage import StagePlan
+from alia_ctx.spec.cluster import ClusterSpec
+from alia_ctx.workflow.proposing import STEP, Proposal, ProposedStage
+
+_PLAIN = re.compile(r"[A-Za-z/.][\w./+-]*")
+_READ_OTHERWISE = {"true", "false", "null", "yes", "no", "on", "off", "y", "n", "."}
+_WIDTH = 104  # of a comment
+_READS = ".txt .md .rst .json .jsonl .parquet, the first five also .gz .zst .xz .bz2"
+
+
+@dataclass(frozen=True)
+class Delimiters:
+    """What the base's tokenizer puts around a document; `usable`: whether the directory
+    has a tokenizer.
+    """
+
+    bos: bool
+    eos: bool
+    usable: bool = True
+
+
+def configuration_text(
+    proposal: Proposal,
+    delimiters: Delimiters,
+    *,
+    file: str,
+    schema: str,
+    hub: str | None,
+    text: Sequence[str] = (),
+    held_out: Sequence[str] = (),
+) -> str:
+    """The YAML of a proposal, to be written to `file`.
+
+    schema: where an editor finds the JSON schema. hub: the model's name on the hub, if it
+    was given by that. text, held_out: inputs; without any there is a placeholder.
+    """
+    run, base = proposal.run, proposal.base
+    lengths = [base.context, *(s.stage.context for s in proposal.stages)]
+    steps = " -> ".join(f"{n:,}" for n in lengths)
+    model = base.model
+    imported = hub or proposal.directory
+    tokenizer = str(proposal.directory) if delimiters.usable else PLACEHOLDER
+    lines = [
+        f"# yaml-language-server: $schema={schema}",
+        f"# {hub or proposal.directory.name}: {steps} tokens of context. Written by "
+        "`alia-ctx init`; all of it is yours to change.",
+        "#",
+        f"#   alia-ctx check {file}    what is left to fill in ({PLACEHOLDER}), and every "
+        "mistake",
+        f"#   alia-ctx plan {file}     memory, time and layouts, before anything is queued",
+        f"#   alia-ctx rope {file}     the RoPE of each stage beside the other choices",
+        f"#   alia-ctx run {file}      every step on this machine: import, tokenize, pack, "
+        "train, evaluate, report, export",
+        "#",
+        "# docs/configuration.md has every key, docs/your-own-model.md the way from here.",
+        f"name: {_text(run.name)}",
+        f"output: {_text(run.output)}",
+        "",
+        "# The base. `run` imports it where it is not yet; by hand:",
+        f"#   alia-ctx import-hf {imported} {run.output}/base",
+        f"hf_base: {_text(str(proposal.directory))}",
+        f"tokenizer: {_text(tokenizer)}",
+        f"# {model.parameters():,} parameters: {model.num_hidden_layers} layers of "
+        f"{model.hidden_size:,}, {model.num_attention_heads} heads of {model.head_dim} "
+        f"({model.num_key_value_heads} for keys and values), vocabulary "
+        f"{model.vocab_size:,}.",
+        "model: from_checkpoint",
+        "",
+        *_data(proposal, delimiters, text, held_out),
+        "",
+        *_machine(proposal),
+        "",
+        "checkpoint: {every_updates: 50, keep_last: 2}",
+        "",
+        *_budget(proposal),
+        "stages:",
+    ]
+    for stage in proposal.stages:
+        lines += [f"  {line}".rstrip() for line in _stage(proposal, stage)]
+    return "\n".join(lines) + "\n"
+
+
+def _data(
+    proposal: Proposal,
+    delimiters: Delimiters,
+    text: Sequence[str],
+    held_out: Sequence[str],
+) -> list[str]:
+    last = proposal.stages[-1].stage.context
+    ends = "an end" if delimiters.eos else "no end"
+    begins = (
+        "puts a begin-of-text token before" if delimiters.bos else "puts none before"
+    )
+    return [
+        "data:",
+        f"  append_eos: {_flag(delimiters.eos)}     # the tokenizer has {ends}-of-text token",
+        f"  prepend_bos: {_flag(delimiters.bos)}    # the base's tokenizer {begins} a text",
+        "  sources:",
+        "    # As many sources as you like, by names of yours; `pack.weights` of a stage "
+        "says the share of each.",
+        "    text:",
+        f"      # Files, directories and globs: {_READS}.",
+        "      # Far context is learned from documents longer than the base's context.",
+        f"      inputs: {_inputs(text)}",
+        "",
+        "evaluation:",
+        "  held_out:",
+        "    # Text of the same kind that is in no source; some documents of "
+        f"{last:,} tokens or more.",
+        f"    inputs: {_inputs(held_out)}",
+        "  documents: 64",
+        "  measure: [positions, blocks]   # also longppl, retrieval, passkey, leak",
+    ]
+
+
+def _inputs(paths: Sequence[str]) -> str:
+    return json.dumps(list(paths) or [PLACEHOLDER], ensure_ascii=False)
+
+
+def _machine(proposal: Proposal) -> list[str]:
+    run, cluster = proposal.run, proposal.run.cluster
+    changed = {
+        f.name: getattr(cluster, f.name)
+        for f in dataclasses.fields(ClusterSpec)
+        if getattr(cluster, f.name) != f.default
+    }
+    words = {
+        "nodes": cluster.nodes,
+        "ranks_per_node": cluster.ranks_per_node,
+        **changed,
+    }
+    who = (
+        f"{proposal.gpus} GPU{'s' if proposal.gpus != 1 else ''} of {proposal.machine}"
+        if proposal.gpus
+        else proposal.machine
+    )
+    return [
+        f"# Planned for {who}; `alia-ctx plan --on` knows other machines.",
+        f"cluster: {_flow(words)}",
+        f"engine: {{device: {run.engine.device}, precision: {run.engine.precision}}}",
+    ]
+
+
+def _budget(proposal: Proposal) -> list[str]:
+    of_one = proposal.stages[0].stage
+    return [
+        "# Updates and learning rates lie between the two runs that this project knows, by "
+        "the model's size:",
+        "# SmolLM2-135M with 131,072 tokens and 4e-4 (docs/smollm2.md), ALIA-40b with "
+        "4,194,304 and 9e-7 (its model card).",
+        f"# {of_one.updates:,} updates a stage are a beginning: ALIA's stages have 477 and "
+        "8,984. How much text there is decides.",
+    ]
+
+
+def _stage(proposal: Proposal, proposed: ProposedStage) -> list[str]:
+    stage, base = proposed.stage, proposal.base
+    before = base.context
+    for earlier in proposal.stages[: proposal.stages.index(proposed)]:
+        before = earlier.stage.context
+    rope = {k: v for k, v in dataclasses.asdict(stage.rope).items() if v is not None}
+    rows = stage.rows_per_update
+    lines = [
+        f"# x{stage.context / before:g} of {before:,}; "
+        f"at most x{STEP} at a time, as the card does.",
+        f"{proposed.name}:",
+        f"  init_from: {_text(stage.init_from)}",
+        f"  context: {stage.context}",
+        *(
+            f"  # {line}"
+            for reason in _rope_reasons(proposal, proposed)
+            for line in textwrap.wrap(reason, _WIDTH, subsequent_indent="  ")
+        ),
+        f"  rope: {_flow(rope)}",
+        f"  tokens: {stage.tokens}",
+        f"  update_tokens: {stage.update_tokens}   # {rows} "
+        f"row{'s' if rows != 1 else ''} of {stage.context:,}",
+        f"  learning_rate: {stage.learning_rate:.1e}",
+        "  pack: {policy: best_fit, long_docs: split}",
+    ]
+    choice = proposed.choice
+    if choice.usable:
+        lines += [
+            f"  # The planner's first: {_layout(proposed)}.",
+            "  layout: auto",
+        ]
+    else:
+        lines += [
+            f"  # Nothing better is known here, and it may not do: {choice.reason}.",
+            "  layout: {tp: 1, cp: 1, pp: 1}",
+        ]
+    return [*lines, ""]
+
+
+def _rope_reasons(proposal: Proposal, proposed: ProposedStage) -> list[str]:
+    base, stage = proposal.base, proposed.stage
+    rope = stage.rope
+    if base.rope.type == "default":
+        lines = [
+            f"RoPE: the base has turned its pairs through {base.context:,} tokens. "
+            f"{_sentence(proposed.figures['unchanged'])}",
+            f"{rope.type} with factor {rope.factor:g} = {stage.context:,} / "
+            f"{base.context:,} "
+            + (
+                "is what ALIA-40b and Llama 3.1 were extended with:"
+                if rope.type == "llama3"
+                else "leaves fewer of them:"
+            ),
+        ]
+    else:
+        lines = [
+            f"RoPE: the base is scaled already ({base.rope.type}"
+            + (f", factor {base.rope.factor:g}" if base.rope.factor else "")
+            + "); it keeps its type,",
+            "and is stretched by as much more as the context grows:"
+            if base.rope.type != "dynamic"
+            else "which stretches by the length of the row itself:",
+        ]
+    others = [f for label, f in proposed.figures.items() if label != "unchanged"]
+    return [*lines, *(f"  {f.name}: {_sentence(f)}" for f in others)]
+
+
+def _sentence(figures: RopeFigures) -> str:
+    reach = figures.first_negative
+    reaches = "it reaches them all" if reach is None else f"it reaches {reach:,}"
+    untrained = (
+        f"{figures.beyond_training} of {figures.pairs} pairs would turn up to "
+        f"x{figures.furthest:.2f} as far as they were trained"
+        if figures.beyond_training
+        else "no pair turns further than it was trained"
+    )
+    return f"At {figures.context:,} {untrained}; {reaches} by the heuristic."
+
+
+def _layout(proposed: ProposedStage) -> str:
+    choice, plan = proposed.choice, proposed.choice.plan
+    layout = choice.layout
+    return (
+        f"tp={layout.tp} cp={layout.cp} pp={layout.pp} dp={plan.work.data_parallel}, "
+        f"recompute {choice.recompute}: {_needs(plan)}"
+    )
+
+
+def _needs(plan: StagePlan) -> str:
+    return (
+        f"{plan.fullest.total:.1f} of {plan.cluster.memory_gib:g} GiB, "
+        f"{duration(plan.timing.total)} an update, {duration(plan.seconds)} in all "
+        "(estimates)"
+    )
+
+
+def _flag(value: bool) -> str:
+    return "true" if value else "false"
+
+
+def _flow(values: Mapping[str, Any]) -> str:
+    return "{" + ", ".join(f"{k}: {_scalar(v)}" for k, v in values.items()) + "}"
+
+
+def _scalar(value: Any) -> str:
+    if isinstance(value, bool):
+        return _flag(value)
+    if isinstance(value, float):
+        return f"{value:.12g}"
+    return str(value) if isinstance(value, int) else _text(str(value))
+
+
+def _text(value: str) -> str:
+    """A string as YAML has it, in quotes where it would be read as something else."""
+    plain = _PLAIN.fullmatch(value) and value.lower() not in _READ_OTHERWISE
+    return value if plain else json.dumps(value, ensure_ascii=False)

@@ -1,0 +1,60 @@
+"""The base of a run: the checkpoint that its first stage starts from, imported from `hf_base`."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from rich.markup import escape
+
+from alia_ctx import checkpoint
+from alia_ctx.config.run import RANDOM, RunConfig
+from alia_ctx.errors import CheckpointError
+from alia_ctx.progress import Meter, meter, say
+from alia_ctx.workflow.chain import run_directory
+
+
+def base_to_import(run: RunConfig, names: Sequence[str] = ()) -> Path | None:
+    """Where stages (default: all) look for the base that `hf_base` names and that is not
+    imported yet; None where nothing is to be imported.
+    """
+    for name in names or run.stages:
+        origin = run.stage(name).init_from
+        elsewhere = origin == RANDOM or origin in run.stages or run.deferred(origin)
+        if run.hf_base is None or elsewhere or Path(origin).exists():
+            continue
+        if checkpoint.latest(run_directory(run).checkpoints(name)) is None:
+            return Path(origin)
+    return None
+
+
+def how_to_import(run: RunConfig, path: Path) -> str:
+    """The sentence on a base that is not imported yet."""
+    return (
+        f"the base is not at {path} yet; `alia-ctx import-hf {run.hf_base} {path}` makes "
+        "it, and `alia-ctx run` does so by itself"
+    )
+
+
+def require_base(run: RunConfig, name: str) -> None:
+    """CheckpointError where the stage starts from a base that is not imported yet."""
+    if (path := base_to_import(run, [name])) is not None:
+        raise CheckpointError(f"stage {name}: {how_to_import(run, path)}")
+
+
+def import_base(run: RunConfig) -> None:
+    """Import the base where stages look for it, unless it is there."""
+    path = base_to_import(run)
+    if path is None or run.hf_base is None:
+        return
+    from alia_ctx.hf.convert import import_hf
+    from alia_ctx.hf.hub import whole_directory
+
+    say(f"the base is imported from {escape(run.hf_base)}")
+    with meter("import-hf", 1.0, "B") as bar:
+
+        def show(done: int, total: int, bar: Meter = bar) -> None:
+            bar.retotal(max(total, 1))
+            bar.update(min(done, total))
+
+        import_hf(whole_directory(Path(run.hf_base)), path, progress=show)

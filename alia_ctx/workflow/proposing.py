@@ -1,0 +1,298 @@
+"""A run proposed for a Hugging Face model: stages to a longer context, each with its RoPE,
+budget and layout, and why.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Iterator
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import psutil
+
+from alia_ctx.config.base import Published, published
+from alia_ctx.config.layouts import first_choice
+from alia_ctx.config.run import DataConfig, EngineConfig, RunConfig, StageConfig
+from alia_ctx.data.packing import PackSpec
+from alia_ctx.errors import ConfigError, Problem
+from alia_ctx.planner import LayoutChoice, RopeFigures, rope_figures
+from alia_ctx.planner.memory import GIB
+from alia_ctx.spec.cluster import ClusterSpec
+from alia_ctx.spec.machines import MACHINES
+from alia_ctx.spec.model import ModelSpec
+from alia_ctx.spec.rope import ROPE_TYPES, RopeSpec
+
+STEP = 8  # the card's 4,096 -> 32,768; more than this is done in two stages or more
+HOST = "this machine's processor"
+_MACHINE = "h100-80"  # where nobody says
+_MOST_GPUS = 1024
+_UPDATES = 500  # of a stage; the card's first has 477
+# Two runs that are known: parameters, tokens of an update, learning rate. Of
+# SmolLM2-135M docs/smollm2.md, of ALIA-40b its model card.
+_SMALL, _LARGE = (134_515_008, 131_072, 4.0e-4), (40_433_885_184, 4_194_304, 9.0e-7)
+
+
+@dataclass(frozen=True)
+class ProposedStage:
+    """A stage with its reasons.
+
+    Args:
+        figures: of the RoPE that is left as it was, where that can be computed at this
+            context, and of the others that were compared, by name; `chosen` is the name
+            of the one that is taken.
+        choice: the planner's first layout, usable or not.
+    """
+
+    name: str
+    stage: StageConfig
+    figures: dict[str, RopeFigures]
+    chosen: str
+    choice: LayoutChoice
+
+
+@dataclass(frozen=True)
+class Proposal:
+    """A run of the model in `directory`, on `gpus` GPUs of `machine` (0: the processor)."""
+
+    directory: Path
+    base: Published
+    run: RunConfig
+    stages: list[ProposedStage]
+    gpus: int
+    machine: str
+
+    @property
+    def fits(self) -> bool:
+        return all(stage.choice.usable for stage in self.stages)
+
+
+def propose(
+    directory: Path,
+    name: str,
+    context: int | None = None,
+    gpus: int | None = None,
+    machine: str | None = None,
+) -> Proposal:
+    """A run that extends the model in `directory`.
+
+    Args:
+        name: of the run.
+        context: of its last stage; None is `STEP` times the base's.
+        gpus: how many; 0 is the processor. None takes the GPUs of this machine; where it
+            has none the processor, or, where that has too little memory, as few GPUs as
+            will do.
+        machine: a name of `MACHINES`.
+
+    CheckpointError where the directory has no model that can be computed, ConfigError
+    where there is nothing to extend, or no layout of so many GPUs can be used.
+    """
+    base = published(str(directory))
+    target = base.context * STEP if context is None else context
+    if target <= base.context:
+        rule = f"is not above the {base.context} tokens that the base has already"
+        problem = Problem("--context", target, rule, "give a longer one, as in 160k")
+        raise ConfigError("", [problem])
+    counts = _counts(gpus, machine)
+    first = next(counts)
+    proposal = _proposal(directory, name, base, target, *first)
+    tried = proposal
+    while not tried.fits and (more := next(counts, None)) is not None:
+        tried = _proposal(directory, name, base, target, *more)
+    if gpus and not proposal.fits:
+        stage = next(s for s in proposal.stages if not s.choice.usable)
+        remedy = f"take {tried.gpus} GPUs" if tried.fits else "take a shorter --context"
+        rule = f"no layout can be used for {stage.name}: {stage.choice.reason}"
+        raise ConfigError("", [Problem("--gpus", gpus, rule, remedy)])
+    return tried if tried.fits else proposal
+
+
+def contexts(base: int, target: int) -> list[int]:
+    """The contexts of the stages from `base` to `target` tokens: times `STEP`, then the
+    rest, as few as do.
+    """
+    stages, context = [], base
+    while target > STEP * context:
+        context *= STEP
+        stages.append(context)
+    return [*stages, target]
+
+
+def stage_name(context: int) -> str:
+    """163840 -> 160k, 2097152 -> 2m, 5000 -> 5000."""
+    for unit, word in ((1 << 20, "m"), (1 << 10, "k")):
+        if context % unit == 0:
+            return f"{context // unit}{word}"
+    return str(context)
+
+
+def rope_choices(base: Published, context: int) -> dict[str, RopeSpec]:
+    """What a RoPE for `context` tokens may be, the first choice first. A base that is
+    scaled already keeps its type and original length, and is stretched by more.
+    """
+    rope, ratio = base.rope, context / base.context
+    original = rope.original_max_position_embeddings
+    if rope.type == "dynamic":  # stretches by the length of the row itself
+        return {"dynamic": rope}
+    if rope.type == "linear":
+        return {
+            "linear": dataclasses.replace(rope, factor=rope.require("factor") * ratio)
+        }
+    if rope.type in ("llama3", "yarn") and original is not None:
+        factor = max(rope.require("factor") * ratio, context / original)
+        # YaRN's temperature follows from its factor, unless it was the base's own.
+        kept = dataclasses.replace(rope, factor=factor, attention_factor=None)
+        return {rope.type: kept}
+    shared: dict[str, Any] = {
+        "factor": ratio,
+        "original_max_position_embeddings": base.context,
+    }
+    llama3 = RopeSpec(
+        "llama3", rope.theta, low_freq_factor=1.0, high_freq_factor=4.0, **shared
+    )
+    return {"llama3": llama3, "yarn": RopeSpec("yarn", rope.theta, **shared)}
+
+
+def _compared_at(base: Published) -> int:
+    """The context by which angles count as seen: the base's, or what its factor reaches
+    where that is less (Llama 3.1 has 131,072 tokens at 8 x 8,192).
+    """
+    rope, original = base.rope, base.rope.original_max_position_embeddings
+    if not ROPE_TYPES[rope.type].reaches or original is None or rope.factor is None:
+        return base.context
+    return min(base.context, int(original * rope.factor))
+
+
+def budget(model: ModelSpec, context: int) -> tuple[int, float]:
+    """(tokens of an update in whole rows, learning rate): between the two runs that are
+    known, by the logarithm of the parameters; at and beyond them theirs.
+    """
+    (few, small_update, high), (many, large_update, low) = _SMALL, _LARGE
+    share = math.log(model.parameters() / few) / math.log(many / few)
+    share = min(1.0, max(0.0, share))
+    tokens = small_update * (large_update / small_update) ** share
+    rate = high * (low / high) ** share
+    return max(1, round(tokens / context)) * context, float(f"{rate:.0e}")
+
+
+def _counts(
+    gpus: int | None, machine: str | None
+) -> Iterator[tuple[int, str, ClusterSpec]]:
+    """What is tried in turn: (GPUs, name, cluster)."""
+    name = machine or _MACHINE
+    if name not in MACHINES:
+        known = ", ".join(MACHINES)
+        rule = "there is no such machine"
+        raise ConfigError("", [Problem("--on", name, rule, f"use one of {known}")])
+    if gpus is not None and gpus < 0:
+        rule, remedy = "must be 0 or above", "0 is the processor"
+        raise ConfigError("", [Problem("--gpus", gpus, rule, remedy)])
+    wanted = gpus
+    if gpus is None and machine is None:
+        wanted = len(list(Path("/dev").glob("nvidia[0-9]*")))
+    if wanted == 0:
+        yield 0, HOST, _host()
+        if gpus == 0:
+            return
+    elif wanted:
+        yield wanted, name, _cluster(name, wanted)
+    size = MACHINES[name].ranks_per_node
+    for doubling in range(_MOST_GPUS.bit_length()):
+        count = 1 << doubling
+        if count > (wanted or 0) and (count <= size or count % size == 0):
+            yield count, name, _cluster(name, count)
+
+
+def _cluster(machine: str, gpus: int) -> ClusterSpec:
+    spec = MACHINES[machine]
+    ranks = min(gpus, spec.ranks_per_node)
+    if gpus % ranks:
+        rule = f"are no whole nodes of {machine}, which have {ranks} each"
+        raise ConfigError("", [Problem("--gpus", gpus, rule, "give a multiple")])
+    return dataclasses.replace(spec, nodes=gpus // ranks, ranks_per_node=ranks)
+
+
+def _host() -> ClusterSpec:
+    """One rank on this machine's processor, with all of its memory."""
+    memory = float(psutil.virtual_memory().total // GIB)
+    return dataclasses.replace(
+        MACHINES["laptop"],
+        ranks_per_node=1,
+        memory_gib=memory,
+        host_memory_gib=memory,
+        overhead_gib=1.0,
+        host_overhead_gib=0.0,
+    )
+
+
+def _proposal(
+    directory: Path,
+    name: str,
+    base: Published,
+    target: int,
+    gpus: int,
+    machine: str,
+    cluster: ClusterSpec,
+) -> Proposal:
+    engine = EngineConfig(device="cuda") if gpus else _HOST_ENGINE
+    empty = RunConfig(
+        name=name,
+        output=f"runs/{name}",
+        tokenizer=str(directory),
+        hf_base=str(directory),
+        model=base.model,
+        data=DataConfig(sources={}),
+        stages={},
+        cluster=cluster,
+        engine=engine,
+    )
+    stages: list[ProposedStage] = []
+    for context in contexts(base.context, target):
+        origin = stages[-1].name if stages else f"{empty.output}/base"
+        stages.append(_stage(empty, base, context, origin))
+    run = dataclasses.replace(empty, stages={s.name: s.stage for s in stages})
+    return Proposal(directory, base, run, stages, gpus, machine)
+
+
+_HOST_ENGINE = EngineConfig(device="cpu", precision="fp32")
+
+
+def _stage(run: RunConfig, base: Published, context: int, origin: str) -> ProposedStage:
+    model, name = base.model, stage_name(context)
+    choices = rope_choices(base, context)
+    figures = {}
+    for label, rope in {"unchanged": base.rope, **choices}.items():
+        # A base that is scaled already cannot be asked beyond its factor.
+        with suppress(ConfigError):
+            figures[label] = rope_figures(
+                label, rope, model.head_dim, context, base.rope, _compared_at(base)
+            )
+    # Of equally many angles that nobody was trained on, the first.
+    possible = [label for label in choices if label in figures]
+    if not possible:
+        label, rope = next(iter(choices.items()))
+        problems = rope.problems(f"RoPE {label} of {name}", context, model.head_dim)
+        raise ConfigError(f"{run.hf_base} cannot be extended", problems)
+    chosen = min(possible, key=lambda label: figures[label].beyond_training)
+    update_tokens, rate = budget(model, context)
+    stage = StageConfig(
+        init_from=origin,
+        context=context,
+        rope=choices[chosen],
+        tokens=_UPDATES * update_tokens,
+        update_tokens=update_tokens,
+        learning_rate=rate,
+        pack=PackSpec("best_fit", "split"),
+    )
+    choice = first_choice(run, stage, free=True)
+    if not choice.usable and update_tokens < run.world_size(stage) * context:
+        # So few rows that ranks would have none: as many as there are ranks.
+        update_tokens = run.world_size(stage) * context
+        stage = dataclasses.replace(
+            stage, update_tokens=update_tokens, tokens=_UPDATES * update_tokens
+        )
+        choice = first_choice(run, stage, free=True)
+    return ProposedStage(name, stage, figures, chosen, choice)

@@ -1,0 +1,95 @@
+"""What is said once before a stage's first update: what is trained, how, from where, what
+will be saved, and when it may end.
+"""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime, timedelta
+from typing import TYPE_CHECKING
+
+from alia_ctx.config.layouts import search_settings
+from alia_ctx.config.run import RunConfig
+from alia_ctx.data.packing import PackPlan
+from alia_ctx.errors import AliaError
+from alia_ctx.train.trainer import StageTrainer
+from alia_ctx.workflow.chain import run_directory
+
+if TYPE_CHECKING:
+    from alia_ctx.mcore.engine import MegatronEngine
+
+
+def training_block(
+    run: RunConfig,
+    name: str,
+    plan: PackPlan,
+    engine: MegatronEngine,
+    trainer: StageTrainer,
+    now: datetime | None = None,
+) -> list[str]:
+    """The lines, of a trainer that is prepared. `now`: in UTC."""
+    stage, model = run.stage(name), run.model
+    rope, places = stage.rope, run_directory(run)
+    factor = f" x{rope.factor:g}" if rope.factor else ""
+    dp = engine.data_parallel_size
+    layout = engine.layout
+    saving, left = run.checkpoint, plan.updates - trainer.update
+    tokens = int(plan.stats["tokens"])
+    start = trainer.state.parent or "random weights"
+    if trainer.update:
+        start = f"goes on after update {trainer.update:,} of {plan.updates:,}"
+    kept = f"the last {saving.keep_last} kept"
+    if saving.keep_every:
+        kept += f", each {saving.keep_every:,}th for good"
+    sinks = ", ".join(["metrics.jsonl", *run.metrics.sinks])
+    return [
+        f"run {run.name}, stage {name}",
+        f"  model   {model.parameters():,} parameters, {model.num_hidden_layers} layers "
+        f"of {model.hidden_size:,}; context {stage.context:,}, RoPE {rope.type}{factor}",
+        f"  layout  tp={layout.tp} cp={layout.cp} pp={layout.pp} dp={dp} on "
+        f"{engine.world_size} rank{'s' if engine.world_size != 1 else ''}, "
+        f"recompute {stage.recompute}",
+        f"  engine  {engine.device.type}, {run.engine.precision}, attention by "
+        f"{engine.kernel}",
+        f"  plan    {plan.updates:,} updates of {len(plan):,} rows, {tokens:,} tokens: "
+        f"{plan.directory}",
+        f"  start   {start}",
+        f"  saves   every {saving.every_updates:,} updates and at the end, {kept}: "
+        f"{places.checkpoints(name)}",
+        f"  numbers {sinks}: {places.stage(name)}",
+        f"  end     {_end(run, name, left, now or datetime.now(UTC))}",
+    ]
+
+
+def _end(run: RunConfig, name: str, left: int, now: datetime) -> str:
+    """When the updates that are left may be done, by what those before took, or by the
+    planner.
+    """
+    from alia_ctx.planner import duration, plan_stage
+    from alia_ctx.train.metrics_log import read_lines
+    from alia_ctx.workflow.mixture import sizes_of
+
+    if not left:
+        return "all updates are done"
+    stage = run.stage(name)
+    lines = read_lines(run_directory(run).metrics(name))
+    times = sorted(float(line["seconds"]) for line in lines[-64:] if "seconds" in line)
+    if times:
+        seconds, by = times[len(times) // 2], "by the updates so far"
+    else:
+        tokens, update_tokens, _ = sizes_of(run, name)
+        shared = search_settings(run, stage)
+        del shared["shortest_row"]
+        try:
+            planned = plan_stage(
+                *(run.model, stage.rope, stage.context, stage.layout),
+                *(run.world_size(stage), tokens, update_tokens, stage.recompute),
+                **shared,
+            )
+        except AliaError:
+            return "no estimate yet"
+        seconds, by = planned.timing.total, "by the planner, not measured"
+    whole = max(1.0, seconds * left)
+    if whole > timedelta(days=3650).total_seconds():
+        return f"in more than ten years {by}"
+    then = (now + timedelta(seconds=whole)).strftime("%Y-%m-%d %H:%M UTC")
+    return f"about {then}, in {duration(whole)} ({left:,} updates, {by})"

@@ -1,0 +1,124 @@
+"""What `watch` looks at: the log and the files of a stage that trains, or did, on this
+machine or another.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+
+from alia_ctx.config.load import load_plan
+from alia_ctx.config.run import RunConfig
+from alia_ctx.errors import AliaError, ConfigError, Problem
+from alia_ctx.report.screen import WatchedStage
+from alia_ctx.train.metrics_log import read_lines
+from alia_ctx.train.run_directory import RunDirectory, metrics_file
+from alia_ctx.workflow.run_facts import config_of
+
+_LOG = "metrics.jsonl"
+
+
+@dataclass(frozen=True)
+class Watched:
+    """Where a stage is looked for.
+
+    Args:
+        log: its log, which need not be there yet.
+        run, name: what it is called, the name None where its lines say it.
+        places: the run's directory; None where only the log is at hand.
+        updates: of the whole stage, where that is known.
+    """
+
+    log: Path
+    run: str
+    name: str | None
+    places: RunDirectory | None = None
+    updates: int | None = None
+
+    def now(self) -> WatchedStage:
+        """What its files say now. LogError where the log cannot be read."""
+        lines = read_lines(self.log)
+        name = self.name or str(lines[-1].get("stage", "?") if lines else "?")
+        aside = [
+            f"{count} lines are in {file.name}"
+            for why in ("superseded", "broken")
+            if (file := self.log.with_name(f"{self.log.name}.{why}")).is_file()
+            and (count := file.read_bytes().count(b"\n"))
+        ]
+        if self.places is None:
+            return WatchedStage(self.run, name, lines, self.updates, messages=aside)
+        root = self.places.checkpoints(name)
+        found = sorted(root.glob("update-*")) if root.is_dir() else []
+        whole = [p for p in found if p.name.removeprefix("update-").isdigit()]
+        return WatchedStage(
+            run=self.run,
+            name=name,
+            lines=lines,
+            updates=self.updates,
+            checkpoints={path.name: path.stat().st_mtime for path in whole},
+            unfinished=[p.name for p in found if p.name.endswith(".incomplete")],
+            damaged=[p.name for p in found if ".damaged" in p.name],
+            messages=aside,
+            results=[
+                file.stem
+                for file in sorted((self.places.evaluations / name).glob("*.json"))
+            ],
+        )
+
+
+def find_watched(
+    target: Path, overrides: Sequence[str] = (), stage: str | None = None
+) -> Watched:
+    """The stage that `target` is, or that was last at work in it: a run's YAML, its output
+    directory, the directory of a stage, or a log, copied from wherever.
+
+    ConfigError where there is none, or no stage of that name.
+    """
+    if target.is_file() and target.suffix not in (".yaml", ".yml"):
+        return Watched(target, target.parent.name or "log", stage)
+    if target.is_dir() and (target / _LOG).is_file():
+        if target.absolute().parent.name == "stages":
+            return find_watched(target.absolute().parents[1], (), target.name)
+        return Watched(target / _LOG, target.name, None)
+    if target.is_dir():
+        recorded: RunConfig | None = None
+        with suppress(AliaError):  # before the first checkpoint nobody says it
+            recorded = config_of(target)
+        name = target.name if recorded is None else recorded.name
+        return _of_run(RunDirectory(target), name, recorded, stage)
+    run, _ = load_plan(target, overrides)
+    return _of_run(RunDirectory(Path(run.output)), run.name, run, stage)
+
+
+def _of_run(
+    places: RunDirectory, name: str, run: RunConfig | None, stage: str | None
+) -> Watched:
+    logs = [log for log in places.root.glob(f"stages/*/{_LOG}") if log.is_file()]
+    logs.sort(key=lambda log: log.stat().st_mtime)
+    known = [log.parent.name for log in logs]
+    names = list(run.stages) if run is not None else known
+    if stage is not None and stage not in names:
+        remedy = f"there are {', '.join(names) or 'none'}"
+        raise ConfigError("", [Problem("--stage", stage, "is no stage here", remedy)])
+    chosen = stage or (known[-1] if known else next(iter(names), None))
+    if chosen is None:
+        rule = "holds no log of a stage"
+        remedy = "name a run's YAML, its output directory, or a metrics.jsonl"
+        raise ConfigError("", [Problem("RUN", places.root, rule, remedy)])
+    return Watched(
+        metrics_file(places.stage(chosen)), name, chosen, places, _updates(run, chosen)
+    )
+
+
+def _updates(run: RunConfig | None, name: str) -> int | None:
+    """Updates of a stage; None where only a plan that is not here would say it."""
+    if run is None or name not in run.stages:
+        return None
+    from alia_ctx.workflow.chain import stage_task
+
+    try:
+        return stage_task(run, name).updates
+    except AliaError:
+        return None
