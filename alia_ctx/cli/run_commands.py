@@ -16,6 +16,7 @@ import typer
 from alia_ctx.cli import (
     call_commands,
     chat_commands,
+    cluster_commands,
     convert_commands,
     evaluate_commands,
     report_commands,
@@ -40,6 +41,7 @@ evaluate_commands.register(app)
 chat_commands.register(app)
 call_commands.register(app)
 report_commands.register(app)
+cluster_commands.register(app)
 
 Config = Annotated[
     Path,

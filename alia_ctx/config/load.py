@@ -52,6 +52,7 @@ def load_run(
     *,
     stages: Collection[str] = (),
     read_text: bool = False,
+    over: Sequence[Path] = (),
 ) -> RunConfig:
     """Read `path`, apply dotted `key=value` overrides, and check everything.
 
@@ -60,11 +61,12 @@ def load_run(
             layout or base is then no obstacle, nor is text that is tokenised already.
         read_text: Look into the held-out text whether it is long enough, which may
             take a while; `check` and `run` do.
+        over: Files that are put over `path`, before the overrides.
 
     Raises ConfigError listing *all* violations: unknown keys, wrong types, and what the
     values break, as far as they could be typed.
     """
-    run, _ = _load(path, overrides, stages, read_text=read_text)
+    run, _ = _load(path, overrides, stages, read_text=read_text, over=over)
     return run
 
 
@@ -87,8 +89,9 @@ def _load(
     *,
     read_text: bool = False,
     planning: bool = False,
+    over: Sequence[Path] = (),
 ) -> tuple[RunConfig, set[str]]:
-    raw, problems = read_config(path, overrides), Problems()
+    raw, problems = read_config(path, overrides, over=over), Problems()
     open_layouts = unstated(raw)
     raw, automatic = without_auto(raw, problems)
     draft = _draft(raw, build_parts(RunConfig, raw, Problems()))
@@ -129,13 +132,17 @@ def _keys(raw: object, *place: str) -> tuple[str, ...] | None:
     return tuple(map(str, raw)) if isinstance(raw, Mapping) else None
 
 
-def read_config(path: str | Path, overrides: Sequence[str] = ()) -> dict[str, Any]:
-    """What `path` says with its includes, overrides and stage defaults, as plain
-    containers; nothing is checked but that it can be read.
+def read_config(
+    path: str | Path, overrides: Sequence[str] = (), *, over: Sequence[Path] = ()
+) -> dict[str, Any]:
+    """What `path` says with its includes, the files `over` it, overrides and stage
+    defaults, as plain containers; nothing is checked but that it can be read.
 
     ConfigError names the file that cannot be.
     """
     document = _read_file(Path(path), ())
+    for file in over:
+        document = _merge(document, _read_file(Path(file), ()))
     merged = _merge(document, _read_overrides(overrides, document))
     merged = _under_every_stage(merged.pop("stage_defaults", {}), merged)
     try:

@@ -16,6 +16,7 @@ from alia_ctx.data.tokens import SpecialTokens
 from alia_ctx.errors import ConfigError, Problem
 from alia_ctx.spec.cluster import ClusterSpec
 from alia_ctx.spec.execution import Precision, Recompute
+from alia_ctx.spec.launch import LaunchSpec
 from alia_ctx.spec.layout import Layout
 from alia_ctx.spec.model import ModelSpec
 from alia_ctx.spec.rope import RopeSpec
@@ -212,6 +213,7 @@ class RunConfig:
     checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
     evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
     metrics: MetricsConfig = field(default_factory=MetricsConfig)
+    launch: LaunchSpec = field(default_factory=LaunchSpec)
     notes: list[str] = field(default_factory=list)
 
     def stage(self, name: str) -> StageConfig:

@@ -29,6 +29,7 @@ from alia_ctx.workflow.evaluation_tasks import (
     standard_task,
 )
 from alia_ctx.workflow.exporting import export
+from alia_ctx.workflow.launching import Launched, launch
 from alia_ctx.workflow.named_models import Asked, models_task
 from alia_ctx.workflow.pipeline import run_all
 from alia_ctx.workflow.planning import PlanQuestion, draw_update, plan_stages
@@ -42,6 +43,7 @@ from alia_ctx.workflow.reporting import (
     text_report,
     write_page,
 )
+from alia_ctx.workflow.run_status import RunStatus, StageStatus, run_status
 from alia_ctx.workflow.starting import load_on_all_ranks, task_on_all_ranks
 from alia_ctx.workflow.stores import (
     few_held_out,
@@ -60,9 +62,12 @@ __all__ = [
     "Evaluated",
     "Evaluation",
     "EvaluationTask",
+    "Launched",
     "PlanQuestion",
     "Ranking",
     "Role",
+    "RunStatus",
+    "StageStatus",
     "ablate",
     "base_rope",
     "best_checkpoint",
@@ -79,6 +84,7 @@ __all__ = [
     "few_held_out",
     "finished_checkpoint",
     "keep_page",
+    "launch",
     "lines_of",
     "load_on_all_ranks",
     "measure_models",
@@ -94,6 +100,7 @@ __all__ = [
     "report",
     "require_same_text",
     "run_all",
+    "run_status",
     "standard_lines",
     "standard_task",
     "task_on_all_ranks",
