@@ -45,7 +45,8 @@ def launch(
         ),
     ] = None,
     submit: Annotated[
-        bool, typer.Option("--submit", help="Submit the jobs, each after the one before.")
+        bool,
+        typer.Option("--submit", help="Submit the jobs, each after the one before."),
     ] = False,
 ) -> None:
     """Check a run, write a batch file for each of its stages, and submit them."""
@@ -104,7 +105,9 @@ def _show(found: RunStatus) -> None:
     for job in found.jobs:
         typer.echo(f"{job['name']}: job {job['number']} {job['state'].lower()}")
     for stage in found.stages:
-        counts = ", ".join(f"{n} {kind}{'s' * (n > 1)}" for kind, n in stage.faults.items())
+        counts = ", ".join(
+            f"{n} {kind}{'s' * (n > 1)}" for kind, n in stage.faults.items()
+        )
         if counts:
             typer.echo(f"{stage.stage} survived: {counts}")
         for words in stage.words:
@@ -130,6 +133,8 @@ def _cells(stage: StageStatus) -> list[str]:
         "-" if stage.loss is None else f"{stage.loss:.4f}",
         "-" if stage.tokens_per_second is None else f"{stage.tokens_per_second:,.0f}",
         time(stage.seconds_left),
-        "-" if stage.last_line_seconds is None else f"{time(stage.last_line_seconds)} ago",
+        "-"
+        if stage.last_line_seconds is None
+        else f"{time(stage.last_line_seconds)} ago",
         saved,
     ]

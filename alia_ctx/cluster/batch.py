@@ -114,22 +114,29 @@ def _word(text: str) -> str:
 
 def _variables(job: Job, launch: LaunchSpec) -> list[str]:
     values = {
-        "ALIA_PYTHON": launch.python or sys.executable,
+        "ALIA_PYTHON": _python(launch),
         "ALIA_STEP": job.step if job.step != "data" else None,
         "ALIA_LOGS": str(job.logs),
         "ALIA_PROGRESS": str(job.progress) if job.progress else None,
         "ALIA_CONTAINER": launch.container,
-        "ALIA_CONTAINER_COMMAND": launch.container_command if launch.container else None,
+        "ALIA_CONTAINER_COMMAND": launch.container_command
+        if launch.container
+        else None,
         **launch.environment,
     }
     return [f"export {k}={shlex.quote(v)}" for k, v in values.items() if v is not None]
+
+
+def _python(launch: LaunchSpec) -> str:
+    """That of an image is called so; else the one that runs this."""
+    return launch.python or ("python" if launch.container else sys.executable)
 
 
 def _commands(job: Job, launch: LaunchSpec) -> list[str]:
     inside = []
     if launch.container is not None:
         inside = [*shlex.split(launch.container_command), launch.container]
-    program = [*inside, launch.python or sys.executable, "-m", "alia_ctx.cli"]
+    program = [*inside, _python(launch), "-m", "alia_ctx.cli"]
     return [shlex.join([*program, *command]) for command in job.commands]
 
 
@@ -159,15 +166,17 @@ def _template() -> Path:
 # -- one machine -----------------------------------------------------------------------
 
 _SHELL = """#!/usr/bin/env bash
-# {run}: written by `alia-ctx launch`, which writes it anew. Start it again to go on where it stopped.
+# {run}: written by `alia-ctx launch`, which writes it anew.
+# Start it again to go on where it stopped.
 set -uo pipefail
 cd {directory} || exit
 {setup}
 run=({python} -m alia_ctx.cli)
-ranks=({python} -m alia_ctx.cli.launch --standalone --nproc-per-node={count} -m alia_ctx.cli)
+ranks=({python} -m alia_ctx.cli.launch --standalone --nproc-per-node={count})
+ranks+=(-m alia_ctx.cli)
 
-# Ranks that lose touch, or hang, end with status 75, with all saved: they are started again, as a queue would do.
-# Whoever asks this script to stop (TERM, or USR1) is not answered so.
+# Ranks that lose touch, or hang, end with status 75, with all saved: they are started
+# again, as a queue would do. Whoever asks this script to stop (TERM, or USR1) is not answered so.
 asked=''
 trap 'asked=1; kill -TERM "$child" 2>/dev/null' TERM USR1
 again() {{

@@ -102,7 +102,7 @@ class MegatronEngine(Ranks):
         device_type = torch.device(torch.cuda.current_device()).type
         on_gpu = device_type == "cuda"
         self.kernel = resolve_kernel(engine.attention, device_type).name
-        super().__init__(layout, seed)
+        super().__init__(layout, seed, engine.timeout_minutes)
         self._staging = Staging()
         options = ModelOptions(
             engine.precision,

@@ -113,4 +113,8 @@ def slurm_time(seconds: float) -> str:
     minutes = max(1, -int(-seconds // 60))
     hours, minutes = divmod(minutes, 60)
     days, hours = divmod(hours, 24)
-    return f"{days}-{hours:02d}:{minutes:02d}:00" if days else f"{hours:02d}:{minutes:02d}:00"
+    return (
+        f"{days}-{hours:02d}:{minutes:02d}:00"
+        if days
+        else f"{hours:02d}:{minutes:02d}:00"
+    )

@@ -72,7 +72,9 @@ def record_fault(directory: Path, by: int, line: Mapping[str, Any]) -> None:
 
 def read_faults(directory: Path) -> list[dict[str, Any]]:
     """Every whole line of every rank, the oldest first."""
-    lines = [line for path in (directory / FOLDER).glob("*.jsonl") for line in _of(path)]
+    lines = [
+        line for path in (directory / FOLDER).glob("*.jsonl") for line in _of(path)
+    ]
     return sorted(lines, key=lambda line: str(line["time"]))
 
 

@@ -236,7 +236,9 @@ def submitted_jobs(folder: Path) -> list[dict[str, Any]]:
     path = folder / JOBS
     try:
         jobs = read_object(path)["jobs"]
-        return [dict(job, number=str(job["number"]), name=str(job["name"])) for job in jobs]
+        return [
+            dict(job, number=str(job["number"]), name=str(job["name"])) for job in jobs
+        ]
     except FileNotFoundError:
         return []
     except (OSError, ValueError, KeyError, TypeError) as error:

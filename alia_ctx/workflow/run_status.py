@@ -102,7 +102,9 @@ def _run_of(target: Path, overrides: Sequence[str]) -> tuple[RunConfig, Path]:
         return run, Path(run.output)
     with suppress(ConfigError):
         return config_of(target), target
-    copies = sorted((target / "launch").glob("run-*.yaml"), key=lambda p: p.stat().st_mtime)
+    copies = sorted(
+        (target / "launch").glob("run-*.yaml"), key=lambda p: p.stat().st_mtime
+    )
     if copies:
         run, _ = load_plan(copies[-1], [f"output={target.absolute()}", *overrides])
         return run, target
@@ -204,7 +206,10 @@ def _faults(
     root = places.checkpoints(name)
     counts["damaged checkpoint"] = len(list(root.glob("*.damaged*")))
     counts["unfinished checkpoint"] = len(list(root.glob("*.incomplete")))
-    words = [f"{line['time']} update {line.get('update')}: {line.get('words')}" for line in named]
+    words = [
+        f"{line['time']} update {line.get('update')}: {line.get('words')}"
+        for line in named
+    ]
     return {kind: n for kind, n in counts.items() if n}, words[-_FAULTS_SHOWN:]
 
 

@@ -18,7 +18,9 @@ from alia_ctx.progress import Meter, meter, say
 from alia_ctx.spec.layout import Layout
 from alia_ctx.train.agreement import on_all_ranks
 from alia_ctx.train.engine import Engine
+from alia_ctx.train.faults import RankName
 from alia_ctx.train.rendezvous import starting_ranks
+from alia_ctx.train.roll_call import RollCall
 from alia_ctx.train.stopping import StopRequests, Watchdog
 from alia_ctx.train.trainer import StageTrainer
 from alia_ctx.workflow.chain import (
@@ -75,6 +77,18 @@ def train(run: RunConfig, name: str, *, exit_before: float | None = None) -> Pat
         stop = entered.enter_context(StopRequests(exit_before))
         entered.enter_context(Distributed(run.engine))
         ranks = starting_ranks()
+        done: list[StageTrainer] = []
+
+        def update() -> int:
+            return done[0].update if done else 0
+
+        call = RollCall(ranks.rank, task.directory, update, f"stage {name}")
+        entered.enter_context(call)
+        own = RankName.of_this_process(ranks.rank)
+        call.names = [
+            RankName(*fields)
+            for fields in ranks.gather_objects(dataclasses.astuple(own))
+        ]
         # First of all: a second trainer shall not find out after minutes of start.
         entered.enter_context(
             exclusive(
@@ -98,7 +112,7 @@ def train(run: RunConfig, name: str, *, exit_before: float | None = None) -> Pat
         engine = stage_engine(run, name, run.optimizer)
         main = engine.rank == 0
         watchdog = entered.enter_context(
-            Watchdog(run.engine.hang_minutes * 60, task.directory, engine.rank)
+            Watchdog(run.engine.hang_minutes * 60, task.directory, engine.rank, update)
         )
         tokens = _bar_tokens(stage, plan, plan.updates)
         bar = entered.enter_context(meter(f"train {name}", tokens, "token", shown=main))
@@ -118,7 +132,9 @@ def train(run: RunConfig, name: str, *, exit_before: float | None = None) -> Pat
             evaluate=_evaluation(run, name, engine, watchdog.beat)
             if run.evaluation.every_updates
             else None,
+            names=call.names,
         )
+        done.append(trainer)
         bar.begin_at(_bar_tokens(stage, plan, trainer.prepare()))
         return trainer.train()
 

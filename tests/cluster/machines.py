@@ -94,7 +94,9 @@ class Machines(AbstractContextManager["Machines"]):
     def _wire(self) -> None:
         hosts = [f"127.0.0.1 localhost\n10.77.0.1 {HEAD}\n"]
         for index, node in enumerate(self.nodes):
-            hosts.append(f"10.77.0.{10 + index} {node}\n10.78.0.{10 + index} {node}-d\n")
+            hosts.append(
+                f"10.77.0.{10 + index} {node}\n10.78.0.{10 + index} {node}-d\n"
+            )
         (self.folder / "hosts").write_text("".join(hosts))
         self._on_head(
             f"mount --bind {self.folder}/hosts /etc/hosts; hostname {HEAD}; "
@@ -110,7 +112,15 @@ class Machines(AbstractContextManager["Machines"]):
             )
 
     def _add(self, node: str, index: int) -> None:
-        start = ["unshare", "-n", "-u", "-m", "sh", "-c", f"hostname {node}; exec sleep 1d"]
+        start = [
+            "unshare",
+            "-n",
+            "-u",
+            "-m",
+            "sh",
+            "-c",
+            f"hostname {node}; exec sleep 1d",
+        ]
         holder = subprocess.Popen(self.inside(HEAD, start))
         pid = self._holder(holder.pid)
         self._pids[node] = pid
@@ -134,8 +144,13 @@ class Machines(AbstractContextManager["Machines"]):
         """The process of a node, which `nsenter` has forked."""
         deadline = time.monotonic() + 20
         while time.monotonic() < deadline:
-            for child in Path(f"/proc/{nsenter}/task/{nsenter}/children").read_text().split():
-                if b"sleep" in Path(f"/proc/{child}/cmdline").read_bytes().split(b"\0")[:1]:
+            for child in (
+                Path(f"/proc/{nsenter}/task/{nsenter}/children").read_text().split()
+            ):
+                if (
+                    b"sleep"
+                    in Path(f"/proc/{child}/cmdline").read_bytes().split(b"\0")[:1]
+                ):
                     return int(child)
             time.sleep(0.02)
         raise TimeoutError("a node did not start")
@@ -149,6 +164,11 @@ class Machines(AbstractContextManager["Machines"]):
         raise AssertionError(f"process {pid} has no name space")
 
     # -- use ---------------------------------------------------------------------------
+
+    @property
+    def head(self) -> int:
+        """The process with which all machines end."""
+        return self._pids[HEAD]
 
     def inside(self, machine: str, command: Sequence[str]) -> list[str]:
         """A command line that runs `command` on a machine."""

@@ -51,7 +51,9 @@ ReturnToService=2
 SlurmdTimeout=10
 KillWait=5
 MessageTimeout=5
+MinJobAge=3600
 JobRequeue=1
+EnforcePartLimits=ALL
 NodeName={nodes} CPUs={cpus} State=UNKNOWN
 PartitionName=all Nodes=ALL Default=YES MaxTime=INFINITE State=UP
 """
@@ -105,7 +107,12 @@ class Slurm(AbstractContextManager["Slurm"]):
         key.chmod(0o400)
         self._daemon(
             HEAD,
-            *("munged", "--foreground", "--force", f"--socket={self.folder}/munge.socket"),
+            *(
+                "munged",
+                "--foreground",
+                "--force",
+                f"--socket={self.folder}/munge.socket",
+            ),
             *(f"--key-file={key}", f"--pid-file={self.folder}/munge.pid"),
             *(f"--log-file={self.folder}/munge.log", "--num-threads=2"),
             f"--seed-file={self.folder}/munge.seed",
@@ -135,7 +142,9 @@ class Slurm(AbstractContextManager["Slurm"]):
     def words(self) -> str:
         """What the daemons have said, for whoever reads of a failure."""
         files = [*self.folder.glob("*.log"), *self.folder.glob("*.out")]
-        return "\n".join(f"{f.name}:\n{f.read_text(errors='replace')[-1500:]}" for f in files)
+        return "\n".join(
+            f"{f.name}:\n{f.read_text(errors='replace')[-1500:]}" for f in files
+        )
 
     # -- nodes -------------------------------------------------------------------------
 
@@ -164,7 +173,11 @@ class Slurm(AbstractContextManager["Slurm"]):
         return {**kept, "PATH": f"{os.environ['PATH']}:/usr/sbin", **conf}
 
     def run(
-        self, *command: str, cwd: Path | None = None, check: bool = True, timeout: float = 120
+        self,
+        *command: str,
+        cwd: Path | None = None,
+        check: bool = True,
+        timeout: float = 120,
     ) -> subprocess.CompletedProcess[str]:
         """Run a command on the head, where a user is logged in."""
         done = subprocess.run(
@@ -188,7 +201,9 @@ class Slurm(AbstractContextManager["Slurm"]):
     def state(self, number: str) -> str:
         return self.job(number)["JobState"]
 
-    def wait(self, condition: Callable[[], bool], what: str, seconds: float = 90) -> None:
+    def wait(
+        self, condition: Callable[[], bool], what: str, seconds: float = 90
+    ) -> None:
         wait_for(condition, what, self.words, seconds)
 
 
