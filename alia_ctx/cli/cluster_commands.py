@@ -28,6 +28,7 @@ def register(app: typer.Typer) -> None:
     """Add the commands to `app`."""
     app.command()(launch)
     app.command()(status)
+    app.command()(doctor)
 
 
 def launch(
@@ -138,3 +139,42 @@ def _cells(stage: StageStatus) -> list[str]:
         else f"{time(stage.last_line_seconds)} ago",
         saved,
     ]
+
+
+def doctor(
+    config: Annotated[
+        Path | None,
+        typer.Argument(
+            help="The run's YAML, whose needs the machines are held against.",
+            show_default=False,
+            parser=path,
+        ),
+    ] = None,
+    overrides: Overrides = None,
+    as_json: AsJson = False,
+) -> None:
+    """Look at the machines: software, GPUs, links, clocks, disk. Alone, or on all ranks that
+    torchrun or srun started. Each line is good, weak or broken; exit status 0 unless one
+    is broken.
+    """
+    from dataclasses import asdict
+
+    from alia_ctx import workflow
+    from alia_ctx.config.load import load_plan
+    from alia_ctx.progress import is_main
+
+    run = load_plan(config, overrides or ())[0] if config is not None else None
+    place = Path(run.output) if run is not None else Path.cwd()
+    findings = workflow.examine(run, place)
+    counts = {
+        v: sum(f.verdict == v for f in findings) for v in ("good", "weak", "broken")
+    }
+    if is_main() and as_json:
+        document = {"findings": [asdict(f) for f in findings], **counts}
+        typer.echo(json.dumps(document, indent=1))
+    elif is_main():
+        for finding in findings:
+            typer.echo(str(finding))
+        typer.echo(", ".join(f"{n} {verdict}" for verdict, n in counts.items()))
+    if counts["broken"]:
+        raise typer.Exit(2)

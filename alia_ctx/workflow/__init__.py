@@ -15,6 +15,7 @@ from alia_ctx.workflow.chain import (
 )
 from alia_ctx.workflow.checking import check_all, check_end, check_vocabulary
 from alia_ctx.workflow.comparing_rope import base_rope, compare_rope
+from alia_ctx.workflow.doctor import examine
 from alia_ctx.workflow.evaluation import (
     EVALUATORS,
     Evaluated,
@@ -80,6 +81,7 @@ __all__ = [
     "contamination",
     "draw_update",
     "evaluation_task",
+    "examine",
     "export",
     "few_held_out",
     "finished_checkpoint",

@@ -193,9 +193,24 @@ class Machines(AbstractContextManager["Machines"]):
     def mend(self, node: str = "two") -> None:
         self.on(node, "ip link set data0 up")
 
-    def slow_down(self, node: str, delay: str, rate: str) -> None:
-        """Have what a node sends over the cable be late, and slow."""
-        self.on(node, f"tc qdisc add dev data0 root netem delay {delay} rate {rate}")
+    def slow_down(self, node: str, rate: str, delay: str) -> str:
+        """Have what a node sends over the cable be slow, and late where this kernel can do
+        that; returns how it was done.
+        """
+        for how in (
+            f"netem delay {delay} rate {rate}",
+            f"tbf rate {rate} burst 16kb latency 5s",
+        ):
+            try:
+                self.on(node, f"tc qdisc add dev data0 root {how}")
+            except AssertionError as error:  # not every kernel has netem
+                last = error
+            else:
+                return how
+        raise last
+
+    def speed_up(self, node: str) -> None:
+        self.on(node, "tc qdisc del dev data0 root")
 
 
 _SPACES = (("net", "net"), ("uts", "uts"), ("mount", "mnt"))
