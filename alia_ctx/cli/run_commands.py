@@ -277,6 +277,17 @@ def main() -> None:
     standard error and exit status 2.
     """
     try:
+        _run()
+    except Exception:
+        from alia_ctx.train.stopping import record_status
+
+        # A fault of the program would be met again: the queue shall not try.
+        record_status(1)
+        raise
+
+
+def _run() -> None:
+    try:
         app()
     except AliaError as error:
         _end(error, str(error), error.exit_code)

@@ -3,7 +3,7 @@ takes them, and whether the machines are fit for it.
 """
 
 from alia_ctx.cluster.batch import Job, batch_file, shell_script
-from alia_ctx.cluster.queue import QueueError, QueuedJob, Slurm
+from alia_ctx.cluster.queue import QueuedJob, QueueError, Slurm
 
 __all__ = [
     "Job",

@@ -143,7 +143,7 @@ def _commands(job: Job, launch: LaunchSpec) -> list[str]:
 def _template_body() -> str:
     """The template below its own header."""
     text = _template().read_text(encoding="utf-8")
-    head, found, body = text.partition(_BODY)
+    _, found, body = text.partition(_BODY)
     if not found:
         raise AliaError(
             f"{_template()}: has no line `{_BODY.strip()}`; restore it from the release"

@@ -73,9 +73,9 @@ def bandwidth(
     if world == 1:
         return
     on_gpu = device.type == "cuda"
-    size = (256 if on_gpu else 8) << 20
+    size = (256 if on_gpu else 4) << 20
     tensor = torch.ones(size // 4, device=device)
-    seconds = _least(lambda: dist.all_reduce(tensor), 5)
+    seconds = _least(lambda: dist.all_reduce(tensor), 3)
     # Each rank sends and receives 2 (n-1)/n of the bytes (NCCL's tests: bus bandwidth).
     rate = 2 * (world - 1) / world * size / seconds / 1e9
     hosts = {place.host for place in places}
@@ -111,7 +111,7 @@ def _ring(
         for work in dist.batch_isend_irecv(operations):
             work.wait()
 
-    rate = tensor.nbytes / _least(send, 5) / 1e9
+    rate = tensor.nbytes / _least(send, 3) / 1e9
     rates = _gather(rate)
     slowest = min(range(world), key=rates.__getitem__)
     median = sorted(rates)[world // 2]

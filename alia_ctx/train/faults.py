@@ -75,7 +75,7 @@ def read_faults(directory: Path) -> list[dict[str, Any]]:
     lines = [
         line for path in (directory / FOLDER).glob("*.jsonl") for line in _of(path)
     ]
-    return sorted(lines, key=lambda line: str(line["time"]))
+    return sorted(lines, key=lambda line: (str(line["time"]), str(line.get("update"))))
 
 
 def _of(path: Path) -> Iterator[dict[str, Any]]:

@@ -12,7 +12,7 @@ import dataclasses
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 
@@ -25,17 +25,16 @@ from alia_ctx.errors import AliaError
 from alia_ctx.train.balance import assign_rows, imbalance
 from alia_ctx.train.best import BEST, improved
 from alia_ctx.train.checkpoint_manager import CheckpointManager
-from alia_ctx.train.engine import Engine, UpdateResult
-from alia_ctx.train.faults import RankName, fault, record_fault
+from alia_ctx.train.engine import Engine
 from alia_ctx.train.metrics import StageMetrics, documents_of
 from alia_ctx.train.metrics_log import LogError, MetricsLog
+from alia_ctx.train.rank_watch import RankWatch
 from alia_ctx.train.run_directory import checkpoints_directory, metrics_file
 from alia_ctx.train.schedule import stage_schedule
 from alia_ctx.train.stage_identity import PLAN, PLANNED
 from alia_ctx.train.stage_log import open_log, remarkable
 from alia_ctx.train.stage_state import StageState, resume, start_from, with_schedule
 from alia_ctx.train.stopping import RequeueError, StopRequests, Watchdog
-from alia_ctx.train.stragglers import Stragglers, without_finite_loss
 from alia_ctx.train.task import StageTask
 
 PATIENCE = 3  # updates in a row without a finite gradient before a run stops
@@ -63,7 +62,6 @@ class StageTrainer:
         evaluate: called on every rank after updates at which an evaluation is due; its
             result goes to the log, and its `metrics` say which checkpoint is best.
         stop: asked after each update why to stop, if at all.
-        names: of all ranks, for what befalls one of them (default: asked of all).
         watchdog: told of every sign of life.
     """
 
@@ -78,7 +76,6 @@ class StageTrainer:
         evaluate: Callable[[], dict[str, Any]] | None = None,
         stop: StopRequests | None = None,
         watchdog: Watchdog | None = None,
-        names: Sequence[RankName] = (),
     ) -> None:
         self.task, self.stage = task, task.stage
         self.engine, self.plan = engine, plan
@@ -102,10 +99,7 @@ class StageTrainer:
             watchdog.allow if watchdog is not None else lambda seconds: None,
         )
         self.state = StageState.at_start(task.name, task.stage, plan.fingerprint)
-        own = RankName.of_this_process(engine.rank)
-        self.names = tuple(names) or tuple(engine.gather_objects(own))
-        self._stragglers, self._slow = Stragglers(self.names), set[RankName]()
-        self._suspects: list[set[RankName]] = []
+        self._watch = RankWatch(engine, task.directory, notice)
         self._longest_update = 0.0
         self._skipped_in_a_row = 0
 
@@ -174,8 +168,6 @@ class StageTrainer:
         rate = self.schedule.rate(self.update)
         result = self.engine.train_update(share, rate)
         self._beat()
-        own_flops = sum(flops[i] for i in shares[self.engine.data_parallel_rank])
-        work = own_flops * len(shares) / sum(flops)
         self.state = self.state.counted(rows, applied=result.applied)
 
         # Its line in the log: what it did, how fast, and where the time went.
@@ -200,7 +192,7 @@ class StageTrainer:
             "step_seconds": result.step_seconds,
             "save_seconds": self.checkpoints.take_seconds(),
         }
-        line |= self._befallen(result, data_seconds + result.compute_seconds, work)
+        line |= self._watch.look(self.update, result, data_seconds, flops, shares)
         is_best, due = False, self._is_due(self.task.evaluate_every)
         if self.evaluate is not None and due:
             line |= self.evaluate()
@@ -214,9 +206,7 @@ class StageTrainer:
         self._skipped_in_a_row = 0 if is_sound else self._skipped_in_a_row + 1
         if self._skipped_in_a_row == PATIENCE:
             documents = documents_of(rows, self.plan.sources)
-            raise _diverged(
-                line, self.checkpoints.root, documents, self._suspects[-PATIENCE:]
-            )
+            raise _diverged(line, self.checkpoints.root, documents, self._watch)
         reason = self._agreed_stop(unwritten)
         if reason and self.update < self.task.updates:
             self.checkpoints.save(self._manifest())
@@ -226,34 +216,6 @@ class StageTrainer:
             )
         if is_best or self._is_due(self.task.saving.every_updates):
             self.checkpoints.begin(self._manifest())
-
-    def _befallen(
-        self, result: UpdateResult, seconds: float, work: float
-    ) -> dict[str, Any]:
-        """What befell single ranks in this update, for its line: those that are slow, and
-        those without a finite loss. Recorded and told when it begins. Collective.
-        """
-        found: dict[str, Any] = {}
-        slow = self._stragglers.slow(self.engine, seconds, work)
-        if slow:
-            found["slow_ranks"] = {str(n.rank): times for n, times in slow.items()}
-        for name in slow.keys() - self._slow:
-            times = f"{slow[name]:.1f} times as long as the others' median"
-            self._record("slow", name, f"{name} takes {times}, update after update")
-        self._slow = set(slow)
-        if not result.applied and result.predicted_tokens:
-            broken = without_finite_loss(self.engine, result.losses, self.names)
-            self._suspects.append(set(broken))
-            found["ranks_not_finite"] = [name.rank for name in broken]
-            for name in broken:
-                self._record("nan", name, f"{name} has a loss that is not finite")
-        return found
-
-    def _record(self, kind: Literal["slow", "nan"], name: RankName, words: str) -> None:
-        if self.engine.rank == 0:
-            line = fault(kind, name, self.update, words)
-            record_fault(self.task.directory, 0, line)
-            self.notice(f"update {self.update}: {words}")
 
     def _note_best(self, line: Mapping[str, Any]) -> bool:
         """Whether the update that was just evaluated is the best so far, by the metric that
@@ -343,23 +305,14 @@ def _diverged(
     line: Mapping[str, Any],
     checkpoints: Path,
     documents: Sequence[str],
-    suspects: Sequence[set[RankName]],
+    watch: RankWatch,
 ) -> DivergedError:
     newest = checkpoint.latest(checkpoints)
-    always = set.intersection(*suspects) if suspects else set()
-    ranks = ""
-    # All of a model's copies alike is divergence; one and the same alone is a machine.
-    if always and all(broken == always for broken in suspects):
-        named = ", ".join(map(str, sorted(always, key=lambda name: name.rank)))
-        ranks = (
-            f"\nEach time the losses of {named} were not finite, and no others': suspect "
-            "that GPU or host first, and start again without it."
-        )
     listed = "\n  ".join(documents)
     return DivergedError(
         f"stage {line['stage']}: {PATIENCE} updates in a row, the last being "
         f"{line['update']}, had no finite loss or gradient (loss {line['loss']}, "
-        f"gradient norm {line['gradient_norm']}); nothing was changed by them.{ranks}\n"
+        f"gradient norm {line['gradient_norm']}); nothing was changed by them.{watch.suspicion(PATIENCE)}\n"
         f"Last good checkpoint: {newest or 'none yet'}. Documents of the last "
         f"update (source/number):\n  {listed}"
     )

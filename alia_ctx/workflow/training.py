@@ -132,7 +132,6 @@ def train(run: RunConfig, name: str, *, exit_before: float | None = None) -> Pat
             evaluate=_evaluation(run, name, engine, watchdog.beat)
             if run.evaluation.every_updates
             else None,
-            names=call.names,
         )
         done.append(trainer)
         bar.begin_at(_bar_tokens(stage, plan, trainer.prepare()))
