@@ -312,7 +312,8 @@ def _diverged(
     return DivergedError(
         f"stage {line['stage']}: {PATIENCE} updates in a row, the last being "
         f"{line['update']}, had no finite loss or gradient (loss {line['loss']}, "
-        f"gradient norm {line['gradient_norm']}); nothing was changed by them.{watch.suspicion(PATIENCE)}\n"
+        f"gradient norm {line['gradient_norm']}); nothing was changed by them."
+        f"{watch.suspicion(PATIENCE)}\n"
         f"Last good checkpoint: {newest or 'none yet'}. Documents of the last "
         f"update (source/number):\n  {listed}"
     )
