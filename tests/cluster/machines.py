@@ -8,6 +8,7 @@ which a test may cut or slow down. Needs root, `unshare`, `nsenter`, `ip` and `t
 
 from __future__ import annotations
 
+import contextlib
 import os
 import shutil
 import signal
@@ -73,13 +74,14 @@ class Machines(AbstractContextManager["Machines"]):
     def __exit__(self, *exception: object) -> None:
         if self._init is None:
             return
-        for pid in [self._pids.get(HEAD), self._init.pid]:
-            if pid is not None:
-                try:
-                    os.kill(pid, signal.SIGKILL)
-                except ProcessLookupError:
-                    continue
-        self._init.wait()
+        # With process 1 the kernel ends all others of its space; `unshare` reaps it then.
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(self._pids.get(HEAD, self._init.pid), signal.SIGKILL)
+        try:
+            self._init.wait(timeout=30)
+        except subprocess.TimeoutExpired:
+            self._init.kill()
+            self._init.wait()
         self._init = None
 
     def _child_of(self, pid: int) -> int:
@@ -105,7 +107,7 @@ class Machines(AbstractContextManager["Machines"]):
         )
         for index, node in enumerate(self.nodes):
             self._add(node, index)
-        for index, node in enumerate(self.nodes[:2]):
+        for index, node in enumerate(self.nodes[:2] if len(self.nodes) > 1 else ()):
             self.on(
                 node,
                 f"ip address add 10.78.0.{10 + index}/24 dev data0; ip link set data0 up",

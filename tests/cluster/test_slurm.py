@@ -18,6 +18,7 @@ import yaml
 
 from alia_ctx import checkpoint, workflow
 from alia_ctx.config.load import load_run
+from tests.cluster.slow_cli import GATE, allow
 from tests.cluster.slurm import Slurm, missing
 from tests.distributed import run_distributed
 from tests.paths import ROOT
@@ -26,7 +27,7 @@ from tests.small_run import metrics, state_checksums, write_run
 pytestmark = [
     pytest.mark.cluster,
     pytest.mark.skipif(missing() != "", reason=f"no SLURM here: {missing()}"),
-    pytest.mark.timeout(900),
+    pytest.mark.timeout(1800),
 ]
 SAME = ["metrics.sinks=[]", "cluster.nodes=2", "cluster.ranks_per_node=1"]
 # Every job is told to save 100 s before its limit. SLURM looks each half minute.
@@ -72,7 +73,7 @@ def configure(folder: Path, **launch: Any) -> Path:
             "exclusive": False,
             "python": str(python),
             "environment": {
-                "SLOW_SECONDS": "1.5",
+                GATE: str(folder / "allowed"),
                 "PYTHONPATH": str(ROOT),
                 "OMP_NUM_THREADS": "1",
             },
@@ -86,7 +87,7 @@ def configure(folder: Path, **launch: Any) -> Path:
 
 def alia(slurm: Slurm, *arguments: str | Path) -> Any:
     command = [sys.executable, "-m", "alia_ctx.cli", *map(str, arguments)]
-    return slurm.run(*command, cwd=ROOT, check=False, timeout=300)
+    return slurm.run(*command, cwd=ROOT, check=False, timeout=600)
 
 
 def update_of(folder: Path, stage: str) -> int:
@@ -124,8 +125,12 @@ class Disturbed:
             f"\n{f.name}:\n{f.read_text()[-3000:]}" for f in logs if f.is_file()
         )
 
+    def allow(self, update: int) -> None:
+        allow(self.folder / "allowed", self.stage, update)
+
     def at(self, update: int) -> None:
-        """Wait until the job runs and has trained so many updates."""
+        """Let the job train so many updates, and wait until it runs and has."""
+        self.allow(update)
 
         def there() -> bool:
             job = self.slurm.job(self.number)
@@ -134,7 +139,7 @@ class Disturbed:
             again = int(job["Restarts"]) == self.restarts
             return running and again and update_of(self.folder, self.stage) >= update
 
-        self.slurm.wait(there, f"update {update} of {self.stage}", 240)
+        self.slurm.wait(there, f"update {update} of {self.stage}", 400)
 
     def goes_back(self) -> None:
         """Wait until the job has been put back into the queue."""
@@ -143,7 +148,7 @@ class Disturbed:
         def back() -> bool:
             return int(self.slurm.job(self.number)["Restarts"]) >= self.restarts
 
-        self.slurm.wait(back, f"start {self.restarts + 1} of {self.stage}", 120)
+        self.slurm.wait(back, f"start {self.restarts + 1} of {self.stage}", 200)
 
 
 @pytest.fixture(scope="module")
@@ -172,6 +177,7 @@ def test_a_run_in_the_queue_disturbed_ends_as_one_undisturbed(
     [status, *_] = json.loads(shown.stdout)["stages"]
     assert status["job"]["state"] == "RUNNING" and status["updates"] == 12
     slurm.run("scancel", "--batch", "--signal=USR1", short.number)
+    short.allow(3)
     short.goes_back()
     # The node of the second rank dies, with everything on it.
     short.at(5)
@@ -182,17 +188,22 @@ def test_a_run_in_the_queue_disturbed_ends_as_one_undisturbed(
     short.at(8)
     slurm.run("scontrol", "requeue", short.number)
     short.goes_back()
+    short.allow(12)
 
     # The time limit draws near: the next stage is told, saves, and goes on afterwards.
     long = Disturbed(slurm, tmp_path, "long", jobs["02-long"])
     long.at(1)
+    output = next((tmp_path / "out/launch/logs").glob("02-long-*.out"))
     minutes = _minutes(slurm.job(long.number)["RunTime"]) + 2
     slurm.run("scontrol", "update", f"JobId={long.number}", f"TimeLimit={minutes}")
+    slurm.wait(lambda: "time is nearly up" in output.read_text(), "warning", 150)
+    long.allow(2)
     long.goes_back()
     slurm.run("scontrol", "update", f"JobId={long.number}", "TimeLimit=30")
+    long.allow(4)
 
     ends = ("COMPLETED", "FAILED", "CANCELLED", "TIMEOUT", "NODE_FAIL")
-    slurm.wait(lambda: slurm.state(jobs["03-evaluate"]) in ends, "end", 300)
+    slurm.wait(lambda: slurm.state(jobs["03-evaluate"]) in ends, "end", 500)
     for number in jobs.values():
         assert slurm.state(number) == "COMPLETED", short.words()
     for stage in ("short", "long"):
