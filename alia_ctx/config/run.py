@@ -90,6 +90,7 @@ class MetricsConfig:
 class DataConfig:
     """Sources of text by name, what delimits documents, and what special tokens become
     that a text spells: pieces (split), ids (keep), or the document is left out (refuse).
+    `stage_to` is a place on each host's own disk that tokens are copied to first.
     """
 
     sources: dict[str, SourceSpec]
@@ -97,6 +98,7 @@ class DataConfig:
     prepend_bos: bool = False
     special_tokens: SpecialTokens = "split"
     workers: int = 0
+    stage_to: str | None = None
 
 
 @dataclass(frozen=True)

@@ -33,6 +33,7 @@ from alia_ctx.workflow.chat_template import template_of_stage
 from alia_ctx.workflow.evaluation_in_training import held_out_evaluation
 from alia_ctx.workflow.function_calls import conversation_evaluation
 from alia_ctx.workflow.plans import not_seen, open_plan
+from alia_ctx.workflow.staging import staged
 from alia_ctx.workflow.stores import open_store, require_same_options, tokenizer_of_text
 
 if TYPE_CHECKING:
@@ -98,10 +99,11 @@ def train(run: RunConfig, name: str, *, exit_before: float | None = None) -> Pat
                 gather=ranks.gather_objects,
             )
         )
+        local = staged(run, name, ranks)
         data = on_all_ranks(
             ranks,
             f"what stage {name} is trained on, below {run.output}",
-            lambda: _open_data(run, name),
+            lambda: _open_data(run, name, local),
             _Data.identity,
         )
         plan = data.plan
@@ -157,10 +159,12 @@ class _Data:
         return [self.plan.fingerprint, text, *map(str, stated)]
 
 
-def _open_data(run: RunConfig, name: str) -> _Data:
-    """All that refuses a start is said here, before an engine is built."""
+def _open_data(run: RunConfig, name: str, local: RunConfig) -> _Data:
+    """All that refuses a start is said here, before an engine is built. `local`: with the
+    copies of the text on this host, if there are any.
+    """
     check_trained(run, name)
-    plan = open_plan(run, name)
+    plan = open_plan(local, name)
     require_same_options(run, name)
     evaluation = run.evaluation
     measured = evaluation.every_updates and evaluation.during_on_text

@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import shutil
 import sys
 from collections import Counter
 from pathlib import Path
@@ -15,10 +16,11 @@ import pytest
 
 from alia_ctx import workflow
 from alia_ctx.config.load import load_run
+from alia_ctx.errors import AliaError
 from alia_ctx.train.stopping import RequeueError
 from tests.distributed import run_distributed
-from tests.small_run import write_run
-from tests.train.runs import StopAfter
+from tests.small_run import state_checksums, write_run
+from tests.train.runs import StopAfter, last
 
 _CALLS = ("open", "os.scandir", "os.listdir", "os.mkdir", "os.rename", "os.remove")
 
@@ -94,3 +96,46 @@ def test_what_a_rank_asks_of_the_file_system_does_not_grow_with_the_ranks(
         assert other_of_4 <= other, most
         # The first flushes and weighs each rank's file, once a save, before it commits.
         assert first_of_4 <= first + 2 * (4 - 2) * (saves + 1), most
+
+
+def trained(rank: int, path: str, overrides: list[str]) -> str:
+    """What stopped the stage, if anything."""
+    try:
+        workflow.train(load_run(path, overrides), "short")
+    except AliaError as error:
+        return str(error)
+    return ""
+
+
+@pytest.mark.cluster
+def test_text_is_copied_to_the_hosts_own_disk_once_and_changes_nothing(
+    tmp_path: Path,
+) -> None:
+    path = write_run(tmp_path)
+    workflow.pack(load_run(path), "short")
+    own = tmp_path / "own"
+    overrides = [f"data.stage_to={own}/$USER_OF_NOBODY", "metrics.sinks=[]"]
+    said, _ = run_distributed(trained, 2, str(path), overrides)
+    assert "a variable is not set on" in said and "rank 0 on" in said
+    assert not (tmp_path / "out/stages/short/checkpoints").exists()
+    overrides[0] = f"data.stage_to={own}"
+    done = run_distributed(trained, 2, str(path), overrides)
+    [folder] = own.iterdir()
+    assert done == ["", ""]
+    copied = {file.name: file.read_bytes() for file in folder.iterdir()}
+    assert copied["text.bin"] == (tmp_path / "text.bin").read_bytes()
+    assert not [name for name in copied if name.endswith(".tmp")]
+    # A second start takes the copy that is there, and what is spoiled is made again.
+    before = (folder / "text.bin").stat().st_mtime_ns
+    shutil.rmtree(tmp_path / "out/stages")
+    run_distributed(trained, 2, str(path), overrides)
+    assert (folder / "text.bin").stat().st_mtime_ns == before
+    state = state_checksums(last(tmp_path))
+    shutil.rmtree(tmp_path / "out/stages")
+    (folder / "text.bin").write_bytes(b"0")
+    run_distributed(trained, 2, str(path), overrides)
+    assert (folder / "text.bin").read_bytes() == copied["text.bin"]
+    assert state_checksums(last(tmp_path)) == state
+    shutil.rmtree(tmp_path / "out/stages")
+    run_distributed(trained, 2, str(path), overrides[1:])
+    assert state_checksums(last(tmp_path)) == state, "and from the shared disk the same"
