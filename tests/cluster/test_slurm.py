@@ -27,7 +27,7 @@ from tests.small_run import metrics, state_checksums, write_run
 pytestmark = [
     pytest.mark.cluster,
     pytest.mark.skipif(missing() != "", reason=f"no SLURM here: {missing()}"),
-    pytest.mark.timeout(1800),
+    pytest.mark.timeout(3600),
 ]
 SAME = ["metrics.sinks=[]", "cluster.nodes=2", "cluster.ranks_per_node=1"]
 # Every job is told to save 100 s before its limit. SLURM looks each half minute.
@@ -139,7 +139,7 @@ class Disturbed:
             again = int(job["Restarts"]) == self.restarts
             return running and again and update_of(self.folder, self.stage) >= update
 
-        self.slurm.wait(there, f"update {update} of {self.stage}", 400)
+        self.slurm.wait(there, f"update {update} of {self.stage}", 1200)
 
     def goes_back(self) -> None:
         """Wait until the job has been put back into the queue."""
@@ -148,7 +148,7 @@ class Disturbed:
         def back() -> bool:
             return int(self.slurm.job(self.number)["Restarts"]) >= self.restarts
 
-        self.slurm.wait(back, f"start {self.restarts + 1} of {self.stage}", 200)
+        self.slurm.wait(back, f"start {self.restarts + 1} of {self.stage}", 600)
 
 
 @pytest.fixture(scope="module")
@@ -196,14 +196,14 @@ def test_a_run_in_the_queue_disturbed_ends_as_one_undisturbed(
     output = next((tmp_path / "out/launch/logs").glob("02-long-*.out"))
     minutes = _minutes(slurm.job(long.number)["RunTime"]) + 2
     slurm.run("scontrol", "update", f"JobId={long.number}", f"TimeLimit={minutes}")
-    slurm.wait(lambda: "time is nearly up" in output.read_text(), "warning", 150)
+    slurm.wait(lambda: "time is nearly up" in output.read_text(), "warning", 600)
     long.allow(2)
     long.goes_back()
     slurm.run("scontrol", "update", f"JobId={long.number}", "TimeLimit=30")
     long.allow(4)
 
     ends = ("COMPLETED", "FAILED", "CANCELLED", "TIMEOUT", "NODE_FAIL")
-    slurm.wait(lambda: slurm.state(jobs["03-evaluate"]) in ends, "end", 500)
+    slurm.wait(lambda: slurm.state(jobs["03-evaluate"]) in ends, "end", 1500)
     for number in jobs.values():
         assert slurm.state(number) == "COMPLETED", short.words()
     for stage in ("short", "long"):
@@ -223,7 +223,7 @@ def test_a_run_in_the_queue_disturbed_ends_as_one_undisturbed(
     assert done.stdout == "note: stage short is finished: no job\n", done.stderr
     before = last(tmp_path, "short").stat().st_mtime_ns
     number = slurm.run("sbatch", "--parsable", f"{tmp_path}/out/launch/01-short.sbatch")
-    slurm.wait(lambda: slurm.state(number.stdout.strip()) in ends, "end", 120)
+    slurm.wait(lambda: slurm.state(number.stdout.strip()) in ends, "end", 600)
     assert slurm.state(number.stdout.strip()) == "COMPLETED"
     assert last(tmp_path, "short").stat().st_mtime_ns == before
     # A copy without the queue tells the same, but for the jobs.

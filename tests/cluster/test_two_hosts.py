@@ -23,7 +23,7 @@ from tests.train.runs import last, numbers, train
 pytestmark = [
     pytest.mark.cluster,
     pytest.mark.skipif(missing() != "", reason=f"no machines here: {missing()}"),
-    pytest.mark.timeout(600),
+    pytest.mark.timeout(1800),
 ]
 OVERRIDES = ["metrics.sinks=[]", "cluster.nodes=2"]
 RDZV = "--rdzv-backend=c10d --rdzv-endpoint=one:29511 --rdzv-id=run"
@@ -104,7 +104,7 @@ def test_a_cable_that_is_cut_ends_in_status_75_and_one_host_goes_on(
     assert alia("pack", str(path), "--stage", "short").returncode == 0
     allow(tmp_path / "allowed", "short", 4)
     ranks = start(hosts, path, "engine.timeout_minutes=0.4")
-    wait_for(lambda: updates(tmp_path) >= 4, "update 4", seconds=300)
+    wait_for(lambda: updates(tmp_path) >= 4, "update 4", seconds=900)
     hosts.cut()
     allow(tmp_path / "allowed", "short", 12)
     try:
@@ -131,7 +131,7 @@ def test_a_slow_cable_shows_in_the_log_and_changes_nothing_else(
     hosts.slow_down("two", rate="1mbit", delay="100ms")
     try:
         allow(tmp_path / "allowed", "short", 12)
-        statuses, said = ends(start(hosts, path, by=STATIC), 300)
+        statuses, said = ends(start(hosts, path, by=STATIC), 900)
     finally:
         hosts.speed_up("two")
     assert statuses == [0, 0], said
