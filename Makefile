@@ -5,7 +5,7 @@ export OMP_NUM_THREADS ?= 1
 export HF_HUB_OFFLINE ?= 1
 export TOKENIZERS_PARALLELISM ?= false
 
-.PHONY: help setup demo smollm2 test test-serve fast lint format clean test-bfcl venv-tf4 venv-serve venv-bfcl
+.PHONY: help setup demo smollm2 test test-serve test-bfcl test-cluster fast lint format clean venv-tf4 venv-serve venv-bfcl
 
 help:
 	@echo "make demo   the whole job on real text: tokenise, pack, three stages, export, evaluate"
@@ -13,6 +13,7 @@ help:
 	@echo "make smollm2  a real model from 8,192 to 163,840 tokens; for one or two GPUs (SMOLLM2_ARGS=--small for a laptop)"
 	@echo "make test-serve  what exports are served with, in an environment of its own"
 	@echo "make test-bfcl  our scorer of function calls against the benchmark's own, in an environment of its own"
+	@echo "make test-cluster  runs through a SLURM of two nodes on this machine, and over two networks (root; apt: slurm-wlm munge)"
 	@echo "make fast   the tests that start no processes and take no time: under a minute"
 	@echo "make format let ruff mend what it can"
 	@echo "make lint   linters and types"
@@ -70,6 +71,10 @@ venv-serve: .venv-serve/ready
 
 test-serve: venv-serve
 	@.venv-serve/bin/python -m pytest -m serve tests/hf $(PYTEST_ARGS)
+
+# A real queue, machines with networks of their own, and ranks that are lost: needs root.
+test-cluster: setup
+	@$(BIN)/python -m pytest -m cluster tests/cluster tests/train tests/cli $(PYTEST_ARGS)
 
 # bfcl-eval: the original that our checker of function calls is compared with, and its
 # multi-turn categories.

@@ -35,6 +35,11 @@ def pytest_collection_modifyitems(
         left_out = [i for i in items if "long" in i.keywords or starts_processes(i)]
         config.hook.pytest_deselected(items=left_out)
         items[:] = [item for item in items if item not in left_out]
+    if "cluster" not in config.getoption("markexpr"):
+        apart = pytest.mark.skip(reason="takes a cluster; run make test-cluster")
+        for item in items:
+            if "cluster" in item.keywords and item.get_closest_marker("cluster"):
+                item.add_marker(apart)
     if config.getoption("--slow"):
         return
     skip = pytest.mark.skip(reason="takes minutes on two cores; run with --slow")

@@ -31,16 +31,18 @@ ALLOWED: dict[str, set[str]] = {
     "evaluation": {"data", "spec"},
     "planner": {"data", "spec"},
     "report": {"evaluation", "spec"},
+    # Kernels are asked whether they import; ranks meet as those of a stage do.
+    "cluster": {"spec", "nn", "train"},
     # Its conversations are made as a user makes them; its text has the sentences of the
     # tasks that its model is measured by.
     "demo": {"data", "evaluation"},
     "workflow": {
         *("spec", "data", "config", "checkpoint", "train", "mcore"),
-        *("hf", "evaluation", "planner", "report"),
+        *("hf", "evaluation", "planner", "report", "cluster"),
     },
     "cli": {
         *("spec", "data", "config", "checkpoint", "train"),
-        *("hf", "evaluation", "planner", "report", "workflow"),
+        *("hf", "evaluation", "planner", "report", "cluster", "workflow"),
     },
 }
 # In mcore/, files that need no Megatron themselves: they stand in for CUDA beneath it.

@@ -22,6 +22,7 @@ import typer
 from alia_ctx.cli import (
     call_commands,
     chat_commands,
+    cluster_commands,
     convert_commands,
     evaluate_commands,
     report_commands,
@@ -50,6 +51,7 @@ chat_commands.register(app)
 call_commands.register(app)
 report_commands.register(app)
 watch_commands.register(app)
+cluster_commands.register(app)
 
 Config = Annotated[
     Path,
@@ -364,6 +366,17 @@ def main() -> None:
     """Entry point: a user's mistake, or a disk's refusal, becomes one message on
     standard error and exit status 2.
     """
+    try:
+        _run()
+    except Exception:
+        from alia_ctx.train.stopping import record_status
+
+        # A fault of the program would be met again: the queue shall not try.
+        record_status(1)
+        raise
+
+
+def _run() -> None:
     try:
         app()
     except AliaError as error:

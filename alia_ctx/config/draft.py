@@ -21,6 +21,7 @@ from alia_ctx.config.run import (
 from alia_ctx.data.documents import SourceSpec
 from alia_ctx.errors import ConfigError
 from alia_ctx.spec.cluster import ClusterSpec
+from alia_ctx.spec.launch import LaunchSpec
 from alia_ctx.spec.model import ModelSpec
 
 
@@ -54,6 +55,7 @@ class Draft:
     checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
     evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
     metrics: MetricsConfig = field(default_factory=MetricsConfig)
+    launch: LaunchSpec = field(default_factory=LaunchSpec)
     notes: list[str] = field(default_factory=list)
 
     def asked(self) -> dict[str, StageConfig]:

@@ -51,6 +51,7 @@ def load_run(
     *,
     stages: Collection[str] = (),
     read_text: bool = False,
+    over: Sequence[Path] = (),
 ) -> RunConfig:
     """Read `path`, apply dotted `key=value` overrides, and check everything.
 
@@ -59,11 +60,12 @@ def load_run(
             layout or base is then no obstacle, nor is text that is tokenised already.
         read_text: Look into the held-out text whether it is long enough, which may
             take a while; `check` and `run` do.
+        over: Files that are put over `path`, before the overrides.
 
     Raises ConfigError listing *all* violations: unknown keys, wrong types, and what the
     values break, as far as they could be typed.
     """
-    run, _ = _load(path, overrides, stages, read_text=read_text)
+    run, _ = _load(path, overrides, stages, read_text=read_text, over=over)
     return run
 
 
@@ -86,8 +88,9 @@ def _load(
     *,
     read_text: bool = False,
     planning: bool = False,
+    over: Sequence[Path] = (),
 ) -> tuple[RunConfig, set[str]]:
-    raw, open_keys = without_placeholders(read_config(path, overrides))
+    raw, open_keys = without_placeholders(read_config(path, overrides, over=over))
     problems = Problems()
     open_layouts = unstated(raw)
     raw, automatic = without_auto(raw, problems)
@@ -131,13 +134,17 @@ def _keys(raw: object, *place: str) -> tuple[str, ...] | None:
     return tuple(map(str, raw)) if isinstance(raw, Mapping) else None
 
 
-def read_config(path: str | Path, overrides: Sequence[str] = ()) -> dict[str, Any]:
-    """What `path` says with its includes, overrides and stage defaults, as plain
-    containers; nothing is checked but that it can be read.
+def read_config(
+    path: str | Path, overrides: Sequence[str] = (), *, over: Sequence[Path] = ()
+) -> dict[str, Any]:
+    """What `path` says with its includes, the files `over` it, overrides and stage
+    defaults, as plain containers; nothing is checked but that it can be read.
 
     ConfigError names the file that cannot be.
     """
     document = _read_file(Path(path), ())
+    for file in over:
+        document = lay_over(document, _read_file(Path(file), ()))
     merged = lay_over(document, _read_overrides(overrides, document))
     merged = under_every_stage(merged.pop("stage_defaults", {}), merged)
     try:

@@ -43,6 +43,7 @@ def run_problems(draft: Draft) -> Problems:
     model = draft.model if not problems else None
     problems += model_problems(draft)
     problems += draft.cluster.problems("cluster")
+    problems += draft.launch.problems("launch")
     _names(draft, problems)
     _counts(draft, problems)
     _engine(draft.engine, problems)

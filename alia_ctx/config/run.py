@@ -16,6 +16,7 @@ from alia_ctx.data.tokens import SpecialTokens
 from alia_ctx.errors import ConfigError, Problem
 from alia_ctx.spec.cluster import ClusterSpec
 from alia_ctx.spec.execution import Precision, Recompute
+from alia_ctx.spec.launch import LaunchSpec
 from alia_ctx.spec.layout import Layout
 from alia_ctx.spec.model import ModelSpec
 from alia_ctx.spec.rope import RopeSpec
@@ -89,6 +90,7 @@ class MetricsConfig:
 class DataConfig:
     """Sources of text by name, what delimits documents, and what special tokens become
     that a text spells: pieces (split), ids (keep), or the document is left out (refuse).
+    `stage_to` is a place on each host's own disk that tokens are copied to first.
     """
 
     sources: dict[str, SourceSpec]
@@ -96,6 +98,7 @@ class DataConfig:
     prepend_bos: bool = False
     special_tokens: SpecialTokens = "split"
     workers: int = 0
+    stage_to: str | None = None
 
 
 @dataclass(frozen=True)
@@ -215,6 +218,7 @@ class RunConfig:
     checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
     evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
     metrics: MetricsConfig = field(default_factory=MetricsConfig)
+    launch: LaunchSpec = field(default_factory=LaunchSpec)
     notes: list[str] = field(default_factory=list)
 
     def stage(self, name: str) -> StageConfig:

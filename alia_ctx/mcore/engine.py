@@ -41,6 +41,7 @@ from alia_ctx.mcore.owned_state import (
     as_main_weights,
     holds_main_weights,
     owned_state,
+    read_weights,
     table_keys,
 )
 from alia_ctx.mcore.runtime import Ranks
@@ -102,7 +103,7 @@ class MegatronEngine(Ranks):
         device_type = torch.device(torch.cuda.current_device()).type
         on_gpu = device_type == "cuda"
         self.kernel = resolve_kernel(engine.attention, device_type).name
-        super().__init__(layout, seed)
+        super().__init__(layout, seed, engine.timeout_minutes)
         self._staging = Staging()
         options = ModelOptions(
             engine.precision,
@@ -273,22 +274,38 @@ class MegatronEngine(Ranks):
         model = self.module.sharded_state_dict()
         with self.loading(directory), open_state(directory) as reader:
             _check_tables(model, reader, self.model.vocab_size)
-            # In bf16 the weights are the main weights rounded, and half the bytes.
-            if self.config.precision == "fp32" and holds_main_weights(reader):
-                model = as_main_weights(model)
+            if self.optimizer is None and self._reads_weights:
+                # In bf16 the weights are the main weights rounded, and half the bytes.
+                if self.config.precision == "fp32" and holds_main_weights(reader):
+                    model = as_main_weights(model)
+                read_weights(model, reader)
+        if self.optimizer is None:
+            self._pass_weights_on()
+            return
+        # Each rank reads the main weights of its own range, and `publish` brings it the
+        # others': nobody reads the weights themselves.
         with self.loading(directory):
             with closed_unpickling(directory):
-                loaded = dist_checkpointing.load({"model": model}, str(directory))
-            self.module.load_state_dict(loaded["model"], strict=False)
-        if self.optimizer is not None:
-            with self.loading(directory):
-                self.optimizer.load(
-                    directory,
-                    self.module.sharded_state_dict(),
-                    loaded.get("optimizer"),
-                    with_moments=with_optimizer,
-                )
-            self.optimizer.publish()
+                common = dist_checkpointing.load_common_state_dict(str(directory))
+            self.optimizer.load(
+                directory,
+                self.module.sharded_state_dict(),
+                common.get("optimizer"),
+                with_moments=with_optimizer,
+            )
+        self.optimizer.publish()
+
+    @property
+    def _reads_weights(self) -> bool:
+        """Whether this rank is the first of those that hold the same part of the model."""
+        return self.groups.dp_cp.rank() == 0
+
+    def _pass_weights_on(self) -> None:
+        """From the rank that has read them to those that hold the same part. Collective."""
+        group = self.groups.dp_cp
+        first = dist.get_global_rank(group, 0)
+        for parameter in self.module.parameters():
+            dist.broadcast(parameter.data, first, group=group)
 
 
 def _check_tables(model: dict[str, Any], reader: StateReader, vocab_size: int) -> None:

@@ -35,7 +35,7 @@ from megatron.core.dist_checkpointing.mapping import (
 from megatron.core.optimizer import DistributedOptimizer
 from torch import Tensor
 
-from alia_ctx.checkpoint.background_save import OwnedState
+from alia_ctx.checkpoint.background_save import OwnedState, TensorBox
 from alia_ctx.checkpoint.dcp_files import COMMON_STATE
 from alia_ctx.checkpoint.dcp_store import StateReader
 from alia_ctx.errors import CheckpointError
@@ -175,27 +175,50 @@ def read_owned(
         name, _, key = box.key.removeprefix(_PREFIX).partition(".")
         if not box.key.startswith(_PREFIX) or name not in names:
             continue
-        shape, source = state.tensors[box.key][0], box.key
-        if name == "param" and source not in reader.tensors:
-            source = key
-        if source not in reader.tensors:
-            raise CheckpointError(f"{source} is not in it")
-        stored, dtype = reader.tensors[source]
-        if stored != shape and (key not in tables or stored[1:] != shape[1:]):
-            raise CheckpointError(f"{source} {list(shape)} is of shape {list(stored)}")
-        values = box.values.view(box.sizes)
-        there = min(box.sizes[0], max(stored[0] - box.offsets[0], 0))  # rows
-        values[there:].zero_()
-        if there:
-            direct = values.device.type == "cpu" and values.dtype == dtype
-            read = (
-                values[:there]
-                if direct
-                else torch.empty_like(values[:there], dtype=dtype, device="cpu")
-            )
-            reader.read_box(source, box.offsets, read)
-            if not direct:
-                values[:there].copy_(read)
+        is_weight = name == "param" and box.key not in reader.tensors
+        source = key if is_weight else box.key
+        _fill(box, source, state.tensors[box.key][0], reader, key in tables)
+
+
+def read_weights(model: dict[str, Any], reader: StateReader) -> None:
+    """Fill this rank's part of the weights in place, from boxes of any shape: the main
+    weights for a `model` that has passed `as_main_weights`.
+
+    Raises CheckpointError where the checkpoint does not hold these tensors.
+    """
+    tables = table_keys(model)
+    state = owned_state(model, None, copies=True)
+    for box in state.boxes:
+        shape = state.tensors[box.key][0]
+        _fill(box, box.key, shape, reader, box.key in tables)
+
+
+def _fill(
+    box: TensorBox,
+    source: str,
+    shape: tuple[int, ...],
+    reader: StateReader,
+    is_table: bool,
+) -> None:
+    """Fill the values of a box, of a tensor of `shape`, from the tensor `source`."""
+    if source not in reader.tensors:
+        raise CheckpointError(f"{source} is not in it")
+    stored, dtype = reader.tensors[source]
+    if stored != shape and (not is_table or stored[1:] != shape[1:]):
+        raise CheckpointError(f"{source} {list(shape)} is of shape {list(stored)}")
+    values = box.values.view(box.sizes)
+    there = min(box.sizes[0], max(stored[0] - box.offsets[0], 0))  # rows
+    values[there:].zero_()
+    if there:
+        direct = values.device.type == "cpu" and values.dtype == dtype
+        read = (
+            values[:there]
+            if direct
+            else torch.empty_like(values[:there], dtype=dtype, device="cpu")
+        )
+        reader.read_box(source, box.offsets, read)
+        if not direct:
+            values[:there].copy_(read)
 
 
 def _add_tensor(
@@ -215,8 +238,8 @@ def _add_tensor(
 
     state.tensors[sharded.key] = (shape, sharded.dtype)
     if owned is None:
-        if is_main_replica(sharded.replica_id):
-            add(None, 0, sharded.data.detach().reshape(-1))
+        if copies or is_main_replica(sharded.replica_id):
+            add(None, 0, sharded.data.detach().view(-1))
         return
     for state_name in owned.state_names:
         state.tensors[f"{_PREFIX}{state_name}.{sharded.key}"] = (shape, torch.float32)

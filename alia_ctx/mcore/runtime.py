@@ -82,7 +82,7 @@ class Distributed:
                 world_size=1,
                 timeout=timeout,
             )
-        entered.callback(dist.destroy_process_group)
+        entered.callback(_end_process_group)
 
     def __exit__(self, *exception: object) -> None:
         self._entered.close()
@@ -93,13 +93,24 @@ class Ranks(World):
 
     Upstream's process groups are those of the engine built last: it keeps one set in the
     process, and those before are ended. Seeds upstream's random states. Collective.
+
+    Args:
+        layout: parallel sizes.
+        seed: of upstream's random states.
+        timeout_minutes: that a collective of one of its groups may wait; upstream's are
+            half an hour, whatever that of the process group is.
     """
 
-    def __init__(self, layout: Layout, seed: int) -> None:
+    def __init__(
+        self, layout: Layout, seed: int, timeout_minutes: float = 20.0
+    ) -> None:
         self.device = torch.device(torch.cuda.current_device())
         end_model_parallel()
         parallel_state.initialize_model_parallel(
-            layout.tp, layout.pp, context_parallel_size=layout.cp
+            layout.tp,
+            layout.pp,
+            context_parallel_size=layout.cp,
+            distributed_timeout_minutes=timeout_minutes,
         )
         tensor_parallel.model_parallel_cuda_manual_seed(seed, force_reset_rng=True)
         self.groups = ProcessGroupCollection.use_mpu_process_groups()
@@ -161,7 +172,15 @@ class Ranks(World):
             )
 
 
+def _end_process_group() -> None:
+    """Where it is there still: ranks that lost each other have ended it."""
+    if dist.is_initialized():
+        dist.destroy_process_group()
+
+
 def end_model_parallel() -> None:
+    if not dist.is_initialized():  # the groups have ended with it
+        return
     if parallel_state.model_parallel_is_initialized():
         parallel_state.destroy_model_parallel()
 

@@ -12,11 +12,13 @@ import signal
 import sys
 import threading
 import time
+from collections.abc import Callable
 from contextlib import AbstractContextManager, suppress
 from pathlib import Path
 from typing import Any
 
 from alia_ctx.errors import AliaError, ConfigError, Problem
+from alia_ctx.train.faults import RankName, fault, record_fault
 
 # EX_TEMPFAIL of sysexits.h: what launch/slurm_stage.sbatch takes as "put me back in the queue"
 REQUEUE = 75
@@ -40,6 +42,13 @@ def record_status(status: int) -> None:
     if folder and rank:
         with suppress(OSError):
             Path(folder, rank).write_text(f"{status}\n", encoding="utf-8")
+
+
+def leave_within(seconds: float, status: int) -> None:
+    """End this process with `status` after so many seconds, should it be there still."""
+    timer = threading.Timer(seconds, lambda: os._exit(status))
+    timer.daemon = True
+    timer.start()
 
 
 def requeue_on_early_signals() -> None:
@@ -162,12 +171,28 @@ class Watchdog(AbstractContextManager["Watchdog"]):
     the stack of every thread.
 
     Each rank has its own; a hung collective hangs them all, so each leaves its stacks
-    in `folder` (on standard error where it cannot) and the job ends instead of holding
-    its nodes. The exit status is REQUEUE: the last checkpoint is whole.
+    in `folder` (on standard error where it cannot), says whether it waits for others or
+    where else it is, and the job ends instead of holding its nodes. The exit status is
+    REQUEUE: the last checkpoint is whole.
+
+    Args:
+        limit_seconds: without a sign of life.
+        folder: the stage's, or wherever stacks and the record of the fault may go.
+        rank: of this process.
+        update: gives the updates that are done.
     """
 
-    def __init__(self, limit_seconds: float, folder: Path, rank: int) -> None:
+    def __init__(
+        self,
+        limit_seconds: float,
+        folder: Path,
+        rank: int,
+        update: Callable[[], int] = lambda: 0,
+    ) -> None:
         self.limit, self.rank = limit_seconds, rank
+        self.folder, self.update = folder, update
+        self.name = RankName(rank, "", "")
+        self._watched = threading.get_ident()
         self.path = folder / f"hang-rank-{rank}.txt"
         self._deadline = time.monotonic() + limit_seconds
         self._stop = threading.Event()
@@ -176,6 +201,10 @@ class Watchdog(AbstractContextManager["Watchdog"]):
         )
 
     def __enter__(self) -> Watchdog:
+        self.name = RankName.of_this_process(
+            self.rank
+        )  # a GPU that hangs tells no more
+        self._watched = threading.get_ident()
         self.beat()
         self._thread.start()
         return self
@@ -201,6 +230,7 @@ class Watchdog(AbstractContextManager["Watchdog"]):
         """Leave the stacks and end, whatever happens to the leaving: the file system may
         be what hangs.
         """
+        record_status(REQUEUE)
         try:
             leaving = threading.Thread(target=self._leave_stacks, daemon=True)
             leaving.start()
@@ -209,7 +239,11 @@ class Watchdog(AbstractContextManager["Watchdog"]):
             os._exit(REQUEUE)
 
     def _leave_stacks(self) -> None:
-        message = f"rank {self.rank}: no progress for {self.limit:.0f} s; stacks of all"
+        doing = _doing(self._watched)
+        what = f"no progress for {self.limit:.0f} s, {doing}"
+        message = f"{self.name}: {what}; stacks of all"
+        line = fault("hung", self.name, self.update(), f"{self.name}: {what}")
+        record_fault(self.folder, self.rank, line)
         try:
             self.path.parent.mkdir(parents=True, exist_ok=True)
             with self.path.open("w", encoding="utf-8") as stream:
@@ -225,3 +259,23 @@ class Watchdog(AbstractContextManager["Watchdog"]):
                 flush=True,
             )
             faulthandler.dump_traceback(2, all_threads=True)
+
+
+# Files of torch and Megatron in which a thread waits for other ranks.
+_WAITING = re.compile(r"torch/distributed/|megatron/core/pipeline_parallel/p2p_")
+
+
+def _doing(thread: int) -> str:
+    """Where a thread is: whether it waits for other ranks, or in which line it is."""
+    frame = sys._current_frames().get(thread)
+    innermost, waits = frame, ""
+    while frame is not None and not waits:
+        if _WAITING.search(frame.f_code.co_filename):
+            waits = frame.f_code.co_name
+        frame = frame.f_back
+    if waits:
+        return f"waiting for other ranks in {waits}"
+    if innermost is None:
+        return "in a thread that has ended"
+    code = innermost.f_code
+    return f"not waiting for others, in {code.co_name} ({code.co_filename}:{innermost.f_lineno})"

@@ -28,6 +28,7 @@ from alia_ctx.train.checkpoint_manager import CheckpointManager
 from alia_ctx.train.engine import Engine
 from alia_ctx.train.metrics import StageMetrics, documents_of
 from alia_ctx.train.metrics_log import LogError, MetricsLog
+from alia_ctx.train.rank_watch import RankWatch
 from alia_ctx.train.run_directory import checkpoints_directory, metrics_file
 from alia_ctx.train.schedule import stage_schedule
 from alia_ctx.train.stage_identity import PLAN, PLANNED
@@ -98,6 +99,7 @@ class StageTrainer:
             watchdog.allow if watchdog is not None else lambda seconds: None,
         )
         self.state = StageState.at_start(task.name, task.stage, plan.fingerprint)
+        self._watch = RankWatch(engine, task.directory, notice)
         self._longest_update = 0.0
         self._skipped_in_a_row = 0
 
@@ -190,6 +192,7 @@ class StageTrainer:
             "step_seconds": result.step_seconds,
             "save_seconds": self.checkpoints.take_seconds(),
         }
+        line |= self._watch.look(self.update, result, data_seconds, flops, shares)
         is_best, due = False, self._is_due(self.task.evaluate_every)
         if self.evaluate is not None and due:
             line |= self.evaluate()
@@ -203,7 +206,7 @@ class StageTrainer:
         self._skipped_in_a_row = 0 if is_sound else self._skipped_in_a_row + 1
         if self._skipped_in_a_row == PATIENCE:
             documents = documents_of(rows, self.plan.sources)
-            raise _diverged(line, self.checkpoints.root, documents)
+            raise _diverged(line, self.checkpoints.root, documents, self._watch)
         reason = self._agreed_stop(unwritten)
         if reason and self.update < self.task.updates:
             self.checkpoints.save(self._manifest())
@@ -301,14 +304,18 @@ class StageTrainer:
 
 
 def _diverged(
-    line: Mapping[str, Any], checkpoints: Path, documents: Sequence[str]
+    line: Mapping[str, Any],
+    checkpoints: Path,
+    documents: Sequence[str],
+    watch: RankWatch,
 ) -> DivergedError:
     newest = checkpoint.latest(checkpoints)
     listed = "\n  ".join(documents)
     return DivergedError(
         f"stage {line['stage']}: {PATIENCE} updates in a row, the last being "
         f"{line['update']}, had no finite loss or gradient (loss {line['loss']}, "
-        f"gradient norm {line['gradient_norm']}); nothing was changed by them.\n"
+        f"gradient norm {line['gradient_norm']}); nothing was changed by them."
+        f"{watch.suspicion(PATIENCE)}\n"
         f"Last good checkpoint: {newest or 'none yet'}. Documents of the last "
         f"update (source/number):\n  {listed}"
     )

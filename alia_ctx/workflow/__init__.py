@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     )
     from alia_ctx.workflow.checking import check_all, check_end, check_vocabulary
     from alia_ctx.workflow.comparing_rope import base_rope, compare_rope
+    from alia_ctx.workflow.doctor import examine
     from alia_ctx.workflow.evaluation import (
         EVALUATORS,
         EvaluationTask,
@@ -35,6 +36,7 @@ if TYPE_CHECKING:
     )
     from alia_ctx.workflow.exporting import export
     from alia_ctx.workflow.importing import base_to_import, how_to_import
+    from alia_ctx.workflow.launching import Launched, launch
     from alia_ctx.workflow.named_models import Asked, models_task
     from alia_ctx.workflow.pipeline import run_all
     from alia_ctx.workflow.planning import (
@@ -53,6 +55,7 @@ if TYPE_CHECKING:
         text_report,
         write_page,
     )
+    from alia_ctx.workflow.run_status import RunStatus, StageStatus, run_status
     from alia_ctx.workflow.starting import load_on_all_ranks, task_on_all_ranks
     from alia_ctx.workflow.stores import (
         few_held_out,
@@ -89,6 +92,7 @@ _MODULES = {
             "base_rope",
             "compare_rope",
         ),
+        "workflow.doctor": ("examine",),
         "workflow.evaluation": (
             "EVALUATORS",
             "EvaluationTask",
@@ -108,6 +112,10 @@ _MODULES = {
         "workflow.importing": (
             "base_to_import",
             "how_to_import",
+        ),
+        "workflow.launching": (
+            "Launched",
+            "launch",
         ),
         "workflow.named_models": (
             "Asked",
@@ -134,6 +142,11 @@ _MODULES = {
             "report",
             "text_report",
             "write_page",
+        ),
+        "workflow.run_status": (
+            "RunStatus",
+            "StageStatus",
+            "run_status",
         ),
         "workflow.starting": (
             "load_on_all_ranks",
@@ -168,9 +181,12 @@ __all__ = [
     "Evaluated",
     "Evaluation",
     "EvaluationTask",
+    "Launched",
     "PlanQuestion",
     "Ranking",
     "Role",
+    "RunStatus",
+    "StageStatus",
     "ablate",
     "base_rope",
     "base_to_import",
@@ -184,11 +200,13 @@ __all__ = [
     "contamination",
     "draw_update",
     "evaluation_task",
+    "examine",
     "export",
     "few_held_out",
     "finished_checkpoint",
     "how_to_import",
     "keep_page",
+    "launch",
     "lines_of",
     "load_on_all_ranks",
     "measure_models",
@@ -205,6 +223,7 @@ __all__ = [
     "report",
     "require_same_text",
     "run_all",
+    "run_status",
     "standard_lines",
     "standard_task",
     "task_on_all_ranks",

@@ -28,6 +28,7 @@ from alia_ctx.progress import meter
 from alia_ctx.spec.layout import Layout
 from alia_ctx.train.engine import Scorer
 from alia_ctx.train.rendezvous import World
+from alia_ctx.train.roll_call import RollCall
 from alia_ctx.workflow.evaluated_models import EvaluatedModel, ModelOpener
 from alia_ctx.workflow.evaluation_results import Evaluated, Evaluation, Result
 from alia_ctx.workflow.measuring import ON_TEXT, Measurement, NotFiniteError
@@ -143,6 +144,7 @@ def measure_models(task: EvaluationTask) -> Evaluated:
     ranks = World()
     with (
         Distributed(task.engine),
+        RollCall(ranks.rank, task.directory, work="evaluate"),
         ModelOpener(task.engine, task.directory, task.layout) as opener,
         exclusive(
             task.directory,

@@ -296,6 +296,17 @@ class _Stage:
         )
 
 
+def checkpoints_gib(run: RunConfig, name: str) -> float:
+    """GiB that the checkpoints of a stage take on disk at most; 0 where that cannot be
+    planned.
+    """
+    try:
+        plan = _Stage(run, name, PlanQuestion()).plan
+    except AliaError:
+        return 0.0
+    return plan.checkpoint_gib * _kept(run, plan)
+
+
 def _kept(run: RunConfig, plan: StagePlan) -> int:
     """Checkpoints on disk at a time: the last, those kept for good, the best, one being
     written.

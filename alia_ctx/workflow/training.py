@@ -18,7 +18,9 @@ from alia_ctx.progress import Meter, is_main, meter, say
 from alia_ctx.spec.layout import Layout
 from alia_ctx.train.agreement import on_all_ranks
 from alia_ctx.train.engine import Engine
+from alia_ctx.train.faults import RankName
 from alia_ctx.train.rendezvous import starting_ranks
+from alia_ctx.train.roll_call import RollCall
 from alia_ctx.train.stopping import StopRequests, Watchdog
 from alia_ctx.train.trainer import StageTrainer
 from alia_ctx.workflow.chain import (
@@ -32,6 +34,7 @@ from alia_ctx.workflow.evaluation_in_training import held_out_evaluation
 from alia_ctx.workflow.function_calls import conversation_evaluation
 from alia_ctx.workflow.importing import require_base
 from alia_ctx.workflow.plans import not_seen, open_plan
+from alia_ctx.workflow.staging import staged
 from alia_ctx.workflow.stores import open_store, require_same_options, tokenizer_of_text
 from alia_ctx.workflow.training_block import training_block
 
@@ -79,6 +82,18 @@ def train(run: RunConfig, name: str, *, exit_before: float | None = None) -> Pat
         stop = entered.enter_context(StopRequests(exit_before))
         entered.enter_context(Distributed(run.engine))
         ranks = starting_ranks()
+        done: list[StageTrainer] = []
+
+        def update() -> int:
+            return done[0].update if done else 0
+
+        call = RollCall(ranks.rank, task.directory, update, f"stage {name}")
+        entered.enter_context(call)
+        own = RankName.of_this_process(ranks.rank)
+        call.names = [
+            RankName(*fields)
+            for fields in ranks.gather_objects(dataclasses.astuple(own))
+        ]
         # First of all: a second trainer shall not find out after minutes of start.
         entered.enter_context(
             exclusive(
@@ -88,10 +103,11 @@ def train(run: RunConfig, name: str, *, exit_before: float | None = None) -> Pat
                 gather=ranks.gather_objects,
             )
         )
+        local = staged(run, name, ranks)
         data = on_all_ranks(
             ranks,
             f"what stage {name} is trained on, below {run.output}",
-            lambda: _open_data(run, name),
+            lambda: _open_data(run, name, local),
             _Data.identity,
         )
         plan = data.plan
@@ -104,7 +120,7 @@ def train(run: RunConfig, name: str, *, exit_before: float | None = None) -> Pat
         engine = stage_engine(run, name, run.optimizer)
         main = engine.rank == 0
         watchdog = entered.enter_context(
-            Watchdog(run.engine.hang_minutes * 60, task.directory, engine.rank)
+            Watchdog(run.engine.hang_minutes * 60, task.directory, engine.rank, update)
         )
         tokens = _bar_tokens(stage, plan, plan.updates)
         bar = entered.enter_context(meter(f"train {name}", tokens, "token", shown=main))
@@ -125,11 +141,12 @@ def train(run: RunConfig, name: str, *, exit_before: float | None = None) -> Pat
             if run.evaluation.every_updates
             else None,
         )
-        done = trainer.prepare()
+        done.append(trainer)
+        updates = trainer.prepare()
         if main:
             for text in training_block(run, name, plan, engine, trainer):
                 say(escape(text))
-        bar.begin_at(_bar_tokens(stage, plan, done))
+        bar.begin_at(_bar_tokens(stage, plan, updates))
         return trainer.train()
 
 
@@ -152,11 +169,13 @@ class _Data:
         return [self.plan.fingerprint, text, *map(str, stated)]
 
 
-def _open_data(run: RunConfig, name: str) -> _Data:
-    """All that refuses a start is said here, before an engine is built."""
+def _open_data(run: RunConfig, name: str, local: RunConfig) -> _Data:
+    """All that refuses a start is said here, before an engine is built. `local`: with the
+    copies of the text on this host, if there are any.
+    """
     check_trained(run, name)
     require_base(run, name)
-    plan = open_plan(run, name)
+    plan = open_plan(local, name)
     require_same_options(run, name)
     evaluation = run.evaluation
     measured = evaluation.every_updates and evaluation.during_on_text

@@ -263,11 +263,80 @@ def test_local_launch_passes_everything_to_torchrun(cluster: dict[str, str]) -> 
     assert expected in log(cluster)
 
 
+def test_starts_that_save_nothing_come_to_an_end(
+    cluster: dict[str, str], tmp_path: Path
+) -> None:
+    checkpoints = tmp_path / "checkpoints"
+    checkpoints.mkdir()
+    folders = {"ALIA_LOGS": str(tmp_path / "logs"), "ALIA_PROGRESS": str(checkpoints)}
+
+    def status() -> int:
+        job = start({**cluster, **folders}, "exit 75", "run.yaml", "32k")
+        _, errors = job.communicate(timeout=30)
+        assert (job.returncode == 1) is ("have saved nothing" in errors)
+        return job.returncode
+
+    assert [status() for _ in range(4)] == [75] * 4
+    (checkpoints / "update-00000003").mkdir()
+    (checkpoints / "update-00000006.incomplete").mkdir()
+    assert [status() for _ in range(5)] == [75] * 4 + [1]
+    assert log(cluster).count("scontrol requeue 77") == 8
+
+
+def test_each_rank_but_the_first_has_a_log_of_its_own(
+    cluster: dict[str, str], tmp_path: Path
+) -> None:
+    logs = tmp_path / "logs"
+    said = "echo the reason >&2; exit 2"
+    job = start({**cluster, "ALIA_LOGS": str(logs)}, said, "run.yaml", "32k")
+    _, errors = job.communicate(timeout=30)
+    assert job.returncode == 2
+    assert (logs / "rank-3.log").read_text() == "the reason\n"
+    assert errors.splitlines()[-1] == "the reason", "a failed job tells the last words"
+
+
+def test_ranks_and_check_run_in_the_container(
+    cluster: dict[str, str], tmp_path: Path
+) -> None:
+    image = {"ALIA_CONTAINER": "x.sif", "ALIA_CONTAINER_COMMAND": "contain exec --nv"}
+    (tmp_path / "contain").write_text(
+        '#!/bin/bash\necho "contain $1 $2 $3" >> "$LOG"\nexec "${@:4}"\n'
+    )
+    (tmp_path / "contain").chmod(0o755)
+    job = start({**cluster, **image}, "exit 0", "run.yaml", "32k")
+    _, errors = job.communicate(timeout=30)
+    assert job.returncode == 0, errors
+    assert log(cluster).count("contain exec --nv x.sif") == 2
+
+
+@pytest.mark.parametrize(("step", "status"), [("evaluate", 0), ("export", 2)])
+def test_a_job_may_evaluate(cluster: dict[str, str], step: str, status: int) -> None:
+    job = start({**cluster, "ALIA_STEP": step}, "exit 0", "run.yaml", "32k", "seed=2")
+    job.communicate(timeout=30)
+    assert job.returncode == status
+    evaluated = "python -m alia_ctx.cli evaluate run.yaml seed=2" in log(cluster)
+    assert evaluated is (step == "evaluate")
+
+
+def test_a_queue_that_takes_no_job_back_is_said_to(
+    cluster: dict[str, str], tmp_path: Path
+) -> None:
+    (tmp_path / "scontrol").write_text(
+        "#!/bin/bash\n[[ $1 == show ]] && echo node7 || exit 1\n"
+    )
+    job = start(cluster, "exit 75", "run.yaml", "32k")
+    _, errors = job.communicate(timeout=30)
+    assert job.returncode == 75 and "submit again to go on" in errors
+
+
 @pytest.mark.skipif(
     shutil.which("shellcheck") is None, reason="shellcheck is not installed"
 )
 def test_shellcheck() -> None:
-    scripts = [str(path) for path in sorted(LAUNCH.iterdir())]
+    scripts = [
+        str(p) for p in sorted(LAUNCH.iterdir()) if p.suffix in (".sh", ".sbatch")
+    ]
+    scripts.append(str(LAUNCH.parent / ".ci" / "run"))
     done = subprocess.run(
         ["shellcheck", *scripts], capture_output=True, text=True, timeout=60
     )

@@ -1,0 +1,15 @@
+"""What a run has to do with the machines that it runs on: batch files and the queue that
+takes them, and whether the machines are fit for it.
+"""
+
+from alia_ctx.cluster.batch import Job, batch_file, shell_script
+from alia_ctx.cluster.queue import QueuedJob, QueueError, Slurm
+
+__all__ = [
+    "Job",
+    "QueueError",
+    "QueuedJob",
+    "Slurm",
+    "batch_file",
+    "shell_script",
+]

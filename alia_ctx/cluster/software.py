@@ -1,0 +1,97 @@
+"""Whether the programs of this process are those that were tested, and its limits wide
+enough.
+"""
+
+from __future__ import annotations
+
+import importlib.metadata
+import os
+import platform
+import resource
+import shutil
+from collections.abc import Iterator
+
+import torch
+
+from alia_ctx.cluster.findings import Finding, broken, good, weak
+from alia_ctx.errors import LayoutError
+from alia_ctx.nn.attention_kernels import resolve_kernel
+
+# What constraints.txt pins, and with what all tests run.
+TESTED = {"torch": "2.13.0", "megatron-core": "0.19.2", "transformers": "5.23.0"}
+# On a Hopper the fastest are twice as fast as what torch brings (docs/gpu.md).
+_FASTEST = {9: ("flash3", "flash4"), 10: ("flash4",)}
+_FILES = 4096
+_SHARED_MEMORY = 1 << 30
+
+
+def software() -> Iterator[Finding]:
+    """What this process is made of."""
+    yield good("python", f"{platform.python_version()} on {platform.release()}")
+    for package, tested in TESTED.items():
+        yield version(package, tested)
+    if torch.cuda.is_available():
+        nccl = ".".join(map(str, torch.cuda.nccl.version()))  # type: ignore[no-untyped-call]
+        yield good("cuda", f"CUDA {torch.version.cuda}, NCCL {nccl}")
+    elif torch.version.cuda and os.path.exists("/proc/driver/nvidia"):
+        yield broken(
+            "cuda",
+            f"there is a driver, and torch (CUDA {torch.version.cuda}) sees no GPU",
+            "compare `nvidia-smi`'s CUDA version with torch's; ask for GPUs (--gres)",
+        )
+    else:
+        yield weak(
+            "cuda", "no GPU here: ranks run on the processor", "go to a GPU node"
+        )
+    yield kernel()
+    yield from limits()
+
+
+def version(package: str, tested: str) -> Finding:
+    """Whether an installed package is of the release that was tested."""
+    try:
+        installed = importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return broken(package, "is not installed", f"pip install {package}=={tested}")
+    if installed.partition("+")[0] == tested:
+        return good(package, installed)
+    remedy = f"install {tested}, or run `make test` with this one first"
+    return weak(package, f"{installed}; tested was {tested}", remedy)
+
+
+def kernel() -> Finding:
+    """Which attention kernel `auto` takes here, and whether there are faster ones."""
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        name = resolve_kernel("auto", device).name
+    except LayoutError as error:
+        reason = " ".join(str(error).split())
+        return broken("attention", reason, "install flash-attn-4[cu13] (docs/gpu.md)")
+    if device == "cpu":
+        return good("attention", f"{name}, for tests and small models")
+    capability = torch.cuda.get_device_capability()[0]
+    fastest = _FASTEST.get(capability, (name,))
+    if name in fastest:
+        return good("attention", f"{name}, of the fastest for this GPU")
+    remedy = f"install {' or '.join(fastest)} (docs/gpu.md)"
+    return weak("attention", f"{name}, about half as fast as the best here", remedy)
+
+
+def limits() -> Iterator[Finding]:
+    """Open files, and the shared memory that NCCL takes between GPUs of a node."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if soft < _FILES:
+        remedy = f"`ulimit -n {_FILES}` in launch.setup (at most {hard} here)"
+        yield weak("open files", f"at most {soft}", remedy)
+    else:
+        yield good("open files", f"at most {soft}")
+    try:
+        size = shutil.disk_usage("/dev/shm").total
+    except OSError as error:
+        yield weak("shared memory", f"/dev/shm: {error.strerror}", "mount it")
+        return
+    if size < _SHARED_MEMORY:
+        remedy = "a container needs --shm-size or --ipc=host"
+        yield weak("shared memory", f"/dev/shm has {size / 2**20:.0f} MiB", remedy)
+    else:
+        yield good("shared memory", f"/dev/shm has {size / 2**30:.0f} GiB")

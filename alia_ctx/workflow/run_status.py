@@ -1,0 +1,219 @@
+"""Where a run stands, from its own files: also those of a copy on another machine. Where
+the queue can be asked, what it says of the run's jobs.
+"""
+
+from __future__ import annotations
+
+import time
+from collections import Counter
+from collections.abc import Sequence
+from contextlib import suppress
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from alia_ctx import checkpoint
+from alia_ctx.cluster import QueuedJob, QueueError, Slurm
+from alia_ctx.config.load import load_plan
+from alia_ctx.config.run import RunConfig
+from alia_ctx.errors import AliaError, ConfigError, DataError, Problem
+from alia_ctx.train.faults import read_faults
+from alia_ctx.train.metrics_log import read_lines
+from alia_ctx.train.run_directory import RunDirectory
+from alia_ctx.workflow.launching import submitted_jobs
+from alia_ctx.workflow.mixture import mixture_of, sizes_of
+from alia_ctx.workflow.run_facts import config_of
+
+_RECENT = 20  # updates whose median speed is told
+_FAULTS_SHOWN = 5
+
+
+@dataclass(frozen=True)
+class StageStatus:
+    """A stage as its files have it. `update` is the last that the log knows, `saved` that
+    of the last checkpoint; None is what is not known.
+
+    `faults` counts by kind what the stage survived, `words` has the last of them in full.
+    """
+
+    stage: str
+    state: str
+    update: int
+    updates: int | None
+    tokens: int
+    tokens_planned: int | None
+    loss: float | None
+    tokens_per_second: float | None
+    seconds_left: float | None
+    last_line_seconds: float | None
+    saved: int | None
+    checkpoint: str | None
+    faults: dict[str, int]
+    words: list[str]
+    job: dict[str, Any] | None = None
+    problems: list[str] = field(default_factory=list)
+
+
+@dataclass(frozen=True)
+class RunStatus:
+    """A run: its stages in their order, other jobs of it in the queue, and what could not
+    be read.
+    """
+
+    run: str
+    output: str
+    stages: list[StageStatus]
+    jobs: list[dict[str, Any]]
+    problems: list[str]
+
+    def to_json(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+def run_status(target: Path, overrides: Sequence[str] = ()) -> RunStatus:
+    """The status of the run that is configured in `target`, or whose output directory it
+    is. ConfigError or DataError where it is neither.
+    """
+    run, root = _run_of(target, overrides)
+    problems, folder = list[str](), root / "launch"
+    recorded, queued = list[dict[str, Any]](), dict[str, QueuedJob]()
+    try:
+        recorded = submitted_jobs(folder)
+        if recorded and Slurm.is_here():
+            queued = Slurm().jobs([job["number"] for job in recorded])
+        elif recorded:
+            problems.append("there is no queue on this machine to ask about the jobs")
+    except (QueueError, DataError) as error:
+        problems.append(str(error))
+    jobs = [
+        {**job, **asdict(queued[job["number"]])}
+        for job in recorded
+        if job["number"] in queued
+    ]
+    trains = {job["stage"]: job for job in jobs if job.get("step") == "train"}
+    stages = [_stage(run, root, name, trains.get(name)) for name in run.stages]
+    others = [job for job in jobs if job.get("step") != "train"]
+    return RunStatus(run.name, str(root), stages, others, problems)
+
+
+def _run_of(target: Path, overrides: Sequence[str]) -> tuple[RunConfig, Path]:
+    if not target.is_dir():
+        run, _ = load_plan(target, overrides)
+        return run, Path(run.output)
+    with suppress(ConfigError):
+        return config_of(target), target
+    copies = sorted(
+        (target / "launch").glob("run-*.yaml"), key=lambda p: p.stat().st_mtime
+    )
+    if copies:
+        run, _ = load_plan(copies[-1], [f"output={target.absolute()}", *overrides])
+        return run, target
+    rule = "holds no checkpoint, and nothing was launched from it"
+    remedy = "give the run's configuration, or the directory called `output` in it"
+    raise ConfigError("", [Problem("RUN", target, rule, remedy)])
+
+
+def _stage(
+    run: RunConfig, root: Path, name: str, job: dict[str, Any] | None
+) -> StageStatus:
+    places, problems = RunDirectory(root), list[str]()
+    lines: list[dict[str, Any]] = []
+    try:
+        lines = read_lines(places.metrics(name))
+    except AliaError as error:
+        problems.append(str(error))
+    newest, ledger = checkpoint.latest(places.checkpoints(name)), None
+    try:
+        if newest is not None:
+            ledger = checkpoint.read_manifest(newest).ledger[-1]
+    except AliaError as error:
+        problems.append(str(error))
+    last = lines[-1] if lines else {}
+    update = max(last.get("update", 0), ledger.updates if ledger else 0)
+    updates, planned = _planned(run, root, name)
+    speeds = [float(n["tokens_per_second"]) for n in lines[-_RECENT:] if _speed(n)]
+    seconds = [float(n["seconds"]) for n in lines[-_RECENT:] if n.get("seconds")]
+    left = None
+    if updates is not None and seconds:
+        left = max(0, updates - update) * sorted(seconds)[len(seconds) // 2]
+    finished = updates is not None and ledger is not None and ledger.updates >= updates
+    faults, words = _faults(places, name, lines)
+    status = StageStatus(
+        stage=name,
+        state="",
+        update=update,
+        updates=updates,
+        tokens=last.get("tokens", ledger.tokens if ledger else 0),
+        tokens_planned=planned,
+        loss=last.get("loss"),
+        tokens_per_second=sorted(speeds)[len(speeds) // 2] if speeds else None,
+        seconds_left=0.0 if finished else left,
+        last_line_seconds=_age(places.metrics(name)),
+        saved=ledger.updates if ledger else None,
+        checkpoint=str(newest) if newest else None,
+        faults=faults,
+        words=words,
+        job=job,
+        problems=problems,
+    )
+    return replace(status, state=_state(status, finished=finished))
+
+
+def _state(status: StageStatus, *, finished: bool) -> str:
+    if finished:
+        return "finished"
+    if status.job is not None:
+        reason = status.job["reason"]
+        why = f" ({reason})" if reason not in ("None", "") else ""
+        return f"job {status.job['number']} {status.job['state'].lower()}{why}"
+    if not status.update:
+        return "not begun"
+    return "begun"
+
+
+def _speed(line: dict[str, Any]) -> bool:
+    value = line.get("tokens_per_second")
+    return isinstance(value, (int, float)) and value > 0
+
+
+def _age(path: Path) -> float | None:
+    with suppress(OSError):
+        return max(0.0, time.time() - path.stat().st_mtime)
+    return None
+
+
+def _planned(run: RunConfig, root: Path, name: str) -> tuple[int | None, int | None]:
+    """(updates, tokens) of a stage to its end."""
+    stage = run.stage(name)
+    if stage.update_instances is None:
+        return stage.updates, stage.rows * stage.context
+    moved = replace(run, output=str(root))
+    with suppress(AliaError):
+        return mixture_of(moved, name).updates or None, sizes_of(moved, name)[0]
+    return None, None
+
+
+def _faults(
+    places: RunDirectory, name: str, lines: Sequence[dict[str, Any]]
+) -> tuple[dict[str, int], list[str]]:
+    folder, log = places.stage(name), places.metrics(name)
+    named = read_faults(folder)
+    counts = Counter[str](f"{line['kind']} rank" for line in named)
+    counts["skipped update"] = sum(line.get("applied") is False for line in lines)
+    counts["spike"] = sum(line.get("spike") is True for line in lines)
+    counts["update done again"] = _lines(log.with_name(f"{log.name}.superseded"))
+    counts["broken line"] = _lines(log.with_name(f"{log.name}.broken"))
+    root = places.checkpoints(name)
+    counts["damaged checkpoint"] = len(list(root.glob("*.damaged*")))
+    counts["unfinished checkpoint"] = len(list(root.glob("*.incomplete")))
+    words = [
+        f"{line['time']} update {line.get('update')}: {line.get('words')}"
+        for line in named
+    ]
+    return {kind: n for kind, n in counts.items() if n}, words[-_FAULTS_SHOWN:]
+
+
+def _lines(path: Path) -> int:
+    with suppress(OSError):
+        return sum(1 for line in path.read_bytes().splitlines() if line.strip())
+    return 0
