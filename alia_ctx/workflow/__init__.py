@@ -14,7 +14,7 @@ from alia_ctx.workflow.chain import (
     unknown_tokenizer,
 )
 from alia_ctx.workflow.checking import check_all, check_end, check_vocabulary
-from alia_ctx.workflow.comparing_rope import base_rope, compare_rope
+from alia_ctx.workflow.comparing_rope import base_rope, compare_rope, left_out_ropes
 from alia_ctx.workflow.evaluation import (
     EVALUATORS,
     Evaluated,
@@ -79,6 +79,7 @@ __all__ = [
     "few_held_out",
     "finished_checkpoint",
     "keep_page",
+    "left_out_ropes",
     "lines_of",
     "load_on_all_ranks",
     "measure_models",
