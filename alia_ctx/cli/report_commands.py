@@ -162,4 +162,6 @@ def ablate(
         return
     for table in ranking.tables():
         print_table(table)
+    for remark in ranking.remarks:
+        typer.echo(remark)
     typer.echo(f"{ranking.verdict}\nresults: {ranking.path}")
