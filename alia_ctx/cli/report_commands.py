@@ -127,6 +127,9 @@ def rope(
             "longest wavelength, in tokens\n`alia-ctx ablate` trains the choices and "
             "compares them"
         )
+    for name in compared:
+        for choice, reason in workflow.left_out_ropes(run, name).items():
+            typer.echo(f"{name}: no {choice}: {reason}", err=as_json)
     if plot is not None:
         draw_choices(compared, run.model.head_dim, plot)
         typer.echo(f"plot: {plot}", err=as_json)
@@ -159,4 +162,6 @@ def ablate(
         return
     for table in ranking.tables():
         print_table(table)
+    for remark in ranking.remarks:
+        typer.echo(remark)
     typer.echo(f"{ranking.verdict}\nresults: {ranking.path}")

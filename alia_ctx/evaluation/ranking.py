@@ -15,6 +15,7 @@ from itertools import pairwise
 
 import numpy as np
 
+from alia_ctx.errors import DataError
 from alia_ctx.evaluation.positions import PositionBands, paired_difference
 
 
@@ -44,8 +45,15 @@ def ranked(
     cells: Mapping[str, Sequence[PositionBands]], start: int, stop: int
 ) -> list[Ranked]:
     """The choices from the lowest loss at positions [start, stop) up; `cells` has for each
-    choice a result a seed, in the order of the seeds.
+    choice a result a seed, in the order of the seeds. DataError where one has no token
+    there.
     """
+    for name, seeds in cells.items():
+        if not all(one.band(start, stop).tokens for one in seeds):
+            raise DataError(
+                f"{name}: no token was predicted at positions {start:,} to {stop - 1:,}; "
+                "give longer held-out documents under evaluation.held_out"
+            )
     means = {
         name: float(np.mean([one.band(start, stop).loss for one in seeds]))
         for name, seeds in cells.items()
@@ -80,7 +88,14 @@ def _behind(
 
 
 def bands_of(cells: Mapping[str, Sequence[PositionBands]]) -> list[tuple[int, int]]:
-    """The whole, then each band, of results with the same edges."""
-    edges = next(iter(cells.values()))[0].edges
-    bands = list(pairwise(edges))
-    return [(edges[0], edges[-1]), *(bands if len(bands) > 1 else [])]
+    """The whole, then each band, of results with the same edges: of the bands in which
+    every result has tokens. Text that is shorter than the last edge has none beyond it.
+    """
+    results = [one for seeds in cells.values() for one in seeds]
+    bands = list(pairwise(results[0].edges))
+    measured = [
+        band for band in bands if all(one.band(*band).tokens for one in results)
+    ]
+    bands = measured or bands
+    whole = (bands[0][0], bands[-1][1])
+    return [whole, *(bands if len(bands) > 1 else [])]

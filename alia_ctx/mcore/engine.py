@@ -100,9 +100,8 @@ class MegatronEngine(Ranks):
             raise LayoutError(
                 "\n".join(["the layout does not fit", *(f"  {p}" for p in problems)])
             )
-        device_type = torch.device(torch.cuda.current_device()).type
-        on_gpu = device_type == "cuda"
-        self.kernel = resolve_kernel(engine.attention, device_type).name
+        on_gpu = (device := torch.device(torch.cuda.current_device()).type) == "cuda"
+        self.kernel = resolve_kernel(engine.attention, device).name
         super().__init__(layout, seed, engine.timeout_minutes)
         self._staging = Staging()
         options = ModelOptions(

@@ -10,6 +10,7 @@ from alia_ctx.planner.rope_choices import (
     RopeFigures,
     choice_table,
     draw_choices,
+    left_out_choices,
     standard_choices,
     with_configured,
 )
@@ -56,6 +57,7 @@ __all__ = [
     "duration",
     "first_negative_distance",
     "inverse_frequencies",
+    "left_out_choices",
     "memory_table",
     "plain_bases",
     "plan_stage",

@@ -8,6 +8,7 @@ attention. float64, no torch.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -99,35 +100,137 @@ def standard_choices(
     base: RopeSpec, head_dim: int, trained: int, context: int
 ) -> dict[str, RopeSpec]:
     """The published ways from `trained` to `context` tokens, by name, for a base trained
-    with the RoPE `base`.
+    with the RoPE `base`: each changes the frequencies that the base has, its own scaling
+    among them. Those for which `left_out_choices` has a reason are missing.
 
     unchanged: the base's. linear: arXiv 2306.15595. ntk: the base raised once, so that
     the slowest pair is stretched by the factor. theta: the smallest base that reaches by
-    the heuristic of arXiv 2405.14591, where there is one. dynamic: NTK by the length of
-    the row. yarn: arXiv 2309.00071. llama3: Llama 3.1's, with its factors 1 and 4.
+    the heuristic of arXiv 2405.14591, where there is one above the base's. dynamic: NTK
+    by the length of the row. yarn: arXiv 2309.00071. llama3: Llama 3.1's, with its
+    factors 1 and 4.
     """
+    considered = _considered(base, head_dim, trained, context)
+    return {k: v for k, v in considered.items() if isinstance(v, RopeSpec)}
+
+
+def left_out_choices(
+    base: RopeSpec, head_dim: int, trained: int, context: int
+) -> dict[str, str]:
+    """Why `standard_choices` of these arguments lack the published ways that they lack."""
+    considered = _considered(base, head_dim, trained, context)
+    return {k: v for k, v in considered.items() if isinstance(v, str)}
+
+
+def _considered(
+    base: RopeSpec, head_dim: int, trained: int, context: int
+) -> dict[str, RopeSpec | str]:
+    """Each published way as a RoPE, or why there is none."""
     if context <= trained:  # nothing to stretch: all of them are the base's
         return {"unchanged": base}
     factor = context / trained
-    theta = base.theta
-    raised = theta * factor ** (head_dim / (head_dim - 2))
+    theta = _plain_theta(base, head_dim, trained)
+    if theta is None:
+        choices = {"unchanged": base, **_of_scaled(base, head_dim, factor)}
+    else:
+        choices = {"unchanged": base, **_of_plain(theta, head_dim, trained, context)}
+    for name, rope in choices.items():
+        if isinstance(rope, RopeSpec):
+            problems = rope.problems(name, context, head_dim)
+            if problems:
+                choices[name] = f"{problems[0].key} {problems[0].rule}"
+    return choices
+
+
+def _plain_theta(base: RopeSpec, head_dim: int, trained: int) -> float | None:
+    """The theta without scaling that has the base's frequencies over rows of `trained`
+    tokens; None where there is none.
+    """
+    factor = base.factor or 1.0
+    if base.type == "dynamic":  # is NTK by the rows' length, which were all as long
+        original = base.require("original_max_position_embeddings")
+        stretch = factor * max(trained, original) / original - (factor - 1)
+        return _raised(base.theta, stretch, head_dim)
+    is_plain = base.type == "default" or (
+        factor == 1 and base.attention_factor in (None, 1)
+    )
+    return base.theta if is_plain else None
+
+
+def _raised(theta: float, factor: float, head_dim: int) -> float | None:
+    """NTK-aware scaling; None for a single pair, which it would not stretch."""
+    if head_dim <= 2:
+        return None
+    return float(theta * factor ** (head_dim / (head_dim - 2)))
+
+
+def _of_plain(
+    theta: float, head_dim: int, trained: int, context: int
+) -> dict[str, RopeSpec | str]:
+    factor = context / trained
     original: dict[str, Any] = {
         "factor": factor,
         "original_max_position_embeddings": trained,
     }
-    choices = {
-        "unchanged": base,
+    choices: dict[str, RopeSpec | str] = {
         "llama3": RopeSpec(
             "llama3", theta, low_freq_factor=1.0, high_freq_factor=4.0, **original
         ),
         "yarn": RopeSpec("yarn", theta, **original),
-        "ntk": RopeSpec("default", raised),
+        "ntk": "the one pair of the head is never stretched by raising theta",
         "linear": RopeSpec("linear", theta, factor=factor),
         "dynamic": RopeSpec("dynamic", theta, **original),
     }
-    smallest, _ = plain_bases(head_dim, context)
-    if smallest is not None:
-        choices["theta"] = RopeSpec("default", smallest)
+    raised = _raised(theta, factor, head_dim)
+    if raised is not None:
+        choices["ntk"] = RopeSpec("default", raised)
+    holding = [one for one in plain_bases(head_dim, context) if one is not None]
+    above = [one for one in holding if one > theta]
+    if above:
+        choices["theta"] = RopeSpec("default", above[0])
+    else:
+        choices["theta"] = (
+            f"the base's own theta {theta:g} is not below {holding[0]:g}, which reaches"
+            if holding
+            else f"no theta below 1e9 reaches {context:,} tokens by the heuristic"
+        )
+    return choices
+
+
+def _of_scaled(
+    base: RopeSpec, head_dim: int, factor: float
+) -> dict[str, RopeSpec | str]:
+    """Ways that go on from a base that is scaled already. Its own type's does: linear and
+    the long wavelengths of llama3 and yarn are divided by the product of both factors,
+    short ones are kept. No other formula starts from scaled frequencies.
+    """
+    own = base.require("factor")
+    reason = (
+        f"the base is {base.type} x{own:g} already, and the formula starts from plain "
+        "frequencies; start from the model before that, or name a RoPE of your own "
+        "with `ablate --choices FILE`"
+    )
+    names = ("llama3", "yarn", "ntk", "linear", "dynamic", "theta")
+    choices: dict[str, RopeSpec | str] = dict.fromkeys(names, reason)
+    further = replace(base, factor=own * factor)
+    choices[base.type] = further
+    if base.type == "linear":
+        raised = _raised(base.theta, factor, head_dim)
+        if raised is not None:  # each pair's frequency is the base's, stretched by NTK
+            choices["ntk"] = replace(base, theta=raised)
+    if base.attention_factor is not None:
+        formula = replace(base, attention_factor=None)
+        if math.isclose(
+            spec.yarn_attention_factor(formula, own),
+            base.attention_factor,
+            rel_tol=1e-6,
+        ):
+            choices["yarn"] = replace(formula, factor=own * factor)
+        else:
+            choices["yarn"] = (
+                f"the base's attention_factor {base.attention_factor:g} is not that of "
+                "the formula, which would say what it becomes; name a RoPE of your own "
+                "with `ablate --choices FILE`"
+            )
     return choices
 
 

@@ -21,7 +21,11 @@ if TYPE_CHECKING:
         unknown_tokenizer,
     )
     from alia_ctx.workflow.checking import check_all, check_end, check_vocabulary
-    from alia_ctx.workflow.comparing_rope import base_rope, compare_rope
+    from alia_ctx.workflow.comparing_rope import (
+        base_rope,
+        compare_rope,
+        left_out_ropes,
+    )
     from alia_ctx.workflow.doctor import examine
     from alia_ctx.workflow.evaluation import (
         EVALUATORS,
@@ -91,6 +95,7 @@ _MODULES = {
         "workflow.comparing_rope": (
             "base_rope",
             "compare_rope",
+            "left_out_ropes",
         ),
         "workflow.doctor": ("examine",),
         "workflow.evaluation": (
@@ -207,6 +212,7 @@ __all__ = [
     "how_to_import",
     "keep_page",
     "launch",
+    "left_out_ropes",
     "lines_of",
     "load_on_all_ranks",
     "measure_models",

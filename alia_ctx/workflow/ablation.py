@@ -10,24 +10,23 @@ from __future__ import annotations
 
 import dataclasses
 import os
-import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from alia_ctx.config.load import read_config
+from rich.markup import escape
+
 from alia_ctx.config.run import HELD_OUT, RunConfig
-from alia_ctx.config.schema import build
-from alia_ctx.errors import ConfigError, DataError, Problem, Problems
+from alia_ctx.errors import ConfigError, DataError, Problem
 from alia_ctx.evaluation.positions import PositionBands
 from alia_ctx.evaluation.ranking import Ranked, bands_of, ranked
 from alia_ctx.files import write_json
 from alia_ctx.hf.ranks import Ranks
 from alia_ctx.identity import sealed
-from alia_ctx.planner import RopeFigures, choice_table, rope_figures, standard_choices
-from alia_ctx.progress import is_main
+from alia_ctx.planner import RopeFigures, choice_table, rope_figures
+from alia_ctx.progress import is_main, say
 from alia_ctx.spec.rope import RopeSpec
 from alia_ctx.train.rendezvous import World
 from alia_ctx.train.stage_identity import checkpoint_statement
@@ -37,17 +36,15 @@ from alia_ctx.workflow.evaluated_models import of_stage
 from alia_ctx.workflow.evaluation import measure_models
 from alia_ctx.workflow.evaluation_results import Evaluation
 from alia_ctx.workflow.evaluation_tasks import run_measurement, run_task
+from alia_ctx.workflow.measuring import Measurement
 from alia_ctx.workflow.pipeline import torchrun
 from alia_ctx.workflow.plans import pack
 from alia_ctx.workflow.stores import has_store, store_prefix, text_sources, tokenize
+from alia_ctx.workflow.trained_choices import BUILTIN, choices_to_train
 from alia_ctx.workflow.training import train
 
 if TYPE_CHECKING:
     from rich.table import Table
-
-BUILTIN = "builtin"
-TRAINED = ("llama3", "theta", "yarn", "ntk", "linear")  # of the published choices
-_NAME = re.compile(r"[\w.+-]+")
 
 
 @dataclass(frozen=True)
@@ -62,6 +59,7 @@ class Ranking:
     bands: tuple[tuple[Ranked, ...], ...]
     figures: tuple[RopeFigures, ...]
     path: Path
+    remarks: tuple[str, ...] = ()  # choices that are left out, what is not measured
 
     @property
     def verdict(self) -> str:
@@ -129,6 +127,7 @@ class Ranking:
             "bands": [[dataclasses.asdict(one) for one in band] for band in self.bands],
             "heuristics": [one.to_json() for one in self.figures],
             "verdict": self.verdict,
+            "remarks": list(self.remarks),
         }
 
 
@@ -143,14 +142,21 @@ def ablate(
     """Train stage `name` under each choice and seed, measure, and rank.
 
     Started alone, it starts the machine's ranks; under torchrun or srun it takes those
-    that are there. ConfigError for a stage or a choice that breaks a rule, before
-    anything is trained; IdentityError where a cell was trained with other settings.
+    that are there. ConfigError for a stage or a choice that breaks a rule, DataError for
+    held-out text too short to rank by, before anything is trained; IdentityError where a
+    cell was trained with other settings.
     """
-    ropes = _choices(run, name, choices)
+    ropes, remarks = choices_to_train(run, name, choices)
+    cells = _cells(run, name, ropes, seeds)
     missing = [source for source in text_sources(run) if not has_store(run, source)]
     if missing and "RANK" not in os.environ:
         tokenize(run, missing)
-    if "RANK" not in os.environ and run.cluster.ranks_per_node > 1:
+    remarks += _not_measured(cells[0].run, name)
+    starts_ranks = "RANK" not in os.environ and run.cluster.ranks_per_node > 1
+    if is_main() and not starts_ranks:  # the first of them says it
+        for remark in remarks:
+            say(escape(remark))
+    if starts_ranks:
         if run.cluster.nodes != 1:
             raise ConfigError(
                 "",
@@ -171,12 +177,11 @@ def ablate(
                 *("--choices", choices, "--seeds", str(seeds), *overrides),
             ],
         )
-    cells = _cells(run, name, ropes, seeds)
     results = _train_and_measure(cells, name)
     grouped: dict[str, list[PositionBands]] = {}
     for cell in cells:
         grouped.setdefault(cell.choice, []).append(results[cell])
-    return _ranking(run, name, ropes, seeds, grouped, cells)
+    return _ranking(run, name, ropes, seeds, grouped, cells, remarks)
 
 
 @dataclass(frozen=True, eq=False)
@@ -186,32 +191,6 @@ class Cell:
     choice: str
     seed: int
     run: RunConfig
-
-
-def _choices(run: RunConfig, name: str, choices: str) -> dict[str, RopeSpec]:
-    """The RoPE of each choice by name; ConfigError where one breaks a rule."""
-    stage = run.stage(name)
-    if choices == BUILTIN:
-        base, trained = base_rope(run, name)
-        published = standard_choices(base, run.model.head_dim, trained, stage.context)
-        return {label: published[label] for label in TRAINED if label in published}
-    raw, problems, ropes = read_config(choices), Problems(), {}
-    for label, fields in raw.items():
-        rope = build(RopeSpec, fields, label, problems)
-        problems.need(
-            _NAME.fullmatch(label) is not None,
-            label,
-            label,
-            "is a choice's name, of letters, digits and _ . + -",
-            "call it otherwise",
-        )
-        if rope is not None:
-            problems += rope.problems(label, stage.context, run.model.head_dim)
-            ropes[label] = rope
-    problems.need(bool(raw), choices, "{}", "names no choice", "add NAME: {type: ...}")
-    if problems:
-        raise ConfigError(f"{choices} has {problems.counted()}", problems)
-    return ropes
 
 
 def _cells(
@@ -288,15 +267,48 @@ def _pack(cell: Cell, name: str) -> None:
     pack(cell.run, name)
 
 
-def _measured(run: RunConfig, name: str) -> PositionBands:
-    context = run.stage(name).context
+def _measurement(run: RunConfig, name: str) -> Measurement:
+    """What the cells of a stage are measured on; DataError where the held-out text has no
+    document as long as the shortest stage.
+    """
     known = sorted({stage.context for stage in run.stages.values()})
     measurement = run_measurement(run, known[0], known)
+    if measurement.text is None:
+        raise DataError(
+            "the held-out text, by which choices are ranked, is not tokenised yet; "
+            "`alia-ctx tokenize` does it"
+        )
     if not measurement.length:
         raise DataError(
-            f"no held-out document has the {known[0]:,} tokens of the shortest stage; "
-            "give longer ones under evaluation.held_out"
+            f"{measurement.text.where}: no held-out document has the {known[0]:,} tokens "
+            f"of the shortest stage (the longest has {_longest(measurement):,}), so that "
+            "no choice could be ranked; give longer ones under evaluation.held_out"
         )
+    return measurement
+
+
+def _longest(measurement: Measurement) -> int:
+    assert measurement.text is not None
+    return int(measurement.text.lengths.max(initial=0))
+
+
+def _not_measured(run: RunConfig, name: str) -> list[str]:
+    """What the held-out text is too short for, as a sentence."""
+    context, measurement = run.stage(name).context, _measurement(run, name)
+    if measurement.length >= context:
+        return []
+    assert measurement.text is not None
+    return [
+        f"{measurement.text.where}: no held-out document has the {context:,} tokens of "
+        f"stage {name} (the longest has {_longest(measurement):,}): choices are ranked by "
+        f"the first {measurement.length:,} positions alone; give longer ones under "
+        "evaluation.held_out"
+    ]
+
+
+def _measured(run: RunConfig, name: str) -> PositionBands:
+    measurement = _measurement(run, name)
+    context = min(run.stage(name).context, measurement.length)
     evaluation = Evaluation(run.name, of_stage(run, name), context, ("positions",))
     evaluated = measure_models(run_task(run, [evaluation], measurement))
     return evaluated.positions()[run.name]
@@ -309,6 +321,7 @@ def _ranking(
     seeds: int,
     grouped: Mapping[str, Sequence[PositionBands]],
     cells: Sequence[Cell],
+    remarks: Sequence[str],
 ) -> Ranking:
     stage = run.stage(name)
     base, trained = base_rope(run, name)
@@ -322,6 +335,7 @@ def _ranking(
             for label, rope in ropes.items()
         ),
         run_directory(run).root / "ablation" / name / "ranking.json",
+        tuple(remarks),
     )
     if is_main():
         made_from = dict(_made_from(cells, name))

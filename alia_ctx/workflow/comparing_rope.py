@@ -12,6 +12,7 @@ from alia_ctx.config.run import RANDOM, RunConfig
 from alia_ctx.errors import CheckpointError
 from alia_ctx.planner import (
     RopeFigures,
+    left_out_choices,
     rope_figures,
     standard_choices,
     with_configured,
@@ -38,6 +39,13 @@ def compare_rope(
             for label, rope in with_configured(choices, stage.rope).items()
         ]
     return found
+
+
+def left_out_ropes(run: RunConfig, name: str) -> dict[str, str]:
+    """Which published choices `compare_rope` has not for a stage, and why."""
+    base, trained = base_rope(run, name)
+    context = run.stage(name).context
+    return left_out_choices(base, run.model.head_dim, trained, context)
 
 
 def base_rope(run: RunConfig, name: str) -> tuple[RopeSpec, int]:

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import dataclasses
+import json
+
 import numpy as np
 import pytest
 
+from alia_ctx.errors import DataError
 from alia_ctx.evaluation.positions import PositionBands
 from alia_ctx.evaluation.ranking import bands_of, ranked
 
@@ -53,3 +57,37 @@ def test_one_document_and_one_seed_have_no_error() -> None:
 def test_the_whole_comes_before_its_bands() -> None:
     assert bands_of({"a": [cell([(1.0, 2.0)])]}) == [(0, 8), (0, 4), (4, 8)]
     assert bands_of({"a": [PositionBands((0, 8))]}) == [(0, 8)]
+
+
+def short_cell(bands: int) -> PositionBands:
+    """Two documents whose tokens reach into the first `bands` of three bands."""
+    made = PositionBands((0, 4, 8, 16))
+    data = made.to_json()
+    counts = [4] * bands + [0] * (3 - bands)
+    data["documents"] = [
+        {"source": 0, "document": n, "sums": [n + c for c in counts], "counts": counts}
+        for n in range(2)
+    ]
+    return PositionBands.from_json(data)
+
+
+def test_bands_without_tokens_are_left_out() -> None:
+    for bands, expected in (
+        (1, [(0, 4)]),
+        (2, [(0, 8), (0, 4), (4, 8)]),
+        (3, [(0, 16), (0, 4), (4, 8), (8, 16)]),
+    ):
+        cells = {"a": [short_cell(bands)] * 2, "b": [short_cell(bands)] * 2}
+        assert bands_of(cells) == expected
+        for band in expected:
+            told = [dataclasses.asdict(one) for one in ranked(cells, *band)]
+            json.dumps(told, allow_nan=False)
+    # what one of them alone has not can not be compared
+    assert bands_of({"a": [short_cell(2)], "b": [short_cell(1)]}) == [(0, 4)]
+
+
+def test_nothing_to_rank_is_said() -> None:
+    with pytest.raises(
+        DataError, match="b: no token was predicted at positions 4 to 7"
+    ):
+        ranked({"a": [short_cell(2)], "b": [short_cell(1)]}, 4, 8)

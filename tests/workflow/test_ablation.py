@@ -5,16 +5,19 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import numpy as np
 import pytest
 import yaml
 
 from alia_ctx import workflow
 from alia_ctx.config.load import load_run
+from alia_ctx.data.tokens.store import write_store
 from alia_ctx.errors import ConfigError, DataError
 from alia_ctx.evaluation.positions import PositionBands
 from alia_ctx.identity import IdentityError, unsealed
 from alia_ctx.workflow.run_facts import config_of, run_facts
-from tests.small_run import write_run
+from alia_ctx.workflow.trained_choices import choices_to_train
+from tests.small_run import VOCABULARY, write_run
 
 CHOICES = {
     "linear": {"type": "linear", "theta": 10000, "factor": 4},
@@ -96,6 +99,67 @@ def test_choices_that_break_a_rule(trained: Path, text: str, message: str) -> No
     with pytest.raises(ConfigError, match=message):
         ablate(trained, choices=str(file))
     assert changes(trained.parent) == before
+
+
+def held_out_of(folder: Path, length: int) -> str:
+    """An override: held-out documents of so many tokens."""
+    generator = np.random.default_rng(7)
+    documents = [generator.integers(5, VOCABULARY, length) for _ in range(4)]
+    write_store(folder / f"held_out_{length}", documents, VOCABULARY)
+    return f"evaluation.held_out.store={folder}/held_out_{length}"
+
+
+def no_constant(name: str) -> None:
+    raise AssertionError(f"{name} is no JSON")
+
+
+def test_held_out_text_shorter_than_the_stage_ranks_by_what_it_has(
+    trained: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    ranking = ablate(trained, held_out_of(trained.parent, 100))
+    # 64 tokens of each document: the longest context of the run that they fill
+    assert [(band[0].start, band[0].stop) for band in ranking.bands] == [(0, 64)]
+    assert all(one.documents == 4 for one in ranking.bands[0])
+    assert "no held-out document has the 256 tokens of stage long" in ranking.remarks[0]
+    assert "by the first 64 positions alone" in " ".join(capfd.readouterr().err.split())
+    json.loads(ranking.path.read_text(), parse_constant=no_constant)
+    cells = trained.parent / "out/ablation/long"
+    assert len(list(cells.glob("*/seed-*/evaluation/*/positions-64.json"))) == 4
+    assert len(ranking.tables()) == 2
+
+
+def test_what_cannot_be_ranked_is_said_before_anything_is_trained(
+    trained: Path,
+) -> None:
+    override = held_out_of(trained.parent, 63)
+    before = changes(trained.parent / "out")
+    fresh = f"output={trained.parent}/fresh"
+    with pytest.raises(DataError, match="the longest has 63"):
+        ablate(trained, override)
+    with pytest.raises(DataError, match="the longest has 63"):
+        ablate(trained, override, fresh, "stages.long.init_from=random")
+    assert changes(trained.parent / "out") == before
+    assert not (trained.parent / "fresh").exists()
+
+
+def test_a_stage_that_stretches_nothing_has_no_published_choice(trained: Path) -> None:
+    run = load_run(trained)
+    with pytest.raises(ConfigError, match="ask for no other RoPE"):
+        workflow.ablate(trained, (), run, "short", "builtin", 1)
+    assert not (trained.parent / "out/ablation/short").exists()
+
+
+def test_a_choice_that_cannot_go_on_from_the_base_is_left_out(trained: Path) -> None:
+    run = load_run(
+        trained, ["stages.short.rope={type: linear, theta: 10000, factor: 4}"]
+    )
+    ropes, remarks = choices_to_train(run, "long", "builtin")
+    assert set(ropes) == {"linear", "ntk"} and ropes["linear"].factor == 16
+    assert [remark.split(":")[0] for remark in remarks] == [
+        "no llama3",
+        "no theta",
+        "no yarn",
+    ]
 
 
 def test_the_page_of_a_run_that_is_under_way(trained: Path) -> None:
