@@ -64,6 +64,9 @@ def test_there_are_few_commands() -> None:
 
 
 @pytest.mark.long
+@pytest.mark.timeout(
+    1200
+)  # two minutes of processor time, on a machine that others use
 def test_the_page_leads_to_an_evaluated_export(tmp_path: Path) -> None:
     write_model(tmp_path / "models" / "mine")
     write_text(tmp_path / "text" / "train.jsonl", 1, 120)
@@ -94,7 +97,7 @@ def test_the_page_leads_to_an_evaluated_export(tmp_path: Path) -> None:
         start_new_session=True,  # so that nothing outlives a test that took too long
     ) as shell:
         try:
-            said, errors = shell.communicate(timeout=560)
+            said, errors = shell.communicate(timeout=1100)
         finally:
             with suppress(ProcessLookupError):
                 os.killpg(shell.pid, signal.SIGKILL)
