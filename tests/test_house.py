@@ -178,6 +178,8 @@ NOT_OURS = {
     "tools/preprocess_data.py",
     "report.md",
     "run.yaml",
+    "mine.yaml",
+    "quick.yaml",
     "step.md",
     "loss.md",
 }

@@ -239,9 +239,8 @@ class StageTrainer:
 
     def _is_due(self, every: int) -> bool:
         """Whether what happens each `every` updates (0: never), and at the end, does now."""
-        if not every:
-            return False
-        return self.update % every == 0 or self.update == self.task.updates
+        last = self.update == self.task.updates
+        return every > 0 and (last or self.update % every == 0)
 
     def _write(self, log: MetricsLog, line: dict[str, Any]) -> OSError | None:
         """Write and tell a line, on rank 0; what kept it from being written, if anything."""

@@ -5,10 +5,6 @@ as a time line.
 from __future__ import annotations
 
 import dataclasses
-import json
-import os
-import subprocess
-import sys
 from collections.abc import Collection, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -38,11 +34,11 @@ from alia_ctx.planner import (
     powers_of_two,
     suggest_layouts,
 )
-from alia_ctx.planner.memory import layer_activations, optimizer_bytes
 from alia_ctx.planner.timeline import Timeline, simulate
 from alia_ctx.spec.machines import MACHINES
 from alia_ctx.train.balance import assign_rows
 from alia_ctx.workflow.chain import run_directory
+from alia_ctx.workflow.dry_running import counted_without_memory, expected_counts
 from alia_ctx.workflow.mixture import mixture_tables, sizes_of
 
 _DRAWN = 8  # data-parallel ranks of a time line: more than that nobody looks at
@@ -356,49 +352,3 @@ def _simulated(stage: _Stage, drawn: int) -> Timeline:
     groups = assign_rows(pairs, work.data_parallel, work.layout.pp)
     shares = [[(row, pairs[row]) for row in group] for group in groups]
     return simulate(work, plan.cluster, shares, drawn)
-
-
-def counted_without_memory(plans: Sequence[StagePlan]) -> list[dict[str, int]]:
-    """What one rank of each plan's layout really holds, built on meta tensors in a process
-    of its own: `parameters`, `optimizer_bytes`, and `activation_bytes` of a row.
-
-    AliaError with the last line of that process where it fails.
-    """
-    asked = [
-        {
-            "model": dataclasses.asdict(plan.work.model),
-            "context": plan.work.context,
-            "layout": dataclasses.asdict(plan.work.layout),
-            "world_size": plan.work.world_size,
-            "recompute": plan.work.recompute,
-            "precision": plan.work.precision,
-        }
-        for plan in plans
-    ]
-    # No GPU is touched, and nothing is compiled: shapes are all that is wanted.
-    environment = {**os.environ, "CUDA_VISIBLE_DEVICES": "", "TORCHDYNAMO_DISABLE": "1"}
-    done = subprocess.run(
-        [sys.executable, "-m", "alia_ctx.mcore.dry_run"],
-        input=json.dumps(asked),
-        env=environment,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    if done.returncode:
-        lines = done.stderr.strip().splitlines() or ["it said nothing"]
-        raise AliaError(f"the dry run failed: {lines[-1]}; report it with the layout")
-    counts: list[dict[str, int]] = json.loads(done.stdout)
-    return counts
-
-
-def expected_counts(plan: StagePlan) -> dict[str, int]:
-    """The planner's own figures for what `counted_without_memory` counts."""
-    work, rank = plan.work, plan.memory[0]
-    saved, collected = layer_activations(work)
-    kept = saved + (0 if work.recompute == "full" else collected)
-    return {
-        "parameters": rank.parameters,
-        "optimizer_bytes": optimizer_bytes(work, rank.parameters),
-        "activation_bytes": work.layers_per_stage * kept,
-    }

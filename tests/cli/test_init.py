@@ -8,8 +8,10 @@ import json
 import shutil
 import socket
 from collections.abc import Iterator
+from fnmatch import fnmatch
 from pathlib import Path
 from threading import Thread
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -331,3 +333,34 @@ def test_what_the_cache_holds_is_found_without_the_hub(
     text = (tmp_path / "small.yaml").read_text()
     assert "import-hf org/small runs/small/base" in text
     assert yaml.safe_load(text)["hf_base"] == str(found)
+
+
+@pytest.mark.parametrize("weights", [True, False])
+def test_what_is_fetched_from_the_hub(
+    weights: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A stand-in for the hub: one revision, asked within a time limit; weights once, and
+    only where they are wanted.
+    """
+    files = ["config.json", "model.safetensors", "pytorch_model.bin", "tokenizer.json"]
+    fetched: list[str] = []
+
+    class Api:
+        def model_info(self, name: str, *, timeout: float) -> SimpleNamespace:
+            assert (name, timeout) == ("org/small", hub._ANSWER_SECONDS)
+            siblings = [SimpleNamespace(rfilename=file) for file in files]
+            return SimpleNamespace(sha="5" * 40, siblings=siblings)
+
+    def download(name: str, *, ignore_patterns: list[str], **about: Any) -> str:
+        assert name == "org/small" and about["revision"] == "5" * 40
+        for file in files:
+            if not any(fnmatch(file, pattern) for pattern in ignore_patterns):
+                fetched.append(file)
+        return str(tmp_path / "snapshot")
+
+    monkeypatch.setattr("huggingface_hub.HfApi", Api)
+    monkeypatch.setattr("huggingface_hub.snapshot_download", download)
+    found = hub.model_directory(Path("org/small"), weights=weights)
+    assert found == tmp_path / "snapshot"
+    small = ["config.json", "tokenizer.json"]
+    assert fetched == ([small[0], "model.safetensors", small[1]] if weights else small)

@@ -16,6 +16,7 @@ from alia_ctx.config.load import load_run, read_config
 from alia_ctx.config.run import RunConfig
 from alia_ctx.errors import ConfigError
 from alia_ctx.spec.cluster import ClusterSpec
+from alia_ctx.spec.launch import LaunchSpec
 from tests.paths import ROOT
 
 LLAMA3 = {
@@ -76,6 +77,8 @@ NEW = {
     },
     "retrieval": dataclasses.asdict(RetrievalConfig()),
     "special_tokens": "split",
+    "stage_to": None,
+    "launch": dataclasses.asdict(LaunchSpec()),
     "data": "continue",
     "drop_contaminated": False,
     **{"instances": None, "licence": None, "chat": None},

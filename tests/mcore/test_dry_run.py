@@ -11,7 +11,7 @@ from alia_ctx.planner import StagePlan, plan_stage
 from alia_ctx.spec.execution import Precision, Recompute
 from alia_ctx.spec.layout import Layout
 from alia_ctx.spec.model import ModelSpec
-from alia_ctx.workflow.planning import counted_without_memory, expected_counts
+from alia_ctx.workflow.dry_running import counted_without_memory, expected_counts
 from tests.planner.test_planner import LONG, LONGEST
 
 # Eight layers of ALIA-40b and four of others: what a layer holds does not depend on how

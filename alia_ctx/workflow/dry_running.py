@@ -1,0 +1,60 @@
+"""What a rank of a layout really holds, beside the planner's own figures for it."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Sequence
+
+from alia_ctx.errors import AliaError
+from alia_ctx.planner import StagePlan
+from alia_ctx.planner.memory import layer_activations, optimizer_bytes
+
+
+def counted_without_memory(plans: Sequence[StagePlan]) -> list[dict[str, int]]:
+    """What one rank of each plan's layout really holds, built on meta tensors in a process
+    of its own: `parameters`, `optimizer_bytes`, and `activation_bytes` of a row.
+
+    AliaError with the last line of that process where it fails.
+    """
+    asked = [
+        {
+            "model": dataclasses.asdict(plan.work.model),
+            "context": plan.work.context,
+            "layout": dataclasses.asdict(plan.work.layout),
+            "world_size": plan.work.world_size,
+            "recompute": plan.work.recompute,
+            "precision": plan.work.precision,
+        }
+        for plan in plans
+    ]
+    # No GPU is touched, and nothing is compiled: shapes are all that is wanted.
+    environment = {**os.environ, "CUDA_VISIBLE_DEVICES": "", "TORCHDYNAMO_DISABLE": "1"}
+    done = subprocess.run(
+        [sys.executable, "-m", "alia_ctx.mcore.dry_run"],
+        input=json.dumps(asked),
+        env=environment,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    if done.returncode:
+        lines = done.stderr.strip().splitlines() or ["it said nothing"]
+        raise AliaError(f"the dry run failed: {lines[-1]}; report it with the layout")
+    counts: list[dict[str, int]] = json.loads(done.stdout)
+    return counts
+
+
+def expected_counts(plan: StagePlan) -> dict[str, int]:
+    """The planner's own figures for what `counted_without_memory` counts."""
+    work, rank = plan.work, plan.memory[0]
+    saved, collected = layer_activations(work)
+    kept = saved + (0 if work.recompute == "full" else collected)
+    return {
+        "parameters": rank.parameters,
+        "optimizer_bytes": optimizer_bytes(work, rank.parameters),
+        "activation_bytes": work.layers_per_stage * kept,
+    }

@@ -1,0 +1,71 @@
+"""`--json` of check, plan and pack: one document on standard output, and nothing else."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from typer.testing import CliRunner
+
+from alia_ctx.cli.run_commands import app
+from tests.small_run import write_run
+
+
+def document(*arguments: str | Path, status: int = 0) -> dict[str, Any]:
+    done = CliRunner().invoke(app, [*map(str, arguments), "--json"])
+    assert done.exit_code == status, done.output
+    return json.loads(done.stdout)  # type: ignore[no-any-return]
+
+
+def test_a_check_without_problems(tmp_path: Path) -> None:
+    config = write_run(tmp_path)
+    said = document("check", config)
+    assert said["ok"] and said["config"] == str(config)
+    short = said["stages"]["short"]
+    assert (short["updates"], short["rows"], short["tokens"]) == (12, 8, 64 * 8 * 12)
+    assert short["layout"] == {"tp": 1, "cp": 1, "pp": 1}
+    assert isinstance(said["notes"], list)
+
+
+@pytest.mark.parametrize(
+    ("override", "key"),
+    [("stages.short.context=-1", "stages.short.context"), ("nothing=1", "nothing")],
+)
+def test_a_check_with_problems(override: str, key: str, tmp_path: Path) -> None:
+    said = document("check", write_run(tmp_path), override, status=2)
+    assert not said["ok"] and said["error"] == "ConfigError"
+    assert key in [problem["key"] for problem in said["problems"]]
+    assert all(p["rule"] and p["remedy"] for p in said["problems"])
+
+
+def test_a_check_of_nothing(tmp_path: Path) -> None:
+    said = document("check", tmp_path / "no.yaml", status=2)
+    assert "no such file" in said["message"] and said["problems"] == []
+
+
+def test_a_plan(tmp_path: Path) -> None:
+    said = document("plan", write_run(tmp_path), "cluster.ranks_per_node=4")
+    assert said["cluster"]["ranks_per_node"] == 4
+    for name, updates in (("short", 12), ("long", 4)):
+        stage = said["stages"][name]
+        plan = stage["plan"]
+        assert plan["updates"] == updates and plan["gpus"] == 4
+        items = {k: v for k, v in plan["memory_gib"].items() if isinstance(v, float)}
+        total = items.pop("total")
+        assert 0 < max(items.values()) <= total
+        seconds = dict(plan["update_seconds"])
+        assert seconds.pop("total") == pytest.approx(sum(seconds.values()))
+        assert [count["gpus"] for count in stage["counts"]] == [1, 2, 4]
+        assert stage["layouts"][0]["usable"]
+
+
+def test_a_pack(tmp_path: Path) -> None:
+    said = document("pack", write_run(tmp_path), "--stage", "short", "--inspect")
+    assert said["rows"] == 96 and said["row_length"] == 64
+    # The held-out documents count on as those of training do, from other numbers.
+    assert said["held_out"]["text"]["same"] == 0
+    assert said["held_out"]["text"]["nearly"] > 0
+    again = document("pack", tmp_path / "run.yaml", "--stage", "short")
+    assert again["fingerprint"] == said["fingerprint"]
