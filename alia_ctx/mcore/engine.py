@@ -273,13 +273,13 @@ class MegatronEngine(Ranks):
         model = self.module.sharded_state_dict()
         with self.loading(directory), open_state(directory) as reader:
             _check_tables(model, reader, self.model.vocab_size)
-            if self.optimizer is None and self._reads_weights:
+            if self.optimizer is None and self.groups.dp_cp.rank() == 0:
                 # In bf16 the weights are the main weights rounded, and half the bytes.
                 if self.config.precision == "fp32" and holds_main_weights(reader):
                     model = as_main_weights(model)
                 read_weights(model, reader)
         if self.optimizer is None:
-            self._pass_weights_on()
+            _pass_weights_on(self.module, self.groups.dp_cp)
             return
         # Each rank reads the main weights of its own range, and `publish` brings it the
         # others': nobody reads the weights themselves.
@@ -294,17 +294,14 @@ class MegatronEngine(Ranks):
             )
         self.optimizer.publish()
 
-    @property
-    def _reads_weights(self) -> bool:
-        """Whether this rank is the first of those that hold the same part of the model."""
-        return self.groups.dp_cp.rank() == 0
 
-    def _pass_weights_on(self) -> None:
-        """From the rank that has read them to those that hold the same part. Collective."""
-        group = self.groups.dp_cp
-        first = dist.get_global_rank(group, 0)
-        for parameter in self.module.parameters():
-            dist.broadcast(parameter.data, first, group=group)
+def _pass_weights_on(module: torch.nn.Module, group: dist.ProcessGroup) -> None:
+    """From the first rank of `group`, which has read them, to those that hold the same part
+    of the model. Collective.
+    """
+    first = dist.get_global_rank(group, 0)
+    for parameter in module.parameters():
+        dist.broadcast(parameter.data, first, group=group)
 
 
 def _check_tables(model: dict[str, Any], reader: StateReader, vocab_size: int) -> None:
