@@ -266,9 +266,8 @@ class StageTrainer:
             still_to_come=2 * self._longest_update + self.checkpoints.longest_seconds
         )
         flags = (reason is not None, self.checkpoints.is_writing, unwritten is not None)
-        stops, writers, failures = self.engine.sum_over_ranks(
-            np.array(flags, dtype=float)
-        )
+        asked = np.array(flags, dtype=float)
+        stops, writers, failures = self.engine.sum_over_ranks(asked)
         if not writers:
             self.checkpoints.finish()
         if failures:
