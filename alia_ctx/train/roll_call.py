@@ -96,9 +96,10 @@ class RollCall(AbstractContextManager["RollCall"]):
             with suppress(RuntimeError, ValueError):
                 found.append(_silent(store, self.rank, world))
 
-        _end_connections()
         calling = threading.Thread(target=call, daemon=True)
+        # Its word first: connections may take seconds to end, and the others do not wait.
         calling.start()
+        _end_connections()
         calling.join(_CALL_SECONDS + 2)
         return found[0] if found else None
 
