@@ -39,6 +39,9 @@ def main(arguments: list[str] | None = None) -> int:
     os.environ.setdefault(
         "OMP_NUM_THREADS", "1"
     )  # torchrun's own default, without its warning
+    # After a request to stop torchrun kills ranks that take longer than 30 s, in the midst
+    # of an update or a save. Ours end by themselves, hung ones by their watchdog.
+    os.environ.setdefault("TORCH_ELASTIC_SHUTDOWN_TIMEOUT", "86400")
     try:
         run(parse_args(arguments))
     except ChildFailedError as error:

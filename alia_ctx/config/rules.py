@@ -81,6 +81,14 @@ def _names(draft: Draft, problems: Problems) -> None:
         **{f"stages.{name}": name for name in draft.stage_names or ()},
         **{f"data.sources.{name}": name for name in draft.source_names},
     }
+    if draft.name is not None:
+        problems.need(
+            draft.name.isprintable() and bool(draft.name.strip()),
+            "name",
+            draft.name,
+            "has characters that are not printed, or none that are",
+            "use one line of text",
+        )
     for key, name in names.items():
         problems.need(
             _NAME.fullmatch(name) is not None and len(name.encode()) <= _LONGEST_NAME,

@@ -64,6 +64,7 @@ def _leave(number: int, frame: Any) -> None:
     message = f"stopped by {name} before training began; start again to go on\n"
     with suppress(OSError):
         os.write(2, message.encode())
+    record_status(REQUEUE)  # the ranks that wait for this one may have to be killed
     os._exit(REQUEUE)
 
 
@@ -230,7 +231,6 @@ class Watchdog(AbstractContextManager["Watchdog"]):
         """Leave the stacks and end, whatever happens to the leaving: the file system may
         be what hangs.
         """
-        record_status(REQUEUE)
         try:
             leaving = threading.Thread(target=self._leave_stacks, daemon=True)
             leaving.start()
@@ -239,6 +239,7 @@ class Watchdog(AbstractContextManager["Watchdog"]):
             os._exit(REQUEUE)
 
     def _leave_stacks(self) -> None:
+        record_status(REQUEUE)
         doing = _doing(self._watched)
         what = f"no progress for {self.limit:.0f} s, {doing}"
         message = f"{self.name}: {what}; stacks of all"

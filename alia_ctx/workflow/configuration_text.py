@@ -275,7 +275,8 @@ def _scalar(value: Any) -> str:
     if isinstance(value, bool):
         return _flag(value)
     if isinstance(value, float):
-        return f"{value:.12g}"
+        short = f"{value:.12g}"
+        return short if float(short) == value else repr(value)
     return str(value) if isinstance(value, int) else _text(str(value))
 
 

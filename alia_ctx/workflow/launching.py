@@ -83,6 +83,8 @@ def launch(
             _require_not_queued(folder, names)
         copy = _write_config(folder, read_config(config, overrides, over=over))
         jobs = _jobs(run, names, folder, copy, whole=not stages)
+        if not jobs:
+            return Launched([], notes=notes)
         files = _write_files(run, jobs, folder)
         launched = Launched(files, notes=notes)
         if submit:
@@ -198,12 +200,21 @@ def _write_config(folder: Path, document: dict[str, Any]) -> Path:
     days read what was checked, whatever becomes of the file that it came from.
     """
     path = folder / f"run-{statement_checksum(document)[:12]}.yaml"
-    text = yaml.safe_dump(document, sort_keys=False, allow_unicode=True)
+    text = yaml.safe_dump(_escaped(document), sort_keys=False, allow_unicode=True)
     head = "# Written by `alia-ctx launch`: the configuration as its jobs read it.\n"
     folder.mkdir(parents=True, exist_ok=True)
     with atomic_file(path) as stream:
         stream.write((head + text).encode())
     return path
+
+
+def _escaped(value: Any) -> Any:
+    """A resolved value as it is written: what stands like an interpolation in it is text."""
+    if isinstance(value, dict):
+        return {key: _escaped(inside) for key, inside in value.items()}
+    if isinstance(value, list):
+        return [_escaped(inside) for inside in value]
+    return value.replace("${", "\\${") if isinstance(value, str) else value
 
 
 def _write_files(
@@ -283,18 +294,30 @@ def _submit(files: Sequence[tuple[Job, Path]], folder: Path) -> dict[str, str]:
         for job, path in files:
             after = list(numbers.values())[-1:]
             numbers[job.name] = slurm.submit(path, after)
+            # At once: a job that nobody has noted down would be submitted again.
+            now = datetime.now(UTC).isoformat(timespec="seconds")
+            entry = {"number": numbers[job.name], "name": job.name, "stage": job.stage}
+            entry |= {"step": job.step, "file": str(path), "submitted": now}
+            recorded.append(json.loads(json.dumps(entry)))
+            write_json(folder / JOBS, {"jobs": recorded})
     except QueueError as error:
-        with suppress(QueueError):
-            slurm.cancel(reversed(numbers.values()))
-        taken = ", ".join(numbers.values())
+        kept = _take_back(slurm, list(numbers.values()))
+        taken = ", ".join(n for n in numbers.values() if n not in kept)
         back = f" Those before it were taken back: {taken}." if taken else ""
+        if kept:
+            back += f" Still in the queue: {', '.join(kept)}; `scancel` them."
         raise QueueError(
             f"{path} was refused: {error}.{back} Mend it (launch.*), and launch again"
         ) from error
-    now = datetime.now(UTC).isoformat(timespec="seconds")
-    for job, path in files:
-        entry = {"number": numbers[job.name], "name": job.name, "stage": job.stage}
-        entry |= {"step": job.step, "file": str(path), "submitted": now}
-        recorded.append(json.loads(json.dumps(entry)))
-    write_json(folder / JOBS, {"jobs": recorded})
     return numbers
+
+
+def _take_back(slurm: Slurm, numbers: Sequence[str]) -> list[str]:
+    """Cancel jobs, the last first; those that could not be."""
+    kept = []
+    for number in reversed(numbers):
+        try:
+            slurm.cancel([number])
+        except QueueError:
+            kept.append(number)
+    return kept

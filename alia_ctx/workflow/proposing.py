@@ -142,9 +142,15 @@ def rope_choices(base: Published, context: int) -> dict[str, RopeSpec]:
             "linear": dataclasses.replace(rope, factor=rope.require("factor") * ratio)
         }
     if rope.type in ("llama3", "yarn") and original is not None:
-        factor = max(rope.require("factor") * ratio, context / original)
-        # YaRN's temperature follows from its factor, unless it was the base's own.
-        kept = dataclasses.replace(rope, factor=factor, attention_factor=None)
+        before = rope.require("factor")
+        # Its length may be published before or after its own stretching.
+        factor = max(before, context / original)
+        kept = dataclasses.replace(rope, factor=factor)
+        # YaRN's temperature follows from its factor, unless the base has one of its own.
+        if rope.attention_factor is not None and math.isclose(
+            rope.attention_factor, 0.1 * math.log(before) + 1, abs_tol=1e-6
+        ):
+            kept = dataclasses.replace(kept, attention_factor=None)
         return {rope.type: kept}
     shared: dict[str, Any] = {
         "factor": ratio,
@@ -237,7 +243,8 @@ def _proposal(
     machine: str,
     cluster: ClusterSpec,
 ) -> Proposal:
-    engine = EngineConfig(device="cuda") if gpus else _HOST_ENGINE
+    on_gpus = gpus and machine != "laptop"
+    engine = EngineConfig(device="cuda") if on_gpus else _HOST_ENGINE
     empty = RunConfig(
         name=name,
         output=f"runs/{name}",

@@ -180,6 +180,27 @@ def test_a_scaled_base_keeps_its_scaling(kind: str, base: Path, tmp_path: Path) 
             assert (stage.rope.factor or 0) * original >= stage.context
         if kind == "linear":
             assert stage.rope.factor == 2 * stage.context / 256
+        # A temperature of the base's own is not its factor's.
+        assert stage.rope.attention_factor == scaling.get("attention_factor")
+
+
+def test_a_yarn_that_is_published_with_its_native_length_is_not_stretched_twice(
+    base: Path, tmp_path: Path
+) -> None:
+    yarn = {**SCALED["yarn"], "original_max_position_embeddings": 256}
+    edit_json(base / "config.json", rope_scaling=yarn)
+    assert init(base, "--context", "1024").exit_code == 0
+    run = load_run(tmp_path / "mine.yaml", filled(tmp_path))
+    assert [stage.rope.factor for stage in run.stages.values()] == [4.0]
+
+
+def test_a_factor_is_written_as_it_is(base: Path, tmp_path: Path) -> None:
+    """500,000 of 131,072 tokens are 3.814697265625, which has 13 digits."""
+    edit_json(base / "config.json", max_position_embeddings=131072)
+    made = init(base, "--context", "500000")
+    assert made.exit_code == 0, said(made)
+    [stage] = load_run(tmp_path / "mine.yaml", filled(tmp_path)).stages.values()
+    assert stage.rope.factor == 500_000 / 131_072
 
 
 def test_the_cards_own_stages() -> None:

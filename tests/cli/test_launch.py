@@ -9,6 +9,7 @@ import socket
 import subprocess
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -341,3 +342,28 @@ def test_shellcheck() -> None:
         ["shellcheck", *scripts], capture_output=True, text=True, timeout=60
     )
     assert done.returncode == 0, done.stdout
+
+
+def test_ranks_that_are_asked_to_stop_have_time_to_save(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """torchrun would kill them after 30 seconds, in the midst of an update."""
+    from torch.distributed import run as torchrun
+
+    from alia_ctx.cli import launch
+
+    seen: list[float] = []
+
+    def start(arguments: Any) -> None:
+        seen.append(torchrun.config_from_args(arguments)[0].shutdown_timeout)
+
+    monkeypatch.setattr(torchrun, "run", start)
+    monkeypatch.delenv("TORCH_ELASTIC_SHUTDOWN_TIMEOUT", raising=False)
+    handlers = {n: signal.getsignal(n) for n in launch.StopRequests.SIGNALS}
+    try:
+        assert launch.main(["--standalone", "-m", "alia_ctx.cli", "train"]) == 0
+    finally:
+        for number, handler in handlers.items():
+            signal.signal(number, handler)
+        os.environ.pop("TORCH_ELASTIC_SHUTDOWN_TIMEOUT", None)
+    assert seen[0] >= 3600

@@ -20,6 +20,7 @@ from alia_ctx.config.load import load_run
 from alia_ctx.errors import AliaError, ConfigError
 from alia_ctx.spec.launch import LaunchSpec, slurm_seconds, slurm_time
 from alia_ctx.train.faults import RankName, fault, read_faults, record_fault
+from alia_ctx.workflow.launching import submitted_jobs
 from alia_ctx.workflow.run_status import run_status
 from tests.paths import ROOT
 from tests.small_run import write_run
@@ -69,6 +70,47 @@ def test_batch_files_ask_for_what_the_stages_need(tmp_path: Path) -> None:
     assert load_run(copy).stage("long").nodes == 1
     assert load_run(copy).launch.account == "abc"
     assert not launched.numbers
+
+
+def test_what_looks_like_an_interpolation_is_text_in_the_jobs_copy(
+    tmp_path: Path,
+) -> None:
+    setup = "export X=${HOME}/lib:${root}"
+    written = {**SLURM, "setup": [setup.replace("${", r"\${")]}
+    workflow.launch(write_run(tmp_path), [], cluster=cluster(tmp_path, written))
+    copy = next((tmp_path / "out/launch").glob("run-*.yaml"))
+    assert load_run(copy).launch.setup == [setup]
+
+
+def test_a_name_is_one_line(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="name"):
+        load_run(write_run(tmp_path), ['name="a\\n#SBATCH --nodes=9"'])
+
+
+def test_jobs_that_could_not_be_taken_back_are_recorded_and_said(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    given = iter(["100", "101"])
+
+    def submit(self: Slurm, path: Path, after: Any) -> str:
+        number = next(given, None)
+        if number is None:
+            raise QueueError("Unable to contact slurm controller")
+        return number
+
+    def cancel(self: Slurm, numbers: Any) -> None:
+        if list(numbers) == ["101"]:
+            raise QueueError("Unable to contact slurm controller")
+
+    monkeypatch.setattr(Slurm, "is_here", staticmethod(lambda: True))
+    monkeypatch.setattr(Slurm, "jobs", lambda self, numbers: {})
+    monkeypatch.setattr(Slurm, "submit", submit)
+    monkeypatch.setattr(Slurm, "cancel", cancel)
+    path = write_run(tmp_path)
+    with pytest.raises(QueueError, match=r"taken back: 100\. Still in the queue: 101"):
+        workflow.launch(path, [], cluster=cluster(tmp_path, SLURM), submit=True)
+    jobs = submitted_jobs(tmp_path / "out/launch")
+    assert [job["number"] for job in jobs] == ["100", "101"]
 
 
 def test_a_begun_stage_asks_for_what_is_left_and_never_for_more_than_the_queue_gives(

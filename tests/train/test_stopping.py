@@ -146,11 +146,11 @@ class SlowRows:
 
 
 def test_an_evaluation_longer_than_the_limit_is_no_hang(tmp_path: Path) -> None:
-    """Four rows of two seconds under a limit of five: killed, requeued, killed again."""
+    """Four rows of two seconds under a limit of seven: killed, requeued, killed again."""
     message = start(
         write_run(tmp_path),
         "evaluation.every_updates=12",
-        f"engine.hang_minutes={5 / 60}",
+        f"engine.hang_minutes={7 / 60}",
         sabotage=SlowRows(),
     )
     assert message == ""
