@@ -143,7 +143,9 @@ def test_a_command_refuses_what_another_writes(what: str, tmp_path: Path) -> Non
     with Holder(tmp_path / "out" / place[what]):
         done = alia(what, str(path), *arguments)
     assert done.returncode == 2, done.stderr
-    assert "holder's work" in done.stderr and len(done.stderr.splitlines()) == 1
+    # Below what it says that it does.
+    *doing, said = done.stderr.splitlines()
+    assert "holder's work" in said and len(doing) <= 3, done.stderr
     assert not (tmp_path / "out" / place[what]).exists(), "nothing was written"
 
 

@@ -12,7 +12,7 @@ from alia_ctx.cli.arguments import path
 from alia_ctx.cli.output import print_table
 
 if TYPE_CHECKING:
-    from alia_ctx.workflow.run_status import RunStatus, StageStatus
+    from alia_ctx.workflow.standing import RunStatus, StageStatus
 
 Config = Annotated[
     Path,

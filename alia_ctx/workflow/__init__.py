@@ -59,7 +59,7 @@ if TYPE_CHECKING:
         text_report,
         write_page,
     )
-    from alia_ctx.workflow.run_status import RunStatus, StageStatus, run_status
+    from alia_ctx.workflow.standing import RunStatus, StageStatus, run_status
     from alia_ctx.workflow.starting import load_on_all_ranks, task_on_all_ranks
     from alia_ctx.workflow.stores import (
         few_held_out,
@@ -148,7 +148,7 @@ _MODULES = {
             "text_report",
             "write_page",
         ),
-        "workflow.run_status": (
+        "workflow.standing": (
             "RunStatus",
             "StageStatus",
             "run_status",

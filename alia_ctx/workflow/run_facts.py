@@ -24,8 +24,6 @@ from alia_ctx.train.stage_identity import (
     STARTED_FROM,
     checkpoint_statement,
 )
-from alia_ctx.workflow.evaluated_models import base_checkpoint
-from alia_ctx.workflow.evaluation_tasks import native_context
 from alia_ctx.workflow.mixture import mixture_of, sizes_of
 from alia_ctx.workflow.reading import read_json
 
@@ -70,6 +68,9 @@ def run_facts(
 
 
 def _native(run: RunConfig, problems: list[str]) -> int:
+    # Late, as `watch` reads facts and does without torch.
+    from alia_ctx.workflow.evaluation_tasks import native_context
+
     try:
         return native_context(run)
     except AliaError as error:  # a base that cannot be read
@@ -208,6 +209,8 @@ def _statement_of_base(run: RunConfig, places: RunDirectory) -> dict[str, Any]:
     manifest = _newest(places, first, [])
     if manifest is not None:
         return {base: manifest.extra.get(STARTED_FROM)}
+    from alia_ctx.workflow.evaluated_models import base_checkpoint
+
     there = base_checkpoint(run)
     return {} if there is None else {base: there.statement.get("checkpoint")}
 

@@ -56,8 +56,18 @@ def training_block(
         f"  saves   every {saving.every_updates:,} updates and at the end, {kept}: "
         f"{places.checkpoints(name)}",
         f"  numbers {sinks}: {places.stage(name)}",
-        f"  end     {_end(run, name, left, now or datetime.now(UTC))}",
+        f"  end     {_end_or_why(run, name, left, now or datetime.now(UTC))}",
     ]
+
+
+def _end_or_why(run: RunConfig, name: str, left: int, now: datetime) -> str:
+    """An estimate never stops a run: this is asked on one rank, and the others, which
+    would wait for it, meet what is wrong with the log where all of them open it.
+    """
+    try:
+        return _end(run, name, left, now)
+    except (AliaError, OSError, KeyError, TypeError, ValueError) as error:
+        return f"not known ({' '.join(str(error).split())})"
 
 
 def _end(run: RunConfig, name: str, left: int, now: datetime) -> str:

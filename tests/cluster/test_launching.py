@@ -21,7 +21,7 @@ from alia_ctx.errors import AliaError, ConfigError
 from alia_ctx.spec.launch import LaunchSpec, slurm_seconds, slurm_time
 from alia_ctx.train.faults import RankName, fault, read_faults, record_fault
 from alia_ctx.workflow.launching import submitted_jobs
-from alia_ctx.workflow.run_status import run_status
+from alia_ctx.workflow.standing import run_status
 from tests.paths import ROOT
 from tests.small_run import write_run
 

@@ -68,6 +68,6 @@ def test_twelve_combinations_within_two_percent() -> None:
 
 
 def test_what_fails_there_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("alia_ctx.workflow.planning.sys.executable", "false")
+    monkeypatch.setattr("alia_ctx.workflow.dry_running.sys.executable", "false")
     with pytest.raises(AliaError, match="the dry run failed: it said nothing"):
         counted_without_memory([COMBINATIONS["alone"]])

@@ -361,7 +361,7 @@ def by_transformers(
 @pytest.mark.parametrize(
     "overrides,told",
     [
-        (["update_tokens=512"], "both are given"),
+        (["update_tokens=512", "update_instances=4"], "both are given"),
         (["update_instances=null"], "neither is given"),
         (["tokens=4096"], "tokens=4096: does not go with update_instances"),
         (["epochs=null"], "epochs=None: is needed with update_instances"),

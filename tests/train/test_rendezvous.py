@@ -58,7 +58,8 @@ def test_training_ends_in_one_line_to_be_requeued(tmp_path: Path) -> None:
         )
     assert (tmp_path / "0").read_text() == "75\n"  # as the SLURM script reads it
     assert done.returncode == 75, done.stderr
-    (line,) = done.stderr.splitlines()
+    *doing, line = done.stderr.splitlines()
+    assert doing[0].startswith("alia-ctx ") and len(doing) <= 3, done.stderr
     assert line.startswith(f"rank 0: RequeueError: port {port} of 127.0.0.1")
     assert not (tmp_path / "out" / "stages").exists()
 
