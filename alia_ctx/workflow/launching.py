@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -19,11 +18,9 @@ from alia_ctx.config.run import RunConfig
 from alia_ctx.errors import AliaError, ConfigError, DataError, Problem, Problems
 from alia_ctx.files import atomic_file, exclusive, read_object, write_json
 from alia_ctx.identity import statement_checksum
-from alia_ctx.planner import plan_stage
-from alia_ctx.spec.execution import loss_chunk_tokens
 from alia_ctx.workflow.chain import check_trained, run_directory, stage_task
 from alia_ctx.workflow.checking import check_all
-from alia_ctx.workflow.mixture import sizes_of
+from alia_ctx.workflow.planned import planned_stage
 
 JOBS = "jobs.json"
 _START_SECONDS = 1800  # imports on a cold file system, compilation, loading
@@ -165,16 +162,8 @@ def _seconds(run: RunConfig, name: str) -> float:
     """What the rest of a stage is expected to take, with room to start and to save; what
     the queue allows where the planner cannot tell.
     """
-    stage = run.stage(name)
     try:
-        tokens, update_tokens, _ = sizes_of(run, name)
-        plan = plan_stage(
-            *(run.model, stage.rope, stage.context, stage.layout),
-            *(run.world_size(stage), tokens, update_tokens, stage.recompute),
-            *(run.engine.precision, run.cluster),
-            loss_chunk_tokens(run.engine.loss_chunk_tokens, "cuda"),
-            offload=run.engine.offload_activations,
-        )
+        plan = planned_stage(run, name)
     except AliaError:
         return run.launch.limit_seconds
     room = _START_SECONDS + run.launch.save_seconds
@@ -298,7 +287,7 @@ def _submit(files: Sequence[tuple[Job, Path]], folder: Path) -> dict[str, str]:
             now = datetime.now(UTC).isoformat(timespec="seconds")
             entry = {"number": numbers[job.name], "name": job.name, "stage": job.stage}
             entry |= {"step": job.step, "file": str(path), "submitted": now}
-            recorded.append(json.loads(json.dumps(entry)))
+            recorded.append(entry)
             write_json(folder / JOBS, {"jobs": recorded})
     except QueueError as error:
         kept = _take_back(slurm, list(numbers.values()))

@@ -7,7 +7,6 @@ from __future__ import annotations
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING
 
-from alia_ctx.config.layouts import search_settings
 from alia_ctx.config.run import RunConfig
 from alia_ctx.data.packing import PackPlan
 from alia_ctx.errors import AliaError
@@ -74,30 +73,22 @@ def _end(run: RunConfig, name: str, left: int, now: datetime) -> str:
     """When the updates that are left may be done, by what those before took, or by the
     planner.
     """
-    from alia_ctx.planner import duration, plan_stage
+    from alia_ctx.planner import duration
     from alia_ctx.train.metrics_log import read_lines
-    from alia_ctx.workflow.mixture import sizes_of
+    from alia_ctx.workflow.planned import planned_stage
 
     if not left:
         return "all updates are done"
-    stage = run.stage(name)
     lines = read_lines(run_directory(run).metrics(name))
     times = sorted(float(line["seconds"]) for line in lines[-64:] if "seconds" in line)
     if times:
         seconds, by = times[len(times) // 2], "by the updates so far"
     else:
-        tokens, update_tokens, _ = sizes_of(run, name)
-        shared = search_settings(run, stage)
-        del shared["shortest_row"]
         try:
-            planned = plan_stage(
-                *(run.model, stage.rope, stage.context, stage.layout),
-                *(run.world_size(stage), tokens, update_tokens, stage.recompute),
-                **shared,
-            )
+            timing = planned_stage(run, name).timing
         except AliaError:
             return "no estimate yet"
-        seconds, by = planned.timing.total, "by the planner, not measured"
+        seconds, by = timing.total, "by the planner, not measured"
     whole = max(1.0, seconds * left)
     if whole > timedelta(days=3650).total_seconds():
         return f"in more than ten years {by}"
