@@ -91,7 +91,11 @@ def test_decisions_are_numbered_without_a_gap() -> None:
 def scripts_of(page: Path) -> set[str]:
     """Names of the benchmarks whose command lines a page gives."""
     text = page.read_text(encoding="utf-8")
-    return set(re.findall(r"python (?:-m )?benchmarks[/.](\w+)", text))
+    return set(
+        re.findall(
+            r"python (?:-m )?(?:alia_ctx.cli.launch \S+ )?benchmarks[/.](\w+)", text
+        )
+    )
 
 
 @pytest.mark.parametrize("page", FIGURES, ids=name_of)

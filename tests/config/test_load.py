@@ -87,6 +87,7 @@ NEW = {
     **{"sampling": {}, "max_instances": {}, "held_out_instances": 0, "min_rows": 1},
     "notes": [],
     "hf_base": None,
+    "position_edges": [],
 }
 
 

@@ -3,16 +3,21 @@
 from __future__ import annotations
 
 import json
+import os
 import re
+import sys
 from pathlib import Path
 
 import numpy as np
+import psutil
 import pytest
 
 from alia_ctx.config.load import load_run
+from alia_ctx.errors import DataError
 from alia_ctx.evaluation.retrieval.haystack import Haystack
 from scripts.smollm2.__main__ import CONFIG, SMALL
 from scripts.smollm2.corpus import write_corpus
+from scripts.smollm2.interruption import compare, kill_at
 from scripts.smollm2.retrieval_text import EOS, RetrievalMix, retrieval_document
 
 _LETTERS = "".join(map(chr, range(32, 127))) + "\n"
@@ -84,7 +89,9 @@ def test_the_configuration_has_no_rule_broken_but_missing_files(tmp_path: Path) 
     root = f"root={tmp_path / 'elsewhere'}"
     run = load_run(CONFIG, [root, *_model(), "cluster.ranks_per_node=2"])
     assert list(run.stages) == ["32k", "160k"]
-    small = load_run(CONFIG, [root, *_model(), *SMALL, "stages.160k.layout.cp=1"])
+    small = load_run(
+        CONFIG, [root, *_model(), *SMALL.overrides, "stages.160k.layout.cp=1"]
+    )
     assert small.stage("160k").context == 1280
 
 
@@ -103,3 +110,45 @@ def _model() -> list[str]:
         "tie_word_embeddings": "true",
     }
     return [f"model.{name}={value}" for name, value in sizes.items()]
+
+
+def _log(stage: Path, losses: dict[int, float]) -> Path:
+    stage.mkdir()
+    lines = [
+        json.dumps({"update": update, "loss": loss, "gradient_norm": 2 * loss})
+        for update, loss in losses.items()
+    ]
+    # The last one is still being written.
+    (stage / "metrics.jsonl").write_text("\n".join(lines) + '\n{"update": 9, "lo')
+    return stage
+
+
+def test_a_resume_is_compared_with_what_two_runs_differ_by(tmp_path: Path) -> None:
+    whole = _log(tmp_path / "whole", {1: 4.0, 2: 2.0, 3: 2.0})
+    killed = _log(tmp_path / "killed", {1: 4.0, 2: 2.2, 3: 1.0})
+    found = compare(whole, killed, 2)
+    assert found["before"]["loss"] == pytest.approx({"mean": 0.05, "greatest": 0.1})
+    assert found["after"]["gradient_norm"] == {"mean": 0.5, "greatest": 0.5}
+    with pytest.raises(DataError, match="no update past 3"):
+        compare(whole, killed, 3)
+
+
+def test_all_processes_of_a_command_are_killed_at_an_update(tmp_path: Path) -> None:
+    stage = tmp_path / "stage"
+    child = "import time; time.sleep(600)"
+    parent = (
+        "import subprocess, sys, time; from pathlib import Path\n"
+        f"other = subprocess.Popen([sys.executable, '-c', {child!r}], "
+        "start_new_session=True)\n"
+        f"stage = Path({str(stage)!r}); stage.mkdir()\n"
+        "(stage / 'child').write_text(str(other.pid))\n"
+        'line = \'{"update": 2, "loss": 1.0}\\n\'\n'
+        "(stage / 'metrics.jsonl').write_text(line); time.sleep(600)\n"
+    )
+    kill_at([sys.executable, "-c", parent], stage, 2, dict(os.environ))
+    pid = int((stage / "child").read_text())
+    assert not psutil.pid_exists(pid) or (
+        psutil.Process(pid).status() == psutil.STATUS_ZOMBIE
+    )
+    with pytest.raises(DataError, match="before update 3"):
+        kill_at([sys.executable, "-c", "pass"], stage, 3, dict(os.environ))

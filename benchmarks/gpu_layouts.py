@@ -1,0 +1,195 @@
+"""Training steps of ALIA's layers on the layouts of several GPUs: tokens/s a GPU, causal MFU,
+memory, communication that nothing hides, and what the planner says of each.
+
+    python -m alia_ctx.cli.launch --nproc-per-node=4 benchmarks/gpu_layouts.py \
+        --out layouts.json \
+        --case tp4:32768:8:none --case tp2cp2:32768:8:none --case cp4:32768:4:none:4
+
+A case is layout:context:layers:recompute[:rows], rows in an update and data-parallel
+rank (default 1), each one document. The vocabulary is cut from 256,000 to 8,192, so that
+layers fill the memory and not the embedding. Random weights, random tokens; bf16 with
+fp32 gradients and optimizer state that the data-parallel ranks share (context-parallel
+ranks are among them, as in Megatron).
+
+tokens/s is over the whole update: forward, backward, reduction, optimizer's step. MFU:
+FLOPs of all products with weights and of the attention that the causal mask lets
+through, without what is recomputed, over the rate of an 8192^3 bf16 product in the same
+process. Exposed communication: the time, of one profiled update on rank 0, in which a
+NCCL kernel runs and no other kernel does. Waiting for a slower rank is in it.
+"""
+
+from __future__ import annotations
+
+import argparse
+import gc
+import json
+import re
+import statistics
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import torch.distributed as dist
+
+from alia_ctx.config.run import EngineConfig, OptimizerConfig
+from alia_ctx.data.packing import PackedRow
+from alia_ctx.mcore.engine import MegatronEngine
+from alia_ctx.mcore.runtime import Distributed
+from alia_ctx.planner.stage import plan_stage
+from alia_ctx.spec.cluster import ClusterSpec
+from alia_ctx.spec.layout import Layout
+from benchmarks.gpu_step import ROPE, alia_stack, draw_on_device, matrix_rate
+
+GIB = 2**30
+VOCABULARY = 8192
+
+
+@dataclass(frozen=True)
+class Case:
+    layout: Layout
+    context: int
+    layers: int
+    recompute: str
+    rows: int = 1
+
+    @classmethod
+    def parse(cls, text: str) -> Case:
+        layout, context, layers, recompute, *rows = text.split(":")
+        sizes = {name: int(n) for name, n in re.findall(r"([a-z]+)(\d+)", layout)}
+        sizes.pop("dp", None)
+        return cls(
+            Layout(**sizes), int(context), int(layers), recompute, *map(int, rows)
+        )
+
+    def data_parallel(self, world: int) -> int:
+        return world // (self.layout.tp * self.layout.pp * self.layout.cp)
+
+
+def measure(case: Case, repeats: int, rate: float) -> dict[str, Any]:
+    world = dist.get_world_size()
+    dp = case.data_parallel(world)
+    model = alia_stack(case.layers, VOCABULARY)
+    engine = MegatronEngine(
+        model,
+        ROPE,
+        case.context,
+        case.layout,
+        EngineConfig(),
+        OptimizerConfig(),
+        recompute=case.recompute,
+        initializer=draw_on_device,
+    )
+    generator = np.random.default_rng(engine.data_parallel_rank)
+    rows = [
+        PackedRow.from_documents(
+            [generator.integers(0, VOCABULARY, case.context)], case.context
+        )
+        for _ in range(case.rows)
+    ]
+    for _ in range(2):
+        engine.train_update(rows, 1e-6)
+    torch.cuda.reset_peak_memory_stats()
+    results = [engine.train_update(rows, 1e-6) for _ in range(repeats)]
+    peak = torch.tensor(torch.cuda.max_memory_allocated() / GIB, device="cuda")
+    dist.all_reduce(peak, dist.ReduceOp.MAX)
+    seconds = statistics.median(
+        r.compute_seconds + r.communication_seconds + r.step_seconds for r in results
+    )
+    tokens = case.context * case.rows * dp
+    flops = tokens * model.linear_flops_per_token() + case.rows * dp * (
+        model.attention_flops([case.context])
+    )
+    planned = plan_stage(
+        model,
+        ROPE,
+        case.context,
+        case.layout,
+        world,
+        tokens,
+        tokens,
+        recompute=case.recompute,  # type: ignore[arg-type]
+        cluster=ClusterSpec(ranks_per_node=world, memory_gib=80, overhead_gib=0),
+    )
+    return {
+        "documents": case.rows * dp,
+        "kernel": engine.kernel,
+        "seconds": seconds,
+        "spread": [r.compute_seconds for r in results],
+        "optimizer_seconds": statistics.median(r.step_seconds for r in results),
+        "tokens_per_second_per_gpu": tokens / seconds / world,
+        "tflops_per_gpu": flops / seconds / world / 1e12,
+        "mfu": flops / seconds / world / 1e12 / rate,
+        "peak_gib": float(peak),
+        "planned_gib": planned.fullest.total,
+        "planned_seconds": planned.timing.total,
+        "exposed": exposed_communication(engine, rows),
+        "losses": [r.loss for r in results],
+    }
+
+
+def exposed_communication(engine: MegatronEngine, rows: list[PackedRow]) -> Any:
+    """Of one update: share of the time from the first kernel to the last in which only
+    NCCL's kernels run, all time of NCCL's kernels, and time without any kernel.
+    """
+    from torch.profiler import ProfilerActivity, profile
+
+    with profile(activities=[ProfilerActivity.CUDA]) as profiler:
+        engine.train_update(rows, 1e-6)
+        torch.cuda.synchronize()
+    kernels = [
+        (event.time_range.start, event.time_range.end, "nccl" in event.name.lower())
+        for event in profiler.events()
+        if event.device_type == torch.autograd.DeviceType.CUDA and "#" not in event.name
+    ]
+    work = _union([(a, b) for a, b, nccl in kernels if not nccl])
+    talk = _union([(a, b) for a, b, nccl in kernels if nccl])
+    busy = _union([(a, b) for a, b, _ in kernels])
+    span = busy[-1][1] - busy[0][0] if busy else 1
+    lengths = [sum(b - a for a, b in spans) for spans in (work, talk, busy)]
+    return {
+        "only_nccl": (lengths[2] - lengths[0]) / span,
+        "nccl": lengths[1] / span,
+        "idle": 1 - lengths[2] / span,
+        "seconds": span / 1e6,
+    }
+
+
+def _union(spans: list[tuple[float, float]]) -> list[tuple[float, float]]:
+    joined: list[tuple[float, float]] = []
+    for start, stop in sorted(spans):
+        if joined and start <= joined[-1][1]:
+            joined[-1] = (joined[-1][0], max(joined[-1][1], stop))
+        else:
+            joined.append((start, stop))
+    return joined
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--case", action="append", required=True)
+    parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--out", type=Path, required=True)
+    options = parser.parse_args()
+    results: dict[str, Any] = {}
+    with Distributed(EngineConfig()):
+        rate = torch.tensor(matrix_rate(), device="cuda")
+        dist.all_reduce(rate, dist.ReduceOp.MIN)  # of the slowest GPU
+        card = torch.cuda.get_device_name()
+        for text in options.case:
+            try:
+                result = measure(Case.parse(text), options.repeats, float(rate))
+            except torch.OutOfMemoryError as error:
+                # Ranks of a layout do the same, so that all of them get here.
+                result = {"out of memory": str(error).partition(".")[0]}
+            results[text] = {"card": card, "matrix_tflops": float(rate), **result}
+            gc.collect()
+            torch.cuda.empty_cache()
+            if dist.get_rank() == 0:
+                options.out.write_text(json.dumps(results))
+                print(text, json.dumps(results[text]), flush=True)
+
+
+if __name__ == "__main__":
+    main()
