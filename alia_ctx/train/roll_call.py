@@ -22,7 +22,13 @@ import torch.distributed as dist
 
 from alia_ctx.progress import say
 from alia_ctx.train.faults import RankName, fault, record_fault
-from alia_ctx.train.stopping import REQUEUE, RequeueError, leave_within, record_status
+from alia_ctx.train.stopping import (
+    LEAVING_SECONDS,
+    REQUEUE,
+    RequeueError,
+    leave_within,
+    record_status,
+)
 
 # gloo has no class of errors of its own (third_party/gloo/gloo/transport/tcp/pair.cc and
 # unbound_buffer.cc of torch): a RuntimeError with one of these in it.
@@ -34,7 +40,6 @@ _OF_GLOO = (
 _KEY = "alia-ctx/lost"
 _QUIET_SECONDS = 5.0  # without a further word; connections close one after another
 _CALL_SECONDS = 20.0  # for all of the call
-_END_SECONDS = 60.0  # for all that the process does before it ends
 
 
 class LostTouchError(RequeueError):
@@ -80,7 +85,7 @@ class RollCall(AbstractContextManager["RollCall"]):
         if error is None or not lost_touch(error) or not dist.is_initialized():
             return
         # Whatever hangs from here on, a file system or a driver: this process ends.
-        leave_within(_END_SECONDS, REQUEUE)
+        leave_within(LEAVING_SECONDS, REQUEUE)
         record_status(REQUEUE)
         words = " ".join(str(error).split())[:200]
         raise LostTouchError(self._message(words, self._call())) from error

@@ -20,8 +20,8 @@ from alia_ctx.errors import AliaError, ConfigError, DataError, Problem
 from alia_ctx.train.faults import read_faults
 from alia_ctx.train.metrics_log import read_lines
 from alia_ctx.train.run_directory import RunDirectory
-from alia_ctx.workflow.launching import submitted_jobs
 from alia_ctx.workflow.mixture import mixture_of, sizes_of
+from alia_ctx.workflow.queued import submitted_jobs
 from alia_ctx.workflow.run_facts import config_of
 
 _RECENT = 20  # updates whose median speed is told
