@@ -5,17 +5,21 @@ from __future__ import annotations
 import json
 import os
 import re
+import shlex
 import shutil
+import signal
 import stat
 import subprocess
+import time
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 import yaml
 
 from alia_ctx import workflow
-from alia_ctx.cluster import QueueError, Slurm
+from alia_ctx.cluster import QueuedJob, QueueError, Slurm
 from alia_ctx.config.load import load_run
 from alia_ctx.errors import AliaError, ConfigError
 from alia_ctx.spec.launch import LaunchSpec, slurm_seconds, slurm_time
@@ -146,6 +150,9 @@ def test_times_are_slurms_and_whole_minutes(seconds: float, text: str) -> None:
         ({"options": ["rm"]}, "launch.options"),
         ({"options": ["--x\nrm"]}, "launch.options"),
         ({"environment": {"A B": "1"}}, "launch.environment"),
+        ({"environment": {"RANK": "1"}}, "launch.environment"),
+        ({"container_command": "apptainer 'exec"}, "launch.container_command"),
+        ({"container_command": " "}, "launch.container_command"),
     ],
 )
 def test_what_no_batch_file_can_be_made_of_is_a_problem(
@@ -213,6 +220,144 @@ def test_a_queue_that_does_not_answer_is_no_empty_queue(
         workflow.launch(path, cluster=cluster(tmp_path, SLURM))
 
 
+class Queue:
+    """A queue that takes every job, and keeps it until a test ends it."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.after: dict[str, list[str]] = {}
+        self.behind: dict[str, list[str]] = {}
+        self.names: dict[str, str] = {}
+        self.ended: set[str] = set()
+        monkeypatch.setattr(Slurm, "is_here", staticmethod(lambda: True))
+        monkeypatch.setattr(
+            Slurm, "submit", lambda slurm, *a, **o: self.submit(*a, **o)
+        )
+        monkeypatch.setattr(Slurm, "jobs", lambda slurm, numbers: self.jobs(numbers))
+
+    def submit(self, path: Path, after: Any = (), behind: Any = ()) -> str:
+        number = str(100 + len(self.after))
+        self.after[number], self.behind[number] = [*after], [*behind]
+        self.names[number] = path.stem
+        return number
+
+    def jobs(self, numbers: Any) -> dict[str, QueuedJob]:
+        there = [n for n in numbers if n in self.after and n not in self.ended]
+        return {n: QueuedJob(n, "PENDING", "", "1", "", "", "") for n in there}
+
+
+def submit(path: Path, *overrides: str, stages: Any = ()) -> Any:
+    over = cluster(path.parent, SLURM)
+    return workflow.launch(path, overrides, stages=stages, cluster=over, submit=True)
+
+
+def test_a_stage_waits_for_the_one_before_that_is_queued_and_shares_its_data(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    queue, path = Queue(monkeypatch), write_run(tmp_path)
+    assert list(submit(path).numbers) == [
+        "00-data",
+        "01-short",
+        "02-long",
+        "03-evaluate",
+    ]
+    queue.ended |= {"102", "103"}  # the second stage failed, and what was after it went
+    launched = submit(path, "launch.time_limit=10:00:00", stages=["long"])
+    assert list(launched.numbers) == ["02-long"]
+    assert queue.after["104"] == ["100", "101"]
+    assert launched.notes == ["the data is in the queue as job 100: no further job"]
+    # All that is missing is the evaluation, after both.
+    launched = submit(path)
+    assert list(launched.numbers) == ["03-evaluate"]
+    assert queue.after["105"] == ["101", "104"]
+    for stages in ([], ["short"], ["long"]):
+        with pytest.raises(ConfigError, match="is in the queue as job 10"):
+            submit(path, stages=stages)
+    assert len(queue.after) == 6
+
+
+def test_data_that_is_made_otherwise_or_for_less_is_no_substitute(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    queue, path = Queue(monkeypatch), write_run(tmp_path)
+    submit(path, stages=["short"])
+    assert list(queue.names.values()) == ["00-data", "01-short"]
+    # The plan of the second stage is in no job yet: another one, behind the first.
+    assert list(submit(path, stages=["long"]).numbers) == ["00-data", "02-long"]
+    assert (queue.after["102"], queue.behind["102"]) == ([], ["100"])
+    assert queue.after["103"] == ["102", "101"]
+    queue.ended |= {"101", "103"}
+    with pytest.raises(
+        ConfigError, match="starts from short, which is neither finished"
+    ):
+        submit(path, "seed=7", stages=["long"])
+    launched = submit(path, "seed=7", stages=["short", "long"])
+    assert list(launched.numbers) == ["00-data", "01-short", "02-long"]
+    assert queue.behind["104"] == ["100", "102"]
+
+
+def test_an_old_evaluation_is_no_substitute_for_one_of_what_is_trained_now(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    queue, path = Queue(monkeypatch), write_run(tmp_path)
+    submit(path)
+    queue.ended |= {"100", "101", "102"}  # held in the queue, the evaluation is there
+    launched = submit(path)
+    assert list(launched.numbers)[-1] == "03-evaluate"
+    assert queue.behind["107"] == ["103"]
+
+
+@pytest.mark.parametrize(
+    ("after", "behind", "said"),
+    [
+        ([], [], []),
+        (["1", "2"], [], ["--dependency=afterok:1:2"]),
+        (["1"], ["2", "3"], ["--dependency=afterok:1,afterany:2:3"]),
+        ([], ["2"], ["--dependency=afterany:2"]),
+    ],
+)
+def test_dependencies_are_said_as_sbatch_reads_them(
+    after: list[str],
+    behind: list[str],
+    said: list[str],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("PATH", f"{tmp_path}/bin:{os.environ['PATH']}")
+    commands(tmp_path, sbatch=f'printf "%s\\n" "$@" >{tmp_path}/said; echo 7')
+    assert Slurm().submit(Path("x.sbatch"), after, behind=behind) == "7"
+    words = (tmp_path / "said").read_text().split()
+    assert words == ["--parsable", *said, "x.sbatch"]
+
+
+def test_batch_files_carry_what_the_configuration_says(tmp_path: Path) -> None:
+    """Exported as a shell reads it back."""
+    home = os.path.expanduser("~")
+    launch = {**SLURM, "python": "~/venv/bin/python", "container": "~/a b.sif"}
+    launch |= {"container_command": 'run --env "A=it\'s" ~/wrapper'}
+    launch |= {"environment": {"OMP_NUM_THREADS": "3", "HF_HOME": "~/hf"}}
+    overrides = ["engine.timeout_minutes=50", "engine.hang_minutes=40"]
+    files = workflow.launch(
+        write_run(tmp_path), overrides, cluster=cluster(tmp_path, launch)
+    ).files
+    for job, file in files:
+        text = file.read_text()
+        header = text[: text.index("set -uo pipefail")]
+        done = subprocess.run(
+            ["bash", "-c", f"{header}\nenv -0"], capture_output=True, text=True
+        )
+        shown = dict(n.split("=", 1) for n in done.stdout.split("\0") if "=" in n)
+        assert shown["ALIA_PYTHON"] == f"{home}/venv/bin/python"
+        assert shown["ALIA_CONTAINER"] == f"{home}/a b.sif"
+        words = ["run", "--env", "A=it's", f"{home}/wrapper"]
+        assert shlex.split(shown["ALIA_CONTAINER_COMMAND"]) == words
+        assert shown["OMP_NUM_THREADS"] == "3" and shown["HF_HOME"] == f"{home}/hf"
+        assert options(text)["signal"] == "B:USR1@600"
+        if job.step == "data":
+            assert shown["ALIA_COMMANDS"].splitlines()[0] == f"tokenize {job.config}"
+        else:
+            assert int(shown["ALIA_WAIT_SECONDS"]) > 50 * 60
+
+
 # -- one machine -----------------------------------------------------------------------
 
 
@@ -241,6 +386,83 @@ def test_on_one_machine_a_script_does_the_steps_again_where_ranks_ask_for_it(
     ]
     assert said == ["tokenize", "pack", "pack", "train", "train", "train", "train"]
     assert log.read_text().count("--nproc-per-node=2") == 4
+
+
+def test_on_one_machine_too_all_runs_in_the_container(tmp_path: Path) -> None:
+    log, command = tmp_path / "log", tmp_path / "my container"
+    command.write_text(f'#!/bin/bash\nprintf "<%s>" "$@" >>{log}; echo >>{log}\n')
+    command.chmod(0o755)
+    image = [f"launch.container_command=\"'{command}' exec --nv\""]
+    image += ["launch.container=x y.sif"]
+    launched = workflow.launch(write_run(tmp_path), image)
+    [script] = {file for _, file in launched.files}
+    done = subprocess.run([str(script)], capture_output=True, text=True, timeout=60)
+    assert done.returncode == 0, done.stderr
+    lines = log.read_text().splitlines()
+    assert len(lines) == 7
+    assert all(n.startswith("<exec><--nv><x y.sif><python><-m>") for n in lines)
+
+
+def test_on_one_machine_what_only_a_cluster_can_do_is_refused_or_said(
+    tmp_path: Path,
+) -> None:
+    path = write_run(tmp_path)
+    with pytest.raises(
+        ConfigError, match=r"stages\.long\.nodes.*more than the one machine"
+    ):
+        workflow.launch(path, ["stages.long.nodes=2"])
+    with pytest.raises(ConfigError, match="the run has 2 nodes"):
+        workflow.launch(path, ["cluster.nodes=2", "stages.long.nodes=1"])
+    with pytest.raises(AliaError, match=r"stages\.long\.nodes=2"):
+        workflow.run_all(path, [], load_run(path, ["stages.long.nodes=2"]))
+    assert not (tmp_path / "out").exists()
+    launched = workflow.launch(path, ["launch.account=abc", "launch.gres=gpu:2"])
+    assert launched.notes == [
+        "launch.account, launch.gres: only a queue has a use for it, and there is none"
+    ]
+
+
+@pytest.mark.parametrize("home", ["~/python", "~root/python"])
+def test_an_interpreter_below_home_is_found(
+    home: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    written = LaunchSpec(python=home).program("python")
+    assert written == [os.path.expanduser(home)] and "~" not in written[0]
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGUSR1])
+def test_who_stops_the_script_stops_what_it_started(
+    number: signal.Signals, tmp_path: Path
+) -> None:
+    python, ready = tmp_path / "python", tmp_path / "ready"
+    body = f"trap 'exit 75' TERM USR1; touch {ready}; while true; do sleep 0.1; done"
+    python.write_text(f"#!/bin/bash\n{body}\n")
+    python.chmod(0o755)
+    launched = workflow.launch(write_run(tmp_path), [f"launch.python={python}"])
+    with subprocess.Popen([str(launched.files[0][1])], start_new_session=True) as run:
+        deadline = time.monotonic() + 30
+        while not ready.exists() and time.monotonic() < deadline:
+            time.sleep(0.05)
+        children = psutil.Process(run.pid).children()
+        run.send_signal(number)
+        assert run.wait(30) == 75
+        assert not psutil.wait_procs(children, timeout=10)[1]
+
+
+def test_a_rank_that_is_killed_is_started_again(tmp_path: Path) -> None:
+    log, python = tmp_path / "log", tmp_path / "python"
+    killed = f'[[ "$*" == *train*short && $(grep -c train.*short$ {log}) -lt 3 ]]'
+    python.write_text(
+        f'#!/bin/bash\necho "$*" >> {log}\n{killed} && kill -KILL $$\nexit 0\n'
+    )
+    python.chmod(0o755)
+    launched = workflow.launch(write_run(tmp_path), [f"launch.python={python}"])
+    [script] = {file for _, file in launched.files}
+    done = subprocess.run([str(script)], capture_output=True, text=True, timeout=60)
+    assert done.returncode == 0, done.stderr
+    trained = [n for n in log.read_text().splitlines() if "train" in n]
+    assert [n.split()[-1] for n in trained] == ["short", "short", "short", "long"]
 
 
 # -- where it stands -------------------------------------------------------------------
