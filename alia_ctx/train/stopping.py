@@ -271,17 +271,27 @@ class Watchdog(AbstractContextManager["Watchdog"]):
 _WAITING = re.compile(r"torch/distributed/|megatron/core/pipeline_parallel/p2p_")
 
 
+def waits_for_others(thread: int) -> str | None:
+    """The function in which a thread waits for other ranks; None where it does not."""
+    frame = sys._current_frames().get(thread)
+    while frame is not None:
+        if _WAITING.search(frame.f_code.co_filename):
+            return frame.f_code.co_name
+        frame = frame.f_back
+    return None
+
+
+def place_of(thread: int) -> str:
+    """The function and the line that a thread is in."""
+    frame = sys._current_frames().get(thread)
+    if frame is None:
+        return "a thread that has ended"
+    code = frame.f_code
+    return f"{code.co_name} ({code.co_filename}:{frame.f_lineno})"
+
+
 def _doing(thread: int) -> str:
     """Where a thread is: whether it waits for other ranks, or in which line it is."""
-    frame = sys._current_frames().get(thread)
-    innermost, waits = frame, ""
-    while frame is not None and not waits:
-        if _WAITING.search(frame.f_code.co_filename):
-            waits = frame.f_code.co_name
-        frame = frame.f_back
-    if waits:
+    if waits := waits_for_others(thread):
         return f"waiting for other ranks in {waits}"
-    if innermost is None:
-        return "in a thread that has ended"
-    code = innermost.f_code
-    return f"not waiting for others, in {code.co_name} ({code.co_filename}:{innermost.f_lineno})"
+    return f"not waiting for others, in {place_of(thread)}"

@@ -102,6 +102,26 @@ class Dies(OneRank):
         os.kill(os.getpid(), signal.SIGKILL)
 
 
+class Computes(OneRank):
+    """It computes for long, in one pass; another rank dies meanwhile, at once."""
+
+    def __init__(self, rank: int, first: int, dies: int, sleeps: bool) -> None:
+        super().__init__(rank, first)
+        self.dies, self.sleeps = dies, sleeps
+
+    def __call__(self, rank: int) -> None:
+        if rank == self.dies:
+            Dies(rank, self.first)(rank)
+        super().__call__(rank)
+
+    def befall(self, engine: Any, rows: Any, original: Any) -> Any:
+        end = time.monotonic() + 14
+        while time.monotonic() < end:
+            if self.sleeps:  # as one that waits for its GPU
+                time.sleep(14)
+        return original(engine, rows)
+
+
 class Hangs(OneRank):
     """It stands still; the others wait for it."""
 
@@ -218,3 +238,18 @@ def test_a_rank_that_hangs_is_named_by_the_others_and_by_itself(tmp_path: Path) 
         ("lost", 2, socket.gethostname()),
     ]
     assert (tmp_path / "out/stages/short/hang-rank-2.txt").is_file()
+
+
+@pytest.mark.cluster
+@pytest.mark.parametrize(("computes", "sleeps"), [(2, True), (0, False)])
+def test_a_rank_that_computes_for_long_is_not_lost_and_names_the_dead_one(
+    tmp_path: Path, computes: int, sleeps: bool
+) -> None:
+    """Longer than the others wait for an answer; also the host of the store."""
+    said, statuses = end_of(tmp_path, Computes(computes, 5, dies=1, sleeps=sleeps))
+    assert statuses == [REQUEUE, -signal.SIGKILL, REQUEUE], said
+    for words in (said[0], said[2]):
+        assert f"no answer from rank 1 {HERE};" in words
+        assert "no answer from rank 0" not in words
+        assert "no answer from rank 2" not in words
+    assert faults(tmp_path) == [("lost", 1, socket.gethostname())]
