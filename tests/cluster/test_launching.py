@@ -28,6 +28,7 @@ from alia_ctx.workflow.launching import submitted_jobs
 from alia_ctx.workflow.standing import run_status
 from tests.paths import ROOT
 from tests.small_run import write_run
+from tests.train.runs import start
 
 SLURM = {"scheduler": "slurm", "account": "abc", "qos": "fast", "gres": "gpu:2"}
 
@@ -491,3 +492,33 @@ def test_a_directory_that_is_no_run_is_said_to_be_none(tmp_path: Path) -> None:
     status = run_status(tmp_path / "elsewhere")
     assert [stage.state for stage in status.stages] == ["not begun", "not begun"]
     assert status.output == str(tmp_path / "elsewhere")
+
+
+def test_stages_that_are_newer_than_the_last_checkpoint_are_shown(
+    tmp_path: Path,
+) -> None:
+    """Launched since, or begun without a configuration that is known."""
+    path, out = write_run(tmp_path), tmp_path / "out"
+    assert start(path) == ""  # `short` is done, of a run of two
+    document = yaml.safe_load(path.read_text())
+    document["stages"]["longer"] = {
+        **document["stages"]["long"],
+        "init_from": "long",
+    }
+    path.write_text(yaml.safe_dump(document, sort_keys=False))
+    workflow.launch(path, cluster=cluster(tmp_path, SLURM))
+    begun = out / "stages/by hand"
+    begun.mkdir()
+    line = {"update": 3, "tokens": 30, "loss": 2.5, "seconds": 1.0}
+    (begun / "metrics.jsonl").write_text(json.dumps(line) + "\n")
+    for copied in (out, tmp_path / "copy"):
+        if copied != out:  # as a transfer that does not keep times
+            shutil.copytree(out, copied, copy_function=shutil.copyfile)
+            os.utime(copied / "launch" / next(out.glob("launch/run-*")).name, (0, 0))
+        status = run_status(copied)
+        shown = {stage.stage: stage.state for stage in status.stages}
+        assert list(shown) == ["short", "long", "longer", "by hand"]
+        assert shown["short"] == "finished" and shown["longer"] == "not begun"
+        assert shown["by hand"] == "begun"
+        [by_hand] = [s for s in status.stages if s.stage == "by hand"]
+        assert (by_hand.update, by_hand.updates, by_hand.loss) == (3, None, 2.5)
