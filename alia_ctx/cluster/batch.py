@@ -162,18 +162,21 @@ ranks+=(-m alia_ctx.cli)
 
 # Ranks that lose touch, or hang, end with status 75, with all saved, and one may be killed:
 # they are started again, as a queue would do. Whoever asks this script to stop is not answered so.
-asked='' child=''
-trap 'asked=1; [[ -z $child ]] || kill -TERM "$child" 2>/dev/null' TERM INT HUP
-trap 'asked=1; [[ -z $child ]] || kill -USR1 "$child" 2>/dev/null' USR1
+asked='' told='' child=''
+trap 'asked=1 told=1; [[ -z $child ]] || kill -TERM "$child" 2>/dev/null' TERM INT HUP
+trap 'asked=1 told=1; [[ -z $child ]] || kill -USR1 "$child" 2>/dev/null' USR1
 again() {{
     local status try
     for ((try = 0; try < 5; try++)); do
         [[ -z $asked ]] || exit 75
         "$@" &
         child=$!
-        status=0
-        wait "$child" || status=$?
-        while kill -0 "$child" 2>/dev/null; do status=0; wait "$child" || status=$?; done
+        while true; do # `wait` returns early when a trap has run
+            told=''
+            wait "$child"
+            status=$?
+            [[ -n $told && $status -gt 128 ]] || break
+        done
         [[ -z $asked ]] || break
         [[ $status -eq 75 ]] || ((status > 128 && status <= 192 && status != 130)) || break
     done

@@ -14,7 +14,8 @@ from typing import Any
 from alia_ctx.train.stopping import waits_for_others
 
 _LOOK_SECONDS = 0.5
-_QUIET_SECONDS = 10.0  # without a further answer; ranks look each half second
+_LOOKS_A_SECOND = 400  # of all ranks at the store
+_QUIET_SECONDS = 10.0  # without a further answer; longer than between two looks
 _CALL_SECONDS = 25.0  # for all of a call
 _STAYS_SECONDS = 2.0  # that the host of the store is there after its last word
 _IDLE_SECONDS = 3.0
@@ -145,7 +146,8 @@ class Presence:
         with suppress(RuntimeError, ValueError):  # the store may go at any time
             clock = time.pthread_getcpuclockid(self._watched)
             used, busy_at = time.clock_gettime(clock), time.monotonic()
-            while not self._ends.wait(_LOOK_SECONDS):
+            each = max(_LOOK_SECONDS, self.world / _LOOKS_A_SECOND)
+            while not self._ends.wait(each):
                 now = time.clock_gettime(clock)
                 if now - used > _BUSY_SECONDS:
                     busy_at = time.monotonic()

@@ -189,8 +189,9 @@ def _submit(
     """Submit each to start after the one before and what else it needs, and record the
     numbers.
     """
-    slurm, numbers = Slurm(), dict[str, str]()
-    recorded = submitted_jobs(folder)
+    slurm, numbers, record = Slurm(), dict[str, str](), folder / JOBS
+    before = submitted_jobs(folder)
+    recorded = [*before]
     try:
         for job, path in files:
             after, behind = _waits_for(run, job, queued)
@@ -203,9 +204,13 @@ def _submit(
             entry |= {"step": job.step, "file": str(path), "submitted": now}
             doing = {"stages": packed_by(job), "made_from": queued.made_from}
             recorded.append({**entry, **doing})
-            write_json(folder / JOBS, {"jobs": recorded})
+            write_json(record, {"jobs": recorded})
     except QueueError as error:
         kept = _take_back(slurm, list(numbers.values()))
+        if not kept and before:
+            write_json(record, {"jobs": before})
+        elif not kept:
+            record.unlink(missing_ok=True)
         taken = ", ".join(n for n in numbers.values() if n not in kept)
         back = f" Those before it were taken back: {taken}." if taken else ""
         if kept:

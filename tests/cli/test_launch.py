@@ -198,6 +198,27 @@ def test_local_launch_passes_everything_to_torchrun(cluster: dict[str, str]) -> 
     assert expected in log(cluster)
 
 
+def test_local_launch_has_torchrun_pass_warnings_on_and_wait(
+    cluster: dict[str, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from torch.distributed.run import config_from_args, parse_args
+
+    names = ("PET_SIGNALS_TO_HANDLE", "TORCH_ELASTIC_SHUTDOWN_TIMEOUT")
+    for name in names:
+        monkeypatch.delenv(name, raising=False)
+    shown = "; ".join(f'echo "{name}=${name}" >>"$LOG"' for name in names)
+    command = [str(LAUNCH / "torchrun_local.sh"), "2", "run.yaml", "base"]
+    environment = {**cluster, "PYTHON": cluster["ALIA_PYTHON"], "RANK_SCRIPT": shown}
+    subprocess.run(["bash", *command], env=environment, check=True, timeout=30)
+    for line in log(cluster).splitlines():
+        name, _, value = line.partition("=")
+        if name in names:
+            monkeypatch.setenv(name, value)
+    config = config_from_args(parse_args(["-m", "alia_ctx.cli"]))[0]
+    assert {"SIGTERM", "SIGUSR1", "SIGUSR2"} <= {*config.signals_to_handle.split(",")}
+    assert config.shutdown_timeout >= 3600
+
+
 def test_starts_that_save_nothing_come_to_an_end(
     cluster: dict[str, str], tmp_path: Path
 ) -> None:
