@@ -25,5 +25,8 @@ fi
 
 cores=$(nproc)
 export OMP_NUM_THREADS=${OMP_NUM_THREADS:-$((cores > ranks ? cores / ranks : 1))}
+# torchrun alone would end by a warning and leave its ranks behind, and kill those that save for longer than 30 s.
+export PET_SIGNALS_TO_HANDLE=${PET_SIGNALS_TO_HANDLE:-SIGTERM,SIGINT,SIGHUP,SIGQUIT,SIGUSR1,SIGUSR2}
+export TORCH_ELASTIC_SHUTDOWN_TIMEOUT=${TORCH_ELASTIC_SHUTDOWN_TIMEOUT:-86400}
 exec "$python" -m torch.distributed.run --standalone --nproc-per-node="$ranks" \
     -m alia_ctx.cli train "$config" --stage "$stage" "$@"

@@ -42,8 +42,10 @@ def main(arguments: list[str] | None = None) -> int:
     # After a request to stop torchrun kills ranks that take longer than 30 s, in the midst
     # of an update or a save. Ours end by themselves, hung ones by their watchdog.
     os.environ.setdefault("TORCH_ELASTIC_SHUTDOWN_TIMEOUT", "86400")
+    parsed = parse_args(arguments)
+    parsed.signals_to_handle = _handled(parsed.signals_to_handle)
     try:
-        run(parse_args(arguments))
+        run(parsed)
     except ChildFailedError as error:
         rank, failure = error.get_first_failure()
         # A signal's negative number becomes the shell's 128 + signal.
@@ -59,10 +61,20 @@ def main(arguments: list[str] | None = None) -> int:
     return 0
 
 
+def _handled(signals: str) -> str:
+    """torchrun's own signals to pass on, and warnings, which would end it and leave its
+    ranks behind.
+    """
+    warnings = [number.name for number in StopRequests.WARNINGS]
+    return ",".join(dict.fromkeys([*signals.split(","), *warnings]))
+
+
 def _once(handle: Any) -> Any:
     """A handler of signals that calls `handle` for the first request alone; a later one is
-    passed on to the ranks, which end at once.
+    passed on to the ranks, which end at once where it is the second of its kind.
     """
+    import psutil  # now: a request shall not wait for it
+
     first: list[float] = []
 
     def receive(number: int, frame: Any) -> None:
@@ -70,8 +82,6 @@ def _once(handle: Any) -> Any:
             first.append(time.monotonic())
             handle(number, frame)
         elif time.monotonic() - first[0] > ONE_REQUEST_SECONDS:
-            import psutil
-
             for rank in psutil.Process().children(recursive=True):
                 with suppress(psutil.Error):
                     rank.send_signal(number)

@@ -32,9 +32,10 @@ class Job:
         nodes, ranks_per_node: of its ranks.
         seconds: that it is expected to take, room for starting included.
         folder: where its words go.
-        progress: the stage's checkpoints, where it trains.
-        commands: `alia-ctx` ... lines, in their order, of one process before the ranks
-            are started (`data`) or after they have ended (the others).
+        progress: the directory in which it leaves what it has done.
+        commands: `alia-ctx` ... lines, in their order, of one process: all of the job
+            (`data`), or after its ranks have ended (the others).
+        wait_seconds: that its other ranks may need to notice that one has ended.
     """
 
     name: str
@@ -48,6 +49,7 @@ class Job:
     folder: Path
     progress: Path | None = None
     commands: tuple[tuple[str, ...], ...] = ()
+    wait_seconds: int = 1980
 
     @property
     def logs(self) -> Path:
@@ -65,19 +67,14 @@ def batch_file(job: Job, launch: LaunchSpec, directory: Path) -> str:
         "",
         *header,
         "",
+        # Where this is submitted from there may be those of another job.
+        "unset MASTER_ADDR MASTER_PORT",
         *_variables(job, launch),
         *launch.setup,
         f"mkdir -p {shlex.quote(str(job.logs))}",
+        f"set -- {shlex.join([str(job.config), job.stage])}",
     ]
-    if job.step == "data":
-        return "\n".join([*head, "set -euo pipefail", *_commands(job, launch)]) + "\n"
-    body = _template_body()
-    if job.commands:
-        after = ['[[ $status -eq 0 ]] || exit "$status"']
-        after += [f"{line} || exit" for line in _commands(job, launch)]
-        body = body.removesuffix('exit "$status"\n') + "\n".join(after) + "\n"
-    arguments = shlex.join([str(job.config), job.stage])
-    return "\n".join([*head, f"set -- {arguments}", ""]) + "\n" + body
+    return "\n".join(head) + "\n\n" + _template_body()
 
 
 def _options(job: Job, launch: LaunchSpec, directory: Path) -> Iterator[str]:
@@ -97,7 +94,7 @@ def _options(job: Job, launch: LaunchSpec, directory: Path) -> Iterator[str]:
     if launch.exclusive:
         yield "--exclusive"
     yield f"--time={slurm_time(min(job.seconds, launch.limit_seconds))}"
-    if not one and launch.save_seconds:
+    if launch.save_seconds:
         yield f"--signal=B:USR1@{launch.save_seconds}"
     yield from ("--requeue", "--open-mode=append", "--kill-on-invalid-dep=yes")
     yield f'--output="{job.folder}/logs/{job.name}-%j.out"'
@@ -113,31 +110,19 @@ def _word(text: str) -> str:
 
 
 def _variables(job: Job, launch: LaunchSpec) -> list[str]:
+    *inside, python = launch.program(sys.executable)
     values = {
-        "ALIA_PYTHON": _python(launch),
-        "ALIA_STEP": job.step if job.step != "data" else None,
+        "ALIA_PYTHON": python,
+        "ALIA_STEP": job.step,
+        "ALIA_COMMANDS": "\n".join(map(shlex.join, job.commands)) or None,
         "ALIA_LOGS": str(job.logs),
         "ALIA_PROGRESS": str(job.progress) if job.progress else None,
-        "ALIA_CONTAINER": launch.container,
-        "ALIA_CONTAINER_COMMAND": launch.container_command
-        if launch.container
-        else None,
-        **launch.environment,
+        "ALIA_WAIT_SECONDS": str(job.wait_seconds) if job.step != "data" else None,
+        "ALIA_CONTAINER_COMMAND": shlex.join(inside[:-1]) if inside else None,
+        "ALIA_CONTAINER": inside[-1] if inside else None,
+        **launch.variables(),
     }
     return [f"export {k}={shlex.quote(v)}" for k, v in values.items() if v is not None]
-
-
-def _python(launch: LaunchSpec) -> str:
-    """That of an image is called so; else the one that runs this."""
-    return launch.python or ("python" if launch.container else sys.executable)
-
-
-def _commands(job: Job, launch: LaunchSpec) -> list[str]:
-    inside = []
-    if launch.container is not None:
-        inside = [*shlex.split(launch.container_command), launch.container]
-    program = [*inside, _python(launch), "-m", "alia_ctx.cli"]
-    return [shlex.join([*program, *command]) for command in job.commands]
 
 
 def _template_body() -> str:
@@ -171,24 +156,31 @@ _SHELL = """#!/usr/bin/env bash
 set -uo pipefail
 cd {directory} || exit
 {setup}
-run=({python} -m alia_ctx.cli)
-ranks=({python} -m alia_ctx.cli.launch --standalone --nproc-per-node={count})
+run=({program} -m alia_ctx.cli)
+ranks=({program} -m alia_ctx.cli.launch --standalone --nproc-per-node={count})
 ranks+=(-m alia_ctx.cli)
 
-# Ranks that lose touch, or hang, end with status 75, with all saved: they are started
-# again, as a queue would do. Whoever asks this script to stop (TERM, or USR1) is not answered so.
-asked=''
-trap 'asked=1; kill -TERM "$child" 2>/dev/null' TERM USR1
+# Ranks that lose touch, or hang, end with status 75, with all saved, and one may be killed:
+# they are started again, as a queue would do. Whoever asks this script to stop is not answered so.
+asked='' told='' child=''
+trap 'asked=1 told=1; [[ -z $child ]] || kill -TERM "$child" 2>/dev/null' TERM INT HUP
+trap 'asked=1 told=1; [[ -z $child ]] || kill -USR1 "$child" 2>/dev/null' USR1
 again() {{
     local status try
     for ((try = 0; try < 5; try++)); do
+        [[ -z $asked ]] || exit 75
         "$@" &
         child=$!
-        status=0
-        wait "$child" || status=$?
-        while kill -0 "$child" 2>/dev/null; do status=0; wait "$child" || status=$?; done
-        [[ $status -eq 75 && -z $asked ]] || break
+        while true; do # `wait` returns early when a trap has run
+            told=''
+            wait "$child"
+            status=$?
+            [[ -n $told && $status -gt 128 ]] || break
+        done
+        [[ -z $asked ]] || break
+        [[ $status -eq 75 ]] || ((status > 128 && status <= 192 && status != 130)) || break
     done
+    child=''
     [[ $status -eq 0 ]] || exit "$status"
 }}
 
@@ -207,12 +199,13 @@ def shell_script(jobs: Sequence[Job], launch: LaunchSpec, directory: Path) -> st
         if words:
             steps.append(f'again "${{ranks[@]}}" {shlex.join(words)}')
         steps += [f'again "${{run[@]}}" {shlex.join(c)}' for c in job.commands]
-    exports = [f"export {k}={shlex.quote(v)}" for k, v in launch.environment.items()]
+    variables = launch.variables().items()
+    exports = [f"export {k}={shlex.quote(v)}" for k, v in variables]
     return _SHELL.format(
         run=jobs[0].run,
         directory=shlex.quote(str(directory)),
         setup="\n".join([*launch.setup, *exports]),
-        python=shlex.quote(launch.python or sys.executable),
+        program=shlex.join(launch.program(sys.executable)),
         count=jobs[0].ranks_per_node,
         steps="\n".join(steps),
     )

@@ -9,6 +9,7 @@ from __future__ import annotations
 import shutil
 import subprocess
 from collections.abc import Iterator
+from typing import Any
 
 from alia_ctx.cluster.findings import Finding, broken, good, weak
 
@@ -31,17 +32,24 @@ _ASK_SECONDS = 60
 
 
 def gpu_health(index: int) -> Iterator[Finding]:
-    """The health of GPU `index` of this host, by its driver; nothing without a GPU."""
+    """The health of the GPU that is number `index` to this process, by its driver; nothing
+    without a GPU.
+    """
     import torch
 
     if not torch.cuda.is_available():
+        return
+    if index >= torch.cuda.device_count():
+        words = f"this rank wants GPU {index}, and sees {torch.cuda.device_count()}"
+        yield broken("gpu", words, "start a rank for each GPU (--gres, cluster.*)")
         return
     if shutil.which("nvidia-smi") is None:
         yield weak(
             "gpu", "there is no `nvidia-smi` to ask", "install the driver's tools"
         )
         return
-    command = ["nvidia-smi", f"--id={index}", f"--query-gpu={','.join(FIELDS)}"]
+    which = bus_address(torch.cuda.get_device_properties(index))
+    command = ["nvidia-smi", f"--id={which}", f"--query-gpu={','.join(FIELDS)}"]
     command += ["--format=csv,noheader,nounits"]
     try:
         done = subprocess.run(
@@ -56,6 +64,15 @@ def gpu_health(index: int) -> Iterator[Finding]:
         yield weak("gpu", f"nvidia-smi: {words}", "see the driver's release")
         return
     yield from read_health(done.stdout)
+
+
+def bus_address(properties: Any) -> str:
+    """Where a GPU is on the PCI bus, as `nvidia-smi --id` takes it: its numbers are those of
+    the host, in another order and without CUDA_VISIBLE_DEVICES; a part of a GPU (MIG) is
+    known by the whole.
+    """
+    domain, bus = properties.pci_domain_id, properties.pci_bus_id
+    return f"{domain:08x}:{bus:02x}:{properties.pci_device_id:02x}.0"
 
 
 def read_health(line: str) -> Iterator[Finding]:

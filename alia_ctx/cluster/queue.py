@@ -47,11 +47,19 @@ class Slurm:
         """Whether this machine has SLURM's commands."""
         return shutil.which("squeue") is not None
 
-    def submit(self, script: Path, after: Sequence[str] = ()) -> str:
+    def submit(
+        self, script: Path, after: Sequence[str] = (), *, behind: Sequence[str] = ()
+    ) -> str:
         """The number of the job that `script` becomes; it starts once those of `after`
-        have ended well. QueueError in SLURM's words where it is refused.
+        have ended well, and those of `behind` in any way. QueueError in SLURM's words
+        where it is refused.
         """
-        depends = [f"--dependency=afterok:{':'.join(after)}"] if after else []
+        waits = [
+            f"{kind}:{':'.join(numbers)}"
+            for kind, numbers in (("afterok", after), ("afterany", behind))
+            if numbers
+        ]
+        depends = [f"--dependency={','.join(waits)}"] if waits else []
         said = self._ask(["sbatch", "--parsable", *depends, str(script)])
         number = said.strip().split(";")[0]
         if not re.fullmatch(r"\d+", number):

@@ -10,6 +10,8 @@ import platform
 import resource
 import shutil
 from collections.abc import Iterator
+from pathlib import Path
+from typing import Literal
 
 import torch
 
@@ -22,29 +24,66 @@ TESTED = {"torch": "2.13.0", "megatron-core": "0.19.2", "transformers": "5.23.0"
 # On a Hopper the fastest are twice as fast as what torch brings (docs/gpu.md).
 _FASTEST = {9: ("flash3", "flash4"), 10: ("flash4",)}
 _FILES = 4096
+Device = Literal["auto", "cpu", "cuda"]
 _SHARED_MEMORY = 1 << 30
 
 
-def software() -> Iterator[Finding]:
-    """What this process is made of."""
+def software(device: Device = "auto") -> Iterator[Finding]:
+    """What this process is made of. `device`: `engine.device` of the run."""
     yield good("python", f"{platform.python_version()} on {platform.release()}")
     for package, tested in TESTED.items():
         yield version(package, tested)
-    if torch.cuda.is_available():
-        nccl = ".".join(map(str, torch.cuda.nccl.version()))  # type: ignore[no-untyped-call]
-        yield good("cuda", f"CUDA {torch.version.cuda}, NCCL {nccl}")
-    elif torch.version.cuda and os.path.exists("/proc/driver/nvidia"):
-        yield broken(
-            "cuda",
-            f"there is a driver, and torch (CUDA {torch.version.cuda}) sees no GPU",
-            "compare `nvidia-smi`'s CUDA version with torch's; ask for GPUs (--gres)",
-        )
-    else:
-        yield weak(
-            "cuda", "no GPU here: ranks run on the processor", "go to a GPU node"
-        )
+    yield cuda(device)
     yield kernel()
     yield from limits()
+
+
+_DRIVER = Path("/proc/driver/nvidia")
+_HIDES = (
+    "",
+    "-1",
+    "NoDevFiles",
+)  # the last as SLURM sets it where no GPU was asked for
+
+
+def cuda(device: Device) -> Finding:
+    """Whether there are GPUs where the run wants them, and none that it does not."""
+    if torch.cuda.is_available():
+        nccl = ".".join(map(str, torch.cuda.nccl.version()))  # type: ignore[no-untyped-call]
+        words = f"CUDA {torch.version.cuda}, NCCL {nccl}"
+        if device == "cpu":
+            remedy = "export CUDA_VISIBLE_DEVICES= , or set engine.device=auto"
+            return broken(
+                "cuda", f"engine.device=cpu, and there are GPUs: {words}", remedy
+            )
+        return good("cuda", words)
+    if device == "cpu":
+        return good("cuda", "no GPU in use, as engine.device=cpu asks for")
+    words, remedy = _why_no_gpu()
+    if device == "cuda":
+        remedy += ", or set engine.device=auto to train on the processor"
+        return broken("cuda", f"engine.device=cuda, and {words}", remedy)
+    if _DRIVER.exists() and os.environ.get("CUDA_VISIBLE_DEVICES") not in _HIDES:
+        return broken("cuda", words, remedy)
+    return weak("cuda", f"{words}: ranks run on the processor", remedy)
+
+
+def _why_no_gpu() -> tuple[str, str]:
+    """(why torch sees no GPU, the remedy)."""
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+    if visible == "NoDevFiles":
+        return "SLURM gave this step no GPU", "ask for GPUs (--gres)"
+    if visible in _HIDES:
+        return f"CUDA_VISIBLE_DEVICES={visible} hides all GPUs", "unset it"
+    if not _DRIVER.exists():
+        return "no GPU here", "go to a GPU node, and ask for GPUs (--gres)"
+    if torch.version.cuda is None:
+        words = "there is a driver, and this torch is built without CUDA"
+        return words, "install torch from its wheels with CUDA (docs/gpu.md)"
+    return (
+        f"there is a driver, and torch (CUDA {torch.version.cuda}) sees no GPU",
+        "compare `nvidia-smi`'s CUDA version with torch's, and ask for GPUs (--gres)",
+    )
 
 
 def version(package: str, tested: str) -> Finding:

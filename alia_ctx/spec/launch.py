@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import re
+import shlex
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -11,6 +13,8 @@ from alia_ctx.errors import Problem, Problems
 _TIME = re.compile(r"(?:(\d+)-)?(\d{1,4}):([0-5]?\d):([0-5]?\d)")
 _VARIABLE = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 _WORD = re.compile(r"[\w.+@,:=/-]+")
+# What each rank is told by what starts it.
+_OF_RANKS = ("RANK", "LOCAL_RANK", "WORLD_SIZE")
 _TIME_REMEDY = "write HH:MM:SS or D-HH:MM:SS, as in 48:00:00"
 
 
@@ -29,11 +33,14 @@ class LaunchSpec:
         cpus_per_rank: cores of a rank.
         exclusive: whether a job has its nodes to itself.
         mail: who is written to when a job ends or fails.
-        python: the interpreter on the nodes; None for the one that `launch` runs on.
-        container: an image in which the ranks run, and the batch script's own checks.
-        container_command: what starts a program in the image, which follows it.
+        python: the interpreter on the nodes; None for the one that `launch` runs on, or
+            in a container the one that is called so.
+        container: an image in which all commands run, also on one machine.
+        container_command: what starts a program in the image, which follows it; words
+            with spaces in quotes.
         setup: lines of shell before anything else, as `module load ...`.
-        environment: variables of the ranks.
+        environment: variables of the commands; they win over those that a batch file
+            sets by itself.
         options: further options of sbatch, as `--reservation=NAME`.
     """
 
@@ -58,6 +65,24 @@ class LaunchSpec:
     def limit_seconds(self) -> float:
         """`time_limit` in seconds."""
         return slurm_seconds(self.time_limit)
+
+    def program(self, python: str) -> list[str]:
+        """The words that start Python on a node: what starts the container, its image and
+        an interpreter, `python` where none is set and there is no container.
+        """
+        if self.container is None:
+            return [_from_home(self.python or python)]
+        words = map(_from_home, shlex.split(self.container_command))
+        return [*words, _from_home(self.container), _from_home(self.python or "python")]
+
+    def variables(self) -> dict[str, str]:
+        """`environment`, with paths below `~` as a shell reads them."""
+        return {name: _from_home(value) for name, value in self.environment.items()}
+
+    def of_a_queue(self) -> list[str]:
+        """The settings that are given and that only a queue understands."""
+        names = ("account", "partition", "qos", "gres", "mail", "options")
+        return [name for name in names if getattr(self, name)]
 
     def problems(self, key: str = "launch") -> list[Problem]:
         """Values that no batch file could be made of."""
@@ -94,7 +119,30 @@ class LaunchSpec:
                 *(f"{key}.environment", name, "cannot be the name of a variable"),
                 "use letters, digits and _",
             )
+            problems.need(
+                name not in _OF_RANKS,
+                *(f"{key}.environment", name, "is told to each rank by what starts it"),
+                "leave it out",
+            )
+        problems.need(
+            bool(_words(self.container_command)),
+            *(f"{key}.container_command", self.container_command),
+            *("is no command", "give a program and its options, quotes in pairs"),
+        )
         return problems
+
+
+def _words(command: str) -> list[str]:
+    """The words of a command as a shell reads them; none where a quote is not closed."""
+    try:
+        return shlex.split(command)
+    except ValueError:
+        return []
+
+
+def _from_home(text: str) -> str:
+    """A path, or several between colons, with `~` as a shell reads it."""
+    return ":".join(map(os.path.expanduser, text.split(":")))
 
 
 def slurm_seconds(text: str) -> float:

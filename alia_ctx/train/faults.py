@@ -46,10 +46,20 @@ def _gpu() -> str:
 
     if not torch.cuda.is_available():
         return "cpu"
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
     with suppress(RuntimeError, AssertionError):  # a GPU that fell off its bus
         index = torch.cuda.current_device()
-        return f"GPU {index}, {torch.cuda.get_device_name(index)}"
-    return f"GPU {os.environ.get('LOCAL_RANK', '0')}"
+        name = torch.cuda.get_device_name(index)
+        return f"GPU {number_on_host(index, visible)}, {name}"
+    return f"GPU {number_on_host(int(os.environ.get('LOCAL_RANK', '0')), visible)}"
+
+
+def number_on_host(index: int, visible: str | None) -> str:
+    """The number or UUID by which the host knows GPU `index` of a process to which
+    CUDA_VISIBLE_DEVICES shows `visible`.
+    """
+    shown = [word.strip() for word in (visible or "").split(",") if word.strip()]
+    return shown[index] if index < len(shown) else str(index)
 
 
 def fault(kind: Kind, who: RankName, update: int, words: str) -> dict[str, Any]:

@@ -23,6 +23,7 @@ from alia_ctx.train.faults import RankName, fault, record_fault
 # EX_TEMPFAIL of sysexits.h: what launch/slurm_stage.sbatch takes as "put me back in the queue"
 REQUEUE = 75
 _LAST_WORDS_SECONDS = 10.0
+LEAVING_SECONDS = 60.0  # at most, from the loss of other ranks to the end of this one
 # One request comes more than once: from the terminal, which tells every process, and from
 # the launcher, which passes on what it was told. Later than this it is another.
 ONE_REQUEST_SECONDS = 1.0
@@ -70,14 +71,16 @@ def _leave(number: int, frame: Any) -> None:
 
 class StopRequests(AbstractContextManager["StopRequests"]):
     """Collects reasons to stop after the current update: SIGTERM, SIGINT (Ctrl-C),
-    SIGUSR1 (SLURM's warning), and a time limit.
+    SIGUSR1 or SIGUSR2 (SLURM's warning), and a time limit.
 
     The time limit counts from the start of this process and leaves room for what
     `allow` says is still to come. A second SIGTERM or SIGINT ends the process at once,
-    as the first would have done without us.
+    as the first would have done without us. A warning before is not the first of them:
+    when the time is up SLURM asks with SIGTERM.
     """
 
-    SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
+    WARNINGS = (signal.SIGUSR1, signal.SIGUSR2)
+    SIGNALS = (signal.SIGTERM, signal.SIGINT, *WARNINGS)
 
     def __init__(self, limit_seconds: float | None = None) -> None:
         # From here on by a clock that nobody sets: the wall clock of a node may step.
@@ -87,7 +90,7 @@ class StopRequests(AbstractContextManager["StopRequests"]):
             else time.monotonic() - _seconds_since_start() + limit_seconds
         )
         self._received: str | None = None
-        self._received_at = 0.0
+        self._asked_at: float | None = None  # of the first SIGTERM or SIGINT
         self._previous: dict[int, Any] = {}
 
     def __enter__(self) -> StopRequests:
@@ -103,25 +106,27 @@ class StopRequests(AbstractContextManager["StopRequests"]):
                 signal.signal(number, handler)
 
     def _receive(self, number: int, frame: Any) -> None:
-        now = time.monotonic()
-        if self._received is None:
-            self._received, self._received_at = signal.Signals(number).name, now
-            with suppress(
-                OSError
-            ):  # not by `print`, which a signal may have interrupted
-                os.write(2, self._answer().encode())
-        elif number != signal.SIGUSR1 and now - self._received_at > ONE_REQUEST_SECONDS:
-            signal.signal(number, signal.SIG_DFL)
-            os.kill(os.getpid(), number)
+        warns, now = number in self.WARNINGS, time.monotonic()
+        if not warns and self._asked_at is not None:
+            if now - self._asked_at > ONE_REQUEST_SECONDS:
+                signal.signal(number, signal.SIG_DFL)
+                os.kill(os.getpid(), number)
+            return
+        is_first = self._received is None
+        if not warns:
+            self._asked_at = now
+        self._received = self._received or signal.Signals(number).name
+        if is_first or not warns:
+            with suppress(OSError):  # not by `print`, which may have been interrupted
+                os.write(2, self._answer(number).encode())
 
-    def _answer(self) -> str:
+    def _answer(self, number: int) -> str:
         """What a person who asked hears at once, of the first rank."""
         if os.environ.get("RANK", "0") != "0":
             return ""
-        return (
-            f"\n{self._received}: stopping after this update, which is saved; once more "
-            "stops at once\n"
-        )
+        more = "" if number in self.WARNINGS else "; once more stops at once"
+        name = signal.Signals(number).name
+        return f"\n{name}: stopping after this update, which is saved{more}\n"
 
     def reason(self, still_to_come: float = 0.0) -> str | None:
         """Why to stop now, or None.
@@ -266,17 +271,27 @@ class Watchdog(AbstractContextManager["Watchdog"]):
 _WAITING = re.compile(r"torch/distributed/|megatron/core/pipeline_parallel/p2p_")
 
 
+def waits_for_others(thread: int) -> str | None:
+    """The function in which a thread waits for other ranks; None where it does not."""
+    frame = sys._current_frames().get(thread)
+    while frame is not None:
+        if _WAITING.search(frame.f_code.co_filename):
+            return frame.f_code.co_name
+        frame = frame.f_back
+    return None
+
+
+def place_of(thread: int) -> str:
+    """The function and the line that a thread is in."""
+    frame = sys._current_frames().get(thread)
+    if frame is None:
+        return "a thread that has ended"
+    code = frame.f_code
+    return f"{code.co_name} ({code.co_filename}:{frame.f_lineno})"
+
+
 def _doing(thread: int) -> str:
     """Where a thread is: whether it waits for other ranks, or in which line it is."""
-    frame = sys._current_frames().get(thread)
-    innermost, waits = frame, ""
-    while frame is not None and not waits:
-        if _WAITING.search(frame.f_code.co_filename):
-            waits = frame.f_code.co_name
-        frame = frame.f_back
-    if waits:
+    if waits := waits_for_others(thread):
         return f"waiting for other ranks in {waits}"
-    if innermost is None:
-        return "in a thread that has ended"
-    code = innermost.f_code
-    return f"not waiting for others, in {code.co_name} ({code.co_filename}:{innermost.f_lineno})"
+    return f"not waiting for others, in {place_of(thread)}"

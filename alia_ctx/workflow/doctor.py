@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
 
+import torch
 import torch.distributed as dist
 
 from alia_ctx.cluster.disk import disk, nearest
@@ -16,7 +17,7 @@ from alia_ctx.cluster.gpus import gpu_health
 from alia_ctx.cluster.links import Place, bandwidth, clocks, own_name, stragglers
 from alia_ctx.cluster.software import software
 from alia_ctx.config.run import EngineConfig, RunConfig
-from alia_ctx.errors import AliaError
+from alia_ctx.errors import AliaError, LayoutError
 from alia_ctx.train.faults import RankName
 from alia_ctx.train.rendezvous import World
 from alia_ctx.workflow.planning import checkpoints_gib
@@ -30,11 +31,18 @@ def examine(run: RunConfig | None, place: Path) -> list[Finding]:
     """
     from alia_ctx.mcore.runtime import Distributed
 
-    own = [*software(), *gpu_health(int(os.environ.get("LOCAL_RANK", "0")))]
     engine = run.engine if run is not None else EngineConfig()
+    local = int(os.environ.get("LOCAL_RANK", "0"))
+    own = [*software(engine.device), *gpu_health(local)]
+    if torch.cuda.is_available() and local >= torch.cuda.device_count():
+        return own  # which says so; there is no GPU to meet the others with
     try:
         with Distributed(engine):
             return _together(run, nearest(place), own)
+    except LayoutError as error:  # of the device, or that of another rank: no meeting
+        if not any(finding.verdict == "broken" for finding in own):
+            own.append(broken("ranks", f"do not start: {error}", "see above"))
+        return own
     except AliaError as error:
         remedy = "see that the first host's name leads to it, and its port is open"
         return [*own, broken("ranks", f"do not meet: {error}", remedy)]
@@ -78,7 +86,6 @@ def _as_many(run: RunConfig | None, ranks: int, words: str) -> Finding:
 def _memory(run: RunConfig) -> Iterator[Finding]:
     """Memory of host and GPU against what the planner takes them for."""
     import psutil
-    import torch
 
     host = psutil.virtual_memory().total / 2**30
     planned = run.cluster.host_memory_gib

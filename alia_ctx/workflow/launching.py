@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from contextlib import suppress
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
@@ -11,21 +10,16 @@ from typing import Any
 
 import yaml
 
-from alia_ctx import checkpoint
 from alia_ctx.cluster import Job, QueueError, Slurm, batch_file, shell_script
 from alia_ctx.config.load import load_run, read_config
 from alia_ctx.config.run import RunConfig
-from alia_ctx.errors import AliaError, ConfigError, DataError, Problem, Problems
-from alia_ctx.files import atomic_file, exclusive, read_object, write_json
+from alia_ctx.errors import ConfigError, Problem, Problems
+from alia_ctx.files import atomic_file, exclusive, write_json
 from alia_ctx.identity import statement_checksum
-from alia_ctx.workflow.chain import check_trained, run_directory, stage_task
+from alia_ctx.workflow.chain import check_trained
 from alia_ctx.workflow.checking import check_all
-from alia_ctx.workflow.planned import planned_stage
-
-JOBS = "jobs.json"
-_START_SECONDS = 1800  # imports on a cold file system, compilation, loading
-_MARGIN = 1.25  # over the planner's estimate
-_DATA_SECONDS = 4 * 3600.0
+from alia_ctx.workflow.jobs import packed_by, run_jobs
+from alia_ctx.workflow.queued import JOBS, Queued, made_from, submitted_jobs
 
 
 @dataclass(frozen=True)
@@ -67,26 +61,50 @@ def launch(
     if submit and not is_slurm:
         rule, remedy = "has no queue to submit to", "use slurm, or go without --submit"
         raise ConfigError("", [Problem("launch.scheduler", "none", rule, remedy)])
-    if not is_slurm and run.cluster.nodes > 1:
-        rule = f"starts ranks on one machine, and the run has {run.cluster.nodes} nodes"
-        remedy = "use slurm; configs/clusters/ has examples, and --cluster names one"
-        raise ConfigError("", [Problem("launch.scheduler", "none", rule, remedy)])
+    if not is_slurm:
+        _require_one_machine(run, stages)
     folder = Path(run.output).absolute() / "launch"
     names, notes = _unfinished(run, stages)
+    if not is_slurm and (ignored := run.launch.of_a_queue()):
+        keys = ", ".join(f"launch.{name}" for name in ignored)
+        notes.append(f"{keys}: only a queue has a use for it, and there is none")
     if not names and stages:
         return Launched([], notes=notes)
     with exclusive(folder, "alia-ctx launch"):
-        if is_slurm and Slurm.is_here():
-            _require_not_queued(folder, names)
-        copy = _write_config(folder, read_config(config, overrides, over=over))
-        jobs = _jobs(run, names, folder, copy, whole=not stages)
+        document = read_config(config, overrides, over=over)
+        copy = folder / f"run-{statement_checksum(document)[:12]}.yaml"
+        here = is_slurm and Slurm.is_here()
+        queued = Queued.of(folder, document) if here else Queued(made_from(document))
+        jobs, more = run_jobs(run, names, folder, copy, queued, whole=not stages)
+        notes += more
+        if submit:
+            _require_origins(run, jobs, queued)
         if not jobs:
             return Launched([], notes=notes)
+        _write_config(copy, document)
         files = _write_files(run, jobs, folder)
         launched = Launched(files, notes=notes)
         if submit:
-            launched.numbers.update(_submit(files, folder))
+            launched.numbers.update(_submit(run, files, folder, queued))
     return launched
+
+
+def _require_one_machine(run: RunConfig, stages: Sequence[str]) -> None:
+    """ConfigError where a stage needs more than the machine that a script runs on."""
+    problems = Problems()
+    remedy = "use slurm; configs/clusters/ has examples, and --cluster names one"
+    own = {name: run.stage(name).nodes for name in stages or run.stages}
+    problems.need(
+        run.cluster.nodes == 1 or None not in own.values(),
+        *("launch.scheduler", "none"),
+        f"starts ranks on one machine, and the run has {run.cluster.nodes} nodes",
+        remedy,
+    )
+    for name, nodes in own.items():
+        rule = "are more than the one machine that launch.scheduler=none starts on"
+        problems.need(nodes in (None, 1), f"stages.{name}.nodes", nodes, rule, remedy)
+    if problems:
+        raise ConfigError("", problems)
 
 
 def _unfinished(run: RunConfig, stages: Sequence[str]) -> tuple[list[str], list[str]]:
@@ -100,101 +118,37 @@ def _unfinished(run: RunConfig, stages: Sequence[str]) -> tuple[list[str], list[
     return names, notes
 
 
-# -- jobs ------------------------------------------------------------------------------
-
-
-def _jobs(
-    run: RunConfig, names: Sequence[str], folder: Path, config: Path, *, whole: bool
-) -> list[Job]:
-    """The jobs of a run in their order; `whole`: with the evaluation at its end."""
-    shared: dict[str, Any] = {
-        "run": run.name,
-        "config": config,
-        "ranks_per_node": run.cluster.ranks_per_node,
-        "folder": folder,
-    }
-    jobs, order = [], list(run.stages)
-    plans = run_directory(run).plan
-    if any(not (plans(name) / "plan.json").is_file() for name in names):
-        path, packed = str(config), order[: 1 + max(map(order.index, names))]
-        commands = [("tokenize", path), *(("pack", path, "--stage", n) for n in packed)]
-        jobs.append(
-            Job(
-                *("00-data", run.name, "data", names[0], config, 1),
-                run.cluster.ranks_per_node,
-                *(_DATA_SECONDS, folder),
-                commands=tuple(commands),
-            )
+def _require_origins(run: RunConfig, jobs: Sequence[Job], queued: Queued) -> None:
+    """ConfigError where a stage would start from another that nobody trains."""
+    trained = {job.stage for job in jobs if job.step == "train"}
+    trained |= {entry["stage"] for entry in queued.training(list(run.stages))}
+    problems = Problems()
+    for job in jobs:
+        origin = run.stage(job.stage).init_from
+        if job.step != "train" or origin not in run.stages or origin in trained:
+            continue
+        problems.need(
+            check_trained(run, origin, reading=True),
+            *("--stage", job.stage),
+            f"starts from {origin}, which is neither finished nor in the queue",
+            f"add --stage {origin}",
         )
-    for name in names:
-        jobs.append(
-            Job(
-                name=f"{1 + order.index(name):02d}-{_word(name)}",
-                step="train",
-                stage=name,
-                nodes=run.stage(name).nodes or run.cluster.nodes,
-                seconds=_seconds(run, name),
-                progress=run_directory(run).checkpoints(name).absolute(),
-                **shared,
-            )
-        )
-    if whole and run.evaluation.held_out is not None:
-        last = order[-1]
-        jobs.append(
-            Job(
-                name=f"{1 + len(order):02d}-evaluate",
-                step="evaluate",
-                stage=last,
-                nodes=run.stage(last).nodes or run.cluster.nodes,
-                seconds=run.launch.limit_seconds,
-                commands=(("report", str(config)),),
-                **shared,
-            )
-        )
-    return jobs
-
-
-def _word(name: str) -> str:
-    return "_".join(name.split())
-
-
-def _seconds(run: RunConfig, name: str) -> float:
-    """What the rest of a stage is expected to take, with room to start and to save; what
-    the queue allows where the planner cannot tell.
-    """
-    try:
-        plan = planned_stage(run, name)
-    except AliaError:
-        return run.launch.limit_seconds
-    room = _START_SECONDS + run.launch.save_seconds
-    return _MARGIN * plan.seconds * _left(run, name) + room
-
-
-def _left(run: RunConfig, name: str) -> float:
-    """The share of a stage's updates that are still to be done."""
-    newest = checkpoint.latest(run_directory(run).checkpoints(name))
-    if newest is None:
-        return 1.0
-    with suppress(DataError):
-        updates = max(1, stage_task(run, name).updates)
-        return max(0.0, 1 - int(newest.name.rpartition("-")[2]) / updates)
-    return 1.0
+    if problems:
+        raise ConfigError("nothing was submitted", problems)
 
 
 # -- files -----------------------------------------------------------------------------
 
 
-def _write_config(folder: Path, document: dict[str, Any]) -> Path:
+def _write_config(path: Path, document: dict[str, Any]) -> None:
     """A copy of the configuration, called by its content: jobs that wait in the queue for
     days read what was checked, whatever becomes of the file that it came from.
     """
-    path = folder / f"run-{statement_checksum(document)[:12]}.yaml"
     text = yaml.safe_dump(_escaped(document), sort_keys=False, allow_unicode=True)
     head = "# Written by `alia-ctx launch`: the configuration as its jobs read it.\n"
-    folder.mkdir(parents=True, exist_ok=True)
+    path.parent.mkdir(parents=True, exist_ok=True)
     with atomic_file(path) as stream:
         stream.write((head + text).encode())
-    return path
 
 
 def _escaped(value: Any) -> Any:
@@ -229,68 +183,34 @@ def _write_files(
 # -- the queue -------------------------------------------------------------------------
 
 
-def submitted_jobs(folder: Path) -> list[dict[str, Any]]:
-    """What was submitted from the `launch` folder of a run, the oldest first; DataError
-    where the record cannot be read.
+def _submit(
+    run: RunConfig, files: Sequence[tuple[Job, Path]], folder: Path, queued: Queued
+) -> dict[str, str]:
+    """Submit each to start after the one before and what else it needs, and record the
+    numbers.
     """
-    path = folder / JOBS
-    try:
-        jobs = read_object(path)["jobs"]
-        return [
-            dict(job, number=str(job["number"]), name=str(job["name"])) for job in jobs
-        ]
-    except FileNotFoundError:
-        return []
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise DataError(
-            f"{path}: is no record of submitted jobs ({error}); move it away: `squeue` "
-            "has the jobs"
-        ) from error
-
-
-def _require_not_queued(folder: Path, names: Sequence[str]) -> None:
-    """ConfigError where a job of one of the stages waits or runs: two would have one
-    directory.
-    """
-    recorded = submitted_jobs(folder)
-    queued = Slurm().jobs([job["number"] for job in recorded])
-    problems = Problems()
-    for job in recorded:
-        there = queued.get(job["number"])
-        active = there is not None and there.state not in _ENDED
-        if active and there is not None and (job["stage"] in names):
-            problems.add(
-                "--stage",
-                job["stage"],
-                f"is in the queue as job {there.number}, {there.state}",
-                f"wait for it, or `scancel {there.number}`",
-            )
-    if problems:
-        raise ConfigError("nothing was submitted", problems)
-
-
-_ENDED = {
-    *("COMPLETED", "FAILED", "CANCELLED", "TIMEOUT", "DEADLINE", "OUT_OF_MEMORY"),
-    *("BOOT_FAIL", "NODE_FAIL", "PREEMPTED"),
-}
-
-
-def _submit(files: Sequence[tuple[Job, Path]], folder: Path) -> dict[str, str]:
-    """Submit each to start after the one before, and record the numbers."""
-    slurm, numbers = Slurm(), dict[str, str]()
-    recorded = submitted_jobs(folder)
+    slurm, numbers, record = Slurm(), dict[str, str](), folder / JOBS
+    before = submitted_jobs(folder)
+    recorded = [*before]
     try:
         for job, path in files:
-            after = list(numbers.values())[-1:]
-            numbers[job.name] = slurm.submit(path, after)
+            after, behind = _waits_for(run, job, queued)
+            after = [*list(numbers.values())[-1:], *after]
+            late = {"behind": behind} if behind else {}
+            numbers[job.name] = slurm.submit(path, after, **late)
             # At once: a job that nobody has noted down would be submitted again.
             now = datetime.now(UTC).isoformat(timespec="seconds")
             entry = {"number": numbers[job.name], "name": job.name, "stage": job.stage}
             entry |= {"step": job.step, "file": str(path), "submitted": now}
-            recorded.append(entry)
-            write_json(folder / JOBS, {"jobs": recorded})
+            doing = {"stages": packed_by(job), "made_from": queued.made_from}
+            recorded.append({**entry, **doing})
+            write_json(record, {"jobs": recorded})
     except QueueError as error:
         kept = _take_back(slurm, list(numbers.values()))
+        if not kept and before:
+            write_json(record, {"jobs": before})
+        elif not kept:
+            record.unlink(missing_ok=True)
         taken = ", ".join(n for n in numbers.values() if n not in kept)
         back = f" Those before it were taken back: {taken}." if taken else ""
         if kept:
@@ -299,6 +219,27 @@ def _submit(files: Sequence[tuple[Job, Path]], folder: Path) -> dict[str, str]:
             f"{path} was refused: {error}.{back} Mend it (launch.*), and launch again"
         ) from error
     return numbers
+
+
+def _waits_for(run: RunConfig, job: Job, queued: Queued) -> tuple[list[str], list[str]]:
+    """The jobs in the queue that have to end (well, in any way) before `job` may start."""
+    same = [entry["number"] for entry in queued.of_step(job.step)]
+    if job.step == "data":
+        return [], same
+    stages = list(run.stages) if job.step == "evaluate" else _before(run, job.stage)
+    after = [entry["number"] for entry in queued.training(stages)]
+    if job.step == "evaluate":
+        return after, same
+    packs = queued.the_same("data", [job.stage])
+    return [*([packs["number"]] if packs else []), *after], []
+
+
+def _before(run: RunConfig, name: str) -> list[str]:
+    """The stages that a stage comes from, directly or not, the first one first."""
+    before: list[str] = []
+    while (name := run.stage(name).init_from) in run.stages:
+        before.insert(0, name)
+    return before
 
 
 def _take_back(slurm: Slurm, numbers: Sequence[str]) -> list[str]:

@@ -19,7 +19,7 @@ from alia_ctx.config.run import RunConfig
 from alia_ctx.errors import AliaError, CheckpointError
 from alia_ctx.evaluation.report import Report
 from alia_ctx.progress import say
-from alia_ctx.train.stopping import RequeueError
+from alia_ctx.train.stopping import RequeueError, StopRequests
 from alia_ctx.workflow.chain import check_trained, constants_notes, finished_checkpoint
 from alia_ctx.workflow.checking import check_end, check_vocabulary
 from alia_ctx.workflow.evaluation_tasks import what_is_missing
@@ -45,6 +45,12 @@ def run_all(config: Path, overrides: Sequence[str], run: RunConfig) -> Report:
             f"`run` works on one machine, cluster.nodes={run.cluster.nodes}; use "
             "launch/slurm_stage.sbatch"
         )
+    for name, stage in run.stages.items():
+        if stage.nodes not in (None, 1):
+            raise AliaError(
+                f"`run` works on one machine, stages.{name}.nodes={stage.nodes}; use "
+                "launch/slurm_stage.sbatch"
+            )
     for name in run.stages:
         check_trained(run, name, reading=True)
     check_vocabulary(run, config)
@@ -114,11 +120,18 @@ def torchrun(ranks: int, arguments: Sequence[str]) -> None:
         asked: list[int] = []
 
         def pass_on(number: int, frame: object) -> None:
+            ends = number not in StopRequests.WARNINGS
+            again = ends and any(n not in StopRequests.WARNINGS for n in asked)
+            # One SIGTERM has the ranks save, a second one ends them at once: after a
+            # warning, which was passed on, a person's first is not the second.
+            if again or not asked:
+                process.send_signal(signal.SIGTERM)
             asked.append(number)
-            process.send_signal(signal.SIGTERM)
 
         # Without this the ranks would outlive a stopped parent, and train on.
-        signals = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
+        signals = [*StopRequests.SIGNALS]
+        if signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:  # as `nohup` has it
+            signals.append(signal.SIGHUP)
         before = {number: signal.signal(number, pass_on) for number in signals}
         try:
             code = process.wait()

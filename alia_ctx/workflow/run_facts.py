@@ -9,7 +9,7 @@ from typing import Any
 
 from alia_ctx import checkpoint
 from alia_ctx.checkpoint.manifest import Manifest
-from alia_ctx.config.run import RANDOM, RunConfig
+from alia_ctx.config.run import RANDOM, RunConfig, StageConfig
 from alia_ctx.config.schema import build_parts
 from alia_ctx.data.packing import read_statement
 from alia_ctx.errors import AliaError, ConfigError, DataError, Problem, Problems
@@ -109,14 +109,14 @@ def config_of(root: Path) -> RunConfig:
         raise ConfigError(f"the configuration in {root} has problems", problems)
     run = RunConfig(**parts)
     # A manifest's names are sorted; the chain has the order in which they are trained.
-    order = sorted(run.stages, key=lambda name: _depth(run, name))
+    order = sorted(run.stages, key=lambda name: chain_depth(run.stages, name))
     return dataclasses.replace(run, stages={name: run.stages[name] for name in order})
 
 
-def _depth(run: RunConfig, name: str) -> int:
-    """How many stages of the run come before a stage in its chain."""
+def chain_depth(stages: Mapping[str, StageConfig], name: str) -> int:
+    """How many of `stages` come before a stage in its chain."""
     depth, seen = 0, {name}
-    while (name := run.stages[name].init_from) in run.stages and name not in seen:
+    while (name := stages[name].init_from) in stages and name not in seen:
         depth += 1
         seen.add(name)
     return depth

@@ -20,9 +20,9 @@ from alia_ctx.errors import AliaError, ConfigError, DataError, Problem
 from alia_ctx.train.faults import read_faults
 from alia_ctx.train.metrics_log import read_lines
 from alia_ctx.train.run_directory import RunDirectory
-from alia_ctx.workflow.launching import submitted_jobs
 from alia_ctx.workflow.mixture import mixture_of, sizes_of
-from alia_ctx.workflow.run_facts import config_of
+from alia_ctx.workflow.queued import submitted_jobs
+from alia_ctx.workflow.run_facts import chain_depth, config_of
 
 _RECENT = 20  # updates whose median speed is told
 _FAULTS_SHOWN = 5
@@ -91,7 +91,11 @@ def run_status(target: Path, overrides: Sequence[str] = ()) -> RunStatus:
         if job["number"] in queued
     ]
     trains = {job["stage"]: job for job in jobs if job.get("step") == "train"}
-    stages = [_stage(run, root, name, trains.get(name)) for name in run.stages]
+    begun = [
+        d.name for d in _begun(root) if RunDirectory(root).metrics(d.name).exists()
+    ]
+    names = dict.fromkeys([*run.stages, *begun, *trains])
+    stages = [_stage(run, root, name, trains.get(name)) for name in names]
     others = [job for job in jobs if job.get("step") != "train"]
     return RunStatus(run.name, str(root), stages, others, problems)
 
@@ -100,17 +104,46 @@ def _run_of(target: Path, overrides: Sequence[str]) -> tuple[RunConfig, Path]:
     if not target.is_dir():
         run, _ = load_plan(target, overrides)
         return run, Path(run.output)
+    copies = sorted((target / "launch").glob("run-*.yaml"), key=_changed)
+    saved = (checkpoint.latest(d / "checkpoints") for d in _begun(target))
+    at = max((_changed(path) for path in saved if path is not None), default=0.0)
+    known: list[tuple[float, RunConfig]] = []
     with suppress(ConfigError):
-        return config_of(target), target
-    copies = sorted(
-        (target / "launch").glob("run-*.yaml"), key=lambda p: p.stat().st_mtime
-    )
+        known.append((at, config_of(target)))
     if copies:
-        run, _ = load_plan(copies[-1], [f"output={target.absolute()}", *overrides])
-        return run, target
-    rule = "holds no checkpoint, and nothing was launched from it"
-    remedy = "give the run's configuration, or the directory called `output` in it"
-    raise ConfigError("", [Problem("RUN", target, rule, remedy)])
+        # Beside a readable checkpoint it is only of use where it can be read.
+        with suppress(*[AliaError] * bool(known)):
+            moved = [f"output={target.absolute()}", *overrides]
+            known.append((_changed(copies[-1]), load_plan(copies[-1], moved)[0]))
+    if not known:
+        rule = "holds no checkpoint, and nothing was launched from it"
+        remedy = "give the run's configuration, or the directory called `output` in it"
+        raise ConfigError("", [Problem("RUN", target, rule, remedy)])
+    known.sort(key=lambda each: each[0])
+    return _with_all_stages([run for _, run in known]), target
+
+
+def _with_all_stages(runs: Sequence[RunConfig]) -> RunConfig:
+    """The last of some configurations of a run, with the stages that only the others
+    have: a stage may be newer than the last checkpoint, or than what was launched.
+    """
+    newest = runs[-1]
+    stages = {name: stage for run in runs for name, stage in run.stages.items()}
+    order = sorted(stages, key=lambda name: chain_depth(stages, name))
+    if {*newest.stages} == {*stages}:
+        order = list(newest.stages)
+    return replace(newest, stages={name: stages[name] for name in order})
+
+
+def _begun(root: Path) -> list[Path]:
+    """The directories of stages that there are, whatever is configured."""
+    return sorted(d for d in (root / "stages").glob("*") if d.is_dir())
+
+
+def _changed(path: Path) -> float:
+    with suppress(OSError):
+        return path.stat().st_mtime
+    return 0.0
 
 
 def _stage(
@@ -183,7 +216,9 @@ def _age(path: Path) -> float | None:
 
 
 def _planned(run: RunConfig, root: Path, name: str) -> tuple[int | None, int | None]:
-    """(updates, tokens) of a stage to its end."""
+    """(updates, tokens) of a stage to its end; nothing of one that no configuration has."""
+    if name not in run.stages:
+        return None, None
     stage = run.stage(name)
     if stage.update_instances is None:
         return stage.updates, stage.rows * stage.context

@@ -13,61 +13,7 @@ from typing import Any
 
 import pytest
 
-from tests.paths import ROOT
-
-LAUNCH = ROOT / "launch"
-
-# Each rank runs as srun would start it; RANK_SCRIPT stands for `alia-ctx train`.
-SRUN = """#!/usr/bin/env bash
-while [[ $1 == --* ]]; do shift; done
-export SLURM_PROCID=3 SLURM_LOCALID=1 SLURM_NTASKS=8
-"$@" & rank=$!
-trap 'kill -USR1 $rank' USR1
-wait $rank; status=$?
-while kill -0 $rank 2>/dev/null; do wait $rank; status=$?; done
-exit $status
-"""
-PYTHON = """#!/usr/bin/env bash
-echo "python $*" >> "$LOG"
-[[ $3 == check ]] && exit "${CHECK_STATUS:-0}"
-echo "env $RANK $LOCAL_RANK $WORLD_SIZE $MASTER_ADDR" >> "$LOG"
-echo "port $MASTER_PORT" >> "$LOG"
-eval "$RANK_SCRIPT"
-"""
-SCONTROL = """#!/usr/bin/env bash
-echo "scontrol $*" >> "$LOG"
-[[ $1 == show ]] && printf 'node7\\nnode8\\n'
-exit 0
-"""
-
-
-@pytest.fixture
-def cluster(tmp_path: Path) -> dict[str, str]:
-    for name, text in {"srun": SRUN, "scontrol": SCONTROL, "python": PYTHON}.items():
-        (tmp_path / name).write_text(text)
-        (tmp_path / name).chmod(0o755)
-    slurm = {
-        "SLURM_JOB_ID": "77",
-        "SLURM_JOB_NODELIST": "node[7-8]",
-        "SLURM_SUBMIT_DIR": str(tmp_path),
-    }
-    own = {"LOG": str(tmp_path / "log"), "ALIA_PYTHON": str(tmp_path / "python")}
-    return {**os.environ, **slurm, **own, "PATH": f"{tmp_path}:{os.environ['PATH']}"}
-
-
-def start(
-    cluster: dict[str, str], rank_script: str, *arguments: str
-) -> subprocess.Popen[str]:
-    return subprocess.Popen(
-        ["bash", str(LAUNCH / "slurm_stage.sbatch"), *arguments],
-        env={**cluster, "RANK_SCRIPT": rank_script},
-        stderr=subprocess.PIPE,
-        text=True,
-    )
-
-
-def log(cluster: dict[str, str]) -> str:
-    return Path(cluster["LOG"]).read_text() if Path(cluster["LOG"]).exists() else ""
+from tests.cli.slurm_commands import LAUNCH, log, start
 
 
 def test_ranks_get_torch_variables_and_the_command(cluster: dict[str, str]) -> None:
@@ -78,18 +24,6 @@ def test_ranks_get_torch_variables_and_the_command(cluster: dict[str, str]) -> N
     assert "python -m alia_ctx.cli train run.yaml --stage 32k seed=2" in log(cluster)
     assert "env 3 1 8 node7" in log(cluster)
     assert "requeue" not in log(cluster)
-
-
-@pytest.mark.parametrize(
-    ("status", "requeued"), [(75, True), (1, False), (2, False), (137, False)]
-)
-def test_only_status_75_goes_back_into_the_queue(
-    cluster: dict[str, str], status: int, requeued: bool
-) -> None:
-    job = start(cluster, f"exit {status}", "run.yaml", "32k")
-    job.communicate(timeout=30)
-    assert job.returncode == status
-    assert ("scontrol requeue 77" in log(cluster)) is requeued
 
 
 def test_the_warning_reaches_the_rank_which_saves_and_is_requeued(
@@ -136,7 +70,7 @@ WAITS = "exec sleep 60"
         (SAYS.format(2), SAYS.format(75), 2),
         (SAYS.format(75), SAYS.format(3), 3),
         (SAYS.format(75), SAYS.format(75), 75),
-        ("exit 1", WAITS, 137),  # a crash says nothing
+        ("exit 1", WAITS, 75),  # a crash that says nothing, and a killed one
         ("exit 0", "exit 0", 0),
     ],
 )
@@ -264,6 +198,27 @@ def test_local_launch_passes_everything_to_torchrun(cluster: dict[str, str]) -> 
     assert expected in log(cluster)
 
 
+def test_local_launch_has_torchrun_pass_warnings_on_and_wait(
+    cluster: dict[str, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from torch.distributed.run import config_from_args, parse_args
+
+    names = ("PET_SIGNALS_TO_HANDLE", "TORCH_ELASTIC_SHUTDOWN_TIMEOUT")
+    for name in names:
+        monkeypatch.delenv(name, raising=False)
+    shown = "; ".join(f'echo "{name}=${name}" >>"$LOG"' for name in names)
+    command = [str(LAUNCH / "torchrun_local.sh"), "2", "run.yaml", "base"]
+    environment = {**cluster, "PYTHON": cluster["ALIA_PYTHON"], "RANK_SCRIPT": shown}
+    subprocess.run(["bash", *command], env=environment, check=True, timeout=30)
+    for line in log(cluster).splitlines():
+        name, _, value = line.partition("=")
+        if name in names:
+            monkeypatch.setenv(name, value)
+    config = config_from_args(parse_args(["-m", "alia_ctx.cli"]))[0]
+    assert {"SIGTERM", "SIGUSR1", "SIGUSR2"} <= {*config.signals_to_handle.split(",")}
+    assert config.shutdown_timeout >= 3600
+
+
 def test_starts_that_save_nothing_come_to_an_end(
     cluster: dict[str, str], tmp_path: Path
 ) -> None:
@@ -299,15 +254,17 @@ def test_each_rank_but_the_first_has_a_log_of_its_own(
 def test_ranks_and_check_run_in_the_container(
     cluster: dict[str, str], tmp_path: Path
 ) -> None:
-    image = {"ALIA_CONTAINER": "x.sif", "ALIA_CONTAINER_COMMAND": "contain exec --nv"}
+    command = 'contain exec "--bind=/a b:/c $HOME *"'
+    image = {"ALIA_CONTAINER": "x y.sif", "ALIA_CONTAINER_COMMAND": command}
     (tmp_path / "contain").write_text(
-        '#!/bin/bash\necho "contain $1 $2 $3" >> "$LOG"\nexec "${@:4}"\n'
+        '#!/bin/bash\necho "contain <$1> <$2> <$3>" >> "$LOG"\nexec "${@:4}"\n'
     )
     (tmp_path / "contain").chmod(0o755)
     job = start({**cluster, **image}, "exit 0", "run.yaml", "32k")
     _, errors = job.communicate(timeout=30)
     assert job.returncode == 0, errors
-    assert log(cluster).count("contain exec --nv x.sif") == 2
+    contained = "contain <exec> <--bind=/a b:/c $HOME *> <x y.sif>"
+    assert log(cluster).count(contained) == 2
 
 
 @pytest.mark.parametrize(("step", "status"), [("evaluate", 0), ("export", 2)])

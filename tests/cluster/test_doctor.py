@@ -5,19 +5,22 @@ from __future__ import annotations
 import importlib.metadata
 import os
 import re
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from alia_ctx import workflow
 from alia_ctx.cluster import disk, links, software
 from alia_ctx.cluster.findings import Finding, good, merged, weak
-from alia_ctx.cluster.gpus import read_health
+from alia_ctx.cluster.gpus import gpu_health, read_health
 from alia_ctx.config.load import load_plan
+from alia_ctx.train.faults import number_on_host
 from tests.distributed import run_distributed
 from tests.paths import ROOT
-from tests.small_run import write_run
+from tests.small_run import alia, write_run
 
 
 class SlowRank:
@@ -82,6 +85,103 @@ def test_another_release_than_tested_is_weak(
 ) -> None:
     monkeypatch.setattr(importlib.metadata, "version", lambda name: installed)
     assert software.version("torch", "2.13.0").verdict == verdict
+
+
+@pytest.mark.parametrize(
+    ("device", "gpus", "driver", "built", "visible", "verdict", "words"),
+    [
+        ("auto", True, True, "13.0", None, "good", "CUDA 13.0"),
+        ("cuda", True, True, "13.0", None, "good", "CUDA 13.0"),
+        ("cpu", True, True, "13.0", None, "broken", "engine.device=cpu"),
+        ("cpu", False, True, "13.0", "", "good", "no GPU in use"),
+        ("cpu", False, False, None, None, "good", "no GPU in use"),
+        ("auto", False, False, "13.0", None, "weak", "go to a GPU node"),
+        ("auto", False, True, "13.0", None, "broken", "compare"),
+        ("auto", False, True, None, None, "broken", "built without CUDA"),
+        ("auto", False, True, "13.0", "-1", "weak", "unset it"),
+        ("cuda", False, False, "13.0", None, "broken", "(--gres), or set engine.dev"),
+        ("cuda", False, True, None, None, "broken", "install torch from its wheels"),
+        ("cuda", False, True, "13.0", "", "broken", "unset it, or set engine.device"),
+        ("cuda", False, True, "13.0", "NoDevFiles", "broken", "ask for GPUs"),
+    ],
+)
+def test_gpus_are_held_against_what_the_run_wants(
+    device: Any,
+    gpus: bool,
+    driver: bool,
+    built: str | None,
+    visible: str | None,
+    verdict: str,
+    words: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: gpus)
+    monkeypatch.setattr(torch.cuda.nccl, "version", lambda: (2, 27))
+    monkeypatch.setattr(torch.version, "cuda", built)
+    monkeypatch.setattr(software, "_DRIVER", tmp_path / ("" if driver else "none"))
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    if visible is not None:
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
+    finding = software.cuda(device)
+    assert finding.verdict == verdict and words in str(finding)
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+def test_a_run_for_gpus_where_there_is_none_is_broken_by_that_alone(
+    tmp_path: Path,
+) -> None:
+    done = alia("doctor", str(write_run(tmp_path)), "engine.device=cuda")
+    assert done.returncode == 2, done.stderr
+    [line] = [n for n in done.stdout.splitlines() if n.startswith("broken")]
+    assert line.startswith("broken cuda: engine.device=cuda, and")
+    assert "engine.device=auto" in line and "first host" not in done.stdout
+
+
+@dataclass
+class Properties:
+    """As torch tells them; numbers of the PCI bus in decimal."""
+
+    pci_domain_id: int
+    pci_bus_id: int
+    pci_device_id: int
+
+
+def test_the_driver_is_asked_for_the_gpu_that_the_process_has(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By its place on the bus, as `nvidia-smi --query-gpu=pci.bus_id` prints it."""
+    program, said = tmp_path / "nvidia-smi", tmp_path / "said"
+    program.write_text(f'#!/bin/sh\necho "$1" >{said}\necho "{WELL}"\n')
+    program.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    found = Properties(1, 0xA3, 0)
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda index: found)
+    assert {f.verdict for f in gpu_health(0)} == {"good"}
+    assert said.read_text() == "--id=00000001:a3:00.0\n"
+    said.unlink()
+    [finding] = gpu_health(1)
+    assert finding.verdict == "broken" and "wants GPU 1, and sees 1" in finding.words
+    assert not said.exists()
+
+
+@pytest.mark.parametrize(
+    ("index", "visible", "number"),
+    [
+        (1, None, "1"),
+        (1, "2,3", "3"),
+        (0, " 5 ", "5"),
+        (1, "GPU-8a1b, GPU-77c0", "GPU-77c0"),
+        (0, "MIG-40d1", "MIG-40d1"),
+        (3, "0,1", "3"),
+    ],
+)
+def test_a_gpu_is_named_by_its_number_on_the_host(
+    index: int, visible: str | None, number: str
+) -> None:
+    assert number_on_host(index, visible) == number
 
 
 MOUNTS = """\

@@ -1,44 +1,25 @@
-"""What `alia-ctx launch` writes, without a queue; `status` of what is there."""
+"""What `alia-ctx launch` writes, without a queue."""
 
 from __future__ import annotations
 
-import json
 import os
-import re
-import shutil
+import shlex
 import stat
 import subprocess
 from pathlib import Path
 from typing import Any
 
 import pytest
-import yaml
 
 from alia_ctx import workflow
 from alia_ctx.cluster import QueueError, Slurm
 from alia_ctx.config.load import load_run
-from alia_ctx.errors import AliaError, ConfigError
+from alia_ctx.errors import ConfigError
 from alia_ctx.spec.launch import LaunchSpec, slurm_seconds, slurm_time
-from alia_ctx.train.faults import RankName, fault, read_faults, record_fault
 from alia_ctx.workflow.launching import submitted_jobs
-from alia_ctx.workflow.standing import run_status
+from tests.cluster.launched import SLURM, cluster, options
 from tests.paths import ROOT
 from tests.small_run import write_run
-
-SLURM = {"scheduler": "slurm", "account": "abc", "qos": "fast", "gres": "gpu:2"}
-
-
-def cluster(folder: Path, launch: dict[str, Any], **sizes: int) -> Path:
-    path = folder / "cluster.yaml"
-    document = {"cluster": {"nodes": 2, "ranks_per_node": 2, **sizes}, "launch": launch}
-    path.write_text(yaml.safe_dump(document))
-    return path
-
-
-def options(text: str) -> dict[str, str]:
-    """The options of a batch file's header, as sbatch reads them."""
-    words = re.findall(r"^#SBATCH --(\S+?)(?:=(.*))?$", text, re.MULTILINE)
-    return {name: value.strip('"') for name, value in words}
 
 
 def test_batch_files_ask_for_what_the_stages_need(tmp_path: Path) -> None:
@@ -146,6 +127,9 @@ def test_times_are_slurms_and_whole_minutes(seconds: float, text: str) -> None:
         ({"options": ["rm"]}, "launch.options"),
         ({"options": ["--x\nrm"]}, "launch.options"),
         ({"environment": {"A B": "1"}}, "launch.environment"),
+        ({"environment": {"RANK": "1"}}, "launch.environment"),
+        ({"container_command": "apptainer 'exec"}, "launch.container_command"),
+        ({"container_command": " "}, "launch.container_command"),
     ],
 )
 def test_what_no_batch_file_can_be_made_of_is_a_problem(
@@ -176,96 +160,30 @@ def test_without_the_queues_commands_that_is_said(
         workflow.launch(path, cluster=cluster(tmp_path, SLURM), submit=True)
 
 
-# -- the queue, by stand-ins for its commands ----------------------------------------------
-
-
-def commands(folder: Path, **scripts: str) -> None:
-    (folder / "bin").mkdir(exist_ok=True)
-    for name, script in scripts.items():
-        file = folder / "bin" / name
-        file.write_text(f"#!/bin/sh\n{script}\n")
-        file.chmod(0o755)
-
-
-def test_a_queue_that_does_not_answer_is_no_empty_queue(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setenv("PATH", f"{tmp_path}/bin:{os.environ['PATH']}")
-    gone = "slurm_load_jobs error: Invalid job id specified"
-    commands(tmp_path, squeue=f"echo {gone} >&2; exit 1")
-    assert Slurm().jobs(["7"]) == {}
-    commands(tmp_path, squeue="echo Unable to contact slurm controller >&2; exit 1")
-    with pytest.raises(QueueError, match="Unable to contact"):
-        Slurm().jobs(["7"])
-    path = write_run(tmp_path)
-    folder = tmp_path / "out/launch"
-    folder.mkdir(parents=True)
-    job = {"number": "7", "name": "01-short", "stage": "short", "step": "train"}
-    (folder / "jobs.json").write_text(json.dumps({"jobs": [job]}))
-    with pytest.raises(QueueError, match="Unable to contact"):
-        workflow.launch(path, cluster=cluster(tmp_path, SLURM))
-    assert "Unable to contact" in run_status(path).problems[0]
-    commands(tmp_path, squeue="echo '7|PENDING|Priority||N/A|0:00|1:00'")
-    assert run_status(path).stages[0].state == "job 7 pending (Priority)"
-    (folder / "jobs.json").write_text("{")
-    assert "is no record of submitted jobs" in run_status(path).problems[0]
-    with pytest.raises(AliaError, match="is no record of submitted jobs"):
-        workflow.launch(path, cluster=cluster(tmp_path, SLURM))
-
-
-# -- one machine -----------------------------------------------------------------------
-
-
-def test_on_one_machine_a_script_does_the_steps_again_where_ranks_ask_for_it(
-    tmp_path: Path,
-) -> None:
-    log, python = tmp_path / "log", tmp_path / "python"
-    python.write_text(
-        "#!/bin/bash\n"
-        f'echo "$*" >> {log}\n'
-        f'[[ "$*" == *train*short && $(grep -c "train.*short$" {log}) -lt 3 ]] && exit 75\n'
-        '[[ "$*" == *train*long ]] && exit 3\n'
-        "exit 0\n"
-    )
-    python.chmod(0o755)
-    path = write_run(tmp_path)
-    launched = workflow.launch(
-        path, [f"launch.python={python}", "cluster.ranks_per_node=2"]
-    )
-    [script] = {file for _, file in launched.files}
-    done = subprocess.run([str(script)], capture_output=True, text=True, timeout=60)
-    assert done.returncode == 3, done.stderr
-    said = [
-        line.split("alia_ctx.cli ")[-1].split(" /")[0]
-        for line in log.read_text().splitlines()
-    ]
-    assert said == ["tokenize", "pack", "pack", "train", "train", "train", "train"]
-    assert log.read_text().count("--nproc-per-node=2") == 4
-
-
-# -- where it stands -------------------------------------------------------------------
-
-
-def test_faults_are_counted_and_what_is_no_line_is_passed_over(tmp_path: Path) -> None:
-    path = write_run(tmp_path)
-    folder = tmp_path / "out/stages/short"
-    who = RankName(3, "node7", "GPU 1, H100")
-    record_fault(folder, 0, fault("slow", who, 5, f"{who} takes 3.0 times"))
-    record_fault(folder, 3, fault("hung", who, 9, f"{who}: no progress"))
-    with open(folder / "faults/rank-3.jsonl", "a") as stream:
-        stream.write('{"half": \n[1]\n')
-    assert [line["kind"] for line in read_faults(folder)] == ["slow", "hung"]
-    [short, _] = run_status(path).stages
-    assert short.faults == {"slow rank": 1, "hung rank": 1}
-    assert "rank 3 on node7 (GPU 1, H100) takes 3.0 times" in short.words[0]
-
-
-def test_a_directory_that_is_no_run_is_said_to_be_none(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match="nothing was launched from it"):
-        run_status(tmp_path)
-    path = write_run(tmp_path)
-    workflow.launch(path, cluster=cluster(tmp_path, SLURM))
-    shutil.copytree(tmp_path / "out", tmp_path / "elsewhere")
-    status = run_status(tmp_path / "elsewhere")
-    assert [stage.state for stage in status.stages] == ["not begun", "not begun"]
-    assert status.output == str(tmp_path / "elsewhere")
+def test_batch_files_carry_what_the_configuration_says(tmp_path: Path) -> None:
+    """Exported as a shell reads it back."""
+    home = os.path.expanduser("~")
+    launch = {**SLURM, "python": "~/venv/bin/python", "container": "~/a b.sif"}
+    launch |= {"container_command": 'run --env "A=it\'s" ~/wrapper'}
+    launch |= {"environment": {"OMP_NUM_THREADS": "3", "HF_HOME": "~/hf"}}
+    overrides = ["engine.timeout_minutes=50", "engine.hang_minutes=40"]
+    files = workflow.launch(
+        write_run(tmp_path), overrides, cluster=cluster(tmp_path, launch)
+    ).files
+    for job, file in files:
+        text = file.read_text()
+        header = text[: text.index("set -uo pipefail")]
+        done = subprocess.run(
+            ["bash", "-c", f"{header}\nenv -0"], capture_output=True, text=True
+        )
+        shown = dict(n.split("=", 1) for n in done.stdout.split("\0") if "=" in n)
+        assert shown["ALIA_PYTHON"] == f"{home}/venv/bin/python"
+        assert shown["ALIA_CONTAINER"] == f"{home}/a b.sif"
+        words = ["run", "--env", "A=it's", f"{home}/wrapper"]
+        assert shlex.split(shown["ALIA_CONTAINER_COMMAND"]) == words
+        assert shown["OMP_NUM_THREADS"] == "3" and shown["HF_HOME"] == f"{home}/hf"
+        assert options(text)["signal"] == "B:USR1@600"
+        if job.step == "data":
+            assert shown["ALIA_COMMANDS"].splitlines()[0] == f"tokenize {job.config}"
+        else:
+            assert int(shown["ALIA_WAIT_SECONDS"]) > 50 * 60

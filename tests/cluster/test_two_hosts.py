@@ -136,8 +136,9 @@ def test_a_slow_cable_shows_in_the_log_and_changes_nothing_else(
         hosts.speed_up("two")
     assert statuses == [0, 0], said
     assert numbers(tmp_path) == numbers(calm)
+    # The least: other work on this machine makes some of both longer.
     waits, before = (
-        sorted(line["communication_seconds"] for line in metrics(folder))[6]
+        min(line["communication_seconds"] for line in metrics(folder))
         for folder in (tmp_path, calm)
     )
     assert waits > 0.1 and waits > 3 * before

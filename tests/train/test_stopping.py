@@ -130,6 +130,35 @@ def test_the_same_request_twice_and_a_second_one(
     assert done.stderr.count("once more stops at once") == 1
 
 
+@pytest.mark.parametrize(
+    ("names", "ends"),
+    [
+        (["SIGUSR1", "SIGTERM"], False),
+        (["SIGUSR2", "SIGINT"], False),
+        (["SIGTERM", "SIGUSR1"], False),
+        (["SIGUSR1", "SIGUSR1"], False),
+        (["SIGUSR1", "SIGTERM", "SIGINT"], True),
+    ],
+)
+def test_a_warning_is_not_the_first_of_two_requests(
+    names: list[str], ends: bool
+) -> None:
+    body = (
+        "import os, signal, time; from alia_ctx.train.stopping import StopRequests\n"
+        "with StopRequests() as stop:\n"
+        f"    for name in {names}:\n"
+        "        os.kill(os.getpid(), getattr(signal, name)); time.sleep(1.2)\n"
+        "    print(stop.reason())"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", body], capture_output=True, text=True, timeout=60
+    )
+    status = -getattr(signal, names[-1]) if ends else 0
+    assert (done.returncode, done.stdout) == (status, "" if ends else f"{names[0]}\n")
+    asks = any(name in ("SIGTERM", "SIGINT") for name in names)
+    assert done.stderr.count("once more stops at once") == int(asks)
+
+
 class SlowRows:
     """Makes each row of an evaluation take two seconds."""
 

@@ -12,6 +12,7 @@ import threading
 import time
 from pathlib import Path
 
+import psutil
 import pytest
 
 from alia_ctx.errors import CheckpointError
@@ -78,6 +79,56 @@ def test_a_child_that_fails_unasked_is_an_error(
         pipeline.torchrun(1, ["evaluate", "c"])
 
 
+COUNTS = """#!/usr/bin/env bash
+trap 'echo TERM >> {folder}/received' TERM
+trap 'exit 75' HUP
+touch {folder}/ready
+while true; do sleep 0.05; done
+"""
+WARNED, ASKED = signal.SIGUSR1, signal.SIGTERM
+
+
+@pytest.mark.parametrize(
+    ("numbers", "received"),
+    [
+        ([WARNED, ASKED], 1),  # the ranks save already
+        ([WARNED, WARNED], 1),
+        ([signal.SIGUSR2, signal.SIGINT], 1),
+        ([ASKED, WARNED], 1),
+        ([ASKED, ASKED], 2),
+        ([WARNED, ASKED, ASKED], 2),
+        ([signal.SIGHUP, ASKED], 2),
+    ],
+)
+def test_a_warning_is_not_the_first_of_two_requests(
+    numbers: list[signal.Signals],
+    received: int,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    child, said = tmp_path / "python", tmp_path / "received"
+    child.write_text(COUNTS.format(folder=tmp_path))
+    child.chmod(0o755)
+    monkeypatch.setattr(pipeline.sys, "executable", str(child))
+    own = os.getpid()
+
+    def stop() -> None:
+        wait_for(tmp_path / "ready")
+        for number in numbers:
+            os.kill(own, number)
+            time.sleep(0.4)
+        for each in psutil.Process(own).children():
+            if str(child) in each.cmdline():
+                each.send_signal(signal.SIGHUP)
+
+    thread = threading.Thread(target=stop)
+    thread.start()
+    with pytest.raises(RequeueError, match=f"stopped by {numbers[0].name}"):
+        pipeline.torchrun(1, ["train", "run.yaml", "--stage", "short"])
+    thread.join()
+    assert said.read_text() == "TERM\n" * received
+
+
 RANK = """
 import os, pathlib, time
 pathlib.Path({folder!r}, "ready-" + os.environ["RANK"]).touch()
@@ -113,3 +164,48 @@ def test_the_launcher_asks_for_a_requeue_of_training_alone(tmp_path: Path) -> No
             process.kill()
             process.wait()
     assert statuses == {"train": (75, False), "evaluate": (143, False)}
+
+
+STOPPABLE = """
+import os, pathlib, sys, time
+from alia_ctx.train.stopping import StopRequests
+folder = pathlib.Path({folder!r})
+with StopRequests() as stop:
+    (folder / ("ready-" + os.environ["RANK"])).write_text(str(os.getpid()))
+    while stop.reason() is None:
+        time.sleep(0.05)
+    time.sleep({seconds})  # the update, and its save
+    (folder / ("saved-" + os.environ["RANK"])).touch()
+sys.exit(75)
+"""
+
+
+@pytest.mark.parametrize(
+    ("then", "saves"), [([], True), ([ASKED], True), ([ASKED, ASKED], False)]
+)
+def test_ranks_save_after_a_warning_and_none_outlives_the_launcher(
+    then: list[signal.Signals], saves: bool, tmp_path: Path
+) -> None:
+    body = STOPPABLE.format(folder=str(tmp_path), seconds=5 if saves else 30)
+    (tmp_path / "rank.py").write_text(body)
+    launcher = [sys.executable, "-m", "alia_ctx.cli.launch", "--standalone"]
+    with subprocess.Popen(
+        [*launcher, "--nproc-per-node=2", str(tmp_path / "rank.py"), "train"],
+        env=environment(),
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
+    ) as process:
+        ready = [tmp_path / f"ready-{rank}" for rank in (0, 1)]
+        try:
+            for file in ready:
+                wait_for(file, 120)
+            for number in (WARNED, *then):
+                process.send_signal(number)
+                time.sleep(2)
+            _, said = process.communicate(timeout=60)
+        finally:
+            process.kill()
+    assert process.returncode == 75, said
+    assert not [file for file in ready if psutil.pid_exists(int(file.read_text()))]
+    assert [(tmp_path / f"saved-{rank}").exists() for rank in (0, 1)] == [saves] * 2

@@ -1,0 +1,112 @@
+"""The jobs of a run that were submitted: which of them wait or run still, and what new ones
+have to wait for.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from alia_ctx.cluster import Slurm
+from alia_ctx.errors import ConfigError, DataError, Problems
+from alia_ctx.files import read_object
+from alia_ctx.identity import statement_checksum
+
+JOBS = "jobs.json"
+_ENDED = {
+    *("COMPLETED", "FAILED", "CANCELLED", "TIMEOUT", "DEADLINE", "OUT_OF_MEMORY"),
+    *("BOOT_FAIL", "NODE_FAIL", "PREEMPTED"),
+}
+Record = dict[str, Any]
+
+
+def submitted_jobs(folder: Path) -> list[Record]:
+    """What was submitted from the `launch` folder of a run, the oldest first; DataError
+    where the record cannot be read.
+    """
+    path = folder / JOBS
+    try:
+        jobs = read_object(path)["jobs"]
+        return [
+            dict(job, number=str(job["number"]), name=str(job["name"])) for job in jobs
+        ]
+    except FileNotFoundError:
+        return []
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise DataError(
+            f"{path}: is no record of submitted jobs ({error}); move it away: `squeue` "
+            "has the jobs"
+        ) from error
+
+
+def made_from(document: Mapping[str, Any]) -> str:
+    """The checksum of a configuration, without what only says how jobs are started."""
+    return statement_checksum({k: v for k, v in document.items() if k != "launch"})
+
+
+@dataclass(frozen=True)
+class Queued:
+    """The jobs of a run that wait or run, as they were recorded, with their `state`.
+
+    A record says what job it is: `step`, `stage`, the `stages` that it packs, and
+    `made_from`.
+
+    Args:
+        made_from: of the configuration that new jobs would have.
+        jobs: those that are there.
+    """
+
+    made_from: str
+    jobs: tuple[Record, ...] = ()
+
+    @classmethod
+    def of(cls, folder: Path, document: Mapping[str, Any]) -> Queued:
+        """Those that were submitted from the `launch` folder of a run. QueueError where
+        the queue cannot be asked.
+        """
+        recorded = submitted_jobs(folder)
+        there = Slurm().jobs([job["number"] for job in recorded])
+        states = {n: j.state for n, j in there.items() if j.state not in _ENDED}
+        return cls(
+            made_from(document),
+            tuple(
+                {**job, "state": states[job["number"]]}
+                for job in recorded
+                if job["number"] in states
+            ),
+        )
+
+    def training(self, stages: Sequence[str]) -> Iterator[Record]:
+        """The jobs that train one of `stages`."""
+        for job in self.jobs:
+            # What was recorded by earlier releases may say no step.
+            if job.get("step", "train") == "train" and job.get("stage") in stages:
+                yield job
+
+    def of_step(self, step: str) -> list[Record]:
+        return [job for job in self.jobs if job.get("step") == step]
+
+    def the_same(self, step: str, stages: Sequence[str] = ()) -> Record | None:
+        """A job that does the same as one of `step` would, for all of `stages`."""
+        for job in self.of_step(step):
+            covers = {*stages} <= {*job.get("stages", ())}
+            if covers and job.get("made_from") == self.made_from:
+                return job
+        return None
+
+    def require_none(self, stages: Sequence[str]) -> None:
+        """ConfigError where one of the stages is trained by a job: two would have one
+        directory.
+        """
+        problems = Problems()
+        for job in self.training(stages):
+            problems.add(
+                "--stage",
+                job["stage"],
+                f"is in the queue as job {job['number']}, {job['state']}",
+                f"wait for it, or `scancel {job['number']}`",
+            )
+        if problems:
+            raise ConfigError("nothing was submitted", problems)
