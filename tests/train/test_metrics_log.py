@@ -10,6 +10,7 @@ import tempfile
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import given, settings
@@ -130,8 +131,8 @@ def test_tensorboard_shows_no_point_twice_after_a_resume(tmp_path: Path) -> None
     assert points == [(1, 9.0), (2, 9.0), (3, 2.0), (4, 2.0), (5, 2.0), (6, 2.0)]
 
 
-# As W&B of a run that goes on: `step` is the next one, and a log of a step before it is
-# a point that has been there already.
+# As W&B's service: a run that goes on (`resume="allow"` and an id that it knows) has a
+# step, and what is logged at a lower one is dropped without an error.
 WANDB = """
 import json, pathlib
 
@@ -139,38 +140,138 @@ class Run:
     def __init__(self, file):
         self.file = file
         self.points = json.loads(file.read_text()) if file.is_file() else []
-
-    @property
-    def step(self):
-        return self.points[-1] + 1 if self.points else 0
+        self.step = self.points[-1][0] + 1 if self.points else 0
 
     def log(self, values, step):
-        assert step >= self.step, f"step {step} is there already"
-        self.points.append(step)
+        if step >= self.step:
+            self.points.append([step, values["loss"]])
+            self.step = step
 
     def finish(self):
         self.file.write_text(json.dumps(self.points))
 
-def init(*, id, resume, dir, **about):
-    assert resume == "allow"
-    return Run(pathlib.Path(dir, id))
+def init(*, project, name, id, resume, dir, config):
+    assert resume == "allow" and not set(id) & set("/\\\\#?%:")
+    service = pathlib.Path(__file__).parent / "service"
+    service.mkdir(exist_ok=True)
+    return Run(service / id)
 """
+# As MLflow: a run of a given id goes on, and what is logged is shown.
+MLFLOW = """
+import json, pathlib, types
+
+SERVICE = pathlib.Path(__file__).parent / "service"
+set_tracking_uri = set_experiment = lambda name: None
+
+def start_run(run_id, run_name):
+    global file
+    SERVICE.mkdir(exist_ok=True)
+    if run_id is None:
+        run_id = str(len(list(SERVICE.iterdir())))
+        (SERVICE / run_id).write_text("[]")
+    file = SERVICE / run_id
+    return types.SimpleNamespace(info=types.SimpleNamespace(run_id=run_id))
+
+def log_metrics(values, step):
+    points = json.loads(file.read_text())
+    file.write_text(json.dumps([*points, [step, values["loss"]]]))
+
+def end_run():
+    pass
+
+class MlflowClient:
+    def get_metric_history(self, run_id, name):
+        points = json.loads((SERVICE / run_id).read_text())
+        return [types.SimpleNamespace(step=step) for step, _ in points]
+"""
+SERVICES = {"wandb": WANDB, "mlflow": MLFLOW}
 
 
-def test_wandb_shows_no_point_twice_after_a_resume(
+@pytest.fixture(params=SERVICES)
+def service(
+    request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> str:
+    """The name of a sink whose package is a recorder with the service's own rules."""
+    name: str = request.param
+    (tmp_path / f"{name}.py").write_text(SERVICES[name])
+    monkeypatch.syspath_prepend(tmp_path)
+    # So that what the test imports is taken out again.
+    monkeypatch.setitem(sys.modules, name, None)
+    del sys.modules[name]
+    return name
+
+
+def shown(sink: str, directory: Path, first: int, last: int, loss: float) -> Any:
+    """Train updates `first` to `last`; then the points of every run of the service, the
+    oldest first.
+    """
+    directory.mkdir(exist_ok=True)
+    about = (directory, "run", "stage", {}, pytest.fail)
+    [writer] = open_sinks([sink], *about, first - 1)
+    for step in range(first, last + 1):
+        writer.write(step, {"loss": loss})
+    writer.close()
+    runs = sorted(
+        directory.parent.glob("service/*"), key=lambda f: f.stat().st_mtime_ns
+    )
+    return [json.loads(run.read_text()) for run in runs]
+
+
+def points(first: int, last: int, loss: float) -> list[list[float]]:
+    return [[step, loss] for step in range(first, last + 1)]
+
+
+def test_a_service_shows_no_point_twice_after_a_resume(
+    service: str, tmp_path: Path
+) -> None:
+    stage = tmp_path / "stage"
+    shown(service, stage, 1, 5, 9.0)
+    runs = shown(service, stage, 3, 6, 2.0)
+    assert runs == [[*points(1, 5, 9.0), [6, 2.0]]]
+
+
+@pytest.mark.parametrize("again", ["stage", "elsewhere"])
+def test_a_stage_that_is_begun_anew_loses_no_point(
+    service: str, again: str, tmp_path: Path
+) -> None:
+    """In the same directory or another, under the same names; and it goes on."""
+    shown(service, tmp_path / "stage", 1, 5, 9.0)
+    shown(service, tmp_path / again, 1, 3, 2.0)
+    runs = shown(service, tmp_path / again, 4, 7, 2.0)
+    assert runs == [points(1, 5, 9.0), points(1, 7, 2.0)]
+
+
+def test_a_wandb_run_of_an_earlier_release_goes_on(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / "wandb.py").write_text(WANDB)
     monkeypatch.syspath_prepend(tmp_path)
-    monkeypatch.delitem(sys.modules, "wandb", raising=False)
-    for first, last in ((1, 5), (3, 6)):
+    monkeypatch.setitem(sys.modules, "wandb", None)
+    del sys.modules["wandb"]
+    (tmp_path / "service").mkdir()
+    (tmp_path / "service" / "run-stage").write_text(json.dumps(points(1, 4, 9.0)))
+    runs = shown("wandb", tmp_path / "stage", 4, 5, 2.0)
+    assert runs == [[*points(1, 4, 9.0), [5, 2.0]]]
+
+
+def test_tensorboard_shows_the_stage_that_was_begun_last(tmp_path: Path) -> None:
+    event_accumulator = pytest.importorskip(
+        "tensorboard.backend.event_processing.event_accumulator"
+    )
+    for last, loss in ((5, 9.0), (3, 2.0)):
         about = (tmp_path, "run", "stage", {}, pytest.fail)
-        [sink] = open_sinks(["wandb"], *about, first - 1)
-        for step in range(first, last + 1):
-            sink.write(step, {"loss": 2.0})
+        [sink] = open_sinks(["tensorboard"], *about, 0)
+        for step in range(1, last + 1):
+            sink.write(step, {"loss": loss})
         sink.close()
-    monkeypatch.delitem(sys.modules, "wandb")
-    assert json.loads((tmp_path / "run-stage").read_text()) == [1, 2, 3, 4, 5, 6]
+        time.sleep(1.1)  # its files are called by the second
+    read = event_accumulator.EventAccumulator(str(tmp_path / "tensorboard"))
+    read.Reload()
+    assert [(p.step, p.value) for p in read.Scalars("loss")] == [
+        (1, 2.0),
+        (2, 2.0),
+        (3, 2.0),
+    ]
 
 
 # -- metrics.jsonl over resumes --------------------------------------------------------
