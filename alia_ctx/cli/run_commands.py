@@ -236,7 +236,12 @@ def pack(
 ) -> None:
     """Plan the rows of a stage."""
     from alia_ctx import workflow
-    from alia_ctx.data.packing import contamination_table, draw_plan, plan_table
+    from alia_ctx.data.packing import (
+        contamination_table,
+        draw_plan,
+        plan_table,
+        repeats_table,
+    )
 
     run = load_run(config, overrides or (), stages=[stage])
     made = workflow.pack(run, stage, overwrite=overwrite)
@@ -246,6 +251,9 @@ def pack(
             "fingerprint": made.fingerprint,
         }
         overlap = workflow.contamination(run, stage) if inspect else None
+        if inspect:
+            held = workflow.repeats(run, stage)
+            document["repeats"] = {name: vars(of) for name, of in held.items()}
         if overlap is not None:
             document["held_out"] = {
                 name: {"same": same.size, "nearly": overlap.near[name].size}
@@ -255,7 +263,7 @@ def pack(
         return
     typer.echo(f"{made.directory}: {len(made):,} rows, fingerprint {made.fingerprint}")
     if inspect:
-        tables = plan_table(made)
+        tables = [*plan_table(made), repeats_table(workflow.repeats(run, stage))]
         overlap = workflow.contamination(run, stage)
         if overlap is None:
             typer.echo("no tokenised held-out text to compare the sources with")

@@ -289,9 +289,15 @@ def test_no_base_is_stretched_back_or_beyond(
     for stage in run.stages.values():
         ratio = frequencies(stage.rope, stage.context, stage.context) / before
         assert ratio.max() <= 1 + 1e-5
-        # By what the context grows over that of config.json. dynamic and YaRN whose
-        # pairs the base has stretched by less than its length would ask for.
-        assert ratio.min() >= 256 / stage.context * (1 - 1e-5)
+        if rope.type == "dynamic":  # what transformers itself makes of such a row
+            own = frequencies(rope, 256, stage.context)
+            assert ratio * before == pytest.approx(own)
+            continue
+        # A factor has to reach the context (`RopeSpec.problems`), which that of Llama
+        # 3.1 does not: 16 x 8 = 128 tokens of its 256.
+        reach = rope.original_max_position_embeddings
+        seen = min(256, (reach or 256) * (rope.factor or 1))
+        assert ratio.min() >= seen / stage.context * (1 - 1e-5)
 
 
 def compare_base(run: Any) -> tuple[RopeSpec, int]:

@@ -68,6 +68,7 @@ def test_a_pack(tmp_path: Path) -> None:
     # The held-out documents count on as those of training do, from other numbers.
     assert said["held_out"]["text"]["same"] == 0
     assert said["held_out"]["text"]["nearly"] > 0
+    assert said["repeats"]["text"]["documents"] == 120
     again = document("pack", tmp_path / "run.yaml", "--stage", "short")
     assert again["fingerprint"] == said["fingerprint"]
 
@@ -134,7 +135,7 @@ def test_on_the_command_line_nothing_else_is_printed(tmp_path: Path) -> None:
     """A base that is trained and evaluated: what libraries print goes elsewhere."""
     config = str(write_run(tmp_path))
     few = ["stages.short.tokens=1024", "metrics.sinks=[]"]
-    assert alia("pack", config, "--stage", "short", *few).returncode == 0
+    document("pack", config, "--stage", "short", *few)
     assert alia("train", config, "--stage", "short", *few).returncode == 0
     measured = alia("evaluate", config, "--stage", "short", *few, "--json")
     assert measured.returncode == 0, measured.stderr
@@ -144,7 +145,3 @@ def test_on_the_command_line_nothing_else_is_printed(tmp_path: Path) -> None:
     )
     said = json.loads(again.stdout)
     assert said["update"] == 1 and said["loss"] == pytest.approx(said["logged"])
-    refused = alia(
-        "evaluate", config, "--stage", "short", "--update", "99", *few, "--json"
-    )
-    assert refused.returncode == 2 and json.loads(refused.stdout)["ok"] is False
