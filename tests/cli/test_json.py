@@ -11,6 +11,7 @@ import pytest
 from typer.testing import CliRunner
 
 from alia_ctx.cli.run_commands import app
+from alia_ctx.workflow.recomputing import RecomputedLoss
 from tests.small_run import alia, write_run
 
 
@@ -140,8 +141,12 @@ def test_on_the_command_line_nothing_else_is_printed(tmp_path: Path) -> None:
     measured = alia("evaluate", config, "--stage", "short", *few, "--json")
     assert measured.returncode == 0, measured.stderr
     assert json.loads(measured.stdout)["verdicts"] is not None
-    again = alia(
-        "evaluate", config, "--stage", "short", "--update", "1", *few, "--json"
+
+
+def test_a_recomputed_loss(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    made = RecomputedLoss(3, 2.5, None)
+    monkeypatch.setattr("alia_ctx.workflow.recompute", lambda *_: made)
+    said = document(
+        "evaluate", write_run(tmp_path), "--stage", "short", "--update", "3"
     )
-    said = json.loads(again.stdout)
-    assert said["update"] == 1 and said["loss"] == pytest.approx(said["logged"])
+    assert said == {"update": 3, "loss": 2.5, "logged": None}
