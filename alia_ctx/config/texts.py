@@ -72,8 +72,8 @@ def written(value: str) -> str:
     """A text as a configuration has it: read back, it is the same. In quotes where YAML
     would take it for something else, and with what looks like an interpolation escaped.
 
-    OmegaConf halves the backslashes before `${`, and one of an odd number escapes it
-    (omegaconf/grammar_visitor.py, `_unescape`).
+    OmegaConf (`GrammarVisitor._unescape`) halves the backslashes before `${`; an odd
+    number of them escapes it.
     """
     escaped = _INTERPOLATION.sub(lambda found: found[1] * 2 + "\\${", value)
     if _PLAIN.fullmatch(escaped) and escaped.lower() not in _READ_OTHERWISE:
