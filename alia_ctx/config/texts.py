@@ -68,17 +68,23 @@ def _inside(hint: Any, name: str) -> Any:
     return None
 
 
-def written(value: str) -> str:
-    """A text as a configuration has it: read back, it is the same. In quotes where YAML
-    would take it for something else, and with what looks like an interpolation escaped.
+def escaped(value: str) -> str:
+    """A text in which nothing is an interpolation.
 
     OmegaConf (`GrammarVisitor._unescape`) halves the backslashes before `${`; an odd
     number of them escapes it.
     """
-    escaped = _INTERPOLATION.sub(lambda found: found[1] * 2 + "\\${", value)
-    if _PLAIN.fullmatch(escaped) and escaped.lower() not in _READ_OTHERWISE:
-        return escaped
+    return _INTERPOLATION.sub(lambda found: found[1] * 2 + "\\${", value)
+
+
+def written(value: str) -> str:
+    """A text as a configuration has it: read back, it is the same. In quotes where YAML
+    would take it for something else, and with what looks like an interpolation escaped.
+    """
+    text = escaped(value)
+    if _PLAIN.fullmatch(text) and text.lower() not in _READ_OTHERWISE:
+        return text
     line: str = yaml.safe_dump(
-        escaped, default_style='"', allow_unicode=True, width=_UNENDING
+        text, default_style='"', allow_unicode=True, width=_UNENDING
     )
     return line.rstrip("\n")

@@ -16,6 +16,7 @@ from alia_ctx import checkpoint
 from alia_ctx.cluster import QueuedJob, QueueError, Slurm
 from alia_ctx.config.load import load_plan
 from alia_ctx.config.run import RunConfig
+from alia_ctx.config.texts import written
 from alia_ctx.errors import AliaError, ConfigError, DataError, Problem
 from alia_ctx.train.faults import read_faults
 from alia_ctx.train.metrics_log import read_lines
@@ -106,7 +107,9 @@ def _run_of(target: Path, overrides: Sequence[str]) -> tuple[RunConfig, Path]:
         (target / "launch").glob("run-*.yaml"), key=lambda p: p.stat().st_mtime
     )
     if copies:
-        run, _ = load_plan(copies[-1], [f"output={target.absolute()}", *overrides])
+        run, _ = load_plan(
+            copies[-1], [f"output={written(str(target.absolute()))}", *overrides]
+        )
         return run, target
     rule = "holds no checkpoint, and nothing was launched from it"
     remedy = "give the run's configuration, or the directory called `output` in it"
