@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import typer
@@ -12,9 +13,10 @@ def path(text: str) -> Path:
 
     Called as it is shown in `--help`: <path>.
     """
-    try:
-        return Path(text).expanduser()
-    except RuntimeError as error:
+    expanded = os.path.expanduser(text)  # a Path forgets the `./` of `./~x`
+    if expanded.startswith("~"):
         raise typer.BadParameter(
-            f"{text}: there is no such home directory; write the path out"
-        ) from error
+            f"{text}: there is no such home directory; write the path out, or ./{text} "
+            "for a file of that name"
+        )
+    return Path(expanded)

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from alia_ctx.cli.arguments import path
-from alia_ctx.cli.output import print_table
+from alia_ctx.cli.output import print_json, print_table
 from alia_ctx.config.evaluation import EvaluationConfig, RetrievalConfig
 from alia_ctx.config.load import load_run
 from alia_ctx.config.schema import build
@@ -138,7 +138,7 @@ def evaluate(
     from alia_ctx import workflow
 
     if update is not None:
-        _recompute(config, overrides or (), stage or (), update)
+        _recompute(config, overrides or (), stage or (), update, as_json)
         return
     values = {
         "tasks": _names(task),
@@ -194,7 +194,11 @@ def evaluate(
 
 
 def _recompute(
-    config: Path, overrides: Sequence[str], stages: Sequence[str], update: int
+    config: Path,
+    overrides: Sequence[str],
+    stages: Sequence[str],
+    update: int,
+    as_json: bool,
 ) -> None:
     from alia_ctx import workflow
 
@@ -203,7 +207,9 @@ def _recompute(
         raise _error("--stage", ", ".join(stages) or None, rule, "name the stage")
     run = workflow.load_on_all_ranks(config, overrides, stages)
     recomputed = workflow.recompute(run, stages[0], update)
-    if is_main():
+    if is_main() and as_json:
+        print_json(vars(recomputed))
+    elif is_main():
         typer.echo(str(recomputed))
 
 

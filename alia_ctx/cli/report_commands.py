@@ -11,7 +11,7 @@ import typer
 
 from alia_ctx.cli.arguments import path
 from alia_ctx.cli.output import print_table
-from alia_ctx.config.load import load_run
+from alia_ctx.config.load import load_plan, load_run
 from alia_ctx.errors import ConfigError, Problem
 
 Config = Annotated[
@@ -109,7 +109,7 @@ def rope(
     from alia_ctx import workflow
     from alia_ctx.planner import choice_table, draw_choices
 
-    run = load_run(config, overrides or (), stages=stage or ())
+    run, _ = load_plan(config, overrides or (), stages=stage or ())
     compared = workflow.compare_rope(run, stage or ())
     if as_json:
         found = {name: [c.to_json() for c in cs] for name, cs in compared.items()}

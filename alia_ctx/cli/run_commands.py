@@ -6,7 +6,6 @@ Every command reads a configuration first, and checks it as a whole.
 from __future__ import annotations
 
 import dataclasses
-import errno
 import json
 import os
 import signal
@@ -30,6 +29,7 @@ from alia_ctx.cli import (
     watch_commands,
 )
 from alia_ctx.cli.arguments import path
+from alia_ctx.cli.failing import Command, refusal
 from alia_ctx.cli.output import print_json, print_table
 from alia_ctx.config.held_out import held_out_notes
 from alia_ctx.config.load import load_plan, load_run
@@ -85,16 +85,10 @@ def check(
 ) -> None:
     """Check a configuration as a whole; list every violation with its remedy."""
     names = stage or ()
-    try:
-        run = load_run(config, overrides or (), stages=names, read_text=not names)
-        from alia_ctx import workflow
+    run = load_run(config, overrides or (), stages=names, read_text=not names)
+    from alia_ctx import workflow
 
-        workflow.check_all(run, config, names)
-    except AliaError as error:
-        if not as_json:
-            raise
-        print_json({"config": str(config), "ok": False, **error.to_json()})
-        raise typer.Exit(error.exit_code) from error
+    workflow.check_all(run, config, names)
     budgets = {name: _budget(run, name) for name in names or run.stages}
     notes = list(_check_notes(run, names))
     if as_json:
@@ -194,6 +188,9 @@ def plan(
     asked = workflow.PlanQuestion(stage or (), gpus, on, open_layouts, search, dry_run)
     if trace is not None:
         timeline = workflow.draw_update(run, asked, trace)
+        if as_json:
+            print_json({"trace": str(trace), "update_seconds": timeline.seconds})
+            return
         typer.echo(
             f"{trace}: an update of {duration(timeline.seconds)}, simulated; open it at "
             "https://ui.perfetto.dev"
@@ -239,7 +236,12 @@ def pack(
 ) -> None:
     """Plan the rows of a stage."""
     from alia_ctx import workflow
-    from alia_ctx.data.packing import contamination_table, draw_plan, plan_table
+    from alia_ctx.data.packing import (
+        contamination_table,
+        draw_plan,
+        plan_table,
+        repeats_table,
+    )
 
     run = load_run(config, overrides or (), stages=[stage])
     made = workflow.pack(run, stage, overwrite=overwrite)
@@ -249,6 +251,9 @@ def pack(
             "fingerprint": made.fingerprint,
         }
         overlap = workflow.contamination(run, stage) if inspect else None
+        if inspect:
+            held = workflow.repeats(run, stage)
+            document["repeats"] = {name: vars(of) for name, of in held.items()}
         if overlap is not None:
             document["held_out"] = {
                 name: {"same": same.size, "nearly": overlap.near[name].size}
@@ -258,7 +263,7 @@ def pack(
         return
     typer.echo(f"{made.directory}: {len(made):,} rows, fingerprint {made.fingerprint}")
     if inspect:
-        tables = plan_table(made)
+        tables = [*plan_table(made), repeats_table(workflow.repeats(run, stage))]
         overlap = workflow.contamination(run, stage)
         if overlap is None:
             typer.echo("no tokenised held-out text to compare the sources with")
@@ -315,20 +320,13 @@ def run(config: Config, overrides: Overrides = None) -> None:
     typer.echo(f"report: {written.markdown}\nplot:   {written.plot}\npage:   {page}")
 
 
+for _registered in app.registered_commands:
+    _registered.cls = Command
+
+
 def _warn_of_short_text(run: RunConfig) -> None:
     for problem in held_out_notes(run):
         typer.echo(f"note: {problem}")
-
-
-# What a file system answers: a fault of the place, none of the program.
-_REFUSALS = {
-    *(errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EPERM, errno.EROFS),
-    *(errno.ENOTDIR, errno.EISDIR, errno.ELOOP, errno.ENAMETOOLONG, errno.EEXIST),
-    *(errno.EIO, errno.ESTALE, errno.ETIMEDOUT, errno.EBUSY, errno.ENXIO),
-    *(errno.ENOENT, errno.ENOTEMPTY, errno.EXDEV, errno.EMLINK, errno.ETXTBSY),
-    *(errno.EFBIG, errno.EMFILE, errno.ENFILE, errno.ENOLCK, errno.ENODEV),
-    *(errno.EREMOTEIO, errno.EHOSTDOWN, errno.EHOSTUNREACH, errno.ENOTCONN),
-}
 
 
 _FIRST_SPEAKS_SECONDS = 2.0
@@ -382,15 +380,10 @@ def _run() -> None:
     except AliaError as error:
         _end(error, str(error), error.exit_code)
     except OSError as error:
-        if error.errno not in _REFUSALS:
+        message = refusal(error)
+        if message is None:
             raise
-        where = f"{error.filename}: " if error.filename else ""
-        _end(
-            error,
-            f"{where}{error.strerror}; make room, mend the permissions or bring back "
-            "what is missing, then run it again",
-            2,
-        )
+        _end(error, message, 2)
     except KeyboardInterrupt:
         print("stopped; what is finished stays, start again to go on", file=sys.stderr)
         sys.exit(130)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 from pathlib import Path
 from typing import Annotated
 
@@ -92,10 +93,16 @@ def init(
             f"{stage.stage.updates:,} updates of {stage.stage.update_tokens:,} tokens, "
             f"{layout}"
         )
+    if proposal.reads.other is not None:
+        typer.echo(
+            f"note: config.json does not say whether the base reads "
+            f"{proposal.reads.tokens:,} or {proposal.reads.other:,} tokens; "
+            f"{begun.config} has the factor of either"
+        )
     for key in begun.open_keys:
         typer.echo(f"to fill in: {key}")
     edit = f"edit {begun.config}, then " if begun.open_keys else ""
-    typer.echo(f"next: {edit}`alia-ctx check {begun.config}`")
+    typer.echo(f"next: {edit}`alia-ctx check {shlex.quote(str(begun.config))}`")
 
 
 def schema(

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Mapping
 from contextlib import suppress
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -75,23 +76,32 @@ def watch(
 
 
 def _follow(watched: Watched, every: float, *, once: bool) -> None:
-    """Print what is new, until the stage is finished or silent for long."""
-    shown, told = -1, 0
+    """Print what is new, until the stage is finished or silent for long. An update that is
+    done again after a resume is new: it has another line.
+    """
+    shown: dict[int, Mapping[str, Any]] = {}
+    told: set[str] = set()
+    since = time.monotonic()
     while True:
         now = watched.now()
-        lines = [line for line in now.lines if int(line["update"]) > shown]
-        for line in lines if shown >= 0 else lines[-_FIRST_LINES:]:
+        lines = [line for line in now.lines if shown.get(line["update"]) != line]
+        for line in lines if shown else lines[-_FIRST_LINES:]:
+            if line["update"] in shown:
+                typer.echo(f"note: update {line['update']:,} was done again")
             typer.echo(update_line(now, line))
-        shown = max(shown, now.done, 0)
-        said = messages(now)
-        for text in said[told:]:
-            typer.echo(f"note: {text}")
-        told = max(told, len(said))
+        shown |= {line["update"]: line for line in lines}
+        for text in dict.fromkeys(messages(now)):
+            if text not in told:
+                typer.echo(f"note: {text}")
+        told |= set(messages(now))
+        since = time.monotonic() if lines else since
         silent = now.age(datetime.now(UTC))
+        if silent is None:  # no line, or none that says when
+            silent = time.monotonic() - since
         patience = max(_SILENCE, 20 * (now.update_seconds or 0.0))
         if now.finished:
             typer.echo(f"{now.name}: all {now.updates:,} updates are done")
-        elif silent is not None and silent > patience:
+        elif silent > patience:
             typer.echo(f"{now.name}: no line for {silent / 60:.0f} minutes")
         elif not once:
             time.sleep(every)

@@ -35,8 +35,8 @@ _SCALARS: dict[Any, dict[str, Any]] = {
     bool: {"type": "boolean"},
     int: {"type": "integer", "minimum": -INT64, "maximum": INT64},
     float: {"type": "number", "minimum": -FP32, "maximum": FP32},
-    # A name may look like a number: `init_from: 4096`.
-    str: {"type": ["string", "integer"], "pattern": r"^[^\u0000]*$"},
+    # A name may look like a number or a word of YAML: `init_from: 4096`, `init_from: yes`.
+    str: {"type": ["string", "number", "boolean"], "pattern": r"^[^\u0000]*$"},
 }
 # Words that are typed as text, as rules and not types know them.
 _WORDS = {

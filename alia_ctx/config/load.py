@@ -12,6 +12,7 @@ joined key by key, everything else is replaced. The only module that imports ome
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
@@ -31,16 +32,21 @@ from alia_ctx.config.draft import Draft
 from alia_ctx.config.held_out import held_out_problems
 from alia_ctx.config.layouts import unstated, with_layouts, without_auto
 from alia_ctx.config.merging import lay_over, under_every_stage
-from alia_ctx.config.placeholders import with_placeholders, without_placeholders
+from alia_ctx.config.placeholders import (
+    with_placeholders,
+    without_open,
+    without_placeholders,
+)
 from alia_ctx.config.places import expand_home
 from alia_ctx.config.rules import run_problems
 from alia_ctx.config.run import RunConfig
 from alia_ctx.config.schema import build_parts
+from alia_ctx.config.texts import is_text
 from alia_ctx.errors import ConfigError, Problems
 
 _UNREADABLE = (OmegaConfBaseException, yaml.YAMLError, ValueError)
-_STRING, _INTEGER, _MERGE_KEY = (
-    f"tag:yaml.org,2002:{name}" for name in ("str", "int", "merge")
+_STRING, _INTEGER, _NULL, _MERGE_KEY = (
+    f"tag:yaml.org,2002:{name}" for name in ("str", "int", "null", "merge")
 )
 _OTHERWISE_READ = re.compile(r"[-+]?(0[0-9_]+|[0-9_]+(:[0-9_]+)+)")
 
@@ -91,6 +97,8 @@ def _load(
     over: Sequence[Path] = (),
 ) -> tuple[RunConfig, set[str]]:
     raw, open_keys = without_placeholders(read_config(path, overrides, over=over))
+    if planning:
+        raw = without_open(raw)
     problems = Problems()
     open_layouts = unstated(raw)
     raw, automatic = without_auto(raw, problems)
@@ -106,7 +114,10 @@ def _load(
     problems += [p for p in found if not (missing and p.key == "model")]
     draft = replace(_draft(raw, parts), only=tuple(stages), planning=planning)
     problems += run_problems(draft)
-    if open_keys and not planning:
+    if planning:  # of what is left open, that without which there is no plan
+        missing_keys = {problem.key for problem in problems} | {"hf_base"}
+        open_keys = [k for k in open_keys if problems and k in missing_keys]
+    if open_keys:
         problems = with_placeholders(open_keys, problems)
     if read_text and not problems:
         problems += held_out_problems(draft)
@@ -174,7 +185,7 @@ def _read_file(path: Path, including: tuple[Path, ...]) -> dict[str, Any]:
         )
     merged: dict[str, Any] = {}
     for name in includes:
-        part = _read_file(path.parent / Path(name).expanduser(), (*including, path))
+        part = _read_file(path.parent / os.path.expanduser(name), (*including, path))
         merged = lay_over(merged, part)
     return lay_over(merged, document)
 
@@ -195,7 +206,7 @@ def _find(path: Path, including: tuple[Path, ...]) -> Path:
 
 def _parse(path: Path) -> dict[str, Any]:
     try:
-        text = _names_as_written(path.read_text(encoding="utf-8"))
+        text = _as_written(path.read_text(encoding="utf-8"))
         document = OmegaConf.to_container(OmegaConf.create(text or "{}"))
     except _UNREADABLE as error:
         raise ConfigError(
@@ -209,40 +220,50 @@ def _parse(path: Path) -> dict[str, Any]:
     return document  # type: ignore[return-value]
 
 
-def _names_as_written(text: str) -> str:
-    """The YAML in `text` with what it would read otherwise than a person does in quotes.
+def _as_written(text: str, place: Sequence[str] = ()) -> str:
+    """The YAML in `text`, which stands at `place`, with what it would read otherwise than
+    a person does in quotes.
 
     Keys are names: a stage `4096`, `012` or `yes` is not the number 4096, the octal
-    number 10 or the word true. And YAML 1.1 takes the values 012 and 1:30 for 10 and 90.
+    number 10 or the word true. Neither is the value of a setting that is text. And YAML
+    1.1 takes the values 012 and 1:30 for 10 and 90.
     """
     root = yaml.compose(text, Loader=yaml.SafeLoader)
     if root is None:
         return text
-    pending, seen = [root], set()
+    pending, seen = [(root, tuple(place))], set()
     while pending:
-        node = pending.pop()
+        node, at = pending.pop()
         if id(node) in seen:  # an alias
             continue
         seen.add(id(node))
         if isinstance(node, yaml.MappingNode):
             names: set[str] = set()
             for key, value in node.value:
-                pending.append(value)
-                if isinstance(key, yaml.ScalarNode) and key.tag != _MERGE_KEY:
+                is_merged = key.tag == _MERGE_KEY
+                pending.append((value, at if is_merged else (*at, str(key.value))))
+                if isinstance(key, yaml.ScalarNode) and not is_merged:
                     key.tag, key.style = _STRING, "'"
                     if key.value in names:
                         rule = f"the key {key.value} stands twice"
                         raise yaml.MarkedYAMLError(rule, problem_mark=key.start_mark)
                     names.add(key.value)
         elif isinstance(node, yaml.SequenceNode):
-            pending.extend(node.value)
-        elif (
-            isinstance(node, yaml.ScalarNode)
-            and node.tag == _INTEGER
-            and _OTHERWISE_READ.fullmatch(node.value)
-        ):
+            pending.extend((value, (*at, "*")) for value in node.value)
+        elif isinstance(node, yaml.ScalarNode) and _is_misread(node, at):
             node.tag, node.style = _STRING, "'"
     return yaml.serialize(root, Dumper=yaml.SafeDumper, allow_unicode=True)
+
+
+def _is_misread(node: yaml.ScalarNode, place: Sequence[str]) -> bool:
+    """Whether YAML takes a value for something else than a person does."""
+    if node.style or not node.value:  # quoted, or nothing
+        return False
+    if node.tag == _NULL:
+        return node.value != "~" and is_text(place, null=True)
+    if node.tag == _INTEGER and _OTHERWISE_READ.fullmatch(node.value):
+        return True
+    return is_text(place)
 
 
 def _read_overrides(
@@ -271,7 +292,7 @@ def _read_overrides(
                 place if "." in name else name
                 for place, name in zip(places, names, strict=True)
             )
-            written = OmegaConf.from_dotlist([f"{plain}={_names_as_written(value)}"])
+            written = OmegaConf.from_dotlist([f"{plain}={_as_written(value, names)}"])
             given = OmegaConf.to_container(written)
             dotted = {p: n for p, n in zip(places, names, strict=True) if "." in n}
             overrides = OmegaConf.merge(overrides, _renamed(given, dotted))

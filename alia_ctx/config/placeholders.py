@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from alia_ctx.config.descriptions import description
+from alia_ctx.config.texts import is_text
 from alia_ctx.errors import Problem, Problems
 
 PLACEHOLDER = "???"
@@ -36,6 +37,21 @@ def without_placeholders(raw: Any, key: str = "") -> tuple[Any, list[str]]:
             if value != PLACEHOLDER:
                 kept.append(inside)
     return kept, keys
+
+
+def without_open(raw: Any, place: tuple[str, ...] = ()) -> Any:
+    """`raw` without the settings that are left open, as if they were not given: what only
+    plans has their defaults. Text stays where it has to be given, as it is not read.
+    """
+    if isinstance(raw, list):
+        return [without_open(value, (*place, "*")) for value in raw]
+    if not isinstance(raw, Mapping):
+        return raw
+    return {
+        name: without_open(value, (*place, str(name)))
+        for name, value in raw.items()
+        if value != PLACEHOLDER or is_text((*place, str(name)), required=True)
+    }
 
 
 def with_placeholders(keys: Sequence[str], problems: Sequence[Problem]) -> Problems:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import secrets
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
@@ -10,6 +11,7 @@ from typing import Any, Protocol
 from alia_ctx.config.rules import sink_problems
 from alia_ctx.config.run import Sink
 from alia_ctx.errors import ConfigError, Problem
+from alia_ctx.files import atomic_file
 
 
 class Writer(Protocol):
@@ -124,7 +126,12 @@ class _TensorBoard:
 
 
 class _WandB:
-    """A run that goes on knows its next step; what it has of later updates stays."""
+    """A run that goes on knows its next step, and shows no point before it.
+
+    W&B drops what is logged at a step below that of its run. So a stage that is begun
+    anew gets a run of its own, whatever it is called: none of its points are lost, and
+    those of the earlier one stay as they were.
+    """
 
     def __init__(
         self,
@@ -136,14 +143,20 @@ class _WandB:
     ) -> None:
         import wandb
 
+        known = _KnownRun(directory / "wandb-run-id")
+        # Earlier releases called it by the names of run and stage.
+        number = known.read(update) or (
+            f"{run}-{stage}" if update else secrets.token_hex(8)
+        )
         self._run = wandb.init(
             project=run,
             name=stage,
-            id=f"{run}-{stage}",
+            id=number,
             resume="allow",
             dir=str(directory),
             config=dict(config),
         )
+        known.write(number)
 
     def write(self, step: int, values: Mapping[str, float]) -> None:
         if step >= (self._run.step or 0):
@@ -154,7 +167,9 @@ class _WandB:
 
 
 class _MLflow:
-    """A run of the experiment `run`; a stage that is resumed goes on with the run that it began."""
+    """A run of the experiment `run`; a stage that is resumed goes on with the run that it
+    began, one that is begun anew begins another.
+    """
 
     def __init__(
         self,
@@ -173,11 +188,9 @@ class _MLflow:
             os.environ.setdefault("MLFLOW_ALLOW_FILE_STORE", "true")
             mlflow.set_tracking_uri((directory / "mlruns").resolve().as_uri())
         mlflow.set_experiment(run)
-        known = directory / "mlflow-run-id"
-        started = mlflow.start_run(
-            run_id=known.read_text() if known.is_file() else None, run_name=stage
-        )
-        known.write_text(started.info.run_id)
+        known = _KnownRun(directory / "mlflow-run-id")
+        started = mlflow.start_run(run_id=known.read(update), run_name=stage)
+        known.write(started.info.run_id)
         self._mlflow = mlflow
         history = mlflow.MlflowClient().get_metric_history(started.info.run_id, "loss")
         self._written = max((point.step for point in history), default=0)
@@ -188,3 +201,20 @@ class _MLflow:
 
     def close(self) -> None:
         self._mlflow.end_run()
+
+
+class _KnownRun:
+    """The file in a stage's directory that says which run of a service its points are in."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+
+    def read(self, update: int) -> str | None:
+        """The run that a stage goes on with after `update`; None where it begins one."""
+        if update == 0 or not self._path.is_file():
+            return None
+        return self._path.read_text(encoding="utf-8").strip() or None
+
+    def write(self, number: str) -> None:
+        with atomic_file(self._path) as stream:
+            stream.write(number.encode())

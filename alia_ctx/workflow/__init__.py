@@ -49,7 +49,13 @@ if TYPE_CHECKING:
         plan_document,
         plan_stages,
     )
-    from alia_ctx.workflow.plans import contamination, not_seen, open_plan, pack
+    from alia_ctx.workflow.plans import (
+        contamination,
+        not_seen,
+        open_plan,
+        pack,
+        repeats,
+    )
     from alia_ctx.workflow.recomputing import recompute
     from alia_ctx.workflow.reporting import (
         keep_page,
@@ -135,6 +141,7 @@ _MODULES = {
         ),
         "workflow.plans": (
             "contamination",
+            "repeats",
             "not_seen",
             "open_plan",
             "pack",
@@ -226,6 +233,7 @@ __all__ = [
     "plan_document",
     "plan_stages",
     "recompute",
+    "repeats",
     "report",
     "require_same_text",
     "run_all",

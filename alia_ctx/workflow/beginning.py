@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import re
 import tempfile
+import unicodedata
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,6 +25,9 @@ from alia_ctx.workflow.configuration_text import Delimiters, configuration_text
 from alia_ctx.workflow.proposing import Proposal, propose
 
 _UNITS = {"": 1, "k": 1 << 10, "m": 1 << 20}
+# Control characters, ends of lines, and halves of what is no character (a name that is no
+# UTF-8 has such).
+_UNWRITTEN = ("Cc", "Cs", "Zl", "Zp")
 _WEIGHTS = ("*.safetensors", "pytorch_model*.bin")
 
 
@@ -56,9 +60,18 @@ def begin(
     ConfigError of the rest, and where `output` is there and `overwrite` is not given.
     """
     target = None if context is None else parse_context(context)
+    _require_writable(str(model), "the model")
+    for option, values in (
+        ("--text", text),
+        ("--held-out", held_out),
+        ("--output", () if output is None else (str(output),)),
+    ):
+        for value in values:
+            _require_writable(value, option)
     directory = model_directory(model, weights=False)
     hub = None if directory == model else str(model)
     directory = Path(os.path.abspath(directory))  # and no `..` in it
+    _require_writable(str(directory), "the model")
     _require_model(directory, hub)
     name = re.sub(r"[^a-z0-9._-]+", "-", model_name(directory).split("/")[-1].lower())
     name = name.strip("-._") or "model"
@@ -74,8 +87,8 @@ def begin(
         file=str(file),
         schema=f"./{SCHEMA_FILE}",
         hub=hub,
-        text=text,
-        held_out=held_out,
+        text=[_as_file(path) for path in text],
+        held_out=[_as_file(path) for path in held_out],
     )
     open_keys = _open_keys(text, file)
     try:
@@ -124,18 +137,32 @@ def _require_model(directory: Path, hub: str | None) -> None:
         )
 
 
-def _delimiters(directory: Path, model: ModelSpec) -> Delimiters:
+def _require_writable(path: str, what: str) -> None:
+    """ConfigError, in one line, for a path that no line of a file can hold."""
+    for character in path:
+        if unicodedata.category(character) in _UNWRITTEN:
+            rule = f"holds {character!r}, which no line of a configuration can hold"
+            remedy = "rename it, or give a link to it without"
+            raise ConfigError("", [Problem(what, repr(path), rule, remedy)])
+
+
+def _delimiters(directory: Path, model: ModelSpec) -> Delimiters | None:
     """What the tokenizer in the directory puts around a text, as transformers says it;
-    DataError where it is there and cannot be read.
+    None where there is none, DataError where it is there and cannot be read.
     """
     if not has_vocabulary(directory):
-        return Delimiters(bos=False, eos=True, usable=False)
+        return None
     tokenizer = HubTokenizer(directory, model.architecture).auto
     first = tokenizer("a")["input_ids"][:1]
     bos = tokenizer.bos_token_id
     return Delimiters(
         bos=bos is not None and first == [bos], eos=tokenizer.eos_token_id is not None
     )
+
+
+def _as_file(path: str) -> str:
+    """An input that is spelled like a placeholder and is none."""
+    return f"./{path}" if path == PLACEHOLDER else path
 
 
 def _open_keys(text: str, file: Path) -> list[str]:
@@ -149,7 +176,9 @@ def _open_keys(text: str, file: Path) -> list[str]:
             load_run(draft)
         except ConfigError as error:
             others = [p for p in error.problems if p.value != PLACEHOLDER]
-            if others or not error.problems:
+            if others:
                 raise ConfigError(f"{file} would have", others) from error
+            if not error.problems:
+                raise ConfigError(f"{file} could not be read: {error}") from error
             return [problem.key for problem in error.problems]
     return []

@@ -3,39 +3,34 @@
 from __future__ import annotations
 
 import dataclasses
-import json
-import re
+import shlex
 import textwrap
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from alia_ctx.config.placeholders import PLACEHOLDER
+from alia_ctx.config.texts import written
 from alia_ctx.planner import RopeFigures, duration
 from alia_ctx.planner.stage import StagePlan
 from alia_ctx.spec.cluster import ClusterSpec
 from alia_ctx.workflow.proposing import STEP, Proposal, ProposedStage
 
-_PLAIN = re.compile(r"[A-Za-z/.][\w./+-]*")
-_READ_OTHERWISE = {"true", "false", "null", "yes", "no", "on", "off", "y", "n", "."}
 _WIDTH = 104  # of a comment
 _READS = ".txt .md .rst .json .jsonl .parquet, the first five also .gz .zst .xz .bz2"
 
 
 @dataclass(frozen=True)
 class Delimiters:
-    """What the base's tokenizer puts around a document; `usable`: whether the directory
-    has a tokenizer.
-    """
+    """What the base's tokenizer puts around a document."""
 
     bos: bool
     eos: bool
-    usable: bool = True
 
 
 def configuration_text(
     proposal: Proposal,
-    delimiters: Delimiters,
+    delimiters: Delimiters | None,
     *,
     file: str,
     schema: str,
@@ -45,15 +40,16 @@ def configuration_text(
 ) -> str:
     """The YAML of a proposal, to be written to `file`.
 
-    schema: where an editor finds the JSON schema. hub: the model's name on the hub, if it
-    was given by that. text, held_out: inputs; without any there is a placeholder.
+    delimiters: None where there is no tokenizer to say them. schema: where an editor finds
+    the JSON schema. hub: the model's name on the hub, if it was given by that. text,
+    held_out: inputs; without any there is a placeholder.
     """
     run, base = proposal.run, proposal.base
     lengths = [base.context, *(s.stage.context for s in proposal.stages)]
     steps = " -> ".join(f"{n:,}" for n in lengths)
     model = base.model
-    imported = hub or proposal.directory
-    tokenizer = str(proposal.directory) if delimiters.usable else PLACEHOLDER
+    imported, file = shlex.quote(hub or str(proposal.directory)), shlex.quote(file)
+    tokenizer = PLACEHOLDER if delimiters is None else str(proposal.directory)
     lines = [
         f"# yaml-language-server: $schema={schema}",
         f"# {hub or proposal.directory.name}: {steps} tokens of context. Written by "
@@ -67,13 +63,13 @@ def configuration_text(
         "train, evaluate, report, export",
         "#",
         "# docs/configuration.md has every key, docs/your-own-model.md the way from here.",
-        f"name: {_text(run.name)}",
-        f"output: {_text(run.output)}",
+        f"name: {written(run.name)}",
+        f"output: {written(run.output)}",
         "",
         "# The base. `run` imports it where it is not yet; by hand:",
         f"#   alia-ctx import-hf {imported} {run.output}/base",
-        f"hf_base: {_text(str(proposal.directory))}",
-        f"tokenizer: {_text(tokenizer)}",
+        f"hf_base: {written(str(proposal.directory))}",
+        f"tokenizer: {written(tokenizer)}",
         f"# {model.parameters():,} parameters: {model.num_hidden_layers} layers of "
         f"{model.hidden_size:,}, {model.num_attention_heads} heads of {model.head_dim} "
         f"({model.num_key_value_heads} for keys and values), vocabulary "
@@ -96,19 +92,14 @@ def configuration_text(
 
 def _data(
     proposal: Proposal,
-    delimiters: Delimiters,
+    delimiters: Delimiters | None,
     text: Sequence[str],
     held_out: Sequence[str],
 ) -> list[str]:
     last = proposal.stages[-1].stage.context
-    ends = "an end" if delimiters.eos else "no end"
-    begins = (
-        "puts a begin-of-text token before" if delimiters.bos else "puts none before"
-    )
     return [
         "data:",
-        f"  append_eos: {_flag(delimiters.eos)}     # the tokenizer has {ends}-of-text token",
-        f"  prepend_bos: {_flag(delimiters.bos)}    # the base's tokenizer {begins} a text",
+        *_around(delimiters),
         "  sources:",
         "    # As many sources as you like, by names of yours; `pack.weights` of a stage "
         "says the share of each.",
@@ -127,8 +118,29 @@ def _data(
     ]
 
 
+def _around(delimiters: Delimiters | None) -> list[str]:
+    """What stands before and after a document, as far as a tokenizer says it."""
+    if delimiters is None:
+        return [
+            "  # The base's directory has no tokenizer, so it is not known what stood around "
+            "a text when it was trained.",
+            "  # true or false each, as then: its own documentation says it, or the "
+            "tokenizer that it was trained with.",
+            f"  append_eos: {written(PLACEHOLDER)}    # an end-of-text token after a document",
+            f"  prepend_bos: {written(PLACEHOLDER)}   # a begin-of-text token before it",
+        ]
+    ends = "an end" if delimiters.eos else "no end"
+    begins = (
+        "puts a begin-of-text token before" if delimiters.bos else "puts none before"
+    )
+    return [
+        f"  append_eos: {_flag(delimiters.eos)}     # the tokenizer has {ends}-of-text token",
+        f"  prepend_bos: {_flag(delimiters.bos)}    # the base's tokenizer {begins} a text",
+    ]
+
+
 def _inputs(paths: Sequence[str]) -> str:
-    return json.dumps(list(paths) or [PLACEHOLDER], ensure_ascii=False)
+    return "[" + ", ".join(map(written, paths or [PLACEHOLDER])) + "]"
 
 
 def _machine(proposal: Proposal) -> list[str]:
@@ -178,7 +190,7 @@ def _stage(proposal: Proposal, proposed: ProposedStage) -> list[str]:
         f"# x{stage.context / before:g} of {before:,}; "
         f"at most x{STEP} at a time, as the card does.",
         f"{proposed.name}:",
-        f"  init_from: {_text(stage.init_from)}",
+        f"  init_from: {written(stage.init_from)}",
         f"  context: {stage.context}",
         *(
             f"  # {line}"
@@ -229,9 +241,23 @@ def _rope_reasons(proposal: Proposal, proposed: ProposedStage) -> list[str]:
             "and is stretched by as much more as the context grows:"
             if base.rope.type != "dynamic"
             else "which stretches by the length of the row itself:",
+            *_how_published(proposal, stage.context),
         ]
     others = [f for label, f in proposed.figures.items() if label != "unchanged"]
     return [*lines, *(f"  {f.name}: {_sentence(f)}" for f in others)]
+
+
+def _how_published(proposal: Proposal, context: int) -> list[str]:
+    """Of a base whose length may be understood in two ways, both."""
+    base, reads = proposal.base, proposal.reads
+    if reads.other is None or base.rope.factor is None:
+        return []
+    otherwise = base.rope.factor * context / reads.other
+    return [
+        f"Not known: whether the {base.context:,} tokens of its config.json are from before "
+        f"its factor, as transformers asks and as is taken here (it reads {reads.tokens:,}), "
+        f"or what it reads with it. In that case write factor: {_scalar(otherwise)}."
+    ]
 
 
 def _sentence(figures: RopeFigures) -> str:
@@ -277,10 +303,4 @@ def _scalar(value: Any) -> str:
     if isinstance(value, float):
         short = f"{value:.12g}"
         return short if float(short) == value else repr(value)
-    return str(value) if isinstance(value, int) else _text(str(value))
-
-
-def _text(value: str) -> str:
-    """A string as YAML has it, in quotes where it would be read as something else."""
-    plain = _PLAIN.fullmatch(value) and value.lower() not in _READ_OTHERWISE
-    return value if plain else json.dumps(value, ensure_ascii=False)
+    return str(value) if isinstance(value, int) else written(str(value))

@@ -13,6 +13,7 @@ import yaml
 from alia_ctx.cluster import Job, QueueError, Slurm, batch_file, shell_script
 from alia_ctx.config.load import load_run, read_config
 from alia_ctx.config.run import RunConfig
+from alia_ctx.config.texts import escaped
 from alia_ctx.errors import ConfigError, Problem, Problems
 from alia_ctx.files import atomic_file, exclusive, write_json
 from alia_ctx.identity import statement_checksum
@@ -157,7 +158,7 @@ def _escaped(value: Any) -> Any:
         return {key: _escaped(inside) for key, inside in value.items()}
     if isinstance(value, list):
         return [_escaped(inside) for inside in value]
-    return value.replace("${", "\\${") if isinstance(value, str) else value
+    return escaped(value) if isinstance(value, str) else value
 
 
 def _write_files(

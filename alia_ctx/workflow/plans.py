@@ -16,9 +16,11 @@ from alia_ctx.config.run import HELD_OUT, RANDOM, RunConfig
 from alia_ctx.data.packing import (
     Contamination,
     PackPlan,
+    SourceRepeats,
     Statement,
     build_plan,
     find_contamination,
+    find_repeats,
     read_statement,
 )
 from alia_ctx.data.tokens import (
@@ -174,6 +176,14 @@ def contamination(run: RunConfig, stage: str | None = None) -> Contamination | N
     with meter("compare with held-out text", 1.0, "corpus") as bar:
         return find_contamination(
             open_stores(run, stage), held_out, lambda what, done: bar.update(done, what)
+        )
+
+
+def repeats(run: RunConfig, stage: str) -> dict[str, SourceRepeats]:
+    """What the sources of a stage hold more than once. Reads all tokens."""
+    with meter("look for copies", 1.0, "corpus") as bar:
+        return find_repeats(
+            open_stores(run, stage), lambda what, done: bar.update(done, what)
         )
 
 

@@ -19,6 +19,7 @@ from alia_ctx.config.layouts import first_choice
 from alia_ctx.config.run import DataConfig, EngineConfig, RunConfig, StageConfig
 from alia_ctx.data.packing import PackSpec
 from alia_ctx.errors import ConfigError, Problem
+from alia_ctx.hf.trained_length import TrainedLength, trained_length
 from alia_ctx.planner import LayoutChoice, RopeFigures, rope_figures
 from alia_ctx.planner.memory import GIB
 from alia_ctx.spec.cluster import ClusterSpec
@@ -64,6 +65,11 @@ class Proposal:
     stages: list[ProposedStage]
     gpus: int
     machine: str
+
+    @property
+    def reads(self) -> TrainedLength:
+        """Tokens that the base reads with its own RoPE."""
+        return trained_length(self.directory, self.base.rope, self.base.context)
 
     @property
     def fits(self) -> bool:
@@ -129,18 +135,19 @@ def stage_name(context: int) -> str:
     return str(context)
 
 
-def rope_choices(base: Published, context: int) -> dict[str, RopeSpec]:
+def rope_choices(base: Published, reads: int, context: int) -> dict[str, RopeSpec]:
     """What a RoPE for `context` tokens may be, the first choice first. A base that is
     scaled already keeps its type and original length, and is stretched by more.
+
+    reads: tokens that the base reads with its own RoPE.
     """
     rope, ratio = base.rope, context / base.context
     original = rope.original_max_position_embeddings
     if rope.type == "dynamic":  # stretches by the length of the row itself
         return {"dynamic": rope}
     if rope.type == "linear":
-        return {
-            "linear": dataclasses.replace(rope, factor=rope.require("factor") * ratio)
-        }
+        further = rope.require("factor") * max(1.0, context / reads)
+        return {"linear": dataclasses.replace(rope, factor=further)}
     if rope.type in ("llama3", "yarn") and original is not None:
         before = rope.require("factor")
         # Its length may be published before or after its own stretching.
@@ -162,13 +169,13 @@ def rope_choices(base: Published, context: int) -> dict[str, RopeSpec]:
     return {"llama3": llama3, "yarn": RopeSpec("yarn", rope.theta, **shared)}
 
 
-def _compared_at(base: Published) -> int:
-    """The context by which angles count as seen: the base's, or what its factor reaches
-    where that is less (Llama 3.1 has 131,072 tokens at 8 x 8,192).
+def _compared_at(base: Published, reads: int) -> int:
+    """The context by which angles count as seen: what the base reads, or what its factor
+    reaches where that is less (Llama 3.1 has 131,072 tokens at 8 x 8,192).
     """
     rope, original = base.rope, base.rope.original_max_position_embeddings
     if not ROPE_TYPES[rope.type].reaches or original is None or rope.factor is None:
-        return base.context
+        return reads
     return min(base.context, int(original * rope.factor))
 
 
@@ -269,13 +276,19 @@ _HOST_ENGINE = EngineConfig(device="cpu", precision="fp32")
 
 def _stage(run: RunConfig, base: Published, context: int, origin: str) -> ProposedStage:
     model, name = base.model, stage_name(context)
-    choices = rope_choices(base, context)
+    reads = trained_length(Path(run.hf_base or "."), base.rope, base.context).tokens
+    choices = rope_choices(base, reads, context)
     figures = {}
     for label, rope in {"unchanged": base.rope, **choices}.items():
         # A base that is scaled already cannot be asked beyond its factor.
         with suppress(ConfigError):
             figures[label] = rope_figures(
-                label, rope, model.head_dim, context, base.rope, _compared_at(base)
+                label,
+                rope,
+                model.head_dim,
+                context,
+                base.rope,
+                _compared_at(base, reads),
             )
     # Of equally many angles that nobody was trained on, the first.
     possible = [label for label in choices if label in figures]

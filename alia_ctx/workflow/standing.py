@@ -16,6 +16,7 @@ from alia_ctx import checkpoint
 from alia_ctx.cluster import QueuedJob, QueueError, Slurm
 from alia_ctx.config.load import load_plan
 from alia_ctx.config.run import RunConfig
+from alia_ctx.config.texts import written
 from alia_ctx.errors import AliaError, ConfigError, DataError, Problem
 from alia_ctx.train.faults import read_faults
 from alia_ctx.train.metrics_log import read_lines
@@ -113,7 +114,7 @@ def _run_of(target: Path, overrides: Sequence[str]) -> tuple[RunConfig, Path]:
     if copies:
         # Beside a readable checkpoint it is only of use where it can be read.
         with suppress(*[AliaError] * bool(known)):
-            moved = [f"output={target.absolute()}", *overrides]
+            moved = [f"output={written(str(target.absolute()))}", *overrides]
             known.append((_changed(copies[-1]), load_plan(copies[-1], moved)[0]))
     if not known:
         rule = "holds no checkpoint, and nothing was launched from it"

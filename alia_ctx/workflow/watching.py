@@ -41,8 +41,9 @@ class Watched:
         """What its files say now. LogError where the log cannot be read."""
         lines = read_lines(self.log)
         name = self.name or str(lines[-1].get("stage", "?") if lines else "?")
-        aside = [
-            f"{count} lines are in {file.name}"
+        waiting = [] if lines else [f"{self.log}: has no line yet; waiting for one"]
+        aside = waiting + [
+            f"{count} line{'s are' if count != 1 else ' is'} in {file.name}"
             for why in ("superseded", "broken")
             if (file := self.log.with_name(f"{self.log.name}.{why}")).is_file()
             and (count := file.read_bytes().count(b"\n"))
@@ -76,12 +77,16 @@ def find_watched(
 
     ConfigError where there is none, or no stage of that name.
     """
-    if target.is_file() and target.suffix not in (".yaml", ".yml"):
-        return Watched(target, target.parent.name or "log", stage)
+    if overrides and (target.is_dir() or _is_log(target)):
+        rule, remedy = "is no override of a YAML", "name the run's YAML to override it"
+        raise ConfigError("", [Problem("RUN", overrides[0], rule, remedy)])
+    if _is_log(target):
+        return _of_log(target, target.parent.name or "log", stage)
     if target.is_dir() and (target / _LOG).is_file():
-        if target.absolute().parent.name == "stages":
-            return find_watched(target.absolute().parents[1], (), target.name)
-        return Watched(target / _LOG, target.name, None)
+        if target.absolute().parent.name != "stages":
+            return _of_log(target / _LOG, target.name, stage)
+        _require_stage(stage, [target.absolute().name])
+        return find_watched(target.absolute().parents[1], (), target.absolute().name)
     if target.is_dir():
         recorded: RunConfig | None = None
         with suppress(AliaError):  # before the first checkpoint nobody says it
@@ -92,6 +97,29 @@ def find_watched(
     return _of_run(RunDirectory(Path(run.output)), run.name, run, stage)
 
 
+def _is_log(target: Path) -> bool:
+    return target.is_file() and target.suffix not in (".yaml", ".yml")
+
+
+def _of_log(log: Path, run: str, stage: str | None) -> Watched:
+    """A log alone, which says itself of which stage it is."""
+    lines = read_lines(log)
+    if not lines and log.stat().st_size:
+        rule = "holds no line of a stage's log"
+        remedy = "name a run's YAML (.yaml), its output directory, or a metrics.jsonl"
+        raise ConfigError("", [Problem("RUN", log, rule, remedy)])
+    told = dict.fromkeys(str(line["stage"]) for line in lines if "stage" in line)
+    if told:
+        _require_stage(stage, list(told))
+    return Watched(log, run, None if told else stage)
+
+
+def _require_stage(stage: str | None, names: Sequence[str]) -> None:
+    if stage is not None and stage not in names:
+        remedy = f"there are {', '.join(names) or 'none'}"
+        raise ConfigError("", [Problem("--stage", stage, "is no stage here", remedy)])
+
+
 def _of_run(
     places: RunDirectory, name: str, run: RunConfig | None, stage: str | None
 ) -> Watched:
@@ -99,9 +127,7 @@ def _of_run(
     logs.sort(key=lambda log: log.stat().st_mtime)
     known = [log.parent.name for log in logs]
     names = list(run.stages) if run is not None else known
-    if stage is not None and stage not in names:
-        remedy = f"there are {', '.join(names) or 'none'}"
-        raise ConfigError("", [Problem("--stage", stage, "is no stage here", remedy)])
+    _require_stage(stage, names)
     chosen = stage or (known[-1] if known else next(iter(names), None))
     if chosen is None:
         rule = "holds no log of a stage"

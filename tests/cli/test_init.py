@@ -17,59 +17,17 @@ from typing import Any
 import pytest
 import yaml
 from jsonschema import Draft202012Validator
-from typer.testing import CliRunner, Result
+from typer.testing import CliRunner
 
 from alia_ctx.cli.run_commands import app
 from alia_ctx.config.load import load_plan, load_run, read_config
 from alia_ctx.errors import AliaError, ConfigError
 from alia_ctx.hf import hub
 from alia_ctx.workflow.proposing import budget, contexts
+from tests.cli.beginning import filled, init, said, write_base
 from tests.hf_models import ALIA, edit_json, save_model
-from tests.text_data import write_jsonl
-from tests.tokenizers import byte_level, save, with_template
 
 pytestmark = pytest.mark.long
-
-CONFIG = {
-    "architectures": ["LlamaForCausalLM"],
-    "model_type": "llama",
-    "hidden_act": "silu",
-    "rms_norm_eps": 1e-5,
-    "num_hidden_layers": 4,
-    "hidden_size": 64,
-    "intermediate_size": 128,
-    "num_attention_heads": 4,
-    "num_key_value_heads": 2,
-    "vocab_size": 352,
-    "max_position_embeddings": 256,
-    "rope_theta": 10000.0,
-}
-SCALED = {
-    "llama3": {
-        "rope_type": "llama3",
-        "factor": 8.0,
-        "low_freq_factor": 2.0,
-        "high_freq_factor": 6.0,
-        "original_max_position_embeddings": 32,
-    },
-    # As Llama 3.1: less than the context by its factor.
-    "llama3 beyond its factor": {
-        "rope_type": "llama3",
-        "factor": 8.0,
-        "low_freq_factor": 1.0,
-        "high_freq_factor": 4.0,
-        "original_max_position_embeddings": 16,
-    },
-    "yarn": {
-        "rope_type": "yarn",
-        "factor": 4.0,
-        "original_max_position_embeddings": 64,
-        "beta_fast": 16.0,
-        "attention_factor": 1.3,
-    },
-    "linear": {"rope_type": "linear", "factor": 2.0},
-    "dynamic": {"rope_type": "dynamic", "factor": 2.0},
-}
 
 
 @pytest.fixture
@@ -77,34 +35,6 @@ def base(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A model's directory, as far as `init` reads it, in the working directory."""
     monkeypatch.chdir(tmp_path)
     return write_base(tmp_path / "mine")
-
-
-def write_base(directory: Path, **changes: Any) -> Path:
-    save(with_template(byte_level()), directory)
-    (directory / "config.json").write_text(json.dumps({**CONFIG, **changes}))
-    (directory / "model.safetensors").write_bytes(b"")
-    return directory
-
-
-def init(*arguments: str | Path) -> Result:
-    return CliRunner().invoke(app, ["init", *map(str, arguments)])
-
-
-def said(result: Result) -> str:
-    assert result.exception is None or isinstance(
-        result.exception, AliaError | SystemExit
-    ), result.exception
-    return result.output + str(result.exception or "")
-
-
-def filled(folder: Path) -> list[str]:
-    """Overrides that fill in the placeholders."""
-    train = write_jsonl(folder / "train.jsonl", ["a text " * 2000, "another " * 9])
-    held = write_jsonl(folder / "held.jsonl", ["other text " * 2000])
-    return [
-        f"data.sources.text.inputs=[{train}]",
-        f"evaluation.held_out.inputs=[{held}]",
-    ]
 
 
 def test_check_finds_the_placeholders_and_nothing_else(
@@ -161,37 +91,6 @@ def test_nothing_is_overwritten(base: Path, tmp_path: Path) -> None:
     assert init(base, "--output", target, "--overwrite").exit_code == 0
     assert target.read_text() != "mine"
     assert target.with_name("alia-ctx.schema.json").read_text() == "{}"
-
-
-@pytest.mark.parametrize("kind", SCALED)
-def test_a_scaled_base_keeps_its_scaling(kind: str, base: Path, tmp_path: Path) -> None:
-    scaling = SCALED[kind]
-    edit_json(base / "config.json", rope_scaling=scaling)
-    made = init(base, "--context", "4k")
-    assert made.exit_code == 0, said(made)
-    run = load_run(tmp_path / "mine.yaml", filled(tmp_path))
-    for stage in run.stages.values():
-        assert stage.rope.type == scaling["rope_type"]
-        for name in ("low_freq_factor", "high_freq_factor", "beta_fast"):
-            assert getattr(stage.rope, name) == scaling.get(name)
-        original = scaling.get("original_max_position_embeddings")
-        if original is not None:
-            assert stage.rope.original_max_position_embeddings == original
-            assert (stage.rope.factor or 0) * original >= stage.context
-        if kind == "linear":
-            assert stage.rope.factor == 2 * stage.context / 256
-        # A temperature of the base's own is not its factor's.
-        assert stage.rope.attention_factor == scaling.get("attention_factor")
-
-
-def test_a_yarn_that_is_published_with_its_native_length_is_not_stretched_twice(
-    base: Path, tmp_path: Path
-) -> None:
-    yarn = {**SCALED["yarn"], "original_max_position_embeddings": 256}
-    edit_json(base / "config.json", rope_scaling=yarn)
-    assert init(base, "--context", "1024").exit_code == 0
-    run = load_run(tmp_path / "mine.yaml", filled(tmp_path))
-    assert [stage.rope.factor for stage in run.stages.values()] == [4.0]
 
 
 def test_a_factor_is_written_as_it_is(base: Path, tmp_path: Path) -> None:

@@ -1,8 +1,9 @@
-"""`--json` of check, plan and pack: one document on standard output, and nothing else."""
+"""`--json` of any command: one document on standard output, and nothing else."""
 
 from __future__ import annotations
 
 import json
+from inspect import signature
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,8 @@ import pytest
 from typer.testing import CliRunner
 
 from alia_ctx.cli.run_commands import app
-from tests.small_run import write_run
+from alia_ctx.workflow.recomputing import RecomputedLoss
+from tests.small_run import alia, write_run
 
 
 def document(*arguments: str | Path, status: int = 0) -> dict[str, Any]:
@@ -67,5 +69,84 @@ def test_a_pack(tmp_path: Path) -> None:
     # The held-out documents count on as those of training do, from other numbers.
     assert said["held_out"]["text"]["same"] == 0
     assert said["held_out"]["text"]["nearly"] > 0
+    assert said["repeats"]["text"]["documents"] == 120
     again = document("pack", tmp_path / "run.yaml", "--stage", "short")
     assert again["fingerprint"] == said["fingerprint"]
+
+
+COMMANDS = {
+    "check": [],
+    "plan": [],
+    "pack": ["--stage", "short"],
+    "evaluate": [],
+    "status": [],
+    "rope": [],
+    "ablate": ["--stage", "short"],
+    "doctor": [],
+}
+
+
+def test_every_command_with_json_is_listed() -> None:
+    named = {
+        command.callback.__name__.replace("_", "-")
+        for command in app.registered_commands
+        if command.callback and "as_json" in signature(command.callback).parameters
+    }
+    assert named == {*COMMANDS, "evaluate-calls"}
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+@pytest.mark.parametrize("fault", ["no file", "value"])
+def test_an_error_is_a_document_too(command: str, fault: str, tmp_path: Path) -> None:
+    config: Path | str = tmp_path / "no.yaml"
+    more = []
+    if fault == "value":
+        config, more = write_run(tmp_path), ["stages.short.context=-1"]
+    said = document(command, config, *COMMANDS[command], *more, status=2)
+    assert said["ok"] is False and said["message"]
+    if fault == "value":
+        assert "stages.short.context" in [p["key"] for p in said["problems"]]
+
+
+def test_calls_of_nothing() -> None:
+    said = document("evaluate-calls", "--data", "nowhere", status=2)
+    assert said["ok"] is False
+
+
+def test_a_refusal_of_the_file_system_is_a_document(tmp_path: Path) -> None:
+    config = write_run(tmp_path)
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "plans").write_text("a file")
+    said = document("pack", config, "--stage", "short", status=2)
+    assert said["ok"] is False and "plans" in said["message"]
+
+
+def test_a_trace(tmp_path: Path) -> None:
+    trace = tmp_path / "trace.json"
+    said = document("plan", write_run(tmp_path), "--stage", "short", "--trace", trace)
+    assert said["trace"] == str(trace) and said["update_seconds"] > 0
+
+
+def test_a_status(tmp_path: Path) -> None:
+    said = document("status", write_run(tmp_path))
+    assert [stage["stage"] for stage in said["stages"]] == ["short", "long"]
+
+
+def test_on_the_command_line_nothing_else_is_printed(tmp_path: Path) -> None:
+    """A base that is trained and evaluated: what libraries print goes elsewhere."""
+    config = str(write_run(tmp_path))
+    few = ["stages.short.tokens=1024", "metrics.sinks=[]"]
+    document("pack", config, "--stage", "short", *few)
+    assert alia("train", config, "--stage", "short", *few).returncode == 0
+    measured = alia("evaluate", config, "--stage", "short", *few, "--json")
+    assert measured.returncode == 0, measured.stderr
+    assert json.loads(measured.stdout)["verdicts"] is not None
+
+
+def test_a_recomputed_loss(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    made = RecomputedLoss(3, 2.5, None)
+    monkeypatch.setattr("alia_ctx.workflow.recompute", lambda *_: made)
+    said = document(
+        "evaluate", write_run(tmp_path), "--stage", "short", "--update", "3"
+    )
+    assert said == {"update": 3, "loss": 2.5, "logged": None}

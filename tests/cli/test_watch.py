@@ -7,14 +7,18 @@ import json
 import shutil
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 from rich.console import Console
 from typer.testing import CliRunner, Result
 
+from alia_ctx.cli import watch_commands
 from alia_ctx.cli.run_commands import app
+from alia_ctx.errors import ConfigError
 from alia_ctx.report.screen import WatchedStage, spark, watch_screen
+from alia_ctx.workflow.watching import Watched
 from tests.small_run import write_run
 
 NOW = datetime(2026, 5, 4, 12, 0, tzinfo=UTC)
@@ -162,3 +166,128 @@ def test_a_curve_in_a_line() -> None:
     assert spark([0.0, 1.0, 2.0, 7.0]) == "▁▂▃█"
     assert spark([3.0, 3.0]) == "▁▁"
     assert len(spark([float(n) for n in range(1000)])) == 48
+
+
+def follow(log: Path, monkeypatch: pytest.MonkeyPatch, *steps: Any) -> list[str]:
+    """What `watch LOG` prints while each of `steps` happens between two looks at it; then
+    ten minutes go by.
+    """
+    pending = list(steps)
+    clock = [0.0]
+
+    def sleep(seconds: float) -> None:
+        if pending:
+            pending.pop(0)()
+        elif clock[0] > 0:
+            raise KeyboardInterrupt  # as a person ends it, who sees lines still come
+        else:
+            clock[0] += 601.0
+
+    fake = SimpleNamespace(sleep=sleep, monotonic=lambda: clock[0])
+    monkeypatch.setattr(watch_commands, "time", fake)
+    shown = watch(log, "--plain")
+    assert shown.exit_code == 0, shown.output
+    return shown.output.splitlines()
+
+
+def fresh(update: int, **changes: Any) -> dict[str, Any]:
+    """A line of just now, so that its log is not taken for an old one."""
+    changes.setdefault("time", (datetime.now(UTC) + timedelta(hours=1)).isoformat())
+    return line(update, **changes)
+
+
+def test_updates_that_are_done_again_are_shown(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first = [fresh(n, loss=4.0) for n in range(1, 6)]
+    log = write_log(tmp_path, first)
+    again = [*first[:3], *(line(n, loss=3.0) for n in range(4, 7))]
+    aside = log.with_name("metrics.jsonl.superseded")
+
+    def resume() -> None:
+        write_log(tmp_path, again)
+        aside.write_text("".join(json.dumps(n) + "\n" for n in first[3:]))
+
+    shown = follow(log, monkeypatch, resume)
+    losses = [
+        (int(t.split("update ")[1].split()[0]), t.split("loss ")[1].split()[0])
+        for t in shown
+        if "  loss " in t
+    ]
+    assert losses[:5] == [(n, "4.0000") for n in range(1, 6)]
+    assert losses[5:] == [(n, "3.0000") for n in range(4, 7)]
+    for n in (4, 5):
+        assert f"note: update {n} was done again" in shown
+    assert "note: 2 lines are in metrics.jsonl.superseded" in shown
+    assert not any("update 6 was done" in text for text in shown)
+
+
+def test_no_message_is_lost_or_told_twice_where_one_comes_before_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lines = [fresh(1, spike=True)]
+    log = write_log(tmp_path, lines)
+
+    def more() -> None:
+        log.with_name("metrics.jsonl.broken").write_text("x\n")
+        write_log(tmp_path, [*lines, fresh(2, spike=True, time=NOW.isoformat())])
+
+    notes = [t for t in follow(log, monkeypatch, more) if t.startswith("note: ")]
+    assert len(notes) == len(set(notes)) == 3
+    assert "note: 1 line is in metrics.jsonl.broken" in notes
+
+
+@pytest.mark.parametrize("where", ["yaml", "log"])
+def test_a_log_that_is_not_there_is_waited_for_with_a_word_and_not_for_ever(
+    where: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = write_run(tmp_path)
+    log = write_log(tmp_path, [])
+    if where == "yaml":
+        log.unlink()
+    target = config if where == "yaml" else log
+    shown = follow(
+        target, monkeypatch, lambda: None, lambda: write_log(tmp_path, [line(1)])
+    )
+    assert shown[0] == f"note: {log}: has no line yet; waiting for one"
+    assert "update 1" in shown[1]
+    log.unlink()
+    shown = follow(config, monkeypatch)
+    assert shown[-1].endswith("no line for 10 minutes")
+    once = watch(config, "--once")
+    assert once.output == f"note: {log}: has no line yet; waiting for one\n"
+    assert "has no line yet" in drawn(Watched(log, "r", "s").now())
+
+
+def test_lines_without_a_time_are_not_waited_for_for_ever(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    log = write_log(tmp_path, [line(1, time=None)])
+    assert follow(log, monkeypatch)[-1] == "short: no line for 10 minutes"
+
+
+def test_a_log_says_itself_of_which_stage_it_is(tmp_path: Path) -> None:
+    write_run(tmp_path)
+    log = write_log(tmp_path, [line(1)])
+    elsewhere = tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    shutil.copy(log, elsewhere)
+    for target in (log, log.parent, elsewhere, elsewhere / log.name):
+        assert "short  update 1" in watch(target, "--stage", "short").output
+        refused = watch(target, "--stage", "long")
+        assert isinstance(refused.exception, ConfigError), target
+        assert "--stage=long: is no stage here; there are short" in str(
+            refused.exception
+        )
+        refused = watch(target, "seed=1")
+        assert "name the run's YAML to override it" in str(refused.exception)
+    (elsewhere / log.name).write_text('{"update": 1}\n')  # of another release
+    assert "mine  update 1" in watch(elsewhere, "--stage", "mine", "--once").output
+
+
+def test_a_file_that_is_no_log_is_refused(tmp_path: Path) -> None:
+    other = tmp_path / "run.conf"
+    other.write_text("name: x\n")
+    refused = watch(other)
+    assert isinstance(refused.exception, ConfigError)
+    assert "holds no line of a stage's log" in str(refused.exception)

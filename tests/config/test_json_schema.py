@@ -67,9 +67,9 @@ def test_shipped_files_as_they_are_written(file: Path) -> None:
 
 WRONG: list[tuple[str, Any]] = [
     ("name", None),
-    ("name", 1.5),
+    ("name", ["a"]),
     ("name", ["alia"]),
-    ("output", True),
+    ("output", {"a": 1}),
     ("seed", "many"),
     ("seed", 1.5),
     ("seed", 2**63),

@@ -7,15 +7,19 @@ from __future__ import annotations
 import dataclasses
 import subprocess
 import sys
+import tempfile
 import types
 from pathlib import Path
 from typing import Any, Union, get_args, get_origin, get_type_hints
 
 import pytest
 import yaml
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
 
 from alia_ctx.config.load import load_run, read_config
 from alia_ctx.config.run import RunConfig
+from alia_ctx.config.texts import written
 from alia_ctx.errors import ConfigError
 from alia_ctx.spec.model import ModelSpec
 from tests.paths import ROOT
@@ -133,7 +137,11 @@ def renamed(tmp_path: Path, stage: str, init_from: str) -> Path:
 
 @pytest.mark.parametrize(
     ("stage", "init_from"),
-    [("4096", "4096"), ("012", "012"), ("'012'", "'012'"), ("yes", "'yes'")],
+    [
+        *(("'012'", "'012'"), ("yes", "'yes'")),
+        *((name, name) for name in ("4096", "012", "yes", "on", "no", "null", "1_000")),
+        *((name, name) for name in ("1e3", "true", "1.5", "0x10", "Null", "0b1")),
+    ],
 )
 def test_a_stage_with_a_number_for_a_name_is_a_stage(
     tmp_path: Path, stage: str, init_from: str
@@ -149,8 +157,59 @@ def test_a_stage_with_a_number_for_a_name_is_a_stage(
 
 @pytest.mark.parametrize("value", ["012", "1:30", "yes", "1.5", "[1]"])
 def test_a_value_that_yaml_takes_for_another_is_refused(value: str) -> None:
-    with pytest.raises(ConfigError, match=r"stages\.32k\.(context|init_from)="):
-        load_run(ALIA, [f"stages.32k.context={value}", f"stages.32k.init_from={value}"])
+    with pytest.raises(ConfigError, match=r"stages\.32k\.context="):
+        load_run(ALIA, [f"stages.32k.context={value}"])
+
+
+WORDS = [
+    "yes",
+    "off",
+    "1e3",
+    "1_000",
+    "1.5",
+    "012",
+    "1:30.5",
+    "2024-01-01",
+    "true",
+    ".inf",
+]
+
+
+@pytest.mark.parametrize("word", WORDS)
+def test_a_setting_that_is_text_is_what_is_written(tmp_path: Path, word: str) -> None:
+    """Wherever it stands; where it may be nothing, null is nothing, and so is an empty one."""
+    path = tmp_path / "run.yaml"
+    path.write_text(
+        f"name: {word}\nroot: null\nhf_base: ~\noutput:\nnotes: [{word}]\n"
+        f"data: {{sources: {{a: {{inputs: [{word}], store: {word}}}}}}}\n"
+        f"stages: {{s: {{<<: {{init_from: {word}}}, rope: {{type: {word}}}}}}}\n"
+        f"stage_defaults: {{init_from: {word}}}\n"
+    )
+    raw = read_config(path)
+    assert (raw["name"], raw["notes"]) == (word, [word])
+    assert raw["root"] is raw["hf_base"] is raw["output"] is None
+    assert raw["data"]["sources"]["a"] == {"inputs": [word], "store": word}
+    assert raw["stages"]["s"] == {"init_from": word, "rope": {"type": word}}
+    for override in (f"stages.s.init_from={word}", f"stages.s={{init_from: {word}}}"):
+        other = read_config(ALIA, [override, f"launch={{account: {word}}}"])
+        assert other["stages"]["s"]["init_from"] == word
+        assert other["launch"]["account"] == word
+    assert read_config(path, ["stages.s=null"])["stages"] == {}
+
+
+@given(st.text(st.characters(exclude_categories=["Cs"]), max_size=12))
+@example("${x}")
+@example("a\\\\${x}\\")
+@example("\\???x")
+@example("\x85a\ufeff\u2028")
+@settings(max_examples=150, deadline=None)
+def test_text_that_is_written_is_read_as_it_was(text: str) -> None:
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder, "run.yaml")
+        path.write_text(f"name: {written(text)}\nnotes: [{written(text)}]\n")
+        if set(text[:-3]) <= {"\\"} and text.endswith("???"):
+            return  # spelled as a placeholder, which `???` itself is
+        assert read_config(path) == {"name": text, "notes": [text]}
 
 
 @pytest.mark.parametrize("first", ["4096", "'4096'", '"4096"'])

@@ -5,9 +5,7 @@ from __future__ import annotations
 import errno
 import json
 import os
-import sys
 import tempfile
-import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
@@ -17,7 +15,7 @@ from hypothesis import strategies as st
 
 from alia_ctx.errors import ConfigError
 from alia_ctx.train import metrics_log, sinks
-from alia_ctx.train.metrics_log import JsonLines, LogError, flatten, read_lines
+from alia_ctx.train.metrics_log import JsonLines, LogError, read_lines
 from alia_ctx.train.sinks import open_sinks
 
 LINE = {
@@ -79,98 +77,6 @@ def test_a_full_disk_names_the_file(tmp_path: Path) -> None:
     with pytest.raises(OSError, match=r"No space left on device: .*metrics\.jsonl"):
         lines.append(LINE)
     lines.close()
-
-
-def test_mlflow_goes_on_with_the_run_of_a_stage(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    pytest.importorskip(
-        "mlflow", reason="mlflow is not installed; pip install 'alia-ctx[mlflow]'"
-    )
-    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
-    for step in (1, 2):  # the second time as after a resume
-        [sink] = open_sinks(["mlflow"], tmp_path, "run", "stage", {}, pytest.fail)
-        sink.write(step, flatten(LINE))
-        sink.close()
-    [losses] = tmp_path.glob("mlruns/*/*/metrics/loss")
-    assert [line.split()[1:] for line in losses.read_text().splitlines()] == [
-        ["2.5", "1"],
-        ["2.5", "2"],
-    ]
-
-
-def test_wandb_without_a_network(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    pytest.importorskip(
-        "wandb", reason="wandb is not installed; pip install 'alia-ctx[wandb]'"
-    )
-    monkeypatch.setenv("WANDB_MODE", "offline")
-    [sink] = open_sinks(["wandb"], tmp_path, "run", "stage", {}, pytest.fail)
-    sink.write(1, flatten(LINE))
-    sink.close()
-    [written] = tmp_path.glob("wandb/offline-run-*/run-*.wandb")
-    assert b"loss_by_source/web" in written.read_bytes()
-
-
-def test_tensorboard_shows_no_point_twice_after_a_resume(tmp_path: Path) -> None:
-    event_accumulator = pytest.importorskip(
-        "tensorboard.backend.event_processing.event_accumulator"
-    )
-    for first, last, loss in ((1, 5, 9.0), (3, 6, 2.0)):
-        about = (tmp_path, "run", "stage", {}, pytest.fail)
-        [sink] = open_sinks(["tensorboard"], *about, first - 1)
-        for step in range(first, last + 1):
-            sink.write(step, {"loss": loss})
-        sink.close()
-        time.sleep(1.1)  # its files are called by the second
-    shown = event_accumulator.EventAccumulator(str(tmp_path / "tensorboard"))
-    shown.Reload()
-    points = [(point.step, point.value) for point in shown.Scalars("loss")]
-    assert points == [(1, 9.0), (2, 9.0), (3, 2.0), (4, 2.0), (5, 2.0), (6, 2.0)]
-
-
-# As W&B of a run that goes on: `step` is the next one, and a log of a step before it is
-# a point that has been there already.
-WANDB = """
-import json, pathlib
-
-class Run:
-    def __init__(self, file):
-        self.file = file
-        self.points = json.loads(file.read_text()) if file.is_file() else []
-
-    @property
-    def step(self):
-        return self.points[-1] + 1 if self.points else 0
-
-    def log(self, values, step):
-        assert step >= self.step, f"step {step} is there already"
-        self.points.append(step)
-
-    def finish(self):
-        self.file.write_text(json.dumps(self.points))
-
-def init(*, id, resume, dir, **about):
-    assert resume == "allow"
-    return Run(pathlib.Path(dir, id))
-"""
-
-
-def test_wandb_shows_no_point_twice_after_a_resume(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    (tmp_path / "wandb.py").write_text(WANDB)
-    monkeypatch.syspath_prepend(tmp_path)
-    monkeypatch.delitem(sys.modules, "wandb", raising=False)
-    for first, last in ((1, 5), (3, 6)):
-        about = (tmp_path, "run", "stage", {}, pytest.fail)
-        [sink] = open_sinks(["wandb"], *about, first - 1)
-        for step in range(first, last + 1):
-            sink.write(step, {"loss": 2.0})
-        sink.close()
-    monkeypatch.delitem(sys.modules, "wandb")
-    assert json.loads((tmp_path / "run-stage").read_text()) == [1, 2, 3, 4, 5, 6]
 
 
 # -- metrics.jsonl over resumes --------------------------------------------------------

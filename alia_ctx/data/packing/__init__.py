@@ -17,9 +17,15 @@ from alia_ctx.data.packing.instances import (
 )
 from alia_ctx.data.packing.plan import PackPlan
 from alia_ctx.data.packing.plan_files import Statement, read_statement
+from alia_ctx.data.packing.repeats import SourceRepeats, find_repeats
 from alia_ctx.data.packing.row import IGNORE, PackedRow, weigh_by_piece
 from alia_ctx.data.packing.spec import LengthBucket, PackSpec
-from alia_ctx.data.packing.summary import contamination_table, draw_plan, plan_table
+from alia_ctx.data.packing.summary import (
+    contamination_table,
+    draw_plan,
+    plan_table,
+    repeats_table,
+)
 
 __all__ = [
     "IGNORE",
@@ -28,6 +34,7 @@ __all__ = [
     "PackPlan",
     "PackSpec",
     "PackedRow",
+    "SourceRepeats",
     "Statement",
     "build_instance_plan",
     "build_plan",
@@ -36,10 +43,12 @@ __all__ = [
     "draw_plan",
     "duplicates_of",
     "find_contamination",
+    "find_repeats",
     "held_out_shares",
     "held_out_statement",
     "plan_table",
     "read_statement",
+    "repeats_table",
     "shortest_row",
     "weigh_by_piece",
     "write_held_out",

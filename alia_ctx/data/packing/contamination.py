@@ -82,7 +82,7 @@ def find_contamination(
     lengths = np.unique(held_out.lengths)
     firsts = np.sort(np.array([numbers[0] for numbers in copies.values()], np.int64))
     every = np.flatnonzero(held_out.lengths >= RUN)
-    runs = _HeldOutRuns(held_out, firsts if repeats else every, all_count=repeats)
+    runs = RunIndex(held_out, firsts if repeats else every, all_count=repeats)
     exact: dict[str, np.ndarray] = {}
     near: dict[str, np.ndarray] = {}
     met: set[int] = set()
@@ -158,8 +158,8 @@ def _document_runs(store: TokenStore, document: int) -> np.ndarray:
     return np.unique(_hashes(store.document(document)))
 
 
-class _HeldOutRuns:
-    """The runs of held-out documents: hashes, sorted, and the documents of each."""
+class RunIndex:
+    """The runs of documents, as held-out ones: hashes, sorted, and the documents of each."""
 
     def __init__(
         self, store: TokenStore, documents: np.ndarray, *, all_count: bool

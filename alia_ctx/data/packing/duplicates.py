@@ -40,9 +40,10 @@ def duplicates_of(
         said_of(store) is not None or store.weights is None for store in stores.values()
     )
     parts = {
-        name: cast(TokenStore, _Said(store, told)) for name, store in stores.items()
+        name: cast(TokenStore, SaidTokens(store, told))
+        for name, store in stores.items()
     }
-    kept = cast(TokenStore, _Said(held_out, told))
+    kept = cast(TokenStore, SaidTokens(held_out, told))
     near = find_contamination(parts, kept, progress, repeats=False)
     out = {}
     for name, store in stores.items():
@@ -56,7 +57,7 @@ def _hash(store: TokenStore, number: int) -> bytes:
     return xxhash.xxh3_128_digest(store.document(number).astype(np.int64).tobytes())
 
 
-class _Said:
+class SaidTokens:
     """The part of a TokenStore that `find_contamination` reads, of the tokens of each
     document that are said, or that are trained where the stores do not tell; of these
     none where they are too few for a run, as answers like "yes" make nothing alike.
@@ -80,7 +81,7 @@ class _Said:
         return self._store.is_called(fingerprint.removeprefix("said "))
 
     @property
-    def tokens(self) -> _Said:
+    def tokens(self) -> SaidTokens:
         return self
 
     def __getitem__(self, part: slice) -> np.ndarray:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from alia_ctx.data.packing.contamination import Contamination
 from alia_ctx.data.packing.plan import PackPlan
+from alia_ctx.data.packing.repeats import SourceRepeats
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -135,6 +137,19 @@ def contamination_table(contamination: Contamination) -> Table:
             f"{contamination.near[name].size:,}",
             ", ".join(map(str, first)) or "none",
         )
+    return table
+
+
+def repeats_table(repeats: Mapping[str, SourceRepeats]) -> Table:
+    """How many documents of each source are there more than once, or nearly."""
+    from rich.table import Table
+
+    table = Table(title="documents that the sources hold more than once")
+    table.add_column("source")
+    for name in ("documents", "copies", "compared", "nearly another"):
+        table.add_column(name, justify="right")
+    for name, found in repeats.items():
+        table.add_row(name, *(f"{count:,}" for count in vars(found).values()))
     return table
 
 

@@ -1,0 +1,67 @@
+"""How a command ends that cannot do what it was asked: in a line for a person, and with
+`--json` as a document.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+from typing import Any
+
+import typer
+from typer.core import TyperCommand
+
+from alia_ctx.cli.output import print_json
+from alia_ctx.errors import AliaError
+from alia_ctx.progress import is_main
+
+# What a file system answers: a fault of the place, none of the program.
+_REFUSALS = {
+    *(errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EPERM, errno.EROFS),
+    *(errno.ENOTDIR, errno.EISDIR, errno.ELOOP, errno.ENAMETOOLONG, errno.EEXIST),
+    *(errno.EIO, errno.ESTALE, errno.ETIMEDOUT, errno.EBUSY, errno.ENXIO),
+    *(errno.ENOENT, errno.ENOTEMPTY, errno.EXDEV, errno.EMLINK, errno.ETXTBSY),
+    *(errno.EFBIG, errno.EMFILE, errno.ENFILE, errno.ENOLCK, errno.ENODEV),
+    *(errno.EREMOTEIO, errno.EHOSTDOWN, errno.EHOSTUNREACH, errno.ENOTCONN),
+}
+
+
+def refusal(error: OSError) -> str | None:
+    """What a file system's refusal means to a person; None where it is none of its."""
+    if error.errno not in _REFUSALS:
+        return None
+    where = f"{error.filename}: " if error.filename else ""
+    return (
+        f"{where}{error.strerror}; make room, mend the permissions or bring back what is "
+        "missing, then run it again"
+    )
+
+
+class Command(TyperCommand):
+    """A command whose errors, with `--json`, are a document on standard output. On one of
+    several ranks the first writes it, and each ends as it does without.
+    """
+
+    def invoke(self, ctx: Any) -> Any:
+        try:
+            return super().invoke(ctx)
+        except (AliaError, OSError) as error:
+            document = _document(error) if ctx.params.get("as_json") else None
+            if document is None:
+                raise
+            config = ctx.params.get("config")
+            about = {} if config is None else {"config": str(config)}
+            if is_main():
+                print_json({**about, "ok": False, **document})
+            if "RANK" in os.environ:
+                raise
+            raise typer.Exit(getattr(error, "exit_code", 2)) from error
+
+
+def _document(error: AliaError | OSError) -> dict[str, Any] | None:
+    if isinstance(error, AliaError):
+        return error.to_json()
+    message = refusal(error)
+    if message is None:
+        return None
+    return {"error": type(error).__name__, "message": message, "problems": []}
