@@ -342,7 +342,7 @@ def test_below_a_root_that_is_not_mounted(
         {"a.jsonl": b"\n \n"},
         {"a.json": b"[]"},
         {"a.txt": b"\xef\xbb\xbf\n"},
-        {"a.jsonl.gz": gzip.compress(b"")},
+        {"a.jsonl.gz": gzip.compress(b"", mtime=0)},
         {"a.jsonl": b'{"text": ""}\n{"text": " "}\n'},
     ],
     ids=str,
