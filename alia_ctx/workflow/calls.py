@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
 from alia_ctx.evaluation.function_calling import (
+    NO_ANSWER,
     Answer,
     AnswerLedger,
     Case,
@@ -20,6 +22,7 @@ from alia_ctx.evaluation.function_calling import (
 from alia_ctx.evaluation.function_calling.scores import rows
 from alia_ctx.files import exclusive, write_json
 from alia_ctx.identity import sealed
+from alia_ctx.workflow.call_conversations import FOLDER, BenchmarkProgram
 from alia_ctx.workflow.call_generation import CallSettings
 
 SCORES = "scores.json"
@@ -34,6 +37,8 @@ class AnsweringModel(Protocol):
 
     def answers(self, cases: Sequence[Case]) -> Iterator[list[tuple[str, Answer]]]: ...
 
+    def serving(self) -> AbstractContextManager[str]: ...
+
 
 @dataclass(frozen=True)
 class ScoredModel:
@@ -41,6 +46,8 @@ class ScoredModel:
 
     Args:
         cut: answers that were still going on at their last token.
+        no_room: those among them that the end of the context cut.
+        fault: why the first question without an answer has none.
         asked: how many were written now; the others were there.
     """
 
@@ -49,7 +56,17 @@ class ScoredModel:
     scores: dict[str, Score]
     directory: Path
     cut: int
+    no_room: int
+    fault: str
     asked: int
+
+    @property
+    def unanswered(self) -> dict[str, int]:
+        """Questions that have no answer, and count as wrong, by category."""
+        counts = {
+            name: dict(s.reasons).get(NO_ANSWER) for name, s in self.scores.items()
+        }
+        return {name: count for name, count in counts.items() if count}
 
     def to_json(self) -> dict[str, Any]:
         """Rows in the card's order, categories with counts and reasons, summaries."""
@@ -77,6 +94,8 @@ class ScoredModel:
             },
             "summaries": summaries(self.scores),
             "cut": self.cut,
+            "no_room": self.no_room,
+            "unanswered": self.unanswered,
             "answers": str(self.directory),
         }
 
@@ -88,10 +107,14 @@ def evaluate_calls(
     directory: Path,
     *,
     multi_turn: Mapping[str, Score] | None = None,
+    program: BenchmarkProgram | None = None,
+    threads: int = 8,
     progress: Callable[[int], None] = lambda done: None,
 ) -> ScoredModel:
     """Ask a model what it was not asked yet, score all, and keep `scores.json`.
 
+    multi_turn: scores of the categories of several turns that were made elsewhere.
+    program: what asks these here, `threads` at a time.
     `progress` is told how many cases have an answer.
 
     IdentityError where the answers in `directory` are of another model, template, data
@@ -108,6 +131,14 @@ def evaluate_calls(
                 ledger.add(batch)
                 done += len(batch)
                 progress(done)
+        if program is not None:
+            multi_turn = program.scores(
+                model,
+                directory / FOLDER,
+                temperature=settings.temperature,
+                threads=threads,
+                progress=lambda conversations: progress(done + conversations),
+            )
         scores = score_answers(data.cases, ledger.answers, settings.names)
         asked = [ledger.answers[case.id] for case in data.cases]
         scored = ScoredModel(
@@ -116,6 +147,8 @@ def evaluate_calls(
             {**scores, **(multi_turn or {})},
             directory,
             sum(answer.cut for answer in asked),
+            sum(a.cut and 0 < a.tokens < settings.max_new_tokens for a in asked),
+            next((answer.fault for answer in asked if answer.fault), ""),
             len(left),
         )
         statement = {

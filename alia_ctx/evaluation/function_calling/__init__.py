@@ -16,6 +16,7 @@ from alia_ctx.evaluation.function_calling.ledger import AnswerLedger
 from alia_ctx.evaluation.function_calling.multi_turn import read_multi_turn
 from alia_ctx.evaluation.function_calling.scores import (
     MULTI_TURN,
+    NO_ANSWER,
     ROWS,
     Score,
     score_answers,
@@ -27,6 +28,7 @@ from alia_ctx.evaluation.function_calling.tools import FunctionNames, tools_of
 __all__ = [
     "CATEGORIES",
     "MULTI_TURN",
+    "NO_ANSWER",
     "ROWS",
     "Answer",
     "AnswerLedger",
