@@ -113,8 +113,12 @@ class BenchmarkProgram:
                 env=_environment(),
             )
             try:
+                done = 0
                 while program.poll() is None:
-                    progress(min(_answered(directory), self.conversations))
+                    # Not all of them before they are scored, and nothing twice.
+                    now = min(_answered(directory), self.conversations - 1)
+                    if now > done:
+                        progress(done := now)
                     time.sleep(_LOOK_EVERY_SECONDS)
             finally:
                 if program.poll() is None:

@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from alia_ctx.evaluation.function_calling import (
-    NO_ANSWER,
     Answer,
     AnswerLedger,
     Case,
@@ -47,7 +46,6 @@ class ScoredModel:
     Args:
         cut: answers that were still going on at their last token.
         no_room: those among them that the end of the context cut.
-        fault: why the first question without an answer has none.
         asked: how many were written now; the others were there.
     """
 
@@ -57,16 +55,18 @@ class ScoredModel:
     directory: Path
     cut: int
     no_room: int
-    fault: str
     asked: int
 
     @property
     def unanswered(self) -> dict[str, int]:
         """Questions that have no answer, and count as wrong, by category."""
-        counts = {
-            name: dict(s.reasons).get(NO_ANSWER) for name, s in self.scores.items()
-        }
+        counts = {name: score.unanswered for name, score in self.scores.items()}
         return {name: count for name, count in counts.items() if count}
+
+    @property
+    def fault(self) -> str:
+        """Why the first of them has none."""
+        return next((score.fault for score in self.scores.values() if score.fault), "")
 
     def to_json(self) -> dict[str, Any]:
         """Rows in the card's order, categories with counts and reasons, summaries."""
@@ -148,7 +148,6 @@ def evaluate_calls(
             directory,
             sum(answer.cut for answer in asked),
             sum(a.cut and 0 < a.tokens < settings.max_new_tokens for a in asked),
-            next((answer.fault for answer in asked if answer.fault), ""),
             len(left),
         )
         statement = {

@@ -16,7 +16,6 @@ from alia_ctx.evaluation.function_calling.ledger import AnswerLedger
 from alia_ctx.evaluation.function_calling.multi_turn import read_multi_turn
 from alia_ctx.evaluation.function_calling.scores import (
     MULTI_TURN,
-    NO_ANSWER,
     ROWS,
     Score,
     score_answers,
@@ -28,7 +27,6 @@ from alia_ctx.evaluation.function_calling.tools import FunctionNames, tools_of
 __all__ = [
     "CATEGORIES",
     "MULTI_TURN",
-    "NO_ANSWER",
     "ROWS",
     "Answer",
     "AnswerLedger",

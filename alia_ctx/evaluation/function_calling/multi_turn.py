@@ -55,8 +55,14 @@ def _score(file: Path) -> Score:
         with open(file, encoding="utf-8") as stream:
             head = parse_json(stream.readline())
             wrong = [parse_json(line) for line in stream if line.strip()]
-        reasons = Counter(map(_reason, wrong)).most_common()
-        score = Score(head["correct_count"], head["total_count"], tuple(reasons))
+        reasons = [_reason(line) for line in wrong]
+        refused = [str(line["model_result"]) for line in wrong if _is_refused(line)]
+        score = Score(
+            head["correct_count"],
+            head["total_count"],
+            tuple(Counter(reasons).most_common()),
+            " ".join(refused[0].split())[:300] if refused else "",
+        )
         if not isinstance(score.right, int) or score.right + len(wrong) != score.total:
             detail = f"{score.right} right and {len(wrong)} wrong of {score.total}"
             raise ValueError(detail)
@@ -69,9 +75,13 @@ def _score(file: Path) -> Score:
     return score
 
 
+def _is_refused(wrong: dict[str, Any]) -> bool:
+    return _REFUSED.match(str(wrong.get("model_result"))) is not None
+
+
 def _reason(wrong: dict[str, Any]) -> str:
     """Why a conversation is wrong, in the benchmark's words; a refusal is its own."""
-    if _REFUSED.match(str(wrong.get("model_result"))):
+    if _is_refused(wrong):
         return NO_ANSWER
     said = (wrong.get("error") or {}).get("error_type") or "multi_turn"
     return str(said).removeprefix("multi_turn:")

@@ -68,11 +68,21 @@ ROWS = (
 
 @dataclass(frozen=True)
 class Score:
-    """Right answers of a category, of how many, and the reasons of the wrong ones."""
+    """Right answers of a category, of how many, and the reasons of the wrong ones.
+
+    Args:
+        fault: why the first question without an answer has none.
+    """
 
     right: int
     total: int
     reasons: tuple[tuple[str, int], ...] = ()
+    fault: str = ""
+
+    @property
+    def unanswered(self) -> int:
+        """Questions without an answer: they do not fit, or a server refuses them."""
+        return dict(self.reasons).get(NO_ANSWER, 0)
 
     @property
     def accuracy(self) -> float:
@@ -202,6 +212,7 @@ def score_answers(
             sum(verdict.right for verdict in of_category),
             len(of_category),
             tuple(Counter(v.reason for v in of_category if not v.right).most_common()),
+            next((v.detail for v in of_category if v.reason == NO_ANSWER), ""),
         )
         for category, of_category in verdicts.items()
     }
