@@ -17,6 +17,7 @@ from alia_ctx.errors import ConfigError, DataError, Problem
 from alia_ctx.evaluation.function_calling import MULTI_TURN, Score, read_multi_turn
 from alia_ctx.files import file_checksum, parse_json, read_object, write_json
 from alia_ctx.identity import require_same, sealed, statement, unsealed
+from alia_ctx.progress import say
 
 FOLDER = "multi-turn"
 _PROGRAM = Path(function_calling.__file__).parent / "bfcl_program.py"
@@ -59,6 +60,7 @@ class BenchmarkProgram:
         if not python.is_file():
             rule = "is no environment: there is no bin/python"
             raise ConfigError("", [Problem("--bfcl-env", environment, rule, remedy)])
+        say(f"loading bfcl-eval of {environment}")
         with tempfile.TemporaryDirectory() as scratch:
             words = ["--check", "--output", scratch, "--categories"]
             done = subprocess.run(

@@ -18,9 +18,9 @@ CHECKPOINT=${CHECKPOINT:-$(ls -d "$ROOT"/stages/160k/checkpoints/update-* | grep
 python=${PYTHON:-.venv/bin/python}
 count=16000 limit=${LIMIT:-100} batch=128 new=256 settings=()
 if [[ ${1:-} == --small ]]; then
-  count=60 limit=${LIMIT:-1} batch=2 new=16
-  settings=(engine.device=cpu engine.precision=fp32 stages.fc.context=2048
-    stages.fc.update_instances=20 stages.fc.pack.held_out_instances=4)
+  count=12 limit=${LIMIT:-1} batch=2 new=16
+  settings=(engine.device=cpu engine.precision=fp32 stages.fc.context=1024
+    stages.fc.update_instances=5 stages.fc.pack.held_out_instances=2)
 fi
 alia() {
   echo "\$ alia-ctx $*"
