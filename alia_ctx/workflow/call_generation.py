@@ -131,9 +131,27 @@ class TransformersModel:
         self, prompts: Sequence[Sequence[int]], names: Sequence[str]
     ) -> list[Answer]:
         """Answers to prompts of token ids, each shorter than the context; `names` seed
-        their sampling.
+        their sampling. Fewer at a time where memory does not hold all of them.
+
+        DataError where it does not hold one.
         """
-        return self._writer.write(prompts, names, [self._room(p) for p in prompts])
+        import torch
+
+        try:
+            return self._writer.write(prompts, names, [self._room(p) for p in prompts])
+        except torch.OutOfMemoryError as error:
+            if len(prompts) == 1:
+                raise DataError(
+                    f"{self.directory}: memory does not hold a question of "
+                    f"{len(prompts[0]):,} tokens and its answer; take a larger GPU, or "
+                    "leave the category out; answers that are there are kept"
+                ) from error
+        half = len(prompts) // 2  # outside: the error holds what was allocated
+        torch.cuda.empty_cache()
+        return [
+            *self.write(prompts[:half], names[:half]),
+            *self.write(prompts[half:], names[half:]),
+        ]
 
     @cached_property
     def _writer(self) -> _Writer:

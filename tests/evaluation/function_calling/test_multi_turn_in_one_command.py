@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from alia_ctx.errors import AliaError
 from alia_ctx.evaluation.function_calling import MULTI_TURN
@@ -183,3 +184,26 @@ def test_an_answer_ends_with_the_context(tmp_path: Path) -> None:
     alone = [model.write([prompt], ["x"])[0] for prompt in prompts]
     assert model.write(prompts, "abcd") == alone
     assert [answer.tokens for answer in alone if answer.cut] == [40, 34, 14, 1]
+
+
+@pytest.mark.long
+def test_batches_that_memory_does_not_hold_are_halved(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    save_small(tmp_path / "m", context=64)
+    settings = CallSettings(max_new_tokens=4)
+    model = TransformersModel(tmp_path / "m", settings, "chatml-tools")
+    prompts = [[300 + size] * size for size in (5, 9, 13, 17, 21)]
+    alone = [model.write([prompt], ["x"])[0] for prompt in prompts]
+    write, held = model._writer.write, [2]
+
+    def within(prompts: Any, *rest: Any) -> Any:
+        if len(prompts) > held[0]:
+            raise torch.OutOfMemoryError
+        return write(prompts, *rest)
+
+    monkeypatch.setattr(model._writer, "write", within)
+    assert model.write(prompts, "abcde") == alone
+    held[0] = 0
+    with pytest.raises(AliaError, match="memory does not hold a question of 5 tokens"):
+        model.write(prompts, "abcde")
