@@ -108,8 +108,8 @@ class BenchmarkProgram:
         words += ["--limit", str(self.limit)] if self.limit else []
         with model.serving() as url, open(directory / _LOG, "ab") as log:
             program = subprocess.Popen(
-                [*_command(self.python), "--endpoint", url, *words],
-                stdin=subprocess.DEVNULL,
+                [*_command(self.python), "--piped", "--endpoint", url, *words],
+                stdin=subprocess.PIPE,
                 stdout=log,
                 stderr=subprocess.STDOUT,
                 env=_environment(),

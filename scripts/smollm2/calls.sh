@@ -10,7 +10,8 @@
 #   BFCL=DIR                 bfcl_eval/data, or
 #   BFCL_ENV=DIR             an environment with bfcl-eval: all fourteen rows (make venv-bfcl)
 #   LIMIT=100                questions of each category
-# --small is the same path, cut to what a laptop runs; its figures mean nothing.
+# --small is the same path, cut to what a laptop runs in some ten minutes with BFCL (the
+# conversations of BFCL_ENV take longer); its figures mean nothing.
 set -euo pipefail
 cd "$(dirname "$0")/../.."
 ROOT=${ROOT:-runs/smollm2-135m}

@@ -17,6 +17,7 @@ import argparse
 import json
 import os
 import shutil
+import threading
 from importlib.metadata import version
 from pathlib import Path
 from types import SimpleNamespace
@@ -87,6 +88,18 @@ def choose(results: Path, chosen: Path, ids: dict[str, list[str]]) -> None:
         copy.parent.mkdir(parents=True, exist_ok=True)
         text = "".join(f"{by_id[name]}\n" for name in wanted)
         copy.write_text(text, encoding="utf-8")
+
+
+def end_with_parent() -> None:
+    """However the process ends that started this one, its pipe is closed then."""
+
+    def wait() -> None:
+        # Not sys.stdin: Python ends with a fatal error where a thread holds its lock.
+        while os.read(0, 1):
+            pass
+        os._exit(1)
+
+    threading.Thread(target=wait, daemon=True).start()
 
 
 def run(options: argparse.Namespace) -> None:
@@ -164,7 +177,10 @@ def main() -> None:
     parser.add_argument("--temperature", type=float, default=0.001)
     parser.add_argument("--limit", type=int, help="the first N cases of each category")
     parser.add_argument("--check", action="store_true", help="only say what is here")
+    parser.add_argument("--piped", action="store_true", help="end with standard input")
     options = parser.parse_args()
+    if options.piped:
+        end_with_parent()
     if not options.check and not (options.endpoint and options.model):
         parser.error("--endpoint and --model are needed")
     run(options)

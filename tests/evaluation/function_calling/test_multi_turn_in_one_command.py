@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 import threading
+import time
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +15,7 @@ import torch
 
 from alia_ctx.errors import AliaError
 from alia_ctx.evaluation.function_calling import MULTI_TURN
+from alia_ctx.workflow.call_conversations import _command
 from alia_ctx.workflow.call_generation import CallSettings, TransformersModel
 from tests.evaluation.function_calling.bfcl_environment import write_environment
 from tests.evaluation.function_calling.server import said, served
@@ -207,3 +211,50 @@ def test_batches_that_memory_does_not_hold_are_halved(
     held[0] = 0
     with pytest.raises(AliaError, match="memory does not hold a question of 5 tokens"):
         model.write(prompts, "abcde")
+
+
+@pytest.mark.long
+def test_the_program_ends_with_what_started_it(
+    environment: Path, tmp_path: Path
+) -> None:
+    """Killed even: the pipe is closed by the system."""
+    asked, over = threading.Event(), threading.Event()
+
+    def waits(body: dict[str, Any]) -> int:
+        asked.set()
+        over.wait(60)
+        return 503
+
+    source = (
+        "import subprocess, sys, time\n"
+        "child = subprocess.Popen(sys.argv[1:], stdin=subprocess.PIPE)\n"
+        "print(child.pid, flush=True)\n"
+        "time.sleep(60)"
+    )
+    with served(waits) as url:
+        words = [*_command(environment / "bin" / "python"), "--piped", "--model", "m"]
+        words += ["--endpoint", url, "--output", str(tmp_path / "out")]
+        parent = subprocess.Popen(
+            [sys.executable, "-c", source, *words], stdout=subprocess.PIPE, text=True
+        )
+        assert parent.stdout is not None
+        child = int(parent.stdout.readline())
+        assert asked.wait(60)
+        assert _runs(child)
+        parent.kill()
+        parent.communicate()
+        for _ in range(600):
+            if not _runs(child):
+                break
+            time.sleep(0.1)
+        over.set()
+        assert not _runs(child)
+
+
+def _runs(process: int) -> bool:
+    """Whether a process is there, and not only its exit status."""
+    try:
+        state = Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()[0]
+    except (FileNotFoundError, ProcessLookupError):
+        return False
+    return state != "Z"
