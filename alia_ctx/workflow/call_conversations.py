@@ -91,6 +91,7 @@ class BenchmarkProgram:
         directory: Path,
         *,
         temperature: float,
+        max_tokens: int,
         threads: int,
         progress: Callable[[int], None],
     ) -> dict[str, Score]:
@@ -104,7 +105,7 @@ class BenchmarkProgram:
         self._require_own(directory, model)
         words = ["--model", model.name, "--output", str(directory)]
         words += ["--categories", ",".join(self.sizes), "--threads", str(threads)]
-        words += ["--temperature", str(temperature)]
+        words += ["--temperature", str(temperature), "--max-tokens", str(max_tokens)]
         words += ["--limit", str(self.limit)] if self.limit else []
         with model.serving() as url, open(directory / _LOG, "ab") as log:
             program = subprocess.Popen(

@@ -136,6 +136,7 @@ def evaluate_calls(
                 model,
                 directory / FOLDER,
                 temperature=settings.temperature,
+                max_tokens=settings.max_new_tokens,
                 threads=threads,
                 progress=lambda conversations: progress(done + conversations),
             )

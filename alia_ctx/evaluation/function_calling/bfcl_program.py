@@ -120,6 +120,13 @@ def run(options: argparse.Namespace) -> None:
     )
     from bfcl_eval.utils import load_dataset_entry
 
+    class Handler(OpenAICompletionsHandler):  # type: ignore[misc]
+        def generate_with_backoff(self, **asked: Any) -> Any:
+            """The original says no length, and some servers go on past the context."""
+            if options.max_tokens:
+                asked["max_tokens"] = options.max_tokens
+            return super().generate_with_backoff(**asked)
+
     names = options.categories.split(",")
     entries = {name: [row["id"] for row in load_dataset_entry(name)] for name in names}
     if options.check:
@@ -131,7 +138,7 @@ def run(options: argparse.Namespace) -> None:
         "model_name": options.model,
         "display_name": options.model,
         **dict.fromkeys(("url", "org", "license"), ""),
-        "model_handler": OpenAICompletionsHandler,
+        "model_handler": Handler,
         **dict.fromkeys(("input_price", "output_price")),
         "is_fc_model": True,
         "underscore_to_dot": True,
@@ -175,6 +182,7 @@ def main() -> None:
     parser.add_argument("--categories", default=",".join(CATEGORIES))
     parser.add_argument("--threads", type=int, default=8)
     parser.add_argument("--temperature", type=float, default=0.001)
+    parser.add_argument("--max-tokens", type=int, help="most tokens of an answer")
     parser.add_argument("--limit", type=int, help="the first N cases of each category")
     parser.add_argument("--check", action="store_true", help="only say what is here")
     parser.add_argument("--piped", action="store_true", help="end with standard input")

@@ -191,6 +191,7 @@ def test_conversations_are_asked_and_scored_by_the_original(tmp_path: Path) -> N
 
     def reply(body: dict[str, Any]) -> dict[str, Any]:
         messages = body["messages"]
+        assert (body["max_tokens"], body["temperature"]) == (77, 0)
         users = [one for one in messages if one["role"] == "user"]
         if users[0]["content"] != begins or messages[-1]["role"] != "user":
             return said("Done.")
@@ -201,6 +202,7 @@ def test_conversations_are_asked_and_scored_by_the_original(tmp_path: Path) -> N
     with served(reply) as url:
         words = ["--endpoint", url, "--bfcl-env", ENVIRONMENT, "--limit", 2, "--json"]
         words += ["--categories", "multi_turn_base", "--output", tmp_path]
+        words += ["--max-new-tokens", 77]
         found = json.loads(alia("evaluate-calls", *words))["models"]["model"]
     score = found["categories"]["multi_turn_base"]
     assert (score["right"], score["total"]) == (1, 2)
