@@ -10,7 +10,7 @@
 #   BFCL=DIR                 bfcl_eval/data, or
 #   BFCL_ENV=DIR             an environment with bfcl-eval: all fourteen rows (make venv-bfcl)
 #   LIMIT=100                questions of each category
-# --small is the same path, cut to what a laptop runs in some ten minutes with BFCL (the
+# --small is the same path, cut to what a laptop runs in twenty minutes with BFCL (the
 # conversations of BFCL_ENV take longer); its figures mean nothing.
 set -euo pipefail
 cd "$(dirname "$0")/../.."
