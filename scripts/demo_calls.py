@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from alia_ctx import workflow
-from alia_ctx.config.load import load_run
+from alia_ctx.config.load import load_run, read_config
 from alia_ctx.config.run import RunConfig
 from alia_ctx.demo.calls import write_calls
 from alia_ctx.errors import AliaError, DataError
@@ -41,8 +41,8 @@ def main() -> int:
     parser.add_argument("--only-data", action="store_true")
     arguments = parser.parse_args()
     try:
-        run = load_run(arguments.config)
-        root = Path(str(run.root))
+        # What is checked as a whole below names files that are made here first.
+        root = Path(str(read_config(arguments.config).get("root", ".")))
         text = root / "text"
         if not text.is_dir():
             raise DataError(f"{text}: no such directory; run `make demo` first")
@@ -51,7 +51,7 @@ def main() -> int:
             say(f"making {arguments.count:,} conversations and half as many texts")
             write_calls(chat, arguments.count, UNSEEN)
         if not arguments.only_data:
-            teach(arguments.config, run, chat)
+            teach(arguments.config, load_run(arguments.config), chat)
     except AliaError as error:
         print(f"{type(error).__name__}: {error}", file=sys.stderr)
         return error.exit_code
@@ -68,9 +68,11 @@ def teach(path: Path, run: RunConfig, chat: Path) -> None:
         torchrun(2, ["train", str(path), "--stage", stage])
     say(f"data and training took {time.monotonic() - began:.0f} s")
     for stage in list(run.stages)[-2:]:
-        last = str(finished_checkpoint(run, stage))
+        best = workflow.best_checkpoint(run, stage)
+        taken = finished_checkpoint(run, stage) if best is None else best.path
         made = run.directory("hf", stage)
-        torchrun(1, ["export-hf", last, str(made), "--dtype", "fp32", "--overwrite"])
+        words = ["export-hf", str(taken), str(made), "--dtype", "fp32", "--overwrite"]
+        torchrun(1, words)
         figures = measure(made, chat / "unseen.jsonl", chat / "tools.jinja")
         print(f"{stage}: {json.dumps(figures)}")
 

@@ -28,7 +28,13 @@ BROKEN = {
 OWN_TEXT = {"files.py", "identity.py", "manifest.py", "rendered_tokens.py"}
 OWN_TEXT |= {"same_source.py", "same_tokenizer.py", "special_tokens.py", "calls.py"}
 OWN_TEXT |= {"special_ids.py", "serving.py", "rendezvous.py", "json_values.py"}
-OWN_TEXT |= {"tokenizer.py", "dry_running.py", "dry_run.py", "roll_call.py"}
+OWN_TEXT |= {
+    "tokenizer.py",
+    "dry_running.py",
+    "dry_run.py",
+    "roll_call.py",
+    "presence.py",
+}
 
 
 @pytest.mark.parametrize("content", BROKEN.values(), ids=BROKEN)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -18,6 +19,7 @@ if TYPE_CHECKING:
     from alia_ctx.workflow.calls import AnsweringModel, ScoredModel
 
 ASKING = "How it is asked"
+_EITHER = "leave one of them out"
 
 
 def register(app: typer.Typer) -> None:
@@ -38,13 +40,14 @@ def evaluate_calls(
     data: Annotated[
         Path | None,
         typer.Option(
-            help="Folder of BFCL's files (default: of the installed bfcl-eval).",
+            help="Folder of BFCL's files (default: of the bfcl-eval of --bfcl-env, or of "
+            "the installed one).",
             parser=path,
         ),
     ] = None,
     categories: Annotated[
         list[str] | None,
-        typer.Option(help="Only these, as in simple_java,live_simple."),
+        typer.Option(help="Only these, as in simple_java,multi_turn_base."),
     ] = None,
     limit: Annotated[
         int | None, typer.Option(help="The first N cases of each category.", min=1)
@@ -84,11 +87,19 @@ def evaluate_calls(
             rich_help_panel=ASKING,
         ),
     ] = 8,
+    bfcl_env: Annotated[
+        Path | None,
+        typer.Option(
+            help="Environment with bfcl-eval (`make venv-bfcl`), whose own program asks "
+            "the multi-turn categories.",
+            parser=path,
+        ),
+    ] = None,
     multi_turn: Annotated[
         list[str] | None,
         typer.Option(
             metavar="[MODEL=]DIR",
-            help="Scores that `bfcl evaluate` wrote for the multi-turn categories.",
+            help="Scores that `bfcl evaluate` wrote elsewhere for these categories.",
         ),
     ] = None,
     output: Annotated[
@@ -106,8 +117,13 @@ def evaluate_calls(
     """Ask models for function calls, and print ALIA-40b-fc's table with its card's figures
     beside theirs. Answers are kept; started again it goes on.
     """
-    from alia_ctx.evaluation.function_calling import read_cases, read_multi_turn
+    from alia_ctx.evaluation.function_calling import (
+        MULTI_TURN,
+        read_cases,
+        read_multi_turn,
+    )
     from alia_ctx.progress import meter
+    from alia_ctx.workflow.call_conversations import BenchmarkProgram
     from alia_ctx.workflow.call_generation import CallSettings
     from alia_ctx.workflow.calls import evaluate_calls as evaluate
 
@@ -117,17 +133,32 @@ def evaluate_calls(
         raise _error("--template", template, "is the server's", "leave it out")
     if not math.isfinite(temperature):
         raise _error("--temperature", temperature, "is no temperature", "0 is greedy")
-    names = [n.strip() for c in categories or () for n in c.split(",") if n.strip()]
-    cases = read_cases(data, names, limit)
     settings = CallSettings(max_new_tokens, temperature, seed, function_names)
     asked = _models(models or [], endpoint, settings, template, batch_size)
+    names = [n.strip() for c in categories or () for n in c.split(",") if n.strip()]
+    turns_asked = [n for n in MULTI_TURN if not names or n in names]
+    program = None
+    if bfcl_env is not None and multi_turn:
+        raise _error("--multi-turn", multi_turn[0], "is asked by --bfcl-env", _EITHER)
+    if bfcl_env is not None and turns_asked:
+        program = BenchmarkProgram.find(bfcl_env, turns_asked, limit)
+    elif names and turns_asked and not multi_turn:
+        remedy = "name an environment that has it, --bfcl-env (`make venv-bfcl`)"
+        raise _error(
+            "--categories", turns_asked[0], "needs bfcl-eval's program", remedy
+        )
+    single = [name for name in names if name not in MULTI_TURN]
+    cases = read_cases(data or (program.data if program else None), single, limit)
+    if names and not single:
+        cases = replace(cases, cases=(), sizes={})
     turns = {
         name: read_multi_turn(folder)
         for name, folder in _named_folders(multi_turn or (), asked).items()
     }
     scored = []
+    total = len(cases.cases) + (program.conversations if program else 0)
     for name, model in asked.items():
-        with meter(name, len(cases.cases), "answers") as progress:
+        with meter(name, total, "answers") as progress:
             scored.append(
                 evaluate(
                     model,
@@ -135,13 +166,15 @@ def evaluate_calls(
                     settings,
                     (output or Path("evaluation/calls")) / name.replace("/", "_"),
                     multi_turn=turns.get(name),
+                    program=program,
+                    threads=batch_size,
                     progress=progress.update,
                 )
             )
     content = {
         "suite": suite,
         "data": cases.version,
-        "cases": len(cases.cases),
+        "cases": total,
         "limit": limit,
         "sizes": cases.sizes,
         "models": {name: s.to_json() for name, s in zip(asked, scored, strict=True)},
@@ -212,8 +245,19 @@ def _show(scored: dict[str, ScoredModel], content: dict[str, Any]) -> None:
                 reasons[reason] = reasons.get(reason, 0) + count
         wrong = ", ".join(f"{reason} {count}" for reason, count in reasons.items())
         typer.echo(f"{name}: template {model.template}; wrong: {wrong or 'nothing'}")
+        if model.unanswered:
+            count = sum(model.unanswered.values())
+            where = ", ".join(f"{key} {n}" for key, n in model.unanswered.items())
+            fault = f"; the first: {model.fault}" if model.fault else ""
+            typer.echo(
+                f"{name}: {count} questions were not answered, as they do not fit or the "
+                f"server refuses them, and count as wrong ({where}){fault}"
+            )
         if model.cut:
-            typer.echo(f"{name}: {model.cut} answers were cut at --max-new-tokens")
+            typer.echo(
+                f"{name}: {model.cut} answers were cut, {model.no_room} of them by the "
+                "end of the context and the others at --max-new-tokens"
+            )
         typer.echo(f"{name}: answers and scores in {model.directory}")
 
 

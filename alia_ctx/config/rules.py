@@ -13,6 +13,7 @@ from alia_ctx.checkpoint.manifest import MANIFEST
 from alia_ctx.config.base import model_problems
 from alia_ctx.config.budget import budget_problems, schedule_problems
 from alia_ctx.config.draft import Draft
+from alia_ctx.config.evaluation import METRICS
 from alia_ctx.config.places import place_problems
 from alia_ctx.config.run import (
     HELD_OUT,
@@ -170,6 +171,15 @@ def _text(draft: Draft, problems: Problems) -> None:
         f"evaluation.during={', '.join(on_text)} needs it",
         "name held-out text, set every_updates to 0, or measure what needs none "
         "(passkey, leak, retrieval with evaluation.retrieval.haystack=noise)",
+    )
+    best = draft.evaluation.best
+    keeps_any = any(s.pack.held_out_instances for s in draft.stages.values())
+    problems.need(
+        best is None or METRICS[best.metric] is not None or keeps_any,
+        "evaluation.best.metric",
+        best and best.metric,
+        "is of held-out conversations, and no stage holds any out",
+        "set pack.held_out_instances of the stage of conversations",
     )
     if draft.data is not None:
         problems.need(

@@ -8,6 +8,7 @@ import os
 import time
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -19,6 +20,13 @@ from alia_ctx.workflow.call_generation import CallSettings
 _TIMEOUT_SECONDS = 600.0
 _PAUSES_SECONDS = (1.0, 4.0, 16.0)
 _REFUSED = (400, 413, 422)  # the request itself, as where it is too long
+_FUNCTION = {
+    "name": "now",
+    "description": "The time.",
+    "parameters": {"type": "dict", "properties": {}, "required": []},
+}
+_ASKED = {"role": "user", "content": "What time is it?"}
+_SHORTEST = Case("a short question", "simple_python", (_ASKED,), (_FUNCTION,), None)
 
 
 class EndpointModel:
@@ -76,23 +84,25 @@ class EndpointModel:
     def answers(self, cases: Sequence[Case]) -> Iterator[list[tuple[str, Answer]]]:
         """Answers as they come, as many at a time as `concurrency`; in the cases' order.
 
-        DataError where the server refuses the first questions, or several at once: that
-        is how it was started, not how long they are.
+        DataError where the server refuses questions and also the shortest with a tool:
+        that is how it was started, not how long they are.
         """
-        accepted = False
         with ThreadPoolExecutor(self._concurrency) as pool:
             for start in range(0, len(cases), self._concurrency):
                 batch = cases[start : start + self._concurrency]
                 answers = list(pool.map(self._answer, batch))
                 refusals = [answer.fault for answer in answers if answer.fault]
-                if len(refusals) == len(batch) and (len(batch) > 1 or not accepted):
+                if len(refusals) == len(batch) and self._answer(_SHORTEST).fault:
                     raise DataError(
                         f"{self._url}, case {batch[0].id}: {refusals[0]}; correct how the "
                         "server is started (tools, context), or the model's name; answers "
                         "that are there are kept"
                     )
-                accepted = True
                 yield [(c.id, a) for c, a in zip(batch, answers, strict=True)]
+
+    def serving(self) -> AbstractContextManager[str]:
+        """Its address."""
+        return nullcontext(self._url)
 
     def _answer(self, case: Case) -> Answer:
         body: dict[str, Any] = {

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
+from functools import cached_property
+from itertools import batched, groupby
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +17,7 @@ from alia_ctx.data.tokens.tokenizer import HubTokenizer
 from alia_ctx.errors import CheckpointError, ConfigError, DataError, Problem
 from alia_ctx.evaluation.function_calling import Answer, Case, FunctionNames, tools_of
 from alia_ctx.files import checksum
+from alia_ctx.workflow.call_server import served
 from alia_ctx.workflow.evaluated_models import of_directory
 
 _END_OF_TURN = "<|im_end|>"
@@ -24,7 +28,7 @@ class CallSettings:
     """What decides an answer beside model and question.
 
     Args:
-        max_new_tokens: most tokens of an answer.
+        max_new_tokens: most tokens of an answer; the end of the context is one too.
         temperature: 0 is greedy.
         seed: of sampling; each case has a stream of its own, so that neither batches
             nor an interruption change what is drawn.
@@ -63,8 +67,9 @@ class TransformersModel:
         if model.tokenizer is None:
             raise DataError(f"{directory}: has no tokenizer; copy its files there")
         self.name, self.directory = model.name, directory
+        self.context = model.context
         self._settings, self._batch_size = settings, batch_size
-        self._context = model.context
+        self._has_table = model.limit is not None  # of positions
         self._tokenizer = HubTokenizer(directory)
         self._auto: Any = self._tokenizer.auto
         self.template = template or (
@@ -76,6 +81,7 @@ class TransformersModel:
             "tokenizer": self._tokenizer.fingerprint(),
             "template": self._chat.fingerprint,
             "precision": _precision(),
+            "answers_end": "at the context's end",
             "settings": settings,
         }
 
@@ -97,30 +103,74 @@ class TransformersModel:
         numbered = sorted(
             zip(cases, ids, strict=True), key=lambda pair: len(pair[1]), reverse=True
         )
-        longest = self._context - self._settings.max_new_tokens
         refused = [
-            (case.id, Answer("", fault=self._too_long(len(tokens))))
+            (case.id, Answer("", fault=self.too_long(len(tokens))))
             for case, tokens in numbered
-            if len(tokens) > longest
+            if len(tokens) >= self.context
         ]
         if refused:
             yield refused
-        left = numbered[len(refused) :]
-        if not left:
-            return
-        writer = _Writer(self.directory, self._auto, self._settings)
-        for start in range(0, len(left), self._batch_size):
-            batch = left[start : start + self._batch_size]
-            answers = writer.write([t for _, t in batch], [c.id for c, _ in batch])
-            yield [
-                (c.id, answer) for (c, _), answer in zip(batch, answers, strict=True)
-            ]
+        # A table of positions has no place for what a shorter neighbour still writes.
+        for _, alike in groupby(
+            numbered[len(refused) :],
+            key=lambda pair: self._room(pair[1]) if self._has_table else 0,
+        ):
+            for batch in batched(alike, self._batch_size):
+                names = [case.id for case, _ in batch]
+                answers = self.write([tokens for _, tokens in batch], names)
+                yield list(zip(names, answers, strict=True))
 
-    def _too_long(self, size: int) -> str:
+    def conversation_ids(self, asked: Conversation) -> list[int]:
+        """Token ids of a conversation, up to where the assistant's next words begin;
+        RowError where the template refuses it.
+        """
+        text = self._chat.render(asked, prompt=True)
+        return list(self._tokenizer.ids([text], split_special=False)[0])
+
+    def write(
+        self, prompts: Sequence[Sequence[int]], names: Sequence[str]
+    ) -> list[Answer]:
+        """Answers to prompts of token ids, each shorter than the context; `names` seed
+        their sampling. Fewer at a time where memory does not hold all of them.
+
+        DataError where it does not hold one.
+        """
+        import torch
+
+        try:
+            return self._writer.write(prompts, names, [self._room(p) for p in prompts])
+        except torch.OutOfMemoryError as error:
+            if len(prompts) == 1:
+                raise DataError(
+                    f"{self.directory}: memory does not hold a question of "
+                    f"{len(prompts[0]):,} tokens and its answer; take a larger GPU, or "
+                    "leave the category out; answers that are there are kept"
+                ) from error
+        half = len(prompts) // 2  # outside: the error holds what was allocated
+        torch.cuda.empty_cache()
+        return [
+            *self.write(prompts[:half], names[:half]),
+            *self.write(prompts[half:], names[half:]),
+        ]
+
+    @cached_property
+    def _writer(self) -> _Writer:
+        return _Writer(self.directory, self._auto, self._settings)
+
+    def _room(self, prompt: Sequence[int]) -> int:
+        """Most tokens of an answer."""
+        return min(self._settings.max_new_tokens, self.context - len(prompt))
+
+    def too_long(self, size: int) -> str:
+        """What is said of a prompt that leaves no room for an answer."""
         return (
-            f"a question of {size:,} tokens and an answer of "
-            f"{self._settings.max_new_tokens:,} do not fit into {self._context:,}"
+            f"a question of {size:,} tokens leaves no room for an answer in a context of "
+            f"{self.context:,}"
         )
+
+    def serving(self) -> AbstractContextManager[str]:
+        """The address at which it answers OpenAI's clients, on loopback."""
+        return served(self, self._batch_size)
 
 
 def _precision() -> str:
@@ -173,9 +223,15 @@ class _Writer:
         return list(dict.fromkeys(i for i in ids if i is not None))
 
     def write(
-        self, prompts: Sequence[Sequence[int]], names: Sequence[str]
+        self,
+        prompts: Sequence[Sequence[int]],
+        names: Sequence[str],
+        rooms: Sequence[int],
     ) -> list[Answer]:
-        """Answers to prompts of token ids; `names` seed their sampling."""
+        """Answers to prompts of token ids, of at most so many tokens; `names` seed their
+        sampling. None depends on its neighbours: all are written as long as the longest,
+        and cut.
+        """
         import torch
 
         width = max(map(len, prompts))
@@ -193,8 +249,12 @@ class _Writer:
                 input_ids=ids.to(self._device),
                 attention_mask=mask.to(self._device),
                 logits_processor=processors,
+                max_new_tokens=max(rooms),
             )
-        return [self._answer(row[width:].tolist()) for row in written]
+        return [
+            self._answer(row[width : width + room].tolist())
+            for row, room in zip(written, rooms, strict=True)
+        ]
 
     def _answer(self, tokens: list[int]) -> Answer:
         ends = [index for index, token in enumerate(tokens) if token in self._stops]

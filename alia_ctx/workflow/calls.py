@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -20,6 +21,7 @@ from alia_ctx.evaluation.function_calling import (
 from alia_ctx.evaluation.function_calling.scores import rows
 from alia_ctx.files import exclusive, write_json
 from alia_ctx.identity import sealed
+from alia_ctx.workflow.call_conversations import FOLDER, BenchmarkProgram
 from alia_ctx.workflow.call_generation import CallSettings
 
 SCORES = "scores.json"
@@ -34,6 +36,8 @@ class AnsweringModel(Protocol):
 
     def answers(self, cases: Sequence[Case]) -> Iterator[list[tuple[str, Answer]]]: ...
 
+    def serving(self) -> AbstractContextManager[str]: ...
+
 
 @dataclass(frozen=True)
 class ScoredModel:
@@ -41,6 +45,7 @@ class ScoredModel:
 
     Args:
         cut: answers that were still going on at their last token.
+        no_room: those among them that the end of the context cut.
         asked: how many were written now; the others were there.
     """
 
@@ -49,7 +54,19 @@ class ScoredModel:
     scores: dict[str, Score]
     directory: Path
     cut: int
+    no_room: int
     asked: int
+
+    @property
+    def unanswered(self) -> dict[str, int]:
+        """Questions that have no answer, and count as wrong, by category."""
+        counts = {name: score.unanswered for name, score in self.scores.items()}
+        return {name: count for name, count in counts.items() if count}
+
+    @property
+    def fault(self) -> str:
+        """Why the first of them has none."""
+        return next((score.fault for score in self.scores.values() if score.fault), "")
 
     def to_json(self) -> dict[str, Any]:
         """Rows in the card's order, categories with counts and reasons, summaries."""
@@ -77,6 +94,8 @@ class ScoredModel:
             },
             "summaries": summaries(self.scores),
             "cut": self.cut,
+            "no_room": self.no_room,
+            "unanswered": self.unanswered,
             "answers": str(self.directory),
         }
 
@@ -88,10 +107,14 @@ def evaluate_calls(
     directory: Path,
     *,
     multi_turn: Mapping[str, Score] | None = None,
+    program: BenchmarkProgram | None = None,
+    threads: int = 8,
     progress: Callable[[int], None] = lambda done: None,
 ) -> ScoredModel:
     """Ask a model what it was not asked yet, score all, and keep `scores.json`.
 
+    multi_turn: scores of the categories of several turns that were made elsewhere.
+    program: what asks these here, `threads` at a time.
     `progress` is told how many cases have an answer.
 
     IdentityError where the answers in `directory` are of another model, template, data
@@ -108,6 +131,15 @@ def evaluate_calls(
                 ledger.add(batch)
                 done += len(batch)
                 progress(done)
+        if program is not None:
+            multi_turn = program.scores(
+                model,
+                directory / FOLDER,
+                temperature=settings.temperature,
+                max_tokens=settings.max_new_tokens,
+                threads=threads,
+                progress=lambda conversations: progress(done + conversations),
+            )
         scores = score_answers(data.cases, ledger.answers, settings.names)
         asked = [ledger.answers[case.id] for case in data.cases]
         scored = ScoredModel(
@@ -116,6 +148,7 @@ def evaluate_calls(
             {**scores, **(multi_turn or {})},
             directory,
             sum(answer.cut for answer in asked),
+            sum(a.cut and 0 < a.tokens < settings.max_new_tokens for a in asked),
             len(left),
         )
         statement = {

@@ -210,13 +210,13 @@ def _evaluation(
         chat = conversation_evaluation(run, name, engine, beat)
 
     def measured() -> dict[str, Any]:
-        line = text() if text is not None else {}
+        line = text() if text is not None else {"metrics": {}}
         if chat is None:
             return line
         found = chat()
         values = (("conversation_loss", "loss"), ("calls_exact", "calls_exact"))
         metrics = {m: found[key] for m, key in values if found[key] is not None}
-        metrics |= line.get("metrics", {})
+        metrics |= line["metrics"]
         return {**line, "conversations": found, "metrics": metrics}
 
     return measured

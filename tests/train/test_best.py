@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import math
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from alia_ctx.config.evaluation import METRICS, BestConfig
+from alia_ctx.config.load import load_run
 from alia_ctx.train.best import improved
+from alia_ctx.workflow.training import _evaluation
 from tests.config.test_places import problems_of
 from tests.small_run import write_run
 
@@ -74,4 +77,18 @@ def test_every_metric_is_of_an_evaluator(tmp_path: Path, metric: str) -> None:
         "evaluation.every_updates=2",
         f"evaluation.during=[{METRICS[metric] or 'positions'}]",
     ]
-    assert problems_of(write_run(tmp_path), *overrides) == []
+    keys = [problem.key for problem in problems_of(write_run(tmp_path), *overrides)]
+    # The run holds no conversations out, so that no stage would ever have a best.
+    assert keys == ([] if METRICS[metric] else ["evaluation.best.metric"])
+
+
+def test_a_stage_that_measures_nothing_has_no_best(tmp_path: Path) -> None:
+    """As those before the one that holds conversations out."""
+    overrides = ["evaluation.during=[]", "evaluation.every_updates=1"]
+    run = load_run(write_run(tmp_path), overrides)
+    engine: Any = None  # nothing is asked of it
+    name = next(iter(run.stages))
+    line = _evaluation(run, name, engine, lambda: None)()
+    assert (
+        improved(BestConfig("calls_exact"), None, 1, line["metrics"].get("x")) is None
+    )

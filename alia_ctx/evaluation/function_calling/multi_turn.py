@@ -7,13 +7,17 @@ environment of its own.
 from __future__ import annotations
 
 import re
+from collections import Counter
 from pathlib import Path
+from typing import Any
 
 from alia_ctx.errors import ConfigError, DataError, Problem
-from alia_ctx.evaluation.function_calling.scores import MULTI_TURN, Score
+from alia_ctx.evaluation.function_calling.scores import MULTI_TURN, NO_ANSWER, Score
 from alia_ctx.files import parse_json
 
 _FILE = re.compile(rf"BFCL_v\d+_({'|'.join(MULTI_TURN)})_score\.json")
+# What bfcl-eval keeps in place of answers where the server refused the request itself.
+_REFUSED = re.compile(r"Error during inference: Error code: 4(00|13|22)\b")
 
 
 def read_multi_turn(directory: Path) -> dict[str, Score]:
@@ -50,15 +54,34 @@ def _score(file: Path) -> Score:
     try:
         with open(file, encoding="utf-8") as stream:
             head = parse_json(stream.readline())
-            wrong = sum(1 for line in stream if line.strip())
-        score = Score(head["correct_count"], head["total_count"])
-        if not isinstance(score.right, int) or score.right + wrong != score.total:
-            detail = f"{score.right} right and {wrong} wrong of {score.total}"
+            wrong = [parse_json(line) for line in stream if line.strip()]
+        reasons = [_reason(line) for line in wrong]
+        refused = [str(line["model_result"]) for line in wrong if _is_refused(line)]
+        score = Score(
+            head["correct_count"],
+            head["total_count"],
+            tuple(Counter(reasons).most_common()),
+            " ".join(refused[0].split())[:300] if refused else "",
+        )
+        if not isinstance(score.right, int) or score.right + len(wrong) != score.total:
+            detail = f"{score.right} right and {len(wrong)} wrong of {score.total}"
             raise ValueError(detail)
         if score.total < 1:
             raise ValueError("no cases")
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise DataError(
             f"{file}: is no score file of bfcl-eval ({error}); run `bfcl evaluate` again"
         ) from error
     return score
+
+
+def _is_refused(wrong: dict[str, Any]) -> bool:
+    return _REFUSED.match(str(wrong.get("model_result"))) is not None
+
+
+def _reason(wrong: dict[str, Any]) -> str:
+    """Why a conversation is wrong, in the benchmark's words; a refusal is its own."""
+    if _is_refused(wrong):
+        return NO_ANSWER
+    said = (wrong.get("error") or {}).get("error_type") or "multi_turn"
+    return str(said).removeprefix("multi_turn:")

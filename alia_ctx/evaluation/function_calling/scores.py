@@ -19,6 +19,7 @@ from alia_ctx.evaluation.function_calling.cases import Case
 from alia_ctx.evaluation.function_calling.checker import RIGHT, Verdict, check_calls
 from alia_ctx.evaluation.function_calling.tools import FunctionNames, shown_name
 
+NO_ANSWER = "no_answer"  # the reason of what does not fit, or a server refuses
 _Z = 1.959963984540054  # the 97.5% quantile of the normal distribution
 MULTI_TURN = (
     "multi_turn_base",
@@ -67,11 +68,21 @@ ROWS = (
 
 @dataclass(frozen=True)
 class Score:
-    """Right answers of a category, of how many, and the reasons of the wrong ones."""
+    """Right answers of a category, of how many, and the reasons of the wrong ones.
+
+    Args:
+        fault: why the first question without an answer has none.
+    """
 
     right: int
     total: int
     reasons: tuple[tuple[str, int], ...] = ()
+    fault: str = ""
+
+    @property
+    def unanswered(self) -> int:
+        """Questions without an answer: they do not fit, or a server refuses them."""
+        return dict(self.reasons).get(NO_ANSWER, 0)
 
     @property
     def accuracy(self) -> float:
@@ -167,7 +178,7 @@ def summaries(scores: Mapping[str, Score]) -> dict[str, float | None]:
 def verdict_of(case: Case, answer: Answer, names: FunctionNames) -> Verdict:
     """The verdict on one answer."""
     if answer.fault:
-        return Verdict(False, "no_answer", answer.fault)
+        return Verdict(False, NO_ANSWER, answer.fault)
     calls = calls_of(answer)
     if case.accepted is None:
         if bool(calls.calls) == case.wants_call:
@@ -201,6 +212,7 @@ def score_answers(
             sum(verdict.right for verdict in of_category),
             len(of_category),
             tuple(Counter(v.reason for v in of_category if not v.right).most_common()),
+            next((v.detail for v in of_category if v.reason == NO_ANSWER), ""),
         )
         for category, of_category in verdicts.items()
     }

@@ -1,12 +1,15 @@
-"""Our checker, tools and summaries against the original's own, in its environment.
+"""Our checker, tools and summaries against the original's own, in its environment; and
+its multi-turn categories, asked of a server that knows the answers of one conversation.
 
 `python -m benchmarks.bfcl_agreement` asks about all cases and 20,000 mutations.
 """
 
 from __future__ import annotations
 
+import ast
 import json
 from collections.abc import Iterator
+from pathlib import Path
 from random import Random
 from typing import Any
 
@@ -26,8 +29,16 @@ from alia_ctx.evaluation.function_calling.javascript_values import javascript_va
 from alia_ctx.evaluation.function_calling.scores import rows
 from tests.evaluation.function_calling.expressions import expressions
 from tests.evaluation.function_calling.mutations import CALLS, VALUES, mutated
-from tests.evaluation.function_calling.oracle import PYTHON, WHY_NOT, ask, data_folder
+from tests.evaluation.function_calling.oracle import (
+    ENVIRONMENT,
+    PYTHON,
+    WHY_NOT,
+    ask,
+    data_folder,
+)
+from tests.evaluation.function_calling.server import said, served
 from tests.evaluation.function_calling.test_checker import verdicts
+from tests.evaluation.function_calling.test_evaluate_calls import alia
 
 pytestmark = [
     pytest.mark.long,
@@ -168,3 +179,45 @@ def test_summaries(original: Any) -> None:
 
 def shown(value: float | None) -> str:
     return "N/A" if value is None else f"{value * 100:.2f}%"
+
+
+def test_conversations_are_asked_and_scored_by_the_original(tmp_path: Path) -> None:
+    """The first is answered call by call as the benchmark accepts it, the second never."""
+    file = "BFCL_v4_multi_turn_base.json"
+    first, *_ = (data_folder() / file).read_text().splitlines()
+    truth, *_ = (data_folder() / "possible_answer" / file).read_text().splitlines()
+    begins = json.loads(first)["question"][0][0]["content"]
+    turns = json.loads(truth)["ground_truth"]
+
+    def reply(body: dict[str, Any]) -> dict[str, Any]:
+        messages = body["messages"]
+        assert (body["max_tokens"], body["temperature"]) == (77, 0)
+        users = [one for one in messages if one["role"] == "user"]
+        if users[0]["content"] != begins or messages[-1]["role"] != "user":
+            return said("Done.")
+        return said(
+            None, *[call(text, body["tools"]) for text in turns[len(users) - 1]]
+        )
+
+    with served(reply) as url:
+        words = ["--endpoint", url, "--bfcl-env", ENVIRONMENT, "--limit", 2, "--json"]
+        words += ["--categories", "multi_turn_base", "--output", tmp_path]
+        words += ["--max-new-tokens", 77]
+        found = json.loads(alia("evaluate-calls", *words))["models"]["model"]
+    score = found["categories"]["multi_turn_base"]
+    assert (score["right"], score["total"]) == (1, 2)
+    assert score["wrong"] == {"empty_turn_model_response": 1}
+
+
+def call(text: str, tools: list[dict[str, Any]]) -> tuple[str, str]:
+    """A call as the benchmark writes it, in Python, as OpenAI has it."""
+    (statement,) = ast.parse(text).body
+    assert isinstance(statement, ast.Expr) and isinstance(statement.value, ast.Call)
+    assert isinstance(statement.value.func, ast.Name)
+    name = statement.value.func.id
+    (function,) = [t["function"] for t in tools if t["function"]["name"] == name]
+    names = list(function["parameters"]["properties"])
+    given = dict(zip(names, statement.value.args, strict=False))
+    given |= {str(one.arg): one.value for one in statement.value.keywords}
+    values = {key: ast.literal_eval(value) for key, value in given.items()}
+    return name, json.dumps(values)

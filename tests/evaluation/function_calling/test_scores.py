@@ -7,6 +7,7 @@ from math import comb, isclose
 from pathlib import Path
 
 import pytest
+from rich.console import Console
 
 from alia_ctx.errors import AliaError
 from alia_ctx.evaluation.function_calling import (
@@ -17,6 +18,7 @@ from alia_ctx.evaluation.function_calling import (
     Score,
     read_multi_turn,
     score_answers,
+    score_table,
     summaries,
 )
 from alia_ctx.evaluation.function_calling.scores import rows
@@ -180,3 +182,20 @@ def test_multi_turn_scores_that_are_none(tmp_path: Path) -> None:
     write_score(tmp_path / "two", MULTI_TURN[0], 1, 5)
     with pytest.raises(AliaError, match="has 2 score files of multi_turn_base"):
         read_multi_turn(tmp_path)
+
+
+def test_a_category_of_an_unfinished_row_is_shown() -> None:
+    """By itself, below the card's rows: nobody asks for what is not told."""
+    scores = {
+        "a": {"simple_java": Score(3, 4), "multiple": Score(1, 2)},
+        "b": {"multiple": Score(2, 2)},
+    }
+    console = Console(width=200)
+    with console.capture() as capture:
+        console.print(score_table(scores))
+    lines = [line for line in capture.get().splitlines() if "│" in line]
+    cells = [[c.strip() for c in line.strip("│").split("│")] for line in lines]
+    assert len(cells) == 15
+    assert cells[-1][:2] == ["simple_java", "of Simple AST, Non-Live"]
+    assert cells[-1][2].endswith("3/4")
+    assert cells[-1][3:] == ["not measured", ""]

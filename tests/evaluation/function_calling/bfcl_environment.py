@@ -1,0 +1,121 @@
+"""An environment that stands in for that of `bfcl-eval`: what our program of its
+multi-turn categories imports, with the shapes of the files that the real one writes.
+"""
+
+from __future__ import annotations
+
+import sysconfig
+import venv
+from pathlib import Path
+
+from alia_ctx.evaluation.function_calling import MULTI_TURN
+from tests.evaluation.function_calling.small_suite import write_lines, write_suite
+
+_FILES = {
+    "__init__.py": "",
+    "constants/__init__.py": "",
+    "constants/eval_config.py": """
+import os
+from pathlib import Path
+PROJECT_ROOT = Path(os.environ["BFCL_PROJECT_ROOT"])
+PROMPT_PATH = Path(__file__).parents[1] / "data"
+""",
+    "constants/model_config.py": """
+from dataclasses import dataclass
+MODEL_CONFIG_MAPPING = {}
+@dataclass
+class ModelConfig:
+    model_name: str
+    display_name: str
+    url: str
+    org: str
+    license: str
+    model_handler: object
+    input_price: object
+    output_price: object
+    is_fc_model: bool
+    underscore_to_dot: bool
+""",
+    "model_handler/__init__.py": "",
+    "model_handler/api_inference/__init__.py": "",
+    "model_handler/api_inference/openai_completion.py": """
+class OpenAICompletionsHandler: pass
+""",
+    "utils.py": """
+import json
+from bfcl_eval.constants.eval_config import PROMPT_PATH
+def load_dataset_entry(category):
+    return [json.loads(line) for line in open(PROMPT_PATH / f"BFCL_v4_{category}.json")]
+""",
+    # A question is one request; what the openai package would raise is kept as it is.
+    "_llm_response_generation.py": """
+import json, os, urllib.error, urllib.request
+from bfcl_eval.constants.eval_config import PROJECT_ROOT
+from bfcl_eval.constants.model_config import MODEL_CONFIG_MAPPING
+def main(args):
+    (name,) = args.model
+    folder = PROJECT_ROOT / "result" / name / "multi_turn"
+    folder.mkdir(parents=True, exist_ok=True)
+    wanted = json.loads((PROJECT_ROOT / "test_case_ids_to_generate.json").read_text())
+    for category, ids in wanted.items():
+        with open(folder / f"BFCL_v4_{category}_result.json", "a+") as stream:
+            stream.seek(0)
+            there = [json.loads(line)["id"] for line in stream]
+            for one in [one for one in ids if one not in there]:
+                answer = {"id": one, **asked(one, MODEL_CONFIG_MAPPING[name].model_name)}
+                stream.write(json.dumps(answer) + "\\n")
+def asked(one, model):
+    message = {"role": "user", "content": one}
+    parameters = {"type": "object", "properties": {}}
+    tool = {"type": "function", "function": {"name": "f", "parameters": parameters}}
+    body = json.dumps({"model": model, "messages": [message], "tools": [tool]}).encode()
+    try:
+        address = os.environ["OPENAI_BASE_URL"] + "/chat/completions"
+        with urllib.request.urlopen(address, body) as answer:
+            said = json.load(answer)["choices"][0]["message"]
+        return {"result": [[said.get("content")]]}
+    except urllib.error.HTTPError as error:
+        told = f"Error code: {error.code} - {error.read().decode()}"
+        kind = "InternalServerError" if error.code >= 500 else "BadRequestError"
+        return {"result": f"Error during inference: {told}", "traceback": f"openai.{kind}"}
+""",
+    "eval_checker/__init__.py": "",
+    "eval_checker/eval_runner.py": """
+import json
+from bfcl_eval.constants.eval_config import PROJECT_ROOT
+def main(models, categories, result_dir, score_dir, partial_eval):
+    for category in categories:
+        (file,) = (PROJECT_ROOT / result_dir / models[0]).rglob(f"*_{category}_result.json")
+        rows = [json.loads(line) for line in open(file)]
+        wrong = [row for row in rows if row["result"] != [["right"]]]
+        kind = "multi_turn:empty_turn_model_response"
+        head = {"correct_count": len(rows) - len(wrong), "total_count": len(rows)}
+        lines = [head, *(
+            {"id": row["id"], "valid": False, "error": {"error_type": kind},
+             "model_result": row["result"]} for row in wrong
+        )]
+        score = PROJECT_ROOT / score_dir / models[0] / f"BFCL_v4_{category}_score.json"
+        score.parent.mkdir(parents=True, exist_ok=True)
+        score.write_text("".join(json.dumps(line) + "\\n" for line in lines))
+""",
+}
+
+
+def write_environment(folder: Path, each: int = 3) -> Path:
+    """A virtual environment with `each` conversations of each multi-turn category, and
+    the small suite.
+    """
+    venv.create(folder, symlinks=True)
+    site = Path(sysconfig.get_path("purelib", vars={"base": str(folder)}))
+    for name, text in _FILES.items():
+        file = site / "bfcl_eval" / name
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_text(text)
+    data = write_suite(site / "bfcl_eval" / "data")
+    for category in MULTI_TURN:
+        rows = [{"id": f"{category}_{index}"} for index in range(each)]
+        write_lines(data / f"BFCL_v4_{category}.json", rows)
+    stated = site / "bfcl_eval-1.0.dist-info" / "METADATA"
+    stated.parent.mkdir()
+    stated.write_text("Metadata-Version: 2.1\nName: bfcl-eval\nVersion: 1.0\n")
+    return folder
