@@ -34,6 +34,7 @@ OWN_TEXT |= {
     "dry_run.py",
     "roll_call.py",
     "presence.py",
+    "bfcl_program.py",
 }
 
 
