@@ -22,8 +22,12 @@ PATIENCE = 3  # updates in a row
 
 @dataclass
 class Stragglers:
-    """Ranks that need `FACTOR` times the median for the same work, `PATIENCE` updates in a
-    row.
+    """Ranks that need `FACTOR` times the median, both as they are and for the same work,
+    `PATIENCE` updates in a row.
+
+    For the same work alone is not enough: time is not proportional to FLOPs where a
+    model is small or documents are short, and a rank with little to do would be slow by
+    being done a little later than its share says.
 
     A rank's own time is what it loads and computes before it waits for the others at the
     reduction of the gradients. The ranks of one copy of the model wait for each other
@@ -42,17 +46,19 @@ class Stragglers:
         seconds: this rank's own in this update.
         share: its work over the mean of all ranks; 0 where it had none.
         """
-        times = np.zeros(engine.world_size)
-        times[engine.rank] = seconds / share if share else 0.0
-        times = engine.sum_over_ranks(times)
+        both = np.zeros((2, engine.world_size))
+        if share:
+            both[:, engine.rank] = seconds, seconds / share
+        both = engine.sum_over_ranks(both)
         self._seen += 1
         if self._seen == 1:  # compiles, and meets the file system cold
             return {}
-        worked = np.sort(times[times > 0])
-        if worked.size < 2:
+        worked = np.sort(both[:, both[0] > 0], axis=1)
+        if worked.shape[1] < 2:
             return {}
         # Of two, the faster one is the rule and the slower the exception.
-        self._recent.append(times / worked[(worked.size - 1) // 2])
+        rule = worked[:, (worked.shape[1] - 1) // 2]
+        self._recent.append((both / rule[:, None]).min(axis=0))
         if len(self._recent) < PATIENCE:
             return {}
         least = np.min(np.stack(list(self._recent)), axis=0)
