@@ -17,12 +17,10 @@ import torch
 
 from alia_ctx.cluster.findings import Finding, broken, good, weak
 from alia_ctx.errors import LayoutError
-from alia_ctx.nn.attention_kernels import resolve_kernel
+from alia_ctx.nn.attention_kernels import choose_kernel
 
 # What constraints.txt pins, and with what all tests run.
 TESTED = {"torch": "2.13.0", "megatron-core": "0.19.2", "transformers": "5.23.0"}
-# On a Hopper the fastest are twice as fast as what torch brings (docs/gpu.md).
-_FASTEST = {9: ("flash3", "flash4"), 10: ("flash4",)}
 _FILES = 4096
 Device = Literal["auto", "cpu", "cuda"]
 _SHARED_MEMORY = 1 << 30
@@ -102,18 +100,19 @@ def kernel() -> Finding:
     """Which attention kernel `auto` takes here, and whether there are faster ones."""
     device = "cuda" if torch.cuda.is_available() else "cpu"
     try:
-        name = resolve_kernel("auto", device).name
+        choice = choose_kernel("auto", device)
     except LayoutError as error:
         reason = " ".join(str(error).split())
         return broken("attention", reason, "install flash-attn-4[cu13] (docs/gpu.md)")
+    name = choice.kernel.name
     if device == "cpu":
         return good("attention", f"{name}, for tests and small models")
-    capability = torch.cuda.get_device_capability()[0]
-    fastest = _FASTEST.get(capability, (name,))
-    if name in fastest:
+    if not choice.passed_over:
         return good("attention", f"{name}, of the fastest for this GPU")
-    remedy = f"install {' or '.join(fastest)} (docs/gpu.md)"
-    return weak("attention", f"{name}, about half as fast as the best here", remedy)
+    why = (
+        f"{name}, about half as fast as the best here: {'; '.join(choice.passed_over)}"
+    )
+    return weak("attention", why, "install what is missing (docs/gpu.md)")
 
 
 def limits() -> Iterator[Finding]:

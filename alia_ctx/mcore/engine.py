@@ -46,7 +46,7 @@ from alia_ctx.mcore.owned_state import (
 )
 from alia_ctx.mcore.runtime import Ranks
 from alia_ctx.nn.activation_offload import offload_activations
-from alia_ctx.nn.attention_kernels import resolve_kernel
+from alia_ctx.nn.attention_kernels import choose_kernel
 from alia_ctx.nn.context_parallel import Balance
 from alia_ctx.spec.execution import Precision, Recompute
 from alia_ctx.spec.layout import Layout
@@ -74,6 +74,7 @@ class MegatronEngine(Ranks):
         chunk: what upstream's schedules drive: the module in its wrappers.
         optimizer: the stage's optimizer, or None.
         kernel: name of the attention kernel that was chosen.
+        kernels_passed_over: why no faster ones were.
         passes: forward and backward over rows.
 
     Raises LayoutError, before any memory is taken, where the layout fits neither model,
@@ -101,7 +102,8 @@ class MegatronEngine(Ranks):
                 "\n".join(["the layout does not fit", *(f"  {p}" for p in problems)])
             )
         on_gpu = (device := torch.device(torch.cuda.current_device()).type) == "cuda"
-        self.kernel = resolve_kernel(engine.attention, device).name
+        choice = choose_kernel(engine.attention, device)
+        self.kernel, self.kernels_passed_over = choice.kernel.name, choice.passed_over
         super().__init__(layout, seed, engine.timeout_minutes)
         self._staging = Staging()
         options = ModelOptions(

@@ -79,6 +79,16 @@ class Kernel:
     attend: Attend
 
 
+@dataclass(frozen=True)
+class KernelChoice:
+    """A kernel, and why no faster one of this GPU was taken: a line each, with package and
+    remedy; none where it is as fast as any, or was asked for by name.
+    """
+
+    kernel: Kernel
+    passed_over: tuple[str, ...] = ()
+
+
 def varlen_attention(
     q_qhd: Tensor,
     k_kgd: Tensor,
@@ -95,6 +105,11 @@ def varlen_attention(
 
 
 def resolve_kernel(name: str, device_type: str) -> Kernel:
+    """The kernel of `choose_kernel`, whose arguments and errors these are."""
+    return choose_kernel(name, device_type).kernel
+
+
+def choose_kernel(name: str, device_type: str) -> KernelChoice:
     """The kernel called `name` for tensors on `device_type` ("cuda" or "cpu").
 
     `auto` takes the fastest importable one on a GPU and `reference` on a CPU; it never
@@ -103,7 +118,9 @@ def resolve_kernel(name: str, device_type: str) -> Kernel:
     made for the device.
     """
     if name == "auto":
-        return _fastest() if device_type == "cuda" else _KERNELS["reference"].load()
+        if device_type == "cuda":
+            return _fastest()
+        return KernelChoice(_KERNELS["reference"].load())
     if name not in _KERNELS:
         raise LayoutError(
             f"attention kernel {name!r} is unknown; choose one of auto, {', '.join(_KERNELS)}"
@@ -113,26 +130,30 @@ def resolve_kernel(name: str, device_type: str) -> Kernel:
         raise LayoutError(
             f"attention kernel {name} needs a GPU and this is {device_type}; use reference or auto"
         )
-    return source.load()
+    return KernelChoice(source.load())
 
 
-def _fastest() -> Kernel:
-    missing = []
-    for name in _preference(torch.cuda.get_device_capability()):
+def _fastest() -> KernelChoice:
+    missing: dict[str, str] = {}
+    special = _SPECIAL.get(torch.cuda.get_device_capability()[0], ())
+    for name in (*special, *_GENERAL):
         try:
-            return _KERNELS[name].load()
+            kernel = _KERNELS[name].load()
         except LayoutError as error:
-            missing.append(str(error))
-    raise LayoutError("no attention kernel for this GPU:\n  " + "\n  ".join(missing))
+            missing[name] = str(error)
+            continue
+        # Kernels of one kind are about as fast as each other (docs/benchmarks/gpu.md).
+        faster = () if name in special else special
+        return KernelChoice(kernel, tuple(missing[other] for other in faster))
+    raise LayoutError(
+        "no attention kernel for this GPU:\n  " + "\n  ".join(missing.values())
+    )
 
 
-def _preference(capability: tuple[int, int]) -> tuple[str, ...]:
-    """Kernels that support the GPU, fastest first:
-
-    FA3 is Hopper's own, FA4 is for data-centre Blackwell and Hopper.
-    """
-    special = {9: ("flash3", "flash4"), 10: ("flash4",), 11: ("flash4",)}
-    return *special.get(capability[0], ()), "flash2", "torch_varlen"
+# By the GPU's generation, its own kernels, twice as fast as those for any: FA3 is
+# Hopper's, FA4 is for data-centre Blackwell and Hopper.
+_SPECIAL = {9: ("flash3", "flash4"), 10: ("flash4",), 11: ("flash4",)}
+_GENERAL = ("flash2", "torch_varlen")  # the same kernel, FlashAttention 2
 
 
 @dataclass(frozen=True)
@@ -149,14 +170,12 @@ class _Source:
     def load(self) -> Kernel:
         try:
             function = getattr(importlib.import_module(self.module), self.function)
-        except (
-            ImportError,
-            AttributeError,
-            OSError,
-        ) as error:  # OSError: a library built for another torch
+        except Exception as error:
+            # A package that is there in part, or built for another torch, fails with
+            # errors of any type while it is imported.
             raise LayoutError(
                 f"attention kernel {self.name} needs {self.module}.{self.function} "
-                f"({error}); {self.remedy}"
+                f"({type(error).__name__}: {' '.join(str(error).split())}); {self.remedy}"
             ) from error
         return Kernel(self.name, self.adapt(function))
 

@@ -96,6 +96,26 @@ class StageFacts:
         """Whether a checkpoint of the last update is there."""
         return self.ledger is not None and int(self.ledger["updates"]) >= self.updates
 
+    @property
+    def kernels(self) -> list[str]:
+        """Attention kernels of its starts, in their order."""
+        found = (line["kernel"] for line in self.lines if "kernel" in line)
+        return list(dict.fromkeys(map(str, found)))
+
+    @property
+    def slower_kernels(self) -> list[str]:
+        """Sentences on starts that took no faster kernel, and why."""
+        said = dict.fromkeys(
+            (str(line.get("kernel")), *map(str, line["kernels_passed_over"]))
+            for line in self.lines
+            if isinstance(line.get("kernels_passed_over"), list)
+        )
+        return [
+            f"{self.name} ran on {kernel}, about half as fast as the best of its GPU: "
+            f"{'; '.join(why)}."
+            for kernel, *why in said
+        ]
+
     def values(self, *names: str) -> list[float]:
         """A number of every line of the log that has it, in order; names lead inward."""
         out = []

@@ -152,6 +152,7 @@ def speed(facts: RunFacts) -> str:
         [
             stage.name,
             stage.layout,
+            ", ".join(stage.kernels) or "-",
             html.number(median(stage.values("seconds")), 3),
             html.number(median(stage.values("tokens_per_second")), 0),
             html.number(median(stage.values("tokens_per_second_per_rank")), 0),
@@ -163,14 +164,23 @@ def speed(facts: RunFacts) -> str:
         ]
         for stage in logged
     ]
-    heads = ["stage", "layout", "s an update", "tokens/s", "tokens/s a rank", "MFU"]
+    heads = [
+        "stage",
+        "layout",
+        "attention",
+        "s an update",
+        "tokens/s",
+        "tokens/s a rank",
+        "MFU",
+    ]
     heads += ["MFU (6N)", "imbalance", "memory (GiB)", "in all"]
     table = html.table(
         heads,
         rows,
         caption="Medians over the updates of each stage; memory is the peak of a rank. "
         "MFU is useful FLOPs over the peak that the configuration names; imbalance is "
-        "the work of the fullest data-parallel rank over the mean.",
+        "the work of the fullest data-parallel rank over the mean."
+        + "".join(f" {why}" for stage in logged for why in stage.slower_kernels),
         how=how,
     )
     names = [stage.name for stage in logged]

@@ -33,10 +33,17 @@ class MetricsLog(AbstractContextManager["MetricsLog"]):
     Args:
         lines: the open file; None on the ranks that write nothing.
         sinks: where the numbers go besides, by slash-joined names.
+        about: what the first line that is written says besides, to the file alone.
     """
 
-    def __init__(self, lines: JsonLines | None, sinks: Sequence[Writer] = ()) -> None:
+    def __init__(
+        self,
+        lines: JsonLines | None,
+        sinks: Sequence[Writer] = (),
+        about: Mapping[str, Any] | None = None,
+    ) -> None:
         self._lines, self._sinks = lines, tuple(sinks)
+        self._about: Mapping[str, Any] = about or {}
 
     @property
     def past_losses(self) -> list[float]:
@@ -48,7 +55,8 @@ class MetricsLog(AbstractContextManager["MetricsLog"]):
 
     def write(self, line: Mapping[str, Any]) -> None:
         if self._lines is not None:
-            self._lines.append(line)
+            self._lines.append({**line, **self._about})
+            self._about = {}
         for sink in self._sinks:
             sink.write(line["update"], flatten(line))
 

@@ -40,7 +40,8 @@ def _open(task: StageTask, update: int, notice: Callable[[str], None]) -> Metric
     sinks = open_sinks(
         task.sinks, task.directory, task.run, task.name, task.config, notice, update
     )
-    return MetricsLog(JsonLines(metrics_file(task.directory), update, notice), sinks)
+    lines = JsonLines(metrics_file(task.directory), update, notice)
+    return MetricsLog(lines, sinks, task.about)
 
 
 def remarkable(line: Mapping[str, Any]) -> Iterator[str]:

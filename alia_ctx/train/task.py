@@ -39,6 +39,7 @@ class StageTask:
             `ChatTemplate.statement` has it; None where it is trained on none.
         configured: what the configuration's tokenizer is now, file by file, which the
             origin's is compared with; None where it is not at hand.
+        about: what the first line of the log after each start says besides.
         later: gives the directories of begun stages that follow from this one.
         planned_updates: updates of a stage of conversations, which its plan says; None
             where the stage's settings do, and before it is packed.
@@ -62,6 +63,7 @@ class StageTask:
     configured: Callable[[], Mapping[str, str] | None] = lambda: None
     planned_updates: int | None = None
     origin_checkpoints: Path | None = None
+    about: Mapping[str, Any] = field(default_factory=dict)
     later: Callable[[], Sequence[Path]] = lambda: ()
 
     @property

@@ -20,7 +20,12 @@ if TYPE_CHECKING:
         finished_checkpoint,
         unknown_tokenizer,
     )
-    from alia_ctx.workflow.checking import check_all, check_end, check_vocabulary
+    from alia_ctx.workflow.checking import (
+        check_all,
+        check_end,
+        check_vocabulary,
+        kernel_notes,
+    )
     from alia_ctx.workflow.comparing_rope import (
         base_rope,
         compare_rope,
@@ -97,6 +102,7 @@ _MODULES = {
             "check_all",
             "check_end",
             "check_vocabulary",
+            "kernel_notes",
         ),
         "workflow.comparing_rope": (
             "base_rope",
@@ -218,6 +224,7 @@ __all__ = [
     "finished_checkpoint",
     "how_to_import",
     "keep_page",
+    "kernel_notes",
     "launch",
     "left_out_ropes",
     "lines_of",

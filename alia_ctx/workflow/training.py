@@ -124,12 +124,16 @@ def train(run: RunConfig, name: str, *, exit_before: float | None = None) -> Pat
         )
         tokens = _bar_tokens(stage, plan, plan.updates)
         bar = entered.enter_context(meter(f"train {name}", tokens, "token", shown=main))
+        about: dict[str, Any] = {"kernel": engine.kernel}
+        if engine.kernels_passed_over:
+            about["kernels_passed_over"] = list(engine.kernels_passed_over)
         trainer = StageTrainer(
             dataclasses.replace(
                 task,
                 tokenizer=data.tokenizer,
                 configured=lambda: data.configured,
                 chat_template=data.chat_template,
+                about=about,
             ),
             engine,
             plan,

@@ -49,6 +49,10 @@ def training_block(
         f"recompute {stage.recompute}",
         f"  engine  {engine.device.type}, {run.engine.precision}, attention by "
         f"{engine.kernel}",
+        *(
+            f"          not by a faster one: {why}"
+            for why in engine.kernels_passed_over
+        ),
         f"  plan    {plan.updates:,} updates of {len(plan):,} rows, {tokens:,} tokens: "
         f"{plan.directory}",
         f"  start   {start}",

@@ -16,8 +16,11 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from alia_ctx.errors import LayoutError
-from alia_ctx.nn import attention_kernels
-from alia_ctx.nn.attention_kernels import VarlenSpec, resolve_kernel, varlen_attention
+from alia_ctx.nn.attention_kernels import (
+    VarlenSpec,
+    resolve_kernel,
+    varlen_attention,
+)
 from alia_ctx.nn.attention_reference import Tile, blocked_attention, tiles
 from tests import dense
 
@@ -322,40 +325,3 @@ def test_a_missing_kernel_names_package_and_remedy(
         match=rf"kernel {name} needs flash_attn\S*\.flash_attn_varlen_func.*name another",
     ):
         resolve_kernel(name, "cuda")
-
-
-def test_an_unknown_kernel_and_a_gpu_kernel_on_a_cpu() -> None:
-    with pytest.raises(
-        LayoutError, match="'flsh2' is unknown; choose one of auto, flash4"
-    ):
-        resolve_kernel("flsh2", "cpu")
-    with pytest.raises(LayoutError, match="torch_varlen needs a GPU"):
-        resolve_kernel("torch_varlen", "cpu")
-
-
-def test_auto_is_the_reference_on_a_cpu_only(
-    monkeypatch: pytest.MonkeyPatch, modules: Any
-) -> None:
-    assert resolve_kernel("auto", "cpu").name == "reference"
-    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda: (9, 0))
-    for module in (
-        "flash_attn",
-        "flash_attn.cute",
-        "flash_attn_interface",
-        "torch.nn.attention.varlen",
-    ):
-        monkeypatch.setitem(sys.modules, module, None)
-    with pytest.raises(
-        LayoutError, match=r"no attention kernel for this GPU:(\n  .*){4}"
-    ):
-        resolve_kernel("auto", "cuda")
-    modules("torch.nn.attention.varlen", varlen_attn=lambda *a, **k: None)
-    assert resolve_kernel("auto", "cuda").name == "torch_varlen"
-    modules("flash_attn_interface", flash_attn_varlen_func=lambda *a, **k: None)
-    assert resolve_kernel("auto", "cuda").name == "flash3"
-
-
-def test_every_gpu_generation_has_a_preference_without_the_reference() -> None:
-    for capability in ((8, 0), (9, 0), (10, 0), (12, 0)):
-        names = attention_kernels._preference(capability)
-        assert names and "reference" not in names

@@ -1,0 +1,102 @@
+"""Which attention kernel is taken, and what is said of those that are not."""
+
+from __future__ import annotations
+
+import sys
+import types
+from typing import Any
+
+import pytest
+import torch
+
+from alia_ctx.errors import LayoutError
+from alia_ctx.nn.attention_kernels import choose_kernel, resolve_kernel
+
+
+@pytest.fixture
+def modules(monkeypatch: pytest.MonkeyPatch) -> Any:
+    def install(name: str, **members: Any) -> None:
+        module = types.ModuleType(name)
+        module.__dict__.update(members)
+        monkeypatch.setitem(sys.modules, name, module)
+
+    return install
+
+
+def test_an_unknown_kernel_and_a_gpu_kernel_on_a_cpu() -> None:
+    with pytest.raises(
+        LayoutError, match="'flsh2' is unknown; choose one of auto, flash4"
+    ):
+        resolve_kernel("flsh2", "cpu")
+    with pytest.raises(LayoutError, match="torch_varlen needs a GPU"):
+        resolve_kernel("torch_varlen", "cpu")
+
+
+def test_auto_is_the_reference_on_a_cpu_only(
+    monkeypatch: pytest.MonkeyPatch, modules: Any
+) -> None:
+    assert resolve_kernel("auto", "cpu").name == "reference"
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda: (9, 0))
+    for module in (
+        "flash_attn",
+        "flash_attn.cute",
+        "flash_attn_interface",
+        "torch.nn.attention.varlen",
+    ):
+        monkeypatch.setitem(sys.modules, module, None)
+    with pytest.raises(
+        LayoutError, match=r"no attention kernel for this GPU:(\n  .*){4}"
+    ):
+        resolve_kernel("auto", "cuda")
+    modules("torch.nn.attention.varlen", varlen_attn=lambda *a, **k: None)
+    assert resolve_kernel("auto", "cuda").name == "torch_varlen"
+    modules("flash_attn_interface", flash_attn_varlen_func=lambda *a, **k: None)
+    assert resolve_kernel("auto", "cuda").name == "flash3"
+
+
+@pytest.mark.parametrize("generation", [8, 9, 10, 12])
+def test_no_gpu_gets_the_reference_by_itself(
+    generation: int, monkeypatch: pytest.MonkeyPatch, modules: Any
+) -> None:
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda: (generation, 0))
+    modules("torch.nn.attention.varlen", varlen_attn=lambda *a, **k: None)
+    assert resolve_kernel("auto", "cuda").name in ("flash2", "flash4", "torch_varlen")
+
+
+class _Breaks:
+    """A module that is there in part: what it is asked for raises."""
+
+    def __init__(self, error: Exception) -> None:
+        self._error = error
+
+    def __getattr__(self, name: str) -> Any:
+        raise self._error
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        ImportError("No module named 'cutlass'"),
+        OSError("undefined symbol"),
+        RuntimeError("built for another torch"),
+        TypeError("unexpected argument"),
+        KeyError("sm_90a"),
+    ],
+)
+def test_a_faster_kernel_that_is_there_in_part_is_no_surprise(
+    error: Exception, monkeypatch: pytest.MonkeyPatch, modules: Any
+) -> None:
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda: (9, 0))
+    for module in ("flash_attn_interface", "flash_attn"):
+        monkeypatch.setitem(sys.modules, module, None)
+    monkeypatch.setitem(sys.modules, "flash_attn.cute", _Breaks(error))  # type: ignore[arg-type]
+    modules("torch.nn.attention.varlen", varlen_attn=lambda *a, **k: None)
+    choice = choose_kernel("auto", "cuda")
+    assert choice.kernel.name == "torch_varlen"
+    flash3, flash4 = choice.passed_over
+    assert flash3.startswith("attention kernel flash3 needs") and "hopper/" in flash3
+    assert type(error).__name__ in flash4 and "install flash-attn-4" in flash4
+    # What is asked for by name is no surprise, and what is as fast as any neither.
+    assert choose_kernel("torch_varlen", "cuda").passed_over == ()
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda: (8, 0))
+    assert choose_kernel("auto", "cuda").passed_over == ()

@@ -1,0 +1,40 @@
+"""What `check` says of the machine that it runs on."""
+
+from __future__ import annotations
+
+import shutil
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from alia_ctx.config.load import load_run
+from alia_ctx.workflow import kernel_notes
+from tests.small_run import write_run
+
+
+def test_a_machine_without_gpus_needs_no_kernel(tmp_path: Path) -> None:
+    assert kernel_notes(load_run(write_run(tmp_path))) == []
+
+
+@pytest.mark.parametrize(
+    "asked, said",
+    [
+        ("auto", "by torch_varlen, about half as fast as the best: .*flash4 needs"),
+        ("flash4", "engine.attention=flash4: .*install flash-attn-4"),
+    ],
+)
+def test_a_slower_kernel_is_said_before_the_queue(
+    asked: str, said: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import re
+
+    monkeypatch.setattr(shutil, "which", lambda name: f"/usr/bin/{name}")
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda: (9, 0))
+    for module in ("flash_attn_interface", "flash_attn", "flash_attn.cute"):
+        monkeypatch.setitem(sys.modules, module, None)
+    run: Any = load_run(write_run(tmp_path), [f"engine.attention={asked}"])
+    assert re.search(said, " | ".join(kernel_notes(run)))
