@@ -3,6 +3,8 @@ by item, and a profile.
 
     python benchmarks/gpu_step.py --case 5:32768:none --case 4:163840:full [--profile] > step.md
 
+    python benchmarks/gpu_step.py --model smollm2 --vocabulary 49152 --case 30:32768:none
+
 A case is layers:context:recompute[:row], the row `one` document (default) or `web`:
 half of it one document, the rest of lengths like filtered web text. Each case runs in a
 process of its own, through the product's engine in bf16 with fp32 gradients and
@@ -74,6 +76,23 @@ def alia_stack(layers: int, vocabulary: int) -> ModelSpec:
     )
 
 
+def smollm2(layers: int, vocabulary: int) -> ModelSpec:
+    """SmolLM2-135M's sizes; all of it has 30 layers and a vocabulary of 49,152."""
+    return ModelSpec(
+        num_hidden_layers=layers,
+        hidden_size=576,
+        intermediate_size=1536,
+        num_attention_heads=9,
+        num_key_value_heads=3,
+        head_dim=64,
+        vocab_size=vocabulary,
+        tie_word_embeddings=True,
+    )
+
+
+STACKS = {"alia": alia_stack, "smollm2": smollm2}
+
+
 def make_row(case: Case, vocabulary: int) -> PackedRow:
     generator = np.random.default_rng(0)
     lengths = [case.context] if case.row == "one" else [case.context // 2]
@@ -139,13 +158,18 @@ class Memory:
 
 
 def measure(
-    case: Case, vocabulary: int, repeats: int, attention: str, profile: bool
+    case: Case,
+    vocabulary: int,
+    repeats: int,
+    attention: str,
+    profile: bool,
+    stack: str = "alia",
 ) -> dict[str, Any]:
     settings = EngineConfig(attention=attention)
     with Distributed(settings):
         rates = [matrix_rate()]
         torch.cuda.empty_cache()
-        model = alia_stack(case.layers, vocabulary)
+        model = STACKS[stack](case.layers, vocabulary)
         engine = MegatronEngine(
             model,
             ROPE,
@@ -262,6 +286,7 @@ def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("--case", action="append", required=True)
     parser.add_argument("--vocabulary", type=int, default=8192)
+    parser.add_argument("--model", choices=STACKS, default="alia")
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--attention", default="auto")
     parser.add_argument(
@@ -281,6 +306,7 @@ def main() -> None:
             options.repeats,
             options.attention,
             options.profile,
+            options.model,
         )
         print(json.dumps(result))
         return
