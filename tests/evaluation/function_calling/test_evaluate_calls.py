@@ -106,7 +106,7 @@ def test_a_server_that_stops_and_is_started_again(suite: Path, tmp_path: Path) -
         asked.append(body["messages"][-1]["content"])
         return 404 if dead and len(asked) > 9 else right_reply(body)
 
-    words = ["--data", suite, "--output", tmp_path / "out", "--batch-size", 3, "--json"]
+    words = ["--data", suite, "--output", tmp_path / "out", "--batch-size", 3]
     with served(dies) as url:
         with pytest.raises(AliaError, match=r"status 404.*answers are kept"):
             alia("evaluate-calls", "--endpoint", url, *words)
@@ -114,7 +114,7 @@ def test_a_server_that_stops_and_is_started_again(suite: Path, tmp_path: Path) -
         assert kept == 9
         asked.clear()
         dead.clear()  # it is well again
-        found = json.loads(alia("evaluate-calls", "--endpoint", url, *words))
+        found = json.loads(alia("evaluate-calls", "--endpoint", url, *words, "--json"))
     assert len(asked) == 26 - 9
     assert {row["accuracy"] for row in found["models"]["model"]["rows"]} == {1, None}
     elsewhere = pytest.raises(AliaError, match=r"model\.endpoint")  # another, maybe
@@ -247,8 +247,8 @@ def test_a_model_that_has_learned_the_answers(suite: Path, tmp_path: Path) -> No
     model.save_pretrained(tuned)
     out = tmp_path / "out"
     words = ["--data", suite, "--output", out, "--categories", ",".join(names)]
-    words += ["--limit", 1, "--max-new-tokens", 150, "--json", "--template", template]
-    found = json.loads(alia("evaluate-calls", base, tuned, *words))["models"]
+    words += ["--limit", 1, "--max-new-tokens", 150, "--template", template]
+    found = json.loads(alia("evaluate-calls", base, tuned, *words, "--json"))["models"]
     rights = {
         name: [score["right"] for score in found[name]["categories"].values()]
         for name in found
