@@ -46,7 +46,7 @@ def write_tokenizer(folder: Path, text: Path) -> Path:
 
 def samples(tokenizer: Any, texts: list[str]) -> SampleRows:
     """The samples of RETRIEVAL at both lengths, as the evaluation makes them."""
-    settings = retrieval_settings(RETRIEVAL)
+    settings = retrieval_settings(RETRIEVAL, True)
 
     def encode(text: str) -> list[int]:
         return tokenizer(text, add_special_tokens=False).input_ids

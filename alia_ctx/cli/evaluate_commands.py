@@ -6,7 +6,7 @@ It takes the ranks that torchrun or srun started, and finds a layout for them.
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -59,7 +59,8 @@ def evaluate(
     context: Annotated[
         list[str] | None,
         typer.Option(
-            help="Tokens shown at a time, as in 8192,32768 (default: its own)."
+            help="Tokens shown at a time, as in 8192,32768 (default: a stage's own; of models "
+            "without a run the first one's)."
         ),
     ] = None,
     update: Annotated[
@@ -153,8 +154,13 @@ def evaluate(
         if stage:
             raise _error("--stage", stage[0], "is of a run", "name the run's YAML")
         chosen = names or (["positions", "blocks"] if text else [])
+        if haystack == "text" and not text:
+            remedy = "name held-out text with --text, or leave it out: noise hides them"
+            raise _error("--haystack", haystack, "there is no text to hide in", remedy)
+        if documents is not None and documents < 1:
+            raise _error("--documents", documents, "must be at least 1", "64 is usual")
         asked = workflow.Asked(
-            evaluators=_evaluators(chosen, retrieval),
+            evaluators=_evaluators(chosen, retrieval or _asks(given, names)),
             texts=tuple(map(str, text or ())),
             contexts=tuple(_contexts(context or ())),
             documents=64 if documents is None else documents,
@@ -177,7 +183,8 @@ def evaluate(
         changes += [f"engine.precision={precision}"] if precision else []
         configured = load_run(config, overrides or (), stages=stage or ())
         run = load_run(config, [*(overrides or ()), *changes], stages=stage or ())
-        chosen = _evaluators(names or run.evaluation.measure, retrieval)
+        measured = names or run.evaluation.measure
+        chosen = _evaluators(measured, retrieval or _asks(given, measured))
         made = workflow.evaluation_task(
             run, stage or (), _contexts(context or ()), chosen, contrast, configured
         )
@@ -271,6 +278,11 @@ def _contexts(values: Sequence[str]) -> list[int]:
             )
         contexts.append(int(digits))
     return sorted(set(contexts))
+
+
+def _asks(given: Mapping[str, Any], names: Sequence[str]) -> bool:
+    """Whether options of retrieval ask for it: nothing else that is measured heeds them."""
+    return bool(given) and not {"retrieval", "passkey"} & set(names)
 
 
 def _evaluators(names: Sequence[str], retrieval: bool) -> tuple[str, ...]:

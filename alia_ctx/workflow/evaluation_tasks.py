@@ -35,12 +35,13 @@ Names = tuple[str, ...]
 _NEEDS_TOKENIZER = ("retrieval", "passkey")
 
 
-def retrieval_settings(config: RetrievalConfig) -> RetrievalSettings:
+def retrieval_settings(config: RetrievalConfig, has_text: bool) -> RetrievalSettings:
+    """What hides the needles is the text; where there is none, noise, and it says so."""
     return RetrievalSettings(
         tasks=tuple(config.tasks or RULER),
         languages=tuple(config.languages),
         samples=config.samples,
-        haystack=config.haystack,
+        haystack=config.haystack if has_text else "noise",
         digits=config.digits,
     )
 
@@ -65,7 +66,7 @@ def run_measurement(
         edges=evaluation_edges(run, native),
         native=native,
         vocab_size=run.model.vocab_size,
-        retrieval=retrieval_settings(run.evaluation.retrieval),
+        retrieval=retrieval_settings(run.evaluation.retrieval, text is not None),
         encode=encode,
         prefix=prefix() if run.data.prepend_bos else (),
         haystack=haystack_of(text, lambda: tokenizer().auto, max([*contexts, prefer])),
@@ -283,6 +284,9 @@ def _stage_task(
     if not measurement.length and measurement.text is not None:
         length = longest_measurable(measurement.text, shown) or 0
         measurement = replace(measurement, length=length)
+    # What is asked beyond the contexts of base and stages has bands of its own.
+    beyond = [context for context in shown if context > measurement.edges[-1]]
+    measurement = replace(measurement, edges=(*measurement.edges, *beyond))
     return run_task(run, evaluations, measurement)
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
@@ -77,6 +77,9 @@ def models_task(paths: Sequence[Path], asked: Asked, directory: Path) -> Evaluat
     _refuse(models, contexts)
     for model in models:  # what a tokenizer or the text lacks is said before any work
         measurement(model.name)
+    for note in dict.fromkeys(_notes(models, asked, contexts, measurement)):
+        if is_main():
+            say(f"note: {note}")
     evaluations = [
         Evaluation(f"{model.name} at {context:,}", model, context, asked.evaluators)
         for model in models
@@ -91,6 +94,31 @@ def models_task(paths: Sequence[Path], asked: Asked, directory: Path) -> Evaluat
         layout=asked.layout,
         marked=True,
     )
+
+
+def _notes(
+    models: Sequence[EvaluatedModel],
+    asked: Asked,
+    contexts: Sequence[int],
+    measurement: Callable[[str], Measurement],
+) -> Iterator[str]:
+    """What is measured otherwise than one may think, in sentences."""
+    own = sorted({model.context for model in models})
+    if not asked.contexts and len(own) > 1:
+        yield (
+            f"all models are shown {contexts[0]:,} tokens, the first one's own; "
+            f"--context {','.join(map(str, own))} shows each its own too"
+        )
+    for model in models:
+        on = measurement(model.name)
+        if on.text is None:
+            if "retrieval" in asked.evaluators:
+                yield "there is no --text, so that noise hides what retrieval asks for"
+        elif short := int((on.text.lengths < on.length).sum()):
+            yield (
+                f"{short:,} of {len(on.text.lengths):,} documents are shorter than "
+                f"{on.length:,} tokens in the ids of {model.name} and are left out"
+            )
 
 
 def _refuse(models: Sequence[EvaluatedModel], contexts: Sequence[int]) -> None:
@@ -140,7 +168,7 @@ def _models_measurement(
         edges=tuple(sorted({0, native, *contexts})),
         native=native,
         vocab_size=model.vocab_size,
-        retrieval=retrieval_settings(asked.retrieval),
+        retrieval=retrieval_settings(asked.retrieval, text is not None),
         encode=encode,
         prefix=prefix() if bos else (),
         haystack=haystack_of(

@@ -119,7 +119,7 @@ def _samples(exported: str, settings: Any, context: int) -> SampleRows:
         ids: list[int] = _tokenizer(exported)(text, add_special_tokens=False).input_ids
         return ids
 
-    return SampleRows(retrieval_settings(settings), (), encode, context)
+    return SampleRows(retrieval_settings(settings, True), (), encode, context)
 
 
 def _answer(job: tuple[str, Any, int, SampleSpec]) -> bool:
