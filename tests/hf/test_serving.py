@@ -211,6 +211,59 @@ def test_what_is_no_call_stays_content_in_both(text: str) -> None:
         assert parsed(text + STOP, cuts) == (text, [])
 
 
+ENDS = (STOP, "</s>")
+
+
+@given(
+    said=st.lists(words | st.sampled_from(ENDS), max_size=5).map("".join),
+    given=st.lists(words | st.sampled_from(ENDS), max_size=5).map("".join),
+    last=st.sampled_from((STOP, "</s>", f"{STOP}</s>", f"\n{STOP}\n", "")),
+    cuts=pieces,
+)
+@settings(max_examples=40)
+@example(said=f"a turn ends with {STOP} here", given="<s>b</s> c", last=STOP, cuts=())
+def test_an_end_in_the_text_is_text(
+    said: str, given: str, last: str, cuts: tuple[int, ...]
+) -> None:
+    """As tokens that end a turn are text where a tokenizer spells them out; the last one,
+    and blanks before it, are none of the answer.
+    """
+    assume(not said.rstrip().endswith(ENDS))
+    call = json.dumps({"name": "f", "arguments": {given: [given]}}, ensure_ascii=False)
+    text = f"{said}<tool_call>\n{call}\n</tool_call>{last}"
+    for sizes in ((), cuts):
+        content, found = parsed(text, sizes)
+        assert content.rstrip() == said.rstrip()
+        assert found == [("f", {given: [given]})]
+        assert parsed(f"{said}{last}", sizes)[0].rstrip() == said.rstrip()
+
+
+@pytest.mark.parametrize("last", [STOP, f"{STOP}\n", f"</s>{STOP}"])
+def test_a_call_that_ends_with_the_turn(last: str) -> None:
+    text = '<tool_call>\n{"name": "f", "arguments": {"a": "</s>"}}'
+    for cuts in ((), (1,) * len(text + last)):
+        content, found = parsed(text + last, cuts)
+        assert not content.strip() and found == [("f", {"a": "</s>"})]
+        content, found = parsed(f"{text}{last} more{STOP}", cuts)
+        assert content.endswith(" more") and found == [("f", {"a": "</s>"})]
+
+
+@pytest.mark.parametrize(
+    ("nested", "is_read"), [(90, True), (200, False), (3_000, False)]
+)
+def test_what_is_nested_too_deep_stays_content(nested: int, is_read: bool) -> None:
+    """Python's reader of JSON raises at some thousands, and the request with it."""
+    for begin, end in (("[", "]"), ('{"[": ', "}"), ('["]", [], ', "]")):
+        value = begin * nested + "1" + end * nested
+        call = f'{{"name": "f", "arguments": {{"a": {value}}}}}'
+        text = f"a<tool_call>{call}</tool_call>"
+        content, found = parsed(text + STOP)
+        if is_read:
+            assert (content, found) == ("a", [("f", json.loads(call)["arguments"])])
+        else:
+            assert (content, found) == (text, [])
+
+
 def test_one_bad_call_among_good_ones_loses_none_of_them() -> None:
     good, bad = '{"name": "f", "arguments": {}}', '{"name": f}'
     text = f"<tool_call>{good}</tool_call>\n<tool_call>{bad}</tool_call>"
