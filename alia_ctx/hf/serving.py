@@ -196,7 +196,8 @@ def complete(
 # A call by its grammar (RFC 8259), as patterns of the `regex` library, with which
 # transformers compiles a response template. Its `json` content raises on what is none,
 # and the request with it, so a region may open only before a call that is whole; what is
-# not stays content, as with vLLM. `</tool_call>` in a string ends the call there too.
+# not stays content, as with vLLM. `</tool_call>` in a string ends the call there too; a
+# token that ends turns does not: as text it stands in strings and between words.
 # Atomic throughout: a stream matches anew with every token.
 _STRING = (
     r'"(?:[^"\\\x00-\x1f<]++|<(?!/tool_call>)|\\(?:["\\/bfnrt]|u[0-9a-fA-F]{4}))*+"'
@@ -217,8 +218,18 @@ _DEFINITIONS = "".join(
         rf'(?P<other>{_BLANK}"(?!name"|arguments")[^"\\\x00-\x1f]*+"{_BLANK}:(?&item))',
         rf'(?P<name>{_BLANK}"name"{_BLANK}:{_BLANK}(?&string){_BLANK})',
         rf'(?P<arguments>{_BLANK}"arguments"{_BLANK}:{_BLANK}(?&object){_BLANK})',
+        r'(?P<t>(?:[^"\[\]{}]++|"(?:[^"\\]++|\\.)*+")*+)',  # text between brackets
         r")",
     )
+)
+# Python's parser fails on what is nested too deep (RecursionError), wherever its limit is.
+_DEEPEST = 100
+_NOT_TOO_DEEP = (
+    rf"(?={_BLANK}"
+    + r"[\[{](?&t)(?:" * _DEEPEST
+    + r"(?!)"
+    + r"(?&t))*+[\]}]" * _DEEPEST
+    + ")"
 )
 _CALL = (
     rf"{_BLANK}\{{(?:(?&other),)*+"
@@ -238,8 +249,9 @@ def response_template(
         ends: special tokens that end it.
         special: special tokens, of which the header may have some.
     """
-    end = "|".join(map(regex.escape, ends))
-    stop = f"(?:{CLOSE}|{end})" if ends else CLOSE
+    token = "|".join(map(regex.escape, ends)) or r"(?!)"
+    # A call without its tag is over at a token, wherever: a stream opened it there.
+    stop = f"(?:{CLOSE}|{token})"
     content: dict[str, Any] = {
         "content": "text",
         "content_args": {"strip": False},
@@ -248,15 +260,18 @@ def response_template(
         "join": "",
     }
     if ends:
-        content["close_pattern"] = rf"\s*(?:{end})"
+        content["close_pattern"] = rf"(?<!\s)\s*+(?:(?:{token})\s*+)++\Z"
     return {
         "defaults": {"role": "assistant"},
         "start_anchor_pattern": _anchor(header, special),
         "fields": {
             "tool_calls": {
                 # Blanks before a call are no content.
-                "open_pattern": rf"{_DEFINITIONS}\s*{OPEN}(?={_CALL}{stop})",
-                "close": [CLOSE, *ends],
+                "open_pattern": (
+                    rf"{_DEFINITIONS}(?<!\s)\s*+{OPEN}{_NOT_TOO_DEEP}(?={_CALL}{stop})"
+                ),
+                # After the call that begins here, or was streamed before.
+                "close_pattern": rf"{_DEFINITIONS}\G(?:{_CALL})?+\K{stop}",
                 "repeats": True,
                 "content": "json",
                 "transform": {
