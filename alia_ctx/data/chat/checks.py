@@ -105,7 +105,11 @@ def _lacking(function: dict[str, Any], arguments: dict[str, Any]) -> list[str]:
     schema = function.get("parameters") or function.get("arguments")
     required = schema.get("required") if isinstance(schema, dict) else None
     names = required if isinstance(required, list) else []
-    return [str(name) for name in names if name not in arguments]
+    for name in names:
+        if not isinstance(name, str):
+            detail = f"{function['name']!r} requires {str(name)[:60]}, which is no name"
+            raise RowError("unparsable_tools", detail)
+    return [name for name in names if name not in arguments]
 
 
 def _require_results(messages: tuple[Message, ...]) -> None:

@@ -137,6 +137,34 @@ ROWS: list[tuple[Any, str, str]] = [
         "unparsable_call",
         "brackets",
     ),
+    # Braces twice are a set of what cannot be hashed, to Python.
+    (talk(U, calls(call("g", "{{'a': 'x'}}"))), "unparsable_call", "no JSON"),
+    (talk(U, {**A, "tool_calls": "{{'name': 'g'}}"}), "unparsable_call", "{{"),
+    (
+        {"messages": [U, {"role": "assistant", "function_calls": "g(a={[1]: 2})"}]},
+        "unparsable_call",
+        "no value",
+    ),
+    (
+        {
+            "system": json.dumps(TOOLS),
+            "conversations": [
+                {"from": "user", "value": "u"},
+                {"from": "assistant", "value": '[g(a={{"x": 1}})]'},
+            ],
+        },
+        "unparsable_call",
+        "no value",
+    ),
+    (
+        talk(
+            U,
+            calls(call()),
+            tools=[{"name": "g", "parameters": {"required": [["a"]]}}],
+        ),
+        "unparsable_tools",
+        "no name",
+    ),
 ]
 
 
