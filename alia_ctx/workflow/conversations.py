@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+import shutil
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -14,11 +16,15 @@ from alia_ctx.data.packing import (
     build_instance_plan,
     draw_held_out,
     held_out_statement,
+    held_out_there,
     write_held_out,
 )
 from alia_ctx.data.tokens import TokenStore
 from alia_ctx.errors import DataError
 from alia_ctx.workflow.chain import run_directory
+
+# Of a store, its index last: with that it is there.
+_SUFFIXES = (".bin", ".weights", ".said", ".idx")
 
 
 def pack_conversations(
@@ -40,24 +46,52 @@ def pack_conversations(
     stage = run.stage(name)
     if stage.update_instances is None or stage.epochs is None:
         raise DataError(f"stage {name} has no updates of conversations")
-    kept = None
-    if stage.pack.held_out_instances:
-        numbers = draw_held_out(stores, stage.pack, run.seed)
-        kept = write_held_out(run_directory(run).conversations(name), stores, numbers)
-    return build_instance_plan(
-        stores,
-        stage.pack,
-        stage.context,
-        stage.update_instances,
-        stage.epochs,
-        directory,
-        seed=run.seed,
-        conversations=kept,
-        held_out=held_out,
-        overwrite=overwrite,
-        trained=trained,
-        progress=progress,
-    )
+    prefix = run_directory(run).conversations(name)
+    with _held_out_aside(run, name, stores, prefix) as kept:
+        return build_instance_plan(
+            stores,
+            stage.pack,
+            stage.context,
+            stage.update_instances,
+            stage.epochs,
+            directory,
+            seed=run.seed,
+            conversations=kept,
+            held_out=held_out,
+            overwrite=overwrite,
+            trained=trained,
+            progress=progress,
+        )
+
+
+@contextmanager
+def _held_out_aside(
+    run: RunConfig, name: str, stores: Mapping[str, TokenStore], prefix: Path
+) -> Iterator[TokenStore | None]:
+    """The store of the conversations that a stage holds out, or None. It is beside its
+    place until the plan is there: a plan that is refused leaves that of a trained stage.
+    """
+    spec = run.stage(name).pack
+    if not spec.held_out_instances:
+        yield None
+        return
+    numbers = draw_held_out(stores, spec, run.seed)
+    if (there := held_out_there(prefix, stores, numbers)) is not None:
+        yield there
+        return
+    aside = prefix.parent / f".{prefix.name}.incomplete"
+    shutil.rmtree(aside, ignore_errors=True)  # of a killed one: packing has the lock
+    try:
+        yield write_held_out(aside / prefix.name, stores, numbers)
+        for suffix in _SUFFIXES:
+            new = aside / f"{prefix.name}{suffix}"
+            old = prefix.with_name(new.name)
+            if new.is_file():
+                new.replace(old)
+            else:
+                old.unlink(missing_ok=True)
+    finally:
+        shutil.rmtree(aside, ignore_errors=True)
 
 
 def open_conversation_plan(

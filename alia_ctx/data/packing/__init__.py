@@ -9,7 +9,11 @@ from alia_ctx.data.packing.build_instances import (
     held_out_statement,
 )
 from alia_ctx.data.packing.contamination import Contamination, find_contamination
-from alia_ctx.data.packing.duplicates import duplicates_of, write_held_out
+from alia_ctx.data.packing.duplicates import (
+    duplicates_of,
+    held_out_there,
+    write_held_out,
+)
 from alia_ctx.data.packing.instances import (
     draw_held_out,
     held_out_shares,
@@ -46,6 +50,7 @@ __all__ = [
     "find_repeats",
     "held_out_shares",
     "held_out_statement",
+    "held_out_there",
     "plan_table",
     "read_statement",
     "repeats_table",
