@@ -137,6 +137,7 @@ ROWS: list[tuple[Any, str, str]] = [
         "unparsable_call",
         "brackets",
     ),
+    (b'{"messages": ' + b"9" * 5000 + b"}", "invalid_json", "5,000 digits"),
     # Braces twice are a set of what cannot be hashed, to Python.
     (talk(U, calls(call("g", "{{'a': 'x'}}"))), "unparsable_call", "no JSON"),
     (talk(U, {**A, "tool_calls": "{{'name': 'g'}}"}), "unparsable_call", "{{"),
@@ -312,3 +313,11 @@ def test_what_only_the_tokenizer_shows_is_counted_too(tmp_path: Path) -> None:
     [row] = conversion.left_out.rows
     assert str(row).startswith(f"{path}:1: too_long: ")
     assert "60 are allowed" in str(row)
+
+
+def test_an_integer_that_python_cannot_hold_in_an_array(tmp_path: Path) -> None:
+    path = tmp_path / "rows.json"
+    path.write_text(f'[{{"messages": {"9" * 5000}}}, {json.dumps(talk(U, A))}]')
+    conversion = ChatConversion([str(path)])
+    assert len([*conversion.conversations()]) == 1
+    assert [str(row) for row in conversion.left_out.rows][0].startswith(f"{path}#0: ")
