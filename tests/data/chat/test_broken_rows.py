@@ -12,6 +12,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from alia_ctx.data.chat import ChatConversion, ChatEncoder
+from alia_ctx.data.chat.forms import read_record
 from alia_ctx.data.chat.rows import read_rows
 from alia_ctx.data.documents import ChatSpec
 from alia_ctx.errors import DataError
@@ -136,6 +137,21 @@ ROWS: list[tuple[Any, str, str]] = [
         },
         "unparsable_call",
         "brackets",
+    ),
+    (talk(U, calls(*[call()] * 3), T, T, A), "call_without_result", "2 results of 3"),
+    (
+        talk(
+            U,
+            {
+                "role": "assistant",
+                "tool_calls": [{"id": n, "function": call()} for n in "abc"],
+            },
+            T,
+            T,
+            A,
+        ),
+        "call_without_result",
+        "2 results of 3",
     ),
     (b'{"messages": ' + b"9" * 5000 + b"}", "invalid_json", "5,000 digits"),
     # Braces twice are a set of what cannot be hashed, to Python.
@@ -320,4 +336,13 @@ def test_an_integer_that_python_cannot_hold_in_an_array(tmp_path: Path) -> None:
     path.write_text(f'[{{"messages": {"9" * 5000}}}, {json.dumps(talk(U, A))}]')
     conversion = ChatConversion([str(path)])
     assert len([*conversion.conversations()]) == 1
-    assert [str(row) for row in conversion.left_out.rows][0].startswith(f"{path}#0: ")
+    [row] = conversion.left_out.rows
+    assert str(row).startswith(f"{path}#0: ")
+
+
+def test_results_are_in_the_order_of_their_calls() -> None:
+    asked = [{"id": n, "function": call()} for n in "ab"]
+    answers = [{**T, "content": n.upper(), "tool_call_id": n} for n in "ba"]
+    turns = talk(U, {"role": "assistant", "tool_calls": asked}, *answers, A)
+    read = read_record(turns)
+    assert [message.content for message in read.messages[2:4]] == ["A", "B"]
