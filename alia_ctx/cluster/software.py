@@ -115,6 +115,22 @@ def kernel() -> Finding:
     return weak("attention", why, "install what is missing (docs/gpu.md)")
 
 
+def kernel_notes(asked: str) -> list[str]:
+    """That faster attention kernels than the one for `engine.attention` are not taken, and
+    why, or that it is not there; nothing without a GPU.
+    """
+    if not torch.cuda.is_available():
+        return []
+    try:
+        choice = choose_kernel(asked, "cuda")
+    except LayoutError as error:
+        return [f"engine.attention={asked}: {error}"]
+    return [
+        f"attention here is by {choice.kernel.name}, about half as fast as the best: {why}"
+        for why in choice.passed_over
+    ]
+
+
 def limits() -> Iterator[Finding]:
     """Open files, and the shared memory that NCCL takes between GPUs of a node."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)

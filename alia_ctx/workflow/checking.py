@@ -12,7 +12,7 @@ from pathlib import Path
 
 from alia_ctx.config.run import HELD_OUT, RunConfig
 from alia_ctx.data.tokens import TokenStore, vocabulary_problems
-from alia_ctx.errors import AliaError, ConfigError, LayoutError, Problem, Problems
+from alia_ctx.errors import AliaError, ConfigError, Problem, Problems
 from alia_ctx.hf import assets, targets
 from alia_ctx.workflow.chain import check_trained, run_directory
 from alia_ctx.workflow.stores import require_same_text, text_sources
@@ -145,21 +145,11 @@ def _place_problems(run: RunConfig) -> Problems:
 
 def kernel_notes(run: RunConfig) -> list[str]:
     """What a person should know of the attention kernel on this machine, where it has
-    GPUs: that faster ones are not taken, and why; that the one asked for is not there.
+    GPUs.
     """
     if shutil.which("nvidia-smi") is None:
         return []
-    import torch  # which takes seconds that a machine without GPUs need not wait
+    # Imports torch, for whose seconds a machine without GPUs need not wait.
+    from alia_ctx.cluster.software import kernel_notes
 
-    from alia_ctx.nn.attention_kernels import choose_kernel
-
-    if not torch.cuda.is_available():
-        return []
-    try:
-        choice = choose_kernel(run.engine.attention, "cuda")
-    except LayoutError as error:
-        return [f"engine.attention={run.engine.attention}: {error}"]
-    return [
-        f"attention here is by {choice.kernel.name}, about half as fast as the best: {why}"
-        for why in choice.passed_over
-    ]
+    return kernel_notes(run.engine.attention)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+import shutil
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -14,11 +16,18 @@ from alia_ctx.data.packing import (
     build_instance_plan,
     draw_held_out,
     held_out_statement,
+    held_out_there,
+    kept_out_statement,
+    read_statement,
     write_held_out,
 )
 from alia_ctx.data.tokens import TokenStore
 from alia_ctx.errors import DataError
 from alia_ctx.workflow.chain import run_directory
+from alia_ctx.workflow.stores import open_stores
+
+# Of a store, its index last: with that it is there.
+_SUFFIXES = (".bin", ".weights", ".said", ".idx")
 
 
 def pack_conversations(
@@ -40,24 +49,54 @@ def pack_conversations(
     stage = run.stage(name)
     if stage.update_instances is None or stage.epochs is None:
         raise DataError(f"stage {name} has no updates of conversations")
-    kept = None
-    if stage.pack.held_out_instances:
-        numbers = draw_held_out(stores, stage.pack, run.seed)
-        kept = write_held_out(run_directory(run).conversations(name), stores, numbers)
-    return build_instance_plan(
-        stores,
-        stage.pack,
-        stage.context,
-        stage.update_instances,
-        stage.epochs,
-        directory,
-        seed=run.seed,
-        conversations=kept,
-        held_out=held_out,
-        overwrite=overwrite,
-        trained=trained,
-        progress=progress,
-    )
+    require_kept_out(run, name)
+    prefix = run_directory(run).conversations(name)
+    with _held_out_aside(run, name, stores, prefix) as kept:
+        return build_instance_plan(
+            stores,
+            stage.pack,
+            stage.context,
+            stage.update_instances,
+            stage.epochs,
+            directory,
+            seed=run.seed,
+            conversations=kept,
+            held_out=held_out,
+            kept_out=kept_out_of(run, name),
+            overwrite=overwrite,
+            trained=trained,
+            progress=progress,
+        )
+
+
+@contextmanager
+def _held_out_aside(
+    run: RunConfig, name: str, stores: Mapping[str, TokenStore], prefix: Path
+) -> Iterator[TokenStore | None]:
+    """The store of the conversations that a stage holds out, or None. It is beside its
+    place until the plan is there: a plan that is refused leaves that of a trained stage.
+    """
+    spec = run.stage(name).pack
+    if not spec.held_out_instances:
+        yield None
+        return
+    numbers = draw_held_out(stores, spec, run.seed)
+    if (there := held_out_there(prefix, stores, numbers)) is not None:
+        yield there
+        return
+    aside = prefix.parent / f".{prefix.name}.incomplete"
+    shutil.rmtree(aside, ignore_errors=True)  # of a killed one: packing has the lock
+    try:
+        yield write_held_out(aside / prefix.name, stores, numbers)
+        for suffix in _SUFFIXES:
+            new = aside / f"{prefix.name}{suffix}"
+            old = prefix.with_name(new.name)
+            if new.is_file():
+                new.replace(old)
+            else:
+                old.unlink(missing_ok=True)
+    finally:
+        shutil.rmtree(aside, ignore_errors=True)
 
 
 def open_conversation_plan(
@@ -69,6 +108,7 @@ def open_conversation_plan(
     held_out: TokenStore | None,
 ) -> PackPlan:
     """The plan of a stage of conversations, compared with what it was made from."""
+    require_kept_out(run, name)
     stage = run.stage(name)
     kept = held_out_conversations(run, name) if stage.pack.held_out_instances else None
     return PackPlan.open(
@@ -81,9 +121,67 @@ def open_conversation_plan(
         epochs=stage.epochs,
         seen=[],
         held_out=held_out_statement(
-            kept, held_out if stage.pack.drop_contaminated else None
+            kept,
+            held_out if stage.pack.drop_contaminated else None,
+            kept_out=kept_out_of(run, name),
         ),
     )
+
+
+def kept_out_of(run: RunConfig, name: str) -> dict[str, np.ndarray]:
+    """Numbers of the conversations of a stage's sources that other stages of the run hold
+    out, and it does not itself; rising. No stage trains on what one of them measures.
+
+    DataError where a source of such a stage is not tokenised: which conversations it
+    holds out depends on all of them.
+    """
+    drawn = run.stage(name).pack.drawn_from(run.data.sources)
+    kept_out: dict[str, np.ndarray] = {}
+    for other, stage in run.stages.items():
+        shared = set(drawn) & set(stage.pack.drawn_from(run.data.sources))
+        if other == name or not stage.pack.held_out_instances or not shared:
+            continue
+        numbers = _held_out_numbers(run, other, f"{name} reads the same sources")
+        for source in shared & numbers.keys():
+            kept_out[source] = np.union1d(
+                kept_out.get(source, np.empty(0, np.int64)), numbers[source]
+            )
+    if kept_out and run.stage(name).pack.held_out_instances:
+        for source, own in _held_out_numbers(run, name, "it is packed").items():
+            if source in kept_out:
+                kept_out[source] = np.setdiff1d(kept_out[source], own)
+    return kept_out
+
+
+def _held_out_numbers(run: RunConfig, name: str, why: str) -> dict[str, np.ndarray]:
+    try:
+        return draw_held_out(open_stores(run, name), run.stage(name).pack, run.seed)
+    except DataError as error:
+        raise DataError(
+            f"stage {name} holds conversations out, and {why}: {error}"
+        ) from error
+
+
+def require_kept_out(run: RunConfig, name: str) -> None:
+    """DataError where the plan of another stage that is there has what this one holds
+    out: it would be measured on what it was trained on.
+    """
+    if not run.stage(name).pack.held_out_instances:
+        return
+    for other in run.stages:
+        directory = run_directory(run).plan(other)
+        if other == name or not directory.is_dir():
+            continue
+        wanted = kept_out_statement(kept_out_of(run, other))
+        stated = read_statement(directory).identity.get("held_out") or ""
+        if wanted is not None and wanted not in stated.split("+"):
+            raise DataError(
+                f"{directory}: the plan of stage {other} has conversations that stage "
+                f"{name} holds out, which would be measured as if never seen; pack "
+                f"{other} again (--overwrite; what was trained on it, too), give {name} "
+                f"other sources (stages.{name}.pack.sources), or set "
+                f"stages.{name}.pack.held_out_instances to 0"
+            )
 
 
 def held_out_conversations(run: RunConfig, name: str) -> TokenStore:

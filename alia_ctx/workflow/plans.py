@@ -21,6 +21,7 @@ from alia_ctx.data.packing import (
     build_plan,
     find_contamination,
     find_repeats,
+    held_out_statement,
     read_statement,
 )
 from alia_ctx.data.tokens import (
@@ -31,7 +32,11 @@ from alia_ctx.files import exclusive
 from alia_ctx.progress import meter, say
 from alia_ctx.train.stage_identity import PLAN
 from alia_ctx.workflow.chain import require_free_to_go_on, run_directory
-from alia_ctx.workflow.conversations import open_conversation_plan, pack_conversations
+from alia_ctx.workflow.conversations import (
+    kept_out_of,
+    open_conversation_plan,
+    pack_conversations,
+)
 from alia_ctx.workflow.stores import (
     has_store,
     open_store,
@@ -128,6 +133,7 @@ def _plan(run: RunConfig, name: str, *, overwrite: bool) -> PackPlan:
             seen=seen,
             unused=[source for source in run.data.sources if source not in stores],
             held_out=_held_out_store(run),
+            kept_out=kept_out_of(run, name),
             overwrite=overwrite,
             trained=trained,
             progress=lambda what, done: bar.update(done, what),
@@ -211,7 +217,7 @@ def open_plan(run: RunConfig, name: str) -> PackPlan:
         rows=stage.rows,
         rows_per_update=stage.rows_per_update,
         seen=_plans_before(run, name, directory),
-        held_out=held_out.fingerprint if held_out else None,
+        held_out=held_out_statement(held_out, kept_out=kept_out_of(run, name)),
     )
 
 

@@ -105,7 +105,11 @@ def _lacking(function: dict[str, Any], arguments: dict[str, Any]) -> list[str]:
     schema = function.get("parameters") or function.get("arguments")
     required = schema.get("required") if isinstance(schema, dict) else None
     names = required if isinstance(required, list) else []
-    return [str(name) for name in names if name not in arguments]
+    for name in names:
+        if not isinstance(name, str):
+            detail = f"{function['name']!r} requires {str(name)[:60]}, which is no name"
+            raise RowError("unparsable_tools", detail)
+    return [name for name in names if name not in arguments]
 
 
 def _require_results(messages: tuple[Message, ...]) -> None:
@@ -123,6 +127,15 @@ def _require_results(messages: tuple[Message, ...]) -> None:
             detail = f"{where}: {len(results)} results of {len(message.calls)} calls"
             raise RowError("result_without_call", detail)
         asked = [call.id for call in message.calls if call.id is not None]
+        if asked and len(results) != len(message.calls):
+            detail = f"{where}: {len(results)} results of {len(message.calls)} calls"
+            raise RowError("call_without_result", detail)
+        if 1 < len(results) < len(message.calls):
+            detail = (
+                f"{where}: {len(results)} results of {len(message.calls)} calls, and "
+                "nothing says which have none"
+            )
+            raise RowError("call_without_result", detail)
         given = [result.call_id for result in results if result.call_id is not None]
         if len(set(asked)) != len(asked):
             raise RowError("unparsable_call", f"{where}: two calls have one id")
@@ -131,9 +144,28 @@ def _require_results(messages: tuple[Message, ...]) -> None:
             raise RowError(
                 "result_without_call", f"{where}: no call has the id {lost!r}"
             )
+        if given and len(given) != len(results):
+            detail = f"{where}: some of its results have no id, and some have"
+            raise RowError("result_without_call", detail)
+        if len(set(given)) != len(given):
+            raise RowError("result_without_call", f"{where}: two results have one id")
         if given and (missing := [one for one in asked if one not in given]):
             detail = f"{where}: the call {missing[0]!r} has no result"
             raise RowError("call_without_result", detail)
+
+
+def results_in_order(messages: tuple[Message, ...]) -> tuple[Message, ...]:
+    """The turns with the results of each turn's calls in the order of these, by their ids:
+    most templates show no ids, and the order says which result is of which call.
+    """
+    ordered = [*messages]
+    for number, message in enumerate(messages):
+        ids = [call.id for call in message.calls]
+        results = messages[number + 1 : number + 1 + len(ids)]
+        by_id = {result.call_id: result for result in results if result.role == "tool"}
+        if ids and set(by_id) == set(ids) and None not in by_id:
+            ordered[number + 1 : number + 1 + len(ids)] = [by_id[one] for one in ids]
+    return tuple(ordered)
 
 
 def _require_characters(conversation: Conversation) -> None:

@@ -27,6 +27,7 @@ class Decoder(json.JSONDecoder):
     def __init__(self) -> None:
         self.faults: list[str] = []
         super().__init__(
+            parse_int=self._integer,
             parse_float=self._number,
             parse_constant=self._constant,
             object_pairs_hook=self._object,
@@ -39,6 +40,13 @@ class Decoder(json.JSONDecoder):
             twice = next(name for name in names if names.count(name) > 1)
             self.faults.append(f"an object has the key {twice!r} twice")
         return value
+
+    def _integer(self, text: str) -> int:
+        try:
+            return int(text)
+        except ValueError:  # Python converts none of thousands of digits
+            self.faults.append(f"an integer has {len(text):,} digits")
+            return 0
 
     def _number(self, text: str) -> Number:
         number = Number(text)

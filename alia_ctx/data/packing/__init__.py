@@ -4,17 +4,19 @@ An index; no token is copied until a row is read.
 """
 
 from alia_ctx.data.packing.build import build_plan
-from alia_ctx.data.packing.build_instances import (
-    build_instance_plan,
-    held_out_statement,
-)
+from alia_ctx.data.packing.build_instances import build_instance_plan
 from alia_ctx.data.packing.contamination import Contamination, find_contamination
-from alia_ctx.data.packing.duplicates import duplicates_of, write_held_out
+from alia_ctx.data.packing.duplicates import (
+    duplicates_of,
+    held_out_there,
+    write_held_out,
+)
 from alia_ctx.data.packing.instances import (
     draw_held_out,
     held_out_shares,
     shortest_row,
 )
+from alia_ctx.data.packing.left_out import held_out_statement, kept_out_statement
 from alia_ctx.data.packing.plan import PackPlan
 from alia_ctx.data.packing.plan_files import Statement, read_statement
 from alia_ctx.data.packing.repeats import SourceRepeats, find_repeats
@@ -46,6 +48,8 @@ __all__ = [
     "find_repeats",
     "held_out_shares",
     "held_out_statement",
+    "held_out_there",
+    "kept_out_statement",
     "plan_table",
     "read_statement",
     "repeats_table",

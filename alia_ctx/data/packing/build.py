@@ -7,6 +7,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from alia_ctx.data.packing.blend import (
     Corpus,
     Stratum,
@@ -25,6 +27,7 @@ from alia_ctx.data.packing.history import (
     history_of,
     join_spans,
 )
+from alia_ctx.data.packing.left_out import all_left_out, held_out_statement
 from alia_ctx.data.packing.place import require_trained_rows, what_is_there
 from alia_ctx.data.packing.plan import PackPlan, equal_updates
 from alia_ctx.data.packing.plan_files import PackedRows, begins_with, write_plan
@@ -51,6 +54,7 @@ def build_plan(
     seen: Mapping[str, PackPlan] | None = None,
     unused: Collection[str] = (),
     held_out: TokenStore | None = None,
+    kept_out: Mapping[str, np.ndarray] | None = None,
     overwrite: bool = False,
     trained: Mapping[str, Any] | None = None,
     progress: Progress | None = None,
@@ -96,24 +100,24 @@ def build_plan(
         "rows_per_update": rows_per_update,
         "padding_id": padding_id,
         "seen": [[stage, plan.fingerprint] for stage, plan in seen.items()],
-        "held_out": None,
     }
     if held_out is not None:
         refuse_same_store(stores, held_out)
-    if spec.drop_contaminated:
-        if held_out is None:
-            raise DataError(
-                "drop_contaminated needs held-out text to compare with; name some under "
-                "evaluation.held_out and tokenize it"
-            )
-        identity["held_out"] = held_out.fingerprint
+    if spec.drop_contaminated and held_out is None:
+        raise DataError(
+            "drop_contaminated needs held-out text to compare with; name some under "
+            "evaluation.held_out and tokenize it"
+        )
+    text = held_out if spec.drop_contaminated else None
+    identity["held_out"] = held_out_statement(text, kept_out=kept_out)
     place = what_is_there(directory, stores, identity, overwrite, trained)
     if place.plan is not None and place.plan.identity["rows"] == n_rows:
         return place.plan
     contaminated = None
-    if spec.drop_contaminated and held_out is not None:
-        overlap = find_contamination(stores, held_out, report)
+    if text is not None:
+        overlap = find_contamination(stores, text, report)
         contaminated = {name: overlap.documents(name) for name in stores}
+    contaminated = all_left_out(stores, contaminated, kept_out)
     report("documents", 0.02)
     corpus = gather_corpus(stores, spec, row_length, contaminated)
     planned = {stage: plan.planned_rows() for stage, plan in seen.items()}

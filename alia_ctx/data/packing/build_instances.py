@@ -20,6 +20,7 @@ from alia_ctx.data.packing.instances import (
     row_lengths,
     rows_of_updates,
 )
+from alia_ctx.data.packing.left_out import all_left_out, held_out_statement
 from alia_ctx.data.packing.place import require_trained_rows, what_is_there
 from alia_ctx.data.packing.plan import PackPlan
 from alia_ctx.data.packing.plan_files import PackedRows, begins_with, write_plan
@@ -43,6 +44,7 @@ def build_instance_plan(
     padding_id: int = 0,
     conversations: TokenStore | None = None,
     held_out: TokenStore | None = None,
+    kept_out: Mapping[str, np.ndarray] | None = None,
     overwrite: bool = False,
     trained: Mapping[str, Any] | None = None,
     progress: Progress | None = None,
@@ -55,6 +57,7 @@ def build_instance_plan(
         holds some out.
     held_out: other evaluation text. A source that is the same is refused, and what of
         the sources is in it is left out where the spec says `drop_contaminated`.
+    kept_out: numbers of documents of each source that are left out too.
 
     A finished plan of the same identity is opened as it is. One that differs in having
     fewer epochs is extended: its updates stay, to the last bit, and are those of a plan
@@ -91,7 +94,7 @@ def build_instance_plan(
         "epochs": epochs,
         "padding_id": padding_id,
         "seen": [],
-        "held_out": held_out_statement(conversations, text),
+        "held_out": held_out_statement(conversations, text, kept_out=kept_out),
     }
     place = what_is_there(directory, stores, identity, overwrite, trained)
     before = 0 if place.plan is None else int(place.plan.identity["epochs"])
@@ -102,12 +105,9 @@ def build_instance_plan(
         contaminated = duplicates_of(stores, conversations, report)
     if text is not None:
         overlap = find_contamination(stores, text, report)
-        contaminated = {
-            name: np.union1d(
-                overlap.documents(name), (contaminated or {}).get(name, ())
-            )
-            for name in stores
-        }
+        theirs = {name: overlap.documents(name) for name in stores}
+        contaminated = all_left_out(stores, contaminated, theirs)
+    contaminated = all_left_out(stores, contaminated, kept_out)
     report("documents", 0.02)
     corpus = gather_instances(
         stores, spec, row_length, seed, held_out_numbers, contaminated
@@ -147,14 +147,6 @@ def build_instance_plan(
     report("done", 1.0)
     # Written a moment ago, with checksums of what was read back.
     return PackPlan.open(directory, stores, verify=False)
-
-
-def held_out_statement(
-    conversations: TokenStore | None, text: TokenStore | None
-) -> str | None:
-    """What a plan says of the text that it was cleared of."""
-    parts = [store.fingerprint for store in (conversations, text) if store is not None]
-    return "+".join(parts) or None
 
 
 def _check(

@@ -112,18 +112,10 @@ def write_held_out(
     """Write the conversations `numbers` of each source, in that order, as a store with
     loss weights and with what of them is said, unless it is there already; and open it.
     """
+    if (there := held_out_there(prefix, stores, numbers)) is not None:
+        return there
     path = said_path(prefix)
     said = _said(stores, numbers)
-    with suppress(DataError):  # whatever is wrong with it, it is written anew
-        there = TokenStore(prefix)
-        told = said_of(there)
-        same = (
-            np.array_equal(told, said)
-            if told is not None and said is not None
-            else (told is said)
-        )
-        if same and _is_of(there, stores, numbers):
-            return there
     path.unlink(missing_ok=True)
     if said is not None:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -136,6 +128,23 @@ def write_held_out(
         largest + 1,
         (weights for _, weights in _chosen(stores, numbers)),
     )
+
+
+def held_out_there(
+    prefix: Path, stores: Mapping[str, TokenStore], numbers: Mapping[str, np.ndarray]
+) -> TokenStore | None:
+    """The store that `write_held_out` would write, if it is at `prefix`."""
+    with suppress(DataError):  # whatever is wrong with it, it is not that one
+        there, said = TokenStore(prefix), _said(stores, numbers)
+        told = said_of(there)
+        same = (
+            np.array_equal(told, said)
+            if told is not None and said is not None
+            else (told is said)
+        )
+        if same and _is_of(there, stores, numbers):
+            return there
+    return None
 
 
 def _said(

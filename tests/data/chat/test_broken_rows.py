@@ -12,6 +12,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from alia_ctx.data.chat import ChatConversion, ChatEncoder
+from alia_ctx.data.chat.forms import read_record
 from alia_ctx.data.chat.rows import read_rows
 from alia_ctx.data.documents import ChatSpec
 from alia_ctx.errors import DataError
@@ -136,6 +137,50 @@ ROWS: list[tuple[Any, str, str]] = [
         },
         "unparsable_call",
         "brackets",
+    ),
+    (talk(U, calls(*[call()] * 3), T, T, A), "call_without_result", "2 results of 3"),
+    (
+        talk(
+            U,
+            {
+                "role": "assistant",
+                "tool_calls": [{"id": n, "function": call()} for n in "abc"],
+            },
+            T,
+            T,
+            A,
+        ),
+        "call_without_result",
+        "2 results of 3",
+    ),
+    (b'{"messages": ' + b"9" * 5000 + b"}", "invalid_json", "5,000 digits"),
+    # Braces twice are a set of what cannot be hashed, to Python.
+    (talk(U, calls(call("g", "{{'a': 'x'}}"))), "unparsable_call", "no JSON"),
+    (talk(U, {**A, "tool_calls": "{{'name': 'g'}}"}), "unparsable_call", "{{"),
+    (
+        {"messages": [U, {"role": "assistant", "function_calls": "g(a={[1]: 2})"}]},
+        "unparsable_call",
+        "no value",
+    ),
+    (
+        {
+            "system": json.dumps(TOOLS),
+            "conversations": [
+                {"from": "user", "value": "u"},
+                {"from": "assistant", "value": '[g(a={{"x": 1}})]'},
+            ],
+        },
+        "unparsable_call",
+        "no value",
+    ),
+    (
+        talk(
+            U,
+            calls(call()),
+            tools=[{"name": "g", "parameters": {"required": [["a"]]}}],
+        ),
+        "unparsable_tools",
+        "no name",
     ),
 ]
 
@@ -284,3 +329,20 @@ def test_what_only_the_tokenizer_shows_is_counted_too(tmp_path: Path) -> None:
     [row] = conversion.left_out.rows
     assert str(row).startswith(f"{path}:1: too_long: ")
     assert "60 are allowed" in str(row)
+
+
+def test_an_integer_that_python_cannot_hold_in_an_array(tmp_path: Path) -> None:
+    path = tmp_path / "rows.json"
+    path.write_text(f'[{{"messages": {"9" * 5000}}}, {json.dumps(talk(U, A))}]')
+    conversion = ChatConversion([str(path)])
+    assert len([*conversion.conversations()]) == 1
+    [row] = conversion.left_out.rows
+    assert str(row).startswith(f"{path}#0: ")
+
+
+def test_results_are_in_the_order_of_their_calls() -> None:
+    asked = [{"id": n, "function": call()} for n in "ab"]
+    answers = [{**T, "content": n.upper(), "tool_call_id": n} for n in "ba"]
+    turns = talk(U, {"role": "assistant", "tool_calls": asked}, *answers, A)
+    read = read_record(turns)
+    assert [message.content for message in read.messages[2:4]] == ["A", "B"]

@@ -53,8 +53,8 @@ def arguments_text(value: Any, name: str) -> str:
     except ValueError as error:
         # Python's repr of a mapping, as some sets have it.
         try:
-            parsed = ast.literal_eval(value.strip())
-        except (ValueError, SyntaxError, RecursionError, MemoryError):
+            parsed = _python_literal(value)
+        except ValueError:
             detail = f"{name!r}: arguments are no JSON ({error}): {value[:80]!r}"
             raise RowError("unparsable_call", detail) from error
         return _written(parsed, name)
@@ -79,10 +79,20 @@ def literal(text: str) -> Any:
         return parse(text)
     except ValueError as error:
         try:
-            return ast.literal_eval(text.strip())
-        except (ValueError, SyntaxError, RecursionError, MemoryError):
+            return _python_literal(text)
+        except ValueError:
             detail = f"{error} in {text.strip()[:80]!r}"
             raise RowError("unparsable_call", detail) from error
+
+
+def _python_literal(text: str) -> Any:
+    """ValueError for whatever is wrong with it: `{{'a': 1}}` is a TypeError to Python, as
+    it would be a set of what cannot be hashed.
+    """
+    try:
+        return ast.literal_eval(text.strip())
+    except (SyntaxError, TypeError, RecursionError, MemoryError) as error:
+        raise ValueError(str(error)) from error
 
 
 def calls_from_json(text: str) -> tuple[ToolCall, ...]:
@@ -140,8 +150,8 @@ def _value(text: str, name: str) -> Any:
     except ValueError:
         pass
     try:
-        return ast.literal_eval(_with_constants_of_python(text))
-    except (ValueError, SyntaxError, RecursionError, MemoryError) as error:
+        return _python_literal(_with_constants_of_python(text))
+    except ValueError as error:
         detail = f"{name!r}: no value: {text[:80]!r}"
         raise RowError("unparsable_call", detail) from error
 

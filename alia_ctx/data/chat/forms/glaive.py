@@ -99,12 +99,15 @@ def _require_clear(chat: str, marks: list[re.Match[str]]) -> None:
         for before, mark in pairwise(marks)
         if before[1] == "ASSISTANT"
     ]
+    after = [b for a, b in pairwise(marks) if a[1] == "ASSISTANT"]
+    last = marks[-1]
+    if last[1] == "ASSISTANT" and chat[last.end() :].rstrip().endswith(_END):
+        ended.append(True)  # one that is cut off says nothing of the others
     indented = [mark for mark in marks[1:] if mark[0][0] in " \t"]
     doubtful = indented[:1]
     if any(apart) and not all(apart):
         doubtful.append(marks[1 + apart.index(False)])
     if any(ended) and not all(ended):
-        after = [b for a, b in pairwise(marks) if a[1] == "ASSISTANT"]
         doubtful.append(after[ended.index(False)])
     if doubtful:
         line = chat[doubtful[0].start() :].split("\n")[0]

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from typing import Any
 
-from alia_ctx.data.chat.checks import require_sound
+from alia_ctx.data.chat.checks import require_sound, results_in_order
 from alia_ctx.data.chat.conversation import Conversation, RowError
 from alia_ctx.data.chat.forms import glaive, lists, toolace, xlam
 
@@ -74,4 +75,4 @@ def read_record(record: Any, form: str = "auto") -> Conversation:
         require_sound(conversation)
     except RecursionError as error:
         raise RowError("unparsable_messages", "is nested too deeply") from error
-    return conversation
+    return replace(conversation, messages=results_in_order(conversation.messages))

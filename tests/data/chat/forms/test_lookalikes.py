@@ -158,6 +158,10 @@ END = "<|endoftext|>"
             f"USER: u\n\n\nASSISTANT: a script:\n\n  USER: x\n\n\nASSISTANT: y {END}",
             None,
         ),
+        (
+            f"USER: an example\n\n\nASSISTANT: Sure:\n\nUSER: hi\n\nASSISTANT: yes {END}",
+            None,
+        ),
         (f"USER: what does USER: mean?\n\n\nASSISTANT: a {END}", 2),
     ],
 )
