@@ -25,6 +25,7 @@ from __future__ import annotations
 import argparse
 import json
 import statistics
+import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -35,12 +36,15 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+sys.path.insert(0, str(Path(__file__).parents[1]))
+
 from alia_ctx.config.run import EngineConfig
 from alia_ctx.mcore.attention import RowGeometry, attend, row_geometry
 from alia_ctx.mcore.runtime import Distributed
 from alia_ctx.nn.attention_kernels import VarlenSpec, resolve_kernel, varlen_attention
 from alia_ctx.nn.context_parallel import Balance
 from alia_ctx.nn.key_value_exchange import exchange_key_values, open_channels
+from benchmarks.attention_work import web_lengths
 from benchmarks.gpu_step import ROPE, alia_stack
 
 HEADS, GROUPS, DIM = 64, 8, 128
@@ -58,7 +62,7 @@ def offsets_of(kind: str, length: int) -> np.ndarray:
         drawn = (
             int(generator.integers(4096, 8193))
             if kind == "8k"
-            else 1 + int(generator.lognormal(np.log(800), 1.18))
+            else web_lengths(generator)
         )
         lengths.append(min(left, drawn))
     return np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64)

@@ -25,6 +25,7 @@ import gc
 import json
 import re
 import statistics
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -32,6 +33,8 @@ from typing import Any
 import numpy as np
 import torch
 import torch.distributed as dist
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from alia_ctx.config.run import EngineConfig, OptimizerConfig
 from alia_ctx.data.packing import PackedRow

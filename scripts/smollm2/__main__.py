@@ -16,16 +16,20 @@ import sys
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 from rich.markup import escape
 
+from alia_ctx import checkpoint
 from alia_ctx.config.load import load_plan, load_run
 from alia_ctx.config.run import RunConfig
+from alia_ctx.errors import DataError
 from alia_ctx.files import write_json
 from alia_ctx.progress import say
+from alia_ctx.workflow.chain import run_directory
 from scripts.smollm2 import by_transformers, interruption
 from scripts.smollm2.corpus import write_corpus
 from scripts.smollm2.retrieval_text import write_retrieval
@@ -103,7 +107,7 @@ def main(
         ),
     ] = 0,
     until: Annotated[
-        str, typer.Option(help="End after: prepared, trained, or proven.")
+        Literal["prepared", "trained", "proven"], typer.Option(help="End after this.")
     ] = "proven",
     package_only: Annotated[
         bool, typer.Option("--package", help="Never ask the hub for the weights.")
@@ -179,9 +183,16 @@ class Steps:
         if note.is_file():
             return
         command = ["train", *self._settings, "--stage", stage]
+        begun = self._output / "undisturbed.begun"
         if not undisturbed.is_dir():
+            if at.is_dir() and not begun.is_file():
+                raise DataError(
+                    f"{at}: the stage was begun without --interrupt; move it away, or "
+                    "leave --interrupt out"
+                )
             shutil.rmtree(at, ignore_errors=True)
-            sizes = self._run().stages[stage]
+            begun.touch()
+            sizes = self._run.stages[stage]
             updates = (sizes.tokens or 0) // (sizes.update_tokens or 1)
             self._killed(command, at, min(update + _AFTERWARDS, updates))
             at.rename(undisturbed)
@@ -189,7 +200,7 @@ class Steps:
             self._killed(command, at, update)
         cut = f"stages.{stage}.layout.cp={self._ranks}"
         self._command(*command, cut, on_ranks=True)
-        every = self._run().checkpoint.every_updates
+        every = self._run.checkpoint.every_updates
         compared = interruption.compare(undisturbed, at, update // every * every)
         write_json(note, compared)
         for when in ("before", "after"):
@@ -202,28 +213,28 @@ class Steps:
 
     def prove(self) -> None:
         """Evaluation of base and stages, export, and the same answers by transformers."""
-        run, last = self._run(), self._stages()[-1]
+        last = self._stages()[-1]
         self._command("evaluate", *self._settings, on_ranks=True)
         passkeys = ("--stage", last, "--evaluators", "passkey")
         self._command("evaluate", *self._settings, *passkeys, on_ranks=True)
-        checkpoint = self._checkpoint(last)
-        self._short_text(checkpoint)
-        if self._far(run):
+        newest = self._newest(last)
+        self._short_text(newest)
+        if self._longest > _FAR:
             far = ("--stage", last, "--context", _FAR, "--evaluators", "retrieval")
             self._command("evaluate", *self._settings, *far, on_ranks=True)
         exported = self._output / f"hf-{last}"
         if not exported.is_dir():
-            self._command("export-hf", checkpoint, exported)
-        self._command("verify", exported, checkpoint)
-        self._answers_of_transformers(run, exported)
+            self._command("export-hf", newest, exported)
+        self._command("verify", exported, newest)
+        self._answers_of_transformers(exported)
         self._command("report", *self._settings)
 
-    def _short_text(self, checkpoint: Path) -> None:
+    def _short_text(self, last: Path) -> None:
         """Text of kinds that are not trained on, and all retrieval tasks, at lengths that
         the base knows, base and last stage in one table.
         """
         text = self._output / "text" / "held-out-short.jsonl"
-        models = (self._output / "base", checkpoint)
+        models = (self._output / "base", last)
         self._command(
             "evaluate",
             *models,
@@ -233,37 +244,42 @@ class Steps:
             on_ranks=True,
         )
 
-    def _far(self, run: RunConfig) -> bool:
-        return max(stage.context for stage in run.stages.values()) > _FAR
-
-    def _answers_of_transformers(self, run: RunConfig, exported: Path) -> None:
+    def _answers_of_transformers(self, exported: Path) -> None:
         import torch
 
-        context = max(stage.context for stage in run.stages.values())
+        context, devices = self._longest, torch.cuda.device_count()
         began = time.monotonic()
         found = by_transformers.answer_passkeys(
-            run, exported, context, [context, context // 2], torch.cuda.device_count()
+            self._run, exported, context, [context, context // 2], devices
         )
-        stage = self._stages()[-1]
-        measured = self._output / "evaluation" / stage / f"passkey-{context}.json"
+        folder = run_directory(self._run).evaluations / self._stages()[-1]
+        measured = folder / f"passkey-{context}.json"
         compared = by_transformers.compare(found, measured)
         write_json(self._output / "passkeys-by-transformers.json", compared)
         self._note("passkeys by transformers", time.monotonic() - began)
 
+    @cached_property
     def _run(self) -> RunConfig:
-        """The configuration takes its sizes from the imported base, where that is there."""
+        """The configuration, from when the base is imported, whose sizes it takes."""
         return load_run(CONFIG, self._settings[1:])
 
+    @property
+    def _longest(self) -> int:
+        return max(stage.context for stage in self._run.stages.values())
+
     def _stages(self) -> list[str]:
-        return list(self._run().stages)
+        return list(self._run.stages)
 
     def _stage(self, name: str) -> Path:
-        return self._output / "stages" / name
+        return run_directory(self._run).stage(name)
 
-    def _checkpoint(self, stage: str) -> Path:
-        """Its newest."""
-        checkpoints = self._stage(stage) / "checkpoints"
-        return sorted(checkpoints.glob("update-*[0-9]"))[-1]
+    def _newest(self, stage: str) -> Path:
+        """The newest checkpoint of a stage."""
+        root = run_directory(self._run).checkpoints(stage)
+        newest = checkpoint.latest(root)
+        if newest is None:
+            raise DataError(f"{root}: holds no checkpoint; train the stage first")
+        return newest
 
     def _command(self, *arguments: object, on_ranks: bool = False) -> None:
         words = list(map(str, arguments))

@@ -17,7 +17,12 @@ from pathlib import Path
 from typing import Any
 
 from alia_ctx.config.run import RunConfig
-from alia_ctx.evaluation.retrieval import SampleRows, SampleSpec, passkey_specs
+from alia_ctx.evaluation.retrieval import (
+    RetrievalScores,
+    SampleRows,
+    SampleSpec,
+    passkey_specs,
+)
 from alia_ctx.progress import say
 from alia_ctx.workflow.evaluation_tasks import native_context, retrieval_settings
 
@@ -60,10 +65,14 @@ def answer_passkeys(
 def compare(found: dict[str, list[int]], measured: Path) -> dict[str, Any]:
     """Counts by length of both, and the cells in which they differ."""
     content = json.loads(measured.read_text(encoding="utf-8"))["content"]
-    ours = {
-        f"{cell['length']}:{cell['depth']}": [cell["right"], cell["samples"]]
-        for cell in content["cells"]
-    }
+    scores = RetrievalScores.from_json(content)
+
+    def measured_at(cell: str) -> list[int]:
+        length, depth = map(int, cell.split(":"))
+        score = scores.score(length=length, depth=depth)
+        return [score.right, score.samples]
+
+    ours = {cell: measured_at(cell) for cell in found}
     by_length: dict[str, dict[str, list[int]]] = {}
     for cell, counts in found.items():
         length = cell.partition(":")[0]

@@ -8,7 +8,6 @@ an update is compared: its loss and its gradient norm.
 
 from __future__ import annotations
 
-import json
 import time
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
@@ -19,20 +18,11 @@ import psutil
 
 from alia_ctx.errors import DataError
 from alia_ctx.progress import say
+from alia_ctx.train.metrics_log import read_lines
+from alia_ctx.train.run_directory import metrics_file
 
 _COMPARED = ("loss", "gradient_norm")
 _TIME_OUT = 1800.0  # seconds until an update is in the log
-
-
-def log_of(stage: Path) -> list[dict[str, Any]]:
-    """The updates in the log of a stage's directory, in its order; [] where there is none."""
-    file = stage / "metrics.jsonl"
-    if not file.is_file():
-        return []
-    # The last line may be in the middle of being written.
-    whole = file.read_text(encoding="utf-8").rpartition("\n")[0]
-    lines = [json.loads(line) for line in whole.splitlines()]
-    return [line for line in lines if "update" in line and "loss" in line]
 
 
 def kill_at(
@@ -45,7 +35,9 @@ def kill_at(
     began = time.monotonic()
     try:
         while process.poll() is None and time.monotonic() - began < _TIME_OUT:
-            if any(line["update"] >= update for line in log_of(stage)):
+            if any(
+                line["update"] >= update for line in read_lines(metrics_file(stage))
+            ):
                 say(f"update {update} is in the log: SIGKILL to all of its processes")
                 return
             time.sleep(0.05)
@@ -69,7 +61,8 @@ def compare(undisturbed: Path, stage: Path, kept: int) -> dict[str, Any]:
     are summed in no fixed order.
     """
     logs = [
-        {line["update"]: line for line in log_of(at)} for at in (undisturbed, stage)
+        {line["update"]: line for line in read_lines(metrics_file(at))}
+        for at in (undisturbed, stage)
     ]
     updates = sorted(logs[0].keys() & logs[1].keys())
     if not updates or updates[-1] <= kept:
