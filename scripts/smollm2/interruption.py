@@ -45,9 +45,12 @@ def kill_at(
     finally:
         # The launcher last: it would stop the others in an orderly way.
         with suppress(psutil.NoSuchProcess):
-            for other in [*process.children(recursive=True), process]:
+            processes = [*process.children(recursive=True), process]
+            for other in processes:
                 with suppress(psutil.NoSuchProcess):
                     other.kill()
+            # Whatever follows shall not meet them, or their memory.
+            psutil.wait_procs(processes, timeout=60)
         process.wait()
 
 
