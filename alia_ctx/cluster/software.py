@@ -17,7 +17,9 @@ import torch
 
 from alia_ctx.cluster.findings import Finding, broken, good, weak
 from alia_ctx.errors import LayoutError
-from alia_ctx.nn.attention_kernels import choose_kernel
+from alia_ctx.nn.attention_kernels import Heads, choose_kernel
+from alia_ctx.spec.execution import Precision, kernel_speed
+from alia_ctx.spec.model import ModelSpec
 
 # What constraints.txt pins, and with what all tests run.
 TESTED = {"torch": "2.13.0", "megatron-core": "0.19.2", "transformers": "5.23.0"}
@@ -109,24 +111,24 @@ def kernel() -> Finding:
         return good("attention", f"{name}, for tests and small models")
     if not choice.passed_over:
         return good("attention", f"{name}, of the fastest for this GPU")
-    why = (
-        f"{name}, about half as fast as the best here: {'; '.join(choice.passed_over)}"
-    )
+    why = f"{name}, {kernel_speed(name)} here: {'; '.join(choice.passed_over)}"
     return weak("attention", why, "install what is missing (docs/gpu.md)")
 
 
-def kernel_notes(asked: str) -> list[str]:
+def kernel_notes(asked: str, model: ModelSpec, precision: Precision) -> list[str]:
     """That faster attention kernels than the one for `engine.attention` are not taken, and
-    why, or that it is not there; nothing without a GPU.
+    why, or that it is not there or not made for the precision; nothing without a GPU.
     """
     if not torch.cuda.is_available():
         return []
     try:
-        choice = choose_kernel(asked, "cuda")
+        heads = Heads.of(model, precision)
+        choice = choose_kernel(asked, "cuda", heads, trial=False)
     except LayoutError as error:
         return [f"engine.attention={asked}: {error}"]
+    name = choice.kernel.name
     return [
-        f"attention here is by {choice.kernel.name}, about half as fast as the best: {why}"
+        f"attention here is by {name}, {kernel_speed(name)}: {why}"
         for why in choice.passed_over
     ]
 

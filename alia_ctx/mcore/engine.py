@@ -46,7 +46,7 @@ from alia_ctx.mcore.owned_state import (
 )
 from alia_ctx.mcore.runtime import Ranks
 from alia_ctx.nn.activation_offload import offload_activations
-from alia_ctx.nn.attention_kernels import choose_kernel
+from alia_ctx.nn.attention_kernels import Heads, choose_kernel
 from alia_ctx.nn.context_parallel import Balance
 from alia_ctx.spec.execution import Precision, Recompute
 from alia_ctx.spec.layout import Layout
@@ -102,7 +102,8 @@ class MegatronEngine(Ranks):
                 "\n".join(["the layout does not fit", *(f"  {p}" for p in problems)])
             )
         on_gpu = (device := torch.device(torch.cuda.current_device()).type) == "cuda"
-        choice = choose_kernel(engine.attention, device)
+        heads = Heads.of(model, engine.precision, layout.tp)
+        choice = choose_kernel(engine.attention, device, heads)
         self.kernel, self.kernels_passed_over = choice.kernel.name, choice.passed_over
         super().__init__(layout, seed, engine.timeout_minutes)
         self._staging = Staging()

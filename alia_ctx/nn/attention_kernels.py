@@ -21,6 +21,8 @@ from torch import Tensor
 
 from alia_ctx.errors import LayoutError
 from alia_ctx.nn.attention_reference import Tile, blocked_attention, tiles
+from alia_ctx.spec.execution import Precision
+from alia_ctx.spec.model import ModelSpec
 
 
 @dataclass(frozen=True)
@@ -104,22 +106,48 @@ def varlen_attention(
     return kernel.attend(q_qhd, k_kgd, v_kgd, spec, softmax_scale)
 
 
-def resolve_kernel(name: str, device_type: str) -> Kernel:
+@dataclass(frozen=True)
+class Heads:
+    """What a kernel shall compute: `queries` heads of queries, `groups` of keys and values,
+    `dim` wide, of `dtype`.
+    """
+
+    queries: int
+    groups: int
+    dim: int
+    dtype: torch.dtype
+
+    @classmethod
+    def of(cls, model: ModelSpec, precision: Precision, tp: int = 1) -> Heads:
+        """What each of `tp` ranks that share a model's heads computes."""
+        return cls(
+            model.num_attention_heads // tp,
+            model.num_key_value_heads // tp,
+            model.head_dim,
+            torch.float32 if precision == "fp32" else torch.bfloat16,
+        )
+
+
+def resolve_kernel(name: str, device_type: str, heads: Heads | None = None) -> Kernel:
     """The kernel of `choose_kernel`, whose arguments and errors these are."""
-    return choose_kernel(name, device_type).kernel
+    return choose_kernel(name, device_type, heads).kernel
 
 
-def choose_kernel(name: str, device_type: str) -> KernelChoice:
+def choose_kernel(
+    name: str, device_type: str, heads: Heads | None = None, *, trial: bool = True
+) -> KernelChoice:
     """The kernel called `name` for tensors on `device_type` ("cuda" or "cpu").
 
-    `auto` takes the fastest importable one on a GPU and `reference` on a CPU; it never
-    takes `reference` on a GPU, where it would be slower by orders of magnitude. Raises
-    LayoutError with package and remedy if the kernel is unknown, not installed, or not
-    made for the device.
+    `auto` takes the fastest importable one on a GPU and `reference` on a CPU. On a GPU it
+    takes `reference`, slower by orders of magnitude, in fp32 alone, which no other has.
+    With `heads` a kernel of the GPU has to compute a short document of them, forward and
+    backward, before it is taken (but for `trial=False`): what it cannot do it says here
+    and not in the first update. Raises LayoutError with package and remedy if the kernel
+    is unknown, not installed, or not made for the device or the heads.
     """
     if name == "auto":
         if device_type == "cuda":
-            return _fastest()
+            return _fastest(heads, trial)
         return KernelChoice(_KERNELS["reference"].load())
     if name not in _KERNELS:
         raise LayoutError(
@@ -130,21 +158,23 @@ def choose_kernel(name: str, device_type: str) -> KernelChoice:
         raise LayoutError(
             f"attention kernel {name} needs a GPU and this is {device_type}; use reference or auto"
         )
-    return KernelChoice(source.load())
+    return KernelChoice(source.load_for(heads, trial))
 
 
-def _fastest() -> KernelChoice:
+def _fastest(heads: Heads | None, trial: bool) -> KernelChoice:
     missing: dict[str, str] = {}
     special = _SPECIAL.get(torch.cuda.get_device_capability()[0], ())
     for name in (*special, *_GENERAL):
         try:
-            kernel = _KERNELS[name].load()
+            kernel = _KERNELS[name].load_for(heads, trial)
         except LayoutError as error:
             missing[name] = str(error)
             continue
         # Kernels of one kind are about as fast as each other (docs/benchmarks/gpu.md).
         faster = () if name in special else special
         return KernelChoice(kernel, tuple(missing[other] for other in faster))
+    if heads is not None and heads.dtype not in _HALF:
+        return KernelChoice(_KERNELS["reference"].load(), (_only_half(heads.dtype),))
     raise LayoutError(
         "no attention kernel for this GPU:\n  " + "\n  ".join(missing.values())
     )
@@ -154,6 +184,39 @@ def _fastest() -> KernelChoice:
 # Hopper's, FA4 is for data-centre Blackwell and Hopper.
 _SPECIAL = {9: ("flash3", "flash4"), 10: ("flash4",), 11: ("flash4",)}
 _GENERAL = ("flash2", "torch_varlen")  # the same kernel, FlashAttention 2
+
+
+_HALF = (torch.bfloat16, torch.float16)
+
+
+def _only_half(dtype: torch.dtype) -> str:
+    return (
+        "the fast kernels compute in 16 bits and not in "
+        f"{str(dtype).removeprefix('torch.')}; set engine.precision=bf16"
+    )
+
+
+def try_kernel(kernel: Kernel, heads: Heads, device: torch.device | str) -> None:
+    """Compute a document of 16 tokens of `heads`, forward and backward; LayoutError with what
+    the kernel says where it cannot.
+    """
+    offsets = np.array([0, 16])
+    shapes = [(16, count, heads.dim) for count in (heads.queries, *2 * (heads.groups,))]
+    try:
+        query, key, value = (
+            torch.zeros(shape, dtype=heads.dtype, device=device, requires_grad=True)
+            for shape in shapes
+        )
+        spec = VarlenSpec.build(offsets, offsets, device)
+        kernel.attend(query, key, value, spec, heads.dim**-0.5).sum().backward()
+    except Exception as error:
+        # Each package refuses in its own way: assertions, errors of its compiler.
+        words = " ".join(str(error).split())[:300]
+        raise LayoutError(
+            f"attention kernel {kernel.name} does not compute {heads.queries} heads of "
+            f"{heads.dim} over {heads.groups} ({type(error).__name__}: {words}); name "
+            "another kernel (engine.attention)"
+        ) from error
 
 
 @dataclass(frozen=True)
@@ -178,6 +241,20 @@ class _Source:
                 f"({type(error).__name__}: {' '.join(str(error).split())}); {self.remedy}"
             ) from error
         return Kernel(self.name, self.adapt(function))
+
+    def load_for(self, heads: Heads | None, trial: bool) -> Kernel:
+        """The kernel, where it is one of a GPU's and computes `heads`."""
+        kernel = self.load()
+        if heads is None or not self.needs_cuda:
+            return kernel
+        if heads.dtype not in _HALF:
+            raise LayoutError(
+                f"attention kernel {self.name}: {_only_half(heads.dtype)} or "
+                "engine.attention=reference"
+            )
+        if trial:
+            try_kernel(kernel, heads, "cuda")
+        return kernel
 
 
 def _adapt_flash(function: Callable[..., Any]) -> Attend:

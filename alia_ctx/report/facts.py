@@ -8,6 +8,7 @@ from typing import Any
 
 from alia_ctx.evaluation.positions import PositionBands
 from alia_ctx.evaluation.retrieval import RetrievalScores
+from alia_ctx.spec.execution import kernel_speed
 
 # What an evaluator is called -> the arguments of `alia-ctx evaluate` that make it.
 COMMANDS: Mapping[str, str] = {
@@ -111,7 +112,7 @@ class StageFacts:
             if isinstance(line.get("kernels_passed_over"), list)
         )
         return [
-            f"{self.name} ran on {kernel}, about half as fast as the best of its GPU: "
+            f"{self.name} ran on {kernel}, {kernel_speed(kernel)} of its GPU: "
             f"{'; '.join(why)}."
             for kernel, *why in said
         ]

@@ -16,6 +16,13 @@ HOST_LOSS_CHUNK = 256
 GPU_LOSS_CHUNK = 2048
 
 
+def kernel_speed(kernel: str) -> str:
+    """How fast an attention kernel of a GPU that is not the best is, in words."""
+    if kernel == "reference":
+        return "many times slower than the best"  # written for hosts; tiles one by one
+    return "about half as fast as the best"  # FlashAttention 2: docs/benchmarks/gpu.md
+
+
 def loss_chunk_tokens(configured: int | None, device: str) -> int:
     """The configured chunk in tokens, or where there is none the default of a device type
     (`cpu`, `cuda`).

@@ -77,7 +77,7 @@ class Layout:
             f"tp*cp*pp={self.model_ranks}",
             f"does not divide {world_size} ranks",
             f"start a multiple of {self.model_ranks} ranks (cluster.nodes, "
-            "--nproc-per-node) or change the layout",
+            "cluster.ranks_per_node, --nproc-per-node) or change the layout",
         )
         return problems
 

@@ -152,4 +152,4 @@ def kernel_notes(run: RunConfig) -> list[str]:
     # Imports torch, for whose seconds a machine without GPUs need not wait.
     from alia_ctx.cluster.software import kernel_notes
 
-    return kernel_notes(run.engine.attention)
+    return kernel_notes(run.engine.attention, run.model, run.engine.precision)

@@ -10,7 +10,13 @@ import pytest
 import torch
 
 from alia_ctx.errors import LayoutError
-from alia_ctx.nn.attention_kernels import choose_kernel, resolve_kernel
+from alia_ctx.nn.attention_kernels import (
+    Heads,
+    Kernel,
+    choose_kernel,
+    resolve_kernel,
+    try_kernel,
+)
 
 
 @pytest.fixture
@@ -100,3 +106,39 @@ def test_a_faster_kernel_that_is_there_in_part_is_no_surprise(
     assert choose_kernel("torch_varlen", "cuda").passed_over == ()
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda: (8, 0))
     assert choose_kernel("auto", "cuda").passed_over == ()
+
+
+def test_fp32_on_a_gpu_is_computed_by_the_one_kernel_that_has_it(
+    monkeypatch: pytest.MonkeyPatch, modules: Any
+) -> None:
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda: (9, 0))
+    modules("flash_attn_interface", flash_attn_varlen_func=lambda *a, **k: None)
+    modules("torch.nn.attention.varlen", varlen_attn=lambda *a, **k: None)
+    heads = Heads(4, 2, 64, torch.float32)
+    choice = choose_kernel("auto", "cuda", heads)
+    assert choice.kernel.name == "reference"
+    [why] = choice.passed_over
+    assert "engine.precision=bf16" in why
+    for name in ("flash3", "torch_varlen"):
+        with pytest.raises(
+            LayoutError, match=f"{name}: .*float32.*attention=reference"
+        ):
+            choose_kernel(name, "cuda", heads)
+    assert choose_kernel("reference", "cuda", heads).passed_over == ()
+
+
+def test_heads_that_a_kernel_does_not_compute_are_told_before_training() -> None:
+    def narrow(q: Any, *_: Any) -> Any:
+        assert q.shape[-1] <= 128, "head dimension\n up to 128"
+        return q
+
+    kernel = Kernel("flash9", narrow)
+    try_kernel(kernel, Heads(4, 2, 128, torch.bfloat16), "cpu")
+    said = r"flash9 does not compute 4 heads of 192 over 2 .*dimension up to 128"
+    with pytest.raises(LayoutError, match=said):
+        try_kernel(kernel, Heads(4, 2, 192, torch.bfloat16), "cpu")
+
+
+def test_every_kernel_of_a_host_passes_its_own_trial() -> None:
+    kernel = resolve_kernel("reference", "cpu")
+    try_kernel(kernel, Heads(4, 2, 64, torch.float32), "cpu")

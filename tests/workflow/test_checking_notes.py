@@ -20,14 +20,23 @@ def test_a_machine_without_gpus_needs_no_kernel(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "asked, said",
+    "asked, precision, said",
     [
-        ("auto", "by torch_varlen, about half as fast as the best: .*flash4 needs"),
-        ("flash4", "engine.attention=flash4: .*install flash-attn-4"),
+        (
+            "auto",
+            "bf16",
+            "by torch_varlen, about half as fast as the best: .*flash4 needs",
+        ),
+        ("flash4", "bf16", "engine.attention=flash4: .*install flash-attn-4"),
+        ("auto", "fp32", "by reference, many times slower .*: .*precision=bf16"),
     ],
 )
 def test_a_slower_kernel_is_said_before_the_queue(
-    asked: str, said: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    asked: str,
+    precision: str,
+    said: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     import re
 
@@ -36,5 +45,8 @@ def test_a_slower_kernel_is_said_before_the_queue(
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda: (9, 0))
     for module in ("flash_attn_interface", "flash_attn", "flash_attn.cute"):
         monkeypatch.setitem(sys.modules, module, None)
-    run: Any = load_run(write_run(tmp_path), [f"engine.attention={asked}"])
+    run: Any = load_run(
+        write_run(tmp_path),
+        [f"engine.attention={asked}", f"engine.precision={precision}"],
+    )
     assert re.search(said, " | ".join(kernel_notes(run)))
