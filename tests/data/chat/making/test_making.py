@@ -296,6 +296,8 @@ def server(answer: Any) -> Iterator[tuple[str, list[dict[str, Any]]]]:
             )
             status, body = answer(asked[-1])
             self.send_response(status)
+            if status == 429:
+                self.send_header("Retry-After", "7")
             self.end_headers()
             self.wfile.write(body)
 
@@ -359,8 +361,12 @@ def test_a_model_words_requests_and_is_checked(
     ],
 )
 def test_an_endpoint_that_does_not_serve(
-    response: tuple[int, bytes], told: str, tmp_path: Path
+    response: tuple[int, bytes],
+    told: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    monkeypatch.setattr("time.sleep", lambda _: None)
     spec = making.MakeSpec(count=5, kinds=("parallel",))
     found = making.find_functions([str(SOURCE)])
     with server(lambda _: response) as (url, _), pytest.raises(DataError, match=told):
@@ -368,6 +374,70 @@ def test_an_endpoint_that_does_not_serve(
             found, spec, tmp_path / "out", endpoint=making.Endpoint(url, "m")
         )
     assert not (tmp_path / "out").exists()
+
+
+def test_a_busy_endpoint_is_asked_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A few failures one after another end nothing; a pause that is asked for is kept."""
+    paused: list[float] = []
+    monkeypatch.setattr("time.sleep", paused.append)
+    answers = iter([503, 429, 502, 200, 200, 500, 500, 500])
+
+    def answer(asked: dict[str, Any]) -> tuple[int, bytes]:
+        status = next(answers, 200)
+        return reply(plain_request(asked)) if status == 200 else (status, b"no")
+
+    found, spec = all_functions(tmp_path), making.MakeSpec(count=12)
+    with server(answer) as (url, asked):
+        made = making.make_tool_data(
+            found, spec, tmp_path / "a", endpoint=making.Endpoint(url, "m")
+        )
+    assert made.written == 12 and len(asked) == 18
+    assert paused == [1.0, 7.0, 16.0, 1.0, 4.0, 16.0]
+    assert [p.name for p in tmp_path.glob("a*")] == ["a", "a.json"]
+
+
+def test_what_a_model_made_is_kept_and_gone_on_with(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An endpoint that is gone for good, a kill in the middle of a line, other settings."""
+    monkeypatch.setattr("time.sleep", lambda _: None)
+    down: list[int] = []
+
+    def answer(asked: dict[str, Any]) -> tuple[int, bytes]:
+        return (
+            (503, b"") if down and len(seen) > down[0] else reply(plain_request(asked))
+        )
+
+    found, spec = all_functions(tmp_path), making.MakeSpec(count=40)
+    output, part = tmp_path / "made", tmp_path / "made.partial"
+    with server(answer) as (url, seen):
+        endpoint = making.Endpoint(url, "m")
+
+        def make(spec: making.MakeSpec = spec, name: str = "made") -> Any:
+            return making.make_tool_data(
+                found, spec, tmp_path / name, endpoint=endpoint
+            )
+
+        whole = make(name="whole")
+        total = len(seen)
+        down.append(total + 30)
+        with pytest.raises(DataError, match=r"answers 503.*is kept, start again"):
+            make()
+        assert not output.exists() and part.stat().st_size
+        with part.open("ab") as stream:
+            stream.write(b'{"index": 4')
+        before = part.read_bytes()
+        with pytest.raises(DataError, match=r"spec\.seed: 0 there, 1 now"):
+            make(making.MakeSpec(count=40, seed=1))
+        assert part.read_bytes() == before
+        down.clear()
+        done = len(seen)
+        assert make() == whole
+        assert len(seen) - done < total, "what was made is not asked for again"
+    assert output.read_bytes() == (tmp_path / "whole").read_bytes()
+    assert not part.exists()
 
 
 @pytest.mark.parametrize(
