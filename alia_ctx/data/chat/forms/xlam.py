@@ -118,9 +118,12 @@ def _schema(function: str, parameters: dict[str, Any]) -> dict[str, Any]:
             detail = f"parameter {name!r} of {function!r} is no object"
             raise RowError("unparsable_tools", detail)
         kind = about.get("type", "str")
+        if not isinstance(kind, str | list):
+            detail = f"the type of {name!r} of {function!r} is {kind!r}, no name"
+            raise RowError("unparsable_tools", detail[:160])
         if isinstance(kind, list):  # as JSON schema writes several
             kind = " | ".join(map(str, kind))
-        schema, optional = type_schema(kind if isinstance(kind, str) else "str")
+        schema, optional = type_schema(kind)
         if isinstance(about.get("type"), list) and (kinds := _names(about["type"])):
             schema = {"type": kinds}
         rest = {key: item for key, item in about.items() if key != "type"}
