@@ -71,6 +71,8 @@ def require_warmup(run: RunConfig, name: str) -> None:
     or, before it is packed, than what its stores come to at most.
     """
     stage = run.stage(name)
+    if stage.update_instances is None or run.deferred(run.output):
+        return
     if checkpoint.latest(run_directory(run).checkpoints(name)) is not None:
         return  # the warm-up of a stage that was begun cannot change
     updates = planned_updates(run, name)
