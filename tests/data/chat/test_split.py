@@ -42,7 +42,7 @@ def test_the_most_turns_that_fit_and_are_answered(
     whole = ChatEncoder(directory, ChatSpec(train_on=train_on))
     render = whole.tokenizer.auto.apply_chat_template
     draw, kept, left_out = random.Random(1), 0, 0
-    for most in (600, 700, 900):
+    for most in (300, 450, 700):
         spec = ChatSpec(train_on=train_on, max_length="split", max_tokens=most)
         encoder = ChatEncoder(directory, spec)
         for _ in range(25):
