@@ -74,11 +74,20 @@ def schedule_problems(key: str, stage: StageConfig) -> list[Problem]:
         "leave it out, or choose cosine or linear",
     )
     if stage.update_tokens and stage.tokens and stage.update_tokens >= stage.context:
-        problems.need(
-            schedule.warmup < max(1, stage.updates),
-            f"{key}.warmup",
-            schedule.warmup,
-            f"is not below the stage's {stage.updates} updates",
-            "shorten it, so that the stage reaches its rate",
-        )
+        problems += warmup_problems(key, stage, stage.updates)
+    return problems
+
+
+def warmup_problems(key: str, stage: StageConfig, updates: int) -> list[Problem]:
+    """A warm-up in which a stage of so many updates ends before it reaches its rate."""
+    problems, warmup = Problems(), stage.schedule.warmup
+    share = 0 < warmup < 1
+    problems.need(
+        stage.schedule.warmup_updates(updates) < max(1, updates),
+        f"{key}.warmup",
+        warmup,
+        f"{'comes to all of' if share else 'is not below'} the stage's {updates} "
+        f"update{'s' if updates != 1 else ''}",
+        "shorten it, so that the stage reaches its rate",
+    )
     return problems

@@ -7,17 +7,23 @@ token of the largest logit; so nothing has to be generated.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+import bisect
+import re
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, Self
 
 import numpy as np
 from numpy.typing import NDArray
 
+from alia_ctx.data.tokens import TokenStore
+from alia_ctx.data.tokens.said import CALLS, said_of
 from alia_ctx.errors import DataError
 from alia_ctx.evaluation.evaluator import RowPieces
 
 CALL_TAG = "<tool_call>"
 _HEADER = "<|im_start|>assistant\n"  # trained too where the masks say so
+# First of all, or behind words at the beginning of a line: words may name the tag.
+_CALL = re.compile(rf"\A\s*{CALL_TAG}|^{CALL_TAG}\s*\{{", re.MULTILINE)
 Span = tuple[int, int]
 
 
@@ -25,20 +31,52 @@ def call_spans(
     tokens: NDArray[np.integer[Any]],
     weights: NDArray[Any],
     decode: Callable[[list[int]], str],
-    tag: str = CALL_TAG,
+    called: NDArray[np.bool_] | None = None,
 ) -> list[Span]:
-    """Tokens [start, stop) of each call of a conversation: the runs of trained tokens
-    (weight above 0) whose text begins with `tag`, parallel calls and stop token included.
+    """Tokens [start, stop) of the calls of each turn of a conversation, parallel calls and
+    stop token included, words before them not. They are trained (weight above 0).
+
+    called: which tokens are of calls, as the store was told by the template. Where it
+        marks none, calls are what begins with `CALL_TAG`, to the end of the turn.
     """
-    edges = np.flatnonzero(np.diff(np.concatenate(([0], weights > 0, [0]))))
-    return [
-        (start, stop)
-        for start, stop in edges.reshape(-1, 2).tolist()
-        if decode(tokens[start:stop].tolist())
-        .removeprefix(_HEADER)
-        .lstrip()
-        .startswith(tag)
-    ]
+    trained = weights > 0
+    if called is not None and called.any():
+        return _runs(trained & called)
+    spans = []
+    for start, stop in _runs(trained):
+        text = decode(tokens[start:stop].tolist())
+        words = text.removeprefix(_HEADER)
+        if match := _CALL.search(words):
+            rest = len(words) - match.start()
+            # The last token from which on the text still holds the whole call.
+            first = bisect.bisect_right(
+                range(start, stop),
+                -rest,
+                key=lambda number: -len(decode(tokens[number:stop].tolist())),
+            )
+            spans.append((start + first - 1, stop))
+    return spans
+
+
+def calls_of(
+    store: TokenStore, numbers: Iterable[int], decode: Callable[[list[int]], str]
+) -> Iterator[list[Span]]:
+    """The calls of each of these documents of a store of conversations: see `call_spans`."""
+    weights, said = store.weights, said_of(store)
+    for number in numbers:
+        begin, end = store.starts(np.array([number, number + 1])).tolist()
+        tokens = store.tokens[begin:end]
+        yield call_spans(
+            tokens,
+            np.ones(tokens.size, np.uint8) if weights is None else weights[begin:end],
+            decode,
+            None if said is None else said[begin:end] & CALLS > 0,
+        )
+
+
+def _runs(chosen: NDArray[np.bool_]) -> list[Span]:
+    edges = np.flatnonzero(np.diff(np.concatenate(([0], chosen, [0]))))
+    return [(start, stop) for start, stop in edges.reshape(-1, 2).tolist()]
 
 
 class ConversationScores:

@@ -10,6 +10,8 @@ from typing import Any
 
 import numpy as np
 
+from alia_ctx import checkpoint
+from alia_ctx.checkpoint.manifest import DamagedError
 from alia_ctx.config.run import RunConfig
 from alia_ctx.data.packing import (
     PackPlan,
@@ -23,6 +25,7 @@ from alia_ctx.data.packing import (
 )
 from alia_ctx.data.tokens import TokenStore
 from alia_ctx.errors import DataError
+from alia_ctx.train.stage_identity import PLAN
 from alia_ctx.workflow.chain import run_directory
 from alia_ctx.workflow.stores import open_stores
 
@@ -163,25 +166,43 @@ def _held_out_numbers(run: RunConfig, name: str, why: str) -> dict[str, np.ndarr
 
 
 def require_kept_out(run: RunConfig, name: str) -> None:
-    """DataError where the plan of another stage that is there has what this one holds
-    out: it would be measured on what it was trained on.
+    """DataError where the plan of another stage, there or as its checkpoint states it, has
+    what this one holds out: it would be measured on what it was trained on.
     """
     if not run.stage(name).pack.held_out_instances:
         return
     for other in run.stages:
-        directory = run_directory(run).plan(other)
-        if other == name or not directory.is_dir():
+        planned = _planned(run, other) if other != name else None
+        if planned is None:
             continue
+        where, identity = planned
         wanted = kept_out_statement(kept_out_of(run, other))
-        stated = read_statement(directory).identity.get("held_out") or ""
+        stated = identity.get("held_out") or ""
         if wanted is not None and wanted not in stated.split("+"):
             raise DataError(
-                f"{directory}: the plan of stage {other} has conversations that stage "
+                f"{where}: the plan of stage {other} has conversations that stage "
                 f"{name} holds out, which would be measured as if never seen; pack "
                 f"{other} again (--overwrite; what was trained on it, too), give {name} "
                 f"other sources (stages.{name}.pack.sources), or set "
                 f"stages.{name}.pack.held_out_instances to 0"
             )
+
+
+def _planned(run: RunConfig, name: str) -> tuple[Path, Mapping[str, Any]] | None:
+    """Where the plan of a stage is stated, and its identity; None where there is none, or
+    only a checkpoint of a release that did not state it.
+    """
+    directory = run_directory(run).plan(name)
+    if directory.is_dir():
+        return directory, read_statement(directory).identity
+    newest = checkpoint.latest(run_directory(run).checkpoints(name))
+    if newest is None:
+        return None
+    try:
+        identity = checkpoint.read_manifest(newest).extra.get(PLAN, {}).get("identity")
+    except DamagedError:  # whoever goes on from it says so
+        return None
+    return None if identity is None else (newest, identity)
 
 
 def held_out_conversations(run: RunConfig, name: str) -> TokenStore:

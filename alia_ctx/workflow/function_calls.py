@@ -14,7 +14,7 @@ from alia_ctx.data.packing import PackedRow, shortest_row
 from alia_ctx.data.packing.policies import best_fit
 from alia_ctx.data.tokens import TokenStore
 from alia_ctx.data.tokens.tokenizer import HubTokenizer
-from alia_ctx.evaluation.function_calls import ConversationScores, call_spans
+from alia_ctx.evaluation.function_calls import ConversationScores, calls_of
 from alia_ctx.evaluation.held_out import HeldOutRow
 from alia_ctx.train.engine import Engine
 from alia_ctx.workflow.conversations import held_out_conversations, sources_of_held_out
@@ -36,23 +36,15 @@ def conversation_evaluation(
     store = held_out_conversations(run, name)
     names, sources = sources_of_held_out(run, name, open_stores(run, name))
     rows = conversation_rows(store, run.stage(name).context)
+    shown = [number for row in rows for number in row.row.doc_ids.tolist()]
     decode = HubTokenizer(run.tokenizer, run.model.architecture).auto.decode
-    ends = np.concatenate(([0], np.cumsum(store.lengths)))
-    weights = store.weights
-    assert weights is not None  # `pack` writes the store with weights
-    spans = {
-        number: call_spans(
-            store.document(number), weights[ends[number] : ends[number + 1]], decode
-        )
-        for row in rows
-        for number in row.row.doc_ids.tolist()
-    }
+    spans = dict(zip(shown, calls_of(store, shown, decode), strict=True))
     empty = partial(ConversationScores, names, sources, spans)
 
     def scores() -> dict[str, Any]:
         found = measure(engine, rows, empty, lambda done, total: beat()).summary()
-        shown = sum(row.row.doc_ids.size for row in rows)
-        return {"conversations": shown, "too_long": store.n_documents - shown, **found}
+        too_long = store.n_documents - len(shown)
+        return {"conversations": len(shown), "too_long": too_long, **found}
 
     return scores
 

@@ -26,6 +26,7 @@ from alia_ctx.workflow.evaluation_tasks import what_is_missing
 from alia_ctx.workflow.exporting import export, needs_export
 from alia_ctx.workflow.importing import import_base
 from alia_ctx.workflow.plans import pack
+from alia_ctx.workflow.readiness import require_ready
 from alia_ctx.workflow.reporting import report
 from alia_ctx.workflow.stores import tokenize
 
@@ -59,6 +60,8 @@ def run_all(config: Path, overrides: Sequence[str], run: RunConfig) -> Report:
     tokenize(run)
     # Held-out text has its lengths in tokens now: too short is said before training.
     load_run(config, overrides, read_text=True)
+    for name in run.stages:
+        require_ready(run, name)
     for note in (*held_out_notes(run), *constants_notes(run)):
         say(f"note: {escape(str(note))}")
 

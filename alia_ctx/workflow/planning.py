@@ -40,6 +40,7 @@ from alia_ctx.train.balance import assign_rows
 from alia_ctx.workflow.chain import run_directory
 from alia_ctx.workflow.dry_running import counted_without_memory, expected_counts
 from alia_ctx.workflow.mixture import mixture_tables, sizes_of
+from alia_ctx.workflow.readiness import require_warmup
 
 _DRAWN = 8  # data-parallel ranks of a time line: more than that nobody looks at
 _SHOWN = 40  # layouts of a search
@@ -195,6 +196,7 @@ class _Stage:
 
     def __init__(self, run: RunConfig, name: str, asked: PlanQuestion) -> None:
         self.run, self.name, self.asked = run, name, asked
+        require_warmup(run, name)
         self.stage = run.stage(name)
         self.model = run.model, self.stage.rope, self.stage.context
 

@@ -37,6 +37,7 @@ from alia_ctx.workflow.conversations import (
     open_conversation_plan,
     pack_conversations,
 )
+from alia_ctx.workflow.readiness import require_ready
 from alia_ctx.workflow.stores import (
     has_store,
     open_store,
@@ -70,6 +71,7 @@ def pack(run: RunConfig, name: str, *, overwrite: bool = False) -> PackPlan:
     """
     require_free_to_go_on(run, name)
     require_same_text(run)
+    require_ready(run, name)
     if note := not_seen(run, name):
         say(f"note: {escape(note)}")
     return _plan(run, name, overwrite=overwrite)

@@ -34,6 +34,7 @@ from alia_ctx.workflow.evaluation_in_training import held_out_evaluation
 from alia_ctx.workflow.function_calls import conversation_evaluation
 from alia_ctx.workflow.importing import require_base
 from alia_ctx.workflow.plans import not_seen, open_plan
+from alia_ctx.workflow.readiness import require_ready
 from alia_ctx.workflow.staging import staged
 from alia_ctx.workflow.stores import open_store, require_same_options, tokenizer_of_text
 from alia_ctx.workflow.training_block import training_block
@@ -181,6 +182,7 @@ def _open_data(run: RunConfig, name: str, local: RunConfig) -> _Data:
     require_base(run, name)
     plan = open_plan(local, name)
     require_same_options(run, name)
+    require_ready(run, name)
     evaluation = run.evaluation
     measured = evaluation.every_updates and evaluation.during_on_text
     is_text = measured and evaluation.held_out is not None

@@ -17,6 +17,8 @@ WORDS = {
     3: "call>",
     4: "\n",
     5: "<|im_start|>assistant\n",
+    6: "{",
+    7: "Sure.\n",
 }
 
 
@@ -29,10 +31,14 @@ def decode(tokens: list[int]) -> str:
     [
         ([9, 1, 8, 8, 9], [0, 1, 1, 1, 0], [(1, 4)]),
         ([9, 2, 3, 8], [0, 1, 1, 1], [(1, 4)]),  # a tag of several tokens
-        ([9, 8, 1, 8], [0, 1, 1, 1], []),  # words before it
+        ([9, 8, 1, 6], [0, 1, 1, 1], []),  # in the middle of words
         ([9, 1, 8, 8, 1], [0, 0, 1, 1, 0], []),  # a tag that is not trained
         ([1, 8, 9, 1, 8], [1, 1, 0, 1, 1], [(0, 2), (3, 5)]),
-        ([9, 5, 1, 8], [0, 1, 1, 1], [(1, 4)]),  # the header trained too
+        ([9, 5, 1, 8], [0, 1, 1, 1], [(2, 4)]),  # the header trained too
+        ([9, 7, 1, 6, 8], [0, 1, 1, 1, 1], [(2, 5)]),  # behind words
+        ([9, 8, 4, 2, 3, 4, 6, 8], [0] + [1] * 7, [(3, 8)]),
+        ([9, 5, 7, 1, 4, 6, 8], [0] + [1] * 6, [(3, 7)]),
+        ([9, 7, 1, 8], [0, 1, 1, 1], []),  # words that name the tag
         ([9, 4, 1, 8], [0, 1, 1, 1], [(1, 4)]),
         ([9, 8], [0, 0], []),
     ],
@@ -40,7 +46,19 @@ def decode(tokens: list[int]) -> str:
 def test_calls_are_trained_turns_that_begin_with_the_tag(
     tokens: list[int], weights: list[int], spans: list[Any]
 ) -> None:
-    assert call_spans(np.array(tokens), np.array(weights), decode) == spans
+    found = call_spans(np.array(tokens), np.array(weights), decode)
+    assert found == spans
+    none = np.zeros(len(tokens), bool)
+    assert call_spans(np.array(tokens), np.array(weights), decode, none) == spans
+
+
+def test_what_the_store_marks_as_calls_is_what_calls_are() -> None:
+    tokens, weights = (
+        np.array([9, 1, 8, 8, 9, 7, 8, 8]),
+        np.array([0, 1, 1, 1, 0, 1, 1, 1]),
+    )
+    called = np.array([0, 0, 1, 1, 1, 0, 1, 1], bool)
+    assert call_spans(tokens, weights, decode, called) == [(2, 4), (6, 8)]
 
 
 def row() -> PackedRow:

@@ -89,6 +89,27 @@ def test_every_value_is_that_of_transformers(updates: int, warmup: float) -> Non
     assert [schedule.rate(update) for update in range(updates)] == with_least
 
 
+@pytest.mark.parametrize(("updates", "warmup"), [(1, 0), (7, 3), (300, 12)])
+@pytest.mark.parametrize("least", [PEAK / 10, PEAK / 3, 1e-12])
+def test_a_line_to_a_minimum_is_that_of_transformers(
+    updates: int, warmup: int, least: float
+) -> None:
+    """As its polynomial of power 1, which multiplies otherwise: to a few roundings."""
+    schedule = schedule_of(
+        updates, type="linear", warmup=warmup, min_learning_rate=least
+    )
+    rates = theirs(
+        transformers.get_polynomial_decay_schedule_with_warmup,
+        updates + 5,
+        num_warmup_steps=warmup,
+        num_training_steps=updates,
+        lr_end=least,
+        power=1.0,
+    )
+    ours = [schedule.rate(update) for update in range(updates + 5)]
+    assert ours == pytest.approx(rates, rel=1e-15, abs=PEAK * 1e-15)
+
+
 @pytest.mark.parametrize("kind", ["cosine", "linear"])
 def test_a_decay_ends_at_its_minimum_and_stays_there(kind: Any) -> None:
     schedule = schedule_of(100, type=kind, warmup=10, min_learning_rate=1e-7)

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import shutil
+from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -11,9 +14,14 @@ import yaml
 
 from alia_ctx import workflow
 from alia_ctx.config.load import load_run
-from alia_ctx.data.packing import PackPlan, draw_held_out
-from alia_ctx.data.tokens import write_store
-from alia_ctx.errors import DataError
+from alia_ctx.config.run import RunConfig
+from alia_ctx.data.packing import PackPlan, draw_held_out, read_statement
+from alia_ctx.data.tokens import TokenStore, write_store
+from alia_ctx.data.tokens.said import CALLS, SAYS
+from alia_ctx.errors import AliaError, DataError
+from alia_ctx.train.stage_identity import PLAN
+from alia_ctx.workflow import conversations
+from alia_ctx.workflow.chain import run_directory
 from alia_ctx.workflow.stores import open_stores
 from tests.small_run import VOCABULARY, write_run
 
@@ -47,6 +55,14 @@ def write_talks(folder: Path, **stages: Any) -> Path:
         config["stages"][name] = {**calls, "init_from": "calls", **changes}
     path.write_text(yaml.safe_dump(config, sort_keys=False))
     return path
+
+
+def check(run: RunConfig, name: str) -> None:
+    workflow.check_all(run, "run.yaml", [name])
+
+
+def plan(run: RunConfig, name: str) -> None:
+    workflow.plan_stages(run, workflow.PlanQuestion([name]))
 
 
 def files(prefix: Path) -> dict[str, bytes]:
@@ -132,3 +148,78 @@ def test_what_is_held_out_of_sources_that_are_not_there(tmp_path: Path) -> None:
     run = load_run(path, [*two, "stages.pre.pack.sources=[one]"])
     with pytest.raises(DataError, match=r"stage calls holds conversations out.*two"):
         workflow.pack(run, "pre")
+
+
+@pytest.mark.parametrize("command", [workflow.pack, check])
+def test_calls_that_are_to_choose_the_best_and_are_not_there(
+    command: Callable[[RunConfig, str], object], tmp_path: Path
+) -> None:
+    path = write_talks(tmp_path)
+    best = ["evaluation.every_updates=1", "evaluation.best={metric: calls_exact}"]
+    run = load_run(path, best)
+    with pytest.raises(
+        AliaError, match="none of the 10 conversations that stage calls"
+    ):
+        command(run, "calls")
+    assert not (tmp_path / "out" / "plans" / "calls").exists()
+    command(
+        load_run(path, [*best, "evaluation.best.metric=conversation_loss"]), "calls"
+    )
+    for name in COUNTS:  # as stores that the template has marked
+        size = sum(TokenStore(tmp_path / name).lengths.tolist())
+        said = np.full(size, SAYS | CALLS, np.uint8)
+        (tmp_path / f"{name}.said").write_bytes(said.tobytes())
+    command(run, "calls")
+
+
+def test_check_says_what_pack_refuses(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = write_talks(tmp_path)
+    none = ["stages.calls.pack.held_out_instances=0"]
+    workflow.pack(load_run(path, none), "pre")
+    run = load_run(path)
+    with pytest.raises(DataError, match="the plan of stage pre has") as packed:
+        workflow.pack(run, "calls")
+    for stages in ([], ["calls"]):
+        with pytest.raises(AliaError, match="the plan of stage pre has") as checked:
+            workflow.check_all(run, path, stages)
+        assert str(packed.value) in str(checked.value)
+    # A plan that is gone after use is what the stage's checkpoint states.
+    places = run_directory(run)
+    stated = read_statement(places.plan("pre")).as_trained()
+    shutil.move(places.plan("pre"), tmp_path / "gone")
+    manifest = SimpleNamespace(extra={PLAN: stated}, ledger=())
+    with monkeypatch.context() as patched:
+        latest = {places.checkpoints("pre"): Path("update-1")}
+        checkpoints = SimpleNamespace(
+            latest=latest.get, read_manifest=lambda _: manifest
+        )
+        patched.setattr(conversations, "checkpoint", checkpoints)
+        with pytest.raises(DataError, match="update-1: the plan of stage pre has"):
+            conversations.require_kept_out(run, "calls")
+    shutil.move(tmp_path / "gone", places.plan("pre"))
+    workflow.pack(run, "pre", overwrite=True)
+    workflow.check_all(run, path)
+
+
+def test_a_warm_up_that_does_not_end(tmp_path: Path) -> None:
+    path = write_talks(tmp_path)  # 171 conversations at most: 6 updates
+    cosine = ["stages.calls.schedule.type=cosine", "stages.calls.schedule.warmup=6"]
+    run = load_run(path, cosine)
+    told = r"stages\.calls\.schedule\.warmup=6.*: is not below the stage's 6 updates"
+    for command in (workflow.pack, check, plan):
+        with pytest.raises(AliaError, match=told):
+            command(run, "calls")
+    more = load_run(path, [*cosine, "stages.calls.epochs=2"])
+    workflow.pack(more, "calls")
+    check(more, "calls")
+    # The plan is longer than its settings would have it now, and shorter.
+    with pytest.raises(AliaError, match="6 updates"):
+        check(run, "calls")
+    all_of_one = [
+        "stages.calls.update_instances=200",
+        "stages.calls.schedule.warmup=0.1",
+    ]
+    with pytest.raises(AliaError, match="comes to all of the stage's 1 update;"):
+        check(load_run(path, [cosine[0], *all_of_one]), "calls")

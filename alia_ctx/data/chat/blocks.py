@@ -19,6 +19,7 @@ from alia_ctx.data.chat.encoding import ChatEncoder
 from alia_ctx.data.chat.forms import read_record
 from alia_ctx.data.chat.rows import Row, read_rows
 from alia_ctx.data.documents.chat_spec import ChatSpec
+from alia_ctx.data.tokens.said import CALLS, SAYS
 from alia_ctx.data.tokens.special_tokens import SpecialTokens
 from alia_ctx.errors import DataError
 
@@ -48,7 +49,8 @@ class EncoderSettings:
 @dataclass
 class EncodedBlock:
     """Documents of some rows: ids [tokens] one after another, uint8 weights [tokens] and
-    whether somebody says each, uint8 [tokens]; lengths, names and files of each; what was left out.
+    what each is (`tokens.said`), uint8 [tokens]; lengths, names and files of each; what
+    was left out.
     """
 
     ids: np.ndarray
@@ -143,7 +145,7 @@ def _encode(work: _Work, encoder: ChatEncoder) -> EncodedBlock:
             continue
         ids.append(encoded.ids)
         weights.append(encoded.trained.astype(np.uint8))
-        said.append(encoded.said.astype(np.uint8))
+        said.append((encoded.said * SAYS + encoded.called * CALLS).astype(np.uint8))
         block.lengths.append(encoded.ids.size)
         name = record.get(work.id_key) if work.id_key else None
         block.names.append(row.where if name is None else str(name))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 from alia_ctx.data.chat.conversation import (
@@ -36,6 +37,7 @@ def require_sound(conversation: Conversation) -> None:
         _require_words(number, message)
         for call in message.calls:
             _require_call(number, call, functions)
+    _require_calls_apart(conversation)
     _require_results(conversation.messages)
     _require_characters(conversation)
 
@@ -45,8 +47,50 @@ def _functions(tools: str | None) -> dict[str, list[dict[str, Any]]]:
     functions: dict[str, list[dict[str, Any]]] = {}
     for tool in parse(tools) if tools is not None else []:
         function = function_of(tool)
+        _require_schema(function)
         functions.setdefault(function["name"], []).append(function)
     return functions
+
+
+def _require_schema(function: dict[str, Any]) -> None:
+    """Parameters are an object, and what they require names: a model would be shown what
+    says nothing, and a call could lack anything.
+    """
+    # ToolACE calls some functions' parameters `arguments`.
+    schema = function.get("parameters") or function.get("arguments")
+    if schema and not isinstance(schema, dict):
+        detail = (
+            f"parameters of {function['name']!r} are {type(schema).__name__}, no object"
+        )
+        raise RowError("unparsable_tools", detail)
+    required = (schema or {}).get("required")
+    # Drafts 3 and 4 let a schema say of itself that it is required.
+    if required is not None and not isinstance(required, list | bool):
+        detail = (
+            f"{function['name']!r} requires {str(required)[:60]!r}, which is no list"
+        )
+        raise RowError("unparsable_tools", detail)
+    for name in required if isinstance(required, list) else []:
+        if not isinstance(name, str):
+            detail = f"{function['name']!r} requires {str(name)[:60]}, which is no name"
+            raise RowError("unparsable_tools", detail)
+
+
+_WRITTEN_CALL = re.compile(
+    r"^\s*(<tool_call>|<functioncall>|<TOOLCALL>|\[TOOL_CALLS\])\s*[\[{]", re.MULTILINE
+)
+
+
+def _require_calls_apart(conversation: Conversation) -> None:
+    """Where tools are offered calls are calls: as words nothing compares them with these."""
+    for number, message in enumerate(conversation.messages):
+        match = _WRITTEN_CALL.search(message.content or "")
+        if conversation.tools is not None and message.role == "assistant" and match:
+            raise RowError(
+                "unparsable_call",
+                f"turn {number}: a call stands among its words ({match[1]}); give it as "
+                "tool_calls",
+            )
 
 
 def _require_order(messages: tuple[Message, ...]) -> None:
@@ -101,14 +145,9 @@ def _require_call(
 
 def _lacking(function: dict[str, Any], arguments: dict[str, Any]) -> list[str]:
     """Required parameters that a call does not give."""
-    # ToolACE calls some functions' parameters `arguments`.
-    schema = function.get("parameters") or function.get("arguments")
-    required = schema.get("required") if isinstance(schema, dict) else None
+    schema = function.get("parameters") or function.get("arguments") or {}
+    required = schema.get("required")
     names = required if isinstance(required, list) else []
-    for name in names:
-        if not isinstance(name, str):
-            detail = f"{function['name']!r} requires {str(name)[:60]}, which is no name"
-            raise RowError("unparsable_tools", detail)
     return [name for name in names if name not in arguments]
 
 

@@ -24,14 +24,16 @@ from alia_ctx.data.tokens.tokenizer import HubTokenizer, renewed
 @dataclass(frozen=True)
 class EncodedChat:
     """A conversation as a document: ids [tokens], and for each whether it is trained as a
-    target, and whether a user or the assistant says it (words, and values of calls),
-    bool [tokens]; its text; the turns that were cut off because it was too long;
-    special tokens that its contents spell; turns whose reasoning the template leaves out.
+    target, whether a user or the assistant says it (words, and values of calls), and
+    whether it is of the calls of a trained turn (stop token included), bool [tokens]; its
+    text; the turns that were cut off because it was too long; special tokens that its
+    contents spell; turns whose reasoning the template leaves out.
     """
 
     ids: np.ndarray
     trained: np.ndarray
     said: np.ndarray
+    called: np.ndarray
     text: str
     cut_turns: int
     spelled: dict[str, int]
@@ -132,13 +134,15 @@ class ChatEncoder:
         rendered = render_turns(conversation, self.template, self._pattern, train_on)
         spelled = Counter(rendered.text[a:b] for a, b in rendered.spelled)
         ids, starts, stops = self._tokens.of(rendered, spelled)
-        trained = np.zeros(ids.size, bool)
+        trained, called = np.zeros(ids.size, bool), np.zeros(ids.size, bool)
         for turn in rendered.turns:
             begin, end = turn.header, turn.stop
             first, last = np.searchsorted(starts, (begin, end)).tolist()
             self._require_edges(rendered.text, starts, stops, ids, (begin, end))
             self._require_proof(rendered.text[begin:end], ids, first, last)
             trained[first:last] = True
+            if turn.calls is not None:
+                called[np.searchsorted(starts, turn.calls) : last] = True
         if not trained[1:].any():
             raise RowError("nothing_trained", "no token of it is a trained target")
         said = np.zeros(ids.size, bool)
@@ -152,6 +156,7 @@ class ChatEncoder:
             ids,
             trained,
             said,
+            called,
             rendered.text,
             0,
             dict(spelled),

@@ -11,7 +11,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from alia_ctx.data.chat.conversation import Conversation, Message, RowError, ToolCall
@@ -24,13 +24,14 @@ from alia_ctx.data.documents.chat_spec import TrainOn
 class Turn:
     """Characters [start, stop) of an assistant's turn that are trained: its words, calls
     and stop token; `header` is where its header begins, if that is trained as well, or
-    `start`. `message`: its number.
+    `start`; `calls` where its calls begin, None without any. `message`: its number.
     """
 
     message: int
     header: int
     start: int
     stop: int
+    calls: int | None = None
 
 
 @dataclass(frozen=True)
@@ -94,7 +95,8 @@ def render_turns(
             )
         stop = _stop(after, len(before), special, spelled, messages[number], number)
         _require_said(messages[number], after[len(before) : stop], number)
-        turns.append(Turn(number, header, len(before), stop))
+        calls = _calls(conversation, template, special, after, len(before), number)
+        turns.append(Turn(number, header, len(before), stop, calls))
     return Rendered(text, tuple(turns), spelled, _said(conversation, text))
 
 
@@ -170,6 +172,36 @@ def _stop(
             "tokenizer: the model would not learn to stop",
         )
     return tokens[-1][1]
+
+
+def _calls(
+    conversation: Conversation,
+    template: ChatTemplate,
+    special: re.Pattern[str],
+    text: str,
+    start: int,
+    number: int,
+) -> int | None:
+    """Where the calls of turn `number`, which begins at `start`, begin; None without any.
+    Behind words they begin where the turn is rendered otherwise than without calls.
+    """
+    message = conversation.messages[number]
+    if not message.calls:
+        return None
+    if not message.content and not message.reasoning:
+        return start
+    silent = replace(message, content=message.content or "", calls=())
+    before = conversation.until(number)
+    try:
+        without = template.render(replace(before, messages=(*before.messages, silent)))
+    except RowError:  # a template that has no turn of such words alone
+        return start
+    pairs = enumerate(zip(text, without, strict=False))
+    same = next((n for n, (a, b) in pairs if a != b), min(len(text), len(without)))
+    for match in special.finditer(without, start):
+        if match.start() < same < match.end():  # the stop token may begin as calls do
+            same = match.start()
+    return max(same, start)
 
 
 def _require_said(message: Message, shown: str, number: int) -> None:

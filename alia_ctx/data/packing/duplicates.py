@@ -21,7 +21,7 @@ import xxhash
 from alia_ctx.data.packing.contamination import RUN, find_contamination
 from alia_ctx.data.packing.predicted import ones_between
 from alia_ctx.data.tokens import TokenStore, write_store
-from alia_ctx.data.tokens.said import said_of, said_path
+from alia_ctx.data.tokens.said import SAYS, said_of, said_path
 from alia_ctx.errors import DataError
 from alia_ctx.files import atomic_file
 
@@ -71,7 +71,7 @@ class SaidTokens:
         begins = store.starts(np.arange(store.n_documents))
         counts = store.lengths.astype(np.int64)
         if self._chosen is not None:
-            counts = ones_between(self._chosen, begins, begins + counts)
+            counts = ones_between(self._chosen, begins, begins + counts, SAYS)
         self.lengths = counts if told else np.where(counts >= RUN, counts, 0)
         self._ends = np.concatenate(([0], np.cumsum(self.lengths)))
         self.n_tokens = int(self._ends[-1])
@@ -94,7 +94,7 @@ class SaidTokens:
         begin, end = store.starts(np.array([first, last]))
         chosen = np.repeat(self.lengths[documents] > 0, store.lengths[documents])
         if self._chosen is not None:
-            chosen &= self._chosen[begin:end] != 0
+            chosen &= self._chosen[begin:end] & SAYS != 0
         tokens = store.tokens[begin:end][chosen]
         low = part.start - int(self._ends[first])
         return tokens[low : low + part.stop - part.start]

@@ -43,14 +43,16 @@ def predicted_of_rows(
 
 
 def ones_between(
-    weights: np.ndarray, begins: np.ndarray, ends: np.ndarray
+    weights: np.ndarray, begins: np.ndarray, ends: np.ndarray, bits: int = 255
 ) -> np.ndarray:
-    """Ones in each of [begins, ends); int64, as many."""
+    """Ones in each of [begins, ends); int64, as many. Of weights that are sets of bits
+    only `bits` count.
+    """
     points = np.unique(np.concatenate((begins, ends)))
     before = np.empty(points.size, np.int64)  # ones before each point
     ones = 0
     for low in range(0, weights.size + 1, _BLOCK_TOKENS):
-        block = weights[low : low + _BLOCK_TOKENS]
+        block = weights[low : low + _BLOCK_TOKENS] & bits
         if block.size and block.max() > 1:
             token = low + int(np.argmax(block > 1))
             raise ValueError(

@@ -1,7 +1,10 @@
-"""Which tokens of a store of conversations users and assistant say, beside the store.
+"""Which tokens of a store of conversations users and assistant say, and which are calls,
+beside the store.
 
-Not what the template writes, nor tools, system prompts and results: those are the same in
-thousands of conversations. One byte a token, 0 or 1, in `PREFIX.said`.
+Said is not what the template writes, nor tools, system prompts and results: those are the
+same in thousands of conversations. Calls are those of trained turns, from where a turn's
+calls begin to its stop token. One byte a token in `PREFIX.said`, of the bits below; stores
+of earlier releases mark no calls.
 """
 
 from __future__ import annotations
@@ -14,6 +17,7 @@ from alia_ctx.data.tokens.store import TokenStore
 from alia_ctx.errors import DataError
 
 SAID = ".said"
+SAYS, CALLS = 1, 2
 
 
 def said_path(prefix: Path) -> Path:
@@ -21,8 +25,8 @@ def said_path(prefix: Path) -> Path:
 
 
 def said_of(store: TokenStore) -> np.ndarray | None:
-    """uint8 [tokens], mapped; None where the store has no such file, as stores that were
-    made elsewhere. DataError where it is of other tokens.
+    """Bits of each token, uint8 [tokens], mapped; None where the store has no such file,
+    as stores that were made elsewhere. DataError where it is of other tokens.
     """
     path = said_path(store.prefix)
     if not path.is_file():

@@ -182,6 +182,44 @@ ROWS: list[tuple[Any, str, str]] = [
         "unparsable_tools",
         "no name",
     ),
+    # What JSON refuses Python's literals do not let through.
+    (talk(U, calls(call("g", '{"a": 1, "a": 2}'))), "unparsable_call", "'a' twice"),
+    (
+        talk(U, calls(call("g", "{'a': {'b': 1, 'b': 2}}"))),
+        "unparsable_call",
+        "no JSON",
+    ),
+    (
+        talk(U, calls(call("g", "{'a': 1e400}"))),
+        "unparsable_call",
+        "not JSON compliant",
+    ),
+    # Schemas that say nothing, of a function that nobody calls too.
+    (talk(U, A, tools=[{"name": "g", "parameters": [1]}]), "unparsable_tools", "list"),
+    (talk(U, A, tools=[{"name": "g", "parameters": "{}"}]), "unparsable_tools", "str"),
+    (
+        talk(U, A, tools=[{"name": "g", "parameters": {"required": "a"}}]),
+        "unparsable_tools",
+        "no list",
+    ),
+    (
+        xlam(tools='[{"name": "g", "parameters": {"a": {"type": 5}}}]'),
+        "unparsable_tools",
+        "is 5, no name",
+    ),
+    # Calls that are written as words: nothing would compare them with the tools.
+    *(
+        (
+            talk(U, {**A, "content": f"Sure.\n{words}"}),
+            "unparsable_call",
+            "among its words",
+        )
+        for words in (
+            '<tool_call>\n{"name": "zzz"}\n</tool_call>',
+            '<functioncall> {"name": "zzz"}',
+            '[TOOL_CALLS][{"name": "zzz"}]',
+        )
+    ),
 ]
 
 
@@ -346,3 +384,13 @@ def test_results_are_in_the_order_of_their_calls() -> None:
     turns = talk(U, {"role": "assistant", "tool_calls": asked}, *answers, A)
     read = read_record(turns)
     assert [message.content for message in read.messages[2:4]] == ["A", "B"]
+
+
+def test_words_that_name_a_tag_and_calls_of_no_tools_are_words() -> None:
+    for words, tools in (
+        ("The tag is <tool_call>, and {} follows.", TOOLS),
+        ("<tool_call> is how calls begin.", TOOLS),
+        ('<tool_call>\n{"name": "f"}', None),  # tools that a system prompt describes
+    ):
+        turn = {**A, "content": words}
+        assert read_record(talk(U, turn, tools=tools)).messages[1].content == words

@@ -87,10 +87,16 @@ def literal(text: str) -> Any:
 
 def _python_literal(text: str) -> Any:
     """ValueError for whatever is wrong with it: `{{'a': 1}}` is a TypeError to Python, as
-    it would be a set of what cannot be hashed.
+    it would be a set of what cannot be hashed. A key twice is wrong as in JSON.
     """
     try:
-        return ast.literal_eval(text.strip())
+        tree = ast.parse(text.strip(), mode="eval")
+        for node in ast.walk(tree):
+            if isinstance(node, ast.Dict):
+                keys = [ast.dump(key) for key in node.keys if key is not None]
+                if len(set(keys)) != len(keys):
+                    raise ValueError("a mapping has a key twice")
+        return ast.literal_eval(tree)
     except (SyntaxError, TypeError, RecursionError, MemoryError) as error:
         raise ValueError(str(error)) from error
 

@@ -121,8 +121,8 @@ def _require_clear(chat: str, marks: list[re.Match[str]]) -> None:
 def _assistant(words: str) -> Message:
     """Words, and the calls after them."""
     said, *calls = words.split(_TAG)
-    found = tuple(_call(call.replace(_END, "").strip()) for call in calls)
-    said = said.replace(_END, "").strip() if found else said
+    found = tuple(_call(call.strip().removesuffix(_END).strip()) for call in calls)
+    said = said.strip().removesuffix(_END).strip() if found else said
     return Message("assistant", said or None if found else said, found)
 
 

@@ -7,6 +7,7 @@ that the model sees the form in which tools are offered to it later.
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 from alia_ctx.data.chat.conversation import (
@@ -35,6 +36,13 @@ _TYPES = {
     "dict": "object",
     "object": "object",
     "mapping": "object",
+}
+_NONE = ("none", "null", "nonetype")
+_CALLED_OPTIONAL = re.compile(r"(.*?)\s*\(optional\)\s*", re.IGNORECASE | re.DOTALL)
+# What may stand beside `properties` in the schema of an object.
+_SCHEMA_KEYS = {
+    *("properties", "required", "additionalProperties", "description", "title"),
+    *("$defs", "definitions", "$schema", "default"),
 }
 
 
@@ -80,14 +88,26 @@ def as_json_schema(tool: Any) -> dict[str, Any]:
     if not isinstance(parameters, dict):
         name = function["name"]
         raise RowError("unparsable_tools", f"parameters of {name!r} are no object")
-    # A parameter may be called `properties`: a schema says that it is of an object.
-    is_schema = isinstance(parameters.get("properties"), dict) and (
-        parameters.get("type") in ("object", "dict")
-    )
-    if not is_schema:
+    if not _is_schema(parameters):
         parameters = _schema(function["name"], parameters)
+    elif "type" not in parameters:
+        parameters = {"type": "object", **parameters}
     rest = {k: v for k, v in function.items() if k not in ("parameters", "type")}
     return {"type": "function", "function": {**rest, "parameters": parameters}}
+
+
+def _is_schema(parameters: dict[str, Any]) -> bool:
+    """Whether this is a JSON schema, and no mapping of parameters one of which is called
+    `properties`: it says that it is of an object, or has nothing but what schemas have.
+    """
+    properties = parameters.get("properties")
+    if not isinstance(properties, dict):
+        return False
+    if "type" in parameters:
+        return parameters["type"] in ("object", "dict")
+    return parameters.keys() <= _SCHEMA_KEYS and all(
+        isinstance(about, dict) for about in properties.values()
+    )
 
 
 def _schema(function: str, parameters: dict[str, Any]) -> dict[str, Any]:
@@ -98,8 +118,14 @@ def _schema(function: str, parameters: dict[str, Any]) -> dict[str, Any]:
             detail = f"parameter {name!r} of {function!r} is no object"
             raise RowError("unparsable_tools", detail)
         kind = about.get("type", "str")
-        words = kind if isinstance(kind, str) else "str"
-        schema, optional = type_schema(words)
+        if not isinstance(kind, str | list):
+            detail = f"the type of {name!r} of {function!r} is {kind!r}, no name"
+            raise RowError("unparsable_tools", detail[:160])
+        if isinstance(kind, list):  # as JSON schema writes several
+            kind = " | ".join(map(str, kind))
+        schema, optional = type_schema(kind)
+        if isinstance(about.get("type"), list) and (kinds := _names(about["type"])):
+            schema = {"type": kinds}
         rest = {key: item for key, item in about.items() if key != "type"}
         properties[name] = {**schema, **rest}
         if not optional and "default" not in about:
@@ -111,24 +137,24 @@ def type_schema(words: str) -> tuple[dict[str, Any], bool]:
     """JSON schema of a type as xLAM writes it, and whether it says optional.
 
     `int, optional` -> integer; `List[int]` -> array of integers; `Optional[str]`;
-    `Union[int, float]` -> any of both. A type that is no name of Python's gives no
-    restriction.
+    `Union[int, float]`, `int | float` -> any of both; with `None` among them it is
+    optional. A type that is no name of Python's gives no restriction.
     """
-    head, _, rest = words.partition(", ")
-    # `Dict[str, int], optional`: the comma inside brackets separates nothing.
-    while head.count("[") != head.count("]") and rest:
-        more, _, rest = rest.partition(", ")
-        head = f"{head}, {more}"
-    optional = "optional" in rest.lower()
+    head, *rest = _parts(words) or [""]
+    optional = any("optional" in part.lower() for part in rest)
+    if match := _CALLED_OPTIONAL.fullmatch(head):
+        head, optional = match[1], True
     name, bracket, inside = head.strip().partition("[")
     inside = inside.rsplit("]", 1)[0] if bracket else ""
     name = name.strip().lower().removeprefix("typing.")
     if name == "optional":
         schema, _ = type_schema(inside)
         return schema, True
-    if name == "union":
-        kinds = [type_schema(part)[0] for part in _parts(inside)]
-        return {"anyOf": kinds}, optional
+    parts = _parts(inside) if name == "union" else _parts(head, "|")
+    if name == "union" or len(parts) > 1:
+        kinds = [type_schema(part)[0] for part in parts if part.lower() not in _NONE]
+        optional = optional or len(kinds) < len(parts)
+        return ({"anyOf": kinds} if len(kinds) > 1 else (kinds or [{}])[0]), optional
     kind = _TYPES.get(name)
     if kind is None:
         return {}, optional
@@ -140,11 +166,19 @@ def type_schema(words: str) -> tuple[dict[str, Any], bool]:
     return schema, optional
 
 
-def _parts(text: str) -> list[str]:
+def _names(kinds: list[Any]) -> list[str] | None:
+    """JSON schema's names of several types; None where one is no type."""
+    known = {**_TYPES, "null": "null", "none": "null"}
+    names = [known.get(kind.lower()) for kind in kinds if isinstance(kind, str)]
+    whole = names and len(names) == len(kinds) and None not in names
+    return [name for name in names if name is not None] if whole else None
+
+
+def _parts(text: str, separator: str = ",") -> list[str]:
     parts, depth, current = [], 0, ""
     for letter in text:
         depth += (letter == "[") - (letter == "]")
-        if letter == "," and depth == 0:
+        if letter == separator and depth == 0:
             parts.append(current.strip())
             current = ""
         else:

@@ -10,7 +10,10 @@ from __future__ import annotations
 import http.client
 import json
 import os
+import time
 from dataclasses import dataclass, replace
+from email.utils import parsedate_to_datetime
+from functools import cached_property
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -23,6 +26,9 @@ from alia_ctx.files import parse_json
 
 _TRIES = 3
 _TIMEOUT_SECONDS = 120.0
+_PAUSES_SECONDS = (1.0, 4.0, 16.0, 60.0)
+_LONGEST_PAUSE_SECONDS = 300.0
+_BUSY = (408, 425, 429, 500, 502, 503, 504, 529)  # not now; 529 is "overloaded"
 
 
 @dataclass(frozen=True)
@@ -36,11 +42,17 @@ class Endpoint:
     model: str
     temperature: float = 0.7
 
-    def complete(self, prompt: str, seed: int) -> str:
-        """The model's answer to one user message.
+    @cached_property
+    def _answered(self) -> list[bool]:
+        """Not empty once it has answered: an address where nobody ever did is mistyped."""
+        return []
 
-        DataError where the endpoint cannot be reached, refuses, or answers otherwise
-        than OpenAI's interface says.
+    def complete(self, prompt: str, seed: int) -> str:
+        """The model's answer to one user message. Where the endpoint is busy, down, or
+        silent it is asked again some times, after the pause that it asks for, if it does.
+
+        DataError where it cannot be reached at all, does not come back, refuses, or
+        answers otherwise than OpenAI's interface says.
         """
         try:
             parts, port = urlsplit(self.url), urlsplit(self.url).port
@@ -63,26 +75,40 @@ class Endpoint:
         headers = {"Content-Type": "application/json"}
         if key := os.environ.get("OPENAI_API_KEY"):
             headers["Authorization"] = f"Bearer {key}"
-        connection = kinds[parts.scheme](parts.hostname, port, timeout=_TIMEOUT_SECONDS)
-        try:
-            path = f"{parts.path.rstrip('/')}/chat/completions"
-            connection.request("POST", path, json.dumps(body).encode(), headers)
-            response = connection.getresponse()
-            data = response.read()
-        except (TimeoutError, OSError, http.client.HTTPException) as error:
-            raise DataError(
-                f"{self.url}: does not answer ({error or type(error).__name__}); start "
-                "the server, or correct the address"
-            ) from error
-        finally:
-            connection.close()
-        if response.status != 200:
-            told = data[:200].decode("utf-8", "replace")
-            raise DataError(
-                f"{self.url}: answers {response.status} ({told}); correct the address, "
-                "the model's name or the key"
+        path = f"{parts.path.rstrip('/')}/chat/completions"
+        for pause in (*_PAUSES_SECONDS, None):
+            asked_for = None
+            connection = kinds[parts.scheme](
+                parts.hostname, port, timeout=_TIMEOUT_SECONDS
             )
-        return self._content(data)
+            try:
+                connection.request("POST", path, json.dumps(body).encode(), headers)
+                response = connection.getresponse()
+                status, data = response.status, response.read()
+                asked_for = response.headers.get("Retry-After")
+            except (TimeoutError, OSError, http.client.HTTPException) as error:
+                if pause is None or not self._answered:
+                    raise DataError(
+                        f"{self.url}: does not answer ({error or type(error).__name__}); "
+                        f"start the server, or correct the address{self._kept()}"
+                    ) from error
+            else:
+                if status == 200:
+                    self._answered.append(True)
+                    return self._content(data)
+                if pause is None or status not in _BUSY:
+                    told = " ".join(data[:200].decode("utf-8", "replace").split())
+                    raise DataError(
+                        f"{self.url}: answers {status} ({told}); correct the address, "
+                        f"the model's name or the key{self._kept()}"
+                    )
+            finally:
+                connection.close()
+            time.sleep(_pause(asked_for, pause))
+        raise AssertionError("the last try returns or raises")
+
+    def _kept(self) -> str:
+        return "; what is made is kept, start again to go on" if self._answered else ""
 
     def _content(self, data: bytes) -> str:
         try:
@@ -94,6 +120,24 @@ class Endpoint:
                 f"({data[:120].decode('utf-8', 'replace')}); give such an endpoint"
             ) from error
         return content if isinstance(content, str) else ""
+
+
+def _pause(asked_for: str | None, usual: float) -> float:
+    """Seconds to wait: what `Retry-After` says (RFC 9110: seconds, or a date), within
+    limits, or the usual.
+    """
+    if asked_for is None:
+        return usual
+    try:
+        seconds = float(asked_for)
+    except ValueError:
+        try:
+            seconds = parsedate_to_datetime(asked_for).timestamp() - time.time()
+        except ValueError:
+            seconds = usual
+    return (
+        min(max(seconds, 0.0), _LONGEST_PAUSE_SECONDS) if seconds == seconds else usual
+    )
 
 
 def worded(

@@ -13,6 +13,7 @@ from typing import Any
 import yaml
 
 from alia_ctx.data.chat.conversation import RowError, function_of
+from alia_ctx.data.chat.json_text import write
 from alia_ctx.data.chat.making.invented import invented_functions
 from alia_ctx.data.chat.making.openapi import operations
 from alia_ctx.data.chat.making.python_source import functions_of_source
@@ -109,7 +110,7 @@ def _functions(source: str, left_out: dict[str, str]) -> Iterable[Function]:
         return _invented(source, count)
     path = Path(source).expanduser()
     if path.suffix.lower() in _SUFFIXES:
-        return _of_file(path)
+        return _of_file(path, left_out)
     if path.is_dir() or path.suffix == ".py":
         return _of_python(path, left_out)
     try:
@@ -154,17 +155,30 @@ def _of_python(path: Path, left_out: dict[str, str]) -> Iterable[Function]:
                 yield Function(name, description, parameters, str(file))
 
 
-def _of_file(path: Path) -> Iterable[Function]:
+class _Loader(yaml.SafeLoader):
+    """YAML of JSON's types, as OpenAPI asks for: dates are text."""
+
+
+_Loader.yaml_implicit_resolvers = {
+    first: [pair for pair in pairs if pair[0] != "tag:yaml.org,2002:timestamp"]
+    for first, pairs in yaml.SafeLoader.yaml_implicit_resolvers.items()
+}
+
+
+def _of_file(path: Path, left_out: dict[str, str]) -> Iterable[Function]:
     try:
-        text = path.read_text(encoding="utf-8")
-        read = json.loads if path.suffix.lower() == ".json" else yaml.safe_load
-        document = read(text)
+        text = path.read_text(encoding="utf-8-sig")
+        is_json = path.suffix.lower() == ".json"
+        document = json.loads(text) if is_json else yaml.load(text, _Loader)
     except (OSError, ValueError, yaml.YAMLError, RecursionError) as error:
         first = str(error).split("\n")[0]
         raise DataError(f"{path}: cannot be read ({first}); mend it") from error
     if isinstance(document, dict) and ("openapi" in document or "swagger" in document):
         for name, description, parameters in operations(document, str(path)):
-            yield Function(name, description, parameters, str(path))
+            if isinstance(parameters, str):
+                left_out[f"{path}: {name}"] = parameters
+            else:
+                yield Function(name, description, parameters, str(path))
         return
     for tool in document if isinstance(document, list) else [document]:
         try:
@@ -186,6 +200,11 @@ def _unusable(function: Function) -> str | None:
     if not function.description.strip():
         return "has no description"
     schema = function.parameters
+    try:
+        write(function.tool())
+    except (ValueError, RecursionError) as error:
+        told = str(error) if isinstance(error, ValueError) else "nested too deeply"
+        return f"its parameters are no JSON ({told})"
     if not isinstance(schema, dict) or schema.get("type", "object") != "object":
         return "its parameters are no schema of an object"
     if not isinstance(schema.get("properties", {}), dict):
@@ -194,6 +213,8 @@ def _unusable(function: Function) -> str | None:
         jsonschema.Draft202012Validator.check_schema(schema)
     except jsonschema.SchemaError as error:
         return f"its parameters are no JSON schema ({error.message})"
+    except RecursionError:
+        return "its parameters are nested too deeply"
     try:
         inlined(schema, schema)
     except NoValueError as error:

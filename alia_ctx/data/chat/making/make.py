@@ -6,24 +6,21 @@ import hashlib
 import json
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack
 from dataclasses import asdict, dataclass, field
+from itertools import count as count_up
 from pathlib import Path
 from typing import Any
 
 from alia_ctx.data.chat.json_text import write
 from alia_ctx.data.chat.making.endpoint import Endpoint, worded
 from alia_ctx.data.chat.making.functions import FoundFunctions, Function
-from alia_ctx.data.chat.making.grammar import (
-    KINDS,
-    Grammar,
-    Kind,
-    Limits,
-    MadeConversation,
-)
+from alia_ctx.data.chat.making.grammar import KINDS, Grammar, Kind, Limits
 from alia_ctx.data.chat.making.languages import LANGUAGES
+from alia_ctx.data.chat.making.partial import Attempt, Partial
 from alia_ctx.data.chat.making.verify import fault_of
 from alia_ctx.errors import DataError
-from alia_ctx.files import atomic_file, file_checksum, write_json
+from alia_ctx.files import atomic_file, exclusive, file_checksum, write_json
 from alia_ctx.identity import sealed
 
 # So many in a row that cannot be made are no accident.
@@ -90,65 +87,97 @@ def make_tool_data(
     """Write `spec.count` conversations to `output`, and `OUTPUT.json` beside it, which says
     what they were made from.
 
-    By grammar alone the same functions, spec and seed give the same bytes. Raises
-    DataError where the functions do not serve for a kind (two are needed to offer more
-    than one), and what the endpoint raises; nothing is written then.
+    By grammar alone the same functions, spec and seed give the same bytes. With an endpoint
+    `OUTPUT.partial` has what is made so far, until the output is whole: a start that was
+    stopped goes on behind it. Raises DataError where the functions do not serve for a kind
+    (two are needed to offer more than one), where `OUTPUT.partial` is of something else,
+    and what the endpoint raises; the output is not written then.
     """
     functions = spec.of_part(found.functions)
-    counts = MadeCounts()
-    with atomic_file(output) as stream:
-        for index, made in _conversations(functions, spec, endpoint, counts):
-            about = {"kind": made.kind, "language": made.language, "index": index}
-            record = {**made.conversation.to_record(), **about}
-            stream.write(f"{write(record)}\n".encode())
-            counts.written += 1
-            counts.kinds[made.kind] += 1
-            counts.languages[made.language] += 1
-            if progress is not None:
-                progress(counts.written)
     made_from: dict[str, Any] = {
         "functions": _fingerprint(functions),
         "spec": asdict(spec),
         "endpoint": None if endpoint is None else asdict(endpoint),
     }
+    counts = MadeCounts()
+    with ExitStack() as stack:
+        partial = None
+        if endpoint is not None:
+            # A lock is of a directory; this one is of the file of that name.
+            stack.enter_context(exclusive(output, "alia-ctx make-tool-data"))
+            partial = stack.enter_context(Partial(output, made_from))
+        stream = stack.enter_context(atomic_file(output))
+        for record in _records(functions, spec, endpoint, counts, partial):
+            stream.write(f"{record}\n".encode())
+            if progress is not None:
+                progress(counts.written)
     # asdict would make a Counter of pairs of a Counter.
     told = dict(vars(counts))
     content = {**told, "checksum": file_checksum(output)}
     write_json(output.with_name(f"{output.name}.json"), sealed(made_from, content))
+    if partial is not None:
+        partial.remove()
     return counts
 
 
-def _conversations(
+def _records(
     functions: Sequence[Function],
     spec: MakeSpec,
     endpoint: Endpoint | None,
     counts: MadeCounts,
-) -> Iterator[tuple[int, MadeConversation]]:
+    partial: Partial | None,
+) -> Iterator[str]:
+    """The records as JSON text, those that `partial` has first, and counts them."""
     grammar = Grammar(functions, spec.seed, spec.limits)
     pairs = [(kind, language) for kind in spec.kinds for language in spec.languages]
-    index, failures = 0, 0
-    while counts.written < spec.count:
+    there = [] if partial is None else partial.attempts
+    failures = 0
+    for index in count_up():
+        if counts.written >= spec.count:
+            return
         kind, language = pairs[index % len(pairs)]
-        made = grammar.make(index, kind, language)
-        fault = "nothing could be made" if made is None else None
-        if made is not None and endpoint is not None:
-            made = worded(made, endpoint, spec.seed + index)
-            fault = "the model does not say the arguments" if made is None else None
-        fault = fault or (fault_of(made) if made is not None else None)
-        if made is None or fault is not None:
-            reason = (fault or "").split(": ")[-1] if made is None else str(fault)
-            counts.refused[f"{kind}: {reason}"[:120]] += 1
-            failures += 1
-            if failures >= _PATIENCE:
-                raise DataError(
-                    f"{failures} conversations in a row could not be made "
-                    f"({counts.refused.most_common(1)[0][0]}); give more functions, "
-                    "fewer kinds, or another model"
-                )
+        if index < len(there):
+            attempt = there[index]
         else:
+            attempt = _attempt(grammar, index, kind, language, endpoint, spec.seed)
+            if partial is not None:
+                partial.add(attempt)
+        if attempt.record is not None:
             failures = 0
-            yield index, made
-        index += 1
+            counts.written += 1
+            counts.kinds[kind] += 1
+            counts.languages[language] += 1
+            yield attempt.record
+            continue
+        counts.refused[f"{kind}: {attempt.refused}"[:120]] += 1
+        failures += 1
+        if failures >= _PATIENCE:
+            raise DataError(
+                f"{failures} conversations in a row could not be made "
+                f"({counts.refused.most_common(1)[0][0]}); give more functions, "
+                "fewer kinds, or another model"
+            )
+
+
+def _attempt(
+    grammar: Grammar,
+    index: int,
+    kind: Kind,
+    language: str,
+    endpoint: Endpoint | None,
+    seed: int,
+) -> Attempt:
+    made = grammar.make(index, kind, language)
+    if made is None:
+        return Attempt(index, None, "nothing could be made")
+    if endpoint is not None:
+        made = worded(made, endpoint, seed + index)
+        if made is None:
+            return Attempt(index, None, "the model does not say the arguments")
+    if (fault := fault_of(made)) is not None:
+        return Attempt(index, None, fault)
+    about = {"kind": made.kind, "language": made.language, "index": index}
+    return Attempt(index, write({**made.conversation.to_record(), **about}))
 
 
 def _fingerprint(functions: Sequence[Function]) -> str:

@@ -16,13 +16,21 @@ _SCHEMA_KEYS = (
     *("maxItems", "pattern", "multipleOf", "anyOf", "oneOf", "allOf"),
 )
 _DEPTH = 8
+_JSON = re.compile(r"application/(?:[\w.+-]+\+)?json|\*/\*|application/\*")
+_FORMS = ("application/x-www-form-urlencoded", "multipart/form-data")
+_SIMPLE = ("string", "integer", "number", "boolean")
+
+
+class _UnusableError(Exception):
+    """Why an operation cannot be called with named arguments."""
 
 
 def operations(
     document: dict[str, Any], file: str
-) -> Iterator[tuple[str, str, dict[str, Any]]]:
-    """(name, description, JSON schema of the parameters) of each operation: parameters of
-    path, query and header, and the fields of a JSON body.
+) -> Iterator[tuple[str, str, dict[str, Any] | str]]:
+    """(name, description, JSON schema of the parameters, or why there is none) of each
+    operation: parameters of path, query and header, and the fields of a body that is a
+    JSON object, or a form of simple ones.
 
     DataError where a reference leads nowhere or the document has no paths.
     """
@@ -35,11 +43,20 @@ def operations(
         for method in _METHODS:
             operation = item.get(method)
             if isinstance(operation, dict):
-                name = operation.get("operationId") or f"{method}_{path.strip('/')}"
+                name = (
+                    operation.get("operationId") or f"{method}_{str(path).strip('/')}"
+                )
                 told = operation.get("summary") or operation.get("description") or ""
-                shared = item.get("parameters") or []
-                schema = _Resolver(document, file).parameters(operation, shared)
                 name = re.sub(r"\W+", "_", str(name)).strip("_")
+                shared = item.get("parameters") or []
+                schema: dict[str, Any] | str
+                try:
+                    schema = _Resolver(document, file).parameters(operation, shared)
+                except _UnusableError as reason:
+                    schema = str(reason)
+                except (TypeError, ValueError, AttributeError, LookupError) as error:
+                    # Anything may stand anywhere in other people's documents.
+                    schema = f"it is not as OpenAPI has it ({error})"
                 yield name, " ".join(str(told).split()), schema
 
 
@@ -62,7 +79,7 @@ class _Resolver:
             # Version 2 has the schema in the parameter itself; its body is one of them.
             schema = self._schema(parameter.get("schema") or parameter)
             if parameter.get("in") == "body":
-                properties |= schema.get("properties", {})
+                properties |= _fields(schema, "its body")
                 required += schema.get("required", [])
                 continue
             if told := parameter.get("description"):
@@ -71,13 +88,35 @@ class _Resolver:
             properties[name] = schema
             if parameter.get("required") is True:
                 required.append(name)
-        body = self._resolved(operation.get("requestBody") or {}).get("content") or {}
-        if media := body.get("application/json"):
-            schema = self._schema(media.get("schema") or {})
-            properties |= schema.get("properties", {})
+        content = (
+            self._resolved(operation.get("requestBody") or {}).get("content") or {}
+        )
+        if content:
+            schema = self._body(content)
+            properties |= schema["properties"]
             required += schema.get("required", [])
         required = [name for name in dict.fromkeys(required) if name in properties]
         return {"type": "object", "properties": properties, "required": required}
+
+    def _body(self, content: dict[str, Any]) -> dict[str, Any]:
+        """The schema of an object: of JSON, or of a form whose fields are simple values."""
+        kinds = {str(name).partition(";")[0].strip().lower(): name for name in content}
+        for kind, name in kinds.items():
+            if _JSON.fullmatch(kind):
+                schema = self._schema(content[name].get("schema") or {})
+                return {**schema, "properties": _fields(schema, f"its body of {kind}")}
+        for kind in _FORMS:
+            if kind in kinds:
+                schema = self._schema(content[kinds[kind]].get("schema") or {})
+                fields = _fields(schema, f"its body of {kind}")
+                for name, field in fields.items():
+                    raw = field.get("format") in ("binary", "byte", "base64")
+                    if field.get("type") not in _SIMPLE or raw:
+                        raise _UnusableError(
+                            f"the field {name} of its form is no simple value"
+                        )
+                return {**schema, "properties": fields}
+        raise _UnusableError(f"its body is {', '.join(kinds)}, neither JSON nor a form")
 
     def _resolved(self, value: Any) -> dict[str, Any]:
         for _ in range(_DEPTH):
@@ -119,3 +158,10 @@ class _Resolver:
                 for name, part in schema["properties"].items()
             }
         return schema
+
+
+def _fields(schema: dict[str, Any], what: str) -> dict[str, Any]:
+    """The properties of a body: what is no object, or names none, has no arguments."""
+    if schema.get("type", "object") != "object" or not schema.get("properties"):
+        raise _UnusableError(f"{what} is no object with named fields")
+    return dict(schema["properties"])

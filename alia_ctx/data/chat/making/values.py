@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import random
 import re
 import string
@@ -13,6 +14,7 @@ from alia_ctx.data.chat.making.languages import LANGUAGES
 
 _NESTED = 2
 _DEEPEST = 8
+_LONGEST_TEXT = 1000
 
 
 class NoValueError(Exception):
@@ -47,7 +49,10 @@ def value_for(
         return _integer(name, schema, draw)
     if kind == "number":
         low, high = _limits(schema, 0, 1000)
-        return round(draw.uniform(low, high), draw.choice((1, 2)))
+        number = round(draw.uniform(low, high), draw.choice((1, 2)))
+        if not math.isfinite(number):
+            raise NoValueError(f"{name} has no limits that a number keeps to")
+        return number
     if kind == "boolean":
         return draw.random() < 0.5
     if depth >= _NESTED:
@@ -182,6 +187,10 @@ def _fitting(value: str, schema: dict[str, Any], draw: random.Random) -> str:
     most, least = schema.get("maxLength"), schema.get("minLength", 0)
     most = None if most is None else int(most)
     value = value if most is None or len(value) <= most else value[:most].strip()
+    if least > _LONGEST_TEXT:
+        raise NoValueError(
+            f"a text of {least} characters or more is nothing to ask for"
+        )
     while len(value) < least:
         value += draw.choice(string.ascii_lowercase)
     return value

@@ -67,6 +67,15 @@ def test_numbers_and_the_order_of_keys_stay_as_they_were_written() -> None:
     [
         ("str", {"type": "string"}, False),
         ("int, optional", {"type": "integer"}, True),
+        ("int,optional", {"type": "integer"}, True),
+        ("bool (optional)", {"type": "boolean"}, True),
+        ("int | None", {"type": "integer"}, True),
+        ("None|str", {"type": "string"}, True),
+        ("Union[int, None]", {"type": "integer"}, True),
+        ("int | str", {"anyOf": [{"type": "integer"}, {"type": "string"}]}, False),
+        ("Dict[str, int | None]", {"type": "object"}, False),
+        ("Literal['a', 'b']", {}, False),
+        ("", {}, False),
         ("List[str]", {"type": "array", "items": {"type": "string"}}, False),
         (
             "List[List[int]], optional",
@@ -96,6 +105,55 @@ def test_numbers_and_the_order_of_keys_stay_as_they_were_written() -> None:
 )
 def test_types_of_xlam(words: str, schema: dict[str, Any], optional: bool) -> None:
     assert type_schema(words) == (schema, optional)
+
+
+def xlam(parameters: dict[str, Any]) -> dict[str, Any]:
+    """What becomes of a tool's parameters."""
+    tools = [{"name": "f", "description": "d", "parameters": parameters}]
+    answers = [{"name": "f", "arguments": {"a": 1, "n": 1, "properties": 1}}]
+    record = {"query": "q", "answers": json.dumps(answers), "tools": json.dumps(tools)}
+    [tool] = read_record(record).tools_for_template() or []
+    return dict(tool["function"]["parameters"])
+
+
+def test_several_types_of_xlam_stay() -> None:
+    about = {"type": ["integer", "null"], "description": "x"}
+    for kind, required in ((["integer", "null"], []), (["int", "str"], ["n"])):
+        schema = xlam({"n": {**about, "type": kind}})
+        kinds = {"int": "integer", "str": "string"}
+        told = {"type": [kinds.get(k, k) for k in kind], "description": "x"}
+        assert schema == {
+            "type": "object",
+            "properties": {"n": told},
+            "required": required,
+        }
+
+
+def test_schemas_of_xlam_are_known_without_a_type() -> None:
+    a = {"a": {"type": "string"}}
+    for more in ({}, {"required": ["a"]}, {"description": "d", "title": "t"}):
+        schema = {"properties": a, **more}
+        assert xlam(schema) == {"type": "object", **schema}
+    # and a parameter of that name is one
+    for about in ({"type": "dict", "description": "x"}, {"description": "x"}):
+        properties = xlam({"properties": about})["properties"]
+        assert list(properties) == ["properties"]
+    assert list(xlam({"properties": a, "n": {"type": "int"}})["properties"]) == [
+        "properties",
+        "n",
+    ]
+
+
+def test_the_end_of_text_inside_a_call_of_glaive_stays() -> None:
+    tool = {"name": "f", "parameters": {"type": "object", "properties": {}}}
+    end = "<|endoftext|>"
+    chat = (
+        f"USER: q\n\n\nASSISTANT: The mark {end} ends. {end} <functioncall> "
+        f'{{"name": "f", "arguments": \'{{"a": "see {end} here"}}\'}} {end}'
+    )
+    read = read_record({"system": f"SYSTEM: {json.dumps(tool)}", "chat": chat})
+    assert read.messages[1].content == f"The mark {end} ends."
+    assert read.messages[1].calls[0].arguments == f'{{"a": "see {end} here"}}'
 
 
 def test_a_default_of_xlam_makes_a_parameter_optional() -> None:

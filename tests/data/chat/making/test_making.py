@@ -3,12 +3,7 @@
 from __future__ import annotations
 
 import json
-import re
-import threading
 from collections import Counter
-from collections.abc import Iterator
-from contextlib import contextmanager
-from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 from typing import Any
 
@@ -274,105 +269,3 @@ def test_faults_are_seen(tmp_path: Path) -> None:
     )
     unfit = replace(made, conversation=Conversation(tuple(turns), strict))
     assert fault_of(unfit) is not None
-
-
-# A model's words -------------------------------------------------------------------------
-
-
-@contextmanager
-def server(answer: Any) -> Iterator[tuple[str, list[dict[str, Any]]]]:
-    """An endpoint on this machine; `answer` makes (status, body) of a request."""
-    asked: list[dict[str, Any]] = []
-
-    class Handler(BaseHTTPRequestHandler):
-        def do_POST(self) -> None:
-            size = int(self.headers["Content-Length"])
-            asked.append(
-                {
-                    "path": self.path,
-                    "key": self.headers.get("Authorization"),
-                    **json.loads(self.rfile.read(size)),
-                }
-            )
-            status, body = answer(asked[-1])
-            self.send_response(status)
-            self.end_headers()
-            self.wfile.write(body)
-
-        def log_message(self, *_: Any) -> None:
-            pass
-
-    http = HTTPServer(("127.0.0.1", 0), Handler)
-    thread = threading.Thread(target=http.serve_forever, daemon=True)
-    thread.start()
-    try:
-        yield f"http://127.0.0.1:{http.server_port}/v1", asked
-    finally:
-        http.shutdown()
-        http.server_close()
-        thread.join()
-
-
-def reply(text: str) -> tuple[int, bytes]:
-    return 200, json.dumps({"choices": [{"message": {"content": text}}]}).encode()
-
-
-def plain_request(asked: dict[str, Any]) -> str:
-    lines = asked["messages"][0]["content"].split("\n")
-    return str(lines[1])
-
-
-def test_a_model_words_requests_and_is_checked(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setenv("OPENAI_API_KEY", "k")
-
-    def answer(asked: dict[str, Any]) -> tuple[int, bytes]:
-        forgets = asked["seed"] % 4 == 0  # and is asked again
-        return reply("Do it." if forgets else f"Friend, {plain_request(asked)} Thanks!")
-
-    output = tmp_path / "made.jsonl"
-    with server(answer) as (url, asked):
-        making.make_tool_data(
-            all_functions(tmp_path),
-            making.MakeSpec(count=30),
-            output,
-            endpoint=making.Endpoint(url, "m"),
-        )
-    assert {one["path"] for one in asked} == {"/v1/chat/completions"}
-    assert {one["key"] for one in asked} == {"Bearer k"}
-    assert {one["model"] for one in asked} == {"m"}
-    for line in output.read_text().splitlines():
-        record = json.loads(line)
-        check(record)
-        first = record["messages"][0]["content"]
-        assert re.fullmatch(r"Friend, .* Thanks!|Do it\.", first)
-
-
-@pytest.mark.parametrize(
-    ("response", "told"),
-    [
-        ((500, b"busy"), "answers 500"),
-        ((200, b"<html>"), "not of OpenAI's form"),
-        ((200, b'{"choices": []}'), "not of OpenAI's form"),
-        (reply("Do it."), "could not be made"),
-    ],
-)
-def test_an_endpoint_that_does_not_serve(
-    response: tuple[int, bytes], told: str, tmp_path: Path
-) -> None:
-    spec = making.MakeSpec(count=5, kinds=("parallel",))
-    found = making.find_functions([str(SOURCE)])
-    with server(lambda _: response) as (url, _), pytest.raises(DataError, match=told):
-        making.make_tool_data(
-            found, spec, tmp_path / "out", endpoint=making.Endpoint(url, "m")
-        )
-    assert not (tmp_path / "out").exists()
-
-
-@pytest.mark.parametrize(
-    "url", ["http://127.0.0.1:9/v1", "ftp://x/v1", "nowhere", "http://x:y/v1"]
-)
-def test_an_address_that_is_none(url: str, tmp_path: Path) -> None:
-    with pytest.raises(DataError, match=r"does not answer|no http or https address"):
-        making.Endpoint(url, "m").complete("p", 0)
