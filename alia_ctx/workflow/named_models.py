@@ -24,6 +24,7 @@ from alia_ctx.workflow.evaluated_models import (
 from alia_ctx.workflow.evaluation import EvaluationTask
 from alia_ctx.workflow.evaluation_results import Evaluation
 from alia_ctx.workflow.evaluation_tasks import (
+    base_control,
     contrast_model,
     haystack_of,
     retrieval_settings,
@@ -80,7 +81,11 @@ def models_task(paths: Sequence[Path], asked: Asked, directory: Path) -> Evaluat
     for note in dict.fromkeys(_notes(models, asked, contexts, measurement)):
         if is_main():
             say(f"note: {note}")
-    evaluations = [
+    controls = []
+    if native < max(contexts):  # below its own length no model is asked for far context
+        on = measurement(models[0].name)
+        controls = base_control(models[0], on, contexts, asked.evaluators)
+    evaluations = controls + [
         Evaluation(f"{model.name} at {context:,}", model, context, asked.evaluators)
         for model in models
         for context in contexts

@@ -105,6 +105,7 @@ def scenarios(rank: int, folder: str) -> dict[str, Any]:
     evaluate("as at first", "llama", "neox", "dynamic", *ALL)
     evaluate("tables", "llama", "neox", "dynamic", *ALL[:-1], "--documents", "2")
     evaluate("unreadable", "llama", "late", "dynamic", *ALL[:-1], "--documents", "2")
+    evaluate("longer alone", "llama", *ALL[:3], f"{CONTEXT}", "--json")
     for what, (arguments, _) in MISTAKES.items():
         evaluate(what, *arguments)
     return seen
@@ -206,6 +207,15 @@ def test_one_table_of_models_and_contexts_the_base_first(seen: dict[str, Any]) -
         "llama",
         "neox",
     ]  # what was imported is gone
+
+
+def test_a_base_shown_more_is_measured_at_its_own_length_too(
+    seen: dict[str, Any],
+) -> None:
+    found = results(seen["longer alone"][0])
+    asked = [(f"llama at {CONTEXT}", name) for name in ("positions", "blocks")]
+    assert list(found) == [(f"llama at {NATIVE}", "positions"), *asked]
+    assert all(result["content"] for result in found.values())
 
 
 def names_opened(names: list[str]) -> list[str]:
