@@ -236,8 +236,7 @@ def _show(evaluated: Evaluated, task: EvaluationTask, as_json: bool) -> None:
     )
     if as_json:
         document = {**evaluated.to_json(), "verdicts": said}
-        text = json.dumps(document, sort_keys=True, ensure_ascii=False, allow_nan=False)
-        typer.echo(text)
+        print_json(document, compact=True)
         return
     for table in tables(lines):
         print_table(table)
