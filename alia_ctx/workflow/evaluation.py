@@ -297,6 +297,15 @@ def _measure_one(
     made_from = {name: task.made_from(evaluation, name) for name in names}
     contents: dict[str, Any] = {}
     reasons: dict[str, str] = {}
+
+    def keep(found: dict[str, Any]) -> None:
+        """At once: what comes after may be stopped, or fail."""
+        contents.update(found)
+        for name in found if World().rank == 0 else ():
+            path = task.path(evaluation, name)
+            path.parent.mkdir(parents=True, exist_ok=True)
+            write_json(path, sealed(made_from[name], found[name]))
+
     with (
         opener.open(model, context) as engine,
         _bar(f"evaluate {evaluation.name}") as bar,
@@ -304,8 +313,11 @@ def _measure_one(
         on_text = [name for name in names if name in ON_TEXT]
         if on_text:
             try:
-                contents |= measurement.on_text(
-                    engine, context, on_text, keys.get(context), progress=bar
+                key_tokens = keys.get(context)
+                keep(
+                    measurement.on_text(
+                        engine, context, on_text, key_tokens, progress=bar
+                    )
                 )
             except NotFiniteError as error:
                 reasons |= dict.fromkeys(on_text, str(error))
@@ -319,19 +331,13 @@ def _measure_one(
         for name, find in others.items():
             if name in names:
                 try:
-                    contents[name] = find()
+                    keep({name: find()})
                 except (TooShortError, NotFiniteError) as error:
                     reasons[name] = str(error)
-    made = []
-    for name in names:
-        content = contents.get(name)
-        reason = reasons.get(name)
-        if content is not None and World().rank == 0:
-            path = task.path(evaluation, name)
-            path.parent.mkdir(parents=True, exist_ok=True)
-            write_json(path, sealed(made_from[name], content))
-        made.append(Result(evaluation, name, made_from[name], content, reason))
-    return made
+    return [
+        Result(evaluation, n, made_from[n], contents.get(n), reasons.get(n))
+        for n in names
+    ]
 
 
 def _layout(engine: Scorer) -> dict[str, int]:
