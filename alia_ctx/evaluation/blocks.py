@@ -19,7 +19,7 @@ from alia_ctx.evaluation.positions import PositionBands
 class WithoutBlockEnds(PositionBands):
     """`PositionBands` that leaves out the last position of each `block` tokens of a
     document: a model that sees blocks predicts nothing there, so that both sides of the
-    comparison count equal tokens. 0 leaves none out.
+    comparison count equal tokens. 0 leaves none out, as blocks that begin with BOS do.
     """
 
     def __init__(

@@ -218,7 +218,7 @@ def _known(task: EvaluationTask, evaluation: Evaluation, name: str) -> Result | 
     if reason is None and name == "longppl":
         reason = _other_tokens(task, measurement)
     if reason is None and not evaluation.model.packs:
-        reason = _turned_otherwise(name, measurement.length, evaluation.context)
+        reason = _turned_otherwise(name, measurement, evaluation)
     if reason is not None:
         return Result(evaluation, name, {}, None, reason)
     found: Any
@@ -234,13 +234,21 @@ def _known(task: EvaluationTask, evaluation: Evaluation, name: str) -> Result | 
     return None if first is None else Result(evaluation, name, *first)
 
 
-def _turned_otherwise(name: str, length: int, context: int) -> str | None:
-    """Why a RoPE that depends on the length read would be another one in our rows."""
+def _turned_otherwise(
+    name: str, measurement: Measurement, evaluation: Evaluation
+) -> str | None:
+    """Why a RoPE that depends on the length read would be another one in our rows; within
+    the model's own context it depends on nothing.
+    """
+    context, length = evaluation.context, measurement.length
     if name in _SHORT_IN_LONG:
         return "its RoPE (dynamic) turns otherwise in longer rows; use --context"
-    if name == "positions" and length % context:
+    # A block that begins with BOS brings one token fewer of the document.
+    start = 0 if measurement.block_start is None else 1
+    rest = (length - start) % (context - start)
+    if name == "positions" and rest and context > evaluation.model.context:
         return (
-            f"its RoPE (dynamic) would turn the last {length % context:,} of the "
+            f"its RoPE (dynamic) would turn the last {rest:,} of the "
             f"{length:,} tokens shown as in rows of {context:,}; ask for this --context "
             "alone"
         )

@@ -71,11 +71,11 @@ MISTAKES: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
     ),
     "tokens without rows": (
         ("llama", "small", *ALL[:2]),
-        ("small", f"{VOCABULARY:,} rows", f"{VOCABULARY - 9:,} (vocab", "--resize-emb"),
+        ("small", "rows of the embedding", "128 (vocab_size)", "--resize-embeddings"),
     ),
     "another's tokenizer": (
         ("llama", *ALL[:2], "--tokenizer", "wordy"),
-        ("wordy", f"{VOCABULARY + 1:,} rows", f"{VOCABULARY:,} (vocab_size)"),
+        ("wordy", "rows of the embedding", f"{VOCABULARY} (vocab_size)"),
     ),
     "text under another key": (
         ("llama", "--text", "words.jsonl"),
@@ -163,11 +163,11 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
         root / "bare"
     )
     small = make_model(
-        "llama", "default", torch.float32, **(sizes | {"vocab_size": VOCABULARY - 9})
+        "llama", "default", torch.float32, **(sizes | {"vocab_size": 128})
     )
     write_model(root / "small", small, tokenizer)
     wordy = AutoTokenizer.from_pretrained(tokenizer)
-    wordy.add_tokens(["<wordy>"])
+    wordy.add_tokens([f"<wordy {n}>" for n in range(100)])
     wordy.save_pretrained(root / "wordy")
     (root / "words.jsonl").write_text(json.dumps({"words": "a b c"}))
     checkpoints = root / "run/stages/s/checkpoints"
