@@ -107,7 +107,7 @@ Span = tuple[int, int, int]  # document, first token, end
 class SpanRows(Sequence[HeldOutRow]):
     """Rows of `row_length` tokens made of parts of documents, `together` to a row; each
     is made when it is asked for. `bos` takes the place of the first token of each part
-    that begins in the midst of a document.
+    that begins in the midst of a document, and predicts nothing there.
     """
 
     def __init__(
@@ -134,23 +134,26 @@ class SpanRows(Sequence[HeldOutRow]):
             return [self._row(number) for number in numbers]
         return self._row(numbers)
 
-    def _row(self, number: int) -> HeldOutRow:
-        first = number * self._together
+    def _row(self, number_of_row: int) -> HeldOutRow:
+        first = number_of_row * self._together
         spans = self._spans[first : first + self._together]
-        pieces = [self._piece(*span) for span in spans]
+        pieces = [self._text.document(*span) for span in spans]
+        weights = None
+        if self._bos is not None:
+            weights = [np.ones(len(piece), np.uint8) for piece in pieces]
+            for number, (_, start, _) in enumerate(spans):
+                if start:
+                    pieces[number] = np.array(pieces[number])
+                    pieces[number][0], weights[number][1:2] = self._bos, 0
         numbers = np.array([document for document, _, _ in spans], np.int64)
-        row = PackedRow.from_documents(pieces, length=self._row_length, index=number)
+        row = PackedRow.from_documents(
+            pieces, length=self._row_length, index=number_of_row, weights=weights
+        )
         return HeldOutRow(
             dataclasses.replace(row, doc_ids=numbers),
             tuple(start for _, start, _ in spans),
             tuple(self._text.sources_of(numbers.tolist())),
         )
-
-    def _piece(self, document: int, start: int, stop: int) -> NDArray[np.integer]:
-        tokens = self._text.document(document, start, stop)
-        if not start or self._bos is None:
-            return tokens
-        return np.concatenate([np.array([self._bos], tokens.dtype), tokens[1:]])
 
 
 def longest_measurable(text: Documents, contexts: Sequence[int]) -> int | None:
@@ -201,8 +204,8 @@ def held_out_rows(
     rest of it is fill. Raises DataError where no document is long enough.
 
     `bos`: what documents begin with, and so each block (see `begins_with`). It stands
-    where the last token of the block before does, and predicts what that one would have:
-    every token of the document but the first is predicted once, as in a row of all of it.
+    where the last token of the block before does, and neither predicts what follows: it
+    would be the beginning of a document to the one, and is no place of the other.
     """
     row_length = row_length or context
     last, step = (length, context) if bos is None else (length - 1, context - 1)

@@ -198,8 +198,10 @@ class Measurement:
         if "positions" in names:
             makes["positions"] = bands
         if "blocks" in names:
-            ends = self.native if self.block_start is None else 0
-            makes["blocks"] = partial(WithoutBlockEnds, self.edges, block=ends)
+            overlap = 0 if self.block_start is None else 1
+            makes["blocks"] = partial(
+                WithoutBlockEnds, self.edges, block=self.native, overlap=overlap
+            )
         if keys is not None and "longppl" in names:
             makes["longppl"] = partial(TokenLosses, self.length)
         rows = self._rows(context, row_length or context)

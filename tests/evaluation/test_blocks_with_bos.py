@@ -102,15 +102,17 @@ def test_each_block_begins_as_a_document_does(folder: Path) -> None:
             block = np.r_[BOS, words[start : start + NATIVE - 1]]
             assert len(block) <= NATIVE
             blocks.append(losses(model, block))
+            if start:  # a word after BOS alone: nobody saw what is before it
+                blocks[-1][0] = np.nan
         by_block, at_once = np.concatenate(blocks), losses(model, tokens)
         assert len(by_block) == len(at_once) == LENGTH - 1  # the same tokens
-        near.append(by_block[:NATIVE])
+        near.append(by_block[: NATIVE - 1])
         far.append(by_block[NATIVE:])
-        gains.append((by_block - at_once)[NATIVE:].mean())
+        gains.append(np.nanmean((by_block - at_once)[NATIVE:]))
     sums, counts = totals(found["base"])
-    assert counts.tolist() == [3 * NATIVE, 3 * (LENGTH - 1 - NATIVE)]
-    assert counts.tolist() == totals(found["positions"])[1].tolist()
-    expected = [np.concatenate(each).mean() for each in (near, far)]
+    cuts = 3  # after 16, 31 and 46 tokens: one of the near band, two of the far one
+    assert counts.sum() == 3 * (LENGTH - 1 - cuts)
+    expected = [np.nanmean(np.concatenate(each)) for each in (near, far)]
     assert (sums / counts).tolist() == pytest.approx(expected, abs=1e-5)
     band = found["blocks"]["bands"][1]
     assert band["gain"] == pytest.approx(np.mean(gains), abs=1e-5)
