@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import PurePath
 from typing import Any
 
 
@@ -23,8 +24,19 @@ class Problem:
 
 
 def _short(value: object, limit: int = 120) -> str:
-    text = str(value)
+    text = str(_plain(value))
     return text if len(text) <= limit else f"{text[: limit - 1]}…"
+
+
+def _plain(value: object) -> object:
+    """A value with its paths, also those in lists, as a user wrote them."""
+    if isinstance(value, PurePath):
+        return str(value)
+    if isinstance(value, (list, tuple)):
+        return (
+            type(value)(map(_plain, value)) if type(value) in (list, tuple) else value
+        )
+    return value
 
 
 class Problems(list[Problem]):

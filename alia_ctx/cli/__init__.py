@@ -17,9 +17,16 @@ def main() -> None:
         from alia_ctx.train.stopping import requeue_on_early_signals
 
         requeue_on_early_signals()
-    from alia_ctx.cli.run_commands import main as run_main
+    from alia_ctx.cli.stopping import Stopped, end_stopped, stop_on_sigterm
 
-    run_main()
+    try:
+        if sys.argv[1:2] == ["evaluate"]:
+            stop_on_sigterm()
+        from alia_ctx.cli.run_commands import main as run_main
+
+        run_main()
+    except Stopped as stopped:
+        end_stopped(stopped)
 
 
 def _first_line(arguments: list[str]) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Sequence
 from dataclasses import replace
@@ -12,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import typer
 
 from alia_ctx.cli.arguments import path
-from alia_ctx.cli.output import print_table
+from alia_ctx.cli.output import print_json, print_table
 from alia_ctx.errors import ConfigError, Problem
 
 if TYPE_CHECKING:
@@ -180,7 +179,7 @@ def evaluate_calls(
         "models": {name: s.to_json() for name, s in zip(asked, scored, strict=True)},
     }
     if as_json:
-        typer.echo(json.dumps(content, ensure_ascii=False, allow_nan=False))
+        print_json(content)
         return
     _show(dict(zip(asked, scored, strict=True)), content)
 

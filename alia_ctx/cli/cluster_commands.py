@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from alia_ctx.cli.arguments import path
-from alia_ctx.cli.output import print_table
+from alia_ctx.cli.output import print_json, print_table
 
 if TYPE_CHECKING:
     from alia_ctx.workflow.standing import RunStatus, StageStatus
@@ -87,7 +86,7 @@ def status(
 
     found = workflow.run_status(run, overrides or ())
     if as_json:
-        typer.echo(json.dumps(found.to_json(), indent=1, allow_nan=False))
+        print_json(found.to_json())
         return
     _show(found)
 
@@ -171,7 +170,7 @@ def doctor(
     }
     if is_main() and as_json:
         document = {"findings": [asdict(f) for f in findings], **counts}
-        typer.echo(json.dumps(document, indent=1))
+        print_json(document)
     elif is_main():
         for finding in findings:
             typer.echo(str(finding))

@@ -6,7 +6,7 @@ It takes the ranks that torchrun or srun started, and finds a layout for them.
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -71,6 +71,10 @@ def evaluate(
         list[Path] | None,
         typer.Option(help="Held-out text: a file, directory or glob.", parser=path),
     ] = None,
+    text_key: Annotated[
+        str,
+        typer.Option(help="Field or column of --text that has the text."),
+    ] = "text",
     evaluators: Annotated[
         str | None,
         typer.Option(
@@ -149,6 +153,15 @@ def evaluate(
     }
     given = {name: value for name, value in values.items() if value not in (None, [])}
     names = _names([evaluators] if evaluators else ())
+    # Wrong values are named before what is lacking, and all of them at once.
+    contexts, chosen_layout, checked_retrieval, *_ = _checked(
+        lambda: _contexts(context or ()),
+        lambda: _layout(layout),
+        lambda: _retrieval(given),
+        lambda: _require_known(names),
+        lambda: _require_precision(precision),
+        lambda: _require_documents(documents),
+    )
 
     def of_models() -> EvaluationTask:
         if stage:
@@ -157,18 +170,17 @@ def evaluate(
         if haystack == "text" and not text:
             remedy = "name held-out text with --text, or leave it out: noise hides them"
             raise _error("--haystack", haystack, "there is no text to hide in", remedy)
-        if documents is not None and documents < 1:
-            raise _error("--documents", documents, "must be at least 1", "64 is usual")
         asked = workflow.Asked(
             evaluators=_evaluators(chosen, retrieval or _asks(given, names)),
             texts=tuple(map(str, text or ())),
-            contexts=tuple(_contexts(context or ())),
+            text_key=text_key,
+            contexts=tuple(contexts),
             documents=64 if documents is None else documents,
-            retrieval=_retrieval(given),
+            retrieval=checked_retrieval,
             tokenizer=tokenizer,
             precision=precision,
             contrast=contrast,
-            layout=_layout(layout),
+            layout=chosen_layout,
         )
         paths = [config, *(path(name) for name in overrides or ())]
         return workflow.models_task(paths, asked, output or Path("evaluation"))
@@ -177,7 +189,8 @@ def evaluate(
         for option, value in (("--text", text), ("--tokenizer", tokenizer)):
             if value:
                 key = "evaluation.held_out" if option == "--text" else "tokenizer"
-                raise _error(option, value, "is for models without a run", f"set {key}")
+                shown = ", ".join(map(str, value)) if isinstance(value, list) else value
+                raise _error(option, shown, "is for models without a run", f"set {key}")
         changes = [f"evaluation.retrieval.{k}={_yaml(v)}" for k, v in given.items()]
         changes += [] if documents is None else [f"evaluation.documents={documents}"]
         changes += [f"engine.precision={precision}"] if precision else []
@@ -186,9 +199,9 @@ def evaluate(
         measured = names or run.evaluation.measure
         chosen = _evaluators(measured, retrieval or _asks(given, measured))
         made = workflow.evaluation_task(
-            run, stage or (), _contexts(context or ()), chosen, contrast, configured
+            run, stage or (), contexts, chosen, contrast, configured
         )
-        return replace(made, layout=_layout(layout), directory=output or made.directory)
+        return replace(made, layout=chosen_layout, directory=output or made.directory)
 
     files = (config, config.with_name(f"{config.name}.yaml"))
     has_run = any(file.is_file() for file in files)
@@ -236,8 +249,7 @@ def _show(evaluated: Evaluated, task: EvaluationTask, as_json: bool) -> None:
     )
     if as_json:
         document = {**evaluated.to_json(), "verdicts": said}
-        text = json.dumps(document, sort_keys=True, ensure_ascii=False, allow_nan=False)
-        typer.echo(text)
+        print_json(document, compact=True)
         return
     for table in tables(lines):
         print_table(table)
@@ -268,6 +280,43 @@ def _names(values: Sequence[str] | None) -> list[str]:
     return [n.strip() for value in values or () for n in value.split(",") if n.strip()]
 
 
+def _checked(*checks: Callable[[], Any]) -> list[Any]:
+    """What each check gives; ConfigError with what all of them refuse."""
+    made, problems = [], Problems()
+    for check in checks:
+        try:
+            made.append(check())
+        except ConfigError as error:
+            problems += error.problems
+    if problems:
+        raise ConfigError("", problems)
+    return made
+
+
+def _require_known(evaluators: Sequence[str]) -> None:
+    from alia_ctx import workflow
+
+    known = workflow.EVALUATORS
+    remedy = f"there are {', '.join(known)}"
+    problems = [
+        Problem("--evaluators", name, "is no evaluator", remedy)
+        for name in evaluators
+        if name not in known
+    ]
+    if problems:
+        raise ConfigError("", problems)
+
+
+def _require_precision(precision: str | None) -> None:
+    if precision not in (None, "fp32", "bf16"):
+        raise _error("--precision", precision, "is none", "use fp32 or bf16")
+
+
+def _require_documents(documents: int | None) -> None:
+    if documents is not None and documents < 1:
+        raise _error("--documents", documents, "must be at least 1", "64 is usual")
+
+
 def _contexts(values: Sequence[str]) -> list[int]:
     contexts = []
     for text in _names(values):
@@ -289,10 +338,6 @@ def _evaluators(names: Sequence[str], retrieval: bool) -> tuple[str, ...]:
     from alia_ctx import workflow
 
     known = workflow.EVALUATORS
-    for name in names:
-        if name not in known:
-            remedy = f"there are {', '.join(known)}"
-            raise _error("--evaluators", name, "is no evaluator", remedy)
     chosen = [n for n in known if n in names or (n == "retrieval" and retrieval)]
     if not chosen:
         raise _error(
@@ -304,15 +349,24 @@ def _evaluators(names: Sequence[str], retrieval: bool) -> tuple[str, ...]:
     return tuple(chosen)
 
 
+_OPTIONS = {"tasks": "--task", "languages": "--language"}
+
+
 def _retrieval(given: dict[str, Any]) -> RetrievalConfig:
+    """ConfigError naming the options, as they were given."""
     problems = Problems()
     made = build(RetrievalConfig, given, "retrieval", problems)
+    if made is not None and not problems:
+        problems += EvaluationConfig(retrieval=made).problems()
     if made is None or problems:
-        raise ConfigError("", problems)
-    problems += EvaluationConfig(retrieval=made).problems()
-    if problems:
-        raise ConfigError("", problems)
+        raise ConfigError("", [replace(p, key=_option(p.key)) for p in problems])
     return made
+
+
+def _option(key: str) -> str:
+    """The option that a key below `retrieval` was given by."""
+    name = key.partition("retrieval.")[2].partition("[")[0]
+    return _OPTIONS.get(name, f"--{name}")
 
 
 def _layout(text: str | None) -> Layout | None:

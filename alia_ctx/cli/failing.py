@@ -11,7 +11,7 @@ from typing import Any
 import typer
 from typer.core import TyperCommand
 
-from alia_ctx.cli.output import print_json
+from alia_ctx.cli.output import print_json, printed_at_the_end
 from alia_ctx.errors import AliaError
 from alia_ctx.progress import is_main
 
@@ -38,13 +38,15 @@ def refusal(error: OSError) -> str | None:
 
 
 class Command(TyperCommand):
-    """A command whose errors, with `--json`, are a document on standard output. On one of
-    several ranks the first writes it, and each ends as it does without.
+    """A command whose errors, with `--json`, are a document on standard output, in place of
+    the one that it would have printed. On one of several ranks the first writes it, and
+    each ends as it does without.
     """
 
     def invoke(self, ctx: Any) -> Any:
         try:
-            return super().invoke(ctx)
+            with printed_at_the_end():
+                return super().invoke(ctx)
         except (AliaError, OSError) as error:
             document = _document(error) if ctx.params.get("as_json") else None
             if document is None:

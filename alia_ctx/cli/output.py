@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
 from typing import TYPE_CHECKING, Any
 
 import typer
@@ -24,7 +27,35 @@ def print_table(table: Table) -> None:
     console.print(table)
 
 
-def print_json(document: Any) -> None:
-    """A document for other programs, on standard output, where nothing else is printed."""
-    text = json.dumps(document, indent=1, ensure_ascii=False, allow_nan=False)
-    typer.echo(text)
+_documents: ContextVar[list[str] | None] = ContextVar("documents", default=None)
+
+
+@contextmanager
+def printed_at_the_end() -> Iterator[None]:
+    """Within it `print_json` prints nothing before the end, which may be a `typer.Exit`;
+    an error in place of one is told alone, with no document of a success beside it.
+    """
+    documents: list[str] = []
+    token = _documents.set(documents)
+    try:
+        yield
+    except typer.Exit:
+        typer.echo("\n".join(documents), nl=bool(documents))
+        raise
+    else:
+        typer.echo("\n".join(documents), nl=bool(documents))
+    finally:
+        _documents.reset(token)
+
+
+def print_json(document: Any, *, compact: bool = False) -> None:
+    """A document for other programs, on standard output, where nothing else is printed.
+    `compact`: on one line, keys sorted.
+    """
+    style: dict[str, Any] = {"sort_keys": True} if compact else {"indent": 1}
+    text = json.dumps(document, ensure_ascii=False, allow_nan=False, **style)
+    documents = _documents.get()
+    if documents is None:
+        typer.echo(text)
+    else:
+        documents.append(text)

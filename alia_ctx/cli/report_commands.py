@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 from pathlib import Path
 from typing import Annotated
@@ -10,7 +9,7 @@ from typing import Annotated
 import typer
 
 from alia_ctx.cli.arguments import path
-from alia_ctx.cli.output import print_table
+from alia_ctx.cli.output import print_json, print_table
 from alia_ctx.config.load import load_plan, load_run
 from alia_ctx.errors import ConfigError, Problem
 
@@ -107,13 +106,15 @@ def rope(
 ) -> None:
     """Compare the RoPE of each stage with other choices, as numbers, before a GPU is used."""
     from alia_ctx import workflow
-    from alia_ctx.planner import choice_table, draw_choices
+    from alia_ctx.planner import choice_table, draw_choices, require_drawable
 
+    if plot is not None:
+        require_drawable(plot)
     run, _ = load_plan(config, overrides or (), stages=stage or ())
     compared = workflow.compare_rope(run, stage or ())
     if as_json:
         found = {name: [c.to_json() for c in cs] for name, cs in compared.items()}
-        typer.echo(json.dumps(found, indent=1, allow_nan=False))
+        print_json(found)
     else:
         for name, choices in compared.items():
             base, trained = workflow.base_rope(run, name)
@@ -158,7 +159,7 @@ def ablate(
     if "RANK" in os.environ:  # the process that started the ranks shows it
         return
     if as_json:
-        typer.echo(json.dumps(ranking.to_json(), indent=1, allow_nan=False))
+        print_json(ranking.to_json())
         return
     for table in ranking.tables():
         print_table(table)

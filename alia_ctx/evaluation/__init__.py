@@ -7,7 +7,8 @@ from alia_ctx.evaluation.positions import (
     PositionBands,
     paired_difference,
 )
-from alia_ctx.evaluation.report import Report, Verdict, judge, loss_table, write_report
+from alia_ctx.evaluation.report import Report, loss_table, write_report
+from alia_ctx.evaluation.verdicts import Verdict, judge
 
 __all__ = [
     "BandLoss",

@@ -19,7 +19,8 @@ from alia_ctx.evaluation.positions import PositionBands
 class WithoutBlockEnds(PositionBands):
     """`PositionBands` that leaves out the last position of each `block` tokens of a
     document: a model that sees blocks predicts nothing there, so that both sides of the
-    comparison count equal tokens. 0 leaves none out.
+    comparison count equal tokens. 0 leaves none out. `overlap`: tokens of the block before
+    that a block begins with; 1 where BOS takes the place of one.
     """
 
     def __init__(
@@ -27,11 +28,12 @@ class WithoutBlockEnds(PositionBands):
         edges: Sequence[int],
         *,
         block: int = 0,
+        overlap: int = 0,
         per_octave: int = 4,
         sources: Sequence[str] = (),
     ) -> None:
         super().__init__(edges, per_octave=per_octave, sources=sources)
-        self.block = block
+        self.block, self.step = block, block - overlap
 
     def add(
         self,
@@ -45,8 +47,9 @@ class WithoutBlockEnds(PositionBands):
         offsets = [0] * len(row.doc_ids) if position_offset is None else position_offset
         for piece, offset in enumerate(offsets if self.block else ()):
             start, stop = row.doc_offsets[piece : piece + 2].tolist()
-            start += (-offset - 1) % self.block
-            kept_T[start : stop : self.block] = np.nan
+            last = self.block - 1 - offset  # of the first block, as places of the piece
+            start += last if last >= 0 else last % self.step
+            kept_T[start : stop : self.step] = np.nan
         super().add(row, kept_T, position_offset=position_offset)
 
 

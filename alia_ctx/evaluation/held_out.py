@@ -106,13 +106,19 @@ Span = tuple[int, int, int]  # document, first token, end
 
 class SpanRows(Sequence[HeldOutRow]):
     """Rows of `row_length` tokens made of parts of documents, `together` to a row; each
-    is made when it is asked for.
+    is made when it is asked for. `bos` takes the place of the first token of each part
+    that begins in the midst of a document, and predicts nothing there.
     """
 
     def __init__(
-        self, text: Documents, spans: Sequence[Span], row_length: int, together: int
+        self,
+        text: Documents,
+        spans: Sequence[Span],
+        row_length: int,
+        together: int,
+        bos: int | None = None,
     ) -> None:
-        self._text, self._spans = text, spans
+        self._text, self._spans, self._bos = text, spans, bos
         self._row_length, self._together = row_length, max(1, together)
 
     def __len__(self) -> int:
@@ -128,12 +134,21 @@ class SpanRows(Sequence[HeldOutRow]):
             return [self._row(number) for number in numbers]
         return self._row(numbers)
 
-    def _row(self, number: int) -> HeldOutRow:
-        first = number * self._together
+    def _row(self, number_of_row: int) -> HeldOutRow:
+        first = number_of_row * self._together
         spans = self._spans[first : first + self._together]
         pieces = [self._text.document(*span) for span in spans]
+        weights = None
+        if self._bos is not None:
+            weights = [np.ones(len(piece), np.uint8) for piece in pieces]
+            for number, (_, start, _) in enumerate(spans):
+                if start:
+                    pieces[number] = np.array(pieces[number])
+                    pieces[number][0], weights[number][1:2] = self._bos, 0
         numbers = np.array([document for document, _, _ in spans], np.int64)
-        row = PackedRow.from_documents(pieces, length=self._row_length, index=number)
+        row = PackedRow.from_documents(
+            pieces, length=self._row_length, index=number_of_row, weights=weights
+        )
         return HeldOutRow(
             dataclasses.replace(row, doc_ids=numbers),
             tuple(start for _, start, _ in spans),
@@ -177,6 +192,7 @@ def held_out_rows(
     length: int,
     documents: int,
     row_length: int | None = None,
+    bos: int | None = None,
 ) -> SpanRows:
     """The first `length` tokens of the first `documents` documents that have as many, in
     blocks of `context`.
@@ -186,11 +202,26 @@ def held_out_rows(
     context, at the very tokens that a longer context would see more of. Rows have
     `row_length` tokens (default: one block); as many blocks share a row as fit, the
     rest of it is fill. Raises DataError where no document is long enough.
+
+    `bos`: what documents begin with, and so each block (see `begins_with`). It stands
+    where the last token of the block before does, and neither predicts what follows: it
+    would be the beginning of a document to the one, and is no place of the other.
     """
     row_length = row_length or context
+    last, step = (length, context) if bos is None else (length - 1, context - 1)
     spans = [
         (document, start, min(start + context, length))
         for document in long_documents(text, length, documents)
-        for start in range(0, length, context)
+        for start in range(0, last, step)
     ]
-    return SpanRows(text, spans, row_length, row_length // context)
+    return SpanRows(text, spans, row_length, row_length // context, bos)
+
+
+def begins_with(text: Documents, token: int, *, length: int, documents: int) -> bool:
+    """Whether all the documents that are measured begin with a token, which is then that
+    of a text's beginning and not of one text.
+    """
+    return all(
+        int(text.document(number, 0, 1)[0]) == token
+        for number in long_documents(text, length, documents)
+    )

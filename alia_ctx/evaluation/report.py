@@ -6,41 +6,17 @@ import json
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
-from itertools import pairwise
 from pathlib import Path
 from typing import IO, Any
 
 from rich.table import Table
 
 from alia_ctx.errors import DataError
-from alia_ctx.evaluation.positions import (
-    BandLoss,
-    PairedDifference,
-    PositionBands,
-    paired_difference,
-)
+from alia_ctx.evaluation.positions import BandLoss, PositionBands
+from alia_ctx.evaluation.verdicts.claims import Results, Verdict, judge
 from alia_ctx.files import atomic_file
 
-CLEAR = 3.0  # standard errors by which a loss must be lower to be called clearly lower
-TOLERANCE = (
-    0.02  # how much of the base's loss the last stage may add inside the base context
-)
 _PLOT_TOKENS = 30  # a curve point of fewer tokens is noise and is not drawn
-
-Results = Mapping[str, PositionBands]
-
-
-@dataclass(frozen=True)
-class Verdict:
-    """One claim about the results: `holds` is None where it could not be decided."""
-
-    claim: str
-    holds: bool | None
-    detail: str
-
-    def __str__(self) -> str:
-        answer = {True: "yes", False: "NO", None: "undecided"}[self.holds]
-        return f"{answer}: {self.claim}: {self.detail}"
 
 
 @dataclass(frozen=True)
@@ -117,72 +93,6 @@ def write_report(
     return report
 
 
-def judge(
-    results: Results,
-    *,
-    base: str,
-    final: str,
-    baselines: Sequence[str] = (),
-    native: int | None = None,
-    reach: int | None = None,
-) -> tuple[Verdict, ...]:
-    """Compare `final` with the base in the bands within the base's `native` context, and
-    with each of `baselines` in those past it, as far as `reach`; see `write_report`.
-    """
-    _check_names(results, (base, final, *baselines))
-    edges = results[base].edges
-    native = edges[1] if native is None else native
-    reach = max(native, edges[-1] if reach is None else reach)
-    bands = [(start, stop) for start, stop in pairwise(edges) if stop <= reach]
-    near = [_no_worse(results, base, final, *b) for b in bands if b[0] < native]
-    far = [
-        _clearly_better(results, name, final, *band)
-        for name in baselines or (base,)
-        for band in bands
-        if band[0] >= native
-    ]
-    return (*near, *far)
-
-
-def _no_worse(
-    results: Results, base: str, final: str, start: int, stop: int
-) -> Verdict:
-    claim = f"{final} loses at most {TOLERANCE:.0%} to {base} at positions {start:,}-{stop - 1:,}"
-    paired = paired_difference(results[base], results[final], start, stop)
-    if paired.documents < 2:
-        return Verdict(claim, None, _too_few(paired))
-    change = paired.difference / paired.first
-    detail = (
-        f"{paired.first:.4f} -> {paired.second:.4f} ({change:+.2%}, standard error "
-        f"{paired.standard_error / paired.first:.2%}, {paired.documents} documents)"
-    )
-    return Verdict(claim, bool(change <= TOLERANCE), detail)
-
-
-def _clearly_better(
-    results: Results, baseline: str, final: str, start: int, stop: int
-) -> Verdict:
-    claim = (
-        f"{final} is clearly better than {baseline} at positions {start:,}-{stop - 1:,}"
-    )
-    paired = paired_difference(results[baseline], results[final], start, stop)
-    if paired.documents < 2:
-        return Verdict(claim, None, _too_few(paired))
-    gain, error = -paired.difference, paired.standard_error
-    detail = (
-        f"{paired.first:.4f} -> {paired.second:.4f}: {gain:.4f} lower, standard error {error:.4f}, "
-        f"{paired.documents} documents; clear is {CLEAR:g} standard errors"
-    )
-    return Verdict(claim, bool(gain > CLEAR * error), detail)
-
-
-def _too_few(paired: PairedDifference) -> str:
-    return (
-        f"{paired.documents} documents were measured with both, at least 2 are "
-        "needed; evaluate more text"
-    )
-
-
 def loss_table(
     results: Results, title: str = "Loss by position in the document (nats per token)"
 ) -> Table:
@@ -196,19 +106,6 @@ def loss_table(
     for name, row in zip(results, bands, strict=True):
         table.add_row(name, *(_cell(band) for band in row), f"{results[name].tokens:,}")
     return table
-
-
-def _check_names(results: Results, names: Sequence[str]) -> None:
-    missing = [name for name in names if name not in results]
-    if missing:
-        raise DataError(
-            f"no result named {', '.join(missing)}; there are: {', '.join(results) or 'none'}"
-        )
-    edges = {result.edges for result in results.values()}
-    if len(edges) > 1:
-        raise DataError(
-            f"the results have different band edges, {sorted(edges)}; evaluate all with the same"
-        )
 
 
 def _heading(band: BandLoss) -> str:

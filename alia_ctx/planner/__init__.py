@@ -11,6 +11,7 @@ from alia_ctx.planner.rope_choices import (
     choice_table,
     draw_choices,
     left_out_choices,
+    require_drawable,
     standard_choices,
     with_configured,
 )
@@ -63,6 +64,7 @@ __all__ = [
     "plan_stage",
     "plan_table",
     "powers_of_two",
+    "require_drawable",
     "rope_figures",
     "rope_reach",
     "standard_choices",

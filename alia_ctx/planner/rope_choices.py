@@ -279,19 +279,26 @@ def margins(
     return distances, np.cos(angles).sum(axis=1)
 
 
+def require_drawable(path: Path) -> str:
+    """The suffix of a plot, in lower case; ConfigError where it is none of a picture's."""
+    suffix = path.suffix.lower()
+    if suffix not in (".png", ".svg"):
+        raise ConfigError(
+            f"{path}: a plot is .png or .svg, not {suffix or 'nothing'}; name it so"
+        )
+    return suffix
+
+
 def draw_choices(
     stages: Mapping[str, Sequence[RopeFigures]], head_dim: int, path: Path
 ) -> None:
-    """B(m) against m, a panel a stage, as PNG or SVG by the path's suffix.
-
-    ConfigError for another suffix.
+    """B(m) against m, a panel a stage, as PNG or SVG by the path's suffix; see
+    `require_drawable`.
     """
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    suffix = path.suffix.lower()
-    if suffix not in (".png", ".svg"):
-        raise ConfigError(f"{path}: a plot is .png or .svg, not {suffix or 'nothing'}")
+    suffix = require_drawable(path)
     figure = Figure(figsize=(8, 3.4 * len(stages)), layout="constrained")
     FigureCanvasAgg(figure)
     panels = figure.subplots(len(stages), squeeze=False)[:, 0]

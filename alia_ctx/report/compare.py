@@ -6,6 +6,7 @@ from itertools import pairwise, zip_longest
 from statistics import median
 
 from alia_ctx.evaluation.positions import paired_difference
+from alia_ctx.evaluation.verdicts import own_bands
 from alia_ctx.identity import differences
 from alia_ctx.report import html
 from alia_ctx.report.facts import COMMANDS, RunFacts, StageFacts
@@ -13,7 +14,6 @@ from alia_ctx.report.figures import Line, curves
 from alia_ctx.report.page import made_when, verdict
 from alia_ctx.report.results import counted, curve, lengths
 from alia_ctx.report.training import smoothed
-from alia_ctx.report.verdicts import own_bands
 
 
 def comparison_page(a: RunFacts, b: RunFacts, *, refresh: int | None = None) -> str:
@@ -121,7 +121,7 @@ def _losses(a: RunFacts, b: RunFacts, first: str, second: str) -> str:
 
 def _positions(a: RunFacts, b: RunFacts, first: str, second: str) -> str:
     how = a.how(COMMANDS["positions"])
-    left, right = own_bands(a), own_bands(b)
+    left, right = own_bands(a.lines, a.chain), own_bands(b.lines, b.chain)
     if not left or not right:
         lacking = html.missing("Loss by position of both", how)
         return html.section("positions", "Loss by position", lacking)

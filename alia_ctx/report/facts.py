@@ -8,6 +8,7 @@ from typing import Any
 
 from alia_ctx.evaluation.positions import PositionBands
 from alia_ctx.evaluation.retrieval import RetrievalScores
+from alia_ctx.evaluation.verdicts import Chain, Measured
 from alia_ctx.spec.execution import kernel_speed
 
 # What an evaluator is called -> the arguments of `alia-ctx evaluate` that make it.
@@ -177,12 +178,19 @@ class RunFacts:
     target: str = ""
     native: int = 0
 
-    def own_context(self, model: str) -> int:
-        """The context that a model was trained at; 0 where nothing says it."""
-        stages = {stage.name: stage.context for stage in self.stages}
-        return (
-            self.native if model == self.base and self.native else stages.get(model, 0)
-        )
+    @property
+    def chain(self) -> Chain:
+        contexts = {stage.name: stage.context for stage in self.stages}
+        return Chain(self.base, self.native, contexts)
+
+    @property
+    def lines(self) -> list[Measured]:
+        """What was measured and is shown, a line a result, in the order of `of`."""
+        return [
+            Measured(r.model, r.model, r.context, {evaluator: r.content})
+            for evaluator in COMMANDS
+            for r in self.of(evaluator)
+        ]
 
     @property
     def models(self) -> list[str]:

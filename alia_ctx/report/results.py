@@ -9,10 +9,10 @@ import numpy as np
 
 from alia_ctx.evaluation.positions import PositionBands
 from alia_ctx.evaluation.retrieval.scores import DEPTHS, RetrievalScores
+from alia_ctx.evaluation.verdicts import own_bands
 from alia_ctx.report import html
 from alia_ctx.report.facts import COMMANDS, Result, RunFacts
 from alia_ctx.report.figures import Line, curves, heat_map
-from alia_ctx.report.verdicts import own_bands
 
 _LEAST_TOKENS = 30  # a point of a curve with fewer is noise
 
@@ -38,7 +38,7 @@ def positions(facts: RunFacts) -> str:
         "the token in its document, ± standard error over documents.",
         how=how,
     )
-    own = own_bands(facts)
+    own = own_bands(facts.lines, facts.chain)
     lines = [curve(model, bands) for model, bands in own.items()]
     drawn = html.figure(
         curves(

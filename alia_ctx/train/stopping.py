@@ -62,7 +62,7 @@ def requeue_on_early_signals() -> None:
 
 def _leave(number: int, frame: Any) -> None:
     name = signal.Signals(number).name
-    message = f"stopped by {name} before training began; start again to go on\n"
+    message = f"stopped by {name} before the work began; start again to go on\n"
     with suppress(OSError):
         os.write(2, message.encode())
     record_status(REQUEUE)  # the ranks that wait for this one may have to be killed

@@ -136,13 +136,36 @@ def of_directory(path: Path) -> EvaluatedModel:
     if not (path / "config.json").is_file():
         raise CheckpointError(
             f"{path}: is neither a configuration, a checkpoint, nor a Hugging Face "
-            "directory (no config.json); name one of these"
+            f"directory (no config.json); {_nearby(path)}"
         )
     return _of_huggingface(path)
 
 
+def _nearby(path: Path) -> str:
+    """What to name in place of a directory: of a run's, of a stage's or of checkpoints,
+    what is in it.
+    """
+    patterns = ("*", "checkpoints/*", "stages/*/checkpoints/*")
+    checkpoints = [
+        file.parent
+        for pattern in patterns
+        for file in path.glob(f"{pattern}/{checkpoint.MANIFEST}")
+    ]
+    if not checkpoints:
+        return "name one of these"
+    newest = max(
+        checkpoints, key=lambda place: (place / checkpoint.MANIFEST).stat().st_mtime
+    )
+    if (path / "stages").is_dir():
+        return (
+            "it is a run's output: name the run's YAML, or a checkpoint in it, as "
+            f"{newest}"
+        )
+    return f"it holds checkpoints: name one, as {newest}"
+
+
 def _of_huggingface(path: Path) -> EvaluatedModel:
-    from alia_ctx.hf import config, rules, streams, weight_files
+    from alia_ctx.hf import assets, config, rules, streams, weight_files
 
     made = EvaluatedModel(
         name=path.resolve().name,
@@ -160,6 +183,8 @@ def _of_huggingface(path: Path) -> EvaluatedModel:
     except CheckpointError as refusal:
         return _through_transformers(made, refusal)
     # All that an import refuses by headers alone is refused before others are measured.
+    assets.asset_files(path, assets.carried(path))
+    assets.check_readable(path)
     places = weight_files.locate_weights(path)
     streams.drop_tied_head(model.tie_word_embeddings, places)
     rules.check_huggingface(rules.WeightMap(model), places, str(path))

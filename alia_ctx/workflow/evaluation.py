@@ -5,7 +5,7 @@ each result is kept with what it was made from.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -30,15 +30,18 @@ from alia_ctx.train.engine import Scorer
 from alia_ctx.train.rendezvous import World
 from alia_ctx.train.roll_call import RollCall
 from alia_ctx.workflow.evaluated_models import EvaluatedModel, ModelOpener
-from alia_ctx.workflow.evaluation_results import Evaluated, Evaluation, Result
+from alia_ctx.workflow.evaluation_results import Evaluated, Evaluation, Result, Role
 from alia_ctx.workflow.measuring import ON_TEXT, Measurement, NotFiniteError
 from alia_ctx.workflow.reading import read_json
 
 # The folder of results that the run's report does not read.
-OTHER_SETTINGS = "other-settings"
+OTHER_QUESTIONS = "other-questions"
+# The control of a base at its own length is of these; the others say nothing there.
+CONTROLS = ("positions", "retrieval", "passkey")
 # What reads short texts in long rows.
 _SHORT_IN_LONG = ("blocks", "longppl", "passkey")
 EVALUATORS = (*ON_TEXT, "retrieval", "passkey", "leak")
+Question = tuple[str, int, str]
 
 
 @dataclass(frozen=True)
@@ -50,9 +53,10 @@ class EvaluationTask:
         directory: results are DIRECTORY/MODEL/EVALUATOR-CONTEXT.json.
         contrast: finds LongPPL's key tokens; None: the last model.
         remedy: how to make a result anew.
-        standard: the task by the run's own settings. A result of other ones has a
-            place of its own, so that it never takes that of a result which the run's
-            report reads.
+        standard: the task by the run's own settings. A result of other ones, or of none
+            of its `questions`, has a place of its own, so that it never takes that of a
+            result which the run's report reads, nor stands beside it.
+        questions: (model, context, evaluator) of all that the report may compare.
         has_base: whether the first model is what the others are compared with.
         marked: of no run: every file's name has a checksum of what it was made from, so
             that no question takes the place of another's answer.
@@ -66,6 +70,7 @@ class EvaluationTask:
     layout: Layout | None = None
     remedy: str = "run `alia-ctx evaluate` again, which makes it anew"
     standard: EvaluationTask | None = None
+    questions: frozenset[Question] = frozenset()
     has_base: bool = True
     marked: bool = False
 
@@ -80,9 +85,11 @@ class EvaluationTask:
             settings, own = (
                 task._settings(evaluation, evaluator) for task in (self, self.standard)
             )
-            if differences(own, settings):
+            question = (evaluation.model.name, evaluation.context, evaluator)
+            asked = question in self.standard.questions
+            if not asked or differences(own, settings):
                 mark = statement_checksum(settings)[:12]
-                return self.directory / OTHER_SETTINGS / folder / f"{name}-{mark}.json"
+                return self.directory / OTHER_QUESTIONS / folder / f"{name}-{mark}.json"
         return self.directory / folder / f"{name}.json"
 
     def made_from(self, evaluation: Evaluation, evaluator: str) -> dict[str, Any]:
@@ -163,6 +170,10 @@ def measure_models(task: EvaluationTask) -> Evaluated:
                     missing.setdefault(number, []).append(name)
                 else:
                     results[number, name] = result
+        if not any(
+            task.evaluations[number].role is not Role.CONTROL for number in missing
+        ):
+            _refuse_nothing(results.values())
         for number in missing:
             evaluation = task.evaluations[number]
             opener.check(evaluation.model, evaluation.context)
@@ -178,13 +189,22 @@ def measure_models(task: EvaluationTask) -> Evaluated:
         for number, evaluation in enumerate(task.evaluations)
         for name in evaluation.evaluators
     )
-    if not any(result.content for result in ordered):
-        reasons = dict.fromkeys(f"{r.evaluator}: {r.reason}" for r in ordered)
-        raise DataError(
-            "nothing can be measured\n  " + "\n  ".join(reasons) + "\nname longer text "
-            "(evaluation.held_out, --text), a shorter context, or --retrieval"
-        )
+    _refuse_nothing(ordered)
     return Evaluated(ordered, task.native(), task.has_base)
+
+
+def _refuse_nothing(results: Iterable[Result]) -> None:
+    """DataError where nothing came of all that was asked for: a control alone says
+    nothing.
+    """
+    asked = [r for r in results if r.evaluation.role is not Role.CONTROL]
+    if any(result.content for result in asked):
+        return
+    reasons = dict.fromkeys(f"{r.evaluator}: {r.reason}" for r in asked)
+    raise DataError(
+        "nothing can be measured\n  " + "\n  ".join(reasons) + "\nname longer text "
+        "(evaluation.held_out, --text), a shorter context, or --retrieval"
+    )
 
 
 def _known(task: EvaluationTask, evaluation: Evaluation, name: str) -> Result | None:
@@ -198,7 +218,7 @@ def _known(task: EvaluationTask, evaluation: Evaluation, name: str) -> Result | 
     if reason is None and name == "longppl":
         reason = _other_tokens(task, measurement)
     if reason is None and not evaluation.model.packs:
-        reason = _turned_otherwise(name, measurement.length, evaluation.context)
+        reason = _turned_otherwise(name, measurement, evaluation)
     if reason is not None:
         return Result(evaluation, name, {}, None, reason)
     found: Any
@@ -214,13 +234,21 @@ def _known(task: EvaluationTask, evaluation: Evaluation, name: str) -> Result | 
     return None if first is None else Result(evaluation, name, *first)
 
 
-def _turned_otherwise(name: str, length: int, context: int) -> str | None:
-    """Why a RoPE that depends on the length read would be another one in our rows."""
+def _turned_otherwise(
+    name: str, measurement: Measurement, evaluation: Evaluation
+) -> str | None:
+    """Why a RoPE that depends on the length read would be another one in our rows; within
+    the model's own context it depends on nothing.
+    """
+    context, length = evaluation.context, measurement.length
     if name in _SHORT_IN_LONG:
         return "its RoPE (dynamic) turns otherwise in longer rows; use --context"
-    if name == "positions" and length % context:
+    # A block that begins with BOS brings one token fewer of the document.
+    start = 0 if measurement.block_start is None else 1
+    rest = (length - start) % (context - start)
+    if name == "positions" and rest and context > evaluation.model.context:
         return (
-            f"its RoPE (dynamic) would turn the last {length % context:,} of the "
+            f"its RoPE (dynamic) would turn the last {rest:,} of the "
             f"{length:,} tokens shown as in rows of {context:,}; ask for this --context "
             "alone"
         )
@@ -277,6 +305,15 @@ def _measure_one(
     made_from = {name: task.made_from(evaluation, name) for name in names}
     contents: dict[str, Any] = {}
     reasons: dict[str, str] = {}
+
+    def keep(found: dict[str, Any]) -> None:
+        """At once: what comes after may be stopped, or fail."""
+        contents.update(found)
+        for name in found if World().rank == 0 else ():
+            path = task.path(evaluation, name)
+            path.parent.mkdir(parents=True, exist_ok=True)
+            write_json(path, sealed(made_from[name], found[name]))
+
     with (
         opener.open(model, context) as engine,
         _bar(f"evaluate {evaluation.name}") as bar,
@@ -284,8 +321,11 @@ def _measure_one(
         on_text = [name for name in names if name in ON_TEXT]
         if on_text:
             try:
-                contents |= measurement.on_text(
-                    engine, context, on_text, keys.get(context), progress=bar
+                key_tokens = keys.get(context)
+                keep(
+                    measurement.on_text(
+                        engine, context, on_text, key_tokens, progress=bar
+                    )
                 )
             except NotFiniteError as error:
                 reasons |= dict.fromkeys(on_text, str(error))
@@ -299,19 +339,13 @@ def _measure_one(
         for name, find in others.items():
             if name in names:
                 try:
-                    contents[name] = find()
+                    keep({name: find()})
                 except (TooShortError, NotFiniteError) as error:
                     reasons[name] = str(error)
-    made = []
-    for name in names:
-        content = contents.get(name)
-        reason = reasons.get(name)
-        if content is not None and World().rank == 0:
-            path = task.path(evaluation, name)
-            path.parent.mkdir(parents=True, exist_ok=True)
-            write_json(path, sealed(made_from[name], content))
-        made.append(Result(evaluation, name, made_from[name], content, reason))
-    return made
+    return [
+        Result(evaluation, n, made_from[n], contents.get(n), reasons.get(n))
+        for n in names
+    ]
 
 
 def _layout(engine: Scorer) -> dict[str, int]:

@@ -123,6 +123,7 @@ class _During:
             length=self.on.length,
             documents=self.on.documents,
             row_length=self.context,
+            bos=self.on.block_start,
         )
         empty = partial(PositionBands, self.on.edges)
         return measure(self.engine, rows, empty, self.progress)

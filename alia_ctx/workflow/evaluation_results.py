@@ -19,6 +19,7 @@ class Role(enum.Enum):
     BASE_GIVEN_LONGER = "the base, given the longest input"
     STAGE = "a stage at its own context"
     ASKED_FOR = "outside the comparison"
+    CONTROL = "the base at its own context, beside what was asked for"
 
 
 @dataclass(frozen=True)

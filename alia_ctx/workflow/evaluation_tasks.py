@@ -25,7 +25,12 @@ from alia_ctx.workflow.evaluated_models import (
     model_of,
     of_stage,
 )
-from alia_ctx.workflow.evaluation import EvaluationTask
+from alia_ctx.workflow.evaluation import (
+    CONTROLS,
+    EVALUATORS,
+    EvaluationTask,
+    Question,
+)
 from alia_ctx.workflow.evaluation_results import Evaluation, Role
 from alia_ctx.workflow.held_out_text import haystack_texts, stored_text
 from alia_ctx.workflow.measuring import ON_TEXT, Measurement
@@ -194,6 +199,18 @@ def standard_lines(run: RunConfig, length: int | None = None) -> list[Line]:
     return lines
 
 
+def standard_questions(run: RunConfig, length: int | None) -> frozenset[Question]:
+    """(model, context, evaluator) of all that the report's comparison may have, whichever
+    evaluators are asked for; `length` as of `standard_lines`.
+    """
+    everything = replace(run.evaluation, measure=list(EVALUATORS))  # type: ignore[arg-type]
+    return frozenset(
+        (line.model, line.context, evaluator)
+        for line in standard_lines(replace(run, evaluation=everything), length)
+        for evaluator in line.evaluators
+    )
+
+
 def standard_task(run: RunConfig) -> EvaluationTask:
     """What the report compares, each model at hand. CheckpointError where a stage is not
     finished, IdentityError where it was trained with other settings.
@@ -219,7 +236,8 @@ def evaluation_task(
     configured: RunConfig | None = None,
 ) -> EvaluationTask:
     """What is asked of a run: the report's comparison by `evaluators`; or some stages
-    (default: all) at some contexts (default: their own), beneath the base at the same.
+    (default: all) at some contexts (default: their own), beneath the base at its own and
+    at the same.
 
     `configured` is the run by its own settings, where `run` has others: only results by
     those are kept where the report reads them.
@@ -252,6 +270,7 @@ def _standard(run: RunConfig, task: EvaluationTask) -> EvaluationTask:
         measurement=lambda model: measurement,
         engine=run.engine,
         contrast=contrast,
+        questions=standard_questions(run, measurement.length),
     )
 
 
@@ -273,21 +292,52 @@ def _stage_task(
     models = [model_of(run, n) for n in dict.fromkeys([*filter(None, [base]), *asked])]
     stages = [model for model in models if model.name in asked]
     shown = sorted(contexts) or sorted({stage.context for stage in stages})
-    evaluations = [
-        Evaluation(f"{model.name} at {context:,}", model, context, measure)
-        for model in models
-        for context in shown
-        if contexts or model.name == base or context == model.context
-    ]
     known = run_contexts(run, native)
     measurement = run_measurement(run, native, known, prefer=max(shown))
     if not measurement.length and measurement.text is not None:
         length = longest_measurable(measurement.text, shown) or 0
         measurement = replace(measurement, length=length)
+    controls = (
+        [] if base is None else base_control(models[0], measurement, shown, measure)
+    )
+    evaluations = controls + [
+        Evaluation(f"{model.name} at {context:,}", model, context, measure)
+        for model in models
+        for context in shown
+        if contexts or model.name == base or context == model.context
+    ]
     # What is asked beyond the contexts of base and stages has bands of its own.
     beyond = [context for context in shown if context > measurement.edges[-1]]
     measurement = replace(measurement, edges=(*measurement.edges, *beyond))
     return run_task(run, evaluations, measurement)
+
+
+def base_control(
+    base: EvaluatedModel,
+    measurement: Measurement,
+    shown: Sequence[int],
+    evaluators: Sequence[str],
+) -> list[Evaluation]:
+    """The base at its own length, where that is not among the contexts `shown`: what every
+    score is held against. Of text that is shorter it is shown as much as there is.
+    """
+    native = measurement.native
+    chosen = [name for name in evaluators if name in CONTROLS]
+    lengths = {
+        name: min(native, measurement.length or native) if name in ON_TEXT else native
+        for name in chosen
+    }
+    return [
+        Evaluation(
+            f"{base.name} at {length:,}",
+            base,
+            length,
+            tuple(name for name in chosen if lengths[name] == length),
+            Role.CONTROL,
+        )
+        for length in sorted(set(lengths.values()))
+        if length not in shown
+    ]
 
 
 def run_task(

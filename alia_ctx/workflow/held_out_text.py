@@ -61,6 +61,7 @@ class ReadText:
         encoder: of the model that reads them.
         lengths: tokens that documents are shown at; shorter ones are left out.
         documents: how many of the longest length are enough, for each source.
+        text_key: field or column that has the text, of inputs that are records.
 
     DataError where there is no document, or none has the shortest length.
     """
@@ -71,6 +72,7 @@ class ReadText:
         encoder: TextEncoder,
         lengths: Sequence[int],
         documents: int,
+        text_key: str = "text",
     ) -> None:
         self.where = ", ".join(inputs)
         self.sources = tuple(inputs) if len(inputs) > 1 else ()
@@ -78,7 +80,8 @@ class ReadText:
         self._source_of: list[int] = []
         self._longest = 0
         for number, name in enumerate(inputs):
-            self._read(number, SourceSpec(inputs=[name]), encoder, lengths, documents)
+            spec = SourceSpec(inputs=[name], text_key=text_key)
+            self._read(number, spec, encoder, lengths, documents)
         if not self._documents:
             raise DataError(
                 f"{self.where}: no document has {min(lengths):,} tokens (the longest has "

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import partial
+from functools import cached_property, partial
 from typing import Any
 
 import numpy as np
@@ -16,6 +16,7 @@ from alia_ctx.evaluation.evaluator import Evaluator
 from alia_ctx.evaluation.held_out import (
     Documents,
     HeldOutRow,
+    begins_with,
     held_out_rows,
     long_documents,
 )
@@ -147,6 +148,8 @@ class Measurement:
                 "length": self.length,
                 "documents": self.documents,
             }
+            if evaluator != "longppl" and self.block_start is not None:
+                settings["blocks_begin_with"] = self.block_start
             if evaluator != "longppl":
                 settings["position_edges"] = self.edges
             if evaluator != "positions":
@@ -164,6 +167,16 @@ class Measurement:
                 "tokenizer": self.tokenizer(),
             }
         return {}
+
+    @cached_property
+    def block_start(self) -> int | None:
+        """The token that blocks of documents begin with, as each is a document of its own
+        to the model; None where documents have none before their text.
+        """
+        if not self.prefix or self.text is None or not self.length:
+            return None
+        bos, size = self.prefix[0], {"length": self.length, "documents": self.documents}
+        return bos if begins_with(self.text, bos, **size) else None
 
     # -- on text -----------------------------------------------------------------------
 
@@ -185,7 +198,10 @@ class Measurement:
         if "positions" in names:
             makes["positions"] = bands
         if "blocks" in names:
-            makes["blocks"] = partial(WithoutBlockEnds, self.edges, block=self.native)
+            overlap = 0 if self.block_start is None else 1
+            makes["blocks"] = partial(
+                WithoutBlockEnds, self.edges, block=self.native, overlap=overlap
+            )
         if keys is not None and "longppl" in names:
             makes["longppl"] = partial(TokenLosses, self.length)
         rows = self._rows(context, row_length or context)
@@ -211,6 +227,7 @@ class Measurement:
             length=self.length,
             documents=self.documents,
             row_length=row_length,
+            bos=self.block_start,
         )
 
     def key_tokens(

@@ -24,6 +24,7 @@ from alia_ctx.workflow.evaluated_models import (
 from alia_ctx.workflow.evaluation import EvaluationTask
 from alia_ctx.workflow.evaluation_results import Evaluation
 from alia_ctx.workflow.evaluation_tasks import (
+    base_control,
     contrast_model,
     haystack_of,
     retrieval_settings,
@@ -42,6 +43,7 @@ class Asked:
 
     Args:
         texts: files, directories or globs of held-out text.
+        text_key: field or column that has the text, of inputs that are records.
         contexts: tokens to show (default: the first model's own).
         tokenizer: for models that have none.
         precision: default: bf16 on GPUs, fp32 on hosts.
@@ -50,6 +52,7 @@ class Asked:
 
     evaluators: tuple[str, ...]
     texts: tuple[str, ...] = ()
+    text_key: str = "text"
     contexts: tuple[int, ...] = ()
     documents: int = 64
     retrieval: RetrievalConfig = field(default_factory=RetrievalConfig)
@@ -74,13 +77,17 @@ def models_task(paths: Sequence[Path], asked: Asked, directory: Path) -> Evaluat
     def measurement(name: str) -> Measurement:
         return _models_measurement(named[name], asked, contexts, native)
 
-    _refuse(models, contexts)
+    _refuse(models, contexts, asked)
     for model in models:  # what a tokenizer or the text lacks is said before any work
         measurement(model.name)
     for note in dict.fromkeys(_notes(models, asked, contexts, measurement)):
         if is_main():
             say(f"note: {note}")
-    evaluations = [
+    controls = []
+    if native < max(contexts):  # below its own length no model is asked for far context
+        on = measurement(models[0].name)
+        controls = base_control(models[0], on, contexts, asked.evaluators)
+    evaluations = controls + [
         Evaluation(f"{model.name} at {context:,}", model, context, asked.evaluators)
         for model in models
         for context in contexts
@@ -121,10 +128,24 @@ def _notes(
             )
 
 
-def _refuse(models: Sequence[EvaluatedModel], contexts: Sequence[int]) -> None:
-    """ConfigError naming every model that has too few positions for a context."""
+def _refuse(
+    models: Sequence[EvaluatedModel], contexts: Sequence[int], asked: Asked
+) -> None:
+    """ConfigError naming every model that has too few positions for a context, or too few
+    rows for the ids of its tokenizer.
+    """
     problems = Problems()
     for model in models:
+        for directory, remedy in _tokenizers_of(model, asked):
+            rows = _rows_needed(directory, model)
+            problems.need(
+                rows <= model.vocab_size,
+                f"tokenizer of {model.name}",
+                directory,
+                f"its ids need {rows:,} rows of the embedding, and {model.path} has "
+                f"{model.vocab_size:,} (vocab_size)",
+                remedy.format(rows=rows),
+            )
         problems.need(
             model.limit is None or max(contexts) <= model.limit,
             "--context",
@@ -137,12 +158,43 @@ def _refuse(models: Sequence[EvaluatedModel], contexts: Sequence[int]) -> None:
         raise ConfigError("", problems)
 
 
+def _tokenizers_of(model: EvaluatedModel, asked: Asked) -> Iterator[tuple[Path, str]]:
+    """Tokenizers whose ids a model must have rows for, and what to do where it has not:
+    the one that it reads by, and of what is imported also its own.
+    """
+    other = asked.tokenizer if _needs_tokenizer(asked) else None
+    if other is not None:
+        yield other, "name one that is of this model, or none where it has its own"
+    is_imported = model.model is not None and not model.is_checkpoint
+    if model.tokenizer is not None and is_imported:
+        yield (
+            model.tokenizer,
+            "put the model's own tokenizer there; or, where tokens were added since it "
+            f"was trained, evaluate what `alia-ctx import-hf {model.path} CHECKPOINT "
+            "--resize-embeddings {rows}` makes",
+        )
+    elif model.tokenizer is not None and other is None:
+        yield model.tokenizer, "name the model's own tokenizer with --tokenizer"
+
+
+def _needs_tokenizer(asked: Asked) -> bool:
+    return bool(asked.texts) or any(e in _NEEDS_TOKENIZER for e in asked.evaluators)
+
+
+def _rows_needed(directory: Path, model: EvaluatedModel) -> int:
+    """One more than the largest id of a tokenizer."""
+    architecture = model.model.architecture if model.model else None
+    return 1 + max(
+        HubTokenizer(directory, architecture).vocabulary.values(), default=-1
+    )
+
+
 def _models_measurement(
     model: EvaluatedModel, asked: Asked, contexts: Sequence[int], native: int
 ) -> Measurement:
     """What one of the models is measured on, in its own tokens."""
     directory = asked.tokenizer or model.tokenizer
-    needs = bool(asked.texts) or any(e in _NEEDS_TOKENIZER for e in asked.evaluators)
+    needs = _needs_tokenizer(asked)
     if directory is None and needs:
         raise DataError(
             f"{model.path}: holds no tokenizer, which text and retrieval need; name its "
@@ -159,7 +211,7 @@ def _models_measurement(
             prepend_bos=bos,
             model_type=model_type,
         )
-        text = ReadText(asked.texts, encoder, contexts, asked.documents)
+        text = ReadText(asked.texts, encoder, contexts, asked.documents, asked.text_key)
     encode, prefix = text_encoding(directory or "", model_type)
     return Measurement(
         text=text,

@@ -16,11 +16,11 @@ from alia_ctx.config.run import RunConfig
 from alia_ctx.errors import CheckpointError, DataError
 from alia_ctx.evaluation.positions import PositionBands, paired_difference
 from alia_ctx.evaluation.report import Report, write_report
-from alia_ctx.evaluation.verdicts import Measured
+from alia_ctx.evaluation.verdicts import Measured, Verdict
 from alia_ctx.files import atomic_file
 from alia_ctx.identity import IdentityError
 from alia_ctx.report import RunFacts, comparison_page, run_page
-from alia_ctx.report.verdicts import Verdict, verdicts
+from alia_ctx.report.verdicts import verdicts
 from alia_ctx.train.run_directory import RunDirectory
 from alia_ctx.workflow.chain import finished_checkpoint, run_directory
 from alia_ctx.workflow.evaluation_results import Evaluated, Role

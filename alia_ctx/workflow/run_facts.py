@@ -50,7 +50,10 @@ def run_facts(
     base = _base_name(run)
     statements = {s.name: s.checkpoint for s in stages}
     statements |= _statement_of_base(run, places)
-    results = _alike(list(_results(root / "evaluation", statements, problems)))
+    native = _native(run, problems)
+    own = _own_contexts(run, base, native)
+    measured = _results(root / "evaluation", statements, problems)
+    results = _alike([r for r in measured if _is_of_comparison(r, own)])
     return RunFacts(
         run.name,
         str(root),
@@ -63,7 +66,7 @@ def run_facts(
         list(run.notes),
         problems,
         target or command,
-        _native(run, problems),
+        native,
     )
 
 
@@ -76,6 +79,26 @@ def _native(run: RunConfig, problems: list[str]) -> int:
     except AliaError as error:  # a base that cannot be read
         problems.append(" ".join(str(error).split()))
         return 0
+
+
+def _own_contexts(run: RunConfig, base: str, native: int) -> dict[str, set[int]]:
+    """Contexts at which the run's comparison has each of its models; none where the base
+    does not say what its own is.
+    """
+    own = {name: {stage.context} for name, stage in run.stages.items()}
+    longer = {s.context for s in run.stages.values() if s.context > native}
+    return own | ({base: {native, *longer}} if native else {})
+
+
+def _is_of_comparison(result: Result, own: Mapping[str, set[int]]) -> bool:
+    """Whether a result is of the run's comparison: what was asked for at another context
+    (`evaluate --context`, in releases that kept it here) is no verdict on the run.
+    """
+    contexts = own.get(result.model)
+    if contexts is None or result.context in contexts:
+        return True
+    shown = result.made_from.get("settings", {}).get("length")  # all that the text has
+    return bool(result.context == shown and shown < max(contexts))
 
 
 def _base_name(run: RunConfig) -> str:

@@ -7,6 +7,10 @@ import io
 import json
 import os
 import shutil
+import signal
+import subprocess
+import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +19,7 @@ import pytest
 import torch
 
 from alia_ctx.errors import AliaError
+from alia_ctx.hf.convert import import_hf
 from tests.distributed import run_distributed
 from tests.evaluated_model import VOCABULARY, write_model, write_text, write_tokenizer
 from tests.hf_models import make_model
@@ -35,10 +40,10 @@ MISTAKES: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
     "too long": (("llama", *ALL[:2], "--context", "99999"), ("99,999 tokens", "text")),
     "no evaluator": (("llama", *ALL[:2], "--evaluators", "ppl"), ("--evaluators=ppl",)),
     "no task": (("llama", "--retrieval", "--task", "niah"), ("niah_single_1",)),
-    "no language": (("llama", "--retrieval", "--language", "fr"), ("languages", "fr")),
+    "no language": (("llama", "--retrieval", "--language", "fr"), ("--language", "fr")),
     "no samples": (("llama", "--retrieval", "--samples", "0"), ("samples=0",)),
     "no haystack": (("llama", "--retrieval", "--haystack", "hay"), ("haystack=hay",)),
-    "no precision": (("llama", *ALL[:2], "--precision", "fp8"), ("--precision fp8",)),
+    "no precision": (("llama", *ALL[:2], "--precision", "fp8"), ("--precision=fp8",)),
     "a layout in words": (("llama", *ALL[:2], "--layout", "tp"), ("--layout=tp",)),
     "too few ranks": (("llama", *ALL[:2], "--layout", "tp=2"), ("2", "ranks")),
     "no contrast": (
@@ -59,6 +64,30 @@ MISTAKES: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
     "no tokenizer, at the end": (
         ("llama", "bare", *ALL),
         ("bare: holds no tokenizer", "--tokenizer"),
+    ),
+    "a wrong value, and nothing to measure on": (
+        ("llama", "--context", "8k", "--precision", "fp8", "--samples", "0"),
+        ("--context=8k", "--precision=fp8", "--samples=0"),
+    ),
+    "tokens without rows": (
+        ("llama", "small", *ALL[:2]),
+        ("small", "rows of the embedding", "128 (vocab_size)", "--resize-embeddings"),
+    ),
+    "another's tokenizer": (
+        ("llama", *ALL[:2], "--tokenizer", "wordy"),
+        ("wordy", "rows of the embedding", f"{VOCABULARY} (vocab_size)"),
+    ),
+    "text under another key": (
+        ("llama", "--text", "words.jsonl"),
+        ("words.jsonl", "--text-key", "words"),
+    ),
+    "the output of a run": (
+        ("run", *ALL[:2]),
+        ("run's output", "YAML", "run/stages/s/checkpoints/update-00000002"),
+    ),
+    "a stage's folder": (
+        ("run/stages/s", *ALL[:2]),
+        ("holds checkpoints", "run/stages/s/checkpoints/update-00000002"),
     ),
     "no tokenizer": (("bare", *ALL[:2]), ("bare: holds no tokenizer", "--tokenizer")),
 }
@@ -105,6 +134,7 @@ def scenarios(rank: int, folder: str) -> dict[str, Any]:
     evaluate("as at first", "llama", "neox", "dynamic", *ALL)
     evaluate("tables", "llama", "neox", "dynamic", *ALL[:-1], "--documents", "2")
     evaluate("unreadable", "llama", "late", "dynamic", *ALL[:-1], "--documents", "2")
+    evaluate("longer alone", "llama", *ALL[:3], f"{CONTEXT}", "--json")
     for what, (arguments, _) in MISTAKES.items():
         evaluate(what, *arguments)
     return seen
@@ -112,7 +142,7 @@ def scenarios(rank: int, folder: str) -> dict[str, Any]:
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    from transformers import GPTNeoXConfig, GPTNeoXForCausalLM
+    from transformers import AutoTokenizer, GPTNeoXConfig, GPTNeoXForCausalLM
 
     root = tmp_path_factory.mktemp("evaluate")
     tokenizer = write_tokenizer(root, write_text(root / "text", documents=4))
@@ -132,6 +162,16 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     make_model("llama", "default", torch.float32, **sizes).save_pretrained(
         root / "bare"
     )
+    small = make_model(
+        "llama", "default", torch.float32, **(sizes | {"vocab_size": 128})
+    )
+    write_model(root / "small", small, tokenizer)
+    wordy = AutoTokenizer.from_pretrained(tokenizer)
+    wordy.add_tokens([f"<wordy {n}>" for n in range(100)])
+    wordy.save_pretrained(root / "wordy")
+    (root / "words.jsonl").write_text(json.dumps({"words": "a b c"}))
+    checkpoints = root / "run/stages/s/checkpoints"
+    import_hf(root / "llama", checkpoints / "update-00000002")
     for name, made in tables_of_positions().items():
         write_model(root / name, made, tokenizer)
     # Headers that say nothing wrong, and weights that are another model's.
@@ -208,6 +248,15 @@ def test_one_table_of_models_and_contexts_the_base_first(seen: dict[str, Any]) -
     ]  # what was imported is gone
 
 
+def test_a_base_shown_more_is_measured_at_its_own_length_too(
+    seen: dict[str, Any],
+) -> None:
+    found = results(seen["longer alone"][0])
+    asked = [(f"llama at {CONTEXT}", name) for name in ("positions", "blocks")]
+    assert list(found) == [(f"llama at {NATIVE}", "positions"), *asked]
+    assert all(result["content"] for result in found.values())
+
+
 def names_opened(names: list[str]) -> list[str]:
     return [name.replace(" at", "") for name in names]
 
@@ -274,6 +323,36 @@ def test_a_model_that_turns_out_unreadable_leaves_the_table_of_the_others(
     assert "not measured: late at 256, positions: late: " in printed
     assert "has the shape" in printed and "evaluate another" in printed
     assert printed.endswith("exit status 2")
+
+
+def test_a_request_to_stop_is_answered_in_a_line_and_keeps_what_is_finished(
+    folder: Path,
+) -> None:
+    arguments = ["llama", *ALL[:3], "256", "--retrieval", "--samples", "500"]
+    command = [sys.executable, "-m", "alia_ctx.cli", "evaluate", *arguments]
+    place = folder / "stopped"
+    process = subprocess.Popen(
+        [*command, "--output", str(place)],
+        cwd=folder,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    try:
+        deadline = time.monotonic() + 240
+        while not list(place.glob("llama/positions-128-*.json")):
+            assert process.poll() is None and time.monotonic() < deadline
+            time.sleep(0.1)
+        process.terminate()
+        errors = process.communicate(timeout=60)[1]
+    finally:
+        process.kill()
+    assert process.returncode == 128 + signal.SIGTERM
+    assert errors.endswith(
+        "\nstopped by SIGTERM; what is finished stays, start again to go on\n"
+    )
+    assert "Traceback" not in errors
+    assert [path.name for path in place.iterdir() if path.is_dir()] == ["llama"]
+    assert not list(place.rglob("retrieval-256-*"))
 
 
 @pytest.mark.parametrize("what", MISTAKES)

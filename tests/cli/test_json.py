@@ -5,12 +5,16 @@ from __future__ import annotations
 import json
 from inspect import signature
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import pytest
+import typer
 from typer.testing import CliRunner
 
+from alia_ctx.cli.failing import Command
+from alia_ctx.cli.output import print_json
 from alia_ctx.cli.run_commands import app
+from alia_ctx.errors import DataError
 from alia_ctx.workflow.recomputing import RecomputedLoss
 from tests.small_run import alia, write_run
 
@@ -150,3 +154,27 @@ def test_a_recomputed_loss(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
         "evaluate", write_run(tmp_path), "--stage", "short", "--update", "3"
     )
     assert said == {"update": 3, "loss": 2.5, "logged": None}
+
+
+@pytest.mark.parametrize("plot", ["x.pdf", "x", "taken/x.svg"])
+def test_a_plot_that_cannot_be_drawn_is_the_only_document(
+    plot: str, tmp_path: Path
+) -> None:
+    (tmp_path / "taken").write_text("a file")
+    config = write_run(tmp_path)
+    said = document("rope", config, "--plot", tmp_path / plot, status=2)
+    assert said["ok"] is False and "x" in said["message"]
+
+
+def test_what_fails_after_a_document_takes_its_place() -> None:
+    """Whatever a command has printed: two documents in a row are none."""
+    program = typer.Typer()
+
+    @program.command(cls=Command)
+    def fail(as_json: Annotated[bool, typer.Option("--json")] = False) -> None:
+        print_json({"done": True})
+        raise DataError("the plot")
+
+    done = CliRunner().invoke(program, ["--json"])
+    assert done.exit_code == 2
+    assert json.loads(done.stdout)["message"] == "the plot"

@@ -240,6 +240,17 @@ def test_samples_of_several_contexts_are_counted_once() -> None:
     assert "base 0 of 40 (0%–9%)" in words
 
 
+def test_a_length_in_the_grids_of_several_contexts_is_one_verdict() -> None:
+    """Each context's grid has the lengths below it: halves of it, and the base's own."""
+    grids = [
+        Result(model, "passkey", context, cells(share, (128, 1024, 5120)[:count]))
+        for model, share in (("base", 0.0), ("x40", 1.0))
+        for count, context in enumerate((128, 1024, 5120), start=1)
+    ]
+    claims = [v.claim for v in verdicts(run(results=grids)) if "passkey" in v.claim]
+    assert len(claims) == len(set(claims)) == 6
+
+
 def far_claim(native: int, where: str) -> str:
     return (
         f"base fails to find a passkey that is {native} tokens back or more, in {where}"

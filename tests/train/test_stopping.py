@@ -105,7 +105,7 @@ def test_a_signal_in_the_first_second_is_a_requeue(
         process.send_signal(number)
         _, errors = process.communicate(timeout=100)
     assert process.returncode == REQUEUE, errors
-    assert f"stopped by {number.name} before training began" in errors
+    assert f"stopped by {number.name} before the work began" in errors
     assert not (tmp_path / "out").exists(), "nothing was done"
 
 

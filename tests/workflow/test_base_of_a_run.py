@@ -60,6 +60,19 @@ def scenarios(rank: int, folder: str) -> dict[str, Any]:
     seen["taken"] = [name for name, data in kept.items() if now.get(name) != data]
     seen["apart"] = sorted(name for name in now if name not in kept)
     seen["again"] = run.run(base, *LONGER), run.started
+    asked = workflow.evaluation_task(config, ["long"], configured=config)
+    seen["one stage"] = [
+        (e.model.name, e.context, e.evaluators) for e in asked.evaluations
+    ]
+    seen["questions of one stage"] = _places(asked)
+    beside = workflow.evaluation_task(
+        config, ["long"], [96], ["leak"], configured=config
+    )
+    workflow.measure_models(beside)
+    seen["questions beside"] = _places(beside)
+    # As releases before kept it: among the run's own results.
+    *_, place = (beside.path(e, "leak") for e in beside.evaluations)
+    place.rename(run.output / "evaluation/long/leak-96.json")
     seen["moved"] = [
         line.model
         for line in workflow.standard_lines(
@@ -105,6 +118,12 @@ def _said_on_the_page(root: Path, *overrides: str) -> list[str]:
     output = f"output={root / 'with base' / 'out'}"
     said = workflow.page_verdicts(root / "run.yaml", [output, *overrides, *LONGER])
     return [f"{verdict.answer}: {verdict.claim}" for verdict in said]
+
+
+def _places(task: workflow.EvaluationTask) -> set[str]:
+    """Folders of the results, those of the run's own questions as the models' names."""
+    places = (task.path(e, name) for e in task.evaluations for name in e.evaluators)
+    return {str(place.relative_to(task.directory).parent) for place in places}
 
 
 def _results(output: Path) -> dict[str, bytes]:
@@ -153,13 +172,33 @@ def test_an_evaluation_by_other_settings_leaves_the_runs_own_results(
     assert seen["taken"] == []
     places = [name.rpartition("-")[0] for name in seen["apart"]]
     assert places == [
-        f"other-settings/{place}"
+        f"other-questions/{place}"
         for place in (
             *("base/positions-256", "base/positions-64"),
             *("long/positions-256", "short/positions-128"),
         )
     ]
     assert "evaluate" not in seen["again"][1]  # `run` has nothing to measure again
+
+
+def test_the_base_at_its_own_length_stands_beside_one_stage(
+    seen: dict[str, Any],
+) -> None:
+    assert seen["one stage"] == [
+        ("base", NATIVE, ("positions",)),
+        ("base", 256, ("positions", "blocks", "leak")),
+        ("long", 256, ("positions", "blocks", "leak")),
+    ]
+    assert seen["questions of one stage"] == {"base", "long"}
+
+
+def test_what_is_asked_beside_the_comparison_is_no_verdict_on_the_run(
+    seen: dict[str, Any],
+) -> None:
+    places = {"other-questions/base", "other-questions/long"}
+    assert seen["questions beside"] == places
+    leaks = [sentence for sentence in seen["page"] if "sees another" in sentence]
+    assert len(leaks) == 4 and not any(" 96 " in sentence for sentence in leaks)
 
 
 def test_what_it_cost_and_brought_is_said_against_the_base(

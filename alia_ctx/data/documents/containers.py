@@ -42,11 +42,15 @@ class ByteStream(Protocol):
     def seek(self, offset: int, /) -> int: ...
 
 
+# What mends a wrong name of the text's field: of a source, or of `evaluate --text`.
+SET_TEXT_KEY = "set text_key (of `evaluate`: --text-key)"
+
+
 def chat_remedy(names: Collection[str]) -> str:
     """What else to do where the fields of a record are those of a conversation."""
     if {"messages", "conversations", "chat", "answers"}.isdisjoint(names):
         return ""
-    return "; a source of conversations is given `chat: {}`"
+    return "; a run's source of conversations is given `chat: {}`"
 
 
 def compression_of(name: str) -> Compression | None:

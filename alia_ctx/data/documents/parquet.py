@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from alia_ctx.data.documents.containers import chat_remedy
+from alia_ctx.data.documents.containers import SET_TEXT_KEY, chat_remedy
 from alia_ctx.errors import DataError
 
 
@@ -33,16 +33,18 @@ def open_parquet(name: str, text_key: str, id_key: str | None) -> Iterator[Any]:
             for key in filter(None, (text_key, id_key)):
                 columns = schema.names.count(key)
                 if columns != 1:
+                    remedy = SET_TEXT_KEY if key == text_key else "set id_key"
                     what = f"{columns} columns are" if columns else "no column is"
                     raise DataError(
                         f"{name}: {what} called {key!r}, the columns are "
-                        f"{', '.join(schema.names)}; set text_key/id_key, or rename one"
+                        f"{', '.join(schema.names)}; {remedy}, or rename one"
                         f"{chat_remedy(schema.names)}"
                     )
             column = schema.field(text_key).type
             if not _holds_strings(column):
                 raise DataError(
-                    f"{name}: column {text_key!r} holds {column}, not strings; set text_key"
+                    f"{name}: column {text_key!r} holds {column}, not strings; "
+                    f"{SET_TEXT_KEY} to one of {', '.join(schema.names)}"
                 )
             yield parquet
     except (pa.ArrowException, OSError) as error:

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from alia_ctx.data.documents.containers import (
+    SET_TEXT_KEY,
     ByteStream,
     chat_remedy,
     open_bytes,
@@ -104,7 +105,7 @@ def read_items(
             first.setdefault(reason, item.where)
         yield item
     if "missing_text" in seen and not {"document", "empty"} & seen.keys():
-        remedy = "set text_key to the field that holds it"
+        remedy = f"{SET_TEXT_KEY} to the field that holds it"
         fields = first["missing_text"].rpartition("(has ")[2].rstrip(")")
         remedy += chat_remedy([name.strip("'") for name in fields.split(", ")])
         raise DataError(

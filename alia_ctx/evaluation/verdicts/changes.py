@@ -3,33 +3,19 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Sequence
 
-from alia_ctx.evaluation.positions import PositionBands, paired_difference
+from alia_ctx.evaluation.positions import paired_difference
 from alia_ctx.evaluation.retrieval import RetrievalScores
+from alia_ctx.evaluation.verdicts.measured import (
+    Measured,
+    by_length,
+    far_gains,
+    longest,
+)
 
 # Standard errors below which a difference is called none.
 _CLEAR = 2.0
-
-
-@dataclass(frozen=True)
-class Measured:
-    """A line of the tables: a model at a context, and what evaluators found, by name of the
-    evaluator. `text` tells which tokens its losses are of.
-    """
-
-    name: str
-    model: str
-    context: int
-    contents: Mapping[str, Mapping[str, Any]]
-    text: str | None = None
-
-    @property
-    def positions(self) -> PositionBands | None:
-        found = self.contents.get("positions")
-        return None if found is None else PositionBands.from_json(found)
 
 
 def verdicts(
@@ -60,26 +46,20 @@ def _at(lines: Sequence[Measured], context: int) -> Measured | None:
     return next((line for line in lines if line.context == context), None)
 
 
-def _own(lines: Sequence[Measured], native: int, longest: int) -> Measured | None:
+def _own(lines: Sequence[Measured], native: int, least: int) -> Measured | None:
     """The base at its own context; where the text is shorter than that, at all of it."""
-    whole = [x for x in lines if longest <= x.context < native and x.positions]
+    whole = [x for x in lines if least <= x.context < native and x.positions]
     return _at(lines, native) or max(whole, key=lambda x: x.context, default=None)
-
-
-def _longest(lines: Sequence[Measured], evaluator: str) -> Measured | None:
-    """The line of the longest context that an evaluator measured."""
-    measured = [line for line in lines if evaluator in line.contents]
-    return max(measured, key=lambda line: line.context, default=None)
 
 
 def _losses(
     base: Sequence[Measured], model: Sequence[Measured], native: int
 ) -> list[str]:
     """Loss within the base's own context, and past it."""
-    line = _longest(model, "positions")
+    line = longest(model, "positions")
     if line is None or not base:
         return []
-    own = _own(base, native, longest=line.context)
+    own = _own(base, native, line.context)
     if own is None:
         return [
             f"{line.name}: the base was not shown its own {native:,} tokens, so nothing is "
@@ -156,29 +136,25 @@ def _change(difference: float, error: float, worse: str, better: str) -> str:
 
 def _far_context(model: Sequence[Measured]) -> list[str]:
     """What the context past the base's brings to the model itself."""
-    line = _longest(model, "blocks")
+    line = longest(model, "blocks")
     if line is None:
         return []
-    found = line.contents["blocks"]
+    gains = far_gains(line)
     parts = []
-    for band in found["bands"]:
-        if not band["documents"] or band["first"] < found["block"]:
-            continue
-        where = f"at positions {band['first']:,}-{band['last'] - 1:,}"
-        error = band["standard_error"]
-        if error is None:
-            parts.append(f"{band['gain']:+.4f} nats a token {where} (one document)")
+    for gain in gains:
+        where = f"at positions {gain.first:,}-{gain.last - 1:,}"
+        if gain.times is None:
+            parts.append(f"{gain.gain:+.4f} nats a token {where} (one document)")
         else:
-            times = band["gain"] / error if error else math.inf
             parts.append(
-                f"{band['gain']:+.4f} +- {error:.4f} nats a token {where} "
-                f"({times:+.1f} standard errors)"
+                f"{gain.gain:+.4f} +- {gain.error:.4f} nats a token {where} "
+                f"({gain.times:+.1f} standard errors)"
             )
     if not parts:
         return []
     return [
         f"{line.name}: far context brings it {', '.join(parts)}, against the same text in "
-        f"blocks of {found['block']:,}"
+        f"blocks of {gains[0].block:,}"
     ]
 
 
@@ -192,7 +168,7 @@ def _retrieval(
         ("passkey", "the passkey grid"),
     ):
         before = _scores(base, evaluator)
-        for length, line, scores in _by_length(own, evaluator):
+        for length, line, scores in by_length(own, evaluator):
             score = scores.score(length=length)
             low, high = score.interval
             control = " (the base's own length)" if length == native else ""
@@ -208,19 +184,4 @@ def _retrieval(
 
 
 def _scores(lines: Sequence[Measured], evaluator: str) -> dict[int, RetrievalScores]:
-    return {n: scores for n, _, scores in reversed(_by_length(lines, evaluator))}
-
-
-def _by_length(
-    lines: Sequence[Measured], evaluator: str
-) -> list[tuple[int, Measured, RetrievalScores]]:
-    """Each length once, from the shortest context that has it."""
-    found: dict[int, tuple[int, Measured, RetrievalScores]] = {}
-    for line in sorted(lines, key=lambda line: line.context):
-        content = line.contents.get(evaluator)
-        if content is None:
-            continue
-        scores = RetrievalScores.from_json(content)
-        for length in scores.lengths:
-            found.setdefault(length, (length, line, scores))
-    return [found[length] for length in sorted(found)]
+    return {n: scores for n, _, scores in reversed(by_length(lines, evaluator))}
