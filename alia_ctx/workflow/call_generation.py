@@ -82,6 +82,7 @@ class TransformersModel:
             "template": self._chat.fingerprint,
             "precision": _precision(),
             "answers_end": "at the context's end",
+            "context": model.context,
             "settings": settings,
         }
 
@@ -189,8 +190,8 @@ class _Writer:
         from alia_ctx.hf.scoring import CausalModel
 
         dtypes = {"fp32": torch.float32, "bf16": torch.bfloat16}
-        loaded = CausalModel(directory, dtypes[_precision()])
-        self._model, self._device = loaded.model, loaded.device
+        self._loaded = CausalModel(directory, dtypes[_precision()])
+        self._model, self._device = self._loaded.model, self._loaded.device
         self._tokenizer, self._settings = tokenizer, settings
         self._stops = self._stop_ids()
         if not self._stops:
@@ -230,8 +231,22 @@ class _Writer:
     ) -> list[Answer]:
         """Answers to prompts of token ids, of at most so many tokens; `names` seed their
         sampling. None depends on its neighbours: all are written as long as the longest,
-        and cut.
+        and cut; one at a time where the longest decides how the others are read.
         """
+        if self._loaded.turns_by_length:
+            answers = []
+            for prompt, name, room in zip(prompts, names, rooms, strict=True):
+                self._loaded.forget_lengths()
+                answers += self._together([prompt], [name], [room])
+            return answers
+        return self._together(prompts, names, rooms)
+
+    def _together(
+        self,
+        prompts: Sequence[Sequence[int]],
+        names: Sequence[str],
+        rooms: Sequence[int],
+    ) -> list[Answer]:
         import torch
 
         width = max(map(len, prompts))

@@ -163,11 +163,11 @@ def test_what_is_no_server_or_model(suite: Path, tmp_path: Path) -> None:
         alia("evaluate-calls", "--endpoint", url, "--data", suite)
 
 
-def save_small(directory: Path, context: int = 4096) -> Any:
+def save_small(directory: Path, context: int = 4096, rope: str = "default") -> Any:
     """A small random model in fp32 with a tokenizer of bytes, without a template."""
     sizes = {"vocab_size": 384, "num_hidden_layers": 2, "hidden_size": 64}
     model = make_model(
-        "llama", dtype=torch.float32, max_position_embeddings=context, **sizes
+        "llama", rope, torch.float32, max_position_embeddings=context, **sizes
     )
     save(byte_level(), directory)
     model.save_pretrained(directory)
@@ -213,6 +213,29 @@ def test_what_is_drawn_does_not_depend_on_batches(suite: Path, tmp_path: Path) -
     assert answers_of(tmp_path / "m", cases[::-1], settings, 3) == one
     other = CallSettings(max_new_tokens=8, temperature=1.0, seed=4)
     assert answers_of(tmp_path / "m", cases, other, 3) != one
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("rope", ["dynamic", "default"])
+def test_an_answer_does_not_depend_on_its_neighbours(rope: str, tmp_path: Path) -> None:
+    """Nor on what was answered before. A dynamic RoPE turns by the longest text of a
+    batch, and transformers keeps it for those that follow.
+    """
+    save_small(tmp_path / "m", context=64, rope=rope)
+    settings = CallSettings(max_new_tokens=30)
+    random = torch.Generator().manual_seed(1)
+    prompts = [
+        torch.randint(6, 340, (size,), generator=random).tolist()
+        for size in (30, 90, 60, 33, 70, 45)
+        if rope == "dynamic" or size < 64
+    ]
+    alone = []
+    for prompt in prompts:
+        model = TransformersModel(tmp_path / "m", settings)
+        assert model.context == (256 if rope == "dynamic" else 64)
+        alone += model.write([prompt], ["x"])
+    assert len({answer.text for answer in alone}) == len(prompts)
+    assert model.write(prompts[::-1], "abcdef"[: len(prompts)]) == alone[::-1]
 
 
 def test_questions_that_do_not_fit(suite: Path, tmp_path: Path) -> None:
