@@ -95,7 +95,8 @@ def upstream_rope(config: Any) -> RopeSpec | None:
     )
     if not isinstance(stated, dict):
         return None
-    named, factor = stated.get("rope_type", stated.get("type")), stated.get("factor")
+    named = stated.get("rope_type", stated.get("type"))
+    factor: Any = stated.get("factor")
     if named not in ("linear", "dynamic", "yarn") or type(factor) not in (int, float):
         return None
     original = stated.get("original_max_position_embeddings")

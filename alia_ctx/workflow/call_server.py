@@ -156,7 +156,7 @@ def _refusal(message: str) -> dict[str, Any]:
 def _completion(
     name: str, number: int, prompt_tokens: int, answer: Answer
 ) -> dict[str, Any]:
-    calls = calls_of(answer).calls
+    calls = calls_of(answer).with_objects().calls
     message: dict[str, Any] = {"role": "assistant", "content": answer.text}
     reason = "length" if answer.cut else "stop"
     if calls:

@@ -179,7 +179,7 @@ def verdict_of(case: Case, answer: Answer, names: FunctionNames) -> Verdict:
     """The verdict on one answer."""
     if answer.fault:
         return Verdict(False, NO_ANSWER, answer.fault)
-    calls = calls_of(answer)
+    calls = calls_of(answer).with_objects()
     if case.accepted is None:
         if bool(calls.calls) == case.wants_call:
             return RIGHT
