@@ -6,6 +6,7 @@ import json
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
+from datetime import date
 from functools import cached_property
 from itertools import batched, groupby
 from pathlib import Path
@@ -76,6 +77,7 @@ class TransformersModel:
             "tokenizer" if self._auto.chat_template else "chatml-tools"
         )
         self._chat = ChatTemplate(self.template, self._tokenizer)
+        self._stops = _stop_ids(directory, self._auto)
         self.statement = {
             **model.statement,
             "tokenizer": self._tokenizer.fingerprint(),
@@ -83,6 +85,8 @@ class TransformersModel:
             "precision": _precision(),
             "answers_end": "at the context's end",
             "context": model.context,
+            "stop_ids": self._stops,
+            **({"day": date.today().isoformat()} if self._chat.dated else {}),
             "settings": settings,
         }
 
@@ -156,7 +160,7 @@ class TransformersModel:
 
     @cached_property
     def _writer(self) -> _Writer:
-        return _Writer(self.directory, self._auto, self._settings)
+        return _Writer(self.directory, self._auto, self._settings, self._stops)
 
     def _room(self, prompt: Sequence[int]) -> int:
         """Most tokens of an answer."""
@@ -180,10 +184,34 @@ def _precision() -> str:
     return "bf16" if torch.cuda.is_available() else "fp32"
 
 
+def _stop_ids(directory: Path, tokenizer: Any) -> list[int]:
+    """What ends an answer: the model's EOS and stop ids, as transformers reads them
+    (generation_config.json, and config.json where there is none), the tokenizer's EOS, and
+    `<|im_end|>`. ConfigError where there is none of them.
+    """
+    from alia_ctx.hf.upstream import end_ids
+
+    ids = [*end_ids(directory), tokenizer.eos_token_id]
+    if _END_OF_TURN in tokenizer.get_vocab():
+        ids.append(tokenizer.convert_tokens_to_ids(_END_OF_TURN))
+    stops = list(dict.fromkeys(i for i in ids if i is not None))
+    if not stops:
+        rule = "neither the model nor its tokenizer says what ends an answer"
+        remedy = "name it in generation_config.json"
+        raise ConfigError("", [Problem("eos_token_id", directory, rule, remedy)])
+    return stops
+
+
 class _Writer:
     """A loaded model that goes on with token ids until its turn ends."""
 
-    def __init__(self, directory: Path, tokenizer: Any, settings: CallSettings) -> None:
+    def __init__(
+        self,
+        directory: Path,
+        tokenizer: Any,
+        settings: CallSettings,
+        stops: list[int],
+    ) -> None:
         import torch
         from transformers import GenerationConfig
 
@@ -193,19 +221,7 @@ class _Writer:
         self._loaded = CausalModel(directory, dtypes[_precision()])
         self._model, self._device = self._loaded.model, self._loaded.device
         self._tokenizer, self._settings = tokenizer, settings
-        self._stops = self._stop_ids()
-        if not self._stops:
-            raise ConfigError(
-                "",
-                [
-                    Problem(
-                        "eos_token_id",
-                        directory,
-                        "neither the model nor its tokenizer says what ends an answer",
-                        "name it in generation_config.json",
-                    )
-                ],
-            )
+        self._stops = stops
         # In place of the model's own, whose penalties and sampling nobody asked for.
         make: Any = GenerationConfig  # untyped
         self._model.generation_config = make(
@@ -214,14 +230,6 @@ class _Writer:
             eos_token_id=self._stops,
             pad_token_id=self._stops[0],
         )
-
-    def _stop_ids(self) -> list[int]:
-        stated = self._model.generation_config.eos_token_id
-        ids = stated if isinstance(stated, list) else [stated]
-        ids.append(self._tokenizer.eos_token_id)
-        if _END_OF_TURN in self._tokenizer.get_vocab():
-            ids.append(self._tokenizer.convert_tokens_to_ids(_END_OF_TURN))
-        return list(dict.fromkeys(i for i in ids if i is not None))
 
     def write(
         self,

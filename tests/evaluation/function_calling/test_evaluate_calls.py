@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import shutil
+from datetime import date
 from pathlib import Path
 from typing import Any
 
@@ -18,12 +20,13 @@ from alia_ctx.evaluation.function_calling import (
     read_cases,
 )
 from alia_ctx.evaluation.function_calling.ledger import NAME
+from alia_ctx.hf.upstream import end_ids
 from alia_ctx.identity import unsealed
 from alia_ctx.workflow.call_generation import CallSettings, TransformersModel
 from tests.evaluation.function_calling.server import said, served
 from tests.evaluation.function_calling.small_suite import wanted, write_suite
 from tests.evaluation.function_calling.test_scores import write_score
-from tests.hf_models import make_model
+from tests.hf_models import edit_json, make_model
 from tests.tokenizers import byte_level, save
 
 END = "<|im_end|>"
@@ -313,6 +316,59 @@ def learn(model: Any, pairs: list[tuple[str, str]], made: TransformersModel) -> 
     else:
         raise AssertionError("the model does not learn its answers")
     model.eval()
+
+
+def test_answers_that_end_otherwise_are_another_model_s(
+    suite: Path, tmp_path: Path
+) -> None:
+    """What ends an answer, how much is read, and what day it is for a template that says
+    so: all that decides an answer is compared, and named where it differs.
+    """
+    model, out, dated = tmp_path / "m", tmp_path / "out", tmp_path / "dated.jinja"
+    save_small(model)
+    words = ["evaluate-calls", model, "--data", suite, "--output", out, "--limit", 1]
+    words += ["--categories", "multiple", "--max-new-tokens", 2]
+    alia(*words)
+    alia(*words)
+    ends = model / "generation_config.json"
+    before = ends.read_text()
+    ends.write_text(json.dumps({"eos_token_id": [7, 8]}))
+    with pytest.raises(
+        AliaError, match=r"model\.stop_ids: \[2, 5\] there, \[7, 8, 2, 5"
+    ):
+        alia(*words)
+    ends.write_text("{")
+    with pytest.raises(AliaError, match=r"generation_config\.json: .*correct it"):
+        alia(*words)
+    ends.write_text(before)
+    config = json.loads((model / "config.json").read_text())
+    edit_json(model / "config.json", max_position_embeddings=2048)
+    with pytest.raises(AliaError, match=r"model\.context: 4096 there, 2048 now"):
+        alia(*words)
+    (model / "config.json").write_text(json.dumps(config))
+    shutil.rmtree(out)
+    dated.write_text(SHORT_TEMPLATE + "{{ strftime_now('%d %b %Y') }}")
+    alia(*words, "--template", dated)
+    ledger = out / "m" / NAME
+    head, *rest = ledger.read_text().splitlines(keepends=True)
+    today = date.today().isoformat()
+    assert today in head
+    ledger.write_text("".join([head.replace(today, "2024-02-29"), *rest]))
+    with pytest.raises(AliaError, match=rf"model\.day: 2024-02-29 there, {today} now"):
+        alia(*words, "--template", dated)
+
+
+def test_what_ends_an_answer_is_as_transformers_has_it(tmp_path: Path) -> None:
+    model = save_small(tmp_path / "m")
+    ends = tmp_path / "m" / "generation_config.json"
+    for stated in ({"eos_token_id": 9}, {"eos_token_id": [9, 3]}, {}, None):
+        ends.unlink(missing_ok=True)
+        if stated is not None:
+            ends.write_text(json.dumps(stated))
+        loaded = type(model).from_pretrained(tmp_path / "m")
+        ids = loaded.generation_config.eos_token_id
+        listed = ids if isinstance(ids, list) else [] if ids is None else [ids]
+        assert end_ids(tmp_path / "m") == listed, stated
 
 
 def test_the_ledger_is_the_model_s_own(suite: Path, tmp_path: Path) -> None:
