@@ -250,8 +250,8 @@ def _show(scored: dict[str, ScoredModel], content: dict[str, Any]) -> None:
             where = ", ".join(f"{key} {n}" for key, n in model.unanswered.items())
             fault = f"; the first: {model.fault}" if model.fault else ""
             typer.echo(
-                f"{name}: {count} questions were not answered, as they do not fit or the "
-                f"server refuses them, and count as wrong ({where}){fault}"
+                f"{name}: {count} questions were not answered, as they do not fit, or the "
+                f"template or the server refuses them, and count as wrong ({where}){fault}"
             )
         if model.cut:
             typer.echo(

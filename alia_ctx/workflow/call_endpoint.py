@@ -15,18 +15,11 @@ from urllib.parse import urlsplit
 from alia_ctx.errors import ConfigError, DataError, Problem
 from alia_ctx.evaluation.function_calling import Answer, Case, tools_of
 from alia_ctx.files import parse_json
-from alia_ctx.workflow.call_generation import CallSettings
+from alia_ctx.workflow.call_generation import SHORTEST, CallSettings
 
 _TIMEOUT_SECONDS = 600.0
 _PAUSES_SECONDS = (1.0, 4.0, 16.0)
 _REFUSED = (400, 413, 422)  # the request itself, as where it is too long
-_FUNCTION = {
-    "name": "now",
-    "description": "The time.",
-    "parameters": {"type": "dict", "properties": {}, "required": []},
-}
-_ASKED = {"role": "user", "content": "What time is it?"}
-_SHORTEST = Case("a short question", "simple_python", (_ASKED,), (_FUNCTION,), None)
 
 
 class EndpointModel:
@@ -92,7 +85,7 @@ class EndpointModel:
                 batch = cases[start : start + self._concurrency]
                 answers = list(pool.map(self._answer, batch))
                 refusals = [answer.fault for answer in answers if answer.fault]
-                if len(refusals) == len(batch) and self._answer(_SHORTEST).fault:
+                if len(refusals) == len(batch) and self._answer(SHORTEST).fault:
                     raise DataError(
                         f"{self._url}, case {batch[0].id}: {refusals[0]}; correct how the "
                         "server is started (tools, context), or the model's name; answers "

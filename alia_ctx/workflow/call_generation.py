@@ -22,6 +22,20 @@ from alia_ctx.workflow.call_server import served
 from alia_ctx.workflow.evaluated_models import of_directory
 
 _END_OF_TURN = "<|im_end|>"
+# Where this is refused too, it is not for what another question says.
+SHORTEST = Case(
+    "a short question",
+    "simple_python",
+    ({"role": "user", "content": "What time is it?"},),
+    (
+        {
+            "name": "now",
+            "description": "The time.",
+            "parameters": {"type": "dict", "properties": {}, "required": []},
+        },
+    ),
+    None,
+)
 
 
 @dataclass(frozen=True)
@@ -91,39 +105,62 @@ class TransformersModel:
         }
 
     def prompt(self, case: Case) -> str:
-        """What the model reads, as text."""
+        """What the model reads, as text; RowError where the template refuses it."""
         tools = tools_of(case.functions, case.language, self._settings.names)
         messages = tuple(Message(m["role"], m["content"]) for m in case.messages)
         asked = Conversation(messages, json.dumps(tools) if tools else None)
-        try:
-            return self._chat.render(asked, prompt=True)
-        except RowError as error:
-            raise DataError(f"{case.id}: {error.detail}") from error
+        return self._chat.render(asked, prompt=True)
 
     def answers(self, cases: Sequence[Case]) -> Iterator[list[tuple[str, Answer]]]:
         """Answers by batches, those to the longest questions first: where memory does not
         suffice, it shows at once.
+
+        DataError where the template refuses questions, and the shortest with a tool too.
         """
-        ids = self._tokenizer.ids([self.prompt(c) for c in cases], split_special=False)
+        texts, refused = self._prompts(cases)
+        ids = self._tokenizer.ids([text for _, text in texts], split_special=False)
         numbered = sorted(
-            zip(cases, ids, strict=True), key=lambda pair: len(pair[1]), reverse=True
+            zip([case for case, _ in texts], ids, strict=True),
+            key=lambda pair: len(pair[1]),
+            reverse=True,
         )
-        refused = [
+        too_long = [
             (case.id, Answer("", fault=self.too_long(len(tokens))))
             for case, tokens in numbered
             if len(tokens) >= self.context
         ]
-        if refused:
-            yield refused
+        if refused or too_long:
+            yield [*refused, *too_long]
         # A table of positions has no place for what a shorter neighbour still writes.
         for _, alike in groupby(
-            numbered[len(refused) :],
+            numbered[len(too_long) :],
             key=lambda pair: self._room(pair[1]) if self._has_table else 0,
         ):
             for batch in batched(alike, self._batch_size):
                 names = [case.id for case, _ in batch]
                 answers = self.write([tokens for _, tokens in batch], names)
                 yield list(zip(names, answers, strict=True))
+
+    def _prompts(
+        self, cases: Sequence[Case]
+    ) -> tuple[list[tuple[Case, str]], list[tuple[str, Answer]]]:
+        """Texts of questions, and what is kept of those that the template refuses."""
+        texts, refused = [], []
+        for case in cases:
+            try:
+                texts.append((case, self.prompt(case)))
+            except RowError as error:
+                refused.append((case.id, Answer("", fault=error.detail)))
+        if refused:
+            try:
+                self.prompt(SHORTEST)
+            except RowError as error:
+                raise DataError(
+                    f"{self.directory}, case {refused[0][0]}: {error.detail}; the shortest "
+                    "question with a tool is refused too; name another --template, as "
+                    "chatml-tools"
+                ) from error
+        return texts, refused
 
     def conversation_ids(self, asked: Conversation) -> list[int]:
         """Token ids of a conversation, up to where the assistant's next words begin;

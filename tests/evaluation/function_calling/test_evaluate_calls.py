@@ -318,6 +318,38 @@ def learn(model: Any, pairs: list[tuple[str, str]], made: TransformersModel) -> 
     model.eval()
 
 
+def test_a_question_that_the_template_refuses_is_wrong(
+    suite: Path, tmp_path: Path
+) -> None:
+    """By itself, told by category; the others are answered. A template that refuses the
+    shortest question too is not the questions' fault, and nothing is kept of it.
+    """
+    save_small(tmp_path / "m")
+    picky, never = tmp_path / "picky.jinja", tmp_path / "never.jinja"
+    refuses = "{{ raise_exception('no such question') }}"
+    picky.write_text(
+        f"{SHORT_TEMPLATE}{{% if 'irrelevance 1' in messages[-1].content %}}{refuses}"
+        "{% endif %}"
+    )
+    never.write_text(f"{SHORT_TEMPLATE}{{% if tools %}}{refuses}{{% endif %}}")
+    words = ["evaluate-calls", tmp_path / "m", "--data", suite, "--max-new-tokens", 2]
+    words += ["--categories", "irrelevance,multiple", "--output"]
+    table = alia(*words, tmp_path / "out", "--template", picky)
+    assert "m: 1 questions were not answered" in table
+    assert "(irrelevance 1); the first: chat template" in table
+    assert "no such question" in table
+    said = (tmp_path / "out" / "m" / NAME).read_text()
+    assert said.count("\n") == 1 + 4
+    assert said.count("no such question") == 1
+    found = json.loads(alia(*words, tmp_path / "out", "--template", picky, "--json"))
+    categories = found["models"]["m"]["categories"]
+    assert categories["irrelevance"]["wrong"]["no_answer"] == 1
+    refused = pytest.raises(AliaError, match=r"no such question; the shortest.*--templ")
+    with refused:
+        alia(*words, tmp_path / "never", "--template", never)
+    assert (tmp_path / "never" / "m" / NAME).read_text().count("\n") == 1
+
+
 def test_answers_that_end_otherwise_are_another_model_s(
     suite: Path, tmp_path: Path
 ) -> None:
