@@ -16,6 +16,7 @@ from alia_ctx.cli.output import print_table
 from alia_ctx.errors import ConfigError, Problem
 
 if TYPE_CHECKING:
+    from alia_ctx.evaluation.function_calling import Score
     from alia_ctx.workflow.calls import AnsweringModel, ScoredModel
 
 ASKING = "How it is asked"
@@ -120,7 +121,6 @@ def evaluate_calls(
     from alia_ctx.evaluation.function_calling import (
         MULTI_TURN,
         read_cases,
-        read_multi_turn,
     )
     from alia_ctx.progress import meter
     from alia_ctx.workflow.call_conversations import BenchmarkProgram
@@ -151,10 +151,7 @@ def evaluate_calls(
     cases = read_cases(data or (program.data if program else None), single, limit)
     if names and not single:
         cases = replace(cases, cases=(), sizes={})
-    turns = {
-        name: read_multi_turn(folder)
-        for name, folder in _named_folders(multi_turn or (), asked).items()
-    }
+    turns = _multi_turn_scores(multi_turn or (), asked)
     scored = []
     total = len(cases.cases) + (program.conversations if program else 0)
     for name, model in asked.items():
@@ -210,25 +207,42 @@ def _models(
     return named
 
 
-def _named_folders(
+def _multi_turn_scores(
     given: Sequence[str], models: dict[str, AnsweringModel]
-) -> dict[str, Path]:
-    folders = {}
+) -> dict[str, dict[str, Score]]:
+    """Model -> category -> score, of all folders given; ConfigError where two of a model
+    have a category.
+    """
+    from alia_ctx.evaluation.function_calling import read_multi_turn
+
+    scores: dict[str, dict[str, Score]] = {}
+    origins: dict[tuple[str, str], str] = {}
     for text in given:
-        name, equals, folder = text.partition("=")
-        if not equals or path(text).is_dir():
-            name, folder = next(iter(models)), text
-            if len(models) > 1:
-                rule = "does not say whose scores these are"
-                raise _error("--multi-turn", text, rule, f"as in {name}={text}")
-        if name not in models:
-            remedy = f"there are {', '.join(models)}"
-            raise _error("--multi-turn", text, f"{name} is no model here", remedy)
-        if not path(folder).is_dir():
-            rule = "is no folder"
-            raise _error("--multi-turn", folder, rule, "name bfcl's --score-dir")
-        folders[name] = path(folder)
-    return folders
+        name, folder = _named_folder(text, models)
+        for category, score in read_multi_turn(folder).items():
+            if other := origins.get((name, category)):
+                rule = f"has scores of {category}, of which {other} has some too"
+                raise _error("--multi-turn", text, rule, _EITHER)
+            origins[name, category] = text
+            scores.setdefault(name, {})[category] = score
+    return scores
+
+
+def _named_folder(text: str, models: dict[str, AnsweringModel]) -> tuple[str, Path]:
+    """Whose scores, and where they are."""
+    name, equals, folder = text.partition("=")
+    if not equals or path(text).is_dir():
+        name, folder = next(iter(models)), text
+        if len(models) > 1:
+            rule = "does not say whose scores these are"
+            raise _error("--multi-turn", text, rule, f"as in {name}={text}")
+    if name not in models:
+        remedy = f"there are {', '.join(models)}"
+        raise _error("--multi-turn", text, f"{name} is no model here", remedy)
+    if not path(folder).is_dir():
+        rule = "is no folder"
+        raise _error("--multi-turn", folder, rule, "name bfcl's --score-dir")
+    return name, path(folder)
 
 
 def _show(scored: dict[str, ScoredModel], content: dict[str, Any]) -> None:

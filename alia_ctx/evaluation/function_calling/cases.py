@@ -240,7 +240,9 @@ def _require_known(case: Case, needs_answers: bool) -> None:
     if not isinstance(case.id, str) or not case.messages:
         raise ValueError("no id or no question")
     for message in case.messages:
-        if not (isinstance(message["role"], str) and isinstance(message["content"], str)):
+        if not (
+            isinstance(message["role"], str) and isinstance(message["content"], str)
+        ):
             raise ValueError("a message without role and text")
     known = TYPES[case.language]
     for function in case.functions:

@@ -101,6 +101,39 @@ def test_a_served_model(suite: Path, tmp_path: Path) -> None:
     assert made["model"]["settings"]["temperature"] == 0.1
 
 
+def test_scores_of_several_folders_join(suite: Path, tmp_path: Path) -> None:
+    """By model and category; two of one are refused, whatever the order."""
+    base, missing, long_context = (
+        tmp_path / name for name in ("base", "missing", "long")
+    )
+    write_score(base, "multi_turn_base", 1, 4)
+    write_score(missing, "multi_turn_miss_func", 2, 4)
+    write_score(missing, "multi_turn_miss_param", 3, 4)
+    write_score(long_context, "multi_turn_base", 4, 4)
+    with served(right_reply, ("a", "b")) as url:
+        words = ["evaluate-calls", "a", "b", "--endpoint", url, "--data", suite]
+        words += ["--limit", 1, "--output", tmp_path / "out"]
+
+        def options(*folders: str) -> list[str]:
+            return [word for one in folders for word in ("--multi-turn", one)]
+
+        def turns(*folders: str) -> dict[str, list[Any]]:
+            models = json.loads(alia(*words, "--json", *options(*folders)))["models"]
+            return {
+                name: [row["accuracy"] for row in models[name]["rows"][8:12]]
+                for name in models
+            }
+
+        given = f"a={base}", f"b={long_context}", f"a={missing}"
+        found = {"a": [0.25, 0.5, 0.75, None], "b": [1, None, None, None]}
+        assert turns(*given) == found
+        assert turns(*given[::-1]) == found
+        both = r"has scores of multi_turn_base, of which a=.*; leave one of them out"
+        for clash in (base, long_context):
+            with pytest.raises(AliaError, match=both):
+                alia(*words, *options(f"a={base}", f"a={missing}", f"a={clash}"))
+
+
 def test_a_server_that_stops_and_is_started_again(suite: Path, tmp_path: Path) -> None:
     asked: list[str] = []
     dead = [True]
