@@ -133,22 +133,24 @@ def evaluate_calls(
         raise _error("--template", template, "is the server's", "leave it out")
     if not math.isfinite(temperature):
         raise _error("--temperature", temperature, "is no temperature", "0 is greedy")
-    settings = CallSettings(max_new_tokens, temperature, seed, function_names)
-    asked = _models(models or [], endpoint, settings, template, batch_size)
-    names = [n.strip() for c in categories or () for n in c.split(",") if n.strip()]
+    names = _categories(categories or ())
     turns_asked = [n for n in MULTI_TURN if not names or n in names]
-    program = None
-    if bfcl_env is not None and multi_turn:
+    single = [name for name in names if name not in MULTI_TURN]
+    if bfcl_env is not None and multi_turn and turns_asked:
         raise _error("--multi-turn", multi_turn[0], "is asked by --bfcl-env", _EITHER)
-    if bfcl_env is not None and turns_asked:
-        program = BenchmarkProgram.find(bfcl_env, turns_asked, limit)
-    elif names and turns_asked and not multi_turn:
+    if names and turns_asked and not multi_turn and bfcl_env is None:
         remedy = "name an environment that has it, --bfcl-env (`make venv-bfcl`)"
         raise _error(
             "--categories", turns_asked[0], "needs bfcl-eval's program", remedy
         )
-    single = [name for name in names if name not in MULTI_TURN]
-    cases = read_cases(data or (program.data if program else None), single, limit)
+    settings = CallSettings(max_new_tokens, temperature, seed, function_names)
+    asked = _models(models or [], endpoint, settings, template, batch_size)
+    program = None
+    if bfcl_env is not None and (turns_asked or data is None):
+        program = BenchmarkProgram.find(bfcl_env, turns_asked, limit)
+        data = data or program.data
+    program = program if turns_asked else None
+    cases = read_cases(data, single, limit)
     if names and not single:
         cases = replace(cases, cases=(), sizes={})
     turns = _multi_turn_scores(multi_turn or (), asked)
@@ -180,6 +182,25 @@ def evaluate_calls(
         typer.echo(json.dumps(content, ensure_ascii=False, allow_nan=False))
         return
     _show(dict(zip(asked, scored, strict=True)), content)
+
+
+def _categories(given: Sequence[str]) -> list[str]:
+    """The names in all options; ConfigError with those that are none."""
+    from alia_ctx.evaluation.function_calling import CATEGORIES, MULTI_TURN
+
+    names = [n.strip() for text in given for n in text.split(",") if n.strip()]
+    known = [*CATEGORIES, *MULTI_TURN]
+    remedy = f"there are {', '.join(known)}"
+    problems = [
+        Problem("--categories", name, "is no category", remedy)
+        for name in dict.fromkeys(names)
+        if name not in known
+    ]
+    if given and not names:
+        problems.append(Problem("--categories", ",".join(given), "is empty", remedy))
+    if problems:
+        raise ConfigError("", problems)
+    return names
 
 
 def _models(

@@ -127,7 +127,7 @@ def run(options: argparse.Namespace) -> None:
                 asked["max_tokens"] = options.max_tokens
             return super().generate_with_backoff(**asked)
 
-    names = options.categories.split(",")
+    names = [name for name in options.categories.split(",") if name]
     entries = {name: [row["id"] for row in load_dataset_entry(name)] for name in names}
     if options.check:
         sizes = {name: len(rows) for name, rows in entries.items()}

@@ -191,6 +191,11 @@ def test_what_is_no_server_or_model(suite: Path, tmp_path: Path) -> None:
             (["a", "--endpoint", url, "--temperature", "inf"], "is no temperature"),
             ([tmp_path / "none"], "none"),
             (["a", "--endpoint", url, "--multi-turn", "z=."], "z is no model here"),
+            (
+                ["a", "--categories", "x,multiple,y"],
+                r"=x: is no category(.|\n)*=y: is no",
+            ),
+            (["a", "--categories", ","], "--categories=,: is empty.*multi_turn_base"),
             (["a", "--endpoint", url, "--multi-turn", "a=zz"], "zz: is no folder"),
         ):
             with pytest.raises(AliaError, match=message):

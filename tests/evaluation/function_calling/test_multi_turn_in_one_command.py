@@ -101,6 +101,19 @@ def test_a_server_that_fails_leaves_no_wrong_answers(
         alia(*words[:2], other, *words[3:])
 
 
+def test_single_turn_categories_are_those_of_the_environment_too(
+    environment: Path, tmp_path: Path
+) -> None:
+    with served(right_reply) as url:
+        words = ["evaluate-calls", "--endpoint", url, "--output", tmp_path / "out"]
+        words += ["--bfcl-env", environment, "--categories", "simple_java", "--json"]
+        found = json.loads(alia(*words))
+        assert counts(found) == {"simple_java": [2, 2]}
+        with pytest.raises(AliaError, match="is no environment"):
+            alia(*words[:-1], "--bfcl-env", tmp_path)
+    assert not (tmp_path / "out" / "model" / "multi-turn").exists()
+
+
 def test_what_is_no_environment(environment: Path, tmp_path: Path) -> None:
     empty = tmp_path / "empty"
     (empty / "bin").mkdir(parents=True)
