@@ -20,6 +20,10 @@ from alia_ctx.workflow.call_generation import SHORTEST, CallSettings
 _TIMEOUT_SECONDS = 600.0
 _PAUSES_SECONDS = (1.0, 4.0, 16.0)
 _REFUSED = (400, 413, 422)  # the request itself, as where it is too long
+# Servers (vLLM, SGLang) refuse a question that fits, where it and the most tokens of its
+# answer do not: without a number the answer ends with their context. A server that wants
+# one gets less and less.
+_LESS = (256, 64, 16)
 
 
 class EndpointModel:
@@ -48,6 +52,7 @@ class EndpointModel:
         self._concurrency = concurrency
         self.name = self._served(model)
         self.template = "the server's"
+        self.may_change = True  # it may be started otherwise the next time
         self.statement = {
             "endpoint": url,
             "model": self.name,
@@ -102,16 +107,22 @@ class EndpointModel:
             "model": self.name,
             "messages": list(case.messages),
             "temperature": self._settings.temperature,
-            "max_tokens": self._settings.max_new_tokens,
             "seed": self._settings.seed,
         }
         tools = tools_of(case.functions, case.language, self._settings.names)
         if tools:
             body["tools"] = tools
-        status, data = self._request("POST", "/chat/completions", body)
-        if status in _REFUSED:
-            told = " ".join(data[:300].decode("utf-8", "replace").split())
-            return Answer("", fault=f"the server answers {status}: {told}")
+        refused = None
+        for most in self._most_tokens():
+            limit = {} if most is None else {"max_tokens": most}
+            status, data = self._request("POST", "/chat/completions", body | limit)
+            if status not in _REFUSED:
+                break
+            refused = refused or (status, data)
+        else:  # the first time says most
+            assert refused is not None
+            told = " ".join(refused[1][:300].decode("utf-8", "replace").split())
+            return Answer("", fault=f"the server answers {refused[0]}: {told}")
         try:
             if status != 200:
                 raise ValueError(f"status {status}")
@@ -137,6 +148,11 @@ class EndpointModel:
         return Answer(
             text if isinstance(text, str) else "", calls, tokens=tokens, cut=cut
         )
+
+    def _most_tokens(self) -> list[int | None]:
+        """Most tokens of an answer to ask for, in turn, as long as it is refused."""
+        most = self._settings.max_new_tokens
+        return [most, None, *(less for less in _LESS if less < most)]
 
     def _request(self, method: str, path: str, body: Any) -> tuple[int, bytes]:
         """(status, body); tried again where the server is busy or the line breaks."""

@@ -83,6 +83,7 @@ class TransformersModel:
             raise DataError(f"{directory}: has no tokenizer; copy its files there")
         self.name, self.directory = model.name, directory
         self.context = model.context
+        self.may_change = False  # its statement is all that it is
         self._settings, self._batch_size = settings, batch_size
         self._has_table = model.limit is not None  # of positions
         self._tokenizer = HubTokenizer(directory)

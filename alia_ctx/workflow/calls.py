@@ -28,11 +28,16 @@ SCORES = "scores.json"
 
 
 class AnsweringModel(Protocol):
-    """What answers: by transformers (`TransformersModel`) or served (`EndpointModel`)."""
+    """What answers: by transformers (`TransformersModel`) or served (`EndpointModel`).
+
+    may_change: whether what it refuses it may answer the next time, under the same
+        statement.
+    """
 
     name: str
     template: str
     statement: dict[str, Any]
+    may_change: bool
 
     def answers(self, cases: Sequence[Case]) -> Iterator[list[tuple[str, Answer]]]: ...
 
@@ -111,7 +116,8 @@ def evaluate_calls(
     threads: int = 8,
     progress: Callable[[int], None] = lambda done: None,
 ) -> ScoredModel:
-    """Ask a model what it was not asked yet, score all, and keep `scores.json`.
+    """Ask a model what it was not asked yet, or what was refused where it may have changed
+    since, score all, and keep `scores.json`.
 
     multi_turn: scores of the categories of several turns that were made elsewhere.
     program: what asks these here, `threads` at a time.
@@ -123,12 +129,21 @@ def evaluate_calls(
     made_with = {"model": model.statement, "data": data.statement}
     with exclusive(directory, "alia-ctx evaluate-calls"):
         ledger = AnswerLedger(directory, made_with)
-        left = [case for case in data.cases if case.id not in ledger.answers]
+        left = [
+            case
+            for case in data.cases
+            if (answer := ledger.answers.get(case.id)) is None
+            or (answer.fault and model.may_change)
+        ]
         done = len(data.cases) - len(left)
         progress(done)
         if left:
             for batch in model.answers(left):
-                ledger.add(batch)
+                ledger.add(
+                    (name, answer)
+                    for name, answer in batch
+                    if ledger.answers.get(name) != answer  # refused as before
+                )
                 done += len(batch)
                 progress(done)
         if program is not None:

@@ -171,6 +171,49 @@ def test_a_question_that_a_server_refuses_is_wrong(suite: Path, tmp_path: Path) 
     assert categories["live_irrelevance"]["accuracy"] == 1
 
 
+def test_questions_that_fit_and_their_longest_answers_do_not(
+    suite: Path, tmp_path: Path
+) -> None:
+    """As with vLLM, which refuses where question and `max_tokens` are more than its
+    context. What is refused for its length alone is asked again the next time: the
+    server may have been started with another context.
+    """
+    context, limits = [1200], []
+
+    def reply(body: dict[str, Any]) -> dict[str, Any] | int:
+        text = body["messages"][-1]["content"]
+        size = 1100 if text == "irrelevance 1?" else 300
+        limits.append(body.get("max_tokens"))
+        if size + limits[-1] > context[0]:
+            return 400
+        return said("Noon.") if text == "What time is it?" else right_reply(body)
+
+    def lenient(body: dict[str, Any]) -> dict[str, Any] | int:
+        return reply({"max_tokens": 0, **body})
+
+    def strict(body: dict[str, Any]) -> dict[str, Any] | int:
+        return reply(body) if "max_tokens" in body else 422
+
+    words = ["--data", suite, "--categories", "irrelevance,multiple", "--json"]
+    for server, right in ((lenient, 2), (strict, 1)):
+        context[0] = 1200 if server is lenient else 1110
+        out = ["--output", tmp_path / server.__name__]
+        with served(server) as url:
+            command = ["evaluate-calls", "--endpoint", url, *words, *out]
+            found = json.loads(alia(*command))["models"]["model"]["categories"]
+            assert found["multiple"]["right"] == 2
+            assert found["irrelevance"]["right"] == right
+            kept = (tmp_path / server.__name__ / "model" / NAME).read_bytes()
+            assert json.loads(alia(*command))["models"]["model"]["categories"] == found
+            # Refused as before: nothing is written twice.
+            assert (tmp_path / server.__name__ / "model" / NAME).read_bytes() == kept
+            context[0] = 4000
+            limits.clear()
+            found = json.loads(alia(*command))["models"]["model"]["categories"]
+            assert found["irrelevance"]["right"] == 2
+            assert limits == [1000] * (2 - right)
+
+
 def test_a_server_without_tools_is_no_wrong_model(suite: Path, tmp_path: Path) -> None:
     """It refuses every question; none of that is kept as an answer."""
     out = tmp_path / "out"
