@@ -9,7 +9,7 @@ import numpy as np
 import torch
 
 from alia_ctx.errors import CheckpointError
-from alia_ctx.hf.upstream import load_causal_lm
+from alia_ctx.hf.upstream import load_causal_lm, no_room
 
 
 def position_limit(config: Any) -> int | None:
@@ -66,7 +66,10 @@ class CausalModel:
         loaded, problems = load_causal_lm(hf_dir, remedy, dtype=dtype)
         if problems:
             raise CheckpointError(f"{hf_dir}: {problems[0]}; {remedy}")
-        self.model: Any = loaded.eval().to(self.device)
+        try:
+            self.model: Any = loaded.eval().to(self.device)
+        except torch.OutOfMemoryError as error:
+            raise no_room(hf_dir) from error
         self.turns_by_length = turns_by_length(self.model.config)
 
     @torch.no_grad()

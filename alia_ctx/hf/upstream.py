@@ -86,6 +86,8 @@ def load_causal_lm(hf_dir: Path, remedy: str, **options: Any) -> tuple[Any, list
         )
     # transformers raises OSError, ValueError, SafetensorError, ... by what is wrong
     except Exception as error:
+        if is_lack_of_memory(error):
+            raise no_room(hf_dir) from error
         reason = str(error).strip().split("\n")[0]
         raise CheckpointError(
             f"{hf_dir}: transformers cannot load this model ({reason}); {remedy}"
@@ -100,6 +102,20 @@ def load_causal_lm(hf_dir: Path, remedy: str, **options: Any) -> tuple[Any, list
         for name, own, expected in sorted(loading["mismatched_keys"])
     ]
     return model, problems
+
+
+def is_lack_of_memory(error: Exception) -> bool:
+    """Of a GPU, or of a host, for which torch has no type of error."""
+    kinds = (torch.OutOfMemoryError, MemoryError)
+    return isinstance(error, kinds) or "can't allocate memory" in str(error)
+
+
+def no_room(hf_dir: Path) -> CheckpointError:
+    """What is said where a model cannot be loaded for want of memory."""
+    return CheckpointError(
+        f"{hf_dir}: memory does not hold the model's weights; take a larger machine, or "
+        "end what else runs on it"
+    )
 
 
 def fits_in_memory(nbytes: int) -> bool:

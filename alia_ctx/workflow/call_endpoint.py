@@ -102,6 +102,9 @@ class EndpointModel:
         """Its address."""
         return nullcontext(self._url)
 
+    def close(self) -> None:
+        """Nothing of it is held here."""
+
     def _answer(self, case: Case) -> Answer:
         body: dict[str, Any] = {
             "model": self.name,

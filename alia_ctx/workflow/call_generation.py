@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import json
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager
@@ -176,13 +177,18 @@ class TransformersModel:
         """Answers to prompts of token ids, each shorter than the context; `names` seed
         their sampling. Fewer at a time where memory does not hold all of them.
 
-        DataError where it does not hold one.
+        DataError where it does not hold one, or not the model itself.
         """
         import torch
 
+        from alia_ctx.hf.upstream import is_lack_of_memory
+
+        writer = self._writer  # outside: what cannot be loaded is no question's fault
         try:
-            return self._writer.write(prompts, names, [self._room(p) for p in prompts])
-        except torch.OutOfMemoryError as error:
+            return writer.write(prompts, names, [self._room(p) for p in prompts])
+        except (RuntimeError, MemoryError) as error:
+            if not is_lack_of_memory(error):
+                raise
             if len(prompts) == 1:
                 raise DataError(
                     f"{self.directory}: memory does not hold a question of "
@@ -198,7 +204,22 @@ class TransformersModel:
 
     @cached_property
     def _writer(self) -> _Writer:
-        return _Writer(self.directory, self._auto, self._settings, self._stops)
+        from alia_ctx.hf.upstream import is_lack_of_memory, no_room
+
+        try:
+            return _Writer(self.directory, self._auto, self._settings, self._stops)
+        except (RuntimeError, MemoryError) as error:
+            if not is_lack_of_memory(error):
+                raise
+            raise no_room(self.directory) from error
+
+    def close(self) -> None:
+        """Free the memory of the weights; they are loaded again where they are needed."""
+        if self.__dict__.pop("_writer", None) is not None:
+            import torch
+
+            gc.collect()  # modules and what is bound to them hold each other
+            torch.cuda.empty_cache()
 
     def _room(self, prompt: Sequence[int]) -> int:
         """Most tokens of an answer."""

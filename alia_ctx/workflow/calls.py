@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, closing
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -42,6 +42,8 @@ class AnsweringModel(Protocol):
     def answers(self, cases: Sequence[Case]) -> Iterator[list[tuple[str, Answer]]]: ...
 
     def serving(self) -> AbstractContextManager[str]: ...
+
+    def close(self) -> None: ...
 
 
 @dataclass(frozen=True)
@@ -127,7 +129,8 @@ def evaluate_calls(
     or setting; BusyError where another process writes there.
     """
     made_with = {"model": model.statement, "data": data.statement}
-    with exclusive(directory, "alia-ctx evaluate-calls"):
+    # Its memory is the next model's.
+    with exclusive(directory, "alia-ctx evaluate-calls"), closing(model):
         ledger = AnswerLedger(directory, made_with)
         left = [
             case

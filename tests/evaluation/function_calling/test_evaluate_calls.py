@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import weakref
 from datetime import date
 from pathlib import Path
 from typing import Any
@@ -22,6 +23,7 @@ from alia_ctx.evaluation.function_calling import (
 from alia_ctx.evaluation.function_calling.ledger import NAME
 from alia_ctx.hf.upstream import end_ids
 from alia_ctx.identity import unsealed
+from alia_ctx.workflow import call_generation
 from alia_ctx.workflow.call_generation import CallSettings, TransformersModel
 from tests.evaluation.function_calling.server import said, served
 from tests.evaluation.function_calling.small_suite import wanted, write_suite
@@ -482,6 +484,54 @@ def test_what_ends_an_answer_is_as_transformers_has_it(tmp_path: Path) -> None:
         ids = loaded.generation_config.eos_token_id
         listed = ids if isinstance(ids, list) else [] if ids is None else [ids]
         assert end_ids(tmp_path / "m") == listed, stated
+
+
+@pytest.mark.long
+def test_one_model_is_in_memory_at_a_time(
+    suite: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    loaded: list[Any] = []
+    write = call_generation._Writer.write
+
+    def watched(self: Any, *words: Any) -> list[Any]:
+        loaded.append(weakref.ref(self._model))
+        assert sum(one() is not None for one in set(loaded)) == 1
+        return write(self, *words)
+
+    monkeypatch.setattr(call_generation._Writer, "write", watched)
+    names = ["a", "b", "c"]
+    for name in names:
+        save_small(tmp_path / name)
+    words = ["--data", suite, "--output", tmp_path / "out", "--max-new-tokens", 2]
+    alia("evaluate-calls", *(tmp_path / name for name in names), *words, "--limit", 1)
+    assert len(set(loaded)) == 3
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        torch.OutOfMemoryError("CUDA out of memory"),
+        RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried"),
+        MemoryError(),
+    ],
+)
+def test_memory_that_does_not_hold_the_model_is_not_the_question_s_fault(
+    error: Exception, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    loads: list[Path] = []
+
+    def load(directory: Path, *_: Any, **__: Any) -> Any:
+        loads.append(directory)
+        raise error
+
+    save_small(tmp_path / "m")
+    from transformers import AutoModelForCausalLM
+
+    monkeypatch.setattr(AutoModelForCausalLM, "from_pretrained", load)
+    model = TransformersModel(tmp_path / "m", CallSettings())
+    with pytest.raises(AliaError, match="memory does not hold the model's weights"):
+        model.write([[7, 8, 9]] * 8, "abcdefgh")
+    assert len(loads) == 1
 
 
 def test_the_ledger_is_the_model_s_own(suite: Path, tmp_path: Path) -> None:
