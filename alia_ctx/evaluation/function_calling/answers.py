@@ -71,11 +71,13 @@ class Answer:
 @dataclass(frozen=True)
 class Calls:
     """The calls of an answer, in order: names, and arguments as JSON's types; none, and
-    `broken`, where it has what looks like calls and cannot be read.
+    `broken`, where it has what looks like calls and cannot be read. `content` is what is
+    said before them.
     """
 
     calls: tuple[tuple[str, Any], ...] = ()
     broken: str = ""
+    content: str = ""
 
     def with_objects(self) -> Calls:
         """These calls where the arguments of all are objects; else none, and `broken`. So
@@ -90,27 +92,34 @@ class Calls:
 
 def calls_of(answer: Answer) -> Calls:
     """The calls of an answer: those that a server found, else those of its text."""
+    text = answer.text
     try:
         if answer.tool_calls:
-            return Calls(tuple(_call(*call) for call in answer.tool_calls))
-        return Calls(tuple(_calls_of_text(answer.text)))
+            calls = [_call(*call) for call in answer.tool_calls]
+            return Calls(tuple(calls), content=text)
+        if first := _HERMES.search(text):
+            tagged = _HERMES.findall(text)
+            calls = [_hermes(closed or open_) for closed, open_ in tagged]
+        else:
+            first = _OTHER_TAGS.search(text)
+            calls = [_call(call.name, call.arguments) for call in _other_calls(text)]
     except (RowError, ValueError) as error:
         return Calls((), str(error))
+    before = text[: first.start()] if first else ""
+    return Calls(tuple(calls), content=before.strip() if calls else "")
 
 
-def _calls_of_text(text: str) -> list[tuple[str, Any]]:
-    if tagged := _HERMES.findall(text):
-        return [_hermes(closed or open_) for closed, open_ in tagged]
+def _other_calls(text: str) -> list[ToolCall]:
     found: list[ToolCall] = []
     bare = text.strip()
-    if other := _OTHER_TAGS.findall(text):
-        for parts in other:
+    if tagged := _OTHER_TAGS.findall(text):
+        for parts in tagged:
             found += calls_from_json("".join(parts))
     elif looks_pythonic(bare):
         found += pythonic_calls(bare)
     elif bare.startswith(("[", "{")):
         found += _json_calls(bare)
-    return [_call(call.name, call.arguments) for call in found]
+    return found
 
 
 def _hermes(text: str) -> tuple[str, Any]:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
+import threading
 import weakref
 from datetime import date
 from pathlib import Path
@@ -23,9 +25,9 @@ from alia_ctx.evaluation.function_calling import (
 from alia_ctx.evaluation.function_calling.ledger import NAME
 from alia_ctx.hf.upstream import end_ids
 from alia_ctx.identity import unsealed
-from alia_ctx.workflow import call_generation
+from alia_ctx.workflow import call_endpoint, call_generation
 from alia_ctx.workflow.call_generation import CallSettings, TransformersModel
-from tests.evaluation.function_calling.server import said, served
+from tests.evaluation.function_calling.server import answering, said, served
 from tests.evaluation.function_calling.small_suite import wanted, write_suite
 from tests.evaluation.function_calling.test_scores import write_score
 from tests.hf_models import edit_json, make_model
@@ -231,6 +233,12 @@ def test_what_is_no_server_or_model(suite: Path, tmp_path: Path) -> None:
             (["--endpoint", url], "MODEL=None: is not one of the models.*a, b"),
             (["c", "--endpoint", url], "MODEL=c: is not one of the models"),
             (["--endpoint", "ftp://x"], "is no http or https address"),
+            (["--endpoint", "http://[bad/v1"], r"--endpoint=.*Invalid IPv6 URL"),
+            (["--endpoint", "http://x:port/v1"], r"--endpoint=.*Port could not"),
+            (["--endpoint", "http://x:99999/v1"], r"--endpoint=.*Port out of range"),
+            (["--endpoint", "http://x/v 1"], "has characters that no address may have"),
+            (["--endpoint", "http://x/v1?k=1"], "has more than a path"),
+            (["--endpoint", "http://me:pw@x/v1"], r"=http://\.\.\.@x/v1: names a user"),
             (["--endpoint", url, "--template", "x"], "is the server's"),
             ([], "MODEL=None: is needed"),
             (["a", "--endpoint", url, "--temperature", "inf"], "is no temperature"),
@@ -322,6 +330,93 @@ def test_an_answer_does_not_depend_on_its_neighbours(rope: str, tmp_path: Path) 
         alone += model.write([prompt], ["x"])
     assert len({answer.text for answer in alone}) == len(prompts)
     assert model.write(prompts[::-1], "abcdef"[: len(prompts)]) == alone[::-1]
+
+
+@pytest.mark.parametrize(
+    ("status", "page", "message"),
+    [
+        (200, "<html>\n<h1>Hello</h1>", "--endpoint=.*: lists no models .status 200"),
+        (401, '{"error": {}}', r"OPENAI_API_KEY=\.\.\.: is refused by .*status 401"),
+        (403, "no", r"OPENAI_API_KEY=\.\.\.: is refused by .*status 403"),
+        (301, "", r"lists no models .status 301"),
+    ],
+)
+def test_a_page_that_is_no_server_s(
+    status: int,
+    page: str,
+    message: str,
+    suite: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Also where MODEL is named, so that no list is needed; in a line each."""
+    monkeypatch.setenv("OPENAI_API_KEY", "secret")
+    options = ["--data", suite, "--output", tmp_path / "out"]
+    with answering(status, page) as url:
+        for words in ([], ["model"]):
+            with pytest.raises(AliaError) as error:
+                alia("evaluate-calls", *words, "--endpoint", url, *options)
+            told = str(error.value)
+            assert "secret" not in told
+            assert told.count("\n") <= 1
+            if status in (401, 403) or not words:
+                assert re.search(message, told), told
+            else:
+                assert re.search("no answer of OpenAI's form.*again: answers", told)
+    monkeypatch.setenv("OPENAI_API_KEY", "secret\nkey")
+    with pytest.raises(AliaError, match=r"=\.\.\.: has characters that no header"):
+        alia("evaluate-calls", "--endpoint", url, *options)
+
+
+def test_a_server_that_takes_too_long(
+    suite: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is asked once, as it goes on with what nobody waits for."""
+    asked: list[str] = []
+    over = threading.Event()
+
+    def waits(body: dict[str, Any]) -> dict[str, Any]:
+        asked.append(body["messages"][-1]["content"])
+        over.wait(60)
+        return said("late")
+
+    monkeypatch.setattr(call_endpoint, "_TIMEOUT_SECONDS", 0.5)
+    words = ["--data", suite, "--output", tmp_path / "out", "--batch-size", 1]
+    with served(waits) as url:
+        with pytest.raises(AliaError, match=r"does not answer \(timed out\).*are kept"):
+            alia("evaluate-calls", "--endpoint", url, *words)
+        over.set()
+    assert len(asked) == 1
+
+
+@pytest.mark.parametrize(
+    ("message", "verdict"),
+    [
+        (said(None, ("get_value", '{"n": ')), "broken_call"),
+        (said(None, ("get_value", "[0]")), "broken_call"),
+        (said(None, ("get_value", {"n": 0})), None),  # type: ignore[arg-type]
+        (said(None, ("get_value", None)), "missing_required"),  # type: ignore[arg-type]
+        ({"content": [{"type": "text", "text": "[get_value(n=0)]"}]}, None),
+        ({"content": None}, "no_call"),
+        ({"content": ["x"]}, AliaError),
+        ({"tool_calls": ["x"]}, AliaError),
+        ({"tool_calls": {"a": 1}}, AliaError),
+    ],
+)
+def test_what_servers_make_of_calls(
+    message: dict[str, Any], verdict: Any, suite: Path, tmp_path: Path
+) -> None:
+    words = ["--data", suite, "--output", tmp_path / "out", "--categories", "multiple"]
+    with served(lambda body: message) as url:
+        command = ["evaluate-calls", "--endpoint", url, *words, "--limit", 1]
+        if verdict is AliaError:
+            with pytest.raises(
+                AliaError, match=r"multiple_0: no answer of OpenAI's form"
+            ):
+                alia(*command)
+            return
+        found = json.loads(alia(*command, "--json"))["models"]["model"]["categories"]
+    assert found["multiple"]["wrong"] == ({verdict: 1} if verdict else {})
 
 
 def test_questions_that_do_not_fit(suite: Path, tmp_path: Path) -> None:
