@@ -19,6 +19,7 @@ from alia_ctx.data.tokens.tokenizer import HubTokenizer
 from alia_ctx.errors import CheckpointError, ConfigError, DataError, Problem
 from alia_ctx.evaluation.function_calling import Answer, Case, FunctionNames, tools_of
 from alia_ctx.files import checksum
+from alia_ctx.identity import require_same
 from alia_ctx.workflow.call_server import served
 from alia_ctx.workflow.evaluated_models import of_directory
 
@@ -83,7 +84,7 @@ class TransformersModel:
         if model.tokenizer is None:
             raise DataError(f"{directory}: has no tokenizer; copy its files there")
         self.name, self.directory = model.name, directory
-        self.context = model.context
+        self.context, self._model = model.context, [*model.statement]
         self.may_change = False  # its statement is all that it is
         self._settings, self._batch_size = settings, batch_size
         self._has_table = model.limit is not None  # of positions
@@ -207,11 +208,17 @@ class TransformersModel:
         from alia_ctx.hf.upstream import is_lack_of_memory, no_room
 
         try:
-            return _Writer(self.directory, self._auto, self._settings, self._stops)
+            loaded = _Writer(self.directory, self._auto, self._settings, self._stops)
         except (RuntimeError, MemoryError) as error:
             if not is_lack_of_memory(error):
                 raise
             raise no_room(self.directory) from error
+        # Weights are loaded when they are needed, others may be asked for hours before.
+        then = {name: self.statement[name] for name in self._model}
+        now = of_directory(self.directory).statement
+        remedy = "it was replaced since the command began; start it again"
+        require_same(then, now, str(self.directory), remedy)
+        return loaded
 
     def close(self) -> None:
         """Free the memory of the weights; they are loaded again where they are needed."""

@@ -21,6 +21,7 @@ from alia_ctx.evaluation.function_calling import (
 )
 from alia_ctx.evaluation.function_calling.ledger import NAME
 from alia_ctx.hf.upstream import end_ids
+from alia_ctx.identity import IdentityError
 from alia_ctx.workflow import call_generation
 from alia_ctx.workflow.call_generation import CallSettings, TransformersModel
 from tests.evaluation.function_calling.server import said
@@ -284,6 +285,17 @@ def test_answers_that_end_otherwise_are_another_model_s(
     ledger.write_text("".join([head.replace(today, "2024-02-29"), *rest]))
     with pytest.raises(AliaError, match=rf"model\.day: 2024-02-29 there, {today} now"):
         alia(*words, "--template", dated)
+
+
+def test_weights_that_are_replaced_before_they_are_loaded(tmp_path: Path) -> None:
+    save_small(tmp_path / "m")
+    model = TransformersModel(tmp_path / "m", CallSettings(max_new_tokens=2))
+    other = save_small(tmp_path / "other")
+    with torch.no_grad():
+        other.lm_head.weight += 1
+    other.save_pretrained(tmp_path / "m")
+    with pytest.raises(IdentityError, match=r"model\.safetensors: (.|\n)*was replaced"):
+        model.write([[7, 8]], "a")
 
 
 def test_what_ends_an_answer_is_as_transformers_has_it(tmp_path: Path) -> None:
