@@ -45,8 +45,6 @@ def trained_length(
 ) -> TrainedLength:
     """Of a model that is published with `rope` and a length; with None for the directory
     no files are asked.
-
-    CheckpointError where an export's statement was changed.
     """
     exported = None if directory is None else _stated(directory)
     if exported is not None:
@@ -57,7 +55,9 @@ def trained_length(
     scaled = round(published * factor)
     said: set[Any] = set()
     if directory is not None:
-        if (directory / STATEMENT).is_file():  # of a version that stated no context
+        if (
+            directory / STATEMENT
+        ).is_file():  # an export, which publishes what it reads
             return TrainedLength(published)
         for name in (CONFIG, "tokenizer_config.json"):
             said |= _lengths(directory / name)
@@ -71,8 +71,6 @@ def trained_length(
 def read_length(directory: Path, rope: RopeSpec, published: int) -> int:
     """The tokens that the model in `directory` reads: those of its training, or, where
     nothing states these, what its RoPE stretches its published length to.
-
-    CheckpointError where an export's statement was changed.
     """
     trained = trained_length(directory, rope, published).tokens
     if _stated(directory) is not None:
@@ -110,11 +108,13 @@ def upstream_rope(config: Any) -> RopeSpec | None:
 
 def _stated(directory: Path) -> int | None:
     """The tokens of training that an export of this project states; None where there are
-    none, or its config.json was edited since and so describes another model.
+    none, its statement is not as it was written, or its config.json was edited since and
+    so describes another model.
     """
-    if not (directory / STATEMENT).is_file():
+    try:
+        statement = read_statement(directory)
+    except CheckpointError:  # there is none, or it is not to be believed
         return None
-    statement = read_statement(directory)
     context = statement["made_from"].get("context")
     written = statement["files"].get(CONFIG, {}).get("xxh3_128")
     if type(context) is not int or written != file_checksum(directory / CONFIG):
