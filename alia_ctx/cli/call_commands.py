@@ -15,6 +15,7 @@ from alia_ctx.cli.output import print_json, print_table
 from alia_ctx.errors import ConfigError, Problem
 
 if TYPE_CHECKING:
+    from alia_ctx.evaluation.function_calling import Score
     from alia_ctx.workflow.calls import AnsweringModel, ScoredModel
 
 ASKING = "How it is asked"
@@ -119,7 +120,6 @@ def evaluate_calls(
     from alia_ctx.evaluation.function_calling import (
         MULTI_TURN,
         read_cases,
-        read_multi_turn,
     )
     from alia_ctx.progress import meter
     from alia_ctx.workflow.call_conversations import BenchmarkProgram
@@ -132,28 +132,27 @@ def evaluate_calls(
         raise _error("--template", template, "is the server's", "leave it out")
     if not math.isfinite(temperature):
         raise _error("--temperature", temperature, "is no temperature", "0 is greedy")
-    settings = CallSettings(max_new_tokens, temperature, seed, function_names)
-    asked = _models(models or [], endpoint, settings, template, batch_size)
-    names = [n.strip() for c in categories or () for n in c.split(",") if n.strip()]
+    names = _categories(categories or ())
     turns_asked = [n for n in MULTI_TURN if not names or n in names]
-    program = None
-    if bfcl_env is not None and multi_turn:
+    single = [name for name in names if name not in MULTI_TURN]
+    if bfcl_env is not None and multi_turn and turns_asked:
         raise _error("--multi-turn", multi_turn[0], "is asked by --bfcl-env", _EITHER)
-    if bfcl_env is not None and turns_asked:
-        program = BenchmarkProgram.find(bfcl_env, turns_asked, limit)
-    elif names and turns_asked and not multi_turn:
+    if names and turns_asked and not multi_turn and bfcl_env is None:
         remedy = "name an environment that has it, --bfcl-env (`make venv-bfcl`)"
         raise _error(
             "--categories", turns_asked[0], "needs bfcl-eval's program", remedy
         )
-    single = [name for name in names if name not in MULTI_TURN]
-    cases = read_cases(data or (program.data if program else None), single, limit)
+    settings = CallSettings(max_new_tokens, temperature, seed, function_names)
+    asked = _models(models or [], endpoint, settings, template, batch_size)
+    program = None
+    if bfcl_env is not None and (turns_asked or data is None):
+        program = BenchmarkProgram.find(bfcl_env, turns_asked, limit)
+        data = data or program.data
+    program = program if turns_asked else None
+    cases = read_cases(data, single, limit)
     if names and not single:
         cases = replace(cases, cases=(), sizes={})
-    turns = {
-        name: read_multi_turn(folder)
-        for name, folder in _named_folders(multi_turn or (), asked).items()
-    }
+    turns = _multi_turn_scores(multi_turn or (), asked)
     scored = []
     total = len(cases.cases) + (program.conversations if program else 0)
     for name, model in asked.items():
@@ -184,6 +183,25 @@ def evaluate_calls(
     _show(dict(zip(asked, scored, strict=True)), content)
 
 
+def _categories(given: Sequence[str]) -> list[str]:
+    """The names in all options; ConfigError with those that are none."""
+    from alia_ctx.evaluation.function_calling import CATEGORIES, MULTI_TURN
+
+    names = [n.strip() for text in given for n in text.split(",") if n.strip()]
+    known = [*CATEGORIES, *MULTI_TURN]
+    remedy = f"there are {', '.join(known)}"
+    problems = [
+        Problem("--categories", name, "is no category", remedy)
+        for name in dict.fromkeys(names)
+        if name not in known
+    ]
+    if given and not names:
+        problems.append(Problem("--categories", ",".join(given), "is empty", remedy))
+    if problems:
+        raise ConfigError("", problems)
+    return names
+
+
 def _models(
     models: Sequence[str],
     endpoint: str | None,
@@ -209,25 +227,42 @@ def _models(
     return named
 
 
-def _named_folders(
+def _multi_turn_scores(
     given: Sequence[str], models: dict[str, AnsweringModel]
-) -> dict[str, Path]:
-    folders = {}
+) -> dict[str, dict[str, Score]]:
+    """Model -> category -> score, of all folders given; ConfigError where two of a model
+    have a category.
+    """
+    from alia_ctx.evaluation.function_calling import read_multi_turn
+
+    scores: dict[str, dict[str, Score]] = {}
+    origins: dict[tuple[str, str], str] = {}
     for text in given:
-        name, equals, folder = text.partition("=")
-        if not equals or path(text).is_dir():
-            name, folder = next(iter(models)), text
-            if len(models) > 1:
-                rule = "does not say whose scores these are"
-                raise _error("--multi-turn", text, rule, f"as in {name}={text}")
-        if name not in models:
-            remedy = f"there are {', '.join(models)}"
-            raise _error("--multi-turn", text, f"{name} is no model here", remedy)
-        if not path(folder).is_dir():
-            rule = "is no folder"
-            raise _error("--multi-turn", folder, rule, "name bfcl's --score-dir")
-        folders[name] = path(folder)
-    return folders
+        name, folder = _named_folder(text, models)
+        for category, score in read_multi_turn(folder).items():
+            if other := origins.get((name, category)):
+                rule = f"has scores of {category}, of which {other} has some too"
+                raise _error("--multi-turn", text, rule, _EITHER)
+            origins[name, category] = text
+            scores.setdefault(name, {})[category] = score
+    return scores
+
+
+def _named_folder(text: str, models: dict[str, AnsweringModel]) -> tuple[str, Path]:
+    """Whose scores, and where they are."""
+    name, equals, folder = text.partition("=")
+    if not equals or path(text).is_dir():
+        name, folder = next(iter(models)), text
+        if len(models) > 1:
+            rule = "does not say whose scores these are"
+            raise _error("--multi-turn", text, rule, f"as in {name}={text}")
+    if name not in models:
+        remedy = f"there are {', '.join(models)}"
+        raise _error("--multi-turn", text, f"{name} is no model here", remedy)
+    if not path(folder).is_dir():
+        rule = "is no folder"
+        raise _error("--multi-turn", folder, rule, "name bfcl's --score-dir")
+    return name, path(folder)
 
 
 def _show(scored: dict[str, ScoredModel], content: dict[str, Any]) -> None:
@@ -249,8 +284,8 @@ def _show(scored: dict[str, ScoredModel], content: dict[str, Any]) -> None:
             where = ", ".join(f"{key} {n}" for key, n in model.unanswered.items())
             fault = f"; the first: {model.fault}" if model.fault else ""
             typer.echo(
-                f"{name}: {count} questions were not answered, as they do not fit or the "
-                f"server refuses them, and count as wrong ({where}){fault}"
+                f"{name}: {count} questions were not answered, as they do not fit, or the "
+                f"template or the server refuses them, and count as wrong ({where}){fault}"
             )
         if model.cut:
             typer.echo(

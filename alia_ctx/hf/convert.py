@@ -228,6 +228,8 @@ def _made_from(ckpt_dir: Path, manifest: Manifest) -> dict[str, Any]:
         "run": manifest.config.get("name"),
         "stage": manifest.stage,
         "update": manifest.update,
+        # max_position_embeddings may be the original length, or YaRN's reach.
+        "context": manifest.context,
     }
 
 

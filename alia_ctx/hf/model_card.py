@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
@@ -13,6 +14,10 @@ from alia_ctx.spec.rope import RopeSpec
 
 # What a base model's card says of it that still holds for a model made from it.
 _INHERITED = ("license", "license_name", "license_link", "language")
+# Of CommonMark: indented by four blanks it is code, and `#word` is no heading.
+_FENCE = re.compile(r" {0,3}(`{3,}(?=[^`]*$)|~{3,})(.*)")
+_HEADING = re.compile(r" {0,3}(#{1,6})(?=[ \t]|$)")
+_PICTURE = re.compile(r" {0,3}(!\[|<img\b)")
 _UNKNOWN = "not stated by the base model; to be completed by the author"
 
 
@@ -110,12 +115,21 @@ def model_card(
 
 
 def _below(markdown: str) -> Iterator[str]:
-    """Lines of a text of its own as those of a section: headings two levels down, and
-    without pictures, which do not travel along.
+    """Lines of a text of its own as those of a section: headings two levels down, as far as
+    there are levels, and without pictures, which do not travel along. Code stays.
     """
-    for line in markdown.strip().splitlines():
-        if not line.startswith("!["):
-            yield f"##{line}" if line.startswith("#") else line
+    fence = ""
+    for line in markdown.strip("\n").splitlines():
+        if mark := _FENCE.match(line):
+            if not fence:
+                fence = mark[1]
+            elif mark[1].startswith(fence) and not mark[2].strip():
+                fence = ""
+            yield line
+        elif not fence and (heading := _HEADING.match(line)):
+            yield "#" * min(6, 2 + len(heading[1])) + line[heading.end() :]
+        elif fence or not _PICTURE.match(line):
+            yield line
 
 
 def rounded_from(manifest: Manifest) -> str:

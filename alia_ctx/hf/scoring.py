@@ -9,7 +9,7 @@ import numpy as np
 import torch
 
 from alia_ctx.errors import CheckpointError
-from alia_ctx.hf.upstream import load_causal_lm
+from alia_ctx.hf.upstream import load_causal_lm, no_room
 
 
 def position_limit(config: Any) -> int | None:
@@ -39,6 +39,19 @@ def position_limit(config: Any) -> int | None:
     return min(limits, default=None)
 
 
+def turns_by_length(config: Any) -> bool:
+    """Whether the RoPE of a transformers configuration depends on the length of what is
+    read: of the longest text of a batch, therefore.
+    """
+    stated = getattr(config, "rope_parameters", None)
+    if not isinstance(stated, dict):
+        return False
+    # Some families have one for each type of layer.
+    forms = [stated, *(form for form in stated.values() if isinstance(form, dict))]
+    types = [str(form.get("rope_type")) for form in forms]
+    return any("dynamic" in named or named == "longrope" for named in types)
+
+
 class CausalModel:
     """`AutoModelForCausalLM` of a directory, whole on this process's device.
 
@@ -53,13 +66,30 @@ class CausalModel:
         loaded, problems = load_causal_lm(hf_dir, remedy, dtype=dtype)
         if problems:
             raise CheckpointError(f"{hf_dir}: {problems[0]}; {remedy}")
-        self.model: Any = loaded.eval().to(self.device)
+        try:
+            self.model: Any = loaded.eval().to(self.device)
+        except torch.OutOfMemoryError as error:
+            raise no_room(hf_dir) from error
+        self.turns_by_length = turns_by_length(self.model.config)
+
+    @torch.no_grad()
+    def forget_lengths(self) -> None:
+        """Make what is read next independent of what was read before.
+
+        A dynamic RoPE of transformers (`dynamic_frequency_update` in
+        modeling_rope_utils.py) keeps the frequencies of the longest text until one comes
+        that is shorter than its original length: here a single token.
+        """
+        if self.turns_by_length:
+            token = torch.zeros((1, 1), dtype=torch.int64, device=self.device)
+            self.model(token, use_cache=False)
 
     @torch.no_grad()
     def losses_and_hits(self, tokens: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """(fp32 [T-1] losses in nats, bool [T-1] hits) of the targets tokens[1:], each
         from all before it. All logits exist at once: T x vocabulary.
         """
+        self.forget_lengths()
         ids = torch.from_numpy(np.asarray(tokens, np.int64)).to(self.device)
         logits = self.model(ids[None], use_cache=False).logits[0, :-1].float()
         losses = torch.nn.functional.cross_entropy(logits, ids[1:], reduction="none")

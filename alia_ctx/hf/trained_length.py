@@ -1,11 +1,17 @@
-"""How many tokens a published model reads, where its `max_position_embeddings` need not be
-the answer: linear scaling keeps no original length, and is published in two ways.
+"""How many tokens a published model was trained on and reads, where its
+`max_position_embeddings` need not be the answer.
 
-LlamaConfig's documentation (transformers 4.31 to 4.4x, `rope_scaling`) asks that
-`max_position_embeddings` stays what it was before scaling, so that a model reads factor
-times as many. Others state what the model reads by now, as exports of this project do.
-The two lead to factors that differ by the base's own, so what else the directory says of
-lengths decides.
+An export of this project states the tokens of its training. Of others:
+
+- linear scaling keeps no original length, and is published in two ways. LlamaConfig's
+  documentation (transformers 4.31 to 4.4x, `rope_scaling`) asks that
+  `max_position_embeddings` stays what it was before scaling, so that a model reads factor
+  times as many; others state what the model reads by now. The two lead to factors that
+  differ by the base's own, so what else the directory says of lengths decides.
+- dynamic scaling has its original length in `max_position_embeddings`, and reads factor
+  times as many, with which nothing needs to have been trained.
+- yarn may be added to a config.json whose length stays the original one (Qwen2.5's
+  README does so): it reads factor times as many too.
 """
 
 from __future__ import annotations
@@ -15,17 +21,19 @@ from pathlib import Path
 from typing import Any
 
 from alia_ctx.errors import CheckpointError
+from alia_ctx.files import file_checksum
 from alia_ctx.hf.json_files import load_json
-from alia_ctx.hf.targets import STATEMENT
+from alia_ctx.hf.targets import STATEMENT, read_statement
 from alia_ctx.spec.rope import RopeSpec
 
+CONFIG = "config.json"
 _OTHER_LENGTHS = ("max_sequence_length", "model_max_length", "max_seq_len")
 
 
 @dataclass(frozen=True)
 class TrainedLength:
-    """The tokens that a model reads with its own RoPE; `other` is what they would be in the
-    other reading of its config.json, where nothing in the directory decides.
+    """The tokens that a model was trained on with its own RoPE; `other` is what they would
+    be in the other reading of its config.json, where nothing in the directory decides.
     """
 
     tokens: int
@@ -38,21 +46,80 @@ def trained_length(
     """Of a model that is published with `rope` and a length; with None for the directory
     no files are asked.
     """
+    exported = None if directory is None else _stated(directory)
+    if exported is not None:
+        return TrainedLength(exported)
     factor = rope.factor or 1.0
     if rope.type != "linear" or factor == 1:
         return TrainedLength(published)
     scaled = round(published * factor)
     said: set[Any] = set()
     if directory is not None:
-        if (directory / STATEMENT).is_file():  # an export states what was trained
+        if (
+            directory / STATEMENT
+        ).is_file():  # an export, which publishes what it reads
             return TrainedLength(published)
-        for name in ("config.json", "tokenizer_config.json"):
+        for name in (CONFIG, "tokenizer_config.json"):
             said |= _lengths(directory / name)
     if scaled in said:
         return TrainedLength(scaled)
     if published in said:
         return TrainedLength(published)
     return TrainedLength(scaled, published)
+
+
+def read_length(directory: Path, rope: RopeSpec, published: int) -> int:
+    """The tokens that the model in `directory` reads: those of its training, or, where
+    nothing states these, what its RoPE stretches its published length to.
+    """
+    trained = trained_length(directory, rope, published).tokens
+    if _stated(directory) is not None:
+        return trained
+    original = rope.original_max_position_embeddings
+    from_original = rope.type == "dynamic" or (
+        rope.type == "yarn" and original is not None and published <= original
+    )
+    if from_original:
+        return max(published, round((original or published) * (rope.factor or 1.0)))
+    return trained
+
+
+def upstream_rope(config: Any) -> RopeSpec | None:
+    """The scaling that a configuration of transformers states, of those that change what
+    a length means; None where it has none of them.
+    """
+    stated = getattr(config, "rope_parameters", None) or getattr(
+        config, "rope_scaling", None
+    )
+    if not isinstance(stated, dict):
+        return None
+    named = stated.get("rope_type", stated.get("type"))
+    factor: Any = stated.get("factor")
+    if named not in ("linear", "dynamic", "yarn") or type(factor) not in (int, float):
+        return None
+    original = stated.get("original_max_position_embeddings")
+    return RopeSpec(
+        named,
+        10000.0,  # does not bear on lengths
+        factor=float(factor),
+        original_max_position_embeddings=original if type(original) is int else None,
+    )
+
+
+def _stated(directory: Path) -> int | None:
+    """The tokens of training that an export of this project states; None where there are
+    none, its statement is not as it was written, or its config.json was edited since and
+    so describes another model.
+    """
+    try:
+        statement = read_statement(directory)
+    except CheckpointError:  # there is none, or it is not to be believed
+        return None
+    context = statement["made_from"].get("context")
+    written = statement["files"].get(CONFIG, {}).get("xxh3_128")
+    if type(context) is not int or written != file_checksum(directory / CONFIG):
+        return None
+    return context
 
 
 def _lengths(path: Path) -> set[Any]:

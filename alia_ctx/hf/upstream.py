@@ -15,6 +15,7 @@ from torch import Tensor
 
 from alia_ctx.checkpoint.tensor_files import TensorFiles, TensorPlace
 from alia_ctx.errors import CheckpointError
+from alia_ctx.hf.assets import GENERATION_CONFIG
 from alia_ctx.hf.families import FAMILIES
 
 # Loading takes the model's bytes, and some room for what else runs.
@@ -85,6 +86,8 @@ def load_causal_lm(hf_dir: Path, remedy: str, **options: Any) -> tuple[Any, list
         )
     # transformers raises OSError, ValueError, SafetensorError, ... by what is wrong
     except Exception as error:
+        if is_lack_of_memory(error):
+            raise no_room(hf_dir) from error
         reason = str(error).strip().split("\n")[0]
         raise CheckpointError(
             f"{hf_dir}: transformers cannot load this model ({reason}); {remedy}"
@@ -101,9 +104,49 @@ def load_causal_lm(hf_dir: Path, remedy: str, **options: Any) -> tuple[Any, list
     return model, problems
 
 
+def is_lack_of_memory(error: Exception) -> bool:
+    """Of a GPU, or of a host, for which torch has no type of error."""
+    kinds = (torch.OutOfMemoryError, MemoryError)
+    return isinstance(error, kinds) or "can't allocate memory" in str(error)
+
+
+def no_room(hf_dir: Path) -> CheckpointError:
+    """What is said where a model cannot be loaded for want of memory."""
+    return CheckpointError(
+        f"{hf_dir}: memory does not hold the model's weights; take a larger machine, or "
+        "end what else runs on it"
+    )
+
+
 def fits_in_memory(nbytes: int) -> bool:
     """Whether this machine has room for weights of `nbytes` beside what runs on it."""
     return bool(nbytes * _ROOM < psutil.virtual_memory().available)
+
+
+def end_ids(hf_dir: Path) -> list[int]:
+    """The tokens at which `generate` stops by generation_config.json, or by config.json
+    where there is none, as transformers (`adjust_generation_fn`) has it.
+
+    CheckpointError where the file cannot be read: transformers would go by the other one.
+    """
+    from transformers import GenerationConfig
+
+    own = (hf_dir / GENERATION_CONFIG).exists()
+    name = GENERATION_CONFIG if own else "config.json"
+    try:
+        stated = GenerationConfig.from_pretrained(
+            hf_dir, config_file_name=name, local_files_only=True
+        )
+        ids: Any = stated.eos_token_id
+        return [
+            int(i)
+            for i in (ids if isinstance(ids, list) else [] if ids is None else [ids])
+        ]
+    except Exception as error:  # whatever a value provokes
+        reason = str(error).strip().split("\n")[0] or type(error).__name__
+        raise CheckpointError(
+            f"{hf_dir / name}: transformers does not load it ({reason}); correct it"
+        ) from error
 
 
 def load_config(hf_dir: Path) -> Any:

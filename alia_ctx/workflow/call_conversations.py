@@ -30,6 +30,7 @@ class ConversingModel(Protocol):
 
     name: str
     statement: dict[str, Any]
+    may_change: bool
 
     def serving(self) -> AbstractContextManager[str]: ...
 
@@ -107,6 +108,7 @@ class BenchmarkProgram:
         words += ["--categories", ",".join(self.sizes), "--threads", str(threads)]
         words += ["--temperature", str(temperature), "--max-tokens", str(max_tokens)]
         words += ["--limit", str(self.limit)] if self.limit else []
+        words += ["--refused-again"] if model.may_change else []
         with model.serving() as url, open(directory / _LOG, "ab") as log:
             program = subprocess.Popen(
                 [*_command(self.python), "--piped", "--endpoint", url, *words],

@@ -15,18 +15,15 @@ from urllib.parse import urlsplit
 from alia_ctx.errors import ConfigError, DataError, Problem
 from alia_ctx.evaluation.function_calling import Answer, Case, tools_of
 from alia_ctx.files import parse_json
-from alia_ctx.workflow.call_generation import CallSettings
+from alia_ctx.workflow.call_generation import SHORTEST, CallSettings
 
 _TIMEOUT_SECONDS = 600.0
 _PAUSES_SECONDS = (1.0, 4.0, 16.0)
 _REFUSED = (400, 413, 422)  # the request itself, as where it is too long
-_FUNCTION = {
-    "name": "now",
-    "description": "The time.",
-    "parameters": {"type": "dict", "properties": {}, "required": []},
-}
-_ASKED = {"role": "user", "content": "What time is it?"}
-_SHORTEST = Case("a short question", "simple_python", (_ASKED,), (_FUNCTION,), None)
+# Servers (vLLM, SGLang) refuse a question that fits, where it and the most tokens of its
+# answer do not: without a number the answer ends with their context. A server that wants
+# one gets less and less.
+_LESS = (256, 64, 16)
 
 
 class EndpointModel:
@@ -47,14 +44,17 @@ class EndpointModel:
         model: str | None = None,
         concurrency: int = 8,
     ) -> None:
-        self._parts = urlsplit(url)
-        if self._parts.scheme not in ("http", "https") or not self._parts.hostname:
-            rule, remedy = "is no http or https address", "as in http://HOST:PORT/v1"
-            raise ConfigError("", [Problem("--endpoint", url, rule, remedy)])
+        self._scheme, self._host, self._port, self._path = _parts(url)
         self._url, self._settings = url, settings
         self._concurrency = concurrency
+        self._key = os.environ.get("OPENAI_API_KEY", "").strip()
+        if not _is_plain(self._key):
+            rule = "has characters that no header may have"
+            remedy = "set the server's key, or none"
+            raise ConfigError("", [Problem("OPENAI_API_KEY", "...", rule, remedy)])
         self.name = self._served(model)
         self.template = "the server's"
+        self.may_change = True  # it may be started otherwise the next time
         self.statement = {
             "endpoint": url,
             "model": self.name,
@@ -92,7 +92,7 @@ class EndpointModel:
                 batch = cases[start : start + self._concurrency]
                 answers = list(pool.map(self._answer, batch))
                 refusals = [answer.fault for answer in answers if answer.fault]
-                if len(refusals) == len(batch) and self._answer(_SHORTEST).fault:
+                if len(refusals) == len(batch) and self._answer(SHORTEST).fault:
                     raise DataError(
                         f"{self._url}, case {batch[0].id}: {refusals[0]}; correct how the "
                         "server is started (tools, context), or the model's name; answers "
@@ -104,46 +104,54 @@ class EndpointModel:
         """Its address."""
         return nullcontext(self._url)
 
+    def close(self) -> None:
+        """Nothing of it is held here."""
+
     def _answer(self, case: Case) -> Answer:
         body: dict[str, Any] = {
             "model": self.name,
             "messages": list(case.messages),
             "temperature": self._settings.temperature,
-            "max_tokens": self._settings.max_new_tokens,
             "seed": self._settings.seed,
         }
         tools = tools_of(case.functions, case.language, self._settings.names)
         if tools:
             body["tools"] = tools
-        status, data = self._request("POST", "/chat/completions", body)
-        if status in _REFUSED:
-            told = " ".join(data[:300].decode("utf-8", "replace").split())
-            return Answer("", fault=f"the server answers {status}: {told}")
+        refused = None
+        for most in self._most_tokens():
+            limit = {} if most is None else {"max_tokens": most}
+            status, data = self._request("POST", "/chat/completions", body | limit)
+            if status not in _REFUSED:
+                break
+            refused = refused or (status, data)
+        else:  # the first time says most
+            assert refused is not None
+            told = " ".join(refused[1][:300].decode("utf-8", "replace").split())
+            return Answer("", fault=f"the server answers {refused[0]}: {told}")
         try:
             if status != 200:
                 raise ValueError(f"status {status}")
             answer = parse_json(data)
             choice = answer["choices"][0]
+            cut = choice.get("finish_reason") == "length"
             message = choice["message"]
             calls = tuple(
-                (
-                    str(call["function"]["name"]),
-                    str(call["function"]["arguments"] or ""),
-                )
-                for call in message.get("tool_calls") or ()
+                _call(call["function"]) for call in message.get("tool_calls") or ()
             )
+            text = _text(message.get("content"))
             tokens = int((answer.get("usage") or {}).get("completion_tokens") or 0)
         except (ValueError, LookupError, TypeError, AttributeError) as error:
-            told = data[:200].decode("utf-8", "replace")
+            told = " ".join(data[:200].decode("utf-8", "replace").split())
             raise DataError(
                 f"{self._url}, case {case.id}: no answer of OpenAI's form ({error}: "
                 f"{told}); mend the server, and start again: answers are kept"
             ) from error
-        text = message.get("content")
-        cut = choice.get("finish_reason") == "length"
-        return Answer(
-            text if isinstance(text, str) else "", calls, tokens=tokens, cut=cut
-        )
+        return Answer(text, calls, tokens=tokens, cut=cut)
+
+    def _most_tokens(self) -> list[int | None]:
+        """Most tokens of an answer to ask for, in turn, as long as it is refused."""
+        most = self._settings.max_new_tokens
+        return [most, None, *(less for less in _LESS if less < most)]
 
     def _request(self, method: str, path: str, body: Any) -> tuple[int, bytes]:
         """(status, body); tried again where the server is busy or the line breaks."""
@@ -152,29 +160,34 @@ class EndpointModel:
             "https": http.client.HTTPSConnection,
         }
         headers = {"Content-Type": "application/json"}
-        if key := os.environ.get("OPENAI_API_KEY"):
-            headers["Authorization"] = f"Bearer {key}"
+        if self._key:
+            headers["Authorization"] = f"Bearer {self._key}"
         data = None if body is None else json.dumps(body).encode()
-        host = self._parts.hostname
-        assert host is not None
         for pause in (*_PAUSES_SECONDS, None):
             try:
-                connection = kinds[self._parts.scheme](
-                    host, self._parts.port, timeout=_TIMEOUT_SECONDS
+                connection = kinds[self._scheme](
+                    self._host, self._port, timeout=_TIMEOUT_SECONDS
                 )
                 try:
-                    address = f"{self._parts.path.rstrip('/')}{path}"
+                    address = f"{self._path}{path}"
                     connection.request(method, address, data, headers)
                     response = connection.getresponse()
                     answer = response.status, response.read()
                 finally:
                     connection.close()
-            except ConnectionRefusedError as error:
+            # A server goes on with what is given up: asked again it would do it twice.
+            except (ConnectionRefusedError, TimeoutError) as error:
                 raise self._silent(error) from error
             except (OSError, http.client.HTTPException, ValueError) as error:
                 if pause is None:
                     raise self._silent(error) from error
             else:
+                if answer[0] in (401, 403):
+                    rule = f"is refused by {self._url} (status {answer[0]})"
+                    value = "..." if self._key else None
+                    remedy = "set the key of this server"
+                    problem = Problem("OPENAI_API_KEY", value, rule, remedy)
+                    raise ConfigError("", [problem])
                 if pause is None or not (answer[0] == 429 or answer[0] >= 500):
                     return answer
             time.sleep(pause)
@@ -185,3 +198,48 @@ class EndpointModel:
             f"{self._url}: does not answer ({error or type(error).__name__}); start the "
             "server, or correct the address; answers that are there are kept"
         )
+
+
+def _parts(url: str) -> tuple[str, str, int | None, str]:
+    """(scheme, host, port, path) of an address; ConfigError where it is none."""
+    remedy = "as in http://HOST:PORT/v1"
+    try:
+        parts = urlsplit(url)
+        host, port = parts.hostname, parts.port
+    except ValueError as error:  # a bracket, or a port that is none
+        raise ConfigError(
+            "", [Problem("--endpoint", url, str(error), remedy)]
+        ) from error
+    rule = None
+    if parts.scheme not in ("http", "https") or not host:
+        rule = "is no http or https address"
+    elif not _is_plain(url):
+        rule = "has characters that no address may have"
+    elif parts.username is not None or parts.password is not None:
+        url = url.replace(parts.netloc, f"...@{parts.netloc.rpartition('@')[2]}")
+        rule, remedy = "names a user", "leave it out; a key is that of OPENAI_API_KEY"
+    elif parts.query or parts.fragment:
+        rule = "has more than a path"
+    if rule is not None or host is None:
+        raise ConfigError("", [Problem("--endpoint", url, rule or "", remedy)])
+    return parts.scheme, host, port, parts.path.rstrip("/")
+
+
+def _is_plain(text: str) -> bool:
+    """Whether HTTP can send a text as it is."""
+    return all("!" <= letter <= "~" for letter in text)
+
+
+def _call(function: dict[str, Any]) -> tuple[str, str]:
+    """Name and text of the arguments; some servers have an object in its place."""
+    arguments = function.get("arguments")
+    arguments = "" if arguments is None else arguments
+    written = arguments if isinstance(arguments, str) else json.dumps(arguments)
+    return str(function["name"]), written
+
+
+def _text(content: Any) -> str:
+    """Words of a message, which may be a list of parts."""
+    if isinstance(content, list):
+        return "".join(str(part.get("text") or "") for part in content)
+    return content if isinstance(content, str) else ""

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import gc
 import json
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
+from datetime import date
 from functools import cached_property
 from itertools import batched, groupby
 from pathlib import Path
@@ -17,10 +19,25 @@ from alia_ctx.data.tokens.tokenizer import HubTokenizer
 from alia_ctx.errors import CheckpointError, ConfigError, DataError, Problem
 from alia_ctx.evaluation.function_calling import Answer, Case, FunctionNames, tools_of
 from alia_ctx.files import checksum
+from alia_ctx.identity import require_same
 from alia_ctx.workflow.call_server import served
 from alia_ctx.workflow.evaluated_models import of_directory
 
 _END_OF_TURN = "<|im_end|>"
+# Where this is refused too, it is not for what another question says.
+SHORTEST = Case(
+    "a short question",
+    "simple_python",
+    ({"role": "user", "content": "What time is it?"},),
+    (
+        {
+            "name": "now",
+            "description": "The time.",
+            "parameters": {"type": "dict", "properties": {}, "required": []},
+        },
+    ),
+    None,
+)
 
 
 @dataclass(frozen=True)
@@ -67,7 +84,8 @@ class TransformersModel:
         if model.tokenizer is None:
             raise DataError(f"{directory}: has no tokenizer; copy its files there")
         self.name, self.directory = model.name, directory
-        self.context = model.context
+        self.context, self._model = model.context, [*model.statement]
+        self.may_change = False  # its statement is all that it is
         self._settings, self._batch_size = settings, batch_size
         self._has_table = model.limit is not None  # of positions
         self._tokenizer = HubTokenizer(directory)
@@ -76,49 +94,76 @@ class TransformersModel:
             "tokenizer" if self._auto.chat_template else "chatml-tools"
         )
         self._chat = ChatTemplate(self.template, self._tokenizer)
+        self._stops = _stop_ids(directory, self._auto)
         self.statement = {
             **model.statement,
             "tokenizer": self._tokenizer.fingerprint(),
             "template": self._chat.fingerprint,
             "precision": _precision(),
             "answers_end": "at the context's end",
+            "context": model.context,
+            "stop_ids": self._stops,
+            **({"day": date.today().isoformat()} if self._chat.dated else {}),
             "settings": settings,
         }
 
     def prompt(self, case: Case) -> str:
-        """What the model reads, as text."""
+        """What the model reads, as text; RowError where the template refuses it."""
         tools = tools_of(case.functions, case.language, self._settings.names)
         messages = tuple(Message(m["role"], m["content"]) for m in case.messages)
         asked = Conversation(messages, json.dumps(tools) if tools else None)
-        try:
-            return self._chat.render(asked, prompt=True)
-        except RowError as error:
-            raise DataError(f"{case.id}: {error.detail}") from error
+        return self._chat.render(asked, prompt=True)
 
     def answers(self, cases: Sequence[Case]) -> Iterator[list[tuple[str, Answer]]]:
         """Answers by batches, those to the longest questions first: where memory does not
         suffice, it shows at once.
+
+        DataError where the template refuses questions, and the shortest with a tool too.
         """
-        ids = self._tokenizer.ids([self.prompt(c) for c in cases], split_special=False)
+        texts, refused = self._prompts(cases)
+        ids = self._tokenizer.ids([text for _, text in texts], split_special=False)
         numbered = sorted(
-            zip(cases, ids, strict=True), key=lambda pair: len(pair[1]), reverse=True
+            zip([case for case, _ in texts], ids, strict=True),
+            key=lambda pair: len(pair[1]),
+            reverse=True,
         )
-        refused = [
+        too_long = [
             (case.id, Answer("", fault=self.too_long(len(tokens))))
             for case, tokens in numbered
             if len(tokens) >= self.context
         ]
-        if refused:
-            yield refused
+        if refused or too_long:
+            yield [*refused, *too_long]
         # A table of positions has no place for what a shorter neighbour still writes.
         for _, alike in groupby(
-            numbered[len(refused) :],
+            numbered[len(too_long) :],
             key=lambda pair: self._room(pair[1]) if self._has_table else 0,
         ):
             for batch in batched(alike, self._batch_size):
                 names = [case.id for case, _ in batch]
                 answers = self.write([tokens for _, tokens in batch], names)
                 yield list(zip(names, answers, strict=True))
+
+    def _prompts(
+        self, cases: Sequence[Case]
+    ) -> tuple[list[tuple[Case, str]], list[tuple[str, Answer]]]:
+        """Texts of questions, and what is kept of those that the template refuses."""
+        texts, refused = [], []
+        for case in cases:
+            try:
+                texts.append((case, self.prompt(case)))
+            except RowError as error:
+                refused.append((case.id, Answer("", fault=error.detail)))
+        if refused:
+            try:
+                self.prompt(SHORTEST)
+            except RowError as error:
+                raise DataError(
+                    f"{self.directory}, case {refused[0][0]}: {error.detail}; the shortest "
+                    "question with a tool is refused too; name another --template, as "
+                    "chatml-tools"
+                ) from error
+        return texts, refused
 
     def conversation_ids(self, asked: Conversation) -> list[int]:
         """Token ids of a conversation, up to where the assistant's next words begin;
@@ -133,13 +178,18 @@ class TransformersModel:
         """Answers to prompts of token ids, each shorter than the context; `names` seed
         their sampling. Fewer at a time where memory does not hold all of them.
 
-        DataError where it does not hold one.
+        DataError where it does not hold one, or not the model itself.
         """
         import torch
 
+        from alia_ctx.hf.upstream import is_lack_of_memory
+
+        writer = self._writer  # outside: what cannot be loaded is no question's fault
         try:
-            return self._writer.write(prompts, names, [self._room(p) for p in prompts])
-        except torch.OutOfMemoryError as error:
+            return writer.write(prompts, names, [self._room(p) for p in prompts])
+        except (RuntimeError, MemoryError) as error:
+            if not is_lack_of_memory(error):
+                raise
             if len(prompts) == 1:
                 raise DataError(
                     f"{self.directory}: memory does not hold a question of "
@@ -155,7 +205,28 @@ class TransformersModel:
 
     @cached_property
     def _writer(self) -> _Writer:
-        return _Writer(self.directory, self._auto, self._settings)
+        from alia_ctx.hf.upstream import is_lack_of_memory, no_room
+
+        try:
+            loaded = _Writer(self.directory, self._auto, self._settings, self._stops)
+        except (RuntimeError, MemoryError) as error:
+            if not is_lack_of_memory(error):
+                raise
+            raise no_room(self.directory) from error
+        # Weights are loaded when they are needed, others may be asked for hours before.
+        then = {name: self.statement[name] for name in self._model}
+        now = of_directory(self.directory).statement
+        remedy = "it was replaced since the command began; start it again"
+        require_same(then, now, str(self.directory), remedy)
+        return loaded
+
+    def close(self) -> None:
+        """Free the memory of the weights; they are loaded again where they are needed."""
+        if self.__dict__.pop("_writer", None) is not None:
+            import torch
+
+            gc.collect()  # modules and what is bound to them hold each other
+            torch.cuda.empty_cache()
 
     def _room(self, prompt: Sequence[int]) -> int:
         """Most tokens of an answer."""
@@ -179,32 +250,44 @@ def _precision() -> str:
     return "bf16" if torch.cuda.is_available() else "fp32"
 
 
+def _stop_ids(directory: Path, tokenizer: Any) -> list[int]:
+    """What ends an answer: the model's EOS and stop ids, as transformers reads them
+    (generation_config.json, and config.json where there is none), the tokenizer's EOS, and
+    `<|im_end|>`. ConfigError where there is none of them.
+    """
+    from alia_ctx.hf.upstream import end_ids
+
+    ids = [*end_ids(directory), tokenizer.eos_token_id]
+    if _END_OF_TURN in tokenizer.get_vocab():
+        ids.append(tokenizer.convert_tokens_to_ids(_END_OF_TURN))
+    stops = list(dict.fromkeys(i for i in ids if i is not None))
+    if not stops:
+        rule = "neither the model nor its tokenizer says what ends an answer"
+        remedy = "name it in generation_config.json"
+        raise ConfigError("", [Problem("eos_token_id", directory, rule, remedy)])
+    return stops
+
+
 class _Writer:
     """A loaded model that goes on with token ids until its turn ends."""
 
-    def __init__(self, directory: Path, tokenizer: Any, settings: CallSettings) -> None:
+    def __init__(
+        self,
+        directory: Path,
+        tokenizer: Any,
+        settings: CallSettings,
+        stops: list[int],
+    ) -> None:
         import torch
         from transformers import GenerationConfig
 
         from alia_ctx.hf.scoring import CausalModel
 
         dtypes = {"fp32": torch.float32, "bf16": torch.bfloat16}
-        loaded = CausalModel(directory, dtypes[_precision()])
-        self._model, self._device = loaded.model, loaded.device
+        self._loaded = CausalModel(directory, dtypes[_precision()])
+        self._model, self._device = self._loaded.model, self._loaded.device
         self._tokenizer, self._settings = tokenizer, settings
-        self._stops = self._stop_ids()
-        if not self._stops:
-            raise ConfigError(
-                "",
-                [
-                    Problem(
-                        "eos_token_id",
-                        directory,
-                        "neither the model nor its tokenizer says what ends an answer",
-                        "name it in generation_config.json",
-                    )
-                ],
-            )
+        self._stops = stops
         # In place of the model's own, whose penalties and sampling nobody asked for.
         make: Any = GenerationConfig  # untyped
         self._model.generation_config = make(
@@ -214,14 +297,6 @@ class _Writer:
             pad_token_id=self._stops[0],
         )
 
-    def _stop_ids(self) -> list[int]:
-        stated = self._model.generation_config.eos_token_id
-        ids = stated if isinstance(stated, list) else [stated]
-        ids.append(self._tokenizer.eos_token_id)
-        if _END_OF_TURN in self._tokenizer.get_vocab():
-            ids.append(self._tokenizer.convert_tokens_to_ids(_END_OF_TURN))
-        return list(dict.fromkeys(i for i in ids if i is not None))
-
     def write(
         self,
         prompts: Sequence[Sequence[int]],
@@ -230,8 +305,22 @@ class _Writer:
     ) -> list[Answer]:
         """Answers to prompts of token ids, of at most so many tokens; `names` seed their
         sampling. None depends on its neighbours: all are written as long as the longest,
-        and cut.
+        and cut; one at a time where the longest decides how the others are read.
         """
+        if self._loaded.turns_by_length:
+            answers = []
+            for prompt, name, room in zip(prompts, names, rooms, strict=True):
+                self._loaded.forget_lengths()
+                answers += self._together([prompt], [name], [room])
+            return answers
+        return self._together(prompts, names, rooms)
+
+    def _together(
+        self,
+        prompts: Sequence[Sequence[int]],
+        names: Sequence[str],
+        rooms: Sequence[int],
+    ) -> list[Answer]:
         import torch
 
         width = max(map(len, prompts))

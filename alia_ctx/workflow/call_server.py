@@ -8,10 +8,13 @@ from __future__ import annotations
 
 import json
 import queue
+import socket
+import sys
 import threading
-from collections.abc import Iterator, Sequence
-from concurrent.futures import Future
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import CancelledError, Future
 from contextlib import contextmanager
+from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from itertools import count
 from typing import Any, Protocol
@@ -41,13 +44,13 @@ class Served(Protocol):
 def served(model: Served, batch_size: int) -> Iterator[str]:
     """The address of `model`; questions that come while it writes are answered together,
     at most `batch_size` at a time. It writes as `model` says, whatever a request says of
-    temperature and lengths.
+    temperature and lengths. What nobody waits for any more is not written.
 
     At the end what the model raised while it wrote is raised.
     """
     work = _Batches(model, batch_size)
     answering = threading.Thread(target=work.run, daemon=True)
-    server = ThreadingHTTPServer(("127.0.0.1", 0), _handler(model, work))
+    server = _Server(("127.0.0.1", 0), _handler(model, work))
     listening = threading.Thread(target=server.serve_forever, daemon=True)
     answering.start()
     listening.start()
@@ -63,45 +66,79 @@ def served(model: Served, batch_size: int) -> Iterator[str]:
         raise work.failure
 
 
+@dataclass(frozen=True)
+class _Asked:
+    """A prompt; `waits` says whether its client is still there."""
+
+    ids: list[int]
+    waits: Callable[[], bool]
+    answer: Future[Answer] = field(default_factory=Future)
+
+
 class _Batches:
     """One thread that writes: a model is asked by one at a time."""
 
     def __init__(self, model: Served, size: int) -> None:
         self._model, self._size = model, size
-        self._waiting: queue.SimpleQueue[tuple[list[int], Future[Answer]] | None]
-        self._waiting = queue.SimpleQueue()
+        self._waiting: queue.SimpleQueue[_Asked | None] = queue.SimpleQueue()
         self.failure: Exception | None = None
 
-    def answer(self, ids: list[int]) -> Answer:
-        """The answer to a prompt; what the model raises."""
-        asked: Future[Answer] = Future()
-        self._waiting.put((ids, asked))
-        return asked.result()
+    def answer(self, ids: list[int], waits: Callable[[], bool]) -> Answer:
+        """The answer to a prompt; what the model raises. CancelledError where nobody waits
+        for it by the time that it would be written.
+        """
+        asked = _Asked(ids, waits)
+        self._waiting.put(asked)
+        return asked.answer.result()
 
     def end(self) -> None:
         self._waiting.put(None)
 
     def run(self) -> None:
-        while (first := self._waiting.get()) is not None:
-            batch = [first]
-            while len(batch) < self._size and not self._waiting.empty():
-                following = self._waiting.get()
-                if following is None:
-                    self.end()
-                    break
-                batch.append(following)
-            prompts = [ids for ids, _ in batch]
-            # The same conversation draws the same, whenever it comes.
-            names = [checksum(json.dumps(ids).encode()) for ids in prompts]
-            try:
-                answers = self._model.write(prompts, names)
-            except Exception as error:  # memory, most likely; told when all is over
-                self.failure = self.failure or error
-                for _, asked in batch:
-                    asked.set_exception(error)
+        batch: list[_Asked] = []
+        while (asked := self._waiting.get()) is not None:
+            if asked.waits():
+                batch.append(asked)
             else:
-                for (_, asked), answer in zip(batch, answers, strict=True):
-                    asked.set_result(answer)
+                asked.answer.cancel()
+            if batch and (len(batch) == self._size or self._waiting.empty()):
+                self._write(batch)
+                batch = []
+        while not self._waiting.empty():
+            batch += filter(None, [self._waiting.get()])
+        for asked in batch:
+            asked.answer.cancel()
+
+    def _write(self, batch: Sequence[_Asked]) -> None:
+        prompts = [asked.ids for asked in batch]
+        # The same conversation draws the same, whenever it comes.
+        names = [checksum(json.dumps(ids).encode()) for ids in prompts]
+        try:
+            answers = self._model.write(prompts, names)
+        except Exception as error:  # memory, most likely; told when all is over
+            self.failure = self.failure or error
+            for asked in batch:
+                asked.answer.set_exception(error)
+        else:
+            for asked, answer in zip(batch, answers, strict=True):
+                asked.answer.set_result(answer)
+
+
+class _Server(ThreadingHTTPServer):
+    def handle_error(self, request: Any, client_address: Any) -> None:
+        """A client that has gone is no error of ours, and others are told as usual."""
+        if not isinstance(sys.exception(), ConnectionError):
+            super().handle_error(request, client_address)
+
+
+def _is_open(connection: socket.socket) -> bool:
+    """Whether a client that has sent its request has not closed the connection."""
+    try:
+        return connection.recv(1, socket.MSG_PEEK | socket.MSG_DONTWAIT) != b""
+    except BlockingIOError:
+        return True
+    except OSError:
+        return False
 
 
 def _handler(model: Served, work: _Batches) -> type[BaseHTTPRequestHandler]:
@@ -113,8 +150,8 @@ def _handler(model: Served, work: _Batches) -> type[BaseHTTPRequestHandler]:
             self._send(200, {"object": "list", "data": listed})
 
         def do_POST(self) -> None:
-            size = int(self.headers.get("Content-Length") or 0)
             try:
+                size = int(self.headers.get("Content-Length") or 0)
                 body = parse_json(self.rfile.read(size))
                 tools = body.get("tools") or None
                 asked = Conversation(
@@ -122,14 +159,23 @@ def _handler(model: Served, work: _Batches) -> type[BaseHTTPRequestHandler]:
                     None if tools is None else json.dumps(tools),
                 )
                 ids = model.conversation_ids(asked)
-            except (RowError, ValueError, LookupError, AttributeError) as error:
+            except (
+                RowError,
+                ValueError,
+                LookupError,
+                TypeError,
+                AttributeError,
+            ) as error:
                 self._send(400, _refusal(f"{error}"))
                 return
             if len(ids) >= model.context:
                 self._send(400, _refusal(model.too_long(len(ids))))
                 return
             try:
-                answer = work.answer(ids)
+                answer = work.answer(ids, lambda: _is_open(self.connection))
+            except CancelledError:
+                self.close_connection = True
+                return
             except Exception as error:
                 self._send(500, _refusal(f"{type(error).__name__}: {error}"))
                 return
@@ -156,18 +202,18 @@ def _refusal(message: str) -> dict[str, Any]:
 def _completion(
     name: str, number: int, prompt_tokens: int, answer: Answer
 ) -> dict[str, Any]:
-    calls = calls_of(answer).calls
+    found = calls_of(answer).with_objects()
     message: dict[str, Any] = {"role": "assistant", "content": answer.text}
     reason = "length" if answer.cut else "stop"
-    if calls:
-        message["content"] = answer.text.partition("<tool_call>")[0].strip() or None
+    if found.calls:
+        message["content"] = found.content or None
         message["tool_calls"] = [
             {
                 "id": f"call_{number}_{index}",
                 "type": "function",
                 "function": {"name": called, "arguments": json.dumps(arguments)},
             }
-            for index, (called, arguments) in enumerate(calls)
+            for index, (called, arguments) in enumerate(found.calls)
         ]
         reason = "tool_calls"
     return {

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, closing
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -28,15 +28,22 @@ SCORES = "scores.json"
 
 
 class AnsweringModel(Protocol):
-    """What answers: by transformers (`TransformersModel`) or served (`EndpointModel`)."""
+    """What answers: by transformers (`TransformersModel`) or served (`EndpointModel`).
+
+    may_change: whether what it refuses it may answer the next time, under the same
+        statement.
+    """
 
     name: str
     template: str
     statement: dict[str, Any]
+    may_change: bool
 
     def answers(self, cases: Sequence[Case]) -> Iterator[list[tuple[str, Answer]]]: ...
 
     def serving(self) -> AbstractContextManager[str]: ...
+
+    def close(self) -> None: ...
 
 
 @dataclass(frozen=True)
@@ -111,7 +118,8 @@ def evaluate_calls(
     threads: int = 8,
     progress: Callable[[int], None] = lambda done: None,
 ) -> ScoredModel:
-    """Ask a model what it was not asked yet, score all, and keep `scores.json`.
+    """Ask a model what it was not asked yet, or what was refused where it may have changed
+    since, score all, and keep `scores.json`.
 
     multi_turn: scores of the categories of several turns that were made elsewhere.
     program: what asks these here, `threads` at a time.
@@ -121,14 +129,24 @@ def evaluate_calls(
     or setting; BusyError where another process writes there.
     """
     made_with = {"model": model.statement, "data": data.statement}
-    with exclusive(directory, "alia-ctx evaluate-calls"):
+    # Its memory is the next model's.
+    with exclusive(directory, "alia-ctx evaluate-calls"), closing(model):
         ledger = AnswerLedger(directory, made_with)
-        left = [case for case in data.cases if case.id not in ledger.answers]
+        left = [
+            case
+            for case in data.cases
+            if (answer := ledger.answers.get(case.id)) is None
+            or (answer.fault and model.may_change)
+        ]
         done = len(data.cases) - len(left)
         progress(done)
         if left:
             for batch in model.answers(left):
-                ledger.add(batch)
+                ledger.add(
+                    (name, answer)
+                    for name, answer in batch
+                    if ledger.answers.get(name) != answer  # refused as before
+                )
                 done += len(batch)
                 progress(done)
         if program is not None:

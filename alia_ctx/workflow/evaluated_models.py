@@ -166,6 +166,7 @@ def _nearby(path: Path) -> str:
 
 def _of_huggingface(path: Path) -> EvaluatedModel:
     from alia_ctx.hf import assets, config, rules, streams, weight_files
+    from alia_ctx.hf.trained_length import read_length
 
     made = EvaluatedModel(
         name=path.resolve().name,
@@ -179,7 +180,7 @@ def _of_huggingface(path: Path) -> EvaluatedModel:
         is_checkpoint=False,
     )
     try:
-        model, rope, context = config.read_config(path)
+        model, rope, published = config.read_config(path)
     except CheckpointError as refusal:
         return _through_transformers(made, refusal)
     # All that an import refuses by headers alone is refused before others are measured.
@@ -189,7 +190,11 @@ def _of_huggingface(path: Path) -> EvaluatedModel:
     streams.drop_tied_head(model.tie_word_embeddings, places)
     rules.check_huggingface(rules.WeightMap(model), places, str(path))
     return replace(
-        made, context=context, vocab_size=model.vocab_size, model=model, rope=rope
+        made,
+        context=read_length(path, rope, published),
+        vocab_size=model.vocab_size,
+        model=model,
+        rope=rope,
     )
 
 
@@ -203,19 +208,21 @@ def _through_transformers(
 
     from alia_ctx.hf import weight_files
     from alia_ctx.hf.scoring import position_limit
+    from alia_ctx.hf.trained_length import read_length, upstream_rope
 
     try:
         config: Any = AutoConfig.from_pretrained(
             made.path, trust_remote_code=False, local_files_only=True
         )
-        context, vocabulary = config.max_position_embeddings, config.vocab_size
+        published, vocabulary = int(config.max_position_embeddings), config.vocab_size
+        rope = upstream_rope(config)
     except Exception:  # whatever a file's content provokes
         raise refusal from None
     weight_files.locate_weights(made.path)
     reason = " ".join(str(refusal).split())
     return replace(
         made,
-        context=int(context),
+        context=published if rope is None else read_length(made.path, rope, published),
         vocab_size=int(vocabulary),
         limit=position_limit(config),
         through=f"transformers, as the engine has not its family: {reason}",

@@ -33,10 +33,12 @@ def write_words(directory: Path, size: int, **special: Any) -> Path:
     return directory
 
 
-def trained(ck: Path, context: int = LONGER, **config: Any) -> Path:
+def trained(
+    ck: Path, context: int = LONGER, rope: RopeSpec | None = None, **config: Any
+) -> Path:
     """Make the import at `ck` the checkpoint of a longer stage of a run with `config`."""
     manifest = checkpoint.read_manifest(ck)
-    rope = RopeSpec("linear", 10000.0, context / CONTEXT)
+    rope = rope or RopeSpec("linear", 10000.0, context / CONTEXT)
     entry = checkpoint.StageLedger(
         "long", context, rope, 9e-7, updates=5, tokens=1234567
     )

@@ -2,10 +2,11 @@
 documentation and its parser's behaviour, written anew: what `alia_ctx` makes is read with
 it and nothing of `alia_ctx`.
 
-A call is the JSON between `<tool_call>` and `</tool_call>`, or the end of the text, with
-`name` and `arguments`. Content is what stands before the first tag. Where one call cannot
-be read, the whole text is content. A stream gives content up to what may begin a tag, then
-of each call its name, and its arguments as they are written.
+A call is the JSON between `<tool_call>` and the next `</tool_call>`, or the end of the
+text, with `name` and `arguments`; a tag that opens within one is its text. Content is
+what stands before the first tag. Where one call cannot be read, the whole text is
+content. A stream gives content up to what may begin a tag, then of each call its name,
+and its arguments as they are written.
 """
 
 from __future__ import annotations
@@ -19,12 +20,19 @@ OPEN, CLOSE = "<tool_call>", "</tool_call>"
 
 def read(text: str) -> tuple[str, list[tuple[str, Any]]]:
     """Content, and name and arguments of each call."""
-    content, *parts = text.split(OPEN)
-    try:
-        made = [json.loads(part.split(CLOSE)[0]) for part in parts]
-        calls = [(call["name"], call["arguments"]) for call in made]
-    except (ValueError, KeyError, TypeError):
-        return text, []
+    content, opened, rest = text.partition(OPEN)
+    calls = []
+    while opened:
+        part, _, rest = rest.partition(CLOSE)
+        try:
+            call = json.loads(part)
+            name, arguments = call["name"], call["arguments"]
+        except (ValueError, KeyError, TypeError, RecursionError):
+            return text, []
+        if not isinstance(name, str):  # a field of pydantic's `FunctionCall`
+            return text, []
+        calls.append((name, arguments))
+        _, opened, rest = rest.partition(OPEN)
     return (content, calls) if calls else (text, [])
 
 

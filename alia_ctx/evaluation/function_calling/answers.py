@@ -1,9 +1,9 @@
 """A model's answer -> the calls in it.
 
 Tagged text is read by the rules of vLLM's hermes parser, as a served model's clients get
-its calls: a text in which one call is broken is a text without calls. Other forms (lists
-of JSON, `[Name(key=value)]`, glaive's and NVIDIA's tags) are read by the readers of
-training data.
+its calls: a call has `name` and `arguments`, whatever these are, and a text in which one
+is broken is a text without calls. Other forms (JSON of calls, `[Name(key=value)]`,
+glaive's and NVIDIA's tags) are read by the readers of training data.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from typing import Any
 from alia_ctx.data.chat import RowError, ToolCall
 from alia_ctx.data.chat.forms.calls import (
     calls_from_json,
+    literal,
     looks_pythonic,
     pythonic_calls,
 )
@@ -69,50 +70,94 @@ class Answer:
 
 @dataclass(frozen=True)
 class Calls:
-    """The calls of an answer, in order; none, and `broken`, where it has what looks like
-    calls and cannot be read.
+    """The calls of an answer, in order: names, and arguments as JSON's types; none, and
+    `broken`, where it has what looks like calls and cannot be read. `content` is what is
+    said before them.
     """
 
-    calls: tuple[tuple[str, dict[str, Any]], ...] = ()
+    calls: tuple[tuple[str, Any], ...] = ()
     broken: str = ""
+    content: str = ""
+
+    def with_objects(self) -> Calls:
+        """These calls where the arguments of all are objects; else none, and `broken`. So
+        does BFCL (`is_function_calling_format_output`), also for relevance.
+        """
+        for name, arguments in self.calls:
+            if not isinstance(arguments, dict):
+                written = json.dumps(arguments)[:80]
+                return Calls((), f"{name}: arguments are no object: {written}")
+        return self
 
 
 def calls_of(answer: Answer) -> Calls:
     """The calls of an answer: those that a server found, else those of its text."""
+    text = answer.text
     try:
         if answer.tool_calls:
-            return Calls(tuple(_call(*call) for call in answer.tool_calls))
-        return Calls(tuple(_calls_of_text(answer.text)))
+            calls = [_call(*call) for call in answer.tool_calls]
+            return Calls(tuple(calls), content=text)
+        if first := _HERMES.search(text):
+            tagged = _HERMES.findall(text)
+            calls = [_hermes(closed or open_) for closed, open_ in tagged]
+        else:
+            first = _OTHER_TAGS.search(text)
+            calls = [_call(call.name, call.arguments) for call in _other_calls(text)]
     except (RowError, ValueError) as error:
         return Calls((), str(error))
+    before = text[: first.start()] if first else ""
+    return Calls(tuple(calls), content=before.strip() if calls else "")
 
 
-def _calls_of_text(text: str) -> list[tuple[str, dict[str, Any]]]:
-    if tagged := _HERMES.findall(text):
-        return [_hermes(closed or open_) for closed, open_ in tagged]
+def _other_calls(text: str) -> list[ToolCall]:
     found: list[ToolCall] = []
     bare = text.strip()
-    if other := _OTHER_TAGS.findall(text):
-        for parts in other:
+    if tagged := _OTHER_TAGS.findall(text):
+        for parts in tagged:
             found += calls_from_json("".join(parts))
     elif looks_pythonic(bare):
         found += pythonic_calls(bare)
-    elif bare.startswith(("[", "{")) and '"name"' in bare:
-        found += calls_from_json(bare)
-    return [_call(call.name, call.arguments) for call in found]
+    elif bare.startswith(("[", "{")):
+        found += _json_calls(bare)
+    return found
 
 
-def _hermes(text: str) -> tuple[str, dict[str, Any]]:
+def _hermes(text: str) -> tuple[str, Any]:
     value = parse_json(text)
-    if not isinstance(value, dict) or not isinstance(value.get("name"), str):
-        raise ValueError(f"a call without a name: {text.strip()[:80]}")
-    arguments = value.get("arguments", {})
-    written = arguments if isinstance(arguments, str) else json.dumps(arguments)
-    return _call(value["name"], written)
+    if not isinstance(value, dict) or not {"name", "arguments"} <= value.keys():
+        raise ValueError(f"a call without name and arguments: {text.strip()[:80]}")
+    if not isinstance(value["name"], str):
+        raise ValueError(f"a name that is no text: {text.strip()[:80]}")
+    return value["name"], value["arguments"]
 
 
-def _call(name: str, arguments: str) -> tuple[str, dict[str, Any]]:
-    value = parse_json(arguments) if arguments.strip() else {}
+def _json_calls(text: str) -> tuple[ToolCall, ...]:
+    """Calls of a text that is JSON of calls; none where it is other data, which may have
+    names too. RowError or ValueError where it breaks off as calls do, or mixes both.
+    """
+    try:
+        value = literal(text)
+    except RowError:
+        if '"name"' in text and re.search(r'"(arguments|parameters)"\s*:', text):
+            raise
+        return ()
+    are_calls = [_is_call(v) for v in (value if isinstance(value, list) else [value])]
+    if not any(are_calls):
+        return ()
+    if not all(are_calls):
+        raise ValueError(f"calls beside what is none: {text[:80]}")
+    return calls_from_json(text)
+
+
+def _is_call(value: Any) -> bool:
     if not isinstance(value, dict):
-        raise ValueError(f"{name}: arguments are no object: {arguments[:80]}")
-    return name, value
+        return False
+    nested = value.get("function")
+    call = nested if isinstance(nested, dict) else value
+    return isinstance(call.get("name"), str) and (
+        "arguments" in call or "parameters" in call
+    )
+
+
+def _call(name: str, arguments: str) -> tuple[str, Any]:
+    return name, parse_json(arguments) if arguments.strip() else {}

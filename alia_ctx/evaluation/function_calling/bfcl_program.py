@@ -16,8 +16,10 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import re
 import shutil
 import threading
+from collections.abc import Callable
 from importlib.metadata import version
 from pathlib import Path
 from types import SimpleNamespace
@@ -35,6 +37,14 @@ _FAULTS = (
     "openai.NotFoundError",
     "openai.RateLimitError",
 )
+# A request that the server refuses itself, and what bfcl-eval keeps of it.
+_REFUSED = (400, 413, 422)
+_KEPT_REFUSAL = re.compile(r"Error during inference: Error code: (400|413|422)\b")
+# What is asked for where a conversation fits and its longest answer does not; as in
+# alia_ctx/workflow/call_endpoint.py.
+_LESS = (256, 64, 16)
+# A server answers several at a time, and an answer that is given up is written anyway.
+_TIMEOUT_SECONDS = 3600.0
 CATEGORIES = (
     "multi_turn_base",
     "multi_turn_miss_func",
@@ -44,29 +54,46 @@ CATEGORIES = (
 NAME = "served"  # of the model in bfcl-eval's list
 
 
-def refuse_errors(results: Path) -> None:
-    """`bfcl-eval` takes a server that does not answer for a wrong answer of the model's,
-    and keeps it. Such answers are taken out here, so that the next run asks again.
+def take_out(results: Path, is_no_answer: Callable[[Any], bool]) -> int:
+    """Take answers out of the files of results, so that the next run asks again, and lines
+    that were not written whole; how many there were.
     """
-    failed = 0
+
+    def is_kept(line: str) -> bool:
+        try:
+            return line.endswith("\n") and not is_no_answer(json.loads(line))
+        except ValueError:
+            return False
+
+    count = 0
     for file in results.rglob("BFCL_v*_multi_turn_*_result.json"):
-        lines = file.read_text(encoding="utf-8").splitlines(keepends=True)
-        traces = [str(json.loads(line).get("traceback", "")) for line in lines]
-        kept = [
-            line
-            for line, trace in zip(lines, traces, strict=True)
-            if not any(fault in trace for fault in _FAULTS)
-        ]
-        failed += len(lines) - len(kept)
+        text = file.read_text(encoding="utf-8", errors="replace")
+        lines = text.splitlines(keepends=True)
+        kept = [line for line in lines if is_kept(line)]
+        count += len(lines) - len(kept)
         if len(kept) < len(lines):
             scratch = file.with_suffix(".tmp")
             scratch.write_text("".join(kept), encoding="utf-8")
             scratch.replace(file)
-    if failed:
-        raise SystemExit(
-            f"{failed} conversations ended as the server did not answer, and have no "
-            "score; mend it, and start again: the others are kept"
-        )
+    return count
+
+
+def is_failure(answer: dict[str, Any]) -> bool:
+    """Whether it is the server's: `bfcl-eval` takes one that does not answer for a wrong
+    answer of the model's, and keeps it.
+    """
+    trace = str(answer.get("traceback", ""))
+    return any(fault in trace for fault in _FAULTS)
+
+
+def is_refusal(answer: dict[str, Any]) -> bool:
+    """Whether the server refused the request itself."""
+    return _KEPT_REFUSAL.match(str(answer.get("result"))) is not None
+
+
+def most_tokens(most: int | None) -> list[int | None]:
+    """Most tokens of an answer to ask for, in turn, as long as it is refused."""
+    return [most, None, *(n for n in _LESS if n < most)] if most else [None]
 
 
 def choose(results: Path, chosen: Path, ids: dict[str, list[str]]) -> None:
@@ -121,13 +148,25 @@ def run(options: argparse.Namespace) -> None:
     from bfcl_eval.utils import load_dataset_entry
 
     class Handler(OpenAICompletionsHandler):  # type: ignore[misc]
+        def __init__(self, *words: Any, **named: Any) -> None:
+            super().__init__(*words, **named)
+            self.client: Any = self.client.with_options(timeout=_TIMEOUT_SECONDS)
+
         def generate_with_backoff(self, **asked: Any) -> Any:
             """The original says no length, and some servers go on past the context."""
-            if options.max_tokens:
-                asked["max_tokens"] = options.max_tokens
-            return super().generate_with_backoff(**asked)
+            refused: Exception | None = None
+            for most in most_tokens(options.max_tokens):
+                limit = {} if most is None else {"max_tokens": most}
+                try:
+                    return super().generate_with_backoff(**asked, **limit)
+                except Exception as error:  # of the openai package
+                    if getattr(error, "status_code", None) not in _REFUSED:
+                        raise
+                    refused = refused or error
+            assert refused is not None
+            raise refused
 
-    names = options.categories.split(",")
+    names = [name for name in options.categories.split(",") if name]
     entries = {name: [row["id"] for row in load_dataset_entry(name)] for name in names}
     if options.check:
         sizes = {name: len(rows) for name, rows in entries.items()}
@@ -146,6 +185,10 @@ def run(options: argparse.Namespace) -> None:
     MODEL_CONFIG_MAPPING[NAME] = ModelConfig(**config)
     ids = {name: rows[: options.limit] for name, rows in entries.items()}
     (output / "test_case_ids_to_generate.json").write_text(json.dumps(ids))
+    # What a kill left, and what a server that was started otherwise may answer now.
+    take_out(
+        output / "result", is_refusal if options.refused_again else lambda _: False
+    )
     generation.main(
         SimpleNamespace(
             model=[NAME],
@@ -167,7 +210,11 @@ def run(options: argparse.Namespace) -> None:
             lora_modules=None,
         )
     )
-    refuse_errors(output / "result" / NAME)
+    if failed := take_out(output / "result" / NAME, is_failure):
+        raise SystemExit(
+            f"{failed} conversations ended as the server did not answer, and have no "
+            "score; mend it, and start again: the others are kept"
+        )
     choose(output / "result" / NAME, output / "chosen" / NAME, ids)
     shutil.rmtree(output / "score" / NAME, ignore_errors=True)
     eval_runner.main([NAME], names, "chosen", "score", partial_eval=True)
@@ -184,6 +231,11 @@ def main() -> None:
     parser.add_argument("--temperature", type=float, default=0.001)
     parser.add_argument("--max-tokens", type=int, help="most tokens of an answer")
     parser.add_argument("--limit", type=int, help="the first N cases of each category")
+    parser.add_argument(
+        "--refused-again",
+        action="store_true",
+        help="ask what the server refused before",
+    )
     parser.add_argument("--check", action="store_true", help="only say what is here")
     parser.add_argument("--piped", action="store_true", help="end with standard input")
     options = parser.parse_args()

@@ -239,6 +239,11 @@ def _require_known(case: Case, needs_answers: bool) -> None:
     """ValueError where the checker could not judge the case."""
     if not isinstance(case.id, str) or not case.messages:
         raise ValueError("no id or no question")
+    for message in case.messages:
+        if not (
+            isinstance(message["role"], str) and isinstance(message["content"], str)
+        ):
+            raise ValueError("a message without role and text")
     known = TYPES[case.language]
     for function in case.functions:
         for name, schema in function["parameters"]["properties"].items():

@@ -19,7 +19,7 @@ from alia_ctx.evaluation.function_calling.cases import Case
 from alia_ctx.evaluation.function_calling.checker import RIGHT, Verdict, check_calls
 from alia_ctx.evaluation.function_calling.tools import FunctionNames, shown_name
 
-NO_ANSWER = "no_answer"  # the reason of what does not fit, or a server refuses
+NO_ANSWER = "no_answer"  # the reason of what does not fit, or is refused
 _Z = 1.959963984540054  # the 97.5% quantile of the normal distribution
 MULTI_TURN = (
     "multi_turn_base",
@@ -179,7 +179,7 @@ def verdict_of(case: Case, answer: Answer, names: FunctionNames) -> Verdict:
     """The verdict on one answer."""
     if answer.fault:
         return Verdict(False, NO_ANSWER, answer.fault)
-    calls = calls_of(answer)
+    calls = calls_of(answer).with_objects()
     if case.accepted is None:
         if bool(calls.calls) == case.wants_call:
             return RIGHT

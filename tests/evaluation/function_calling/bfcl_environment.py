@@ -39,7 +39,22 @@ class ModelConfig:
     "model_handler/__init__.py": "",
     "model_handler/api_inference/__init__.py": "",
     "model_handler/api_inference/openai_completion.py": """
-class OpenAICompletionsHandler: pass
+import json, os, urllib.error, urllib.request
+class StatusError(Exception):
+    def __init__(self, error):
+        self.status_code = error.code
+        super().__init__(f"Error code: {error.code} - {error.read().decode()}")
+class Client:
+    def with_options(self, timeout): return self
+class OpenAICompletionsHandler:
+    def __init__(self): self.client = Client()
+    def generate_with_backoff(self, **asked):
+        address = os.environ["OPENAI_BASE_URL"] + "/chat/completions"
+        try:
+            with urllib.request.urlopen(address, json.dumps(asked).encode()) as answer:
+                return json.load(answer)
+        except urllib.error.HTTPError as error:
+            raise StatusError(error) from None
 """,
     "utils.py": """
 import json
@@ -49,7 +64,7 @@ def load_dataset_entry(category):
 """,
     # A question is one request; what the openai package would raise is kept as it is.
     "_llm_response_generation.py": """
-import json, os, urllib.error, urllib.request
+import json
 from bfcl_eval.constants.eval_config import PROJECT_ROOT
 from bfcl_eval.constants.model_config import MODEL_CONFIG_MAPPING
 def main(args):
@@ -62,22 +77,20 @@ def main(args):
             stream.seek(0)
             there = [json.loads(line)["id"] for line in stream]
             for one in [one for one in ids if one not in there]:
-                answer = {"id": one, **asked(one, MODEL_CONFIG_MAPPING[name].model_name)}
+                answer = {"id": one, **asked(one, MODEL_CONFIG_MAPPING[name])}
                 stream.write(json.dumps(answer) + "\\n")
-def asked(one, model):
+def asked(one, config):
     message = {"role": "user", "content": one}
     parameters = {"type": "object", "properties": {}}
     tool = {"type": "function", "function": {"name": "f", "parameters": parameters}}
-    body = json.dumps({"model": model, "messages": [message], "tools": [tool]}).encode()
+    words = {"model": config.model_name, "messages": [message], "tools": [tool]}
     try:
-        address = os.environ["OPENAI_BASE_URL"] + "/chat/completions"
-        with urllib.request.urlopen(address, body) as answer:
-            said = json.load(answer)["choices"][0]["message"]
-        return {"result": [[said.get("content")]]}
-    except urllib.error.HTTPError as error:
-        told = f"Error code: {error.code} - {error.read().decode()}"
-        kind = "InternalServerError" if error.code >= 500 else "BadRequestError"
-        return {"result": f"Error during inference: {told}", "traceback": f"openai.{kind}"}
+        answer = config.model_handler().generate_with_backoff(**words)
+        return {"result": [[answer["choices"][0]["message"].get("content")]]}
+    except Exception as error:
+        kind = "InternalServerError" if error.status_code >= 500 else "BadRequestError"
+        told = f"Error during inference: {error}"
+        return {"result": told, "traceback": f"openai.{kind}"}
 """,
     "eval_checker/__init__.py": "",
     "eval_checker/eval_runner.py": """

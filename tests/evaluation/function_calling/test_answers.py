@@ -6,10 +6,12 @@ import json
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from alia_ctx.evaluation.function_calling import Answer, calls_of
+from alia_ctx.evaluation.function_calling import Answer, Calls, Case, calls_of
+from alia_ctx.evaluation.function_calling.scores import verdict_of
+from tests.hf import hermes
 
 CALL = '{"name": "f", "arguments": {"a": 1}}'
 ONE = [("f", {"a": 1})]
@@ -23,19 +25,39 @@ ONE = [("f", {"a": 1})]
         (f"I call it.\n<tool_call>\n{CALL}\n</tool_call>\nDone.", ONE),
         (f"<tool_call>\n{CALL}\n</tool_call>\n<tool_call>{CALL}</tool_call>", ONE * 2),
         (f"<tool_call>\n{CALL}\n", ONE),  # the end of the answer closes it
-        ('<tool_call>{"name": "f", "arguments": "{\\"a\\": 1}"}</tool_call>', ONE),
-        ('<tool_call>{"name": "f"}</tool_call>', [("f", {})]),
+        # Text in place of an object stays text: to a client it is no object either.
+        (
+            '<tool_call>{"name": "f", "arguments": "{\\"a\\": 1}"}</tool_call>',
+            [("f", '{"a": 1}')],
+        ),
+        ('<tool_call>{"name": "f", "arguments": ""}</tool_call>', [("f", "")]),
+        ('<tool_call>{"name": "f", "arguments": null}</tool_call>', [("f", None)]),
+        ('<tool_call>{"name": "f", "arguments": [1]}</tool_call>', [("f", [1])]),
+        (
+            '<tool_call>{"name": "f", "arguments": {"a": "<tool_call>"}}</tool_call>',
+            [("f", {"a": "<tool_call>"})],
+        ),
         (f"<TOOLCALL>[{CALL}]</TOOLCALL>", ONE),
         (f"<functioncall> {CALL}", ONE),
         (f"[{CALL}, {CALL}]", ONE * 2),
         (CALL, ONE),
         ('{"name": "f", "parameters": {"a": 1}}', ONE),
+        ('{"name": "f", "arguments": {"a": True}}', [("f", {"a": True})]),
         ("[f(a=1)]", ONE),
         ('[a.b(x="y, z", n=[1, 2])]', [("a.b", {"x": "y, z", "n": [1, 2]})]),
         ("There is no call here.", []),
         ("f(a=1) is what I would call.", []),
         ("[1] A footnote", []),
         ('{"temperature": 3}', []),
+        ('{"name": "Alice", "age": 3}', []),
+        ('{"name": "Alice"}', []),
+        ('[{"name": "x"}, {"name": "y", "age": 3}]', []),
+        ('{"person": {"name": "x", "arguments": {}}}', []),
+        ('{"name": "Alice", "age": ', []),
+        ('{"arguments": {"a": 1}}', []),
+        ('{"name": ["f"], "arguments": {}}', []),
+        ('{"type": "function", "function": {"name": "f", "arguments": {"a": 1}}}', ONE),
+        ('[{"name": "f", "parameters": {"a": 1}}]', ONE),
         ("", []),
     ],
 )
@@ -50,12 +72,18 @@ def test_forms(text: str, calls: list[Any]) -> None:
         '<tool_call>{"name": "f", "arguments": {"a": 1}</tool_call>',
         f"<tool_call>{CALL}</tool_call><tool_call>not JSON</tool_call>",
         '<tool_call>{"arguments": {}}</tool_call>',
-        '<tool_call>{"name": "f", "arguments": [1]}</tool_call>',
+        '<tool_call>{"name": "f"}</tool_call>',
+        '<tool_call>{"name": "f", "parameters": {"a": 1}}</tool_call>',
+        f'<tool_call>{CALL}</tool_call><tool_call>{{"name": "g"}}</tool_call>',
+        '<tool_call>{"name": 1, "arguments": {}}</tool_call>',
+        "<tool_call></tool_call>",
         '<tool_call>["f"]</tool_call>',
         "<tool_call>",
         "<tool_call>" + "[" * 100_000,
         '[f(a="1)]',
         '{"name": "f", "arguments": "not JSON"}',
+        '{"name": "f", "arguments": {"a": ',
+        f'[{CALL}, {{"name": "g"}}]',
     ],
 )
 def test_one_broken_call_and_there_is_none(text: str) -> None:
@@ -68,6 +96,41 @@ def test_calls_that_a_server_found() -> None:
     answer = Answer("text", (("f", '{"a": 1}'), ("g", "")))
     assert list(calls_of(answer).calls) == [*ONE, ("g", {})]
     assert calls_of(Answer("", (("f", "{"),))).broken
+
+
+TAGGED = st.lists(
+    st.sampled_from(
+        [
+            *("<tool_call>", "</tool_call>", "\n", " ", "words", "{", "}", '"', "null"),
+            *(CALL, '{"name": "f"}', '{"name": "g", "arguments": "text"}'),
+            *('{"name": "f", "arguments": {"a": "<tool_call>"}}', '{"arguments": {}}'),
+        ]
+    ),
+    max_size=8,
+).map(lambda parts: "<tool_call>" + "".join(parts))
+
+
+@given(TAGGED)
+@settings(max_examples=500)
+def test_tagged_text_is_read_as_vllm_does(text: str) -> None:
+    assert list(calls_of(Answer(text)).calls) == hermes.read(text)[1]
+
+
+def test_arguments_that_are_no_object_are_no_call_to_the_benchmark() -> None:
+    """Neither right nor, where none is wanted, wrong."""
+    for arguments in ('"{}"', '""', "null", "[1]", "3"):
+        text = f'<tool_call>{{"name": "f", "arguments": {arguments}}}</tool_call>'
+        for answer in (Answer(text), Answer("", (("f", arguments),))):
+            assert calls_of(answer).calls
+            kept = calls_of(answer).with_objects()
+            assert not kept.calls
+            assert "f: arguments are no object" in kept.broken
+    message = {"role": "user", "content": "?"}
+    for category, right in (("irrelevance", True), ("live_relevance", False)):
+        case = Case("x", category, (message,), (), None)
+        assert verdict_of(case, Answer(text), "underscore").right == right
+    both = Calls((("f", {}), ("g", [])))
+    assert not both.with_objects().calls
 
 
 @given(st.text())

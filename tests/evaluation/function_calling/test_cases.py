@@ -74,6 +74,7 @@ def test_no_data(tmp_path: Path) -> None:
     ("old", "new", "message"),
     [
         ('"question"', '"questions"', "line 1: is no BFCL case"),
+        ('"role"', '"rule"', "line 1: is no BFCL case"),
         ("{", "[", "line 1: no JSON"),
         ('"integer"', '"rational"', "n is of type rational"),
         ('"parameters"', '"params"', "line 1: is no BFCL case"),

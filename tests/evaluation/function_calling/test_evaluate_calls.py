@@ -1,8 +1,11 @@
-"""`alia-ctx evaluate-calls` as a user calls it: a served model, and models on disk."""
+"""`alia-ctx evaluate-calls` of models on disk, as a user calls it."""
 
 from __future__ import annotations
 
 import json
+import shutil
+import weakref
+from datetime import date
 from pathlib import Path
 from typing import Any
 
@@ -13,17 +16,17 @@ from typer.testing import CliRunner
 from alia_ctx.cli.run_commands import app
 from alia_ctx.errors import AliaError
 from alia_ctx.evaluation.function_calling import (
-    MULTI_TURN,
     Case,
     read_cases,
 )
 from alia_ctx.evaluation.function_calling.ledger import NAME
-from alia_ctx.identity import unsealed
+from alia_ctx.hf.upstream import end_ids
+from alia_ctx.identity import IdentityError
+from alia_ctx.workflow import call_generation
 from alia_ctx.workflow.call_generation import CallSettings, TransformersModel
-from tests.evaluation.function_calling.server import said, served
+from tests.evaluation.function_calling.server import said
 from tests.evaluation.function_calling.small_suite import wanted, write_suite
-from tests.evaluation.function_calling.test_scores import write_score
-from tests.hf_models import make_model
+from tests.hf_models import edit_json, make_model
 from tests.tokenizers import byte_level, save
 
 END = "<|im_end|>"
@@ -60,114 +63,11 @@ def suite(tmp_path: Path) -> Path:
     return write_suite(tmp_path / "data")
 
 
-def test_a_served_model(suite: Path, tmp_path: Path) -> None:
-    bodies: list[dict[str, Any]] = []
-
-    def reply(body: dict[str, Any]) -> dict[str, Any]:
-        bodies.append(body)
-        if body["messages"][-1]["content"] == "live_multiple 1?":
-            return said(None, ("get_value", '{"n": 9}'))
-        return right_reply(body)
-
-    for category in MULTI_TURN:
-        write_score(tmp_path / "score", category, 1, 4)
-    out = tmp_path / "out"
-    with served(reply) as url:
-        words = ["evaluate-calls", "--endpoint", url, "--data", suite, "--output", out]
-        words += ["--temperature", 0.1, "--multi-turn", tmp_path / "score"]
-        table = alia(*words)
-        found = json.loads(alia(*words, "--json"))["models"]["model"]
-    assert len(bodies) == 26  # the second time nothing is asked
-    assert bodies[0]["temperature"] == 0.1
-    assert bodies[0]["tools"][0]["function"]["name"] == "get_value"
-    rights = [row["accuracy"] for row in found["rows"]]
-    assert rights == [1, 1, 1, 1, 1, 0.5, 1, 1, *[0.25] * 4, 1, 1]
-    assert found["categories"]["live_multiple"]["wrong"] == {"wrong_value": 1}
-    lines = [line for line in table.splitlines() if "│" in line]
-    assert len(lines) == 14
-    for line, row in zip(lines, found["rows"], strict=True):
-        cells = [cell.strip() for cell in line.strip("│").split("│")]
-        assert cells[:2] == [row["metric"], row["category"]]
-        counts = f"{row['right']}/{row['total']}"
-        low, high = 100 * row["low"], 100 * row["high"]
-        shown = f"{100 * row['accuracy']:.1f} [{low:.1f}, {high:.1f}] {counts}"
-        assert cells[2:] == [shown, f"{row['card_percent']:.1f}"]
-    kept = json.loads((out / "model" / "scores.json").read_text())
-    made, content = unsealed(kept, "scores", "")
-    assert content["rows"] == found["rows"]
-    assert made["model"]["settings"]["temperature"] == 0.1
-
-
-def test_a_server_that_stops_and_is_started_again(suite: Path, tmp_path: Path) -> None:
-    asked: list[str] = []
-    dead = [True]
-
-    def dies(body: dict[str, Any]) -> dict[str, Any] | int:
-        asked.append(body["messages"][-1]["content"])
-        return 404 if dead and len(asked) > 9 else right_reply(body)
-
-    words = ["--data", suite, "--output", tmp_path / "out", "--batch-size", 3]
-    with served(dies) as url:
-        with pytest.raises(AliaError, match=r"status 404.*answers are kept"):
-            alia("evaluate-calls", "--endpoint", url, *words)
-        kept = (tmp_path / "out" / "model" / NAME).read_text().count("\n") - 1
-        assert kept == 9
-        asked.clear()
-        dead.clear()  # it is well again
-        found = json.loads(alia("evaluate-calls", "--endpoint", url, *words, "--json"))
-    assert len(asked) == 26 - 9
-    assert {row["accuracy"] for row in found["models"]["model"]["rows"]} == {1, None}
-    elsewhere = pytest.raises(AliaError, match=r"model\.endpoint")  # another, maybe
-    with served(right_reply) as other, elsewhere:
-        alia("evaluate-calls", "--endpoint", other, *words)
-
-
-def test_a_question_that_a_server_refuses_is_wrong(suite: Path, tmp_path: Path) -> None:
-    def reply(body: dict[str, Any]) -> dict[str, Any] | int:
-        refused = body["messages"][-1]["content"] == "irrelevance 1?"
-        return 400 if refused else right_reply(body)
-
-    with served(reply) as url:
-        words = ["--data", suite, "--output", tmp_path / "out", "--json"]
-        found = json.loads(alia("evaluate-calls", "--endpoint", url, *words))
-    categories = found["models"]["model"]["categories"]
-    assert categories["irrelevance"]["wrong"] == {"no_answer": 1}
-    assert categories["live_irrelevance"]["accuracy"] == 1
-
-
-def test_a_server_without_tools_is_no_wrong_model(suite: Path, tmp_path: Path) -> None:
-    """It refuses every question; none of that is kept as an answer."""
-    out = tmp_path / "out"
-    refused = pytest.raises(AliaError, match=r"the server answers 400: .*refused")
-    with served(lambda body: 400) as url, refused:
-        alia("evaluate-calls", "--endpoint", url, "--data", suite, "--output", out)
-    assert (out / "model" / NAME).read_text().count("\n") == 1
-
-
-def test_what_is_no_server_or_model(suite: Path, tmp_path: Path) -> None:
-    with served(right_reply, ("a", "b")) as url:
-        for words, message in (
-            (["--endpoint", url], "MODEL=None: is not one of the models.*a, b"),
-            (["c", "--endpoint", url], "MODEL=c: is not one of the models"),
-            (["--endpoint", "ftp://x"], "is no http or https address"),
-            (["--endpoint", url, "--template", "x"], "is the server's"),
-            ([], "MODEL=None: is needed"),
-            (["a", "--endpoint", url, "--temperature", "inf"], "is no temperature"),
-            ([tmp_path / "none"], "none"),
-            (["a", "--endpoint", url, "--multi-turn", "z=."], "z is no model here"),
-            (["a", "--endpoint", url, "--multi-turn", "a=zz"], "zz: is no folder"),
-        ):
-            with pytest.raises(AliaError, match=message):
-                alia("evaluate-calls", *words, "--data", suite)
-    with pytest.raises(AliaError, match="does not answer"):
-        alia("evaluate-calls", "--endpoint", url, "--data", suite)
-
-
-def save_small(directory: Path, context: int = 4096) -> Any:
+def save_small(directory: Path, context: int = 4096, rope: str = "default") -> Any:
     """A small random model in fp32 with a tokenizer of bytes, without a template."""
     sizes = {"vocab_size": 384, "num_hidden_layers": 2, "hidden_size": 64}
     model = make_model(
-        "llama", dtype=torch.float32, max_position_embeddings=context, **sizes
+        "llama", rope, torch.float32, max_position_embeddings=context, **sizes
     )
     save(byte_level(), directory)
     model.save_pretrained(directory)
@@ -213,6 +113,29 @@ def test_what_is_drawn_does_not_depend_on_batches(suite: Path, tmp_path: Path) -
     assert answers_of(tmp_path / "m", cases[::-1], settings, 3) == one
     other = CallSettings(max_new_tokens=8, temperature=1.0, seed=4)
     assert answers_of(tmp_path / "m", cases, other, 3) != one
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("rope", ["dynamic", "default"])
+def test_an_answer_does_not_depend_on_its_neighbours(rope: str, tmp_path: Path) -> None:
+    """Nor on what was answered before. A dynamic RoPE turns by the longest text of a
+    batch, and transformers keeps it for those that follow.
+    """
+    save_small(tmp_path / "m", context=64, rope=rope)
+    settings = CallSettings(max_new_tokens=30)
+    random = torch.Generator().manual_seed(1)
+    prompts = [
+        torch.randint(6, 340, (size,), generator=random).tolist()
+        for size in (30, 90, 60, 33, 70, 45)
+        if rope == "dynamic" or size < 64
+    ]
+    alone = []
+    for prompt in prompts:
+        model = TransformersModel(tmp_path / "m", settings)
+        assert model.context == (256 if rope == "dynamic" else 64)
+        alone += model.write([prompt], ["x"])
+    assert len({answer.text for answer in alone}) == len(prompts)
+    assert model.write(prompts[::-1], "abcdef"[: len(prompts)]) == alone[::-1]
 
 
 def test_questions_that_do_not_fit(suite: Path, tmp_path: Path) -> None:
@@ -290,6 +213,150 @@ def learn(model: Any, pairs: list[tuple[str, str]], made: TransformersModel) -> 
     else:
         raise AssertionError("the model does not learn its answers")
     model.eval()
+
+
+def test_a_question_that_the_template_refuses_is_wrong(
+    suite: Path, tmp_path: Path
+) -> None:
+    """By itself, told by category; the others are answered. A template that refuses the
+    shortest question too is not the questions' fault, and nothing is kept of it.
+    """
+    save_small(tmp_path / "m")
+    picky, never = tmp_path / "picky.jinja", tmp_path / "never.jinja"
+    refuses = "{{ raise_exception('no such question') }}"
+    picky.write_text(
+        f"{SHORT_TEMPLATE}{{% if 'irrelevance 1' in messages[-1].content %}}{refuses}"
+        "{% endif %}"
+    )
+    never.write_text(f"{SHORT_TEMPLATE}{{% if tools %}}{refuses}{{% endif %}}")
+    words = ["evaluate-calls", tmp_path / "m", "--data", suite, "--max-new-tokens", 2]
+    words += ["--categories", "irrelevance,multiple", "--output"]
+    table = alia(*words, tmp_path / "out", "--template", picky)
+    assert "m: 1 questions were not answered" in table
+    assert "(irrelevance 1); the first: chat template" in table
+    assert "no such question" in table
+    said = (tmp_path / "out" / "m" / NAME).read_text()
+    assert said.count("\n") == 1 + 4
+    assert said.count("no such question") == 1
+    found = json.loads(alia(*words, tmp_path / "out", "--template", picky, "--json"))
+    categories = found["models"]["m"]["categories"]
+    assert categories["irrelevance"]["wrong"]["no_answer"] == 1
+    refused = pytest.raises(AliaError, match=r"no such question; the shortest.*--templ")
+    with refused:
+        alia(*words, tmp_path / "never", "--template", never)
+    assert (tmp_path / "never" / "m" / NAME).read_text().count("\n") == 1
+
+
+def test_answers_that_end_otherwise_are_another_model_s(
+    suite: Path, tmp_path: Path
+) -> None:
+    """What ends an answer, how much is read, and what day it is for a template that says
+    so: all that decides an answer is compared, and named where it differs.
+    """
+    model, out, dated = tmp_path / "m", tmp_path / "out", tmp_path / "dated.jinja"
+    save_small(model)
+    words = ["evaluate-calls", model, "--data", suite, "--output", out, "--limit", 1]
+    words += ["--categories", "multiple", "--max-new-tokens", 2]
+    alia(*words)
+    alia(*words)
+    ends = model / "generation_config.json"
+    before = ends.read_text()
+    ends.write_text(json.dumps({"eos_token_id": [7, 8]}))
+    with pytest.raises(
+        AliaError, match=r"model\.stop_ids: \[2, 5\] there, \[7, 8, 2, 5"
+    ):
+        alia(*words)
+    ends.write_text("{")
+    with pytest.raises(AliaError, match=r"generation_config\.json: .*correct it"):
+        alia(*words)
+    ends.write_text(before)
+    config = json.loads((model / "config.json").read_text())
+    edit_json(model / "config.json", max_position_embeddings=2048)
+    with pytest.raises(AliaError, match=r"model\.context: 4096 there, 2048 now"):
+        alia(*words)
+    (model / "config.json").write_text(json.dumps(config))
+    shutil.rmtree(out)
+    dated.write_text(SHORT_TEMPLATE + "{{ strftime_now('%d %b %Y') }}")
+    alia(*words, "--template", dated)
+    ledger = out / "m" / NAME
+    head, *rest = ledger.read_text().splitlines(keepends=True)
+    today = date.today().isoformat()
+    assert today in head
+    ledger.write_text("".join([head.replace(today, "2024-02-29"), *rest]))
+    with pytest.raises(AliaError, match=rf"model\.day: 2024-02-29 there, {today} now"):
+        alia(*words, "--template", dated)
+
+
+def test_weights_that_are_replaced_before_they_are_loaded(tmp_path: Path) -> None:
+    save_small(tmp_path / "m")
+    model = TransformersModel(tmp_path / "m", CallSettings(max_new_tokens=2))
+    other = save_small(tmp_path / "other")
+    with torch.no_grad():
+        other.lm_head.weight += 1
+    other.save_pretrained(tmp_path / "m")
+    with pytest.raises(IdentityError, match=r"model\.safetensors: (.|\n)*was replaced"):
+        model.write([[7, 8]], "a")
+
+
+def test_what_ends_an_answer_is_as_transformers_has_it(tmp_path: Path) -> None:
+    model = save_small(tmp_path / "m")
+    ends = tmp_path / "m" / "generation_config.json"
+    for stated in ({"eos_token_id": 9}, {"eos_token_id": [9, 3]}, {}, None):
+        ends.unlink(missing_ok=True)
+        if stated is not None:
+            ends.write_text(json.dumps(stated))
+        loaded = type(model).from_pretrained(tmp_path / "m")
+        ids = loaded.generation_config.eos_token_id
+        listed = ids if isinstance(ids, list) else [] if ids is None else [ids]
+        assert end_ids(tmp_path / "m") == listed, stated
+
+
+@pytest.mark.long
+def test_one_model_is_in_memory_at_a_time(
+    suite: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    loaded: list[Any] = []
+    write = call_generation._Writer.write
+
+    def watched(self: Any, *words: Any) -> list[Any]:
+        loaded.append(weakref.ref(self._model))
+        assert sum(one() is not None for one in set(loaded)) == 1
+        return write(self, *words)
+
+    monkeypatch.setattr(call_generation._Writer, "write", watched)
+    names = ["a", "b", "c"]
+    for name in names:
+        save_small(tmp_path / name)
+    words = ["--data", suite, "--output", tmp_path / "out", "--max-new-tokens", 2]
+    alia("evaluate-calls", *(tmp_path / name for name in names), *words, "--limit", 1)
+    assert len(set(loaded)) == 3
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        torch.OutOfMemoryError("CUDA out of memory"),
+        RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried"),
+        MemoryError(),
+    ],
+)
+def test_memory_that_does_not_hold_the_model_is_not_the_question_s_fault(
+    error: Exception, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    loads: list[Path] = []
+
+    def load(directory: Path, *_: Any, **__: Any) -> Any:
+        loads.append(directory)
+        raise error
+
+    save_small(tmp_path / "m")
+    from transformers import AutoModelForCausalLM
+
+    monkeypatch.setattr(AutoModelForCausalLM, "from_pretrained", load)
+    model = TransformersModel(tmp_path / "m", CallSettings())
+    with pytest.raises(AliaError, match="memory does not hold the model's weights"):
+        model.write([[7, 8, 9]] * 8, "abcdefgh")
+    assert len(loads) == 1
 
 
 def test_the_ledger_is_the_model_s_own(suite: Path, tmp_path: Path) -> None:

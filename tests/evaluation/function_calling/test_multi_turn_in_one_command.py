@@ -62,17 +62,31 @@ def test_all_rows_of_a_served_model(environment: Path, tmp_path: Path) -> None:
         assert "not measured" not in table
         assert "1 questions were not answered" in table
         assert "(multi_turn_long_context 1); the first: Error during" in table
+        refused = replies.asked.count("multi_turn_long_context_0")
+        assert refused > 1  # with fewer and fewer tokens for the answer
         asked = len(replies.asked)
         whole = json.loads(alia(*words, "--json"))
-        assert len(replies.asked) == asked + 4  # the third of each category
+        # The third of each category, and what the server refused, as it may be another.
+        assert len(replies.asked) == asked + 4 + refused
         less = json.loads(alia(*words, "--limit", 1, "--json"))
-        assert len(replies.asked) == asked + 4
+        assert len(replies.asked) == asked + 4 + 2 * refused
+        replies.instead.clear()
+        torn = tmp_path / "out/model/multi-turn/result/served/multi_turn"
+        file = torn / "BFCL_v4_multi_turn_base_result.json"
+        file.write_text(file.read_text()[:-7])  # as a kill may leave it
+        replies.asked.clear()
+        mended = json.loads(alia(*words, "--limit", 1, "--json"))
+        assert replies.asked == ["multi_turn_long_context_0"]
+        again = json.loads(alia(*words, "--json"))
+        assert replies.asked[1:] == ["multi_turn_base_2"]
     rows = whole["models"]["model"]["rows"]
     assert [row["total"] for row in rows[8:12]] == [3, 3, 3, 3]
     assert [row["right"] for row in rows[8:12]] == [2, 3, 3, 2]
     assert {row["accuracy"] for row in rows[:8]} == {1}
     assert counts(less)["multi_turn_base"] == [1, 1]
     assert counts(less)["multi_turn_long_context"] == [0, 1]
+    assert counts(mended)["multi_turn_long_context"] == [1, 1]
+    assert counts(again)["multi_turn_base"] == [2, 3]
     categories = whole["models"]["model"]["categories"]
     assert categories["multi_turn_base"]["wrong"] == {"empty_turn_model_response": 1}
     assert categories["multi_turn_long_context"]["wrong"] == {"no_answer": 1}
@@ -99,6 +113,19 @@ def test_a_server_that_fails_leaves_no_wrong_answers(
     refused = pytest.raises(AliaError, match=r"model\.endpoint")
     with served(replies, ("model",)) as other, refused:
         alia(*words[:2], other, *words[3:])
+
+
+def test_single_turn_categories_are_those_of_the_environment_too(
+    environment: Path, tmp_path: Path
+) -> None:
+    with served(right_reply) as url:
+        words = ["evaluate-calls", "--endpoint", url, "--output", tmp_path / "out"]
+        words += ["--bfcl-env", environment, "--categories", "simple_java", "--json"]
+        found = json.loads(alia(*words))
+        assert counts(found) == {"simple_java": [2, 2]}
+        with pytest.raises(AliaError, match="is no environment"):
+            alia(*words[:-1], "--bfcl-env", tmp_path)
+    assert not (tmp_path / "out" / "model" / "multi-turn").exists()
 
 
 def test_what_is_no_environment(environment: Path, tmp_path: Path) -> None:

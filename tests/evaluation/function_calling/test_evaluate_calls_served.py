@@ -1,0 +1,303 @@
+"""`alia-ctx evaluate-calls --endpoint` as a user calls it."""
+
+from __future__ import annotations
+
+import json
+import re
+import threading
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from alia_ctx.errors import AliaError
+from alia_ctx.evaluation.function_calling import MULTI_TURN
+from alia_ctx.evaluation.function_calling.ledger import NAME
+from alia_ctx.identity import unsealed
+from alia_ctx.workflow import call_endpoint
+from tests.evaluation.function_calling.server import answering, said, served
+from tests.evaluation.function_calling.small_suite import write_suite
+from tests.evaluation.function_calling.test_evaluate_calls import alia, right_reply
+from tests.evaluation.function_calling.test_scores import write_score
+
+
+@pytest.fixture
+def suite(tmp_path: Path) -> Path:
+    return write_suite(tmp_path / "data")
+
+
+def test_a_served_model(suite: Path, tmp_path: Path) -> None:
+    bodies: list[dict[str, Any]] = []
+
+    def reply(body: dict[str, Any]) -> dict[str, Any]:
+        bodies.append(body)
+        if body["messages"][-1]["content"] == "live_multiple 1?":
+            return said(None, ("get_value", '{"n": 9}'))
+        return right_reply(body)
+
+    for category in MULTI_TURN:
+        write_score(tmp_path / "score", category, 1, 4)
+    out = tmp_path / "out"
+    with served(reply) as url:
+        words = ["evaluate-calls", "--endpoint", url, "--data", suite, "--output", out]
+        words += ["--temperature", 0.1, "--multi-turn", tmp_path / "score"]
+        table = alia(*words)
+        found = json.loads(alia(*words, "--json"))["models"]["model"]
+    assert len(bodies) == 26  # the second time nothing is asked
+    assert bodies[0]["temperature"] == 0.1
+    assert bodies[0]["tools"][0]["function"]["name"] == "get_value"
+    rights = [row["accuracy"] for row in found["rows"]]
+    assert rights == [1, 1, 1, 1, 1, 0.5, 1, 1, *[0.25] * 4, 1, 1]
+    assert found["categories"]["live_multiple"]["wrong"] == {"wrong_value": 1}
+    lines = [line for line in table.splitlines() if "│" in line]
+    assert len(lines) == 14
+    for line, row in zip(lines, found["rows"], strict=True):
+        cells = [cell.strip() for cell in line.strip("│").split("│")]
+        assert cells[:2] == [row["metric"], row["category"]]
+        counts = f"{row['right']}/{row['total']}"
+        low, high = 100 * row["low"], 100 * row["high"]
+        shown = f"{100 * row['accuracy']:.1f} [{low:.1f}, {high:.1f}] {counts}"
+        assert cells[2:] == [shown, f"{row['card_percent']:.1f}"]
+    kept = json.loads((out / "model" / "scores.json").read_text())
+    made, content = unsealed(kept, "scores", "")
+    assert content["rows"] == found["rows"]
+    assert made["model"]["settings"]["temperature"] == 0.1
+
+
+def test_scores_of_several_folders_join(suite: Path, tmp_path: Path) -> None:
+    """By model and category; two of one are refused, whatever the order."""
+    base, missing, long_context = (
+        tmp_path / name for name in ("base", "missing", "long")
+    )
+    write_score(base, "multi_turn_base", 1, 4)
+    write_score(missing, "multi_turn_miss_func", 2, 4)
+    write_score(missing, "multi_turn_miss_param", 3, 4)
+    write_score(long_context, "multi_turn_base", 4, 4)
+    with served(right_reply, ("a", "b")) as url:
+        words = ["evaluate-calls", "a", "b", "--endpoint", url, "--data", suite]
+        words += ["--limit", 1, "--output", tmp_path / "out"]
+
+        def options(*folders: str) -> list[str]:
+            return [word for one in folders for word in ("--multi-turn", one)]
+
+        def turns(*folders: str) -> dict[str, list[Any]]:
+            models = json.loads(alia(*words, "--json", *options(*folders)))["models"]
+            return {
+                name: [row["accuracy"] for row in models[name]["rows"][8:12]]
+                for name in models
+            }
+
+        given = f"a={base}", f"b={long_context}", f"a={missing}"
+        found = {"a": [0.25, 0.5, 0.75, None], "b": [1, None, None, None]}
+        assert turns(*given) == found
+        assert turns(*given[::-1]) == found
+        both = r"has scores of multi_turn_base, of which a=.*; leave one of them out"
+        for clash in (base, long_context):
+            with pytest.raises(AliaError, match=both):
+                alia(*words, *options(f"a={base}", f"a={missing}", f"a={clash}"))
+
+
+def test_a_server_that_stops_and_is_started_again(suite: Path, tmp_path: Path) -> None:
+    asked: list[str] = []
+    dead = [True]
+
+    def dies(body: dict[str, Any]) -> dict[str, Any] | int:
+        asked.append(body["messages"][-1]["content"])
+        return 404 if dead and len(asked) > 9 else right_reply(body)
+
+    words = ["--data", suite, "--output", tmp_path / "out", "--batch-size", 3]
+    with served(dies) as url:
+        with pytest.raises(AliaError, match=r"status 404.*answers are kept"):
+            alia("evaluate-calls", "--endpoint", url, *words)
+        kept = (tmp_path / "out" / "model" / NAME).read_text().count("\n") - 1
+        assert kept == 9
+        asked.clear()
+        dead.clear()  # it is well again
+        found = json.loads(alia("evaluate-calls", "--endpoint", url, *words, "--json"))
+    assert len(asked) == 26 - 9
+    assert {row["accuracy"] for row in found["models"]["model"]["rows"]} == {1, None}
+    elsewhere = pytest.raises(AliaError, match=r"model\.endpoint")  # another, maybe
+    with served(right_reply) as other, elsewhere:
+        alia("evaluate-calls", "--endpoint", other, *words)
+
+
+def test_a_question_that_a_server_refuses_is_wrong(suite: Path, tmp_path: Path) -> None:
+    def reply(body: dict[str, Any]) -> dict[str, Any] | int:
+        refused = body["messages"][-1]["content"] == "irrelevance 1?"
+        return 400 if refused else right_reply(body)
+
+    with served(reply) as url:
+        words = ["--data", suite, "--output", tmp_path / "out", "--json"]
+        found = json.loads(alia("evaluate-calls", "--endpoint", url, *words))
+    categories = found["models"]["model"]["categories"]
+    assert categories["irrelevance"]["wrong"] == {"no_answer": 1}
+    assert categories["live_irrelevance"]["accuracy"] == 1
+
+
+def test_questions_that_fit_and_their_longest_answers_do_not(
+    suite: Path, tmp_path: Path
+) -> None:
+    """As with vLLM, which refuses where question and `max_tokens` are more than its
+    context. What is refused for its length alone is asked again the next time: the
+    server may have been started with another context.
+    """
+    context, limits = [1200], []
+
+    def reply(body: dict[str, Any]) -> dict[str, Any] | int:
+        text = body["messages"][-1]["content"]
+        size = 1100 if text == "irrelevance 1?" else 300
+        limits.append(body.get("max_tokens"))
+        if size + limits[-1] > context[0]:
+            return 400
+        return said("Noon.") if text == "What time is it?" else right_reply(body)
+
+    def lenient(body: dict[str, Any]) -> dict[str, Any] | int:
+        return reply({"max_tokens": 0, **body})
+
+    def strict(body: dict[str, Any]) -> dict[str, Any] | int:
+        return reply(body) if "max_tokens" in body else 422
+
+    words = ["--data", suite, "--categories", "irrelevance,multiple", "--json"]
+    for server, right in ((lenient, 2), (strict, 1)):
+        context[0] = 1200 if server is lenient else 1110
+        out = ["--output", tmp_path / server.__name__]
+        with served(server) as url:
+            command = ["evaluate-calls", "--endpoint", url, *words, *out]
+            found = json.loads(alia(*command))["models"]["model"]["categories"]
+            assert found["multiple"]["right"] == 2
+            assert found["irrelevance"]["right"] == right
+            kept = (tmp_path / server.__name__ / "model" / NAME).read_bytes()
+            assert json.loads(alia(*command))["models"]["model"]["categories"] == found
+            # Refused as before: nothing is written twice.
+            assert (tmp_path / server.__name__ / "model" / NAME).read_bytes() == kept
+            context[0] = 4000
+            limits.clear()
+            found = json.loads(alia(*command))["models"]["model"]["categories"]
+            assert found["irrelevance"]["right"] == 2
+            assert limits == [1000] * (2 - right)
+
+
+def test_a_server_without_tools_is_no_wrong_model(suite: Path, tmp_path: Path) -> None:
+    """It refuses every question; none of that is kept as an answer."""
+    out = tmp_path / "out"
+    refused = pytest.raises(AliaError, match=r"the server answers 400: .*refused")
+    with served(lambda body: 400) as url, refused:
+        alia("evaluate-calls", "--endpoint", url, "--data", suite, "--output", out)
+    assert (out / "model" / NAME).read_text().count("\n") == 1
+
+
+def test_what_is_no_server_or_model(suite: Path, tmp_path: Path) -> None:
+    with served(right_reply, ("a", "b")) as url:
+        for words, message in (
+            (["--endpoint", url], "MODEL=None: is not one of the models.*a, b"),
+            (["c", "--endpoint", url], "MODEL=c: is not one of the models"),
+            (["--endpoint", "ftp://x"], "is no http or https address"),
+            (["--endpoint", "http://[bad/v1"], r"--endpoint=.*Invalid IPv6 URL"),
+            (["--endpoint", "http://x:port/v1"], r"--endpoint=.*Port could not"),
+            (["--endpoint", "http://x:99999/v1"], r"--endpoint=.*Port out of range"),
+            (["--endpoint", "http://x/v 1"], "has characters that no address may have"),
+            (["--endpoint", "http://x/v1?k=1"], "has more than a path"),
+            (["--endpoint", "http://me:pw@x/v1"], r"=http://\.\.\.@x/v1: names a user"),
+            (["--endpoint", url, "--template", "x"], "is the server's"),
+            ([], "MODEL=None: is needed"),
+            (["a", "--endpoint", url, "--temperature", "inf"], "is no temperature"),
+            ([tmp_path / "none"], "none"),
+            (["a", "--endpoint", url, "--multi-turn", "z=."], "z is no model here"),
+            (
+                ["a", "--categories", "x,multiple,y"],
+                r"=x: is no category(.|\n)*=y: is no",
+            ),
+            (["a", "--categories", ","], "--categories=,: is empty.*multi_turn_base"),
+            (["a", "--endpoint", url, "--multi-turn", "a=zz"], "zz: is no folder"),
+        ):
+            with pytest.raises(AliaError, match=message):
+                alia("evaluate-calls", *words, "--data", suite)
+    with pytest.raises(AliaError, match="does not answer"):
+        alia("evaluate-calls", "--endpoint", url, "--data", suite)
+
+
+@pytest.mark.parametrize(
+    ("status", "page", "message"),
+    [
+        (200, "<html>\n<h1>Hello</h1>", "--endpoint=.*: lists no models .status 200"),
+        (401, '{"error": {}}', r"OPENAI_API_KEY=\.\.\.: is refused by .*status 401"),
+        (403, "no", r"OPENAI_API_KEY=\.\.\.: is refused by .*status 403"),
+        (301, "", r"lists no models .status 301"),
+    ],
+)
+def test_a_page_that_is_no_server_s(
+    status: int,
+    page: str,
+    message: str,
+    suite: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Also where MODEL is named, so that no list is needed; in a line each."""
+    monkeypatch.setenv("OPENAI_API_KEY", "secret")
+    options = ["--data", suite, "--output", tmp_path / "out"]
+    with answering(status, page) as url:
+        for words in ([], ["model"]):
+            with pytest.raises(AliaError) as error:
+                alia("evaluate-calls", *words, "--endpoint", url, *options)
+            told = str(error.value)
+            assert "secret" not in told
+            assert told.count("\n") <= 1
+            if status in (401, 403) or not words:
+                assert re.search(message, told), told
+            else:
+                assert re.search("no answer of OpenAI's form.*again: answers", told)
+    monkeypatch.setenv("OPENAI_API_KEY", "secret\nkey")
+    with pytest.raises(AliaError, match=r"=\.\.\.: has characters that no header"):
+        alia("evaluate-calls", "--endpoint", url, *options)
+
+
+def test_a_server_that_takes_too_long(
+    suite: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is asked once, as it goes on with what nobody waits for."""
+    asked: list[str] = []
+    over = threading.Event()
+
+    def waits(body: dict[str, Any]) -> dict[str, Any]:
+        asked.append(body["messages"][-1]["content"])
+        over.wait(60)
+        return said("late")
+
+    monkeypatch.setattr(call_endpoint, "_TIMEOUT_SECONDS", 0.5)
+    words = ["--data", suite, "--output", tmp_path / "out", "--batch-size", 1]
+    with served(waits) as url:
+        with pytest.raises(AliaError, match=r"does not answer \(timed out\).*are kept"):
+            alia("evaluate-calls", "--endpoint", url, *words)
+        over.set()
+    assert len(asked) == 1
+
+
+@pytest.mark.parametrize(
+    ("message", "verdict"),
+    [
+        (said(None, ("get_value", '{"n": ')), "broken_call"),
+        (said(None, ("get_value", "[0]")), "broken_call"),
+        (said(None, ("get_value", {"n": 0})), None),  # type: ignore[arg-type]
+        (said(None, ("get_value", None)), "missing_required"),  # type: ignore[arg-type]
+        ({"content": [{"type": "text", "text": "[get_value(n=0)]"}]}, None),
+        ({"content": None}, "no_call"),
+        ({"content": ["x"]}, AliaError),
+        ({"tool_calls": ["x"]}, AliaError),
+        ({"tool_calls": {"a": 1}}, AliaError),
+    ],
+)
+def test_what_servers_make_of_calls(
+    message: dict[str, Any], verdict: Any, suite: Path, tmp_path: Path
+) -> None:
+    words = ["--data", suite, "--output", tmp_path / "out", "--categories", "multiple"]
+    with served(lambda body: message) as url:
+        command = ["evaluate-calls", "--endpoint", url, *words, "--limit", 1]
+        if verdict is AliaError:
+            with pytest.raises(
+                AliaError, match=r"multiple_0: no answer of OpenAI's form"
+            ):
+                alia(*command)
+            return
+        found = json.loads(alia(*command, "--json"))["models"]["model"]["categories"]
+    assert found["multiple"]["wrong"] == ({verdict: 1} if verdict else {})

@@ -1,0 +1,130 @@
+"""The server of a model for as long as a benchmark asks it."""
+
+from __future__ import annotations
+
+import json
+import queue
+import socket
+import threading
+from collections.abc import Sequence
+from urllib.parse import urlsplit
+from urllib.request import urlopen
+
+import pytest
+
+from alia_ctx.data.chat import Conversation
+from alia_ctx.evaluation.function_calling import Answer
+from alia_ctx.workflow.call_server import _completion, served
+
+
+class Slow:
+    """Says what it was asked; waits before each batch until it is told to go on."""
+
+    name, context = "m", 100
+
+    def __init__(self) -> None:
+        self.written: list[str] = []
+        self.begun: queue.SimpleQueue[int] = queue.SimpleQueue()
+        self.go_on = threading.Semaphore(0)
+
+    def conversation_ids(self, asked: Conversation) -> list[int]:
+        return list((asked.messages[-1].content or "").encode())
+
+    def too_long(self, size: int) -> str:
+        return f"{size} is too long"
+
+    def write(
+        self, prompts: Sequence[Sequence[int]], names: Sequence[str]
+    ) -> list[Answer]:
+        self.begun.put(len(prompts))
+        assert self.go_on.acquire(timeout=60)
+        texts = [bytes(prompt).decode() for prompt in prompts]
+        self.written += texts
+        return [Answer(text) for text in texts]
+
+
+def body(text: str) -> bytes:
+    return json.dumps({"messages": [{"role": "user", "content": text}]}).encode()
+
+
+def send(url: str, text: str) -> socket.socket:
+    """A client that has sent its request, and waits."""
+    parts = urlsplit(url)
+    assert parts.port
+    client = socket.create_connection(("127.0.0.1", parts.port))
+    data = body(text)
+    head = f"POST /v1/chat/completions HTTP/1.1\r\nContent-Length: {len(data)}\r\n\r\n"
+    client.sendall(head.encode() + data)
+    return client
+
+
+def test_what_nobody_waits_for_is_not_written(
+    capfd: pytest.CaptureFixture[str],
+) -> None:
+    """Neither what was given up before it began, nor anything of it on the terminal."""
+    model = Slow()
+    with served(model, 1) as url:
+        first = send(url, "first")
+        assert model.begun.get(timeout=60) == 1
+        gone = [send(url, f"gone {number}") for number in range(3)]
+        last = send(url, "last")
+        for client in (first, *gone):  # the first one's answer is being written
+            client.close()
+        model.go_on.release()
+        assert model.begun.get(timeout=60) == 1
+        model.go_on.release()
+        assert b'"last"' in last.makefile("rb").read()
+        last.close()
+        model.go_on.release()
+        with urlopen(f"{url}/chat/completions", body("another")) as answer:
+            assert b"another" in answer.read()
+    assert model.written == ["first", "last", "another"]
+    assert capfd.readouterr().err == ""
+
+
+def test_requests_that_cannot_be_read(capfd: pytest.CaptureFixture[str]) -> None:
+    """Are refused; the next is answered."""
+    model = Slow()
+    with served(model, 1) as url:
+        port = urlsplit(url).port
+        assert port
+        for length, data in (("x", b""), ("2", b"[]"), ("16", b'{"messages": [1]')):
+            client = socket.create_connection(("127.0.0.1", port))
+            head = f"POST / HTTP/1.1\r\nContent-Length: {length}\r\n\r\n"
+            client.sendall(head.encode() + data)
+            assert b" 400 " in client.recv(10_000)
+            client.close()
+        model.go_on.release()
+        with urlopen(f"{url}/chat/completions", body("another")) as answer:
+            assert b"another" in answer.read()
+    assert capfd.readouterr().err == ""
+
+
+CALL = '{"name": "cd", "arguments": {"folder": "a"}}'
+
+
+@pytest.mark.parametrize(
+    ("text", "content"),
+    [
+        (f"I go. <tool_call>{CALL}</tool_call>", "I go."),
+        (f"<tool_call>{CALL}", None),
+        (f"I go. <TOOLCALL>[{CALL}]</TOOLCALL> Now.", "I go."),
+        (f"I go. <functioncall> {CALL}", "I go."),
+        ('[cd(folder="a")]', None),
+        (CALL, None),
+        (f" [{CALL}]", None),
+    ],
+)
+def test_a_call_is_not_content_too(text: str, content: str | None) -> None:
+    message = _completion("m", 0, 1, Answer(text))["choices"][0]["message"]
+    assert message["content"] == content
+    (call,) = message["tool_calls"]
+    assert call["function"] == {"name": "cd", "arguments": '{"folder": "a"}'}
+
+
+@pytest.mark.parametrize(
+    "text", ["I stay.", '<tool_call>{"name": "cd", "arguments": "a"}</tool_call>']
+)
+def test_what_is_no_call_is_content(text: str) -> None:
+    message = _completion("m", 0, 1, Answer(text))["choices"][0]["message"]
+    assert message == {"role": "assistant", "content": text}
