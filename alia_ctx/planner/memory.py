@@ -83,8 +83,7 @@ def rank_memory(work: Workload, pipeline_rank: int, overhead_gib: float) -> Rank
         **kept,
         "activations": layers * saved,
         "collected keys and values": once * collected,
-        "working memory": _working_bytes(work),
-        **_head_bytes(work, pipeline_rank),
+        **_passing_bytes(work, pipeline_rank),
     }
     stepping = {**kept, "AdamW temporaries": _temporary_bytes(work, parameters)}
     guess = {"overhead (guess)": overhead_gib}
@@ -180,16 +179,31 @@ def _mlp_bytes(work: Workload) -> int:
     )
 
 
+def _passing_bytes(work: Workload, pipeline_rank: int) -> dict[str, int]:
+    """The larger of two peaks while all activations are saved: the loss's, and that of the
+    backward of the layer before it, when what the loss held is gone but for the gradient
+    of the hidden states.
+    """
+    hidden = work.local_tokens // work.layout.tp * work.model.hidden_size * work.bytes
+    layer = {
+        "working memory": _working_bytes(work),
+        "gradient of hidden states": hidden,
+    }
+    head = _head_bytes(work, pipeline_rank)
+    return max(layer, head, key=lambda items: sum(items.values()))
+
+
 def _working_bytes(work: Workload) -> int:
     """What backward of one layer holds beside the saved: what it recomputes, and the
     larger of two peaks.
 
-    The MLP's peak has the gradients of its three wide tensors, the regathered input and
-    its gradient; the attention's has dQ in fp32, as FlashAttention accumulates it, and
-    the gradients of all collected keys and values.
+    The MLP's peak has the gradients of gate and up (that of their product takes the room
+    of the product, which was saved and is gone), the regathered input and its gradient;
+    the attention's has dQ in fp32, as FlashAttention accumulates it, and the gradients
+    of all collected keys and values.
     """
     model, tp, t, b = work.model, work.layout.tp, work.local_tokens, work.bytes
-    mlp = _mlp_bytes(work) + 2 * t * model.hidden_size * b
+    mlp = _mlp_bytes(work) * 2 // 3 + 2 * t * model.hidden_size * b
     query = t * model.query_size // tp
     keys = work.context * 2 * model.key_value_size // tp
     attention = query * (_FP32 + 2 * b) + 2 * keys * b

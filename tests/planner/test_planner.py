@@ -184,11 +184,12 @@ def test_memory_of_a_tiny_model_by_hand() -> None:
             2 * (4 * hidden + 2 * query + 3 * wide) + 4 * 16 * 4
         ),  # and lse: 4 heads in fp32
         "collected keys and values": 4 * 2 * 16 * (4 + 4),  # rotated keys, values
-        "working memory": 2 * (3 * wide + 2 * hidden),
         "head gradient": 32 * 8 * (4 + 2),  # summed in fp32, then rounded
         "logits of a chunk": 4 * 32 * (4 + 2),
         "hidden states of the head": 3 * 2 * hidden,
     }
+    # So small a layer's backward needs less than the loss, and they do not coincide.
+    assert sum(list(expected.values())[-3:]) > 2 * (2 * wide + 2 * hidden) + 2 * hidden
     assert {
         name: round(gib * GIB)
         for name, gib in rank.items.items()
