@@ -170,11 +170,8 @@ def test_memory_of_a_tiny_model_by_hand() -> None:
         4 * (8 * 8 + 8 * 8 + 8 * 8 + 3 * 8 * 16 + 16) + 2 * 32 * 8 + 8
     )  # q, k+v, o, mlp, norms; tables
     assert parameters == TINY.parameters()
-    hidden, query, wide = (
-        16 * 8,
-        16 * 4 * 2,
-        16 * 16,
-    )  # elements of [T, h], [T, heads*d], [T, ffn]
+    # elements of [T, h], [T, heads*d], [T, ffn]
+    hidden, query, wide = 16 * 8, 16 * 4 * 2, 16 * 16
     expected = {
         "weights": parameters * 2,
         "gradients": parameters * 4,
@@ -188,8 +185,8 @@ def test_memory_of_a_tiny_model_by_hand() -> None:
         "logits of a chunk": 4 * 32 * (4 + 2),
         "hidden states of the head": 3 * 2 * hidden,
     }
-    # So small a layer's backward needs less than the loss, and they do not coincide.
-    assert sum(list(expected.values())[-3:]) > 2 * (2 * wide + 2 * hidden) + 2 * hidden
+    # So small a layer's backward needs less than the loss; they do not coincide.
+    assert sum(list(expected.values())[-3:]) > 4 * wide + 6 * hidden
     assert {
         name: round(gib * GIB)
         for name, gib in rank.items.items()
