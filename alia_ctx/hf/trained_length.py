@@ -5,7 +5,8 @@ LlamaConfig's documentation (transformers 4.31 to 4.4x, `rope_scaling`) asks tha
 `max_position_embeddings` stays what it was before scaling, so that a model reads factor
 times as many. Others state what the model reads by now, as exports of this project do.
 The two lead to factors that differ by the base's own, so what else the directory says of
-lengths decides.
+lengths decides. llama3 and yarn keep the original length: a published one that is not
+above it is from before the factor.
 """
 
 from __future__ import annotations
@@ -39,6 +40,15 @@ def trained_length(
     no files are asked.
     """
     factor = rope.factor or 1.0
+    original = rope.original_max_position_embeddings
+    if original is not None and rope.type in ("llama3", "yarn"):
+        reach = round(original * factor)
+        if published <= original:
+            return TrainedLength(reach)
+        # Qwen3 is published with room for its answers beyond the original length, and a
+        # factor of yarn is written beside it. Llama 3.2 reads what is published.
+        ambiguous = rope.type == "yarn" and published < reach
+        return TrainedLength(published, reach if ambiguous else None)
     if rope.type != "linear" or factor == 1:
         return TrainedLength(published)
     scaled = round(published * factor)

@@ -12,6 +12,7 @@ from alia_ctx.planner.rope_choices import (
     draw_choices,
     left_out_choices,
     standard_choices,
+    stretched_further,
     with_configured,
 )
 from alia_ctx.planner.rope_choices import figures as rope_figures
@@ -66,6 +67,7 @@ __all__ = [
     "rope_figures",
     "rope_reach",
     "standard_choices",
+    "stretched_further",
     "suggest_layouts",
     "with_configured",
 ]
