@@ -237,40 +237,26 @@ def pack(
 ) -> None:
     """Plan the rows of a stage."""
     from alia_ctx import workflow
-    from alia_ctx.data.packing import (
-        contamination_table,
-        draw_plan,
-        plan_table,
-        repeats_table,
-    )
+    from alia_ctx.data.packing import draw_plan
 
     run = load_run(config, overrides or (), stages=[stage])
     made = workflow.pack(run, stage, overwrite=overwrite)
+    seen = workflow.inspect_data(run, stage, made) if inspect else None
     if as_json:
-        document: dict[str, Any] = {
-            "directory": str(made.directory),
-            "fingerprint": made.fingerprint,
-        }
-        overlap = workflow.contamination(run, stage) if inspect else None
-        if inspect:
-            held = workflow.repeats(run, stage)
-            document["repeats"] = {name: vars(of) for name, of in held.items()}
-        if overlap is not None:
-            document["held_out"] = {
-                name: {"same": same.size, "nearly": overlap.near[name].size}
-                for name, same in overlap.exact.items()
+        document = {"directory": str(made.directory), "fingerprint": made.fingerprint}
+        # The curve of context is for who looks closer.
+        shown = [key for key in made.stats if inspect or key != "context"]
+        print_json(
+            {
+                **document,
+                **({} if seen is None else seen.document()),
+                **{key: made.stats[key] for key in shown},
             }
-        print_json({**document, **made.stats})
+        )
         return
     typer.echo(f"{made.directory}: {len(made):,} rows, fingerprint {made.fingerprint}")
-    if inspect:
-        tables = [*plan_table(made), repeats_table(workflow.repeats(run, stage))]
-        overlap = workflow.contamination(run, stage)
-        if overlap is None:
-            typer.echo("no tokenised held-out text to compare the sources with")
-        else:
-            tables.append(contamination_table(overlap))
-        for table in tables:
+    if seen is not None:
+        for table in seen.tables():
             print_table(table)
         plot = made.directory.with_name(f"{stage}.png")
         draw_plan(made, plot)

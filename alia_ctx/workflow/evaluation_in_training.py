@@ -29,8 +29,9 @@ def held_out_evaluation(
     goes into the line of the log. Collective.
 
     `held_out`: {context: {band: loss}} at the stage's length, at those of the stages
-    before it and at the base's; `retrieval`, `passkey`: {length: {task: share}}; `blocks`, `longppl`,
-    `leak`: their contents; `metrics`: the numbers that a best checkpoint may be named by.
+    before it and at the base's; `retrieval`, `passkey`: {length: {task: share}};
+    `blocks`, `longppl`, `leak`: their contents; `metrics`: the numbers that a best
+    checkpoint may be named by.
     `beat` is called after every row. DataError, before anything is trained, where there
     is no text for what is asked, or no retrieval task fits into the context.
     """
