@@ -187,21 +187,21 @@ def plan(
 
     run, open_layouts = load_plan(config, overrides or (), stages=stage or ())
     asked = workflow.PlanQuestion(stage or (), gpus, on, open_layouts, search, dry_run)
-    if trace is not None:
-        timeline = workflow.draw_update(run, asked, trace)
-        if as_json:
-            print_json({"trace": str(trace), "update_seconds": timeline.seconds})
-            return
+    timeline = None if trace is None else workflow.draw_update(run, asked, trace)
+    more = timeline is None or search or dry_run  # a trace by itself is all of it
+    if as_json:
+        document = workflow.plan_document(run, asked) if more else {}
+        if timeline is not None:
+            document |= {"trace": str(trace), "update_seconds": timeline.seconds}
+        print_json(document)
+        return
+    for table in workflow.plan_stages(run, asked) if more else ():
+        print_table(table)
+    if timeline is not None:
         typer.echo(
             f"{trace}: an update of {duration(timeline.seconds)}, simulated; open it at "
             "https://ui.perfetto.dev"
         )
-        return
-    if as_json:
-        print_json(workflow.plan_document(run, asked))
-        return
-    for table in workflow.plan_stages(run, asked):
-        print_table(table)
 
 
 @app.command()
