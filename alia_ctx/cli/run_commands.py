@@ -32,10 +32,10 @@ from alia_ctx.cli.arguments import path
 from alia_ctx.cli.failing import Command, refusal
 from alia_ctx.cli.output import print_json, print_table
 from alia_ctx.config.held_out import held_out_notes
-from alia_ctx.config.load import load_plan, load_run
+from alia_ctx.config.load import load_plan, load_run, require_stages
 from alia_ctx.config.run import RunConfig
 from alia_ctx.errors import AliaError, ConfigError, Problem
-from alia_ctx.progress import is_main, say
+from alia_ctx.progress import is_main, loading
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -85,6 +85,7 @@ def check(
 ) -> None:
     """Check a configuration as a whole; list every violation with its remedy."""
     names = stage or ()
+    require_stages(config, overrides or (), names)
     run = load_run(config, overrides or (), stages=names, read_text=not names)
     from alia_ctx import workflow
 
@@ -236,6 +237,8 @@ def pack(
     as_json: AsJson = False,
 ) -> None:
     """Plan the rows of a stage."""
+    require_stages(config, overrides or (), [stage])
+    loading("torch")
     from alia_ctx import workflow
     from alia_ctx.data.packing import draw_plan
 
@@ -278,12 +281,13 @@ def train(
     """Train a stage, from where it stands, on the ranks that torchrun or srun started
     (or on this process alone).
     """
-    if is_main():
-        say("loading torch")
-    from alia_ctx import workflow
     from alia_ctx.train.stopping import parse_duration
 
     limit = parse_duration(exit_before) if exit_before else None
+    require_stages(config, overrides or (), [stage])
+    loading("torch")
+    from alia_ctx import workflow
+
     run = workflow.load_on_all_ranks(config, overrides or (), [stage])
     path = workflow.train(run, stage, exit_before=limit)
     if is_main():

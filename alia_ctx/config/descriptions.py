@@ -98,8 +98,8 @@ def parts(hint: Any) -> Iterator[tuple[Any, str]]:
         yield from ((inside, f".NAME{b}") for inside, b in parts(get_args(hint)[1]))
 
 
-def description(key: str) -> str | None:
-    """What the setting at a dotted key is; None where there is no such setting."""
+def setting_at(key: str) -> Setting | None:
+    """The setting at a dotted key; None where there is no such setting."""
     owner: Any = RunConfig
     names = key.split(".")
     while names:
@@ -109,10 +109,10 @@ def description(key: str) -> str | None:
             return None
         inside = next(parts(found.hint), None)
         if not names or inside is None:
-            return found.text
+            return found
         owner, between = inside
         if between.startswith("."):
             names.pop(0)
             if not names:
-                return found.text
+                return found
     return None

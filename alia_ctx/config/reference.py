@@ -59,7 +59,7 @@ def _row(setting: Setting) -> str:
         "required" if setting.required else default_words(setting.default),
         setting.unit,
         setting.text,
-        f"`{_yaml(setting.example)}`",
+        f"`{as_yaml(setting.example)}`",
     ]
     return "| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |"
 
@@ -86,15 +86,15 @@ def default_words(value: Any) -> str:
         return "none"
     if dataclasses.is_dataclass(value):
         return "those below"
-    return f"`{_yaml(value)}`"
+    return f"`{as_yaml(value)}`"
 
 
-def _yaml(value: Any) -> str:
+def as_yaml(value: Any) -> str:
     """A value on one line, as YAML reads it."""
     if isinstance(value, Mapping):
-        return "{" + ", ".join(f"{k}: {_yaml(v)}" for k, v in value.items()) + "}"
+        return "{" + ", ".join(f"{k}: {as_yaml(v)}" for k, v in value.items()) + "}"
     if isinstance(value, list):
-        return "[" + ", ".join(map(_yaml, value)) + "]"
+        return "[" + ", ".join(map(as_yaml, value)) + "]"
     if isinstance(value, str):
         return value if re.fullmatch(r"[\w./~-]+", value) else json.dumps(value)
     if isinstance(value, float) and 0 < value < 1e-3:

@@ -66,6 +66,13 @@ class CheckpointManager:
         """Whether this rank still writes what was begun."""
         return self._pending is not None and not self._pending[0].done
 
+    @property
+    def saved_update(self) -> int | None:
+        """The update of the newest whole checkpoint that this stage has from this process
+        or began with here; None before there is one. Asks no file system.
+        """
+        return None if self._whole is None else int(self._whole.name.rpartition("-")[2])
+
     def path(self, manifest: Manifest) -> Path:
         return self.root / checkpoint.checkpoint_name(manifest.update)
 

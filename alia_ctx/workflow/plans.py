@@ -69,6 +69,7 @@ def pack(run: RunConfig, name: str, *, overwrite: bool = False) -> PackPlan:
     yet is made first.
     """
     require_free_to_go_on(run, name)
+    say("comparing the text with what it was tokenised from")
     require_same_text(run)
     if note := not_seen(run, name):
         say(f"note: {escape(note)}")

@@ -103,6 +103,8 @@ def train(run: RunConfig, name: str, *, exit_before: float | None = None) -> Pat
                 gather=ranks.gather_objects,
             )
         )
+        if ranks.rank == 0:
+            say("reading the plan and the token stores")
         local = staged(run, name, ranks)
         data = on_all_ranks(
             ranks,
@@ -146,6 +148,7 @@ def train(run: RunConfig, name: str, *, exit_before: float | None = None) -> Pat
             else None,
         )
         done.append(trainer)
+        stop.lost = trainer.unsaved
         updates = trainer.prepare()
         if main:
             for text in training_block(run, name, plan, engine, trainer):

@@ -106,6 +106,7 @@ def test_a_signal_in_the_first_second_is_a_requeue(
         _, errors = process.communicate(timeout=100)
     assert process.returncode == REQUEUE, errors
     assert f"stopped by {number.name} before training began" in errors
+    assert "torch/distributed/elastic" not in errors, "what torchrun logs of it"
     assert not (tmp_path / "out").exists(), "nothing was done"
 
 
@@ -128,6 +129,23 @@ def test_the_same_request_twice_and_a_second_one(
         (-number, "") if ends else (0, f"{number.name}\n")
     )
     assert done.stderr.count("once more stops at once") == 1
+
+
+@pytest.mark.parametrize("lost", ['"updates 3 to 5 are not saved"', '""', "1 / 0"])
+def test_a_second_request_says_what_it_loses(lost: str) -> None:
+    """Whatever becomes of the saying, it ends."""
+    body = (
+        "import os, time; from alia_ctx.train.stopping import StopRequests\n"
+        "with StopRequests() as stop:\n"
+        f"    stop.lost = lambda: {lost}\n"
+        "    os.kill(os.getpid(), 2); time.sleep(1.2); os.kill(os.getpid(), 2)\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", body], capture_output=True, text=True, timeout=60
+    )
+    assert done.returncode == -signal.SIGINT
+    said = "stopped at once: updates 3 to 5 are not saved" in done.stderr
+    assert said == ("3 to 5" in lost)
 
 
 @pytest.mark.parametrize(
