@@ -7,8 +7,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from alia_ctx.config.descriptions import setting_at
-from alia_ctx.config.reference import as_yaml, type_words
+from alia_ctx.config.descriptions import as_yaml, setting_at, type_words
 from alia_ctx.config.texts import is_text
 from alia_ctx.errors import Problem, Problems
 

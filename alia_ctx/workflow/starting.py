@@ -47,16 +47,19 @@ def _load_as_started(
     try:
         run = load_run(config, overrides, stages=stages)
     except ConfigError as error:
-        with suppress(ConfigError, KeyError, TypeError, ValueError):
+        problems: list[Problem] = []
+        with suppress(ConfigError, KeyError, TypeError, ValueError, AttributeError):
             raw = read_config(config, overrides)
             cluster = raw.get("cluster", {})
             size = int(cluster.get("ranks_per_node", ClusterSpec.ranks_per_node))
             for name in stages:
                 nodes = raw["stages"][name].get("nodes") or cluster.get("nodes", 1)
-                if problem := _other_ranks(int(nodes), size):
-                    problems = [problem, *error.problems]
-                    raise ConfigError(f"{config} cannot be used", problems) from error
-        raise
+                problem = _other_ranks(int(nodes), size)
+                problems += [problem] if problem is not None else []
+        if not problems:
+            raise
+        problems += error.problems
+        raise ConfigError(f"{config} has {len(problems)} problems", problems) from error
     for name in stages:
         nodes = run.stage(name).nodes or run.cluster.nodes
         problem = _other_ranks(nodes, run.cluster.ranks_per_node)
