@@ -128,18 +128,6 @@ class StageTrainer:
         """Updates done."""
         return self.state.update
 
-    def unsaved(self) -> str:
-        """Which updates would be lost now, in words; nothing where none would be."""
-        saved = self.checkpoints.saved_update or 0
-        if self.update <= saved:
-            return ""
-        which = f"updates {saved + 1:,} to {self.update:,} are"
-        if self.update == saved + 1:
-            which = f"update {self.update:,} is"
-        return (
-            f"{which} not saved; another start does them again after update {saved:,}"
-        )
-
     def train(self) -> Path:
         """Run all updates that are left and return the stage's last checkpoint. Call
         `prepare` first.
@@ -207,9 +195,7 @@ class StageTrainer:
         line |= self._watch.look(self.update, result, data_seconds, flops, shares)
         is_best, due = False, self._is_due(self.task.evaluate_every)
         if self.evaluate is not None and due:
-            before = time.perf_counter()
             line |= self.evaluate()
-            line["evaluate_seconds"] = time.perf_counter() - before
             self._beat()
             is_best = self._note_best(line)
         unwritten = self._write(log, line)
