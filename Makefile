@@ -5,7 +5,7 @@ export OMP_NUM_THREADS ?= 1
 export HF_HUB_OFFLINE ?= 1
 export TOKENIZERS_PARALLELISM ?= false
 
-.PHONY: help setup demo smollm2 test test-serve test-bfcl test-cluster fast lint format clean venv-tf4 venv-serve venv-bfcl
+.PHONY: help setup demo smollm2 test test-serve test-bfcl test-cluster fast lint format wheel clean venv-tf4 venv-serve venv-bfcl
 
 help:
 	@echo "make demo   the whole job on real text: tokenise, pack, three stages, export, evaluate"
@@ -17,6 +17,7 @@ help:
 	@echo "make fast   the tests that start no processes and take no time: under a minute"
 	@echo "make format let ruff mend what it can"
 	@echo "make lint   linters and types"
+	@echo "make wheel  the package as dist/alia_ctx-VERSION-py3-none-any.whl"
 	@echo "make setup  only the virtual environment in .venv"
 	@echo "make clean  remove what the demo made; .venv stays"
 
@@ -39,6 +40,12 @@ lint: setup
 format: setup
 	@$(BIN)/ruff format .
 	@$(BIN)/ruff check --fix .
+
+# One wheel in dist/, so that `pip install dist/alia_ctx-*.whl` has no other to take.
+wheel: setup
+	@rm -rf build dist/alia_ctx-*.whl
+	@$(BIN)/python -m pip wheel -q --no-build-isolation --no-deps --no-index --wheel-dir dist .
+	@ls dist/alia_ctx-*.whl
 
 fast: setup
 	@$(BIN)/python -m pytest --fast --ignore tests/gpu -q -n 2 --dist worksteal $(PYTEST_ARGS)

@@ -28,6 +28,12 @@ def is_main() -> bool:
     return os.environ.get("RANK", "0") == "0"
 
 
+def loading(library: str) -> None:
+    """Say on the first rank that a library is imported now, which takes seconds."""
+    if is_main():
+        say(f"loading {library}")
+
+
 class Meter:
     """One job's progress in some unit; `update` may be called as often as you like.
 

@@ -50,10 +50,10 @@ log "Python: ${python:-3.12, fetched by uv}; installing into .venv (about 5 GB w
 
 if [ -n "$uv" ]; then
     [ -x .venv/bin/python ] && suits .venv/bin/python || "$uv" venv -q --clear --seed --python "${python:-3.12}" .venv
-    "$uv" pip install -q --python .venv/bin/python -c constraints.txt -e '.[dev,demo]'
+    "$uv" pip install -q --python .venv/bin/python -c constraints.txt -e '.[dev,demo,languages]'
 else
     [ -x .venv/bin/python ] && suits .venv/bin/python || "$python" -m venv --clear .venv
-    .venv/bin/pip install -q --no-cache-dir -c constraints.txt -e '.[dev,demo]'
+    .venv/bin/pip install -q --no-cache-dir -c constraints.txt -e '.[dev,demo,languages]'
 fi
 touch .venv/ready
 log "ready"

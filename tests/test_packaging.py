@@ -17,7 +17,7 @@ import alia_ctx
 from tests.paths import ROOT
 
 SOURCES = ["alia_ctx", "configs", "launch"]
-FILES = ["pyproject.toml", "README.md", "LICENSE"]
+FILES = ["pyproject.toml", "README.md", "LICENSE", "Makefile", "constraints.txt"]
 CLEAN = shutil.ignore_patterns("__pycache__", "*.egg-info")
 
 
@@ -40,16 +40,22 @@ def run(*command: str | Path, cwd: Path) -> str:
 
 @pytest.fixture(scope="module")
 def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Built from a copy, as setuptools leaves `build/` in the tree that it builds."""
+    """Built by `make wheel`, which docs/your-own-model.md begins with, in a copy, as
+    setuptools leaves `build/` in the tree that it builds.
+    """
     source = tmp_path_factory.mktemp("source")
     for name in SOURCES:
         shutil.copytree(ROOT / name, source / name, ignore=CLEAN)
     for name in FILES:
         shutil.copy(ROOT / name, source)
-    out = source / "dist"
-    pip = (sys.executable, "-m", "pip", "wheel", "--no-build-isolation", "--no-deps")
-    run(*pip, "--no-index", "--wheel-dir", out, source, cwd=source)
-    [built] = out.glob("*.whl")
+    (source / "scripts").mkdir()
+    shutil.copy(ROOT / "scripts" / "setup.sh", source / "scripts")
+    (source / ".venv").mkdir()
+    (source / ".venv" / "ready").touch()  # this interpreter's environment stands for it
+    made = run("make", "wheel", f"BIN={Path(sys.executable).parent}", cwd=source)
+    [built] = (source / "dist").glob("*.whl")
+    assert f"dist/{built.name}" in made
+    assert "`make wheel`" in (ROOT / "docs" / "your-own-model.md").read_text("utf-8")
     return built
 
 

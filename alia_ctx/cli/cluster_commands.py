@@ -9,6 +9,8 @@ import typer
 
 from alia_ctx.cli.arguments import path
 from alia_ctx.cli.output import print_json, print_table
+from alia_ctx.config.load import require_stages
+from alia_ctx.progress import loading
 
 if TYPE_CHECKING:
     from alia_ctx.workflow.standing import RunStatus, StageStatus
@@ -50,6 +52,8 @@ def launch(
     ] = False,
 ) -> None:
     """Check a run, write a batch file for each of its stages, and submit them."""
+    require_stages(config, overrides or (), stage or ())
+    loading("torch")
     from alia_ctx import workflow
 
     launched = workflow.launch(

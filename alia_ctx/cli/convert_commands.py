@@ -17,6 +17,7 @@ import typer
 
 from alia_ctx.cli.arguments import path
 from alia_ctx.errors import CheckpointError
+from alia_ctx.progress import loading
 
 if TYPE_CHECKING:
     import torch
@@ -92,6 +93,7 @@ def import_hf(
 
     Parallel under torchrun.
     """
+    loading("torch")
     from alia_ctx.hf import convert
     from alia_ctx.hf.hub import model_directory
     from alia_ctx.hf.ranks import Ranks
@@ -144,6 +146,7 @@ def export_hf(
     """Convert a checkpoint's weights to safetensors shards with config.json, tokenizer
     and model card.
     """
+    loading("torch")
     from alia_ctx.hf import convert
     from alia_ctx.hf.model_card import rounded_from
     from alia_ctx.hf.ranks import Ranks
@@ -187,6 +190,7 @@ def verify(
 
     every weight to the bit, then logits. Status 1: they differ.
     """
+    loading("torch")
     from alia_ctx.hf.verify import verify as compare
 
     with _progress("verify", True) as progress:

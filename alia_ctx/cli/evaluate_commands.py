@@ -16,10 +16,10 @@ import typer
 from alia_ctx.cli.arguments import path
 from alia_ctx.cli.output import print_json, print_table
 from alia_ctx.config.evaluation import EvaluationConfig, RetrievalConfig
-from alia_ctx.config.load import load_run
+from alia_ctx.config.load import load_run, require_stages
 from alia_ctx.config.schema import build
 from alia_ctx.errors import AliaError, ConfigError, Problem, Problems
-from alia_ctx.progress import is_main
+from alia_ctx.progress import is_main, loading
 
 if TYPE_CHECKING:
     from alia_ctx.spec.layout import Layout
@@ -140,6 +140,14 @@ def evaluate(
     """Measure models on held-out text and on retrieval, the base first; or recompute a
     loss of the log. Results are kept, and measured anew only where something differs.
     """
+    has_run = any(
+        file.is_file() for file in (config, config.with_name(f"{config.name}.yaml"))
+    )
+    is_model = config.is_dir() or (text and not has_run)
+    if not is_model:  # the base is no stage, and may be named as one
+        named = [name for name in stage or () if name != "base"]
+        require_stages(config, overrides or (), named)
+    loading("torch")
     from alia_ctx import workflow
 
     if update is not None:
@@ -203,9 +211,6 @@ def evaluate(
         )
         return replace(made, layout=chosen_layout, directory=output or made.directory)
 
-    files = (config, config.with_name(f"{config.name}.yaml"))
-    has_run = any(file.is_file() for file in files)
-    is_model = config.is_dir() or (text and not has_run)
     made = workflow.task_on_all_ranks(of_models if is_model else of_a_run)
     evaluated = workflow.measure_models(made)
     _show(evaluated, made, as_json)

@@ -8,6 +8,7 @@ Takes torchrun's own arguments and exits with the status of the first rank that 
 
 from __future__ import annotations
 
+import logging
 import os
 import signal
 import sys
@@ -26,11 +27,15 @@ from alia_ctx.train.stopping import (
 def main(arguments: list[str] | None = None) -> int:
     requeue_on_early_signals()  # the imports below take seconds
     print("alia-ctx: starting the ranks", file=sys.stderr, flush=True)
+    from torch.distributed.elastic.agent.server import api as server
     from torch.distributed.elastic.multiprocessing import api
     from torch.distributed.elastic.multiprocessing.api import SignalException
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
     from torch.distributed.run import parse_args, run
 
+    # Ranks say themselves why they stop; torchrun's lines on passing it on are left out.
+    for upstream in (server.logger, api.logger):
+        upstream.addFilter(_is_news)
     for number in StopRequests.SIGNALS:  # torchrun passes them on from now on
         signal.signal(number, signal.SIG_DFL)
     # torchrun stops waiting for the ranks where it is told again while it waits
@@ -59,6 +64,21 @@ def main(arguments: list[str] | None = None) -> int:
         is_training = "train" in (sys.argv[1:] if arguments is None else arguments)
         return REQUEUE if is_training else 128 + int(signalled.sigval)
     return 0
+
+
+# Beginnings of what torchrun logs where a rank stops or it is told to stop
+# (torch/distributed/elastic/agent/server/api.py, .../multiprocessing/api.py).
+_NO_NEWS = (
+    "Received %s death signal",
+    "Got termination signal",
+    "Sending process %s closing signal",
+    "Closing process %s via signal",
+    "failed (exitcode: %s)",
+)
+
+
+def _is_news(record: logging.LogRecord) -> bool:
+    return not str(record.msg).startswith(_NO_NEWS)
 
 
 def _handled(signals: str) -> str:

@@ -10,8 +10,9 @@ import typer
 
 from alia_ctx.cli.arguments import path
 from alia_ctx.cli.output import print_json, print_table
-from alia_ctx.config.load import load_plan, load_run
+from alia_ctx.config.load import load_plan, load_run, require_stages
 from alia_ctx.errors import ConfigError, Problem
+from alia_ctx.progress import loading
 
 Config = Annotated[
     Path,
@@ -152,6 +153,8 @@ def ablate(
     """Train the same stage under several choices of RoPE, and rank them by the loss on
     held-out text. Finished cells are kept; started again it goes on.
     """
+    require_stages(config, overrides or (), [stage])
+    loading("torch")
     from alia_ctx import workflow
 
     run = load_run(config, overrides or ())

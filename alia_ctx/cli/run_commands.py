@@ -32,10 +32,10 @@ from alia_ctx.cli.arguments import path
 from alia_ctx.cli.failing import Command, refusal
 from alia_ctx.cli.output import print_json, print_table
 from alia_ctx.config.held_out import held_out_notes
-from alia_ctx.config.load import load_plan, load_run
+from alia_ctx.config.load import load_plan, load_run, require_stages
 from alia_ctx.config.run import RunConfig
 from alia_ctx.errors import AliaError, ConfigError, Problem
-from alia_ctx.progress import is_main, say
+from alia_ctx.progress import is_main, loading
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -85,6 +85,7 @@ def check(
 ) -> None:
     """Check a configuration as a whole; list every violation with its remedy."""
     names = stage or ()
+    require_stages(config, overrides or (), names)
     run = load_run(config, overrides or (), stages=names, read_text=not names)
     from alia_ctx import workflow
 
@@ -187,21 +188,21 @@ def plan(
 
     run, open_layouts = load_plan(config, overrides or (), stages=stage or ())
     asked = workflow.PlanQuestion(stage or (), gpus, on, open_layouts, search, dry_run)
-    if trace is not None:
-        timeline = workflow.draw_update(run, asked, trace)
-        if as_json:
-            print_json({"trace": str(trace), "update_seconds": timeline.seconds})
-            return
+    timeline = None if trace is None else workflow.draw_update(run, asked, trace)
+    more = timeline is None or search or dry_run  # a trace by itself is all of it
+    if as_json:
+        document = workflow.plan_document(run, asked) if more else {}
+        if timeline is not None:
+            document |= {"trace": str(trace), "update_seconds": timeline.seconds}
+        print_json(document)
+        return
+    for table in workflow.plan_stages(run, asked) if more else ():
+        print_table(table)
+    if timeline is not None:
         typer.echo(
             f"{trace}: an update of {duration(timeline.seconds)}, simulated; open it at "
             "https://ui.perfetto.dev"
         )
-        return
-    if as_json:
-        print_json(workflow.plan_document(run, asked))
-        return
-    for table in workflow.plan_stages(run, asked):
-        print_table(table)
 
 
 @app.command()
@@ -236,41 +237,29 @@ def pack(
     as_json: AsJson = False,
 ) -> None:
     """Plan the rows of a stage."""
+    require_stages(config, overrides or (), [stage])
+    loading("torch")
     from alia_ctx import workflow
-    from alia_ctx.data.packing import (
-        contamination_table,
-        draw_plan,
-        plan_table,
-        repeats_table,
-    )
+    from alia_ctx.data.packing import draw_plan
 
     run = load_run(config, overrides or (), stages=[stage])
     made = workflow.pack(run, stage, overwrite=overwrite)
+    seen = workflow.inspect_data(run, stage, made) if inspect else None
     if as_json:
-        document: dict[str, Any] = {
-            "directory": str(made.directory),
-            "fingerprint": made.fingerprint,
-        }
-        overlap = workflow.contamination(run, stage) if inspect else None
-        if inspect:
-            held = workflow.repeats(run, stage)
-            document["repeats"] = {name: vars(of) for name, of in held.items()}
-        if overlap is not None:
-            document["held_out"] = {
-                name: {"same": same.size, "nearly": overlap.near[name].size}
-                for name, same in overlap.exact.items()
+        document = {"directory": str(made.directory), "fingerprint": made.fingerprint}
+        # The curve of context is for who looks closer.
+        shown = [key for key in made.stats if inspect or key != "context"]
+        print_json(
+            {
+                **document,
+                **({} if seen is None else seen.document()),
+                **{key: made.stats[key] for key in shown},
             }
-        print_json({**document, **made.stats})
+        )
         return
     typer.echo(f"{made.directory}: {len(made):,} rows, fingerprint {made.fingerprint}")
-    if inspect:
-        tables = [*plan_table(made), repeats_table(workflow.repeats(run, stage))]
-        overlap = workflow.contamination(run, stage)
-        if overlap is None:
-            typer.echo("no tokenised held-out text to compare the sources with")
-        else:
-            tables.append(contamination_table(overlap))
-        for table in tables:
+    if seen is not None:
+        for table in seen.tables():
             print_table(table)
         plot = made.directory.with_name(f"{stage}.png")
         draw_plan(made, plot)
@@ -292,12 +281,13 @@ def train(
     """Train a stage, from where it stands, on the ranks that torchrun or srun started
     (or on this process alone).
     """
-    if is_main():
-        say("loading torch")
-    from alia_ctx import workflow
     from alia_ctx.train.stopping import parse_duration
 
     limit = parse_duration(exit_before) if exit_before else None
+    require_stages(config, overrides or (), [stage])
+    loading("torch")
+    from alia_ctx import workflow
+
     run = workflow.load_on_all_ranks(config, overrides or (), [stage])
     path = workflow.train(run, stage, exit_before=limit)
     if is_main():

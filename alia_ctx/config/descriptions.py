@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import dataclasses
+import json
+import re
 import types
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import cache
 from importlib import resources
-from typing import Any, Union, get_args, get_origin, get_type_hints
+from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
 import yaml
 
 from alia_ctx.config.run import RunConfig
+
+_WORDS = {int: "whole number", float: "number", str: "text", bool: "true or false"}
 
 
 @dataclass(frozen=True)
@@ -98,8 +102,8 @@ def parts(hint: Any) -> Iterator[tuple[Any, str]]:
         yield from ((inside, f".NAME{b}") for inside, b in parts(get_args(hint)[1]))
 
 
-def description(key: str) -> str | None:
-    """What the setting at a dotted key is; None where there is no such setting."""
+def setting_at(key: str) -> Setting | None:
+    """The setting at a dotted key; None where there is no such setting."""
     owner: Any = RunConfig
     names = key.split(".")
     while names:
@@ -109,10 +113,39 @@ def description(key: str) -> str | None:
             return None
         inside = next(parts(found.hint), None)
         if not names or inside is None:
-            return found.text
+            return found
         owner, between = inside
         if between.startswith("."):
             names.pop(0)
             if not names:
-                return found.text
+                return found
     return None
+
+
+def type_words(hint: Any) -> str:
+    """A type in words; that it may be left out is said by its default."""
+    origin, arguments = get_origin(hint), get_args(hint)
+    if dataclasses.is_dataclass(hint):
+        return "mapping"
+    if origin in (Union, types.UnionType):
+        return " or ".join(type_words(a) for a in arguments if a is not type(None))
+    if origin is Literal:
+        return "one of " + ", ".join(f"`{a}`" for a in arguments)
+    if origin in (list, tuple):
+        return f"list of {type_words(arguments[0])}"
+    if origin in (dict, Mapping):
+        return f"mapping of names to {type_words(arguments[1])}"
+    return _WORDS[hint]
+
+
+def as_yaml(value: Any) -> str:
+    """A value on one line, as YAML reads it."""
+    if isinstance(value, Mapping):
+        return "{" + ", ".join(f"{k}: {as_yaml(v)}" for k, v in value.items()) + "}"
+    if isinstance(value, list):
+        return "[" + ", ".join(map(as_yaml, value)) + "]"
+    if isinstance(value, str):
+        return value if re.fullmatch(r"[\w./~-]+", value) else json.dumps(value)
+    if isinstance(value, float) and 0 < value < 1e-3:
+        return f"{value:.1e}"
+    return json.dumps(value)

@@ -79,8 +79,9 @@ class BestConfig:
     """By what the best checkpoint of a stage is known, at its own context; kept beside
     the last ones. `mode`: min or max; by default losses are to fall and scores to rise.
 
-    loss: over all positions; short_loss: within the chain's first context; far_loss:
-    past the context of the stage before; conversation_loss, calls_exact: of the
+    loss: over all positions; short_loss: within the context of the chain's base (of
+    its first stage where that starts from random weights); far_loss: past the context of
+    the stage before, or of the base; conversation_loss, calls_exact: of the
     conversations that a stage holds out.
     """
 

@@ -15,6 +15,7 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Collection, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -39,7 +40,7 @@ from alia_ctx.config.placeholders import (
 )
 from alia_ctx.config.places import expand_home
 from alia_ctx.config.rules import run_problems
-from alia_ctx.config.run import RunConfig
+from alia_ctx.config.run import RunConfig, unknown_stage
 from alia_ctx.config.schema import build_parts
 from alia_ctx.config.texts import is_text
 from alia_ctx.errors import ConfigError, Problems
@@ -48,6 +49,7 @@ _UNREADABLE = (OmegaConfBaseException, yaml.YAMLError, ValueError)
 _STRING, _INTEGER, _NULL, _MERGE_KEY = (
     f"tag:yaml.org,2002:{name}" for name in ("str", "int", "null", "merge")
 )
+_BEGIN = "`alia-ctx init HF_DIR` writes one"
 _OTHERWISE_READ = re.compile(r"[-+]?(0[0-9_]+|[0-9_]+(:[0-9_]+)+)")
 
 
@@ -73,6 +75,26 @@ def load_run(
     """
     run, _ = _load(path, overrides, stages, read_text=read_text, over=over)
     return run
+
+
+def require_stages(
+    path: str | Path, overrides: Sequence[str], stages: Collection[str]
+) -> None:
+    """ConfigError where `path` has no stages of these names, before anything else is read
+    or imported. What cannot be told yet (a file that cannot be read, or has no stages) is
+    told by `load_run`.
+    """
+    known = None
+    with suppress(ConfigError):
+        known = _keys(read_config(path, overrides), "stages")
+    if known is None:
+        return
+    unknown = [name for name in stages if name not in known]
+    if unknown:
+        problems = [unknown_stage("--stage", name, known) for name in unknown]
+        error = ConfigError("", problems)
+        error.on_all_ranks = True  # each of them has the same words
+        raise error
 
 
 def load_plan(
@@ -197,7 +219,7 @@ def _find(path: Path, including: tuple[Path, ...]) -> Path:
         if candidate.is_file():
             return candidate
     if not including:
-        raise ConfigError(f"{path}: no such file; configs/ holds examples")
+        raise ConfigError(f"{path}: no such file; {_BEGIN}")
     raise ConfigError(
         f"{including[-1]}: include: there is neither {path} nor {named.name}; "
         "paths are relative to the file that includes"
@@ -214,8 +236,7 @@ def _parse(path: Path) -> dict[str, Any]:
         ) from error
     if not isinstance(document, dict):
         raise ConfigError(
-            f"{path}: holds a list, and a configuration is keys with values; "
-            "configs/ holds examples"
+            f"{path}: holds a list, and a configuration is keys with values; {_BEGIN}"
         )
     return document  # type: ignore[return-value]
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from alia_ctx.config.descriptions import description
+from alia_ctx.config.descriptions import as_yaml, setting_at, type_words
 from alia_ctx.config.texts import is_text
 from alia_ctx.errors import Problem, Problems
 
@@ -58,8 +58,13 @@ def with_placeholders(keys: Sequence[str], problems: Sequence[Problem]) -> Probl
     """A problem for each placeholder, and the others but for those that it is the cause of."""
     made = Problems()
     for key in dict.fromkeys(keys):
-        what = description(key) or "its value"
-        rule, remedy = "is a placeholder", f"put there: {what}"
-        made.add(key, PLACEHOLDER, rule, remedy)
+        setting = setting_at(key)
+        remedy = "put its value there"
+        if setting is not None:
+            remedy = (
+                f"put there {type_words(setting.hint)}: {setting.text}; for example "
+                f"{as_yaml(setting.example)}"
+            )
+        made.add(key, PLACEHOLDER, "is a placeholder", remedy)
     made += [problem for problem in problems if problem.key not in keys]
     return made

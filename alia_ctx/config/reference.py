@@ -8,15 +8,18 @@ writes each anew between `<!-- settings: KEY -->` and `<!-- end of settings -->`
 from __future__ import annotations
 
 import dataclasses
-import json
 import re
 import sys
-import types
-from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Literal, Union, get_args, get_origin
+from typing import Any
 
-from alia_ctx.config.descriptions import Setting, fields_of, parts
+from alia_ctx.config.descriptions import (
+    Setting,
+    as_yaml,
+    fields_of,
+    parts,
+    type_words,
+)
 from alia_ctx.config.run import RunConfig
 from alia_ctx.errors import ConfigError
 
@@ -26,7 +29,6 @@ HEAD = (
 _MARKED = re.compile(
     r"(<!-- settings: (\S*) -->\n).*?(<!-- end of settings -->)", re.DOTALL
 )
-_WORDS = {int: "whole number", float: "number", str: "text", bool: "true or false"}
 
 
 def with_tables(page: str) -> str:
@@ -59,25 +61,9 @@ def _row(setting: Setting) -> str:
         "required" if setting.required else default_words(setting.default),
         setting.unit,
         setting.text,
-        f"`{_yaml(setting.example)}`",
+        f"`{as_yaml(setting.example)}`",
     ]
     return "| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |"
-
-
-def type_words(hint: Any) -> str:
-    """A type in words; that it may be left out is said by its default."""
-    origin, arguments = get_origin(hint), get_args(hint)
-    if dataclasses.is_dataclass(hint):
-        return "mapping"
-    if origin in (Union, types.UnionType):
-        return " or ".join(type_words(a) for a in arguments if a is not type(None))
-    if origin is Literal:
-        return "one of " + ", ".join(f"`{a}`" for a in arguments)
-    if origin in (list, tuple):
-        return f"list of {type_words(arguments[0])}"
-    if origin in (dict, Mapping):
-        return f"mapping of names to {type_words(arguments[1])}"
-    return _WORDS[hint]
 
 
 def default_words(value: Any) -> str:
@@ -86,20 +72,7 @@ def default_words(value: Any) -> str:
         return "none"
     if dataclasses.is_dataclass(value):
         return "those below"
-    return f"`{_yaml(value)}`"
-
-
-def _yaml(value: Any) -> str:
-    """A value on one line, as YAML reads it."""
-    if isinstance(value, Mapping):
-        return "{" + ", ".join(f"{k}: {_yaml(v)}" for k, v in value.items()) + "}"
-    if isinstance(value, list):
-        return "[" + ", ".join(map(_yaml, value)) + "]"
-    if isinstance(value, str):
-        return value if re.fullmatch(r"[\w./~-]+", value) else json.dumps(value)
-    if isinstance(value, float) and 0 < value < 1e-3:
-        return f"{value:.1e}"
-    return json.dumps(value)
+    return f"`{as_yaml(value)}`"
 
 
 def main() -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -224,7 +224,7 @@ class RunConfig:
     def stage(self, name: str) -> StageConfig:
         """The stage called `name`; ConfigError lists the known ones."""
         if name not in self.stages:
-            raise ConfigError("", [_unknown_stage("--stage", name, self.stages)])
+            raise ConfigError("", [unknown_stage("--stage", name, self.stages)])
         return self.stages[name]
 
     def world_size(self, stage: StageConfig) -> int:
@@ -257,7 +257,8 @@ def position_edges(run: RunConfig) -> tuple[int, ...]:
     return (0, *sorted({stage.context for stage in run.stages.values()}))
 
 
-def _unknown_stage(key: str, name: str, stages: Mapping[str, StageConfig]) -> Problem:
+def unknown_stage(key: str, name: str, stages: Iterable[str]) -> Problem:
+    """That `name`, given at `key`, is none of the stages."""
     return Problem(
         key,
         name,

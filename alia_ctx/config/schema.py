@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import re
 import types
 from collections.abc import Mapping
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
@@ -15,6 +16,7 @@ from alia_ctx.errors import Problems
 _INVALID: Any = object()
 INT64 = 2**63 - 1
 FP32 = 3.4028234663852886e38
+_BINARY = re.compile(r"([0-9]{1,9})([kKmM])")
 
 
 def build[T](cls: type[T], raw: object, key: str, problems: Problems) -> T | None:
@@ -23,8 +25,9 @@ def build[T](cls: type[T], raw: object, key: str, problems: Problems) -> T | Non
 
     Returns None where anything in this part is wrong. `raw` is never changed.
     """
+    before = len(problems)
     value = _convert(cls, raw, key, problems)
-    return None if _spoiled(value) else value
+    return None if _spoiled(value) or len(problems) > before else value
 
 
 def build_parts(cls: Any, raw: object, problems: Problems) -> dict[str, Any]:
@@ -72,7 +75,7 @@ def _spoiled(value: Any) -> bool:
 def _fields(cls: Any, raw: object, key: str, problems: Problems) -> dict[str, Any]:
     """Values of the fields of `cls` that `raw` gives; _INVALID where one is wrong or lacks.
 
-    An unknown key is a problem, and an _INVALID entry under its own name.
+    An unknown key is a problem, and left out: what the others break can be told still.
     """
     fields = {f.name: f for f in dataclasses.fields(cls) if f.init}
     if not isinstance(raw, Mapping):
@@ -86,7 +89,6 @@ def _fields(cls: Any, raw: object, key: str, problems: Problems) -> dict[str, An
             rule = "is no longer a setting" if removed else "unknown key"
             remedy = removed or _suggest(str(name), list(fields))
             problems.add(f"{prefix}{name}", raw[name], rule, remedy)
-            values[name] = _INVALID
     for name, entry in fields.items():
         if name in raw:
             values[name] = _convert(hints[name], raw[name], f"{prefix}{name}", problems)
@@ -113,15 +115,16 @@ def _convert_union(expected: Any, raw: object, key: str, problems: Problems) -> 
         if len(options) < len(get_args(expected)):
             return None
         return _wrong_type(key, raw, "a value", problems)
-    attempts: list[Problems] = []
+    attempts: list[tuple[Any, Problems]] = []
     for option in options:
         attempt = Problems()
         value = _convert(option, raw, key, attempt)
-        if not _spoiled(value):
+        if not _spoiled(value) and not attempt:
             return value
-        attempts.append(attempt)
-    problems.extend(attempts[0])
-    return _INVALID
+        attempts.append((value, attempt))
+    value, attempt = attempts[0]
+    problems.extend(attempt)
+    return value if len(options) == 1 else _INVALID
 
 
 def _convert_choice(expected: Any, raw: object, key: str, problems: Problems) -> Any:
@@ -203,6 +206,9 @@ def _wrong_type(key: str, raw: object, expected: str, problems: Problems) -> Any
     got = "nothing" if raw is None else f"{type(raw).__name__}"
     rule = f"must be {expected}, not {got}"
     remedy = f"give {expected}"
+    if isinstance(raw, str) and (binary := _BINARY.fullmatch(raw)):
+        number = int(binary[1]) << (10 if binary[2] in "kK" else 20)
+        remedy = f"write {number}; {raw} is for the command line's --context"
     if expected == "a string" and raw is not None and not isinstance(raw, (list, dict)):
         remedy = f"put it in quotes: '{raw}'"
     problems.add(key or "(top level)", raw, rule, remedy)

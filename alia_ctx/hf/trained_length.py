@@ -11,7 +11,8 @@ An export of this project states the tokens of its training. Of others:
 - dynamic scaling has its original length in `max_position_embeddings`, and reads factor
   times as many, with which nothing needs to have been trained.
 - yarn may be added to a config.json whose length stays the original one (Qwen2.5's
-  README does so): it reads factor times as many too.
+  README does so): it reads factor times as many too, as llama3 does whose published
+  length is not above its original one.
 """
 
 from __future__ import annotations
@@ -50,6 +51,15 @@ def trained_length(
     if exported is not None:
         return TrainedLength(exported)
     factor = rope.factor or 1.0
+    original = rope.original_max_position_embeddings
+    if original is not None and rope.type in ("llama3", "yarn"):
+        reach = round(original * factor)
+        if published <= original:
+            return TrainedLength(reach)
+        # Qwen3 is published with room for its answers beyond the original length, and a
+        # factor of yarn is written beside it. Llama 3.2 reads what is published.
+        ambiguous = rope.type == "yarn" and published < reach
+        return TrainedLength(published, reach if ambiguous else None)
     if rope.type != "linear" or factor == 1:
         return TrainedLength(published)
     scaled = round(published * factor)

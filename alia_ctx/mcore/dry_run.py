@@ -99,8 +99,9 @@ def count(asked: DryRun) -> Counts:
             optimizer = StageOptimizer(
                 wrapped, config, OptimizerConfig(), overlap=False
             )
+            # Before the forward, for which the last norm is taken off.
+            parameters = sum(parameter.numel() for parameter in module.parameters())
             saved = _saved_bytes(asked, module, ranks)
-        parameters = sum(parameter.numel() for parameter in module.parameters())
         return Counts(parameters, _optimizer_bytes(optimizer, bf16=bf16), saved)
 
 

@@ -13,6 +13,7 @@ from alia_ctx.planner.rope_choices import (
     left_out_choices,
     require_drawable,
     standard_choices,
+    stretched_further,
     with_configured,
 )
 from alia_ctx.planner.rope_choices import figures as rope_figures
@@ -68,6 +69,7 @@ __all__ = [
     "rope_figures",
     "rope_reach",
     "standard_choices",
+    "stretched_further",
     "suggest_layouts",
     "with_configured",
 ]

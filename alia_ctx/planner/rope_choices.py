@@ -130,7 +130,7 @@ def _considered(
     factor = context / trained
     theta = _plain_theta(base, head_dim, trained)
     if theta is None:
-        choices = {"unchanged": base, **_of_scaled(base, head_dim, factor)}
+        choices = {"unchanged": base, **_of_scaled(base, head_dim, factor, context)}
     else:
         choices = {"unchanged": base, **_of_plain(theta, head_dim, trained, context)}
     for name, rope in choices.items():
@@ -197,7 +197,7 @@ def _of_plain(
 
 
 def _of_scaled(
-    base: RopeSpec, head_dim: int, factor: float
+    base: RopeSpec, head_dim: int, factor: float, context: int
 ) -> dict[str, RopeSpec | str]:
     """Ways that go on from a base that is scaled already. Its own type's does: linear and
     the long wavelengths of llama3 and yarn are divided by the product of both factors,
@@ -211,27 +211,46 @@ def _of_scaled(
     )
     names = ("llama3", "yarn", "ntk", "linear", "dynamic", "theta")
     choices: dict[str, RopeSpec | str] = dict.fromkeys(names, reason)
-    further = replace(base, factor=own * factor)
-    choices[base.type] = further
     if base.type == "linear":
         raised = _raised(base.theta, factor, head_dim)
         if raised is not None:  # each pair's frequency is the base's, stretched by NTK
             choices["ntk"] = replace(base, theta=raised)
-    if base.attention_factor is not None:
-        formula = replace(base, attention_factor=None)
-        if math.isclose(
-            spec.yarn_attention_factor(formula, own),
-            base.attention_factor,
-            rel_tol=1e-6,
-        ):
-            choices["yarn"] = replace(formula, factor=own * factor)
-        else:
-            choices["yarn"] = (
-                f"the base's attention_factor {base.attention_factor:g} is not that of "
-                "the formula, which would say what it becomes; name a RoPE of your own "
-                "with `ablate --choices FILE`"
-            )
+    if base.attention_factor is not None and not _has_the_formulas_factor(base):
+        choices["yarn"] = (
+            f"the base's attention_factor {base.attention_factor:g} is not that of "
+            "the formula, which would say what it becomes; name a RoPE of your own "
+            "with `ablate --choices FILE`"
+        )
+    else:
+        choices[base.type] = stretched_further(base, factor, context)
     return choices
+
+
+def stretched_further(base: RopeSpec, factor: float, context: int) -> RopeSpec:
+    """A RoPE with a factor, stretched `factor` times as far, and at least as far as its
+    factor has to reach for rows of `context` tokens (`RopeSpec.problems`): Llama 3.1 is
+    published with 131,072 tokens and a factor that reaches 65,536.
+
+    YaRN's temperature follows from its factor, unless the base has one of its own.
+    """
+    original = base.original_max_position_embeddings
+    further = base.require("factor") * factor
+    if original is not None and spec.ROPE_TYPES[base.type].reaches:
+        further = max(further, context / original)
+    rope = replace(base, factor=further)
+    if _has_the_formulas_factor(base):
+        rope = replace(rope, attention_factor=None)
+    return rope
+
+
+def _has_the_formulas_factor(base: RopeSpec) -> bool:
+    """Whether the base states the temperature that it would have without stating it."""
+    formula = replace(base, attention_factor=None)
+    return base.attention_factor is not None and math.isclose(
+        spec.yarn_attention_factor(formula, base.require("factor")),
+        base.attention_factor,
+        rel_tol=1e-6,
+    )
 
 
 def choice_table(title: str, choices: Sequence[RopeFigures]) -> Table:

@@ -11,6 +11,7 @@ from alia_ctx.planner.rope_reach import plain_bases
 from alia_ctx.planner.search import GpuCount, LayoutChoice
 from alia_ctx.planner.stage import StagePlan
 from alia_ctx.spec.cluster import ClusterSpec
+from alia_ctx.spec.execution import Precision
 from alia_ctx.spec.layout import Layout
 
 
@@ -200,7 +201,7 @@ def _figure_cells(choice: LayoutChoice) -> tuple[str, ...]:
     )
 
 
-def assumptions_table(cluster: ClusterSpec) -> Table:
+def assumptions_table(cluster: ClusterSpec, precision: Precision = "bf16") -> Table:
     """What the estimates take for granted, and the setting of each."""
     table = Table(title="Assumed; alia_ctx/spec/cluster.py says where each is from")
     for heading in ("setting", "value", "default"):
@@ -209,6 +210,8 @@ def assumptions_table(cluster: ClusterSpec) -> Table:
         value, default = getattr(cluster, field.name), field.default
         shown = "" if value == default else f"{default:g}"
         table.add_row(f"cluster.{field.name}", f"{value:g}", shown)
+    peak = f"{cluster.peak_flops(precision) / 1e12:g}e12 FLOP/s a GPU"
+    table.add_row("engine.precision", f"{precision}: {peak}", "")
     return table
 
 

@@ -1,6 +1,7 @@
 """Time of an update, from FLOPs at two efficiencies and bytes over links.
 
-Products with weights run at one share of the GPU's peak and attention at another. What
+Products with weights run at one share of the GPU's peak in the precision that is computed
+in, and attention at another. What
 the engine waits for is added: tensor parallelism's collectives, keys and values, copies
 of offloaded activations. Of the gradients' reduction and the weights' gathering only
 what the last backward and the first forward do not hide counts.
@@ -16,7 +17,7 @@ from alia_ctx.planner.workload import Workload
 from alia_ctx.spec.cluster import ClusterSpec
 from alia_ctx.spec.layout import Layout
 
-_TERA, _GIGA = 1e12, 1e9
+_GIGA = 1e9
 Direction = Literal["forward", "backward"]
 # Sequence parallelism's all-gathers and reduce-scatters of a layer: 4 forward; backward 4,
 # and 2 that gather inputs again. Recomputation repeats those of the forward.
@@ -86,11 +87,11 @@ def _attention_flops(work: Workload, pairs: float) -> float:
 
 
 def seconds_at_mfu(work: Workload, cluster: ClusterSpec, mfu: float) -> float:
-    """Seconds of an update if useful FLOPs run at `mfu` of all GPUs' peak."""
+    """Seconds of an update if useful FLOPs run at `mfu` of all GPUs' peak in its precision."""
     return (
         sum(flops_per_token(work))
         * work.tokens_per_update
-        / (work.world_size * cluster.peak_tflops * _TERA * mfu)
+        / (work.world_size * cluster.peak_flops(work.precision) * mfu)
     )
 
 
@@ -141,7 +142,7 @@ def row_time(
 ) -> RowTime:
     """A row of `pairs` query-key pairs (default: the workload's) on one pipeline rank."""
     ranks = work.layout.tp * work.layout.cp
-    peak = cluster.peak_tflops * _TERA * ranks
+    peak = cluster.peak_flops(work.precision) * ranks
     pairs = work.pairs_per_row if pairs is None else pairs
     matrices, attention = _row_flops(work, pipeline_rank, direction, pairs)
     return RowTime(

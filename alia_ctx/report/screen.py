@@ -14,7 +14,12 @@ if TYPE_CHECKING:
     from rich.table import Table
 
 _BARS = "▁▂▃▄▅▆▇█"
-_TIMES = ("compute", "communication", "step", "data", "save")
+_TIMES = ("compute", "communication", "step", "data", "save", "evaluate")
+_BESIDE = (
+    "seconds",
+    "save_seconds",
+    "evaluate_seconds",
+)  # an update, and what follows it
 _RECENT = 64  # updates that averages are taken over
 _SHOWN = 6  # messages, checkpoints, evaluations
 
@@ -153,17 +158,22 @@ def _ranks(stage: WatchedStage) -> int | None:
 
 
 def _times(stage: WatchedStage) -> Table:
-    """Where the time of the last updates went on the first rank."""
+    """Where the wall time of the last updates went on the first rank, saving and evaluation
+    included: in all 100%.
+    """
     from rich.table import Table
 
     lines = stage.lines[-_RECENT:]
-    total = sum(_number(line, "seconds") for line in lines)
-    shares = {
-        name: sum(_number(line, f"{name}_seconds") for line in lines) / total
-        for name in _TIMES
-        if total
+    parts = {
+        name: sum(_number(line, f"{name}_seconds") for line in lines) for name in _TIMES
     }
-    table = Table(title="share of the time", expand=True)
+    # Parts are timed one by one, and may come to a little more than the whole.
+    whole = sum(_number(line, name) for line in lines for name in _BESIDE)
+    total = max(whole, sum(parts.values()))
+    shares = {name: part / total for name, part in parts.items() if total}
+    if shares:
+        shares["other"] = max(0.0, 1 - sum(shares.values()))
+    table = Table(title="share of the wall time", expand=True)
     for name in shares:
         table.add_column(name, justify="right")
     if shares:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from alia_ctx.errors import Problem, Problems
+from alia_ctx.spec.execution import Precision
 
 
 @dataclass(frozen=True)
@@ -21,6 +22,8 @@ class ClusterSpec:
         ranks_per_node: GPUs of a node, each with one rank.
         memory_gib: Memory of a GPU in GiB.
         peak_tflops: Its dense bf16 peak on the data sheet, in 10^12 FLOP/s.
+        peak_fp32_tflops: The same in fp32 without tensor cores, which is how torch multiplies
+            where nobody allows TF32; not above `peak_tflops`.
         efficiency: Share of the peak that products with weights reach, norms, sums and
             all else that a layer does beside attention included.
         attention_efficiency: Share of the peak that the attention kernel reaches,
@@ -45,6 +48,7 @@ class ClusterSpec:
     ranks_per_node: int = 1
     memory_gib: float = 64.0
     peak_tflops: float = 989.0
+    peak_fp32_tflops: float = 67.0
     efficiency: float = 0.51
     attention_efficiency: float = 0.43
     overhead_gib: float = 5.0
@@ -55,6 +59,14 @@ class ClusterSpec:
     host_memory_gib: float = 512.0
     host_overhead_gib: float = 6.0
     host_gb_per_s: float = 40.0
+
+    def peak_flops(self, precision: Precision) -> float:
+        """FLOP/s of a GPU that computes in `precision`. Where `peak_tflops` is that of a
+        processor, fp32 is not faster.
+        """
+        if precision == "fp32":
+            return min(self.peak_fp32_tflops, self.peak_tflops) * 1e12
+        return self.peak_tflops * 1e12
 
     def problems(self, key: str = "cluster") -> list[Problem]:
         """Values that make no sense."""
@@ -85,6 +97,7 @@ _POSITIVE = {
     "ranks_per_node": "give the GPUs of a node",
     "memory_gib": "see the GPU's data sheet",
     "peak_tflops": "see the GPU's data sheet",
+    "peak_fp32_tflops": "see the GPU's data sheet",
     "node_gb_per_s": "give GB/s per GPU and direction",
     "network_gb_per_s": "give GB/s per GPU and direction",
     "host_memory_gib": "give the memory of a node",

@@ -1,7 +1,8 @@
 """Machines that a run may be placed on, by name: what `configs/clusters/` says of them.
 
 Memory is what torch reports of the GPU, a little less than its name says; peaks are dense
-bf16 of the data sheets; links are two thirds of NVLink and four fifths of the network
+bf16, and fp32 without tensor cores, of NVIDIA's data sheets (H100 and H200 SXM: 989 and 67
+10^12 FLOP/s; A100: 312 and 19.5); links are two thirds of NVLink and four fifths of the network
 card that a GPU has to itself.
 """
 
@@ -15,6 +16,7 @@ MACHINES: dict[str, ClusterSpec] = {
         ranks_per_node=4,
         memory_gib=64,
         peak_tflops=989,
+        peak_fp32_tflops=67,
         node_gb_per_s=300,
         network_gb_per_s=20,
         host_memory_gib=512,
@@ -25,6 +27,7 @@ MACHINES: dict[str, ClusterSpec] = {
         ranks_per_node=8,
         memory_gib=79,
         peak_tflops=989,
+        peak_fp32_tflops=67,
         node_gb_per_s=300,
         network_gb_per_s=40,
         host_memory_gib=2048,
@@ -36,6 +39,7 @@ MACHINES: dict[str, ClusterSpec] = {
         ranks_per_node=8,
         memory_gib=139.8,
         peak_tflops=989,
+        peak_fp32_tflops=67,
         efficiency=0.63,
         attention_efficiency=0.62,
         node_gb_per_s=300,
@@ -48,11 +52,14 @@ MACHINES: dict[str, ClusterSpec] = {
         ranks_per_node=8,
         memory_gib=79,
         peak_tflops=312,
+        peak_fp32_tflops=19.5,
         node_gb_per_s=200,
         network_gb_per_s=20,
         host_memory_gib=1024,
         host_gb_per_s=20,
     ),
     # Two ranks on the cores of a laptop, over gloo in fp32.
-    "laptop": ClusterSpec(ranks_per_node=2, memory_gib=8, peak_tflops=0.1),
+    "laptop": ClusterSpec(
+        ranks_per_node=2, memory_gib=8, peak_tflops=0.1, peak_fp32_tflops=0.1
+    ),
 }

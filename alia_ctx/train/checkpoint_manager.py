@@ -53,7 +53,7 @@ class CheckpointManager:
         self._on_first_rank = partial(_on_first_rank, engine, root)
         self.longest_seconds = 0.0
         self._assets: dict[str, bytes] = {}
-        self._whole: Path | None = None  # the newest that we opened or committed
+        self.whole: Path | None = None  # the newest that we opened or committed
         self._damaged: set[Path] = set()
         self._best: Path | None = None
         self._seconds = 0.0
@@ -128,7 +128,7 @@ class CheckpointManager:
         final = self.path(manifest)
         if self._pending is None or self._pending[1].update != manifest.update:
             self.finish()
-            if self._whole == final:
+            if self.whole == final:
                 return final
             error = self._begin(manifest)
             if error is not None:
@@ -181,7 +181,7 @@ class CheckpointManager:
 
         error = self._on_first_rank(commit)
         if error is None:
-            self._whole = final
+            self.whole = final
             self._damaged.discard(final)
             self._retire()
         return error
@@ -213,7 +213,7 @@ class CheckpointManager:
 
     def _say_failed(self, error: str) -> None:
         kept = (
-            "the checkpoint before it is intact" if self._whole else "none is there yet"
+            "the checkpoint before it is intact" if self.whole else "none is there yet"
         )
         self.notice(f"{error}; training goes on, {kept}")
 
@@ -232,7 +232,7 @@ class CheckpointManager:
         for path in reversed(found):
             error = self.damage(path)
             if error is None:
-                self._whole = path
+                self.whole = path
                 return path
             self._damaged.add(path)
             if self.engine.rank == 0:

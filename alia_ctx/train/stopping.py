@@ -92,6 +92,9 @@ class StopRequests(AbstractContextManager["StopRequests"]):
         self._received: str | None = None
         self._asked_at: float | None = None  # of the first SIGTERM or SIGINT
         self._previous: dict[int, Any] = {}
+        # What a second request loses, in words; asked in a signal's handler, so that it
+        # may wait for nothing.
+        self.lost: Callable[[], str] = str
 
     def __enter__(self) -> StopRequests:
         if threading.current_thread() is threading.main_thread():
@@ -109,6 +112,9 @@ class StopRequests(AbstractContextManager["StopRequests"]):
         warns, now = number in self.WARNINGS, time.monotonic()
         if not warns and self._asked_at is not None:
             if now - self._asked_at > ONE_REQUEST_SECONDS:
+                with suppress(Exception):  # nothing keeps it from ending
+                    if os.environ.get("RANK", "0") == "0" and (lost := self.lost()):
+                        os.write(2, f"\nstopped at once: {lost}\n".encode())
                 signal.signal(number, signal.SIG_DFL)
                 os.kill(os.getpid(), number)
             return

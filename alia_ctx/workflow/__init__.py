@@ -45,6 +45,7 @@ if TYPE_CHECKING:
     )
     from alia_ctx.workflow.exporting import export
     from alia_ctx.workflow.importing import base_to_import, how_to_import
+    from alia_ctx.workflow.inspecting import inspect_data
     from alia_ctx.workflow.launching import Launched, launch
     from alia_ctx.workflow.named_models import Asked, models_task
     from alia_ctx.workflow.pipeline import run_all
@@ -54,13 +55,7 @@ if TYPE_CHECKING:
         plan_document,
         plan_stages,
     )
-    from alia_ctx.workflow.plans import (
-        contamination,
-        not_seen,
-        open_plan,
-        pack,
-        repeats,
-    )
+    from alia_ctx.workflow.plans import not_seen, open_plan, pack
     from alia_ctx.workflow.recomputing import recompute
     from alia_ctx.workflow.reporting import (
         keep_page,
@@ -130,6 +125,7 @@ _MODULES = {
             "base_to_import",
             "how_to_import",
         ),
+        "workflow.inspecting": ("inspect_data",),
         "workflow.launching": (
             "Launched",
             "launch",
@@ -146,8 +142,6 @@ _MODULES = {
             "plan_stages",
         ),
         "workflow.plans": (
-            "contamination",
-            "repeats",
             "not_seen",
             "open_plan",
             "pack",
@@ -215,7 +209,6 @@ __all__ = [
     "check_vocabulary",
     "compare_rope",
     "constants_notes",
-    "contamination",
     "draw_update",
     "evaluation_task",
     "examine",
@@ -223,6 +216,7 @@ __all__ = [
     "few_held_out",
     "finished_checkpoint",
     "how_to_import",
+    "inspect_data",
     "keep_page",
     "kernel_notes",
     "launch",
@@ -240,7 +234,6 @@ __all__ = [
     "plan_document",
     "plan_stages",
     "recompute",
-    "repeats",
     "report",
     "require_same_text",
     "run_all",

@@ -50,7 +50,7 @@ def stage_task(run: RunConfig, name: str) -> StageTask:
         if run.stage(name).init_from in run.stages
         else None,
         position_edges=position_edges(run),
-        peak_flops=run.cluster.peak_tflops * 1e12,
+        peak_flops=run.cluster.peak_flops(run.engine.precision),
         saving=run.checkpoint,
         evaluate_every=run.evaluation.every_updates,
         best=run.evaluation.best,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 import shlex
 import textwrap
 from collections.abc import Mapping, Sequence
@@ -10,6 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from alia_ctx.config.placeholders import PLACEHOLDER
+from alia_ctx.config.run import StageConfig
 from alia_ctx.config.texts import written
 from alia_ctx.planner import RopeFigures, duration
 from alia_ctx.planner.stage import StagePlan
@@ -235,16 +237,40 @@ def _rope_reasons(proposal: Proposal, proposed: ProposedStage) -> list[str]:
         ]
     else:
         lines = [
-            f"RoPE: the base is scaled already ({base.rope.type}"
-            + (f", factor {base.rope.factor:g}" if base.rope.factor else "")
-            + "); it keeps its type,",
-            "and is stretched by as much more as the context grows:"
-            if base.rope.type != "dynamic"
-            else "which stretches by the length of the row itself:",
+            f"RoPE: the base is scaled already ({base.rope.type}, factor "
+            f"{base.rope.factor:g}). {_what_was_done(proposal, stage)}:",
             *_how_published(proposal, stage.context),
         ]
     others = [f for label, f in proposed.figures.items() if label != "unchanged"]
     return [*lines, *(f"  {f.name}: {_sentence(f)}" for f in others)]
+
+
+def _what_was_done(proposal: Proposal, stage: StageConfig) -> str:
+    """How the RoPE of a stage came from that of a base that is scaled already."""
+    base, rope, context = proposal.base.rope, stage.rope, stage.context
+    if base.type == "dynamic":
+        by = "dynamic stretches by the length of the row itself, and is left as it is"
+        if rope.type != "dynamic":
+            by = (
+                "dynamic, left as it is, stretches by the length of the row itself; "
+                f"{rope.type} with factor {_scalar(rope.factor)} turns fewer pairs "
+                "further than they were trained"
+            )
+        return by
+    before, reads = base.require("factor"), proposal.reads.tokens
+    kept, now = "It keeps its type", rope.require("factor")
+    if now == before:
+        return f"{kept} and its factor, which reaches {context:,} tokens"
+    further = f"{before:g} x {context:,} / {reads:,}"
+    if math.isclose(now, before * context / reads):
+        grows = f"{context / reads:g} times as much, as the context grows"
+        return f"{kept}; the factor becomes {_scalar(now)} = {further}, {grows}"
+    original = rope.original_max_position_embeddings or reads
+    return (
+        f"{kept}; the factor becomes {_scalar(now)} = {context:,} / {original:,}, to reach "
+        f"the context, which {further} would not: its own reaches "
+        f"{round(original * before):,} of its {reads:,} tokens"
+    )
 
 
 def _how_published(proposal: Proposal, context: int) -> list[str]:
@@ -252,11 +278,11 @@ def _how_published(proposal: Proposal, context: int) -> list[str]:
     base, reads = proposal.base, proposal.reads
     if reads.other is None or base.rope.factor is None:
         return []
-    otherwise = base.rope.factor * context / reads.other
+    otherwise = base.rope.factor * max(1.0, context / reads.other)
     return [
         f"Not known: whether the {base.context:,} tokens of its config.json are from before "
-        f"its factor, as transformers asks and as is taken here (it reads {reads.tokens:,}), "
-        f"or what it reads with it. In that case write factor: {_scalar(otherwise)}."
+        f"its factor, or what it reads with it. Taken here: it reads {reads.tokens:,}; the "
+        f"other reading is {reads.other:,}. In that case write factor: {_scalar(otherwise)}."
     ]
 
 

@@ -11,6 +11,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from rich.markup import escape
+
 from alia_ctx.config.run import EngineConfig
 from alia_ctx.errors import AliaError, CheckpointError, DataError
 from alia_ctx.evaluation.long_ppl import KeyTokens
@@ -24,7 +26,7 @@ from alia_ctx.identity import (
     statement_checksum,
     unsealed,
 )
-from alia_ctx.progress import meter
+from alia_ctx.progress import is_main, meter, say
 from alia_ctx.spec.layout import Layout
 from alia_ctx.train.engine import Scorer
 from alia_ctx.train.rendezvous import World
@@ -299,6 +301,9 @@ def _measure_one(
     keys: dict[int, KeyTokens],
 ) -> list[Result]:
     model, context = evaluation.model, evaluation.context
+    if is_main():
+        what = f"{evaluation.name} at {context:,} tokens: {', '.join(names)}"
+        say(f"evaluating {escape(what)}")
     measurement = task.measurement(model)
     if "longppl" in names and context not in keys:
         keys[context] = _find_key_tokens(task, opener, context)

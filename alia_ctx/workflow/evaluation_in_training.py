@@ -15,7 +15,7 @@ from alia_ctx.evaluation.positions import PositionBands
 from alia_ctx.evaluation.retrieval import RetrievalScores
 from alia_ctx.train.engine import Engine
 from alia_ctx.workflow.chain import contexts_up_to
-from alia_ctx.workflow.evaluation_tasks import run_measurement
+from alia_ctx.workflow.evaluation_tasks import native_context, run_measurement
 from alia_ctx.workflow.measuring import Measurement, measure
 
 
@@ -28,9 +28,10 @@ def held_out_evaluation(
     """A function that measures the model in training by `evaluation.during` and gives what
     goes into the line of the log. Collective.
 
-    `held_out`: {context: {band: loss}} at the stage's length and at those of the stages
-    before it; `retrieval`, `passkey`: {length: {task: share}}; `blocks`, `longppl`,
-    `leak`: their contents; `metrics`: the numbers that a best checkpoint may be named by.
+    `held_out`: {context: {band: loss}} at the stage's length, at those of the stages
+    before it and at the base's; `retrieval`, `passkey`: {length: {task: share}};
+    `blocks`, `longppl`, `leak`: their contents; `metrics`: the numbers that a best
+    checkpoint may be named by.
     `beat` is called after every row. DataError, before anything is trained, where there
     is no text for what is asked, or no retrieval task fits into the context.
     """
@@ -48,14 +49,14 @@ class _During:
     ) -> None:
         self.context = run.stage(name).context
         # A stage may be shorter than those before it, and is measured at its own at most.
-        self.contexts = [
-            context for context in contexts_up_to(run, name) if context <= self.context
-        ]
+        native = native_context(run, name)
+        known = {native, *contexts_up_to(run, name)}
+        self.contexts = sorted(n for n in known if n <= self.context)
         self.engine, self.progress = engine, progress
         self.names = tuple(run.evaluation.during)
-        # Blocks and controls are of the context that the chain began with.
-        measurement = run_measurement(run, self.contexts[0], self.contexts)
-        self.on: Measurement = replace(measurement, edges=position_edges(run))
+        measurement = run_measurement(run, native, self.contexts)
+        edges = tuple(sorted({*position_edges(run), *self.contexts}))
+        self.on: Measurement = replace(measurement, edges=edges)
         self.name = name
         on_text = [n for n in self.names if n in ("positions", "blocks", "longppl")]
         if on_text:
@@ -134,8 +135,8 @@ def _losses(bands: PositionBands) -> dict[str, float]:
 
 
 def _loss_metrics(bands: PositionBands, contexts: list[int]) -> dict[str, float]:
-    """`loss` over all positions, `short_loss` within the first context of the chain,
-    `far_loss` past the context before the last one.
+    """`loss` over all positions, `short_loss` within the context of the chain's base,
+    `far_loss` past the context before the stage's.
     """
     edges = bands.edges
     far = contexts[-2] if len(contexts) > 1 else 0

@@ -20,7 +20,6 @@ from alia_ctx.identity import IdentityError
 from alia_ctx.workflow.chain import recorded_origin, run_directory
 from alia_ctx.workflow.evaluated_models import (
     EvaluatedModel,
-    base_checkpoint,
     base_name,
     model_of,
     of_stage,
@@ -133,18 +132,21 @@ def run_contexts(run: RunConfig, native: int) -> list[int]:
     return sorted({native, *(stage.context for stage in run.stages.values())})
 
 
-def native_context(run: RunConfig) -> int:
-    """The base's own context: that of what the first stage starts from, or of the first
-    stage itself where that is random weights. Where the base is not at hand any more, the
-    first stage's checkpoints say what it was.
+def native_context(run: RunConfig, name: str | None = None) -> int:
+    """The base's own context: that of what the chain of the stage `name` (None: the first
+    stage) starts from, or of its first stage where that is random weights. Where the base
+    is not at hand any more, that stage's checkpoints say what it was.
     """
-    base = base_checkpoint(run)
-    if base is not None:
-        return base.context
-    name, first = next(iter(run.stages.items()))
-    elsewhere = first.init_from != RANDOM and first.init_from not in run.stages
-    known = recorded_origin(run, name) if elsewhere else None
-    return int(known["context"]) if known else first.context
+    first = name or next(iter(run.stages))
+    while (base := run.stage(first).init_from) in run.stages:
+        first = base
+    if base != RANDOM:
+        if Path(base, checkpoint.MANIFEST).is_file():
+            return checkpoint.read_manifest(Path(base)).context
+        known = recorded_origin(run, first)
+        if known:
+            return int(known["context"])
+    return run.stage(first).context
 
 
 @dataclass(frozen=True)

@@ -76,7 +76,7 @@ def plan_stages(run: RunConfig, asked: PlanQuestion) -> list[Any]:
         tables += stage.tables()
     if asked.dry_run:
         tables.append(_dry_run_table(stages))
-    tables.append(assumptions_table(run.cluster))
+    tables.append(assumptions_table(run.cluster, run.engine.precision))
     return tables
 
 
@@ -86,6 +86,7 @@ def plan_document(run: RunConfig, asked: PlanQuestion) -> dict[str, Any]:
     stages = {name: _Stage(run, name, asked) for name in asked.stages or run.stages}
     document: dict[str, Any] = {
         "cluster": dataclasses.asdict(run.cluster),
+        "precision": run.engine.precision,
         "stages": {
             name: {
                 "plan": _in_numbers(stage.plan),
@@ -181,13 +182,22 @@ def _on_machine(run: RunConfig, asked: PlanQuestion) -> RunConfig:
     if asked.gpus is not None and asked.gpus < 1:
         rule, remedy = "must be at least 1", "give a number of GPUs"
         raise ConfigError("", [Problem("--gpus", asked.gpus, rule, remedy)])
-    if asked.machine is None:
+    run = _on_nodes_of(run, asked.machine)
+    if asked.gpus is not None:  # so that what is assumed is what is planned
+        nodes = -(-asked.gpus // run.cluster.ranks_per_node)
+        cluster = dataclasses.replace(run.cluster, nodes=nodes)
+        run = dataclasses.replace(run, cluster=cluster)
+    return run
+
+
+def _on_nodes_of(run: RunConfig, machine: str | None) -> RunConfig:
+    if machine is None:
         return run
-    if asked.machine not in MACHINES:
+    if machine not in MACHINES:
         rule = "there is no such machine"
         remedy = f"use one of {', '.join(MACHINES)}, or include a file of your own"
-        raise ConfigError("", [Problem("--on", asked.machine, rule, remedy)])
-    cluster = dataclasses.replace(MACHINES[asked.machine], nodes=run.cluster.nodes)
+        raise ConfigError("", [Problem("--on", machine, rule, remedy)])
+    cluster = dataclasses.replace(MACHINES[machine], nodes=run.cluster.nodes)
     return dataclasses.replace(run, cluster=cluster)
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -19,14 +19,14 @@ from alia_ctx.data.packing import (
     SourceRepeats,
     Statement,
     build_plan,
+    copy_places,
     find_contamination,
+    find_copies,
     find_repeats,
     held_out_statement,
     read_statement,
 )
-from alia_ctx.data.tokens import (
-    TokenStore,
-)
+from alia_ctx.data.tokens import TokenStore, document_places
 from alia_ctx.errors import CheckpointError, DataError
 from alia_ctx.files import exclusive
 from alia_ctx.progress import meter, say
@@ -70,11 +70,15 @@ def pack(run: RunConfig, name: str, *, overwrite: bool = False) -> PackPlan:
     yet is made first.
     """
     require_free_to_go_on(run, name)
+    say("comparing the text with what it was tokenised from")
     require_same_text(run)
     require_ready(run, name)
     if note := not_seen(run, name):
         say(f"note: {escape(note)}")
-    return _plan(run, name, overwrite=overwrite)
+    plan = _plan(run, name, overwrite=overwrite)
+    for note in copies_notes(run, name):
+        say(f"note: {escape(note)}")
+    return plan
 
 
 def _plan(run: RunConfig, name: str, *, overwrite: bool) -> PackPlan:
@@ -172,6 +176,42 @@ def _held_out_store(run: RunConfig) -> TokenStore | None:
     """The held-out text; None where there is none, or it is not tokenised yet."""
     there = HELD_OUT in text_sources(run) and has_store(run, HELD_OUT)
     return open_store(run, HELD_OUT) if there else None
+
+
+def copies_notes(run: RunConfig, name: str) -> list[str]:
+    """That documents of a stage are held-out text, or are there more than once, word for
+    word: a line each, with where the first are. What the plan leaves out is not told.
+    """
+    stage, stores = run.stage(name), open_stores(run, name)
+    held_out = None if stage.pack.drop_contaminated else _held_out_store(run)
+    copies = find_copies(stores, held_out)
+    deeper = f"`alia-ctx pack CONFIG --stage {name} --inspect`"
+    if copies is None:
+        return [f"too much text to look for copies in passing; {deeper} does"]
+    notes = []
+    held = {source: pairs for source, pairs in copies.held_out.items() if pairs}
+    if held and held_out is not None:
+        source, [(number, other), *_] = next(iter(held.items()))
+        places = document_places(stores[source], [number])
+        places += document_places(held_out, [other])
+        notes.append(
+            f"held-out text is trained on: {_counted(held)} are held-out documents word "
+            f"for word, the first {' = '.join(places)}; `stages.{name}.pack."
+            f"drop_contaminated: true` leaves them out, {deeper} counts near ones too"
+        )
+    repeated = {source: found for source, found in copies.repeated.items() if found}
+    if repeated:
+        source, found = next(iter(repeated.items()))
+        notes.append(
+            f"{_counted(repeated)} are there before, word for word, the first "
+            f"{copy_places(source, found[:1], stores)[0]}"
+        )
+    return notes
+
+
+def _counted(found: Mapping[str, Sequence[object]]) -> str:
+    parts = [f"{len(pairs):,} of {source}" for source, pairs in found.items()]
+    return f"documents ({', '.join(parts)})"
 
 
 def contamination(run: RunConfig, stage: str | None = None) -> Contamination | None:

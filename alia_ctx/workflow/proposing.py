@@ -10,7 +10,6 @@ from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import psutil
 
@@ -20,7 +19,14 @@ from alia_ctx.config.run import DataConfig, EngineConfig, RunConfig, StageConfig
 from alia_ctx.data.packing import PackSpec
 from alia_ctx.errors import ConfigError, Problem
 from alia_ctx.hf.trained_length import TrainedLength, trained_length
-from alia_ctx.planner import LayoutChoice, RopeFigures, rope_figures
+from alia_ctx.planner import (
+    LayoutChoice,
+    RopeFigures,
+    left_out_choices,
+    rope_figures,
+    standard_choices,
+    stretched_further,
+)
 from alia_ctx.planner.memory import GIB
 from alia_ctx.spec.cluster import ClusterSpec
 from alia_ctx.spec.machines import MACHINES
@@ -137,36 +143,20 @@ def stage_name(context: int) -> str:
 
 def rope_choices(base: Published, reads: int, context: int) -> dict[str, RopeSpec]:
     """What a RoPE for `context` tokens may be, the first choice first. A base that is
-    scaled already keeps its type and original length, and is stretched by more.
+    scaled already keeps its type and original length, and is stretched by as much more
+    as `context` is above what it reads. dynamic stretches by the length of the row
+    itself; being plain at the length that it was trained at, it also has the choices of
+    a base that is not scaled.
 
     reads: tokens that the base reads with its own RoPE.
     """
-    rope, ratio = base.rope, context / base.context
-    original = rope.original_max_position_embeddings
-    if rope.type == "dynamic":  # stretches by the length of the row itself
-        return {"dynamic": rope}
-    if rope.type == "linear":
-        further = rope.require("factor") * max(1.0, context / reads)
-        return {"linear": dataclasses.replace(rope, factor=further)}
-    if rope.type in ("llama3", "yarn") and original is not None:
-        before = rope.require("factor")
-        # Its length may be published before or after its own stretching.
-        factor = max(before, context / original)
-        kept = dataclasses.replace(rope, factor=factor)
-        # YaRN's temperature follows from its factor, unless the base has one of its own.
-        if rope.attention_factor is not None and math.isclose(
-            rope.attention_factor, 0.1 * math.log(before) + 1, abs_tol=1e-6
-        ):
-            kept = dataclasses.replace(kept, attention_factor=None)
-        return {rope.type: kept}
-    shared: dict[str, Any] = {
-        "factor": ratio,
-        "original_max_position_embeddings": base.context,
-    }
-    llama3 = RopeSpec(
-        "llama3", rope.theta, low_freq_factor=1.0, high_freq_factor=4.0, **shared
-    )
-    return {"llama3": llama3, "yarn": RopeSpec("yarn", rope.theta, **shared)}
+    rope = base.rope
+    if rope.type not in ("default", "dynamic"):
+        further = stretched_further(rope, max(1.0, context / reads), context)
+        return {rope.type: further}
+    standard = standard_choices(rope, base.model.head_dim, reads, context)
+    own = {"dynamic": rope} if rope.type == "dynamic" else {}
+    return own | {k: v for k, v in standard.items() if k in ("llama3", "yarn")}
 
 
 def _compared_at(base: Published, reads: int) -> int:
@@ -176,7 +166,7 @@ def _compared_at(base: Published, reads: int) -> int:
     rope, original = base.rope, base.rope.original_max_position_embeddings
     if not ROPE_TYPES[rope.type].reaches or original is None or rope.factor is None:
         return reads
-    return min(base.context, int(original * rope.factor))
+    return min(reads, int(original * rope.factor))
 
 
 def budget(model: ModelSpec, context: int) -> tuple[int, float]:
@@ -293,8 +283,18 @@ def _stage(run: RunConfig, base: Published, context: int, origin: str) -> Propos
     # Of equally many angles that nobody was trained on, the first.
     possible = [label for label in choices if label in figures]
     if not possible:
-        label, rope = next(iter(choices.items()))
-        problems = rope.problems(f"RoPE {label} of {name}", context, model.head_dim)
+        problems = [
+            problem
+            for label, rope in choices.items()
+            for problem in rope.problems(
+                f"RoPE {label} of {name}", context, model.head_dim
+            )
+        ] or [
+            Problem(f"RoPE {label} of {name}", context, rule, "take another --context")
+            for label, rule in left_out_choices(
+                base.rope, model.head_dim, reads, context
+            ).items()
+        ]
         raise ConfigError(f"{run.hf_base} cannot be extended", problems)
     chosen = min(possible, key=lambda label: figures[label].beyond_training)
     update_tokens, rate = budget(model, context)

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
+import time
 from collections.abc import Callable
 from contextlib import ExitStack
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -104,6 +106,8 @@ def train(run: RunConfig, name: str, *, exit_before: float | None = None) -> Pat
                 gather=ranks.gather_objects,
             )
         )
+        if ranks.rank == 0:
+            say("reading the plan and the token stores")
         local = staged(run, name, ranks)
         data = on_all_ranks(
             ranks,
@@ -147,12 +151,27 @@ def train(run: RunConfig, name: str, *, exit_before: float | None = None) -> Pat
             else None,
         )
         done.append(trainer)
+        stop.lost = partial(unsaved, trainer)
         updates = trainer.prepare()
         if main:
             for text in training_block(run, name, plan, engine, trainer):
                 say(escape(text))
         bar.begin_at(_bar_tokens(stage, plan, updates))
         return trainer.train()
+
+
+def unsaved(trainer: StageTrainer) -> str:
+    """Which updates would be lost now, in words; nothing where none would be. It asks no
+    file system, which may be what hangs.
+    """
+    whole = trainer.checkpoints.whole
+    saved = 0 if whole is None else int(whole.name.rpartition("-")[2])
+    if trainer.update <= saved:
+        return ""
+    which = f"updates {saved + 1:,} to {trainer.update:,} are"
+    if trainer.update == saved + 1:
+        which = f"update {trainer.update:,} is"
+    return f"{which} not saved; another start does them again after update {saved:,}"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -216,6 +235,11 @@ def _evaluation(
         chat = conversation_evaluation(run, name, engine, beat)
 
     def measured() -> dict[str, Any]:
+        began = time.perf_counter()
+        line = both()
+        return {**line, "evaluate_seconds": time.perf_counter() - began}
+
+    def both() -> dict[str, Any]:
         line = text() if text is not None else {"metrics": {}}
         if chat is None:
             return line

@@ -7,6 +7,8 @@ from __future__ import annotations
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING
 
+import numpy as np
+
 from alia_ctx.config.run import RunConfig
 from alia_ctx.data.packing import PackPlan
 from alia_ctx.errors import AliaError
@@ -53,14 +55,22 @@ def training_block(
             f"          not by a faster one: {why}"
             for why in engine.kernels_passed_over
         ),
-        f"  plan    {plan.updates:,} updates of {len(plan):,} rows, {tokens:,} tokens: "
-        f"{plan.directory}",
+        f"  plan    {plan.updates:,} updates of {_rows_an_update(plan)}; in all "
+        f"{len(plan):,} rows, {tokens:,} tokens: {plan.directory}",
         f"  start   {start}",
         f"  saves   every {saving.every_updates:,} updates and at the end, {kept}: "
         f"{places.checkpoints(name)}",
         f"  numbers {sinks}: {places.stage(name)}",
         f"  end     {_end_or_why(run, name, left, now or datetime.now(UTC))}",
     ]
+
+
+def _rows_an_update(plan: PackPlan) -> str:
+    """`8 rows`, or `6 to 8 rows` where updates differ, as those of conversations do."""
+    rows = np.diff(plan.update_offsets)
+    fewest, most = int(rows.min(initial=len(plan))), int(rows.max(initial=0))
+    plural = "s" if most != 1 else ""
+    return f"{most:,} row{plural}" if fewest == most else f"{fewest:,} to {most:,} rows"
 
 
 def _end_or_why(run: RunConfig, name: str, left: int, now: datetime) -> str:

@@ -77,6 +77,60 @@ def test_a_trace_of_the_first_update(tmp_path: Path, packed: bool) -> None:
     assert attention > 0 and "gradients' reduction" in everything
 
 
+def test_a_trace_and_what_else_is_asked(tmp_path: Path) -> None:
+    """All that is asked is said, in words and as JSON."""
+    trace = tmp_path / "trace.json"
+    asked = [write_run(tmp_path), "--stage", "long", "--trace", trace]
+    shown = plan(*asked, "--search", "cluster.ranks_per_node=2")
+    assert shown.exit_code == 0 and trace.is_file()
+    assert "fits" in shown.output and "ui.perfetto.dev" in shown.output
+    trace.unlink()
+    shown = plan(*asked, "--dry-run")
+    assert "counted" in shown.output and "ui.perfetto.dev" in shown.output
+    trace.unlink()
+    said = json.loads(plan(*asked, "--dry-run", "--json").stdout)
+    assert said["trace"] == str(trace) and trace.is_file()
+    run = said["stages"]["long"]["dry_run"]
+    assert run["counted"]["parameters"] == run["planned"]["parameters"]
+    alone = json.loads(plan(*asked, "--json").stdout)
+    assert set(alone) == {"trace", "update_seconds"}
+
+
+def test_precision_is_in_the_time(tmp_path: Path) -> None:
+    """fp32 has the peak without tensor cores; a machine whose own peak is less keeps it."""
+    config = write_run(tmp_path)
+
+    def compute(*settings: str) -> float:
+        said = json.loads(plan(config, "--stage", "long", *settings, "--json").stdout)
+        return float(said["stages"]["long"]["plan"]["update_seconds"]["compute"])
+
+    bf16 = compute("engine.precision=bf16")
+    assert compute() == pytest.approx(bf16 * 989 / 67)
+    assert compute("cluster.peak_fp32_tflops=495") == pytest.approx(bf16 * 989 / 495)
+    assert compute("cluster.peak_tflops=0.1") == pytest.approx(bf16 * 9890)
+    shown = plan(config, "--stage", "long").output
+    assert "fp32: 6.7e+13" in shown or "fp32: 67e12" in shown
+    refused = plan(config, "cluster.peak_fp32_tflops=0")
+    assert "cluster.peak_fp32_tflops" in str(refused.exception)
+
+
+def test_what_is_assumed_is_what_is_planned() -> None:
+    shown = plan(ALIA, "--stage", "32k", "--gpus", "1024", "--json")
+    said = json.loads(shown.stdout)
+    assert said["cluster"]["nodes"] == 256 and said["cluster"]["ranks_per_node"] == 4
+
+
+def test_a_search_offers_what_the_engine_can_do() -> None:
+    """Virtual pipelines and FP8 are not of this engine: no setting, and no choice."""
+    said = json.loads(
+        plan(ALIA, "--stage", "32k", "--gpus", "64", "--search", "--json").stdout
+    )
+    choices = said["stages"]["32k"]["layouts"]
+    assert {name for c in choices for name in c["layout"]} == {"tp", "cp", "pp"}
+    assert {c["precision"] for c in choices} == {"bf16"}
+    assert {c["offload"] for c in choices} == {False, True}
+
+
 def test_a_trace_is_of_one_stage(tmp_path: Path) -> None:
     refused = plan(write_run(tmp_path), "--trace", tmp_path / "trace.json")
     said = refused.output + str(refused.exception)

@@ -23,7 +23,7 @@ def test_a_mistake_is_said_once_and_is_the_root_cause(tmp_path: Path) -> None:
         check=False,
     )
     assert done.returncode != 0
-    message = f"ConfigError: {tmp_path}/no.yaml: no such file; configs/ holds examples"
+    message = f"ConfigError: {tmp_path}/no.yaml: no such file; `alia-ctx init HF_DIR` writes one"
     ours, _, summary = done.stderr.partition("alia_ctx.cli FAILED")
     said = [line for line in ours.splitlines() if "ConfigError" in line]
     assert said == [f"rank 0: {message}"]

@@ -162,6 +162,21 @@ def test_logs_of_other_releases_are_drawn_as_far_as_they_go(
     assert "stage s" in drawn(WatchedStage("r", "s", lines))
 
 
+def test_shares_are_of_wall_time_and_come_to_all_of_it() -> None:
+    """Two updates of 2 s, a save of 1 s and an evaluation of 3 s: 8 s."""
+    lines = [line(1), line(2, save_seconds=1.0, evaluate_seconds=3.0)]
+    text = drawn(WatchedStage("r", "s", lines))
+    row = next(row for row in text.splitlines() if "37.5%" in row)
+    shares = [float(word.rstrip("%")) for word in row.split() if word.endswith("%")]
+    # compute, communication, step, data, save, evaluate, other
+    assert shares == [25.0, 12.5, 5.0, 2.5, 12.5, 37.5, 5.0]
+    more = [line(1, compute_seconds=1.9)]  # parts that come to more than the whole
+    text = drawn(WatchedStage("r", "s", more))
+    row = next(row for row in text.splitlines() if "70.4%" in row)
+    shares = [float(word.rstrip("%")) for word in row.split() if word.endswith("%")]
+    assert sum(shares) == pytest.approx(100, abs=0.2) and shares[-1] == 0
+
+
 def test_a_curve_in_a_line() -> None:
     assert spark([0.0, 1.0, 2.0, 7.0]) == "▁▂▃█"
     assert spark([3.0, 3.0]) == "▁▁"

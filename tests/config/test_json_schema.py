@@ -18,7 +18,7 @@ from omegaconf import OmegaConf
 from typer.testing import CliRunner
 
 from alia_ctx.cli.run_commands import app
-from alia_ctx.config.descriptions import all_settings, description, written
+from alia_ctx.config.descriptions import all_settings, setting_at, written
 from alia_ctx.config.json_schema import run_schema
 from alia_ctx.config.layouts import AUTO
 from alia_ctx.config.load import read_config
@@ -207,10 +207,11 @@ def test_every_setting_is_described_and_nothing_else() -> None:
     described = {(owner, name) for owner, names in written().items() for name in names}
     assert described == {(s.owner.__name__, s.name) for s in settings}
     assert (
-        description("stages.32k.rope.factor") == written()["RopeSpec"]["factor"]["text"]
+        setting_at("stages.32k.rope.factor").text
+        == written()["RopeSpec"]["factor"]["text"]
     )
-    assert description("stages.32k.pack.weights.long") is not None
-    assert description("stages.32k.rope.nothing") is None
+    assert setting_at("stages.32k.pack.weights.long") is not None
+    assert setting_at("stages.32k.rope.nothing") is None
 
 
 def test_examples_are_of_the_type() -> None:

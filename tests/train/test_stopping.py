@@ -8,18 +8,21 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import psutil
 import pytest
 
 from alia_ctx.train.stopping import REQUEUE, StopRequests
+from alia_ctx.workflow.training import unsaved
 from tests.small_run import command, environment, metrics, write_run
 from tests.train.runs import start
 
 WATCH = """
 import sys, time
 from pathlib import Path
+from types import SimpleNamespace
 from alia_ctx.train import stopping
 
 stopping._LAST_WORDS_SECONDS = 1.0
@@ -106,6 +109,7 @@ def test_a_signal_in_the_first_second_is_a_requeue(
         _, errors = process.communicate(timeout=100)
     assert process.returncode == REQUEUE, errors
     assert f"stopped by {number.name} before the work began" in errors
+    assert "torch/distributed/elastic" not in errors, "what torchrun logs of it"
     assert not (tmp_path / "out").exists(), "nothing was done"
 
 
@@ -128,6 +132,42 @@ def test_the_same_request_twice_and_a_second_one(
         (-number, "") if ends else (0, f"{number.name}\n")
     )
     assert done.stderr.count("once more stops at once") == 1
+
+
+@pytest.mark.parametrize(
+    ("whole", "update", "said"),
+    [
+        (None, 0, ""),
+        (None, 2, "updates 1 to 2 are not saved; another start does them again after "),
+        ("update-00000003", 3, ""),
+        ("update-00000003", 4, "update 4 is not saved"),
+        ("update-00001000", 1203, "updates 1,001 to 1,203 are not saved"),
+    ],
+)
+def test_which_updates_would_be_lost(whole: str | None, update: int, said: str) -> None:
+    place = None if whole is None else Path("checkpoints", whole)
+    trainer: Any = SimpleNamespace(
+        update=update, checkpoints=SimpleNamespace(whole=place)
+    )
+    told = unsaved(trainer)
+    assert told.startswith(said) and bool(told) == bool(said)
+
+
+@pytest.mark.parametrize("lost", ['"updates 3 to 5 are not saved"', '""', "1 / 0"])
+def test_a_second_request_says_what_it_loses(lost: str) -> None:
+    """Whatever becomes of the saying, it ends."""
+    body = (
+        "import os, time; from alia_ctx.train.stopping import StopRequests\n"
+        "with StopRequests() as stop:\n"
+        f"    stop.lost = lambda: {lost}\n"
+        "    os.kill(os.getpid(), 2); time.sleep(1.2); os.kill(os.getpid(), 2)\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", body], capture_output=True, text=True, timeout=60
+    )
+    assert done.returncode == -signal.SIGINT
+    said = "stopped at once: updates 3 to 5 are not saved" in done.stderr
+    assert said == ("3 to 5" in lost)
 
 
 @pytest.mark.parametrize(

@@ -22,6 +22,8 @@ NATIVE = 64
 LONGER = (
     "stages.short.context=128",
     "evaluation.measure=[positions,blocks,leak]",
+    "evaluation.every_updates=4",
+    "evaluation.during=[positions,blocks]",
 )
 BEST = (
     "evaluation.every_updates=2",
@@ -40,6 +42,7 @@ def scenarios(rank: int, folder: str) -> dict[str, Any]:
     run = Run(root / "run.yaml", root / "with base")
     seen["run"] = run.run(base, *LONGER)
     seen["started"] = run.started
+    seen["log of the first"] = metrics(run.output.parent)
     config = run.config(base, *LONGER)
     task = workflow.standard_task(config)
     evaluated = workflow.measure_models(task)
@@ -152,6 +155,18 @@ def seen(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     make_model("llama", **sizes).save_pretrained(folder / "hf")
     import_hf(folder / "hf", folder / "base")
     return dict(run_distributed(scenarios, 1, str(folder), timeout=600)[0])
+
+
+def test_losses_are_told_apart_at_the_context_of_the_base(seen: dict[str, Any]) -> None:
+    """From the first stage on: what the base was trained at is short, what is new is far."""
+    lines = [line for line in seen["log of the first"] if "held_out" in line]
+    assert lines
+    for line in lines:
+        assert set(line["held_out"]) == {"64", "128"}
+        bands, told = line["held_out"]["128"], line["metrics"]
+        assert bands == {"0-63": told["short_loss"], "64-127": told["far_loss"]}
+        assert min(bands.values()) < told["loss"] < max(bands.values())
+        assert line["blocks"]
 
 
 def test_the_base_is_measured_and_first(seen: dict[str, Any]) -> None:

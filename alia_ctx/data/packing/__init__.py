@@ -6,6 +6,7 @@ An index; no token is copied until a row is read.
 from alia_ctx.data.packing.build import build_plan
 from alia_ctx.data.packing.build_instances import build_instance_plan
 from alia_ctx.data.packing.contamination import Contamination, find_contamination
+from alia_ctx.data.packing.copies import find_copies
 from alia_ctx.data.packing.duplicates import (
     duplicates_of,
     held_out_there,
@@ -24,6 +25,7 @@ from alia_ctx.data.packing.row import IGNORE, PackedRow, weigh_by_piece
 from alia_ctx.data.packing.spec import LengthBucket, PackSpec
 from alia_ctx.data.packing.summary import (
     contamination_table,
+    copy_places,
     draw_plan,
     plan_table,
     repeats_table,
@@ -41,10 +43,12 @@ __all__ = [
     "build_instance_plan",
     "build_plan",
     "contamination_table",
+    "copy_places",
     "draw_held_out",
     "draw_plan",
     "duplicates_of",
     "find_contamination",
+    "find_copies",
     "find_repeats",
     "held_out_shares",
     "held_out_statement",

@@ -17,19 +17,22 @@ from alia_ctx.data.tokens.said import said_of
 # Compared with each other for what is nearly the same: all documents of small sources, an
 # even sample of large ones.
 SAMPLE_TOKENS = 1 << 20
+_NAMED = 5  # copies of a source
 
 
 @dataclass(frozen=True)
 class SourceRepeats:
     """Of one source: copies beyond the first of their kind in all sources, among all its
     `documents`; and of those `compared` with each other the ones that are nearly another,
-    of any source, and no copy.
+    of any source, and no copy. `first`: of the first copies, and of the earlier document
+    that each is like, the source and number.
     """
 
     documents: int
     copies: int
     compared: int
     near: int
+    first: tuple[tuple[int, str, int], ...] = ()
 
 
 def find_repeats(
@@ -42,7 +45,7 @@ def find_repeats(
     the shorter one's runs of 13 tokens are in the other; of conversations, runs of what is
     said. Reads all tokens.
     """
-    copies = _copies(stores, progress)
+    copies, first_copies = _copies(stores, progress)
     sample = {
         name: _sample(store, copies[name], max(1, sample_tokens // len(stores)))
         for name, store in stores.items()
@@ -59,7 +62,7 @@ def find_repeats(
         alike = sum(first <= number < last for number in near)
         repeated = int(copies[name].sum())
         found[name] = SourceRepeats(
-            stores[name].n_documents, repeated, numbers.size, alike
+            stores[name].n_documents, repeated, numbers.size, alike, first_copies[name]
         )
         first = last
     return found
@@ -67,9 +70,9 @@ def find_repeats(
 
 def _copies(
     stores: Mapping[str, TokenStore], progress: Callable[[str, float], None]
-) -> dict[str, np.ndarray]:
-    """Whether each document is a copy of an earlier one, of its source or one before it.
-    Documents without tokens are none.
+) -> tuple[dict[str, np.ndarray], dict[str, tuple[tuple[int, str, int], ...]]]:
+    """Whether each document is a copy of an earlier one, of its source or one before it;
+    and the first `_NAMED` of each source with that one. Documents without tokens are none.
     """
     hashes = np.empty(sum(store.n_documents for store in stores.values()), np.uint64)
     place = 0
@@ -80,16 +83,25 @@ def _copies(
             place += 1
             if number % 1024 == 0:
                 progress(f"looking for copies in {name}", place / hashes.size)
-    _, firsts = np.unique(hashes, return_index=True)
+    _, firsts, group = np.unique(hashes, return_index=True, return_inverse=True)
     is_copy = np.ones(hashes.size, bool)
     is_copy[firsts] = False
-    parts = np.cumsum([store.n_documents for store in stores.values()])[:-1]
-    return {
-        name: part & (store.lengths > 0)
-        for (name, store), part in zip(
-            stores.items(), np.split(is_copy, parts), strict=True
-        )
-    }
+    ends = np.cumsum([store.n_documents for store in stores.values()])
+    names, copies, first = list(stores), {}, {}
+    for name, end in zip(names, ends.tolist(), strict=True):
+        store = stores[name]
+        begin = end - store.n_documents
+        copies[name] = is_copy[begin:end] & (store.lengths > 0)
+        pairs = []
+        for number in np.flatnonzero(copies[name])[:_NAMED].tolist():
+            earlier = int(firsts[group[begin + number]])
+            of = int(np.searchsorted(ends, earlier, "right"))
+            other = names[of]
+            pairs.append(
+                (number, other, earlier - int(ends[of]) + stores[other].n_documents)
+            )
+        first[name] = tuple(pairs)
+    return copies, first
 
 
 def _sample(store: TokenStore, is_copy: np.ndarray, tokens: int) -> np.ndarray:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from alia_ctx.data.packing.contamination import Contamination
 from alia_ctx.data.packing.plan import PackPlan
 from alia_ctx.data.packing.repeats import SourceRepeats
+from alia_ctx.data.tokens import TokenStore, document_places
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -120,8 +121,12 @@ def _seen_table(plan: PackPlan) -> Table:
     return table
 
 
-def contamination_table(contamination: Contamination) -> Table:
-    """How many documents of each source are held-out text, and the first of them."""
+def contamination_table(
+    contamination: Contamination, stores: Mapping[str, TokenStore]
+) -> Table:
+    """How many documents of each source are held-out text, and where the first of them
+    are.
+    """
     from rich.table import Table
 
     table = Table(
@@ -131,26 +136,51 @@ def contamination_table(contamination: Contamination) -> Table:
         table.add_column(name, justify="left" if name[0] in "sf" else "right")
     for name in contamination.exact:
         first = contamination.documents(name)[:5].tolist()
+        places = document_places(stores[name], first)
         table.add_row(
             name,
             f"{contamination.exact[name].size:,}",
             f"{contamination.near[name].size:,}",
-            ", ".join(map(str, first)) or "none",
+            "\n".join(places) or "none",
         )
     return table
 
 
-def repeats_table(repeats: Mapping[str, SourceRepeats]) -> Table:
-    """How many documents of each source are there more than once, or nearly."""
+def repeats_table(
+    repeats: Mapping[str, SourceRepeats], stores: Mapping[str, TokenStore]
+) -> Table:
+    """How many documents of each source are there more than once, or nearly; and where the
+    first copies are.
+    """
     from rich.table import Table
 
     table = Table(title="documents that the sources hold more than once")
     table.add_column("source")
     for name in ("documents", "copies", "compared", "nearly another"):
         table.add_column(name, justify="right")
+    table.add_column("first copies")
     for name, found in repeats.items():
-        table.add_row(name, *(f"{count:,}" for count in vars(found).values()))
+        counts = (found.documents, found.copies, found.compared, found.near)
+        places = copy_places(name, found.first, stores)
+        table.add_row(name, *(f"{n:,}" for n in counts), "\n".join(places) or "none")
     return table
+
+
+def copy_places(
+    source: str,
+    copies: Iterable[tuple[int, str, int]],
+    stores: Mapping[str, TokenStore],
+) -> list[str]:
+    """`COPY = ORIGINAL` of each (document of the source, source and number of the earlier
+    document).
+    """
+    return [
+        " = ".join(
+            document_places(stores[source], [number])
+            + document_places(stores[other], [earlier])
+        )
+        for number, other, earlier in copies
+    ]
 
 
 def _context_table(plan: PackPlan) -> Table:

@@ -1,6 +1,7 @@
 """Documents -> token stores in Megatron's `.bin`/`.idx` format, memory-mapped."""
 
 from alia_ctx.data.tokens.encoder import TextEncoder
+from alia_ctx.data.tokens.places import document_places
 from alia_ctx.data.tokens.same_source import require_same_options, require_same_source
 from alia_ctx.data.tokens.same_tokenizer import changed_ids
 from alia_ctx.data.tokens.shards import TokenizeProgress
@@ -31,6 +32,7 @@ __all__ = [
     "TokenizeProgress",
     "TokenizeReport",
     "changed_ids",
+    "document_places",
     "has_vocabulary",
     "known_tokenizer",
     "require_same_options",
