@@ -48,6 +48,7 @@ if TYPE_CHECKING:
     from alia_ctx.workflow.launching import Launched, launch
     from alia_ctx.workflow.named_models import Asked, models_task
     from alia_ctx.workflow.pipeline import run_all
+    from alia_ctx.workflow.plan_work import plan_notes
     from alia_ctx.workflow.planning import (
         PlanQuestion,
         draw_update,
@@ -145,6 +146,7 @@ _MODULES = {
             "plan_document",
             "plan_stages",
         ),
+        "workflow.plan_work": ("plan_notes",),
         "workflow.plans": (
             "contamination",
             "repeats",
@@ -238,6 +240,7 @@ __all__ = [
     "pack",
     "page_verdicts",
     "plan_document",
+    "plan_notes",
     "plan_stages",
     "recompute",
     "repeats",
