@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import socket
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -12,6 +14,7 @@ from alia_ctx.cli.arguments import path
 from alia_ctx.cli.output import print_table
 
 if TYPE_CHECKING:
+    from alia_ctx.cluster.findings import Finding
     from alia_ctx.workflow.standing import RunStatus, StageStatus
 
 Config = Annotated[
@@ -152,6 +155,10 @@ def doctor(
     ] = None,
     overrides: Overrides = None,
     as_json: AsJson = False,
+    wait: Annotated[
+        float,
+        typer.Option(help="Seconds to wait for ranks that do not come.", min=1.0),
+    ] = 120.0,
 ) -> None:
     """Look at the machines: software, GPUs, links, clocks, disk. Alone, or on all ranks that
     torchrun or srun started. Each line is good, weak or broken; exit status 0 unless one
@@ -165,7 +172,13 @@ def doctor(
 
     run = load_plan(config, overrides or ())[0] if config is not None else None
     place = Path(run.output) if run is not None else Path.cwd()
-    findings = workflow.examine(run, place)
+
+    def tell(finding: Finding) -> None:
+        if "RANK" in os.environ:
+            who = f"rank {os.environ['RANK']} on {socket.gethostname()}"
+            typer.echo(f"{who}: {finding}", err=True)
+
+    findings = workflow.examine(run, place, wait_seconds=wait, tell=tell)
     counts = {
         v: sum(f.verdict == v for f in findings) for v in ("good", "weak", "broken")
     }
