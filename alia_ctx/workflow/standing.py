@@ -21,8 +21,14 @@ from alia_ctx.errors import AliaError, ConfigError, DataError, Problem
 from alia_ctx.train.faults import read_faults
 from alia_ctx.train.metrics_log import read_lines
 from alia_ctx.train.run_directory import RunDirectory
+from alia_ctx.workflow.departed import (
+    Departed,
+    departed_jobs,
+    is_submitted_from,
+    left_undone,
+)
 from alia_ctx.workflow.mixture import mixture_of, sizes_of
-from alia_ctx.workflow.queued import submitted_jobs
+from alia_ctx.workflow.queued import in_queue, submitted_jobs
 from alia_ctx.workflow.run_facts import chain_depth, config_of
 
 _RECENT = 20  # updates whose median speed is told
@@ -78,12 +84,16 @@ def run_status(target: Path, overrides: Sequence[str] = ()) -> RunStatus:
     run, root = _run_of(target, overrides)
     problems, folder = list[str](), root / "launch"
     recorded, queued = list[dict[str, Any]](), dict[str, QueuedJob]()
+    gone: list[Departed] = []
     try:
         recorded = submitted_jobs(folder)
-        if recorded and Slurm.is_here():
-            queued = Slurm().jobs([job["number"] for job in recorded])
-        elif recorded:
+        if recorded and not Slurm.is_here():
             problems.append("there is no queue on this machine to ask about the jobs")
+        elif recorded and not is_submitted_from(folder, recorded):
+            problems.append(f"{folder}: is a copy, its jobs are those of another place")
+        elif recorded:
+            queued = in_queue(recorded)
+            gone = departed_jobs(folder, recorded, queued)
     except (QueueError, DataError) as error:
         problems.append(str(error))
     jobs = [
@@ -96,7 +106,11 @@ def run_status(target: Path, overrides: Sequence[str] = ()) -> RunStatus:
         d.name for d in _begun(root) if RunDirectory(root).metrics(d.name).exists()
     ]
     names = dict.fromkeys([*run.stages, *begun, *trains])
-    stages = [_stage(run, root, name, trains.get(name)) for name in names]
+    trained = {job.stage: job for job in gone if job.step == "train"}
+    stages = [
+        _stage(run, root, name, trains.get(name), trained.get(name)) for name in names
+    ]
+    problems += left_undone(RunDirectory(root), gone)
     others = [job for job in jobs if job.get("step") != "train"]
     return RunStatus(run.name, str(root), stages, others, problems)
 
@@ -148,7 +162,11 @@ def _changed(path: Path) -> float:
 
 
 def _stage(
-    run: RunConfig, root: Path, name: str, job: dict[str, Any] | None
+    run: RunConfig,
+    root: Path,
+    name: str,
+    job: dict[str, Any] | None,
+    gone: Departed | None,
 ) -> StageStatus:
     places, problems = RunDirectory(root), list[str]()
     lines: list[dict[str, Any]] = []
@@ -171,6 +189,8 @@ def _stage(
     if updates is not None and seconds:
         left = max(0, updates - update) * sorted(seconds)[len(seconds) // 2]
     finished = updates is not None and ledger is not None and ledger.updates >= updates
+    if gone is not None and not finished:
+        problems.append(f"{gone} and stage {name} is not finished: {gone.see}")
     faults, words = _faults(places, name, lines)
     status = StageStatus(
         stage=name,
@@ -190,19 +210,18 @@ def _stage(
         job=job,
         problems=problems,
     )
-    return replace(status, state=_state(status, finished=finished))
+    return replace(status, state=_state(status, gone, finished=finished))
 
 
-def _state(status: StageStatus, *, finished: bool) -> str:
+def _state(status: StageStatus, gone: Departed | None, *, finished: bool) -> str:
     if finished:
         return "finished"
     if status.job is not None:
         reason = status.job["reason"]
         why = f" ({reason})" if reason not in ("None", "") else ""
         return f"job {status.job['number']} {status.job['state'].lower()}{why}"
-    if not status.update:
-        return "not begun"
-    return "begun"
+    state = "begun" if status.update else "not begun"
+    return f"{state}, job {gone.number} is gone" if gone is not None else state
 
 
 def _speed(line: dict[str, Any]) -> bool:

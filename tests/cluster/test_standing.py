@@ -11,10 +11,12 @@ import pytest
 import yaml
 
 from alia_ctx import workflow
+from alia_ctx.config.load import load_run
 from alia_ctx.errors import ConfigError
 from alia_ctx.train.faults import RankName, fault, read_faults, record_fault
+from alia_ctx.workflow.queued import own_user
 from alia_ctx.workflow.standing import run_status
-from tests.cluster.launched import SLURM, cluster
+from tests.cluster.launched import SLURM, cluster, commands
 from tests.small_run import write_run
 from tests.train.runs import start
 
@@ -42,6 +44,50 @@ def test_a_directory_that_is_no_run_is_said_to_be_none(tmp_path: Path) -> None:
     status = run_status(tmp_path / "elsewhere")
     assert [stage.state for stage in status.stages] == ["not begun", "not begun"]
     assert status.output == str(tmp_path / "elsewhere")
+
+
+def test_jobs_that_left_the_queue_and_their_work_undone_are_told(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PATH", f"{tmp_path}/bin:{os.environ['PATH']}")
+    commands(
+        tmp_path,
+        sbatch=f"echo x >>{tmp_path}/n; wc -l <{tmp_path}/n",
+        squeue="true",
+    )
+    path, over = write_run(tmp_path), cluster(tmp_path, SLURM)
+    numbers = workflow.launch(path, cluster=over, submit=True).numbers
+    assert [*numbers.values()] == ["1", "2", "3", "4"]
+    log = tmp_path / "out/launch/logs/00-data-1.out"
+    log.touch()
+    status = run_status(path)
+    states = [stage.state for stage in status.stages]
+    assert states == ["not begun, job 2 is gone", "not begun, job 3 is gone"]
+    [problem] = status.stages[0].problems
+    assert problem.startswith(
+        "job 2 has left the queue and stage short is not finished"
+    )
+    assert "one that it waited for has failed" in problem
+    data, evaluation = status.problems
+    assert data.startswith(
+        "job 1 has left the queue and there is no plan of stage short"
+    )
+    assert f"see {log}" in data and "job 4 has left" in evaluation
+    # What was submitted again is there, and what is finished is well.
+    waits = f"'|PENDING|None||N/A|0:00|1:00|{own_user()}|small-short|'"
+    commands(tmp_path, squeue=f'for n in 5 6 7 8; do echo "$n"{waits}; done')
+    assert start(path) == ""
+    workflow.pack(load_run(path), "long")
+    workflow.launch(path, cluster=over, submit=True)
+    status = run_status(path)
+    assert [stage.state for stage in status.stages] == [
+        "finished",
+        "not begun, job 5 is gone",  # the queue has another job of that number
+    ]
+    assert len(status.problems) == 1 and "no report" in status.problems[0]
+    shutil.copytree(tmp_path / "out", tmp_path / "copy")
+    status = run_status(tmp_path / "copy")
+    assert "is a copy" in status.problems[0] and "gone" not in status.stages[1].state
 
 
 def test_stages_that_are_newer_than_the_last_checkpoint_are_shown(
