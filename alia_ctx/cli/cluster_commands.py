@@ -24,6 +24,13 @@ Config = Annotated[
 Overrides = Annotated[
     list[str] | None, typer.Argument(help="Overrides, as in stages.32k.layout.cp=16.")
 ]
+Cluster = Annotated[
+    Path | None,
+    typer.Option(
+        help="A file put over the configuration, as configs/clusters/ has them.",
+        parser=path,
+    ),
+]
 AsJson = Annotated[bool, typer.Option("--json", help="As JSON.")]
 
 
@@ -41,13 +48,7 @@ def launch(
         list[str] | None,
         typer.Option("--stage", help="Only this stage; may be repeated."),
     ] = None,
-    cluster: Annotated[
-        Path | None,
-        typer.Option(
-            help="A file put over the configuration, as configs/clusters/ has them.",
-            parser=path,
-        ),
-    ] = None,
+    cluster: Cluster = None,
     submit: Annotated[
         bool,
         typer.Option("--submit", help="Submit the jobs, each after the one before."),
@@ -81,6 +82,7 @@ def status(
         ),
     ],
     overrides: Overrides = None,
+    cluster: Cluster = None,
     as_json: AsJson = False,
 ) -> None:
     """Where a run stands: queue, updates, tokens, loss, speed, time left, the last checkpoint,
@@ -88,7 +90,7 @@ def status(
     """
     from alia_ctx import workflow
 
-    found = workflow.run_status(run, overrides or ())
+    found = workflow.run_status(run, overrides or (), cluster=cluster)
     if as_json:
         typer.echo(json.dumps(found.to_json(), indent=1, allow_nan=False))
         return
@@ -154,6 +156,7 @@ def doctor(
         ),
     ] = None,
     overrides: Overrides = None,
+    cluster: Cluster = None,
     as_json: AsJson = False,
     wait: Annotated[
         float,
@@ -170,7 +173,9 @@ def doctor(
     from alia_ctx.config.load import load_plan
     from alia_ctx.progress import is_main
 
-    run = load_plan(config, overrides or ())[0] if config is not None else None
+    run, over = None, [cluster] if cluster is not None else []
+    if config is not None:
+        run, _ = load_plan(config, overrides or (), over=over)
     place = Path(run.output) if run is not None else Path.cwd()
 
     def tell(finding: Finding) -> None:

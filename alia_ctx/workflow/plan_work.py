@@ -90,7 +90,9 @@ def _identity(
             seed=run.seed,
             seen=_seen(run, name),
         )
-    with suppress(AliaError):  # where what it is drawn from is not tokenised
+    with suppress(
+        AliaError, LookupError
+    ):  # where what it is drawn from is not tokenised
         identity["held_out"] = _left_out(run, name, stores)
     return identity
 
@@ -102,7 +104,7 @@ def _left_out(run: RunConfig, name: str, stores: dict[str, TokenStore]) -> str |
         numbers = draw_held_out(stores, spec, run.seed)
         kept = held_out_there(run_directory(run).conversations(name), stores, numbers)
         if kept is None:
-            raise AliaError("the conversations held out are still to be written")
+            raise LookupError  # they are still to be written
     text = open_store(run, HELD_OUT) if spec.drop_contaminated else None
     return held_out_statement(kept, text, kept_out=kept_out)
 

@@ -33,6 +33,7 @@ from alia_ctx.workflow.run_facts import chain_depth, config_of
 
 _RECENT = 20  # updates whose median speed is told
 _FAULTS_SHOWN = 5
+_GRAVITY = {"slow": 1, "nan": 2, "hung": 3, "lost": 4}
 
 
 @dataclass(frozen=True)
@@ -40,7 +41,7 @@ class StageStatus:
     """A stage as its files have it. `update` is the last that the log knows, `saved` that
     of the last checkpoint; None is what is not known.
 
-    `faults` counts by kind what the stage survived, `words` has the last of them in full.
+    `faults` counts by kind what the stage survived, `words` has the gravest in full.
     """
 
     stage: str
@@ -77,11 +78,14 @@ class RunStatus:
         return asdict(self)
 
 
-def run_status(target: Path, overrides: Sequence[str] = ()) -> RunStatus:
+def run_status(
+    target: Path, overrides: Sequence[str] = (), *, cluster: Path | None = None
+) -> RunStatus:
     """The status of the run that is configured in `target`, or whose output directory it
-    is. ConfigError or DataError where it is neither.
+    is. ConfigError or DataError where it is neither. `cluster`: as in `launch`.
     """
-    run, root = _run_of(target, overrides)
+    over = [cluster] if cluster is not None else []
+    run, root = _run_of(target, overrides, over)
     problems, folder = list[str](), root / "launch"
     recorded, queued = list[dict[str, Any]](), dict[str, QueuedJob]()
     gone: list[Departed] = []
@@ -115,9 +119,11 @@ def run_status(target: Path, overrides: Sequence[str] = ()) -> RunStatus:
     return RunStatus(run.name, str(root), stages, others, problems)
 
 
-def _run_of(target: Path, overrides: Sequence[str]) -> tuple[RunConfig, Path]:
+def _run_of(
+    target: Path, overrides: Sequence[str], over: Sequence[Path]
+) -> tuple[RunConfig, Path]:
     if not target.is_dir():
-        run, _ = load_plan(target, overrides)
+        run, _ = load_plan(target, overrides, over=over)
         return run, Path(run.output)
     copies = sorted((target / "launch").glob("run-*.yaml"), key=_changed)
     saved = (checkpoint.latest(d / "checkpoints") for d in _begun(target))
@@ -129,7 +135,8 @@ def _run_of(target: Path, overrides: Sequence[str]) -> tuple[RunConfig, Path]:
         # Beside a readable checkpoint it is only of use where it can be read.
         with suppress(*[AliaError] * bool(known)):
             moved = [f"output={written(str(target.absolute()))}", *overrides]
-            known.append((_changed(copies[-1]), load_plan(copies[-1], moved)[0]))
+            copied, _ = load_plan(copies[-1], moved, over=over)
+            known.append((_changed(copies[-1]), copied))
     if not known:
         rule = "holds no checkpoint, and nothing was launched from it"
         remedy = "give the run's configuration, or the directory called `output` in it"
@@ -261,11 +268,14 @@ def _faults(
     root = places.checkpoints(name)
     counts["damaged checkpoint"] = len(list(root.glob("*.damaged*")))
     counts["unfinished checkpoint"] = len(list(root.glob("*.incomplete")))
+    # The gravest, of these the last, told in the order in which they came.
+    named.sort(key=lambda line: _GRAVITY.get(line["kind"], 0))
+    shown = sorted(named[-_FAULTS_SHOWN:], key=lambda line: str(line["time"]))
     words = [
         f"{line['time']} update {line.get('update')}: {line.get('words')}"
-        for line in named
+        for line in shown
     ]
-    return {kind: n for kind, n in counts.items() if n}, words[-_FAULTS_SHOWN:]
+    return {kind: n for kind, n in counts.items() if n}, words
 
 
 def _lines(path: Path) -> int:

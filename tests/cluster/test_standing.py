@@ -9,8 +9,10 @@ from pathlib import Path
 
 import pytest
 import yaml
+from typer.testing import CliRunner
 
 from alia_ctx import workflow
+from alia_ctx.cli.run_commands import app
 from alia_ctx.config.load import load_run
 from alia_ctx.errors import ConfigError
 from alia_ctx.train.faults import RankName, fault, read_faults, record_fault
@@ -33,6 +35,26 @@ def test_faults_are_counted_and_what_is_no_line_is_passed_over(tmp_path: Path) -
     [short, _] = run_status(path).stages
     assert short.faults == {"slow rank": 1, "hung rank": 1}
     assert "rank 3 on node7 (GPU 1, H100) takes 3.0 times" in short.words[0]
+
+
+def test_a_rank_that_is_lost_is_told_before_slow_ones(tmp_path: Path) -> None:
+    path, folder = write_run(tmp_path), tmp_path / "out/stages/short"
+    for update, kind in enumerate(("slow", "lost", "hung", *["slow"] * 9)):
+        who = RankName(update, "node7", "cpu")
+        line = fault(kind, who, update, f"{kind} {update}")
+        record_fault(folder, 0, {**line, "time": f"2026-01-01T00:00:{update:02d}"})
+    words = [text.split(": ")[1] for text in run_status(path).stages[0].words]
+    assert words == ["lost 1", "hung 2", "slow 9", "slow 10", "slow 11"]
+
+
+def test_a_cluster_file_says_where_a_run_is(tmp_path: Path) -> None:
+    """As for `launch`, whose jobs were of the configuration with that file over it."""
+    path = write_run(tmp_path)
+    over = tmp_path / "over.yaml"
+    over.write_text(f"output: {tmp_path}/scratch\n")
+    assert run_status(path, cluster=over).output == f"{tmp_path}/scratch"
+    done = CliRunner().invoke(app, ["status", str(path), "--cluster", str(over)])
+    assert done.exit_code == 0 and "scratch" in done.output
 
 
 def test_a_directory_that_is_no_run_is_said_to_be_none(tmp_path: Path) -> None:
