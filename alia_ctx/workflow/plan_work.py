@@ -4,6 +4,7 @@ anything starts.
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Sequence
 from contextlib import suppress
 from typing import Any, Literal
@@ -20,7 +21,7 @@ from alia_ctx.data.packing import (
     read_statement,
 )
 from alia_ctx.data.tokens import TokenStore
-from alia_ctx.errors import AliaError
+from alia_ctx.errors import AliaError, DataError
 from alia_ctx.workflow.chain import (
     check_trained,
     require_free_to_go_on,
@@ -67,8 +68,18 @@ def plan_work(run: RunConfig, name: str) -> Work:
     identity = _identity(run, name, stores)
     if not is_whole:  # neither they nor what they decide is known
         del identity["stores"]
-    if is_extended(directory, stores, identity, own_plan(run, name)):
-        return "rows"
+    try:
+        if is_extended(directory, stores, identity, own_plan(run, name)):
+            return "rows"
+    except DataError as error:
+        grown = [stage for stage, plan in identity["seen"] if plan == _EXTENDED]
+        if not grown:
+            raise
+        commands = (f"`alia-ctx pack CONFIG --stage {shlex.quote(n)}`" for n in grown)
+        raise DataError(
+            f"{error}; before that {', '.join(commands)}, which adds the rows that this "
+            "one has to continue"
+        ) from error
     return "nothing" if is_whole else "all"
 
 
@@ -137,7 +148,7 @@ def plan_notes(run: RunConfig, names: Sequence[str] = ()) -> list[str]:
         ):
             notes.append(
                 f"stage {name}: its plan ends before the stage does; `alia-ctx pack CONFIG "
-                f"--stage {name}` adds what is missing, as `launch` and `run` do"
+                f"--stage {shlex.quote(name)}` adds what is missing, as `launch` and `run` do"
             )
     return notes
 

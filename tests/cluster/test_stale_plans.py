@@ -97,6 +97,21 @@ def test_what_pack_refuses_is_refused_at_once_in_its_words(
         workflow.pack(run, "long")
 
 
+def test_the_way_out_of_a_plan_that_was_continued_is_one(packed: Path) -> None:
+    longer = "stages.short.tokens=12288"
+    with pytest.raises(
+        AliaError, match="before that `alia-ctx pack CONFIG --stage short`"
+    ):
+        check(packed, longer)
+    run = load_run(packed, [longer])
+    workflow.pack(run, "short")
+    with pytest.raises(AliaError, match="continues the data of short") as error:
+        check(packed, longer)
+    assert "before that" not in str(error.value)
+    workflow.pack(run, "long", overwrite=True)
+    assert check(packed, longer) == []
+
+
 def test_text_that_has_changed_since_is_refused(packed: Path) -> None:
     ids = np.arange(4, 190)
     for file in packed.parent.glob("text.*"):

@@ -15,6 +15,7 @@ from alia_ctx.data.packing.plan import PackPlan
 from alia_ctx.data.packing.plan_files import (
     Statement,
     begins_with,
+    command_for,
     differences,
     foreign_files,
     is_plan,
@@ -117,7 +118,7 @@ def _another(directory: Path, differing: Sequence[str]) -> DataError:
         f"{directory}: another plan is there:\n  "
         + "\n  ".join(differing)
         + "\nchoose another folder or allow overwriting "
-        f"(`alia-ctx pack CONFIG --stage {directory.name} --overwrite`)"
+        f"(`{command_for(directory)} --overwrite`)"
     )
 
 

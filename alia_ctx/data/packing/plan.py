@@ -18,6 +18,7 @@ from alia_ctx.data.packing.plan_files import (
     PackedRows,
     Statement,
     begins_with,
+    command_for,
     differences,
     load_arrays,
     read_statement,
@@ -119,7 +120,7 @@ class PackPlan:
         if differing:
             then = statement.identity["rows"]
             grown = len(differing) == 1 and None not in (rows, then) and rows > then
-            way = f"run `alia-ctx pack CONFIG --stage {path.name}`, which adds them"
+            way = f"run `{command_for(path)}`, which adds them"
             raise DataError(
                 f"{path}: this plan was built from something else:\n  "
                 + "\n  ".join(differing)

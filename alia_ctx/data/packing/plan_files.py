@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import io
 import json
+import shlex
 import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -107,7 +108,12 @@ class PackedRows:
 
 def way_out(directory: Path) -> str:
     """The command that makes a stage's plan anew."""
-    return f"run `alia-ctx pack CONFIG --stage {directory.name} --overwrite`"
+    return f"run `{command_for(directory)} --overwrite`"
+
+
+def command_for(directory: Path) -> str:
+    """The command that packs a stage, as a shell reads it."""
+    return f"alia-ctx pack CONFIG --stage {shlex.quote(directory.name)}"
 
 
 def is_plan(directory: Path) -> bool:
