@@ -15,7 +15,6 @@ from alia_ctx.data.packing.plan import PackPlan
 from alia_ctx.data.packing.plan_files import (
     Statement,
     begins_with,
-    command_for,
     differences,
     foreign_files,
     is_plan,
@@ -23,6 +22,7 @@ from alia_ctx.data.packing.plan_files import (
     recover,
     stores_as_named,
 )
+from alia_ctx.data.packing.remedy import command_for
 from alia_ctx.data.tokens import TokenStore
 from alia_ctx.errors import DataError
 

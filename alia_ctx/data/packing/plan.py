@@ -18,13 +18,13 @@ from alia_ctx.data.packing.plan_files import (
     PackedRows,
     Statement,
     begins_with,
-    command_for,
     differences,
     load_arrays,
     read_statement,
     stores_as_named,
     way_out,
 )
+from alia_ctx.data.packing.remedy import command_for
 from alia_ctx.data.packing.row import PackedRow
 from alia_ctx.data.packing.spec import PackSpec
 from alia_ctx.data.tokens import TokenStore

@@ -6,7 +6,6 @@ from __future__ import annotations
 
 import io
 import json
-import shlex
 import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -16,6 +15,7 @@ from typing import Any, Literal
 import numpy as np
 import xxhash
 
+from alia_ctx.data.packing.remedy import command_for
 from alia_ctx.data.tokens import TokenStore
 from alia_ctx.errors import DataError
 from alia_ctx.files import checksum, file_checksum, parse_json, remove_own, write_json
@@ -109,11 +109,6 @@ class PackedRows:
 def way_out(directory: Path) -> str:
     """The command that makes a stage's plan anew."""
     return f"run `{command_for(directory)} --overwrite`"
-
-
-def command_for(directory: Path) -> str:
-    """The command that packs a stage, as a shell reads it."""
-    return f"alia-ctx pack CONFIG --stage {shlex.quote(directory.name)}"
 
 
 def is_plan(directory: Path) -> bool:
