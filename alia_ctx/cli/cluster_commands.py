@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import socket
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -13,6 +15,7 @@ from alia_ctx.config.load import require_stages
 from alia_ctx.progress import loading
 
 if TYPE_CHECKING:
+    from alia_ctx.cluster.findings import Finding
     from alia_ctx.workflow.standing import RunStatus, StageStatus
 
 Config = Annotated[
@@ -21,6 +24,13 @@ Config = Annotated[
 ]
 Overrides = Annotated[
     list[str] | None, typer.Argument(help="Overrides, as in stages.32k.layout.cp=16.")
+]
+Cluster = Annotated[
+    Path | None,
+    typer.Option(
+        help="A file put over the configuration, as configs/clusters/ has them.",
+        parser=path,
+    ),
 ]
 AsJson = Annotated[bool, typer.Option("--json", help="As JSON.")]
 
@@ -39,13 +49,7 @@ def launch(
         list[str] | None,
         typer.Option("--stage", help="Only this stage; may be repeated."),
     ] = None,
-    cluster: Annotated[
-        Path | None,
-        typer.Option(
-            help="A file put over the configuration, as configs/clusters/ has them.",
-            parser=path,
-        ),
-    ] = None,
+    cluster: Cluster = None,
     submit: Annotated[
         bool,
         typer.Option("--submit", help="Submit the jobs, each after the one before."),
@@ -81,6 +85,7 @@ def status(
         ),
     ],
     overrides: Overrides = None,
+    cluster: Cluster = None,
     as_json: AsJson = False,
 ) -> None:
     """Where a run stands: queue, updates, tokens, loss, speed, time left, the last checkpoint,
@@ -88,7 +93,7 @@ def status(
     """
     from alia_ctx import workflow
 
-    found = workflow.run_status(run, overrides or ())
+    found = workflow.run_status(run, overrides or (), cluster=cluster)
     if as_json:
         print_json(found.to_json())
         return
@@ -154,7 +159,12 @@ def doctor(
         ),
     ] = None,
     overrides: Overrides = None,
+    cluster: Cluster = None,
     as_json: AsJson = False,
+    wait: Annotated[
+        float,
+        typer.Option(help="Seconds to wait for ranks that do not come.", min=1.0),
+    ] = 120.0,
 ) -> None:
     """Look at the machines: software, GPUs, links, clocks, disk. Alone, or on all ranks that
     torchrun or srun started. Each line is good, weak or broken; exit status 0 unless one
@@ -166,9 +176,17 @@ def doctor(
     from alia_ctx.config.load import load_plan
     from alia_ctx.progress import is_main
 
-    run = load_plan(config, overrides or ())[0] if config is not None else None
+    run, over = None, [cluster] if cluster is not None else []
+    if config is not None:
+        run, _ = load_plan(config, overrides or (), over=over)
     place = Path(run.output) if run is not None else Path.cwd()
-    findings = workflow.examine(run, place)
+
+    def tell(finding: Finding) -> None:
+        if "RANK" in os.environ:
+            who = f"rank {os.environ['RANK']} on {socket.gethostname()}"
+            typer.echo(f"{who}: {finding}", err=True)
+
+    findings = workflow.examine(run, place, wait_seconds=wait, tell=tell)
     counts = {
         v: sum(f.verdict == v for f in findings) for v in ("good", "weak", "broken")
     }

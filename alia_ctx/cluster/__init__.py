@@ -2,8 +2,15 @@
 takes them, and whether the machines are fit for it.
 """
 
-from alia_ctx.cluster.batch import Job, batch_file, shell_script
-from alia_ctx.cluster.queue import QueuedJob, QueueError, Slurm
+from alia_ctx.cluster.batch import (
+    Job,
+    batch_file,
+    queue_comment,
+    queue_name,
+    shell_script,
+    unwritable,
+)
+from alia_ctx.cluster.queue import QueuedJob, QueueError, Slurm, label_of
 
 __all__ = [
     "Job",
@@ -11,5 +18,9 @@ __all__ = [
     "QueuedJob",
     "Slurm",
     "batch_file",
+    "label_of",
+    "queue_comment",
+    "queue_name",
     "shell_script",
+    "unwritable",
 ]

@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import shlex
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -59,6 +59,7 @@ class Job:
 
 def batch_file(job: Job, launch: LaunchSpec, directory: Path) -> str:
     """The text of a batch file for SLURM; the job works in `directory`."""
+    environment = launch.variables()
     header = [f"#SBATCH {option}" for option in _options(job, launch, directory)]
     head = [
         "#!/usr/bin/env bash",
@@ -67,20 +68,40 @@ def batch_file(job: Job, launch: LaunchSpec, directory: Path) -> str:
         "",
         *header,
         "",
-        # Where this is submitted from there may be those of another job.
-        "unset MASTER_ADDR MASTER_PORT",
-        *_variables(job, launch),
-        *launch.setup,
+        _set_up(
+            [
+                # Where this is submitted from there may be those of another job.
+                "unset MASTER_ADDR MASTER_PORT",
+                *_exports({**_variables(job, launch), **environment}),
+                *launch.setup,
+            ],
+            directory,
+        ),
+        # Whatever was set up: but for what `launch.environment` says itself.
+        *_exports(
+            {k: v for k, v in _variables(job, launch).items() if k not in environment}
+        ),
         f"mkdir -p {shlex.quote(str(job.logs))}",
         f"set -- {shlex.join([str(job.config), job.stage])}",
     ]
     return "\n".join(head) + "\n\n" + _template_body()
 
 
+def queue_name(job: Job) -> str:
+    """What a job is called in the queue."""
+    return f"{_word(job.run)}-{_word(job.stage if job.step == 'train' else job.name)}"
+
+
+def queue_comment(job: Job) -> str:
+    """By which a job in the queue is known as this one of this run."""
+    return f"alia-ctx {job.folder / job.name}"
+
+
 def _options(job: Job, launch: LaunchSpec, directory: Path) -> Iterator[str]:
     one = job.step == "data"
     ranks = 1 if one else job.ranks_per_node
-    yield f"--job-name={_word(job.run)}-{_word(job.stage if not one else job.name)}"
+    yield f"--job-name={_quoted(queue_name(job))}"
+    yield f"--comment={_quoted(queue_comment(job))}"
     yield f"--nodes={1 if one else job.nodes}"
     yield f"--ntasks-per-node={ranks}"
     # Text is prepared by as many workers as the ranks of a node have cores.
@@ -97,21 +118,63 @@ def _options(job: Job, launch: LaunchSpec, directory: Path) -> Iterator[str]:
     if launch.save_seconds:
         yield f"--signal=B:USR1@{launch.save_seconds}"
     yield from ("--requeue", "--open-mode=append", "--kill-on-invalid-dep=yes")
-    yield f'--output="{job.folder}/logs/{job.name}-%j.out"'
-    yield f'--chdir="{directory}"'
+    # SLURM puts its own words for %j and the like, also in the names of directories.
+    logs = f"{job.folder}/logs/{job.name}".replace("%", "%%")
+    yield f"--output={_quoted(f'{logs}-%j.out')}"
+    yield f"--chdir={_quoted(str(directory))}"
     if launch.mail is not None:
         yield "--mail-type=BEGIN,END,FAIL,REQUEUE,TIME_LIMIT_90"
         yield f"--mail-user={launch.mail}"
     yield from launch.options
 
 
+def unwritable(path: Path) -> str | None:
+    """Why no batch file can name a path, if so: options end with their line, and where a
+    backslash is in the name of a file SLURM expands nothing (man sbatch).
+    """
+    if any(ord(character) < 32 for character in str(path)):
+        return "holds an end of line or the like, which no option of sbatch can"
+    if "\\" in str(path):
+        return (
+            "holds a backslash, with which SLURM puts no job's number into file names"
+        )
+    return None
+
+
+def _quoted(text: str) -> str:
+    """A value as sbatch reads it from a batch file: quotes, and backslashes within."""
+    escaped = text.replace("\\", "\\\\").replace('"', '\\"')
+    return f'"{escaped}"'
+
+
 def _word(text: str) -> str:
     return "_".join(text.split())
 
 
-def _variables(job: Job, launch: LaunchSpec) -> list[str]:
+_SET_UP = """\
+# What is set up here is what programs are told, and nothing else of it: options, traps and
+# functions of this shell end with it, as a fresh one takes its place.
+if [[ ${{ALIA_SET_UP:-}} != $$ ]]; then
+readonly alia_script=$(readlink -f "$0")
+{lines}
+{{ \\builtin cd {directory} && export ALIA_SET_UP=$$; }} || \\builtin exit
+\\builtin trap - EXIT HUP INT QUIT TERM USR1 USR2 ERR DEBUG
+\\builtin exec "$BASH" "$alia_script" "$@"
+fi
+"""
+
+
+def _set_up(lines: Sequence[str], directory: Path) -> str:
+    """Shell that runs `lines` and then the rest of its file in a shell of its own, which
+    keeps the process and so its signals.
+    """
+    where = shlex.quote(str(directory))
+    return _SET_UP.format(lines="\n".join(lines), directory=where)
+
+
+def _variables(job: Job, launch: LaunchSpec) -> dict[str, str | None]:
     *inside, python = launch.program(sys.executable)
-    values = {
+    return {
         "ALIA_PYTHON": python,
         "ALIA_STEP": job.step,
         "ALIA_COMMANDS": "\n".join(map(shlex.join, job.commands)) or None,
@@ -120,8 +183,10 @@ def _variables(job: Job, launch: LaunchSpec) -> list[str]:
         "ALIA_WAIT_SECONDS": str(job.wait_seconds) if job.step != "data" else None,
         "ALIA_CONTAINER_COMMAND": shlex.join(inside[:-1]) if inside else None,
         "ALIA_CONTAINER": inside[-1] if inside else None,
-        **launch.variables(),
     }
+
+
+def _exports(values: Mapping[str, str | None]) -> list[str]:
     return [f"export {k}={shlex.quote(v)}" for k, v in values.items() if v is not None]
 
 
@@ -153,9 +218,8 @@ def _template() -> Path:
 _SHELL = """#!/usr/bin/env bash
 # {run}: written by `alia-ctx launch`, which writes it anew.
 # Start it again to go on where it stopped.
-set -uo pipefail
-cd {directory} || exit
 {setup}
+set -uo pipefail
 run=({program} -m alia_ctx.cli)
 ranks=({program} -m alia_ctx.cli.launch --standalone --nproc-per-node={count})
 ranks+=(-m alia_ctx.cli)
@@ -199,12 +263,10 @@ def shell_script(jobs: Sequence[Job], launch: LaunchSpec, directory: Path) -> st
         if words:
             steps.append(f'again "${{ranks[@]}}" {shlex.join(words)}')
         steps += [f'again "${{run[@]}}" {shlex.join(c)}' for c in job.commands]
-    variables = launch.variables().items()
-    exports = [f"export {k}={shlex.quote(v)}" for k, v in variables]
+    exports = _exports(launch.variables())
     return _SHELL.format(
         run=jobs[0].run,
-        directory=shlex.quote(str(directory)),
-        setup="\n".join([*launch.setup, *exports]),
+        setup=_set_up([*launch.setup, *exports], directory),
         program=shlex.join(launch.program(sys.executable)),
         count=jobs[0].ranks_per_node,
         steps="\n".join(steps),

@@ -4,20 +4,20 @@ and room.
 
 from __future__ import annotations
 
-import errno
 import fcntl
 import os
 import secrets
 import shutil
+import socket
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any, Protocol
 
-from alia_ctx.cluster.findings import Finding, broken, good, weak
+from alia_ctx.cluster.findings import Finding, broken, good, listed, weak
 
 _SHARED = {
     "gpfs",
@@ -110,7 +110,7 @@ def seen_by_all(ranks: Ranks, place: Path) -> Finding:
         remedy = "mend the permissions, or choose another `output`"
         return broken("shared", f"rank 0 cannot write in {place}: {failed}", remedy)
     seen = False
-    for _ in range(20):  # attributes of directories are cached for seconds on NFS
+    for _ in range(_TRIES):
         with suppress(OSError):
             seen = file.read_text() == name
         if seen:
@@ -127,18 +127,23 @@ def seen_by_all(ranks: Ranks, place: Path) -> Finding:
     return broken("shared", f"does not see what rank 0 writes in {place}", remedy)
 
 
-_TRY = """
+_KEPT_OUT, _LET_IN = "kept out", "let in"
+_STATUS = 7  # of no failure of Python's own
+_TRY = f"""
 import fcntl, sys
 with open(sys.argv[1]) as stream:
     try:
         fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
-        sys.exit(1)
+        sys.exit({_STATUS})
 """
+_TRIES = 20  # to see a new file: directories are cached for seconds on NFS
 
 
 def locks(ranks: Ranks, place: Path) -> Finding:
-    """Whether a lock (flock) that rank 0 holds keeps the others out. Collective."""
+    """Whether a lock (flock) that rank 0 holds keeps all others out: good only where each
+    of them was refused it. Collective.
+    """
     path = place / ranks.gather_objects(f".alia-ctx-lock-{secrets.token_hex(8)}")[0]
     held, answer = None, ""
     try:
@@ -146,39 +151,76 @@ def locks(ranks: Ranks, place: Path) -> Finding:
             held = open(path, "w", encoding="utf-8")  # noqa: SIM115 # held over a barrier
             fcntl.flock(held, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError as error:
-        no_locks = error.errno in (errno.ENOTSUP, errno.ENOLCK, errno.EINVAL)
-        answer = "none" if no_locks else f"{error.strerror}"
-    answers = ranks.gather_objects(answer)
-    if not answers[0]:
-        if ranks.rank:
-            answer = _tries(path)
-        elif ranks.world_size == 1:  # another process of this host
-            done = subprocess.run([sys.executable, "-c", _TRY, str(path)], check=False)
-            answer = "kept out" if done.returncode == 1 else "let in"
-        answers = ranks.gather_objects(answer)
+        answer = error.strerror or str(error)
+    remedy = "mount with flock (Lustre: -o flock); start no stage twice until then"
+    if first := ranks.gather_objects(answer)[0]:
+        words = f"rank 0 can lock no file in {place} ({first})"
+    else:
+        if ranks.world_size == 1:  # another process of this host
+            answer = _tried_by_another(path)
+        elif ranks.rank:
+            answer = _tried(path)
+        answers = ranks.gather_objects((socket.gethostname(), answer))
+        tried = answers if ranks.world_size == 1 else answers[1:]
+        words = _not_kept_out(tried)
     if held is not None:
         held.close()
-        path.unlink(missing_ok=True)
-    if "let in" in answers[1:] or answers == ["let in"]:
-        words = "a lock that rank 0 holds does not keep others out"
-        remedy = "mount with flock (Lustre: -o flock); start no stage twice until then"
-        return weak("locks", words, remedy)
-    if answers[0] in ("", "kept out"):
+    if ranks.rank == 0:
+        with suppress(OSError):
+            path.unlink(missing_ok=True)
+    if not words:
         return good("locks", "flock keeps other processes out")
-    words = f"the file system has no locks ({answers[0]})"
-    remedy = "mount with flock (Lustre: -o flock); start no stage twice until then"
     return weak("locks", words, remedy)
 
 
-def _tries(path: Path) -> str:
-    try:
-        with open(path, encoding="utf-8") as stream:
-            fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return "kept out"
-    except OSError as error:
-        return str(error.strerror)
-    return "let in"
+def _not_kept_out(answers: Sequence[Sequence[str]]) -> str:
+    """Whom a lock that rank 0 holds did not keep out, of (host, answer); nothing where it
+    was all of them.
+    """
+    hosts: dict[str, list[str]] = {}
+    for host, answer in answers:
+        if answer != _KEPT_OUT:
+            hosts.setdefault(answer, []).append(host)
+    said = []
+    for answer, names in hosts.items():
+        where = listed(dict.fromkeys(names))
+        said.append(
+            f"does not keep others out on {where}"
+            if answer == _LET_IN
+            else f"could not be tried on {where} ({answer})"
+        )
+    return f"a lock that rank 0 holds {', and '.join(said)}" if said else ""
+
+
+def _tried_by_another(path: Path) -> str:
+    done = subprocess.run(
+        [sys.executable, "-c", _TRY, str(path)],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    if done.returncode in (0, _STATUS):
+        return _KEPT_OUT if done.returncode else _LET_IN
+    return (done.stderr.strip().splitlines() or [f"status {done.returncode}"])[-1]
+
+
+def _tried(path: Path) -> str:
+    error: OSError | None = None
+    for _ in range(_TRIES):
+        try:
+            with open(path, encoding="utf-8") as stream:
+                fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return _KEPT_OUT
+        except FileNotFoundError as failure:
+            error = failure
+            time.sleep(0.25)
+        except OSError as failure:
+            error = failure
+            break
+        else:
+            return _LET_IN
+    return str(error and (error.strerror or error))
 
 
 def speed(

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+import re
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
 from typing import Literal
 
 Verdict = Literal["good", "weak", "broken"]
@@ -40,23 +41,54 @@ def broken(name: str, words: str, remedy: str) -> Finding:
     return Finding(name, "broken", words, remedy)
 
 
+def listed(names: Iterable[str], most: int = 4) -> str:
+    """Names as a person reads them, the first of many."""
+    names = [*names]
+    more = f" and {len(names) - most} more" if len(names) > most else ""
+    return ", ".join(names[:most]) + more
+
+
 def merged(by_rank: Sequence[tuple[str, Sequence[Finding]]]) -> list[Finding]:
-    """The findings of all ranks (name of the rank, its findings): what several have alike
-    is one line that says whose it is, unless it is of all.
+    """The findings of all ranks (name of the rank, its findings): a line for all that is
+    good by one name, with the range of its numbers; of what is not, what several have
+    alike is one line. Each says whose it is, unless it is of all.
     """
-    holders: dict[Finding, list[str]] = {}
+    groups: dict[Finding, tuple[list[str], list[str]]] = {}
     for rank, findings in by_rank:
         for finding in findings:
-            holders.setdefault(finding, []).append(rank)
+            is_good = finding.verdict == "good"
+            key = replace(finding, words="") if is_good else finding
+            ranks, words = groups.setdefault(key, ([], []))
+            ranks.append(rank)
+            words.append(finding.words)
     order = list(dict.fromkeys(f.name for _, findings in by_rank for f in findings))
     lines = []
-    for finding, ranks in holders.items():
-        named = ", ".join(ranks[:4]) + (
-            f" and {len(ranks) - 4} more" if len(ranks) > 4 else ""
-        )
-        is_of_all = len(ranks) == len(by_rank) or finding.where
-        where = finding.where if is_of_all else named
-        lines.append(
-            Finding(finding.name, finding.verdict, finding.words, finding.remedy, where)
-        )
+    for finding, (ranks, words) in groups.items():
+        is_of_all = len({*ranks}) == len(by_rank) or finding.where
+        where = finding.where if is_of_all else listed(dict.fromkeys(ranks))
+        lines.append(replace(finding, words=in_one(words), where=where))
     return sorted(lines, key=lambda finding: order.index(finding.name))
+
+
+_NUMBER = re.compile(r"\d[\d,]*(?:\.\d+)*")
+
+
+def in_one(said: Sequence[str]) -> str:
+    """What several have said, in a line: where only numbers differ, from the least to the
+    most of each; else each saying once.
+    """
+    sayings = list(dict.fromkeys(said))
+    if len({_NUMBER.sub("#", words) for words in sayings}) > 1:
+        return listed(sayings, 3)
+    columns = zip(*(_NUMBER.findall(words) for words in sayings), strict=True)
+    ranges = iter([_range(numbers) for numbers in columns])
+    return _NUMBER.sub(lambda _: next(ranges), sayings[0])
+
+
+def _range(numbers: Sequence[str]) -> str:
+    parts = {n: [int(p) for p in n.replace(",", "").split(".")] for n in numbers}
+    is_plain = all(len(part) <= 2 for part in parts.values())
+    # Of 1.5 and 1.25 the second is less, of releases 1.5.0 and 1.25.0 the first.
+    value = (lambda n: float(n.replace(",", ""))) if is_plain else parts.__getitem__
+    least, most = min(numbers, key=value), max(numbers, key=value)
+    return least if least == most else f"{least} to {most}"

@@ -48,7 +48,12 @@ def gpu_health(index: int) -> Iterator[Finding]:
             "gpu", "there is no `nvidia-smi` to ask", "install the driver's tools"
         )
         return
-    which = bus_address(torch.cuda.get_device_properties(index))
+    try:
+        which = bus_address(torch.cuda.get_device_properties(index))
+    except RuntimeError as error:  # one that fell off its bus
+        words = f"GPU {index} does not answer ({str(error).splitlines()[0]})"
+        yield broken("gpu", words, "leave this node out and tell its administrators")
+        return
     command = ["nvidia-smi", f"--id={which}", f"--query-gpu={','.join(FIELDS)}"]
     command += ["--format=csv,noheader,nounits"]
     try:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import socket
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -11,10 +12,11 @@ import torch
 import torch.distributed as dist
 
 from alia_ctx.cluster.disk import Ranks
-from alia_ctx.cluster.findings import Finding, broken, good, weak
+from alia_ctx.cluster.findings import Finding, broken, good, listed, weak
 from alia_ctx.spec.cluster import ClusterSpec
 
 _SKEW_WEAK, _SKEW_BROKEN = 1.0, 300.0  # seconds; munge's credentials last 300
+_REACH_SECONDS = 10.0
 _SLOWER_GPU, _SLOWER_CPU = 1.15, 1.5  # times the median
 _FAIR_SHARE = 0.5  # of what the configuration takes the links for
 
@@ -52,17 +54,77 @@ def own_name(hosts: int) -> Finding:
     return good("name", f"{host} is {address}" if hosts == 1 else "has an address")
 
 
-def clocks(ranks: Ranks, barrier: Callable[[], None]) -> Finding:
-    """How far apart the clocks are. Collective."""
-    barrier()
-    times = ranks.gather_objects(time.time())
-    apart = max(times) - min(times)
+def clocks(ranks: Ranks) -> Finding:
+    """How far apart the hosts' clocks are, and whose is off. Collective."""
+    ranks.gather_objects(None)
+    times: dict[str, float] = {}
+    for host, now in ranks.gather_objects((socket.gethostname(), time.time())):
+        times.setdefault(host, now)
+    apart = max(times.values()) - min(times.values())
     words = f"{apart:.3f} s apart"
+    if apart <= _SKEW_WEAK:
+        return good("clocks", words)
+    # Most are right; of two hosts nobody can tell which.
+    order = sorted(times, key=times.__getitem__)
+    middle = order[(len(order) - 1) // 2]
+    off = {host: times[host] - times[middle] for host in order}
+    named = [
+        f"{host} is {abs(by):.1f} s {'ahead of' if by > 0 else 'behind'} {middle}"
+        for host, by in sorted(off.items(), key=lambda entry: -abs(entry[1]))
+        if abs(by) > _SKEW_WEAK
+    ]
+    words += f": {listed(named)}"
+    remedy = "have the hosts follow a time server (chrony)"
     if apart > _SKEW_BROKEN:
-        return broken("clocks", words, "have the hosts follow a time server (chrony)")
-    if apart > _SKEW_WEAK:
-        return weak("clocks", words, "have the hosts follow a time server (chrony)")
-    return good("clocks", words)
+        return broken("clocks", words, remedy)
+    return weak("clocks", words, remedy)
+
+
+def ports(ranks: Ranks) -> Finding:
+    """Whether the hosts reach each other at ports that the kernel hands out, as the ranks
+    will: each the next one, by its name. Collective.
+    """
+    host = socket.gethostname()
+    with socket.create_server(("", 0), backlog=128) as listener:
+        port = listener.getsockname()[1]
+        first: dict[str, tuple[str, int]] = {}
+        for name, address, number in ranks.gather_objects((host, _address(), port)):
+            first.setdefault(name, (address, number))
+        hosts = [*first]
+        following = hosts[(hosts.index(host) + 1) % len(hosts)]
+        failure = _failure(*first[following]) if len(hosts) > 1 else None
+        failures = ranks.gather_objects((host, following, failure))
+    named = dict.fromkeys(
+        f"{name} does not reach {other} ({why})" for name, other, why in failures if why
+    )
+    if named:
+        remedy = (
+            "open the ports of net.ipv4.ip_local_port_range between the nodes, or set "
+            "GLOO_SOCKET_IFNAME and NCCL_SOCKET_IFNAME to the network where they are"
+        )
+        return weak("ports", listed(named), remedy)
+    address = os.environ.get("MASTER_ADDR"), os.environ.get("MASTER_PORT")
+    if len(hosts) > 1:
+        words = "all reach {}:{}, and the next host at a port of its own".format(
+            *address
+        )
+        return good("ports", words)
+    return good("ports", "one host alone" if None in address else "all reach rank 0")
+
+
+def _address() -> str:
+    try:
+        return socket.gethostbyname(socket.gethostname())
+    except OSError:
+        return socket.gethostname()
+
+
+def _failure(address: str, port: int) -> str | None:
+    try:
+        socket.create_connection((address, port), timeout=_REACH_SECONDS).close()
+    except OSError as error:
+        return f"{address}:{port}: {error.strerror or error}"
+    return None
 
 
 def bandwidth(

@@ -6,6 +6,7 @@ job that outlives its submitter needs nothing of it (docs/decisions/ has the rea
 
 from __future__ import annotations
 
+import os
 import re
 import shutil
 import subprocess
@@ -15,7 +16,20 @@ from pathlib import Path
 
 from alia_ctx.errors import AliaError
 
-_FORMAT = "%i|%T|%r|%N|%S|%M|%l"
+# Name and comment last: what stands in them may hold any character.
+_FORMAT = "%i|%T|%r|%N|%S|%M|%l|%u|%j|%k"
+_FIELDS = 9
+_ENDED = {
+    *("COMPLETED", "FAILED", "CANCELLED", "TIMEOUT", "DEADLINE", "OUT_OF_MEMORY"),
+    *("BOOT_FAIL", "NODE_FAIL", "PREEMPTED", "REVOKED"),
+}
+# Of SLURM's variables those that say which cluster is meant. The others change what its
+# commands do, show or take from a batch file (man squeue, man sbatch), or are those of a job
+# from within which this is called.
+_OF_THE_CLUSTER = ("SLURM_CONF", "SLURM_CONF_SERVER", "SLURM_JWT", "SLURM_CLUSTERS")
+_OF_SLURM = ("SLURM", "SBATCH_", "SQUEUE_", "SCANCEL_", "SRUN_", "SALLOC_")
+# A person's own defaults, which hold where a batch file does not say otherwise.
+_DEFAULTS = ("ACCOUNT", "QOS", "PARTITION", "RESERVATION", "CLUSTERS")
 _PATIENCE = 60  # seconds for one of SLURM's commands; a busy controller takes a while
 _GONE = "Invalid job id specified"
 
@@ -27,7 +41,7 @@ class QueueError(AliaError):
 @dataclass(frozen=True)
 class QueuedJob:
     """A job in the queue: `state` and `reason` are SLURM's words, `elapsed` and `limit`
-    times as SLURM writes them.
+    times as SLURM writes them, `label` its name and its comment, as `label_of` has them.
     """
 
     number: str
@@ -37,6 +51,13 @@ class QueuedJob:
     starts: str
     elapsed: str
     limit: str
+    user: str = ""
+    label: str = ""
+
+
+def label_of(name: str, comment: str) -> str:
+    """By what a job is known again: numbers begin anew where a controller is set up anew."""
+    return f"{name}|{comment}"
 
 
 class Slurm:
@@ -60,7 +81,7 @@ class Slurm:
             if numbers
         ]
         depends = [f"--dependency={','.join(waits)}"] if waits else []
-        said = self._ask(["sbatch", "--parsable", *depends, str(script)])
+        said = self._ask(["sbatch", "--parsable", *depends, str(script)], script)
         number = said.strip().split(";")[0]
         if not re.fullmatch(r"\d+", number):
             raise QueueError(f"sbatch said {said.strip()!r}, which is no job's number")
@@ -71,24 +92,26 @@ class Slurm:
             self._ask(["scancel", number])
 
     def jobs(self, numbers: Sequence[str]) -> dict[str, QueuedJob]:
-        """Those of the jobs that are in the queue still, by number.
+        """Those of the jobs that are in the queue still, by number, whoever they are of.
 
         QueueError where it cannot be asked: that is no sign that they are gone.
         """
         if not numbers:
             return {}
-        query = ["squeue", "--noheader", f"--format={_FORMAT}", "--jobs"]
+        query = ["squeue", "--all", "--states=all", "--noheader"]
+        query += [f"--format={_FORMAT}", "--jobs"]
         try:
             said = self._ask([*query, ",".join(numbers)])
         except QueueError as error:
             if _GONE not in str(error):
                 raise
             return {}
-        lines = [line.split("|") for line in said.splitlines() if line.count("|") >= 6]
-        return {fields[0]: QueuedJob(*fields[:7]) for fields in lines}
+        lines = [line.split("|", _FIELDS - 1) for line in said.splitlines()]
+        jobs = [QueuedJob(*fields) for fields in lines if len(fields) == _FIELDS]
+        return {job.number: job for job in jobs if job.state not in _ENDED}
 
     @staticmethod
-    def _ask(command: list[str]) -> str:
+    def _ask(command: list[str], script: Path | None = None) -> str:
         if shutil.which(command[0]) is None:
             raise QueueError(
                 f"there is no `{command[0]}` on this machine; go to a node from which jobs "
@@ -96,7 +119,12 @@ class Slurm:
             )
         try:
             done = subprocess.run(
-                command, capture_output=True, text=True, timeout=_PATIENCE, check=False
+                command,
+                env=_environment(script),
+                capture_output=True,
+                text=True,
+                timeout=_PATIENCE,
+                check=False,
             )
         except subprocess.TimeoutExpired as error:
             raise QueueError(
@@ -106,3 +134,20 @@ class Slurm:
             reason = " ".join((done.stderr or done.stdout).split())
             raise QueueError(f"{' '.join(command[:1])}: {reason}")
         return done.stdout
+
+
+def _environment(script: Path | None) -> dict[str, str]:
+    """The variables for a command of SLURM: none that changes what it is asked. What a
+    person has set for all batch files (whom it is charged to) holds where `script` leaves
+    it open.
+    """
+    text = "" if script is None else script.read_text(encoding="utf-8")
+    kept = set(_OF_THE_CLUSTER)
+    for name in _DEFAULTS if script is not None else ():
+        if f"#SBATCH --{name.lower()}=" not in text:
+            kept.add(f"SBATCH_{name}")
+    return {
+        name: value
+        for name, value in os.environ.items()
+        if name in kept or not name.startswith(_OF_SLURM)
+    }

@@ -98,7 +98,11 @@ def require_stages(
 
 
 def load_plan(
-    path: str | Path, overrides: Sequence[str] = (), *, stages: Collection[str] = ()
+    path: str | Path,
+    overrides: Sequence[str] = (),
+    *,
+    stages: Collection[str] = (),
+    over: Sequence[Path] = (),
 ) -> tuple[RunConfig, set[str]]:
     """A run as far as a plan of `stages` (default: all) needs it, and the stages that
     leave their layout open.
@@ -106,7 +110,7 @@ def load_plan(
     No text, tokenizer, origin or place is looked for, and no layout is refused: the
     plan says what is wrong with it. Otherwise as `load_run`.
     """
-    return _load(path, overrides, stages, planning=True)
+    return _load(path, overrides, stages, planning=True, over=over)
 
 
 def _load(

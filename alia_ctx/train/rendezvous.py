@@ -4,7 +4,6 @@ a port that is taken is one line and status 75.
 
 from __future__ import annotations
 
-import functools
 import json
 import os
 import socket
@@ -15,7 +14,6 @@ from datetime import timedelta
 from typing import Any
 
 import torch.distributed as dist
-from torch.distributed.rendezvous import rendezvous as upstream_rendezvous
 
 from alia_ctx.checkpoint.opening import OneRank, Ranks
 from alia_ctx.errors import AliaError
@@ -48,23 +46,45 @@ class Meeting:
     takes a configuration to start: they meet at the store of MASTER_ADDR and MASTER_PORT.
     """
 
-    def __init__(self, store: Any, rank: int, world_size: int) -> None:
+    def __init__(
+        self, store: Any, rank: int, world_size: int, patience: timedelta = _MEETING
+    ) -> None:
         self.store, self.rank, self.world_size = store, rank, world_size
+        self.patience = patience
         self._gathered = 0
 
     def gather_objects(self, value: Any) -> list[Any]:
         """`value`, of JSON's types, of every rank, on every rank. Collective."""
-        self._gathered += 1
-        keys = [f"alia-ctx/{self._gathered}/{r}" for r in range(self.world_size)]
+        keys = self._keys()
         with rendezvous():
             self.store.set(keys[self.rank], json.dumps(value))
-            self._wait(keys, _MEETING)
-            values = [json.loads(text) for text in self.store.multi_get(keys)]
+            self._wait(keys, self.patience)
+        return [*self._read(dict(enumerate(keys))).values()]
+
+    def gather_present(self, value: Any, seconds: float) -> dict[int, Any]:
+        """`value` of the ranks that have given theirs within so many seconds, by rank.
+        What is gathered after some have not come waits for them.
+        """
+        keys = self._keys()
+        with rendezvous():
+            self.store.set(keys[self.rank], json.dumps(value))
+            with suppress(dist.DistStoreError):
+                self._wait(keys, timedelta(seconds=seconds))
+            there = {r: key for r, key in enumerate(keys) if self.store.check([key])}
+        return self._read(there)
+
+    def _keys(self) -> list[str]:
+        self._gathered += 1
+        return [f"alia-ctx/{self._gathered}/{r}" for r in range(self.world_size)]
+
+    def _read(self, keys: dict[int, str]) -> dict[int, Any]:
+        with rendezvous():
+            texts = self.store.multi_get([*keys.values()])
             self.store.set(f"{keys[self.rank]}/read", "")
         if self.rank == 0:  # may host the store: it stays until all have read
             with suppress(dist.DistError):
-                self._wait([f"{key}/read" for key in keys], _READING)
-        return values
+                self._wait([f"{key}/read" for key in keys.values()], _READING)
+        return dict(zip(keys, map(json.loads, texts), strict=True))
 
     def _wait(self, keys: list[str], limit: timedelta) -> None:
         """Until all keys are there. Upstream's `wait` keeps signals waiting too."""
@@ -77,19 +97,28 @@ class Meeting:
             time.sleep(0.05)
 
 
-def starting_ranks() -> Ranks:
-    """The ranks that this process was started as one of.
+def starting_ranks(patience: timedelta = _MEETING) -> Ranks:
+    """The ranks that this process was started as one of. `patience`: with those that do
+    not come, where they meet now.
 
     Raises RequeueError where they cannot meet.
     """
     if dist.is_available() and dist.is_initialized():
         return World()
-    return meeting() if "RANK" in os.environ else OneRank()
+    return meeting(patience) if "RANK" in os.environ else OneRank()
 
 
-@functools.cache  # one rank listens on the port, once
-def meeting() -> Meeting:
+_met: list[Meeting] = []
+
+
+def meeting(patience: timedelta = _MEETING) -> Meeting:
     """Where the ranks meet; the process group is made from its store later on."""
+    if not _met:  # one rank listens on the port, once
+        _met.append(_meet(patience))
+    return _met[0]
+
+
+def _meet(patience: timedelta) -> Meeting:
     missing = [
         name
         for name in ("WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
@@ -100,8 +129,22 @@ def meeting() -> Meeting:
             f"RANK is set, but {' and '.join(missing)} is not: start several ranks with "
             "`python -m alia_ctx.cli.launch` or srun, or unset RANK"
         )
+    rank, world_size = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
+    if not _hosts_the_store():
+        _await_listener(patience)
     with rendezvous(free=True):
-        return Meeting(*next(upstream_rendezvous("env://", timeout=_MEETING)))
+        # As torch's `env://` does, but that rank 0 does not wait in there for the others,
+        # whom it could not name.
+        store = dist.TCPStore(  # type: ignore[attr-defined]
+            os.environ["MASTER_ADDR"],
+            int(os.environ["MASTER_PORT"]),
+            world_size,
+            _hosts_the_store(),
+            timeout=patience,
+            wait_for_workers=False,
+            multi_tenant=True,
+        )
+    return Meeting(store, rank, world_size, patience)
 
 
 @contextmanager
@@ -129,6 +172,29 @@ def rendezvous(*, free: bool = False) -> Iterator[None]:
             f"the ranks cannot meet at {address}:{port}: {reason}; start again, or set "
             "another MASTER_PORT"
         ) from error
+
+
+def _await_listener(patience: timedelta) -> None:
+    """Until somebody listens where the ranks meet. Upstream's own waiting comes with the
+    C++ stack of every attempt that has failed.
+
+    Raises RequeueError where nobody does.
+    """
+    place = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
+    deadline = time.monotonic() + patience.total_seconds()
+    while True:
+        try:
+            socket.create_connection(place, timeout=5).close()
+            return
+        except OSError as error:
+            if time.monotonic() > deadline:
+                raise RequeueError(
+                    f"the ranks cannot meet at {place[0]}:{place[1]}: rank 0 does not "
+                    f"answer there within {patience.total_seconds():g} s "
+                    f"({error.strerror or error}); start again, or set another "
+                    "MASTER_PORT"
+                ) from error
+        time.sleep(0.2)
 
 
 def _hosts_the_store() -> bool:

@@ -113,7 +113,10 @@ class RollCall(AbstractContextManager["RollCall"]):
         tail = f"what is saved is whole; start again to go on ({self.work})"
         if verdict is None:
             host = f" on {self.names[0].host}" if self.names else ""
-            return f"{head}; nobody answers at the store of rank 0{host}; {tail}"
+            return (
+                f"{head}; nobody answers at the store of rank 0{host}: it has ended, or "
+                f"the network between it and this host is cut; {tail}"
+            )
         if self.rank in verdict.silent:
             return f"{head}; the others did not hear of this rank, and end; {tail}"
         names = [self._name(rank) for rank in verdict.silent]
@@ -122,7 +125,10 @@ class RollCall(AbstractContextManager["RollCall"]):
                 line = fault("lost", name, update, f"{name} does not answer ({words})")
                 record_fault(self.directory, self.rank, line)
         if names:
-            return f"{head}; no answer from {_listed(names)}; {tail}"
+            return (
+                f"{head}; no answer from {_listed(names)}; they have ended, or the "
+                f"network between them and the store of rank 0 is cut; {tail}"
+            )
         if others := [r for r in verdict.computing if r != self.rank]:
             listed = _listed([self._name(rank) for rank in others])
             return (

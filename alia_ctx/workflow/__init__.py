@@ -49,6 +49,7 @@ if TYPE_CHECKING:
     from alia_ctx.workflow.launching import Launched, launch
     from alia_ctx.workflow.named_models import Asked, models_task
     from alia_ctx.workflow.pipeline import run_all
+    from alia_ctx.workflow.plan_work import plan_notes
     from alia_ctx.workflow.planning import (
         PlanQuestion,
         draw_update,
@@ -141,6 +142,7 @@ _MODULES = {
             "plan_document",
             "plan_stages",
         ),
+        "workflow.plan_work": ("plan_notes",),
         "workflow.plans": (
             "not_seen",
             "open_plan",
@@ -232,6 +234,7 @@ __all__ = [
     "pack",
     "page_verdicts",
     "plan_document",
+    "plan_notes",
     "plan_stages",
     "recompute",
     "report",

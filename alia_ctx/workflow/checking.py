@@ -14,7 +14,8 @@ from alia_ctx.config.run import HELD_OUT, RunConfig
 from alia_ctx.data.tokens import TokenStore, vocabulary_problems
 from alia_ctx.errors import AliaError, ConfigError, Problem, Problems
 from alia_ctx.hf import assets, targets
-from alia_ctx.workflow.chain import check_trained, run_directory
+from alia_ctx.workflow.chain import run_directory
+from alia_ctx.workflow.plan_work import check_stage
 from alia_ctx.workflow.readiness import require_ready
 from alia_ctx.workflow.stores import require_same_text, text_sources
 
@@ -23,16 +24,14 @@ _READ_WHOLE = 64 << 20  # bytes; of larger files of an export only the size is c
 
 def check_all(run: RunConfig, where: str | Path, stages: Sequence[str] = ()) -> None:
     """What `check` finds beyond the configuration itself, all at once: stages trained with
-    other settings, or on what others hold out, ids that the model does not have, what the
-    end would be refused for, text that was made from something else. Raises it as one
+    other settings, or on what others hold out, plans that no packing can mend, ids that the
+    model does not have, what the end would be refused for, text that was made from
+    something else. Raises it as one
     AliaError.
     """
     steps: list[Callable[[], object]] = []
     if not run.deferred(run.output):  # first: it says which of two sides to restore
-        steps += [
-            partial(check_trained, run, name, reading=True)
-            for name in stages or run.stages
-        ]
+        steps += [partial(check_stage, run, name) for name in stages or run.stages]
         steps += [partial(require_ready, run, name) for name in stages or run.stages]
     steps += [partial(check_vocabulary, run, where), partial(check_end, run, where)]
     if not run.deferred(run.tokenizer):

@@ -3,72 +3,181 @@
 from __future__ import annotations
 
 import os
-import socket
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
+from dataclasses import asdict, replace
+from datetime import timedelta
 from pathlib import Path
+from typing import Any
 
 import torch
-import torch.distributed as dist
 
-from alia_ctx.cluster.disk import disk, nearest
-from alia_ctx.cluster.findings import Finding, broken, good, merged, weak
+from alia_ctx.cluster.attendance import absent_rank
+from alia_ctx.cluster.disk import Ranks, disk, nearest
+from alia_ctx.cluster.findings import Finding, broken, good, listed, merged, weak
 from alia_ctx.cluster.gpus import gpu_health
-from alia_ctx.cluster.links import Place, bandwidth, clocks, own_name, stragglers
+from alia_ctx.cluster.links import (
+    Place,
+    bandwidth,
+    clocks,
+    own_name,
+    ports,
+    stragglers,
+)
 from alia_ctx.cluster.software import software
 from alia_ctx.config.run import EngineConfig, RunConfig
-from alia_ctx.errors import AliaError, LayoutError
+from alia_ctx.errors import AliaError
 from alia_ctx.train.faults import RankName
-from alia_ctx.train.rendezvous import World
+from alia_ctx.train.rendezvous import Meeting, starting_ranks
 from alia_ctx.workflow.planning import checkpoints_gib
 
+WAIT_SECONDS = 120.0  # for ranks that do not come; imports on a cold disk take a minute
+_LOOKING = timedelta(minutes=10)  # between two answers of a rank, on a slow disk
+_MEASURING_MINUTES = 2.0  # for one collective
 
-def examine(run: RunConfig | None, place: Path) -> list[Finding]:
+
+def examine(
+    run: RunConfig | None,
+    place: Path,
+    *,
+    wait_seconds: float = WAIT_SECONDS,
+    tell: Callable[[Finding], None] = lambda finding: None,
+) -> list[Finding]:
     """What every rank of this start finds, the same list on all. Collective.
 
-    run: whose needs it is held against, if any. place: where its files go; looked at is
-    the nearest directory that is there.
-    """
-    from alia_ctx.mcore.runtime import Distributed
+    All ranks that come hand in what they find, over the store of MASTER_ADDR, those too
+    that could not take part in training; those that do not are named.
 
+    run: whose needs it is held against, if any. place: where its files go; looked at is
+    the nearest directory that is there. wait_seconds: for ranks that do not come. tell:
+    is called with each broken finding of this rank by itself, at once.
+    """
     engine = run.engine if run is not None else EngineConfig()
-    local = int(os.environ.get("LOCAL_RANK", "0"))
-    own = [*software(engine.device), *gpu_health(local)]
-    if torch.cuda.is_available() and local >= torch.cuda.device_count():
-        return own  # which says so; there is no GPU to meet the others with
+    own = list(_own(engine))
+    for finding in own:
+        if finding.verdict == "broken":
+            tell(finding)
     try:
-        with Distributed(engine):
-            return _together(run, nearest(place), own)
-    except LayoutError as error:  # of the device, or that of another rank: no meeting
-        if not any(finding.verdict == "broken" for finding in own):
-            own.append(broken("ranks", f"do not start: {error}", "see above"))
-        return own
+        ranks = starting_ranks(timedelta(seconds=wait_seconds))
+        name = RankName.of_this_process(ranks.rank)
+        word = {
+            "place": (ranks.rank, name.host, name.gpu),
+            "findings": [asdict(finding) for finding in own],
+        }
+        if isinstance(ranks, Meeting):
+            came = ranks.gather_present(word, wait_seconds)
+            ranks.patience = _LOOKING
+        else:
+            came = dict(enumerate(ranks.gather_objects(word)))
+        if len(came) < ranks.world_size:
+            return _without_some(ranks.world_size, came, wait_seconds)
+        by_rank = [
+            (Place(*there["place"]), _findings(there["findings"]))
+            for there in came.values()
+        ]
+        return _together(run, engine, nearest(place), ranks, by_rank)
     except AliaError as error:
         remedy = "see that the first host's name leads to it, and its port is open"
-        return [*own, broken("ranks", f"do not meet: {error}", remedy)]
+        finding = broken("ranks", f"do not meet: {error}", remedy)
+        tell(finding)
+        return [*own, finding]
 
 
-def _together(run: RunConfig | None, place: Path, own: list[Finding]) -> list[Finding]:
-    world = World()
-    name = RankName.of_this_process(world.rank)
-    places = [
-        Place(*fields)
-        for fields in world.gather_objects((world.rank, name.host, name.gpu))
-    ]
-    hosts = len({place.host for place in places})
-    ranks = world.world_size
-    words = f"{ranks} on {hosts} host{'s' * (hosts > 1)}"
-    findings = [*own, _as_many(run, ranks, words), own_name(hosts)]
+def _own(engine: EngineConfig) -> Iterator[Finding]:
+    """What this rank finds by itself; whatever is wrong with its GPU, it is a finding."""
+    yield from software(engine.device)
+    try:
+        yield from gpu_health(int(os.environ.get("LOCAL_RANK", "0")))
+    except RuntimeError as error:
+        words = f"does not answer ({str(error).splitlines()[0]})"
+        yield broken("gpu", words, "leave this node out and tell its administrators")
+
+
+def _findings(documents: Iterable[Mapping[str, Any]]) -> list[Finding]:
+    return [Finding(**document) for document in documents]
+
+
+def _without_some(
+    world_size: int, came: Mapping[int, Any], seconds: float
+) -> list[Finding]:
+    """What those find that came, and who did not."""
+    hosts = {r: there["place"][1] for r, there in came.items()}
+    missing = [r for r in range(world_size) if r not in came]
+    named = listed([absent_rank(r, hosts, world_size) for r in missing], 8)
+    remedy = "look at what they said (their own log), and at that host; or leave it out"
+    words = f"{named}: not there within {seconds:g} s, {len(came)} of {world_size} are"
+    absent = broken("ranks", words, remedy)
+    return merged(
+        [
+            (str(Place(*there["place"])), [*_findings(there["findings"]), absent])
+            for there in came.values()
+        ]
+    )
+
+
+def _together(
+    run: RunConfig | None,
+    engine: EngineConfig,
+    place: Path,
+    ranks: Ranks,
+    by_rank: Sequence[tuple[Place, list[Finding]]],
+) -> list[Finding]:
+    places = [there for there, _ in by_rank]
+    findings = by_rank[ranks.rank][1]
+    hosts = len({there.host for there in places})
+    words = f"{ranks.world_size} on {hosts} host{'s' * (hosts > 1)}"
+    findings += [_as_many(run, ranks.world_size, words), own_name(hosts)]
     if run is not None:
         findings += _memory(run)
-    findings.append(clocks(world, dist.barrier))
-    megabytes = 256 if name.gpu != "cpu" else 32
+    findings += [clocks(ranks), ports(ranks)]
+    on_gpu = places[ranks.rank].device != "cpu"
     needed = sum(checkpoints_gib(run, stage) for stage in run.stages) if run else 0.0
-    findings += disk(world, place, hosts, megabytes=megabytes, needed_gib=needed)
-    findings += bandwidth(places, run.cluster if run is not None else None)
-    findings.append(stragglers(places))
-    by_rank = world.gather_objects([str(places[world.rank]), findings])
-    return merged([(who, found) for who, found in by_rank])
+    megabytes = 256 if on_gpu else 32
+    findings += disk(ranks, place, hosts, megabytes=megabytes, needed_gib=needed)
+    unfit = [there for there, found in by_rank if _cannot_take_part(found)]
+    odd = [there for there in places if (there.device != "cpu") != on_gpu]
+    if odd and not unfit:  # the same words on all ranks
+        without = [str(there) for there in places if there.device == "cpu"]
+        words = f"{listed(without)} sees no GPU, unlike the others"
+        findings.append(broken("ranks", words, "ask for GPUs on all nodes (--gres)"))
+    if not unfit and not odd:
+        findings += _links(run, engine, places)
+    elif unfit and ranks.world_size > 1:
+        words = f"not measured without {listed(map(str, unfit))}"
+        findings.append(weak("all-reduce", words, "mend what is broken there first"))
+    gathered = ranks.gather_objects([asdict(finding) for finding in findings])
+    return merged(
+        [
+            (str(there), _findings(found))
+            for there, found in zip(places, gathered, strict=True)
+        ]
+    )
+
+
+def _cannot_take_part(findings: Iterable[Finding]) -> bool:
+    """Whether a rank could not be one of a process group."""
+    return any(f.verdict == "broken" and f.name in ("cuda", "gpu") for f in findings)
+
+
+def _links(
+    run: RunConfig | None, engine: EngineConfig, places: Sequence[Place]
+) -> Iterator[Finding]:
+    """What takes a process group: bandwidth, and who is slow. Collective."""
+    from alia_ctx.mcore.runtime import Distributed
+
+    minutes = min(engine.timeout_minutes, _MEASURING_MINUTES)
+    try:
+        with Distributed(replace(engine, timeout_minutes=minutes)):
+            yield from bandwidth(places, run.cluster if run is not None else None)
+            yield stragglers(places)
+    # NCCL and gloo raise RuntimeError and its like for whatever befalls them.
+    except (AliaError, RuntimeError) as error:
+        words = f"the ranks cannot work together: {str(error).strip().splitlines()[0]}"
+        remedy = (
+            "look at NCCL_DEBUG=INFO; the right interface in NCCL_SOCKET_IFNAME, "
+            "GLOO_SOCKET_IFNAME"
+        )
+        yield broken("all-reduce", words, remedy)
 
 
 def _as_many(run: RunConfig | None, ranks: int, words: str) -> Finding:
@@ -89,7 +198,7 @@ def _memory(run: RunConfig) -> Iterator[Finding]:
 
     host = psutil.virtual_memory().total / 2**30
     planned = run.cluster.host_memory_gib
-    words = f"{host:,.0f} GiB on {socket.gethostname()}, planned with {planned:g}"
+    words = f"{host:,.0f} GiB, planned with {planned:g}"
     if host < 0.9 * planned:
         yield weak("host memory", words, "correct cluster.host_memory_gib")
     else:

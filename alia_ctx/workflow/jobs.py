@@ -10,13 +10,16 @@ from pathlib import Path
 
 from alia_ctx import checkpoint
 from alia_ctx.cluster import Job
-from alia_ctx.config.run import RunConfig
+from alia_ctx.config.run import HELD_OUT, RunConfig
 from alia_ctx.errors import AliaError, DataError
 from alia_ctx.train.stopping import LEAVING_SECONDS
 from alia_ctx.workflow.chain import run_directory, stage_task
 from alia_ctx.workflow.evaluation_tasks import what_is_missing
+from alia_ctx.workflow.plan_work import plan_work
 from alia_ctx.workflow.planned import planned_stage
+from alia_ctx.workflow.plans import earlier_stages
 from alia_ctx.workflow.queued import Queued, Record
+from alia_ctx.workflow.stores import text_sources
 
 _START_SECONDS = 1800  # imports on a cold file system, compilation, loading
 _MARGIN = 1.25  # over the planner's estimate
@@ -79,17 +82,22 @@ def _data_jobs(
     queued: Queued,
     notes: list[str],
 ) -> list[Job]:
-    """That which makes the plans of stages that have none, unless it is in the queue."""
-    places, order = run_directory(run), list(run.stages)
-    unpacked = [n for n in names if not (places.plan(n) / "plan.json").is_file()]
+    """That which makes the plans of stages that have none, or too short a one, unless it
+    is in the queue.
+    """
+    unpacked = [name for name in names if plan_work(run, name) != "nothing"]
     if not unpacked:
         return []
     if entry := queued.the_same("data", unpacked):
         notes.append(_is_queued("the data", entry))
         return []
-    packed = order[: 1 + max(map(order.index, names))]
     path = str(config)
-    commands = ("tokenize", path), *(("pack", path, "--stage", n) for n in packed)
+    only = _sources(run, unpacked)
+    sources = [word for name in only for word in ("--source", name)]
+    commands = (
+        ("tokenize", path, *sources),
+        *(("pack", path, "--stage", name) for name in unpacked),
+    )
     return [
         job(
             name="00-data",
@@ -97,10 +105,28 @@ def _data_jobs(
             stage=names[0],
             nodes=1,
             seconds=_DATA_SECONDS,
-            progress=places.tokens.absolute(),
+            progress=run_directory(run).tokens.absolute(),
             commands=commands,
         )
     ]
+
+
+def _sources(run: RunConfig, names: Sequence[str]) -> list[str]:
+    """What has to be tokenised to pack `names`, those of stages whose data they continue
+    or whose held-out conversations they leave out among it; nothing where that is all.
+    """
+    every = list(run.data.sources)
+    drawn = {
+        name: {*stage.pack.drawn_from(every)} for name, stage in run.stages.items()
+    }
+    read = set().union(
+        *(drawn[n] for name in names for n in (name, *earlier_stages(run, name)))
+    )
+    for other, stage in run.stages.items():
+        if stage.pack.held_out_instances and drawn[other] & read:
+            read |= drawn[other]
+    text = [HELD_OUT] if HELD_OUT in text_sources(run) else []
+    return [] if {*every} <= read else [*(n for n in every if n in read), *text]
 
 
 def _stage_job(run: RunConfig, name: str, job: Callable[..., Job]) -> Job:

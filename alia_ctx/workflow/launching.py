@@ -10,7 +10,17 @@ from typing import Any
 
 import yaml
 
-from alia_ctx.cluster import Job, QueueError, Slurm, batch_file, shell_script
+from alia_ctx.cluster import (
+    Job,
+    QueueError,
+    Slurm,
+    batch_file,
+    label_of,
+    queue_comment,
+    queue_name,
+    shell_script,
+    unwritable,
+)
 from alia_ctx.config.load import load_run, read_config
 from alia_ctx.config.run import RunConfig
 from alia_ctx.config.texts import escaped
@@ -20,7 +30,7 @@ from alia_ctx.identity import statement_checksum
 from alia_ctx.workflow.chain import check_trained
 from alia_ctx.workflow.checking import check_all
 from alia_ctx.workflow.jobs import packed_by, run_jobs
-from alia_ctx.workflow.queued import JOBS, Queued, made_from, submitted_jobs
+from alia_ctx.workflow.queued import JOBS, Queued, made_from, own_user, submitted_jobs
 
 
 @dataclass(frozen=True)
@@ -65,6 +75,8 @@ def launch(
     if not is_slurm:
         _require_one_machine(run, stages)
     folder = Path(run.output).absolute() / "launch"
+    if is_slurm:
+        _require_writable(folder)
     names, notes = _unfinished(run, stages)
     if not is_slurm and (ignored := run.launch.of_a_queue()):
         keys = ", ".join(f"launch.{name}" for name in ignored)
@@ -88,6 +100,18 @@ def launch(
         if submit:
             launched.numbers.update(_submit(run, files, folder, queued))
     return launched
+
+
+def _require_writable(folder: Path) -> None:
+    """ConfigError where no batch file could name the places of its job."""
+    problems = Problems()
+    remedy = "give it another name, or a link to it"
+    places = {"output": folder.parent, "the directory of `launch`": Path.cwd()}
+    for key, place in places.items():
+        if rule := unwritable(place):
+            problems.add(key, str(place), rule, remedy)
+    if problems:
+        raise ConfigError("", problems)
 
 
 def _require_one_machine(run: RunConfig, stages: Sequence[str]) -> None:
@@ -203,6 +227,9 @@ def _submit(
             now = datetime.now(UTC).isoformat(timespec="seconds")
             entry = {"number": numbers[job.name], "name": job.name, "stage": job.stage}
             entry |= {"step": job.step, "file": str(path), "submitted": now}
+            entry["label"] = label_of(queue_name(job), queue_comment(job))
+            if (user := own_user()) is not None:
+                entry["user"] = user
             doing = {"stages": packed_by(job), "made_from": queued.made_from}
             recorded.append({**entry, **doing})
             write_json(record, {"jobs": recorded})

@@ -108,11 +108,11 @@ def _plan(run: RunConfig, name: str, *, overwrite: bool) -> PackPlan:
                 shutil.rmtree(directory, ignore_errors=True)
             raise
     directory = run_directory(run).plan(name)
-    if _begun_before(run, name, seen):
+    if begun_before(run, name, {e: plan.statement for e, plan in seen.items()}):
         return open_plan(run, name)
     if directory.is_symlink():  # the plan is made anew where the link leads
         directory = directory.resolve()
-    trained = _own_plan(run, name)
+    trained = own_plan(run, name)
     with (
         exclusive(directory, f"alia-ctx pack --stage {name}"),
         meter(f"pack {name}", 1.0, "plan") as bar,
@@ -123,7 +123,7 @@ def _plan(run: RunConfig, name: str, *, overwrite: bool) -> PackPlan:
                 name,
                 stores,
                 directory,
-                held_out=_held_out_store(run),
+                held_out=held_out_store(run),
                 overwrite=overwrite,
                 trained=trained,
                 progress=lambda what, done: bar.update(done, what),
@@ -138,7 +138,7 @@ def _plan(run: RunConfig, name: str, *, overwrite: bool) -> PackPlan:
             seed=run.seed,
             seen=seen,
             unused=[source for source in run.data.sources if source not in stores],
-            held_out=_held_out_store(run),
+            held_out=held_out_store(run),
             kept_out=kept_out_of(run, name),
             overwrite=overwrite,
             trained=trained,
@@ -146,7 +146,7 @@ def _plan(run: RunConfig, name: str, *, overwrite: bool) -> PackPlan:
         )
 
 
-def _own_plan(run: RunConfig, name: str) -> dict[str, Any] | None:
+def own_plan(run: RunConfig, name: str) -> dict[str, Any] | None:
     """What a plan must begin with that a begun stage goes on from: the one that its
     newest checkpoint was trained on, as that states it, or as the plan that is there does.
     """
@@ -172,7 +172,7 @@ def _rows_per_update(run: RunConfig, name: str) -> int | None:
     return None if stage.update_instances is not None else stage.rows_per_update
 
 
-def _held_out_store(run: RunConfig) -> TokenStore | None:
+def held_out_store(run: RunConfig) -> TokenStore | None:
     """The held-out text; None where there is none, or it is not tokenised yet."""
     there = HELD_OUT in text_sources(run) and has_store(run, HELD_OUT)
     return open_store(run, HELD_OUT) if there else None
@@ -183,7 +183,7 @@ def copies_notes(run: RunConfig, name: str) -> list[str]:
     word: a line each, with where the first are. What the plan leaves out is not told.
     """
     stage, stores = run.stage(name), open_stores(run, name)
-    held_out = None if stage.pack.drop_contaminated else _held_out_store(run)
+    held_out = None if stage.pack.drop_contaminated else held_out_store(run)
     copies = find_copies(stores, held_out)
     deeper = f"`alia-ctx pack CONFIG --stage {name} --inspect`"
     if copies is None:
@@ -218,7 +218,7 @@ def contamination(run: RunConfig, stage: str | None = None) -> Contamination | N
     """The training documents that are held-out text, exactly or nearly, of all sources or
     those of a stage; None where there is no tokenised held-out text. Reads all tokens.
     """
-    held_out = _held_out_store(run)
+    held_out = held_out_store(run)
     if held_out is None:
         return None
     with meter("compare with held-out text", 1.0, "corpus") as bar:
@@ -246,7 +246,7 @@ def open_plan(run: RunConfig, name: str) -> PackPlan:
             f"{name}` first"
         )
     stage = run.stage(name)
-    held_out = _held_out_store(run) if stage.pack.drop_contaminated else None
+    held_out = held_out_store(run) if stage.pack.drop_contaminated else None
     stores = open_stores(run, name)
     if stage.update_instances is not None:
         return open_conversation_plan(run, name, stores, directory, held_out=held_out)
@@ -258,12 +258,12 @@ def open_plan(run: RunConfig, name: str) -> PackPlan:
         seed=run.seed,
         rows=stage.rows,
         rows_per_update=stage.rows_per_update,
-        seen=_plans_before(run, name, directory),
+        seen=plans_before(run, name, directory),
         held_out=held_out_statement(held_out, kept_out=kept_out_of(run, name)),
     )
 
 
-def _plans_before(run: RunConfig, name: str, directory: Path) -> list[list[str]]:
+def plans_before(run: RunConfig, name: str, directory: Path) -> list[list[str]]:
     """(stage, fingerprint) of the plans that this plan should continue: those that the
     stages before were trained on, or are to be.
 
@@ -288,7 +288,7 @@ def _plans_before(run: RunConfig, name: str, directory: Path) -> list[list[str]]
     return pairs
 
 
-def _begun_before(run: RunConfig, name: str, seen: Mapping[str, PackPlan]) -> bool:
+def begun_before(run: RunConfig, name: str, seen: Mapping[str, Statement]) -> bool:
     """Whether a stage was begun on a plan that continues plans in `seen` as they were
     before rows were added to them.
     """
@@ -298,7 +298,7 @@ def _begun_before(run: RunConfig, name: str, seen: Mapping[str, PackPlan]) -> bo
     if not directory.is_dir():
         return False
     named = dict(read_statement(directory).identity["seen"])
-    return any(named.get(stage) in _shorter(p.statement) for stage, p in seen.items())
+    return any(named.get(stage) in _shorter(plan) for stage, plan in seen.items())
 
 
 def _shorter(plan: Statement) -> set[str]:

@@ -4,21 +4,21 @@ have to wait for.
 
 from __future__ import annotations
 
+import os
+import pwd
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from alia_ctx.cluster import Slurm
+from alia_ctx.cluster import QueuedJob, Slurm
 from alia_ctx.errors import ConfigError, DataError, Problems
 from alia_ctx.files import read_object
 from alia_ctx.identity import statement_checksum
 
 JOBS = "jobs.json"
-_ENDED = {
-    *("COMPLETED", "FAILED", "CANCELLED", "TIMEOUT", "DEADLINE", "OUT_OF_MEMORY"),
-    *("BOOT_FAIL", "NODE_FAIL", "PREEMPTED"),
-}
+_COMMENT = "alia-ctx "  # as `queue_comment` begins
 Record = dict[str, Any]
 
 
@@ -39,6 +39,44 @@ def submitted_jobs(folder: Path) -> list[Record]:
             f"{path}: is no record of submitted jobs ({error}); move it away: `squeue` "
             "has the jobs"
         ) from error
+
+
+def in_queue(recorded: Sequence[Record]) -> dict[str, QueuedJob]:
+    """The recorded jobs that are in the queue still, by number. Those of others that have
+    the same numbers, as in a queue that was set up anew, are none of them. QueueError
+    where the queue cannot be asked.
+    """
+    there = Slurm().jobs([job["number"] for job in recorded])
+    return {
+        job["number"]: there[job["number"]]
+        for job in recorded
+        if job["number"] in there and _is_the_same(job, there[job["number"]])
+    }
+
+
+def _is_the_same(recorded: Record, there: QueuedJob) -> bool:
+    if there.user and recorded.get("user", there.user) != there.user:
+        return False
+    if not there.label:
+        return True
+    if "label" in recorded:
+        name, _, comment = recorded["label"].rpartition(f"|{_COMMENT}")
+        # Some sites put comments of their own in the place of that of a job.
+        foreign = there.label.startswith(f"{name}|") and (
+            f"|{_COMMENT}" not in there.label
+        )
+        return bool(there.label == recorded["label"] or (comment and foreign))
+    # Of earlier releases, which called an evaluation like the last stage.
+    name = there.label.rpartition("|")[0]
+    ends = (recorded["name"], "_".join(str(recorded.get("stage")).split()))
+    return name.endswith(tuple(f"-{end}" for end in ends))
+
+
+def own_user() -> str | None:
+    """Who submits, as the queue has it."""
+    with suppress(KeyError):  # a user id without a name, as in containers
+        return pwd.getpwuid(os.getuid()).pw_name
+    return None
 
 
 def made_from(document: Mapping[str, Any]) -> str:
@@ -67,14 +105,13 @@ class Queued:
         the queue cannot be asked.
         """
         recorded = submitted_jobs(folder)
-        there = Slurm().jobs([job["number"] for job in recorded])
-        states = {n: j.state for n, j in there.items() if j.state not in _ENDED}
+        there = in_queue(recorded)
         return cls(
             made_from(document),
             tuple(
-                {**job, "state": states[job["number"]]}
+                {**job, "state": there[job["number"]].state}
                 for job in recorded
-                if job["number"] in states
+                if job["number"] in there
             ),
         )
 

@@ -21,12 +21,19 @@ from alia_ctx.errors import AliaError, ConfigError, DataError, Problem
 from alia_ctx.train.faults import read_faults
 from alia_ctx.train.metrics_log import read_lines
 from alia_ctx.train.run_directory import RunDirectory
+from alia_ctx.workflow.departed import (
+    Departed,
+    departed_jobs,
+    is_submitted_from,
+    left_undone,
+)
 from alia_ctx.workflow.mixture import mixture_of, sizes_of
-from alia_ctx.workflow.queued import submitted_jobs
+from alia_ctx.workflow.queued import in_queue, submitted_jobs
 from alia_ctx.workflow.run_facts import chain_depth, config_of
 
 _RECENT = 20  # updates whose median speed is told
 _FAULTS_SHOWN = 5
+_GRAVITY = {"slow": 1, "nan": 2, "hung": 3, "lost": 4}
 
 
 @dataclass(frozen=True)
@@ -34,7 +41,7 @@ class StageStatus:
     """A stage as its files have it. `update` is the last that the log knows, `saved` that
     of the last checkpoint; None is what is not known.
 
-    `faults` counts by kind what the stage survived, `words` has the last of them in full.
+    `faults` counts by kind what the stage survived, `words` has the gravest in full.
     """
 
     stage: str
@@ -71,19 +78,26 @@ class RunStatus:
         return asdict(self)
 
 
-def run_status(target: Path, overrides: Sequence[str] = ()) -> RunStatus:
+def run_status(
+    target: Path, overrides: Sequence[str] = (), *, cluster: Path | None = None
+) -> RunStatus:
     """The status of the run that is configured in `target`, or whose output directory it
-    is. ConfigError or DataError where it is neither.
+    is. ConfigError or DataError where it is neither. `cluster`: as in `launch`.
     """
-    run, root = _run_of(target, overrides)
+    over = [cluster] if cluster is not None else []
+    run, root = _run_of(target, overrides, over)
     problems, folder = list[str](), root / "launch"
     recorded, queued = list[dict[str, Any]](), dict[str, QueuedJob]()
+    gone: list[Departed] = []
     try:
         recorded = submitted_jobs(folder)
-        if recorded and Slurm.is_here():
-            queued = Slurm().jobs([job["number"] for job in recorded])
-        elif recorded:
+        if recorded and not Slurm.is_here():
             problems.append("there is no queue on this machine to ask about the jobs")
+        elif recorded and not is_submitted_from(folder, recorded):
+            problems.append(f"{folder}: is a copy, its jobs are those of another place")
+        elif recorded:
+            queued = in_queue(recorded)
+            gone = departed_jobs(folder, recorded, queued)
     except (QueueError, DataError) as error:
         problems.append(str(error))
     jobs = [
@@ -96,14 +110,20 @@ def run_status(target: Path, overrides: Sequence[str] = ()) -> RunStatus:
         d.name for d in _begun(root) if RunDirectory(root).metrics(d.name).exists()
     ]
     names = dict.fromkeys([*run.stages, *begun, *trains])
-    stages = [_stage(run, root, name, trains.get(name)) for name in names]
+    trained = {job.stage: job for job in gone if job.step == "train"}
+    stages = [
+        _stage(run, root, name, trains.get(name), trained.get(name)) for name in names
+    ]
+    problems += left_undone(RunDirectory(root), gone)
     others = [job for job in jobs if job.get("step") != "train"]
     return RunStatus(run.name, str(root), stages, others, problems)
 
 
-def _run_of(target: Path, overrides: Sequence[str]) -> tuple[RunConfig, Path]:
+def _run_of(
+    target: Path, overrides: Sequence[str], over: Sequence[Path]
+) -> tuple[RunConfig, Path]:
     if not target.is_dir():
-        run, _ = load_plan(target, overrides)
+        run, _ = load_plan(target, overrides, over=over)
         return run, Path(run.output)
     copies = sorted((target / "launch").glob("run-*.yaml"), key=_changed)
     saved = (checkpoint.latest(d / "checkpoints") for d in _begun(target))
@@ -115,7 +135,8 @@ def _run_of(target: Path, overrides: Sequence[str]) -> tuple[RunConfig, Path]:
         # Beside a readable checkpoint it is only of use where it can be read.
         with suppress(*[AliaError] * bool(known)):
             moved = [f"output={written(str(target.absolute()))}", *overrides]
-            known.append((_changed(copies[-1]), load_plan(copies[-1], moved)[0]))
+            copied, _ = load_plan(copies[-1], moved, over=over)
+            known.append((_changed(copies[-1]), copied))
     if not known:
         rule = "holds no checkpoint, and nothing was launched from it"
         remedy = "give the run's configuration, or the directory called `output` in it"
@@ -148,7 +169,11 @@ def _changed(path: Path) -> float:
 
 
 def _stage(
-    run: RunConfig, root: Path, name: str, job: dict[str, Any] | None
+    run: RunConfig,
+    root: Path,
+    name: str,
+    job: dict[str, Any] | None,
+    gone: Departed | None,
 ) -> StageStatus:
     places, problems = RunDirectory(root), list[str]()
     lines: list[dict[str, Any]] = []
@@ -171,6 +196,8 @@ def _stage(
     if updates is not None and seconds:
         left = max(0, updates - update) * sorted(seconds)[len(seconds) // 2]
     finished = updates is not None and ledger is not None and ledger.updates >= updates
+    if gone is not None and not finished:
+        problems.append(f"{gone} and stage {name} is not finished: {gone.see}")
     faults, words = _faults(places, name, lines)
     status = StageStatus(
         stage=name,
@@ -190,19 +217,18 @@ def _stage(
         job=job,
         problems=problems,
     )
-    return replace(status, state=_state(status, finished=finished))
+    return replace(status, state=_state(status, gone, finished=finished))
 
 
-def _state(status: StageStatus, *, finished: bool) -> str:
+def _state(status: StageStatus, gone: Departed | None, *, finished: bool) -> str:
     if finished:
         return "finished"
     if status.job is not None:
         reason = status.job["reason"]
         why = f" ({reason})" if reason not in ("None", "") else ""
         return f"job {status.job['number']} {status.job['state'].lower()}{why}"
-    if not status.update:
-        return "not begun"
-    return "begun"
+    state = "begun" if status.update else "not begun"
+    return f"{state}, job {gone.number} is gone" if gone is not None else state
 
 
 def _speed(line: dict[str, Any]) -> bool:
@@ -242,11 +268,14 @@ def _faults(
     root = places.checkpoints(name)
     counts["damaged checkpoint"] = len(list(root.glob("*.damaged*")))
     counts["unfinished checkpoint"] = len(list(root.glob("*.incomplete")))
+    # The gravest, of these the last, told in the order in which they came.
+    named.sort(key=lambda line: _GRAVITY.get(line["kind"], 0))
+    shown = sorted(named[-_FAULTS_SHOWN:], key=lambda line: str(line["time"]))
     words = [
         f"{line['time']} update {line.get('update')}: {line.get('words')}"
-        for line in named
+        for line in shown
     ]
-    return {kind: n for kind, n in counts.items() if n}, words[-_FAULTS_SHOWN:]
+    return {kind: n for kind, n in counts.items() if n}, words
 
 
 def _lines(path: Path) -> int:

@@ -172,10 +172,9 @@ def test_batch_files_carry_what_the_configuration_says(tmp_path: Path) -> None:
     ).files
     for job, file in files:
         text = file.read_text()
-        header = text[: text.index("set -uo pipefail")]
-        done = subprocess.run(
-            ["bash", "-c", f"{header}\nenv -0"], capture_output=True, text=True
-        )
+        probe = tmp_path / "probe"
+        probe.write_text(text[: text.index("set -uo pipefail")] + "env -0")
+        done = subprocess.run(["bash", str(probe)], capture_output=True, text=True)
         shown = dict(n.split("=", 1) for n in done.stdout.split("\0") if "=" in n)
         assert shown["ALIA_PYTHON"] == f"{home}/venv/bin/python"
         assert shown["ALIA_CONTAINER"] == f"{home}/a b.sif"

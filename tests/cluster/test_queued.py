@@ -12,8 +12,9 @@ import pytest
 from alia_ctx import workflow
 from alia_ctx.cluster import QueuedJob, QueueError, Slurm
 from alia_ctx.errors import AliaError, ConfigError
+from alia_ctx.workflow.queued import own_user
 from alia_ctx.workflow.standing import run_status
-from tests.cluster.launched import SLURM, cluster, commands
+from tests.cluster.launched import SLURM, cluster, commands, options
 from tests.small_run import write_run
 
 
@@ -35,12 +36,107 @@ def test_a_queue_that_does_not_answer_is_no_empty_queue(
     with pytest.raises(QueueError, match="Unable to contact"):
         workflow.launch(path, cluster=cluster(tmp_path, SLURM))
     assert "Unable to contact" in run_status(path).problems[0]
-    commands(tmp_path, squeue="echo '7|PENDING|Priority||N/A|0:00|1:00'")
+    commands(tmp_path, squeue=said("7|PENDING|Priority", "small-short|"))
     assert run_status(path).stages[0].state == "job 7 pending (Priority)"
     (folder / "jobs.json").write_text("{")
     assert "is no record of submitted jobs" in run_status(path).problems[0]
     with pytest.raises(AliaError, match="is no record of submitted jobs"):
         workflow.launch(path, cluster=cluster(tmp_path, SLURM))
+
+
+def said(begins: str, label: str, user: str = "") -> str:
+    """A line of squeue: what it begins with, and the job's name and comment."""
+    return f"echo '{begins}||N/A|0:00|1:00|{user or own_user()}|{label}'"
+
+
+LABEL = "small-short|alia-ctx /a b/01-short"
+
+
+@pytest.mark.parametrize(
+    ("label", "user", "is_ours"),
+    [
+        (LABEL, "", True),
+        ("small-short|a comment of the site", "", True),
+        ("small-short|", "", True),
+        ("other-short|", "", False),
+        ("small-short|alia-ctx /elsewhere/01-short", "", False),
+        ("a|b|" + LABEL, "", False),
+        (LABEL, "somebody", False),
+    ],
+)
+def test_a_job_of_the_same_number_is_ours_by_name_user_and_run(
+    label: str, user: str, is_ours: bool, tmp_path: Path, monkeypatch: Any
+) -> None:
+    monkeypatch.setenv("PATH", f"{tmp_path}/bin:{os.environ['PATH']}")
+    commands(tmp_path, squeue=said("7|RUNNING|None", label, user))
+    path, folder = write_run(tmp_path), tmp_path / "out/launch"
+    folder.mkdir(parents=True)
+    job = {"number": "7", "name": "01-short", "stage": "short", "step": "train"}
+    job |= {"label": LABEL, "user": own_user() or "root"}
+    (folder / "jobs.json").write_text(json.dumps({"jobs": [job]}))
+    state = run_status(path).stages[0].state
+    assert state == ("job 7 running" if is_ours else "not begun, job 7 is gone")
+    launched = workflow.launch(path, cluster=cluster(tmp_path, SLURM))
+    assert any("in the queue as job 7" in n for n in launched.notes) is is_ours
+
+
+def test_jobs_are_called_by_what_they_do(tmp_path: Path) -> None:
+    files = workflow.launch(write_run(tmp_path), cluster=cluster(tmp_path, SLURM)).files
+    asked = [options(file.read_text()) for _, file in files]
+    names = ["small-00-data", "small-short", "small-long", "small-03-evaluate"]
+    assert [header["job-name"] for header in asked] == names
+    folder = tmp_path / "out/launch"
+    comments = [f"alia-ctx {folder / job.name}" for job, _ in files]
+    assert [header["comment"] for header in asked] == comments
+
+
+def test_what_a_person_has_set_for_slurm_changes_no_question(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PATH", f"{tmp_path}/bin:{os.environ['PATH']}")
+    tell = f'printf "%s\n" "$*" >{tmp_path}/said; env >>{tmp_path}/said'
+    commands(tmp_path, squeue=tell, sbatch=f"{tell}; echo 7", scancel=tell)
+    for name in ("SQUEUE_STATES", "SQUEUE_FORMAT", "SBATCH_EXPORT", "SBATCH_QOS"):
+        monkeypatch.setenv(name, "NONE")
+    for name in ("SLURM_JOB_ID", "SLURM_EXPORT_ENV", "SLURM_TIME_FORMAT"):
+        monkeypatch.setenv(name, "relative")
+    monkeypatch.setenv("SBATCH_ACCOUNT", "mine")
+    monkeypatch.setenv("SLURM_CONF", "/etc/slurm.conf")
+    script = tmp_path / "x.sbatch"
+    script.write_text("#SBATCH --qos=fast\n")
+    kept: list[set[str]] = []
+    for ask in (
+        lambda: Slurm().jobs(["7"]),
+        lambda: Slurm().submit(script),
+        lambda: Slurm().cancel(["7"]),
+    ):
+        ask()
+        words, *lines = (tmp_path / "said").read_text().splitlines()
+        kept.append({n.partition("=")[0] for n in lines if n.startswith("S")})
+        if "squeue" not in words and "--jobs" in words:
+            assert "--states=all" in words and "--noheader" in words
+    ours = ("SLURM", "SBATCH", "SQUEUE")
+    assert [{n for n in names if n.startswith(ours)} for names in kept] == [
+        {"SLURM_CONF"},
+        {"SLURM_CONF", "SBATCH_ACCOUNT"},
+        {"SLURM_CONF"},
+    ]
+
+
+def test_jobs_that_have_ended_are_in_no_queue(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PATH", f"{tmp_path}/bin:{os.environ['PATH']}")
+    lines = [
+        said(f"{n}|{state}|None", "a|b c|d")
+        for n, state in enumerate(("FAILED", "RUNNING", "SUSPENDED", "CANCELLED"))
+    ]
+    commands(tmp_path, squeue="; ".join(lines))
+    there = Slurm().jobs(["0", "1", "2", "3"])
+    assert {n: (j.state, j.label) for n, j in there.items()} == {
+        "1": ("RUNNING", "a|b c|d"),
+        "2": ("SUSPENDED", "a|b c|d"),
+    }
 
 
 class Queue:
@@ -147,6 +243,8 @@ def test_dependencies_are_said_as_sbatch_reads_them(
 ) -> None:
     monkeypatch.setenv("PATH", f"{tmp_path}/bin:{os.environ['PATH']}")
     commands(tmp_path, sbatch=f'printf "%s\\n" "$@" >{tmp_path}/said; echo 7')
-    assert Slurm().submit(Path("x.sbatch"), after, behind=behind) == "7"
+    script = tmp_path / "x.sbatch"
+    script.touch()
+    assert Slurm().submit(script, after, behind=behind) == "7"
     words = (tmp_path / "said").read_text().split()
-    assert words == ["--parsable", *said, "x.sbatch"]
+    assert words == ["--parsable", *said, str(script)]

@@ -9,12 +9,16 @@ from pathlib import Path
 
 import pytest
 import yaml
+from typer.testing import CliRunner
 
 from alia_ctx import workflow
+from alia_ctx.cli.run_commands import app
+from alia_ctx.config.load import load_run
 from alia_ctx.errors import ConfigError
 from alia_ctx.train.faults import RankName, fault, read_faults, record_fault
+from alia_ctx.workflow.queued import own_user
 from alia_ctx.workflow.standing import run_status
-from tests.cluster.launched import SLURM, cluster
+from tests.cluster.launched import SLURM, cluster, commands
 from tests.small_run import write_run
 from tests.train.runs import start
 
@@ -33,6 +37,26 @@ def test_faults_are_counted_and_what_is_no_line_is_passed_over(tmp_path: Path) -
     assert "rank 3 on node7 (GPU 1, H100) takes 3.0 times" in short.words[0]
 
 
+def test_a_rank_that_is_lost_is_told_before_slow_ones(tmp_path: Path) -> None:
+    path, folder = write_run(tmp_path), tmp_path / "out/stages/short"
+    for update, kind in enumerate(("slow", "lost", "hung", *["slow"] * 9)):
+        who = RankName(update, "node7", "cpu")
+        line = fault(kind, who, update, f"{kind} {update}")
+        record_fault(folder, 0, {**line, "time": f"2026-01-01T00:00:{update:02d}"})
+    words = [text.split(": ")[1] for text in run_status(path).stages[0].words]
+    assert words == ["lost 1", "hung 2", "slow 9", "slow 10", "slow 11"]
+
+
+def test_a_cluster_file_says_where_a_run_is(tmp_path: Path) -> None:
+    """As for `launch`, whose jobs were of the configuration with that file over it."""
+    path = write_run(tmp_path)
+    over = tmp_path / "over.yaml"
+    over.write_text(f"output: {tmp_path}/scratch\n")
+    assert run_status(path, cluster=over).output == f"{tmp_path}/scratch"
+    done = CliRunner().invoke(app, ["status", str(path), "--cluster", str(over)])
+    assert done.exit_code == 0 and "scratch" in done.output
+
+
 def test_a_directory_that_is_no_run_is_said_to_be_none(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="nothing was launched from it"):
         run_status(tmp_path)
@@ -42,6 +66,50 @@ def test_a_directory_that_is_no_run_is_said_to_be_none(tmp_path: Path) -> None:
     status = run_status(tmp_path / "elsewhere")
     assert [stage.state for stage in status.stages] == ["not begun", "not begun"]
     assert status.output == str(tmp_path / "elsewhere")
+
+
+def test_jobs_that_left_the_queue_and_their_work_undone_are_told(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PATH", f"{tmp_path}/bin:{os.environ['PATH']}")
+    commands(
+        tmp_path,
+        sbatch=f"echo x >>{tmp_path}/n; wc -l <{tmp_path}/n",
+        squeue="true",
+    )
+    path, over = write_run(tmp_path), cluster(tmp_path, SLURM)
+    numbers = workflow.launch(path, cluster=over, submit=True).numbers
+    assert [*numbers.values()] == ["1", "2", "3", "4"]
+    log = tmp_path / "out/launch/logs/00-data-1.out"
+    log.touch()
+    status = run_status(path)
+    states = [stage.state for stage in status.stages]
+    assert states == ["not begun, job 2 is gone", "not begun, job 3 is gone"]
+    [problem] = status.stages[0].problems
+    assert problem.startswith(
+        "job 2 has left the queue and stage short is not finished"
+    )
+    assert "one that it waited for has failed" in problem
+    data, evaluation = status.problems
+    assert data.startswith(
+        "job 1 has left the queue and there is no plan of stage short"
+    )
+    assert f"see {log}" in data and "job 4 has left" in evaluation
+    # What was submitted again is there, and what is finished is well.
+    waits = f"'|PENDING|None||N/A|0:00|1:00|{own_user()}|small-short|'"
+    commands(tmp_path, squeue=f'for n in 5 6 7 8; do echo "$n"{waits}; done')
+    assert start(path) == ""
+    workflow.pack(load_run(path), "long")
+    workflow.launch(path, cluster=over, submit=True)
+    status = run_status(path)
+    assert [stage.state for stage in status.stages] == [
+        "finished",
+        "not begun, job 5 is gone",  # the queue has another job of that number
+    ]
+    assert len(status.problems) == 1 and "no report" in status.problems[0]
+    shutil.copytree(tmp_path / "out", tmp_path / "copy")
+    status = run_status(tmp_path / "copy")
+    assert "is a copy" in status.problems[0] and "gone" not in status.stages[1].state
 
 
 def test_stages_that_are_newer_than_the_last_checkpoint_are_shown(

@@ -74,7 +74,7 @@ def scenarios(rank: int, folder: str) -> dict[str, Any]:
     )
     shutil.rmtree(lost.output / "plans/long")
     shutil.rmtree(lost.output / "plans/short")
-    stated, plans._own_plan = plans._own_plan, lambda run, name: None
+    stated, plans.own_plan = plans.own_plan, lambda run, name: None
     try:
         seen["lost"] = message(lambda: workflow.pack(longer, "long"))
         seen["left"] = (lost.output / "plans/short").exists()
@@ -84,7 +84,7 @@ def scenarios(rank: int, folder: str) -> dict[str, Any]:
         workflow.pack(lost.config(), "short")
         workflow.pack(longer, "short")
     finally:
-        plans._own_plan = stated
+        plans.own_plan = stated
     seen["in steps"] = message(lambda: workflow.pack(longer, "long"))
 
     # Another origin of as many updates, or of fewer, is another.

@@ -3,8 +3,11 @@
 An index; no token is copied until a row is read.
 """
 
-from alia_ctx.data.packing.build import build_plan
-from alia_ctx.data.packing.build_instances import build_instance_plan
+from alia_ctx.data.packing.build import build_plan, plan_identity
+from alia_ctx.data.packing.build_instances import (
+    build_instance_plan,
+    instance_plan_identity,
+)
 from alia_ctx.data.packing.contamination import Contamination, find_contamination
 from alia_ctx.data.packing.copies import find_copies
 from alia_ctx.data.packing.duplicates import (
@@ -18,6 +21,7 @@ from alia_ctx.data.packing.instances import (
     shortest_row,
 )
 from alia_ctx.data.packing.left_out import held_out_statement, kept_out_statement
+from alia_ctx.data.packing.place import is_extended
 from alia_ctx.data.packing.plan import PackPlan
 from alia_ctx.data.packing.plan_files import Statement, read_statement
 from alia_ctx.data.packing.repeats import SourceRepeats, find_repeats
@@ -53,7 +57,10 @@ __all__ = [
     "held_out_shares",
     "held_out_statement",
     "held_out_there",
+    "instance_plan_identity",
+    "is_extended",
     "kept_out_statement",
+    "plan_identity",
     "plan_table",
     "read_statement",
     "repeats_table",

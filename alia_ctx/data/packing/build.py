@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -91,16 +91,16 @@ def build_plan(
     _check(stores, spec, row_length, n_rows, rows_per_update, bool(seen))
     directory = Path(out_dir)
     report("fingerprints", 0.0)
-    identity = {
-        "stores": [[name, store.fingerprint] for name, store in stores.items()],
-        "spec": spec.statement(),
-        "seed": seed,
-        "row_length": row_length,
-        "rows": n_rows,
-        "rows_per_update": rows_per_update,
-        "padding_id": padding_id,
-        "seen": [[stage, plan.fingerprint] for stage, plan in seen.items()],
-    }
+    identity = plan_identity(
+        stores,
+        spec,
+        row_length,
+        n_rows,
+        rows_per_update=rows_per_update,
+        seed=seed,
+        padding_id=padding_id,
+        seen=[[stage, plan.fingerprint] for stage, plan in seen.items()],
+    )
     if held_out is not None:
         refuse_same_store(stores, held_out)
     if spec.drop_contaminated and held_out is None:
@@ -164,6 +164,32 @@ def build_plan(
     report("done", 1.0)
     # Written a moment ago, with checksums of what was read back.
     return PackPlan.open(directory, stores, verify=False)
+
+
+def plan_identity(
+    stores: Mapping[str, TokenStore],
+    spec: PackSpec,
+    row_length: int,
+    n_rows: int | None,
+    *,
+    rows_per_update: int,
+    seed: int,
+    padding_id: int = 0,
+    seen: Sequence[Sequence[str]] = (),
+) -> dict[str, Any]:
+    """What a plan of `build_plan` states that it was made from, but for the text that it
+    was cleared of. `seen`: (stage, fingerprint) of the plans that it continues.
+    """
+    return {
+        "stores": [[name, store.fingerprint] for name, store in stores.items()],
+        "spec": spec.statement(),
+        "seed": seed,
+        "row_length": row_length,
+        "rows": n_rows,
+        "rows_per_update": rows_per_update,
+        "padding_id": padding_id,
+        "seen": [list(pair) for pair in seen],
+    }
 
 
 def _check(

@@ -84,18 +84,10 @@ def build_instance_plan(
             "drop_contaminated needs held-out text to compare with; name some under "
             "evaluation.held_out and tokenize it, or set pack.held_out_instances"
         )
-    identity: dict[str, Any] = {
-        "stores": [[name, store.fingerprint] for name, store in stores.items()],
-        "spec": spec.statement(),
-        "seed": seed,
-        "row_length": row_length,
-        "rows": None,
-        "update_instances": update_instances,
-        "epochs": epochs,
-        "padding_id": padding_id,
-        "seen": [],
-        "held_out": held_out_statement(conversations, text, kept_out=kept_out),
-    }
+    identity = instance_plan_identity(
+        stores, spec, row_length, update_instances, epochs, seed, padding_id
+    )
+    identity["held_out"] = held_out_statement(conversations, text, kept_out=kept_out)
     place = what_is_there(directory, stores, identity, overwrite, trained)
     before = 0 if place.plan is None else int(place.plan.identity["epochs"])
     if place.plan is not None and before == epochs:
@@ -147,6 +139,31 @@ def build_instance_plan(
     report("done", 1.0)
     # Written a moment ago, with checksums of what was read back.
     return PackPlan.open(directory, stores, verify=False)
+
+
+def instance_plan_identity(
+    stores: Mapping[str, TokenStore],
+    spec: PackSpec,
+    row_length: int,
+    update_instances: int,
+    epochs: int,
+    seed: int,
+    padding_id: int = 0,
+) -> dict[str, Any]:
+    """What a plan of `build_instance_plan` states that it was made from, but for the
+    documents that it leaves out.
+    """
+    return {
+        "stores": [[name, store.fingerprint] for name, store in stores.items()],
+        "spec": spec.statement(),
+        "seed": seed,
+        "row_length": row_length,
+        "rows": None,
+        "update_instances": update_instances,
+        "epochs": epochs,
+        "padding_id": padding_id,
+        "seen": [],
+    }
 
 
 def _check(

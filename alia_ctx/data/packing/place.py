@@ -4,7 +4,7 @@ that it continues, another one, or nothing.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,6 +22,7 @@ from alia_ctx.data.packing.plan_files import (
     recover,
     stores_as_named,
 )
+from alia_ctx.data.packing.remedy import command_for
 from alia_ctx.data.tokens import TokenStore
 from alia_ctx.errors import DataError
 
@@ -56,17 +57,10 @@ def what_is_there(
     if trained is None:
         return place
     if place.plan is not None:
-        there = place.plan.statement
-        if trained["fingerprint"] in {
-            there.fingerprint,
-            *(shorter["fingerprint"] for shorter in there.shorter),
-        }:
+        if _begins_as(place.plan.statement, trained):
             return place
         if not overwrite:
-            raise DataError(
-                f"{directory}: another plan is there than the one that the stage has "
-                "trained on; allow overwriting to make that one again"
-            )
+            raise _not_trained(directory)
     then = trained["identity"]
     identity["stores"] = stores_as_named(stores, then["stores"])
     ends = [*then.get("parts", ()), then["rows"]]
@@ -79,6 +73,62 @@ def what_is_there(
         for shorter in (trained, *trained["shorter"], *place.shorter)
     }
     return Place(None, parts, list(known.values()))
+
+
+def is_extended(
+    directory: Path,
+    stores: Mapping[str, TokenStore],
+    identity: Mapping[str, Any],
+    trained: Mapping[str, Any] | None = None,
+) -> bool:
+    """Whether building the plan of `identity` would add rows to the one that is there,
+    which otherwise is that plan. DataError, in the words of a build without overwriting,
+    where it would be refused. Nothing is changed, and no array is read.
+
+    identity: may lack what is not known yet, which is not compared.
+    """
+    _refuse_foreign(directory)
+    statement, expected = read_statement(directory), dict(identity)
+    if "stores" in expected:
+        expected["stores"] = stores_as_named(stores, statement.identity["stores"])
+    _, differing = _first_rows(statement, expected)
+    if differing:
+        raise _another(directory, differing)
+    if trained is not None and not _begins_as(statement, trained):
+        raise _not_trained(directory)
+    budget = "epochs" if "epochs" in expected else "rows"
+    return bool(statement.identity[budget] != expected[budget])
+
+
+def _begins_as(there: Statement, trained: Mapping[str, Any]) -> bool:
+    """Whether a plan states that it is, or was extended from, the one trained on."""
+    shorter = (plan["fingerprint"] for plan in there.shorter)
+    return trained["fingerprint"] in {there.fingerprint, *shorter}
+
+
+def _not_trained(directory: Path) -> DataError:
+    return DataError(
+        f"{directory}: another plan is there than the one that the stage has "
+        "trained on; allow overwriting to make that one again"
+    )
+
+
+def _another(directory: Path, differing: Sequence[str]) -> DataError:
+    return DataError(
+        f"{directory}: another plan is there:\n  "
+        + "\n  ".join(differing)
+        + "\nchoose another folder or allow overwriting "
+        f"(`{command_for(directory)} --overwrite`)"
+    )
+
+
+def _refuse_foreign(directory: Path) -> None:
+    foreign = foreign_files(directory)
+    if foreign:
+        raise DataError(
+            f"{directory}: holds what is no plan ({', '.join(foreign[:5])}) and is not "
+            "overwritten; choose another folder"
+        )
 
 
 def require_trained_rows(
@@ -110,12 +160,7 @@ def _found(
 ) -> Place:
     nothing = Place(None, [], [])
     recover(directory)
-    foreign = foreign_files(directory)
-    if foreign:
-        raise DataError(
-            f"{directory}: holds what is no plan ({', '.join(foreign[:5])}) and is not "
-            "overwritten; choose another folder"
-        )
+    _refuse_foreign(directory)
     if not is_plan(directory):
         if directory.exists() and any(directory.iterdir()) and not overwrite:
             raise DataError(
@@ -134,11 +179,7 @@ def _found(
     parts, differing = _first_rows(statement, identity)
     if differing:
         if not overwrite:
-            raise DataError(
-                f"{directory}: another plan is there:\n  "
-                + "\n  ".join(differing)
-                + "\nchoose another folder or allow overwriting"
-            )
+            raise _another(directory, differing)
         return Place(None, [], shorter)
     try:
         rows_per_update = identity.get("rows_per_update")

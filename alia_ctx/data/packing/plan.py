@@ -24,6 +24,7 @@ from alia_ctx.data.packing.plan_files import (
     stores_as_named,
     way_out,
 )
+from alia_ctx.data.packing.remedy import command_for
 from alia_ctx.data.packing.row import PackedRow
 from alia_ctx.data.packing.spec import PackSpec
 from alia_ctx.data.tokens import TokenStore
@@ -119,7 +120,7 @@ class PackPlan:
         if differing:
             then = statement.identity["rows"]
             grown = len(differing) == 1 and None not in (rows, then) and rows > then
-            way = f"run `alia-ctx pack CONFIG --stage {path.name}`, which adds them"
+            way = f"run `{command_for(path)}`, which adds them"
             raise DataError(
                 f"{path}: this plan was built from something else:\n  "
                 + "\n  ".join(differing)

@@ -15,6 +15,7 @@ from typing import Any, Literal
 import numpy as np
 import xxhash
 
+from alia_ctx.data.packing.remedy import command_for
 from alia_ctx.data.tokens import TokenStore
 from alia_ctx.errors import DataError
 from alia_ctx.files import checksum, file_checksum, parse_json, remove_own, write_json
@@ -107,7 +108,7 @@ class PackedRows:
 
 def way_out(directory: Path) -> str:
     """The command that makes a stage's plan anew."""
-    return f"run `alia-ctx pack CONFIG --stage {directory.name} --overwrite`"
+    return f"run `{command_for(directory)} --overwrite`"
 
 
 def is_plan(directory: Path) -> bool:
