@@ -7,7 +7,7 @@ from typing import Any
 
 from rich.table import Table
 
-from alia_ctx.evaluation.positions import BandLoss, PositionBands
+from alia_ctx.evaluation.positions import BandLoss, PositionBands, with_error
 from alia_ctx.evaluation.retrieval import RetrievalScores
 from alia_ctx.evaluation.retrieval.scores import DEPTHS
 from alia_ctx.evaluation.verdicts import Measured
@@ -73,8 +73,7 @@ def _range(start: int, stop: int) -> str:
 def _loss(band: BandLoss) -> str:
     if not band.tokens:
         return "-"
-    error = band.standard_error
-    return f"{band.loss:.4f}" + ("" if error is None else f" +- {error:.4f}")
+    return with_error(f"{band.loss:.4f}", band.standard_error)
 
 
 def _blocks(lines: Sequence[Measured]) -> Table | None:
@@ -94,8 +93,7 @@ def _blocks(lines: Sequence[Measured]) -> Table | None:
         cells = []
         for band in content["bands"]:
             gain, error = band["gain"], band["standard_error"]
-            text = "-" if gain is None else f"{gain:+.4f}"
-            cells.append(text if error is None else f"{text} +- {error:.4f}")
+            cells.append("-" if gain is None else with_error(f"{gain:+.4f}", error))
         table.add_row(line.model, f"{line.context:,}", *cells)
     return table
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from itertools import pairwise, zip_longest
 from statistics import median
 
-from alia_ctx.evaluation.positions import paired_difference
+from alia_ctx.evaluation.positions import paired_difference, with_error
 from alia_ctx.evaluation.verdicts import own_bands
 from alia_ctx.identity import differences
 from alia_ctx.report import html
@@ -145,7 +145,10 @@ def _positions(a: RunFacts, b: RunFacts, first: str, second: str) -> str:
                 continue
             for start, stop in pairwise(one.edges):
                 pair = paired_difference(one, two, start, stop)
-                change = f"{pair.difference:+.4f} ± {pair.standard_error:.4f}"
+                if not pair.documents:
+                    continue
+                error = pair.standard_error
+                change = with_error(f"{pair.difference:+.4f}", error, "±")
                 place = f"{start:,}–{stop - 1:,}"
                 rows.append([model, place, html.number(pair.first), change])
         heads = ["model", "positions", first, f"{second} minus {first}"]

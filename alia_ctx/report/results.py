@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import math
 from itertools import pairwise
 
 import numpy as np
 
-from alia_ctx.evaluation.positions import PositionBands
+from alia_ctx.evaluation.positions import PositionBands, known_error, with_error
 from alia_ctx.evaluation.retrieval.scores import DEPTHS, RetrievalScores
 from alia_ctx.evaluation.verdicts import own_bands
 from alia_ctx.report import html
@@ -66,16 +65,10 @@ def _band(start: int, stop: int) -> str:
 
 def _mean(bands: PositionBands, start: int, stop: int) -> str:
     """The mean of a band and its standard error, documents being the samples."""
-    _, sums = bands.per_document(start, stop)
-    if not len(sums):
-        return "-"
-    total, count = sums.sum(axis=0)
-    mean = total / count
-    if len(sums) < 2:
-        return f"{mean:.4f}"
-    spread = ((sums[:, 0] - mean * sums[:, 1]) / count) ** 2
-    error = math.sqrt(spread.sum() * len(sums) / (len(sums) - 1))
-    return f"{mean:.4f} ± {error:.4f}"
+    band = bands.band(start, stop)
+    return (
+        with_error(f"{band.loss:.4f}", band.standard_error, "±") if band.tokens else "-"
+    )
 
 
 def curve(model: str, bands: PositionBands) -> Line:
@@ -139,11 +132,12 @@ def far_context(facts: RunFacts) -> str:
 def _gain(gain: float | None, error: float | None) -> str:
     if gain is None:
         return "-"
-    return f"{gain:+.4f}" + ("" if error is None else f" ± {error:.4f}")
+    return with_error(f"{gain:+.4f}", error, "±")
 
 
 def _ratio(gain: float | None, error: float | None) -> str:
-    return f"{gain / error:+.1f}" if gain is not None and error else "-"
+    known = known_error(error)
+    return "-" if gain is None or known is None else f"{gain / known:+.1f}"
 
 
 def passkeys(facts: RunFacts) -> str:

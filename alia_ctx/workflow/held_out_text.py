@@ -63,6 +63,7 @@ class ReadText:
         documents: how many of the longest length are enough, for each source.
         text_key: field or column that has the text, of inputs that are records.
 
+    Of documents that are equal the first alone is kept, and `copies` counts the others.
     DataError where there is no document, or none has the shortest length.
     """
 
@@ -79,6 +80,8 @@ class ReadText:
         self._documents: list[NDArray[np.integer]] = []
         self._source_of: list[int] = []
         self._longest = 0
+        self._known: set[str] = set()
+        self.copies = 0
         for number, name in enumerate(inputs):
             spec = SourceSpec(inputs=[name], text_key=text_key)
             self._read(number, spec, encoder, lengths, documents)
@@ -111,8 +114,14 @@ class ReadText:
                 is_long = size >= max(lengths)
                 if size < min(lengths) or (not is_long and shortest >= documents):
                     continue
+                tokens = encoded.tokens[: max(lengths)]
+                mark = checksum(np.asarray(tokens, np.int64).tobytes())
+                if mark in self._known:
+                    self.copies += 1
+                    continue
+                self._known.add(mark)
                 longest, shortest = longest + is_long, shortest + 1
-                self._documents.append(encoded.tokens[: max(lengths)])
+                self._documents.append(tokens)
                 self._source_of.append(source)
             batch.clear()
 

@@ -17,6 +17,7 @@ from alia_ctx.evaluation.held_out import (
     Documents,
     HeldOutRow,
     begins_with,
+    copies_left_out,
     held_out_rows,
     long_documents,
 )
@@ -148,6 +149,8 @@ class Measurement:
                 "length": self.length,
                 "documents": self.documents,
             }
+            if self.copies:
+                settings["copies_left_out"] = self.copies
             if evaluator != "longppl" and self.block_start is not None:
                 settings["blocks_begin_with"] = self.block_start
             if evaluator != "longppl":
@@ -167,6 +170,13 @@ class Measurement:
                 "tokenizer": self.tokenizer(),
             }
         return {}
+
+    @cached_property
+    def copies(self) -> int:
+        """Documents that are left out, as they are equal to one that is measured."""
+        if self.text is None or not self.length:
+            return 0
+        return copies_left_out(self.text, self.length, self.documents)
 
     @cached_property
     def block_start(self) -> int | None:

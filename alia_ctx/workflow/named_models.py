@@ -121,7 +121,13 @@ def _notes(
         if on.text is None:
             if "retrieval" in asked.evaluators:
                 yield "there is no --text, so that noise hides what retrieval asks for"
-        elif short := int((on.text.lengths < on.length).sum()):
+            continue
+        if isinstance(on.text, ReadText) and on.text.copies:
+            yield (
+                f"{on.text.copies:,} documents are equal to another in the first "
+                f"{max(contexts):,} ids of {model.name}; each is counted once"
+            )
+        if short := int((on.text.lengths < on.length).sum()):
             yield (
                 f"{short:,} of {len(on.text.lengths):,} documents are shorter than "
                 f"{on.length:,} tokens in the ids of {model.name} and are left out"

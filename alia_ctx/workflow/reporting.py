@@ -14,7 +14,7 @@ from alia_ctx import checkpoint
 from alia_ctx.config.load import load_run
 from alia_ctx.config.run import RunConfig
 from alia_ctx.errors import CheckpointError, DataError
-from alia_ctx.evaluation.positions import PositionBands, paired_difference
+from alia_ctx.evaluation.positions import PositionBands, known_error, paired_difference
 from alia_ctx.evaluation.report import Report, write_report
 from alia_ctx.evaluation.verdicts import Measured, Verdict
 from alia_ctx.files import atomic_file
@@ -127,11 +127,13 @@ def _cut_input_notes(
         if start < native or stop > reach:
             continue
         paired = paired_difference(results[base], results[final], start, stop)
+        error = known_error(paired.standard_error)
+        known = "not known" if error is None else f"{error:.4f}"
         notes.append(
             f"For comparison, at positions {start:,}-{stop - 1:,}: {final} with all of "
             "the document before it against "
             f"{base} with at most {native:,} tokens of it: {paired.difference:+.4f} "
-            f"nats a token (standard error {paired.standard_error:.4f})"
+            f"nats a token (standard error {known})"
         )
     return notes
 

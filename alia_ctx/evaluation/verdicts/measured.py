@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from alia_ctx.evaluation.positions import PositionBands
+from alia_ctx.evaluation.positions import PositionBands, known_error
 from alia_ctx.evaluation.retrieval import RetrievalScores
 
 
@@ -38,7 +37,8 @@ def longest(lines: Sequence[Measured], evaluator: str) -> Measured | None:
 @dataclass(frozen=True)
 class Gain:
     """What far context brings at positions [first, last), in nats a token, the mean over
-    documents with its standard error (None below two); against blocks of `block` tokens.
+    documents with its standard error (None where none is known); against blocks of
+    `block` tokens.
     """
 
     first: int
@@ -51,9 +51,7 @@ class Gain:
     @property
     def times(self) -> float | None:
         """The gain in standard errors; None where none is known."""
-        if self.error is None:
-            return None
-        return self.gain / self.error if self.error else math.inf
+        return None if self.error is None else self.gain / self.error
 
 
 def far_gains(line: Measured) -> list[Gain]:
@@ -66,7 +64,7 @@ def far_gains(line: Measured) -> list[Gain]:
             band["last"],
             band["documents"],
             band["gain"],
-            band["standard_error"],
+            known_error(band["standard_error"]) if band["documents"] > 1 else None,
             block,
         )
         for band in content["bands"]
