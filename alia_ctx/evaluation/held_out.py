@@ -5,7 +5,7 @@ blocks of the context it is given.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Protocol, overload
 
@@ -41,6 +41,11 @@ class Documents(Protocol):
 
     def sources_of(self, documents: Sequence[int]) -> list[int]: ...
     def document(self, number: int, start: int, stop: int) -> NDArray[np.integer]: ...
+    def beginnings(self, tokens: int) -> Iterator[NDArray[np.integer]]:
+        """The first `tokens` tokens of each document, the short ones too, in the order of
+        the text; as many documents as have `tokens` together at least.
+        """
+        ...
 
 
 class StoredText:
@@ -70,6 +75,10 @@ class StoredText:
 
     def document(self, number: int, start: int, stop: int) -> NDArray[np.integer]:
         return self._store.document(number, start, stop)
+
+    def beginnings(self, tokens: int) -> Iterator[NDArray[np.integer]]:
+        for number in range(len(self.lengths)):
+            yield self.document(number, 0, min(tokens, int(self.lengths[number])))
 
 
 @dataclass(frozen=True)

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import fnmatch
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from itertools import islice
 from pathlib import Path
 
 import numpy as np
@@ -82,6 +83,7 @@ class ReadText:
         self._longest = 0
         self._known: set[str] = set()
         self.copies = 0
+        self._first: list[NDArray[np.integer]] = []
         for number, name in enumerate(inputs):
             spec = SourceSpec(inputs=[name], text_key=text_key)
             self._read(number, spec, encoder, lengths, documents)
@@ -110,7 +112,8 @@ class ReadText:
             nonlocal longest, shortest
             for encoded in encoder.encode(batch):
                 size = len(encoded.tokens)
-                self._longest = max(self._longest, size)
+                if len(self._first) < _HAYSTACK_DOCUMENTS:
+                    self._first.append(encoded.tokens[: max(lengths)])
                 is_long = size >= max(lengths)
                 if size < min(lengths) or (not is_long and shortest >= documents):
                     continue
@@ -139,16 +142,19 @@ class ReadText:
     def document(self, number: int, start: int, stop: int) -> NDArray[np.integer]:
         return self._documents[number][start:stop]
 
+    def beginnings(self, tokens: int) -> Iterator[NDArray[np.integer]]:
+        """Of what was read, not of what was kept: that depends on the lengths asked for."""
+        for first in self._first:
+            yield first[:tokens]
+
 
 def haystack_texts(text: Documents, tokenizer: object, tokens: int) -> list[str]:
     """Documents as text, to hide needles in: as many as have `tokens` tokens together."""
     texts: list[str] = []
     total = 0
-    for number in range(min(len(text.lengths), _HAYSTACK_DOCUMENTS)):
-        size = min(int(text.lengths[number]), tokens)
-        ids = text.document(number, 0, size).tolist()
-        texts.append(tokenizer.decode(ids, skip_special_tokens=True))  # type: ignore[attr-defined]
-        total += size
+    for ids in islice(text.beginnings(tokens), _HAYSTACK_DOCUMENTS):
+        texts.append(tokenizer.decode(ids.tolist(), skip_special_tokens=True))  # type: ignore[attr-defined]
+        total += len(ids)
         if total >= tokens:
             break
     return [text for text in texts if text.strip()]

@@ -109,7 +109,7 @@ class Measurement:
             and of LongPPL's short context.
         retrieval: which samples.
         encode, prefix: text -> ids; ids before each sample.
-        haystack: documents as texts, for needles to be hidden in.
+        haystack: documents as texts, for needles of samples of so many tokens.
         tokenizer: states the tokenizer that `encode` is of; None where there is none.
     """
 
@@ -122,7 +122,7 @@ class Measurement:
     retrieval: RetrievalSettings = field(default_factory=RetrievalSettings)
     encode: Callable[[str], Sequence[int]] = field(default=lambda text: [], repr=False)
     prefix: tuple[int, ...] = ()
-    haystack: Callable[[], Sequence[str]] = field(default=lambda: [], repr=False)
+    haystack: Callable[[int], Sequence[str]] = field(default=lambda n: [], repr=False)
     tokenizer: Callable[[], Any] = field(default=lambda: None, repr=False)
 
     def problem(self, evaluator: str, context: int) -> str | None:
@@ -163,7 +163,8 @@ class Measurement:
             if evaluator == "passkey":
                 del settings["tasks"], settings["haystack"]
             elif self.retrieval.haystack == "text" and self.text is not None:
-                settings["held_out"] = self.text.fingerprint
+                # 3: the haystack is by the sample's length alone.
+                settings |= {"form": 3, "held_out": self.text.fingerprint}
             return settings | {
                 "native_context": self.native,
                 "prefix": self.prefix,
@@ -299,14 +300,13 @@ class Measurement:
         return self._answers(engine, specs, row_length or context, progress)
 
     def _samples(self, specs: Sequence[SampleSpec], row_length: int) -> SampleRows:
-        texts = self.haystack() if self.retrieval.haystack == "text" else ()
         return SampleRows(
             self.retrieval,
             specs,
             self.encode,
             row_length,
             prefix=self.prefix,
-            texts=texts,
+            texts=self.haystack,
         )
 
     def _answers(

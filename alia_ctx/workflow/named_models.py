@@ -229,9 +229,7 @@ def _models_measurement(
         retrieval=retrieval_settings(asked.retrieval, text is not None),
         encode=encode,
         prefix=prefix() if bos else (),
-        haystack=haystack_of(
-            text, lambda: tokenizer.auto if tokenizer else None, max(contexts)
-        ),
+        haystack=haystack_of(text, lambda: tokenizer.auto if tokenizer else None),
         tokenizer=cache(
             lambda: tokenizer_statement(Path(directory)) if directory else None
         ),

@@ -77,3 +77,18 @@ def test_a_haystack_is_the_text_that_was_tokenised(folder: Path) -> None:
     made = haystack_texts(text, tokenizer, 300)
     assert len(made) == 2  # 200 tokens each
     assert (folder / "books" / "0.txt").read_text().startswith(made[0])
+
+
+def test_the_haystack_of_a_length_is_the_same_whatever_else_is_read(
+    folder: Path,
+) -> None:
+    """Short documents are in it, and those that are cut are as for longer ones."""
+    from transformers import AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(folder / "tokenizer")
+    inputs = [str(folder / "brief"), str(folder / "books")]
+    made = [
+        haystack_texts(ReadText(inputs, encoder(folder), lengths, n), tokenizer, 300)
+        for lengths, n in (([300], 9), ([64, 300], 1), ([300, 900], 2), ([900], 1))
+    ]
+    assert all(texts == made[0] for texts in made) and made[0]
