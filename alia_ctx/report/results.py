@@ -86,6 +86,7 @@ def far_context(facts: RunFacts) -> str:
         rows = [
             [
                 result.model,
+                f"{_shown(result):,}",
                 f"{result.content['block']:,}",
                 _band(band["first"], band["last"]),
                 band["documents"],
@@ -94,12 +95,15 @@ def far_context(facts: RunFacts) -> str:
             ]
             for result in blocks
             for band in result.content["bands"]
+            if band["first"] < _shown(result)
         ]
-        heads = ["model", "block", "positions", "documents", "gain", "standard errors"]
+        heads = ["model", "shown", "block", "positions", "documents", "gain"]
+        heads.append("standard errors")
         caption = (
             "What far context brings: loss of the same tokens shown in blocks of the "
             "base context, minus their loss with all of the document before them, in "
-            "nats a token, the mean over documents ± its standard error."
+            "nats a token, the mean over documents ± its standard error; at positions "
+            "within what the model was shown."
         )
         parts.append(html.table(heads, rows, caption=caption, how=how))
     else:
@@ -127,6 +131,10 @@ def far_context(facts: RunFacts) -> str:
     else:
         parts.append(html.missing("LongPPL", how))
     return html.section("far", "What far context brings", *parts)
+
+
+def _shown(result: Result) -> int:
+    return int(result.content.get("shown", result.context))
 
 
 def _gain(gain: float | None, error: float | None) -> str:

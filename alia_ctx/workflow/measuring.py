@@ -157,6 +157,9 @@ class Measurement:
                 settings["position_edges"] = self.edges
             if evaluator != "positions":
                 settings["native_context"] = self.native
+            if evaluator == "blocks":
+                # The number goes up where equal settings make other numbers than before.
+                settings["form"] = 2
             return settings | (dict(keys) if keys and evaluator == "longppl" else {})
         if evaluator in ("retrieval", "passkey"):
             settings = self.retrieval.statement()
@@ -210,8 +213,10 @@ class Measurement:
             makes["positions"] = bands
         if "blocks" in names:
             overlap = 0 if self.block_start is None else 1
+            # Past what the model is shown it has not all before: a band of its own.
+            edges = sorted({*self.edges, *([context] if context < self.length else [])})
             makes["blocks"] = partial(
-                WithoutBlockEnds, self.edges, block=self.native, overlap=overlap
+                WithoutBlockEnds, edges, blocks=(self.native, context), overlap=overlap
             )
         if keys is not None and "longppl" in names:
             makes["longppl"] = partial(TokenLosses, self.length)
@@ -223,8 +228,8 @@ class Measurement:
             contents["positions"] = found["positions"].to_json()
         if "blocks" in found:
             rows = self._rows(self.native, row_length or context)
-            blocks = measure(engine, rows, bands, progress)
-            gain = far_context_gain(found["blocks"], blocks, self.native)
+            blocks = measure(engine, rows, makes["blocks"], progress)
+            gain = far_context_gain(found["blocks"], blocks, self.native, context)
             contents["blocks"] = gain
         if keys is not None and "longppl" in found:
             contents["longppl"] = keys.long_ppl(found["longppl"])

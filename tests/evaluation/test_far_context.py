@@ -70,9 +70,9 @@ def test_gain_of_far_context_by_brute_force(row_length: int) -> None:
     }
     whole_rows = held_out_rows(text, context=LENGTH, **options)
     block_rows = held_out_rows(text, context=BLOCK, **options)
-    whole = run_model(whole_rows, WithoutBlockEnds(EDGES, block=BLOCK))
+    whole = run_model(whole_rows, WithoutBlockEnds(EDGES, blocks=[BLOCK]))
     blocks = run_model(block_rows, PositionBands(EDGES))
-    found = far_context_gain(whole, blocks, BLOCK)["bands"]
+    found = far_context_gain(whole, blocks, BLOCK, LENGTH)["bands"]
     for band, (first, last) in zip(found, ((0, 8), (8, 24)), strict=True):
         gains = []
         for number in (0, 2, 3):

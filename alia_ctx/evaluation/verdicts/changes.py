@@ -157,8 +157,8 @@ def _far_context(model: Sequence[Measured]) -> list[str]:
     if not parts:
         return []
     return [
-        f"{line.name}: far context brings it {', '.join(parts)}, against the same text in "
-        f"blocks of {gains[0].block:,}"
+        f"{line.name}: shown {line.context:,} tokens, far context brings it "
+        f"{', '.join(parts)}, against the same text in blocks of {gains[0].block:,}"
     ]
 
 

@@ -55,9 +55,11 @@ class Gain:
 
 
 def far_gains(line: Measured) -> list[Gain]:
-    """Of `blocks`, the bands past the first block: within it both sides see the same."""
+    """Of `blocks`, the bands past the first block, within which both sides see the same,
+    and up to what the model was shown: past that it has not all before.
+    """
     content = line.contents["blocks"]
-    block = content["block"]
+    block, shown = content["block"], content.get("shown", line.context)
     return [
         Gain(
             band["first"],
@@ -68,7 +70,7 @@ def far_gains(line: Measured) -> list[Gain]:
             block,
         )
         for band in content["bands"]
-        if band["documents"] and band["first"] >= block
+        if band["documents"] and block <= band["first"] < shown
     ]
 
 
