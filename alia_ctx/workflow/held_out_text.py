@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from alia_ctx.config.run import HELD_OUT, RunConfig
-from alia_ctx.data.documents import SourceSpec, read_documents
+from alia_ctx.data.documents import DocumentCounts, SourceSpec, read_documents
 from alia_ctx.data.tokens import TextEncoder, TokenStore
 from alia_ctx.errors import DataError
 from alia_ctx.evaluation.held_out import Documents, StoredText
@@ -64,7 +64,8 @@ class ReadText:
         documents: how many of the longest length are enough, for each source.
         text_key: field or column that has the text, of inputs that are records.
 
-    Of documents that are equal the first alone is kept, and `copies` counts the others.
+    Of documents that are equal the first alone is kept, and `copies` counts the others;
+    `counts` what could not be used of all that was read.
     DataError where there is no document, or none has the shortest length.
     """
 
@@ -82,15 +83,20 @@ class ReadText:
         self._source_of: list[int] = []
         self._longest = 0
         self._known: set[str] = set()
+        self.counts = DocumentCounts()
         self.copies = 0
         self._first: list[NDArray[np.integer]] = []
         for number, name in enumerate(inputs):
             spec = SourceSpec(inputs=[name], text_key=text_key)
             self._read(number, spec, encoder, lengths, documents)
         if not self._documents:
+            left_out = (
+                f"; left out: {self.counts.reasons()}" if self.counts.left_out else ""
+            )
             raise DataError(
                 f"{self.where}: no document has {min(lengths):,} tokens (the longest has "
-                f"{self._longest:,}); give longer documents, or a shorter --context"
+                f"{self._longest:,}{left_out}); give longer documents, or a shorter "
+                "--context"
             )
         self.lengths: NDArray[np.integer] = np.array([len(d) for d in self._documents])
         parts = [checksum(np.asarray(d, np.int64).tobytes()) for d in self._documents]
@@ -128,7 +134,7 @@ class ReadText:
                 self._source_of.append(source)
             batch.clear()
 
-        for document in read_documents(spec):
+        for document in read_documents(spec, self.counts):
             batch.append(document.text)
             if len(batch) == _BATCH:
                 encode()

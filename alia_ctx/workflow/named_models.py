@@ -122,6 +122,15 @@ def _notes(
             if "retrieval" in asked.evaluators:
                 yield "there is no --text, so that noise hides what retrieval asks for"
             continue
+        if isinstance(on.text, ReadText) and on.text.counts.left_out:
+            counts = on.text.counts
+            yield "\n  ".join(
+                [
+                    f"{counts.left_out:,} documents of {on.text.where} left out: "
+                    f"{counts.reasons()}",
+                    *counts.examples,
+                ]
+            )
         if isinstance(on.text, ReadText) and on.text.copies:
             yield (
                 f"{on.text.copies:,} documents are equal to another in the first "
