@@ -17,7 +17,7 @@ from alia_ctx.identity import IdentityError, differences, statement, unsealed
 from alia_ctx.report import Result, RunFacts, StageFacts
 from alia_ctx.report.facts import COMMANDS, Planned, Span
 from alia_ctx.spec.execution import loss_chunk_tokens
-from alia_ctx.train.metrics_log import read_lines
+from alia_ctx.train.metrics_log import broken_lines, read_lines
 from alia_ctx.train.run_directory import RunDirectory
 from alia_ctx.train.stage_identity import (
     CHANGES,
@@ -153,6 +153,10 @@ def _stage(run: RunConfig, places: RunDirectory, name: str) -> StageFacts:
     )
     log = places.metrics(name)
     kept: list[Any] = _attempt(lambda: read_lines(log), problems, log) or []
+    broken: list[int] = _attempt(lambda: broken_lines(log), [], log) or []
+    if broken:
+        lines = ", ".join(map(str, broken[:5])) + (", ..." if len(broken) > 5 else "")
+        problems.append(f"{log}: not whole, and not shown: line {lines}")
     layout = dataclasses.asdict(stage.layout)
     extra = manifest.extra if manifest else {}
     root = places.checkpoints(name)
@@ -172,7 +176,7 @@ def _stage(run: RunConfig, places: RunDirectory, name: str) -> StageFacts:
         checkpoint=checkpoint_statement(manifest) if manifest else None,
         lines=[line for line in kept if not manifest or line.get("stage") == name],
         again=len(_lines_aside(log, "superseded", problems)),
-        broken=len(_lines_aside(log, "broken", problems)),
+        broken=len(broken) + len(_lines_aside(log, "broken", problems)),
         damaged=[path.name for path in sorted(root.glob("*.damaged*"))],
         unfinished=[path.name for path in sorted(root.glob("*.incomplete"))],
         changes=list(extra.get(CHANGES, ())),
