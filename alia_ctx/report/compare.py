@@ -12,7 +12,7 @@ from alia_ctx.report import html
 from alia_ctx.report.facts import COMMANDS, RunFacts, StageFacts
 from alia_ctx.report.figures import Line, curves
 from alia_ctx.report.page import made_when, verdict
-from alia_ctx.report.results import counted, curve, lengths
+from alia_ctx.report.results import by_model, counted, curve, lengths
 from alia_ctx.report.training import smoothed
 
 
@@ -183,9 +183,9 @@ def _passkeys(a: RunFacts, b: RunFacts, first: str, second: str) -> str:
     for facts in (a, b):
         columns |= set(lengths(facts.of("passkey")))
     for name, facts in ((first, a), (second, b)):
-        for result in facts.of("passkey"):
-            cells = [counted([result], n) for n in sorted(columns)]
-            rows.append([f"{result.model} of {name}", *cells])
+        for model, parts in by_model(facts.of("passkey")).items():
+            cells = [counted(parts, n) for n in sorted(columns)]
+            rows.append([f"{model} of {name}", *cells])
     if not rows:
         lacking = html.missing("Passkeys", a.how(COMMANDS["passkey"]))
         return html.section("passkey", "Passkeys", lacking)

@@ -151,7 +151,7 @@ def _ratio(gain: float | None, error: float | None) -> str:
 def passkeys(facts: RunFacts) -> str:
     """A heat map a model, and a table over all depths."""
     how = facts.how(COMMANDS["passkey"])
-    merged = _by_model(facts.of("passkey"))
+    merged = by_model(facts.of("passkey"))
     if not merged:
         return html.section("passkey", "Passkeys", html.missing("Passkeys", how))
     maps, rows = [], []
@@ -182,7 +182,7 @@ def passkeys(facts: RunFacts) -> str:
     return html.section("passkey", "Passkeys", table, html.figures(*maps))
 
 
-def _by_model(results: list[Result]) -> dict[str, list[Result]]:
+def by_model(results: list[Result]) -> dict[str, list[Result]]:
     merged: dict[str, list[Result]] = {}
     for result in results:
         merged.setdefault(result.model, []).append(result)
@@ -216,7 +216,7 @@ def counted(parts: list[Result], length: int, task: str | None = None) -> str:
 def retrieval(facts: RunFacts) -> str:
     """RULER's tasks, a column for each model and length, the native one as the control."""
     how = facts.how(COMMANDS["retrieval"])
-    merged = _by_model(facts.of("retrieval"))
+    merged = by_model(facts.of("retrieval"))
     if not merged:
         return html.section(
             "ruler", "RULER's tasks", html.missing("RULER's tasks", how)
@@ -259,6 +259,7 @@ def leak(facts: RunFacts) -> str:
     rows = [
         [
             r.model,
+            f"{r.context:,}",
             ", ".join(f"{k} {v}" for k, v in r.content["layout"].items()),
             f"{r.content['moved']:,} of {r.content['positions']:,}",
             f"{r.content['largest_difference']:g}",
@@ -266,7 +267,13 @@ def leak(facts: RunFacts) -> str:
         for r in probes
     ]
     table = html.table(
-        ["model", "layout", "positions that moved", "largest difference (nats)"],
+        [
+            "model",
+            "context",
+            "layout",
+            "positions that moved",
+            "largest difference (nats)",
+        ],
         rows,
         caption="One token of one document changed: positions of other documents whose "
         "loss moved. It must be none.",

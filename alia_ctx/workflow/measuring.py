@@ -329,13 +329,19 @@ class Measurement:
         """Content of `leak`: how many positions of other documents moved when one token of
         one document was changed. Collective.
         """
-        local, total = LeakCounts(), LeakCounts()
+        local = LeakCounts()
         for probe in probes(self.vocab_size, context):
             found = [_row_losses(engine, r) for r in (probe.row, probe.changed_row)]
             if found[0] is not None and found[1] is not None:
                 local.add(probe, found[0], found[1])
-        for part in engine.gather_objects(local.to_json()):
-            total.merge(LeakCounts.from_json(part))
+        # Every data-parallel rank reads the same rows, and parts of them are on the others.
+        replicas: dict[int, LeakCounts] = {}
+        for replica, part in engine.gather_objects(
+            (engine.data_parallel_rank, local.to_json())
+        ):
+            counts = replicas.setdefault(replica, LeakCounts())
+            counts.merge(LeakCounts.from_json(part))
+        total = max(replicas.values(), key=lambda counts: counts.moved)
         if not total.own_moved:
             raise DataError(
                 "the leak probe changed tokens and no loss of their own documents moved; "

@@ -270,6 +270,19 @@ def test_a_passkey_that_is_near_is_none_beyond_the_context() -> None:
     assert sum("in its own 128 tokens" in v.claim for v in found) == 1
 
 
+def test_passkeys_of_a_model_are_one_row_of_a_comparison() -> None:
+    """Each context has the grid of the lengths below it too."""
+    from dataclasses import replace
+
+    both = [r for r in results() if r.evaluator == "passkey"]
+    doubled = [*results(), *(replace(r, context=r.context * 2) for r in both)]
+    other = replace(run(results=doubled), name="other")
+    page = comparison_page(run(), other)
+    section = page[page.index('id="passkey"') :]
+    for model in {r.model for r in both}:
+        assert section.count(f">{model} of other<") == 1
+
+
 def test_a_live_page_reads_itself_again() -> None:
     assert '<meta http-equiv="refresh" content="7">' in run_page(run(), refresh=7)
     assert "refresh" not in run_page(run())
