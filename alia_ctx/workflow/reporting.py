@@ -20,6 +20,7 @@ from alia_ctx.evaluation.verdicts import Measured, Verdict
 from alia_ctx.files import atomic_file
 from alia_ctx.identity import IdentityError
 from alia_ctx.report import RunFacts, comparison_page, run_page
+from alia_ctx.report.page import stale_results as stale_of
 from alia_ctx.report.verdicts import verdicts
 from alia_ctx.train.run_directory import RunDirectory
 from alia_ctx.workflow.chain import finished_checkpoint, run_directory
@@ -183,6 +184,11 @@ def _facts(target: Path, overrides: Sequence[str]) -> RunFacts:
 def page_verdicts(target: Path, overrides: Sequence[str] = ()) -> list[Verdict]:
     """What the page of a run says in words."""
     return verdicts(_facts(target, overrides))
+
+
+def stale_results(targets: Sequence[Path], overrides: Sequence[str] = ()) -> list[str]:
+    """Results of these runs that their page names and does not show, as sentences."""
+    return [line for target in targets for line in stale_of(_facts(target, overrides))]
 
 
 def keep_page(

@@ -53,7 +53,12 @@ def run_facts(
     native = _native(run, problems)
     own = _own_contexts(run, base, native)
     measured = _results(root / "evaluation", statements, problems)
-    results = _alike([r for r in measured if _is_of_comparison(r, own)])
+    results = [r for r in measured if _is_of_comparison(r, own)]
+    if target is None:  # a directory's configuration is that of training
+        from alia_ctx.workflow.outdated_results import with_outdated  # as in `_native`
+
+        results = with_outdated(run, native, results, statements, problems)
+    results = _alike(results)
     return RunFacts(
         run.name,
         str(root),
@@ -319,7 +324,9 @@ def _alike(results: list[Result]) -> list[Result]:
         beside = [
             _settings(r)
             for r in results
-            if r.evaluator == result.evaluator and _settings(r) and not r.differs
+            if r.evaluator == result.evaluator
+            and _settings(r)
+            and not (r.differs or r.outdated)
         ]
         own = _settings(result)
         usual = max(reversed(beside), key=beside.count, default=own)

@@ -140,6 +140,18 @@ def test_a_result_of_another_model_is_named_and_not_shown() -> None:
     )
 
 
+def test_a_result_by_other_settings_is_named_and_not_shown() -> None:
+    from dataclasses import replace
+
+    lines = ["settings.documents: 3 there, 64 now"]
+    outdated = [replace(r, outdated=lines) for r in results()]
+    facts = run(results=outdated)
+    assert not any(facts.of(r.evaluator) for r in outdated) and not facts.lines
+    words = Reader(run_page(facts)).words
+    assert "other settings than the configuration has" in words
+    assert lines[0] in words
+
+
 def test_the_numbers_are_those_of_the_results() -> None:
     """The mean and its standard error, counted anew: every document has equal counts, so
     that of their mean is the standard deviation of the documents' means."""
