@@ -7,9 +7,10 @@ from typing import Any
 
 from rich.table import Table
 
-from alia_ctx.evaluation.positions import BandLoss, PositionBands, with_error
+from alia_ctx.evaluation.positions import BandLoss, PositionBands
 from alia_ctx.evaluation.retrieval import RetrievalScores
 from alia_ctx.evaluation.retrieval.scores import DEPTHS
+from alia_ctx.evaluation.standard_errors import with_error
 from alia_ctx.evaluation.verdicts import Measured
 
 

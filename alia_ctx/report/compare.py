@@ -5,7 +5,8 @@ from __future__ import annotations
 from itertools import pairwise, zip_longest
 from statistics import median
 
-from alia_ctx.evaluation.positions import paired_difference, with_error
+from alia_ctx.evaluation.positions import paired_difference
+from alia_ctx.evaluation.standard_errors import with_error
 from alia_ctx.evaluation.verdicts import own_bands
 from alia_ctx.identity import differences
 from alia_ctx.report import html

@@ -6,8 +6,9 @@ from itertools import pairwise
 
 import numpy as np
 
-from alia_ctx.evaluation.positions import PositionBands, known_error, with_error
+from alia_ctx.evaluation.positions import PositionBands
 from alia_ctx.evaluation.retrieval.scores import DEPTHS, RetrievalScores
+from alia_ctx.evaluation.standard_errors import known_error, with_error
 from alia_ctx.evaluation.verdicts import own_bands
 from alia_ctx.report import html
 from alia_ctx.report.facts import COMMANDS, Result, RunFacts

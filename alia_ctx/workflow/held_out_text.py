@@ -6,6 +6,7 @@ import fnmatch
 from collections.abc import Iterator, Sequence
 from itertools import islice
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -154,12 +155,13 @@ class ReadText:
             yield first[:tokens]
 
 
-def haystack_texts(text: Documents, tokenizer: object, tokens: int) -> list[str]:
+def haystack_texts(text: Documents, tokenizer: Any, tokens: int) -> list[str]:
     """Documents as text, to hide needles in: as many as have `tokens` tokens together."""
     texts: list[str] = []
     total = 0
     for ids in islice(text.beginnings(tokens), _HAYSTACK_DOCUMENTS):
-        texts.append(tokenizer.decode(ids.tolist(), skip_special_tokens=True))  # type: ignore[attr-defined]
+        numbers = ids.tolist()
+        texts.append(tokenizer.decode(numbers, skip_special_tokens=True))
         total += len(ids)
         if total >= tokens:
             break

@@ -21,7 +21,7 @@ from alia_ctx.evaluation.held_out import (
     held_out_rows,
     long_documents,
 )
-from alia_ctx.evaluation.leak import LeakCounts, probes
+from alia_ctx.evaluation.leak import LeakCounts, merged_replicas, probes
 from alia_ctx.evaluation.long_ppl import KeyTokens, TokenLosses, Windows
 from alia_ctx.evaluation.positions import PositionBands
 from alia_ctx.evaluation.retrieval import (
@@ -334,14 +334,8 @@ class Measurement:
             found = [_row_losses(engine, r) for r in (probe.row, probe.changed_row)]
             if found[0] is not None and found[1] is not None:
                 local.add(probe, found[0], found[1])
-        # Every data-parallel rank reads the same rows, and parts of them are on the others.
-        replicas: dict[int, LeakCounts] = {}
-        for replica, part in engine.gather_objects(
-            (engine.data_parallel_rank, local.to_json())
-        ):
-            counts = replicas.setdefault(replica, LeakCounts())
-            counts.merge(LeakCounts.from_json(part))
-        total = max(replicas.values(), key=lambda counts: counts.moved)
+        own = (engine.data_parallel_rank, local.to_json())
+        total = merged_replicas(engine.gather_objects(own))
         if not total.own_moved:
             raise DataError(
                 "the leak probe changed tokens and no loss of their own documents moved; "

@@ -14,8 +14,9 @@ from alia_ctx import checkpoint
 from alia_ctx.config.load import load_run
 from alia_ctx.config.run import RunConfig
 from alia_ctx.errors import CheckpointError, DataError
-from alia_ctx.evaluation.positions import PositionBands, known_error, paired_difference
+from alia_ctx.evaluation.positions import PositionBands, paired_difference
 from alia_ctx.evaluation.report import Report, write_report
+from alia_ctx.evaluation.standard_errors import known_error
 from alia_ctx.evaluation.verdicts import Measured, Verdict
 from alia_ctx.files import atomic_file
 from alia_ctx.identity import IdentityError

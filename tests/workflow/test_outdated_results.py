@@ -118,3 +118,16 @@ def test_the_command_says_where_the_page_is_whatever_is_stale(
         assert done.exception is text
     else:
         assert done.exit_code == status
+
+
+def test_a_damaged_line_of_the_log_is_counted_where_it_stands(tmp_path: Path) -> None:
+    """Before training goes on and puts it aside."""
+    from alia_ctx.train.metrics_log import broken_lines, read_lines
+
+    log = tmp_path / "metrics.jsonl"
+    log.write_text(
+        '{"update": 1, "loss": 2.0}\n{"update": 2, "lo\n\n[]\n{"update": 3}\n'
+    )
+    assert broken_lines(log) == [2, 4]
+    assert [line["update"] for line in read_lines(log)] == [1, 3]
+    assert broken_lines(tmp_path / "none.jsonl") == []

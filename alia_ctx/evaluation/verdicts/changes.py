@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from alia_ctx.evaluation.positions import known_error, paired_difference, with_error
+from alia_ctx.evaluation.positions import paired_difference
 from alia_ctx.evaluation.retrieval import RetrievalScores
+from alia_ctx.evaluation.standard_errors import known_error, with_error
 from alia_ctx.evaluation.verdicts.measured import (
     Measured,
     by_length,

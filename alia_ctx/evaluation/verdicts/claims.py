@@ -8,13 +8,9 @@ from itertools import pairwise
 from typing import Any
 
 from alia_ctx.errors import DataError
-from alia_ctx.evaluation.positions import (
-    PositionBands,
-    known_error,
-    paired_difference,
-    with_error,
-)
+from alia_ctx.evaluation.positions import PositionBands, paired_difference
 from alia_ctx.evaluation.retrieval.scores import Score
+from alia_ctx.evaluation.standard_errors import known_error, with_error
 from alia_ctx.evaluation.verdicts.measured import Measured, by_length, far_gains
 
 CLEAR = 3.0  # standard errors by which a loss must be lower to be called clearly lower

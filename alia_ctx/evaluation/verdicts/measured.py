@@ -6,8 +6,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from alia_ctx.evaluation.positions import PositionBands, known_error
+from alia_ctx.evaluation.positions import PositionBands
 from alia_ctx.evaluation.retrieval import RetrievalScores
+from alia_ctx.evaluation.standard_errors import known_error
 
 
 @dataclass(frozen=True)
