@@ -158,8 +158,9 @@ def _far_context(model: Sequence[Measured]) -> list[str]:
     if not parts:
         return []
     return [
-        f"{line.name}: shown {line.context:,} tokens, far context brings it "
-        f"{', '.join(parts)}, against the same text in blocks of {gains[0].block:,}"
+        f"{line.name}: far context brings it {', '.join(parts)}, shown "
+        f"{line.context:,} tokens, against the same text in blocks of "
+        f"{gains[0].block:,}"
     ]
 
 
