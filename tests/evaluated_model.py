@@ -7,6 +7,7 @@ from __future__ import annotations
 import json
 import random
 import shutil
+from collections.abc import Callable
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -44,7 +45,7 @@ def write_tokenizer(folder: Path, text: Path) -> Path:
     return folder / "tokenizer"
 
 
-def samples(tokenizer: Any, texts: list[str]) -> SampleRows:
+def samples(tokenizer: Any, texts: Callable[[int], list[str]]) -> SampleRows:
     """The samples of RETRIEVAL at both lengths, as the evaluation makes them."""
     settings = retrieval_settings(RETRIEVAL, True)
 

@@ -260,6 +260,8 @@ def _show(evaluated: Evaluated, task: EvaluationTask, as_json: bool) -> None:
         print_table(table)
     for sentence in said:
         typer.echo(f"- {sentence}")
+    for note in evaluated.notes:
+        typer.echo(f"note: {note}")
     for reason in [*reasons, *_left_out(evaluated)]:
         typer.echo(f"not measured: {reason}")
     for name, through in {

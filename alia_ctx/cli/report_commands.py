@@ -11,7 +11,7 @@ import typer
 from alia_ctx.cli.arguments import path
 from alia_ctx.cli.output import print_json, print_table
 from alia_ctx.config.load import load_plan, load_run, require_stages
-from alia_ctx.errors import ConfigError, Problem
+from alia_ctx.errors import AliaError, ConfigError, Problem
 from alia_ctx.progress import loading
 
 Config = Annotated[
@@ -57,7 +57,8 @@ def report(
     ] = None,
 ) -> None:
     """One self-contained HTML page of a run, or of two compared; and where its standard
-    evaluations are there, their tables and verdicts as text.
+    evaluations are there, their tables and verdicts as text. The exit status is 2 where a
+    result is of something else than what is there now: it is named, and not shown.
     """
     from alia_ctx import workflow
 
@@ -72,10 +73,16 @@ def report(
         )
     else:
         written = workflow.write_page(targets, overrides, output=output)
-    if len(targets) == 1 and not targets[0].is_dir():
-        text = workflow.text_report(load_run(targets[0], overrides))
-        typer.echo(text)
-    typer.echo(f"page:   {written}")
+    stale = workflow.stale_results(targets, overrides)
+    for line in stale:
+        typer.echo(line)
+    try:
+        if len(targets) == 1 and not targets[0].is_dir():
+            typer.echo(workflow.text_report(load_run(targets[0], overrides)))
+    finally:  # it is there, whatever cannot be said as text
+        typer.echo(f"page:   {written}")
+    if stale:
+        raise typer.Exit(AliaError.exit_code)
 
 
 def _targets(items: list[str]) -> tuple[list[Path], list[str]]:

@@ -17,23 +17,24 @@ from alia_ctx.evaluation.positions import PositionBands
 
 
 class WithoutBlockEnds(PositionBands):
-    """`PositionBands` that leaves out the last position of each `block` tokens of a
-    document: a model that sees blocks predicts nothing there, so that both sides of the
-    comparison count equal tokens. 0 leaves none out. `overlap`: tokens of the block before
-    that a block begins with; 1 where BOS takes the place of one.
+    """`PositionBands` that leaves out the last position of each block of `blocks` tokens
+    of a document, for each of these sizes: a model that sees blocks predicts nothing
+    there, so that sides that leave out the ends of both count equal tokens. `overlap`:
+    tokens of the block before that a block begins with; 1 where BOS takes the place of
+    one.
     """
 
     def __init__(
         self,
         edges: Sequence[int],
         *,
-        block: int = 0,
+        blocks: Sequence[int] = (),
         overlap: int = 0,
         per_octave: int = 4,
         sources: Sequence[str] = (),
     ) -> None:
         super().__init__(edges, per_octave=per_octave, sources=sources)
-        self.block, self.step = block, block - overlap
+        self.blocks, self.overlap = tuple(blocks), overlap
 
     def add(
         self,
@@ -45,22 +46,26 @@ class WithoutBlockEnds(PositionBands):
     ) -> None:
         kept_T = np.array(losses_T, np.float64)
         offsets = [0] * len(row.doc_ids) if position_offset is None else position_offset
-        for piece, offset in enumerate(offsets if self.block else ()):
+        for piece, offset in enumerate(offsets):
             start, stop = row.doc_offsets[piece : piece + 2].tolist()
-            last = self.block - 1 - offset  # of the first block, as places of the piece
-            start += last if last >= 0 else last % self.step
-            kept_T[start : stop : self.step] = np.nan
+            for block in self.blocks:
+                step = block - self.overlap
+                last = block - 1 - offset  # of the first block, as places of the piece
+                first = start + (last if last >= 0 else last % step)
+                kept_T[first:stop:step] = np.nan
         super().add(row, kept_T, position_offset=position_offset)
 
 
 def far_context_gain(
-    whole: PositionBands, blocks: PositionBands, block: int
+    whole: PositionBands, blocks: PositionBands, block: int, shown: int
 ) -> dict[str, Any]:
-    """Nats a token by which a model does better with the whole document before it than
+    """Nats a token by which a model does better with all of the document before it than
     with its own block alone, by position: mean over documents, which are the independent
     draws, with the standard error of that mean (None below two documents).
 
-    Both sides are of one model and one text; `whole` leaves out what ends a block.
+    Both sides are of one model and one text, and leave out the same positions. `shown`:
+    tokens that the model sees at most. Positions past them have not all of the document
+    before them, but blocks of `shown` tokens: no edge but `shown` parts the two.
     """
     bands = []
     for start, stop in pairwise(whole.edges):
@@ -85,4 +90,4 @@ def far_context_gain(
                 "standard_error": error,
             }
         )
-    return {"block": block, "bands": bands}
+    return {"block": block, "shown": shown, "bands": bands}

@@ -5,7 +5,7 @@ blocks of the context it is given.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Protocol, overload
 
@@ -16,6 +16,7 @@ from alia_ctx.data.packing import PackedRow
 from alia_ctx.data.tokens import TokenStore
 from alia_ctx.errors import DataError
 from alia_ctx.evaluation.evaluator import RowPieces
+from alia_ctx.files import checksum
 
 
 class Documents(Protocol):
@@ -40,6 +41,11 @@ class Documents(Protocol):
 
     def sources_of(self, documents: Sequence[int]) -> list[int]: ...
     def document(self, number: int, start: int, stop: int) -> NDArray[np.integer]: ...
+    def beginnings(self, tokens: int) -> Iterator[NDArray[np.integer]]:
+        """The first `tokens` tokens of each document, the short ones too, in the order of
+        the text; as many documents as have `tokens` together at least.
+        """
+        ...
 
 
 class StoredText:
@@ -69,6 +75,10 @@ class StoredText:
 
     def document(self, number: int, start: int, stop: int) -> NDArray[np.integer]:
         return self._store.document(number, start, stop)
+
+    def beginnings(self, tokens: int) -> Iterator[NDArray[np.integer]]:
+        for number in range(len(self.lengths)):
+            yield self.document(number, 0, min(tokens, int(self.lengths[number])))
 
 
 @dataclass(frozen=True)
@@ -164,25 +174,41 @@ def longest_measurable(text: Documents, contexts: Sequence[int]) -> int | None:
 
 def long_documents(text: Documents, length: int, documents: int) -> list[int]:
     """Numbers of the first `documents` documents that have `length` tokens, of each
-    source as many as of any other while it has some.
+    source as many as of any other while it has some; of those whose `length` tokens are
+    equal the first alone, as they are one draw.
 
     DataError where there is none.
     """
+    return _chosen(text, length, documents)[0]
+
+
+def copies_left_out(text: Documents, length: int, documents: int) -> int:
+    """How many documents `long_documents` passed over as equal to one that it took."""
+    return _chosen(text, length, documents)[1]
+
+
+def _chosen(text: Documents, length: int, documents: int) -> tuple[list[int], int]:
     long_enough = np.flatnonzero(text.lengths >= length)
     sources = np.asarray(text.sources_of(long_enough.tolist()), np.int64)
     turns = np.empty(len(long_enough), np.int64)  # the how many-th of its source
     for source in np.unique(sources):
         own = np.flatnonzero(sources == source)
         turns[own] = np.arange(len(own))
-    chosen = np.sort(long_enough[np.lexsort((sources, turns))[:documents]])
-    if not len(chosen):
+    chosen: dict[str, int] = {}
+    copies = 0
+    for number in long_enough[np.lexsort((sources, turns))].tolist():
+        if len(chosen) == documents:
+            break
+        tokens = np.asarray(text.document(number, 0, length), np.int64)
+        copies += chosen.setdefault(checksum(tokens.tobytes()), number) != number
+    if not chosen:
         raise DataError(
             f"{text.where}: no document has {length} tokens (the longest has "
             f"{int(text.lengths.max(initial=0))}); "
             "give longer held-out documents under evaluation.held_out or --text, or "
             "evaluate at a shorter context"
         )
-    return [int(number) for number in chosen]
+    return sorted(chosen.values()), copies
 
 
 def held_out_rows(

@@ -4,7 +4,7 @@ the positions of all others whose loss moves, by any bit, are counted.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -100,3 +100,14 @@ class LeakCounts:
                 f"no leak counts as `to_json` writes them: {error!r}"
             ) from error
         return made
+
+
+def merged_replicas(parts: Iterable[tuple[int, Mapping[str, Any]]]) -> LeakCounts:
+    """All ranks' counts, each with its data-parallel rank: of these every one reads the
+    same rows, so that the one that moved most stands for all.
+    """
+    replicas: dict[int, LeakCounts] = {}
+    for replica, part in parts:
+        counts = replicas.setdefault(replica, LeakCounts())
+        counts.merge(LeakCounts.from_json(part))
+    return max(replicas.values(), key=lambda counts: counts.moved)

@@ -51,8 +51,8 @@ class PairedDifference:
     have in a band.
 
     `standard_error` is that of the difference, with documents as clusters; nan below
-    two documents. `unpaired` counts documents that only one of the two has there; they
-    are left out.
+    two documents (`known_error`). `unpaired` counts documents that only one of the two
+    has there; they are left out.
     """
 
     first: float

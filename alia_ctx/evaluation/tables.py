@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from rich.table import Table
@@ -10,6 +10,7 @@ from rich.table import Table
 from alia_ctx.evaluation.positions import BandLoss, PositionBands
 from alia_ctx.evaluation.retrieval import RetrievalScores
 from alia_ctx.evaluation.retrieval.scores import DEPTHS
+from alia_ctx.evaluation.standard_errors import with_error
 from alia_ctx.evaluation.verdicts import Measured
 
 
@@ -73,8 +74,7 @@ def _range(start: int, stop: int) -> str:
 def _loss(band: BandLoss) -> str:
     if not band.tokens:
         return "-"
-    error = band.standard_error
-    return f"{band.loss:.4f}" + ("" if error is None else f" +- {error:.4f}")
+    return with_error(f"{band.loss:.4f}", band.standard_error)
 
 
 def _blocks(lines: Sequence[Measured]) -> Table | None:
@@ -84,20 +84,29 @@ def _blocks(lines: Sequence[Measured]) -> Table | None:
     if not found:
         return None
     block = found[0][1]["block"]
-    headings = [_range(b["first"], b["last"]) for b in found[0][1]["bands"]]
+    ranges = sorted(
+        {(b["first"], b["last"]) for _, content in found for b in content["bands"]}
+    )
     title = (
         f"What far context brings: loss in blocks of {block:,} minus loss with all before "
-        "(nats a token)"
+        "(nats a token; in brackets past the context: with what the context holds)"
     )
-    table = _table(title, *headings)
+    table = _table(title, *(_range(*place) for place in ranges))
     for line, content in found:
-        cells = []
-        for band in content["bands"]:
-            gain, error = band["gain"], band["standard_error"]
-            text = "-" if gain is None else f"{gain:+.4f}"
-            cells.append(text if error is None else f"{text} +- {error:.4f}")
+        bands = {(b["first"], b["last"]): b for b in content["bands"]}
+        shown = content.get("shown", line.context)
+        cells = [_gain(bands.get(place), block, shown) for place in ranges]
         table.add_row(line.model, f"{line.context:,}", *cells)
     return table
+
+
+def _gain(band: Mapping[str, Any] | None, block: int, shown: int) -> str:
+    if band is None or band["gain"] is None:
+        return "-"
+    text = f"{band['gain']:+.4f}"
+    if band["last"] > block:  # within the first block both sides are one
+        text = with_error(text, band["standard_error"])
+    return text if band["first"] < shown else f"({text})"
 
 
 def _long_ppl(lines: Sequence[Measured]) -> Table | None:

@@ -6,7 +6,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from alia_ctx.errors import LayoutError
+from alia_ctx.errors import LayoutError, Problem
 from alia_ctx.spec.layout import Layout
 from alia_ctx.spec.model import ModelSpec
 
@@ -32,7 +32,8 @@ def evaluation_layout(
 
     Weights (`weight_bytes` a parameter) are cut over as few ranks as they fit on, by
     tensor parallelism before pipelines; of what is left a long row takes all that divide
-    it. LayoutError names how many ranks would be enough where these are not.
+    it. LayoutError names how many ranks would be enough where these are not, and what
+    the context or the model does not divide by where that alone is in the way.
     """
 
     def fits(layout: Layout) -> bool:
@@ -59,9 +60,42 @@ def evaluation_layout(
         if enough
         else "evaluate a shorter context, or on ranks with more memory"
     )
+    undivided = [
+        (found, problems)
+        for found, problems in _judged(model, context, world_size)
+        if problems and fits(found)
+    ]
+    if undivided:
+        found, problems = min(undivided, key=lambda pair: cost(pair[0]))
+        raise LayoutError(
+            _undivided(model, context, world_size, found, problems, advice)
+        )
     raise LayoutError(
         f"{model.parameters():,} parameters and rows of {context:,} tokens do not fit on "
         f"{world_size} ranks of {memory_bytes / 2**30:.1f} GiB; {advice}"
+    )
+
+
+def _undivided(
+    model: ModelSpec,
+    context: int,
+    world_size: int,
+    layout: Layout,
+    problems: list[Problem],
+    advice: str,
+) -> str:
+    """That ranks have the memory, and only what they would hold cannot be cut so."""
+    sizes = f"tp={layout.tp},cp={layout.cp},pp={layout.pp}"
+    broken = "; ".join(f"{p.value} {p.rule}" for p in problems)
+    step = 2 * layout.cp * layout.tp
+    near = -(-context // step) * step
+    if not layout.problems("layout", model, near, world_size):
+        what, advice = f"rows of {context:,} tokens", f"evaluate {near:,}, or {advice}"
+    else:
+        what = "the model"
+    return (
+        f"{model.parameters():,} parameters need layouts of {world_size} ranks that do "
+        f"not divide {what} ({sizes}: {broken}); {advice}"
     )
 
 
@@ -87,12 +121,17 @@ def evaluation_bytes(
 
 
 def _layouts(model: ModelSpec, context: int, world: int) -> Iterator[Layout]:
+    return (layout for layout, broken in _judged(model, context, world) if not broken)
+
+
+def _judged(
+    model: ModelSpec, context: int, world: int
+) -> Iterator[tuple[Layout, list[Problem]]]:
+    """Every layout whose ranks divide those that there are, with the rules it breaks."""
     divisors = [n for n in range(1, min(world, _MOST_RANKS) + 1) if world % n == 0]
     for tp in divisors:
         for pp in divisors:
             for cp in divisors:
                 layout = Layout(tp, cp, pp)
-                if world % layout.model_ranks == 0 and not layout.problems(
-                    "layout", model, context, world
-                ):
-                    yield layout
+                if world % layout.model_ranks == 0:
+                    yield layout, layout.problems("layout", model, context, world)

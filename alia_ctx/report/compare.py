@@ -6,13 +6,14 @@ from itertools import pairwise, zip_longest
 from statistics import median
 
 from alia_ctx.evaluation.positions import paired_difference
+from alia_ctx.evaluation.standard_errors import with_error
 from alia_ctx.evaluation.verdicts import own_bands
 from alia_ctx.identity import differences
 from alia_ctx.report import html
 from alia_ctx.report.facts import COMMANDS, RunFacts, StageFacts
 from alia_ctx.report.figures import Line, curves
 from alia_ctx.report.page import made_when, verdict
-from alia_ctx.report.results import counted, curve, lengths
+from alia_ctx.report.results import by_model, counted, curve, lengths
 from alia_ctx.report.training import smoothed
 
 
@@ -145,7 +146,10 @@ def _positions(a: RunFacts, b: RunFacts, first: str, second: str) -> str:
                 continue
             for start, stop in pairwise(one.edges):
                 pair = paired_difference(one, two, start, stop)
-                change = f"{pair.difference:+.4f} ± {pair.standard_error:.4f}"
+                if not pair.documents:
+                    continue
+                error = pair.standard_error
+                change = with_error(f"{pair.difference:+.4f}", error, "±")
                 place = f"{start:,}–{stop - 1:,}"
                 rows.append([model, place, html.number(pair.first), change])
         heads = ["model", "positions", first, f"{second} minus {first}"]
@@ -180,9 +184,9 @@ def _passkeys(a: RunFacts, b: RunFacts, first: str, second: str) -> str:
     for facts in (a, b):
         columns |= set(lengths(facts.of("passkey")))
     for name, facts in ((first, a), (second, b)):
-        for result in facts.of("passkey"):
-            cells = [counted([result], n) for n in sorted(columns)]
-            rows.append([f"{result.model} of {name}", *cells])
+        for model, parts in by_model(facts.of("passkey")).items():
+            cells = [counted(parts, n) for n in sorted(columns)]
+            rows.append([f"{model} of {name}", *cells])
     if not rows:
         lacking = html.missing("Passkeys", a.how(COMMANDS["passkey"]))
         return html.section("passkey", "Passkeys", lacking)

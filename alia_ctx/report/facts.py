@@ -134,8 +134,9 @@ class StageFacts:
 class Result:
     """One file of an evaluation: what was measured of which model at which length.
 
-    `differs` says why it is not of the model that is there now, a line each; `unlike`
-    what its settings have other than those of the results that it would stand beside.
+    `differs` says why it is not of the model that is there now, a line each; `outdated`
+    what its settings have other than the run's configuration; `unlike` other than those
+    of the results that it would stand beside.
     Such a result is named and not shown.
     """
 
@@ -145,6 +146,7 @@ class Result:
     content: Mapping[str, Any]
     made_from: Mapping[str, Any] = field(default_factory=dict)
     differs: Sequence[str] = ()
+    outdated: Sequence[str] = ()
     unlike: Sequence[str] = ()
 
     @property
@@ -202,7 +204,7 @@ class RunFacts:
 
     @property
     def stale(self) -> list[Result]:
-        return [r for r in self.results if r.differs or r.unlike]
+        return [r for r in self.results if r.differs or r.outdated or r.unlike]
 
     def of(self, evaluator: str) -> list[Result]:
         """What was measured by an evaluator, is of what is there and by one choice of

@@ -79,16 +79,24 @@ def verdict(facts: RunFacts) -> str:
 
 
 def _problems(facts: RunFacts) -> list[str]:
-    lines = [*facts.problems]
-    lines += [f"{s.name}: {problem}" for s in facts.stages for problem in s.problems]
+    stages = [f"{s.name}: {problem}" for s in facts.stages for problem in s.problems]
+    return [*facts.problems, *stages, *stale_results(facts)]
+
+
+def stale_results(facts: RunFacts) -> list[str]:
+    """Results that are there and not shown, each with the reason, as sentences."""
+    lines = []
     for result in facts.stale:
         what = f"{result.evaluator} of {result.model} at {result.context:,} tokens"
         why = (
             "it is not of the model that is there now"
             if result.differs
+            else "it was measured with other settings than the configuration has"
+            if result.outdated
             else "it was measured with other settings than those beside it"
         )
-        reasons = "; ".join([*(result.differs or result.unlike)][:3])
+        why_not = result.differs or result.outdated or result.unlike
+        reasons = "; ".join([*why_not][:3])
         lines.append(
             f"{what} is not shown, {why}: {reasons}. "
             f"{facts.how('evaluate CONFIG')} measures it anew."

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import math
 from itertools import pairwise
 
 import numpy as np
 
 from alia_ctx.evaluation.positions import PositionBands
 from alia_ctx.evaluation.retrieval.scores import DEPTHS, RetrievalScores
+from alia_ctx.evaluation.standard_errors import known_error, with_error
 from alia_ctx.evaluation.verdicts import own_bands
 from alia_ctx.report import html
 from alia_ctx.report.facts import COMMANDS, Result, RunFacts
@@ -66,16 +66,10 @@ def _band(start: int, stop: int) -> str:
 
 def _mean(bands: PositionBands, start: int, stop: int) -> str:
     """The mean of a band and its standard error, documents being the samples."""
-    _, sums = bands.per_document(start, stop)
-    if not len(sums):
-        return "-"
-    total, count = sums.sum(axis=0)
-    mean = total / count
-    if len(sums) < 2:
-        return f"{mean:.4f}"
-    spread = ((sums[:, 0] - mean * sums[:, 1]) / count) ** 2
-    error = math.sqrt(spread.sum() * len(sums) / (len(sums) - 1))
-    return f"{mean:.4f} ± {error:.4f}"
+    band = bands.band(start, stop)
+    return (
+        with_error(f"{band.loss:.4f}", band.standard_error, "±") if band.tokens else "-"
+    )
 
 
 def curve(model: str, bands: PositionBands) -> Line:
@@ -93,6 +87,7 @@ def far_context(facts: RunFacts) -> str:
         rows = [
             [
                 result.model,
+                f"{_shown(result):,}",
                 f"{result.content['block']:,}",
                 _band(band["first"], band["last"]),
                 band["documents"],
@@ -101,12 +96,15 @@ def far_context(facts: RunFacts) -> str:
             ]
             for result in blocks
             for band in result.content["bands"]
+            if band["first"] < _shown(result)
         ]
-        heads = ["model", "block", "positions", "documents", "gain", "standard errors"]
+        heads = ["model", "shown", "block", "positions", "documents", "gain"]
+        heads.append("standard errors")
         caption = (
             "What far context brings: loss of the same tokens shown in blocks of the "
             "base context, minus their loss with all of the document before them, in "
-            "nats a token, the mean over documents ± its standard error."
+            "nats a token, the mean over documents ± its standard error; at positions "
+            "within what the model was shown."
         )
         parts.append(html.table(heads, rows, caption=caption, how=how))
     else:
@@ -136,20 +134,25 @@ def far_context(facts: RunFacts) -> str:
     return html.section("far", "What far context brings", *parts)
 
 
+def _shown(result: Result) -> int:
+    return int(result.content.get("shown", result.context))
+
+
 def _gain(gain: float | None, error: float | None) -> str:
     if gain is None:
         return "-"
-    return f"{gain:+.4f}" + ("" if error is None else f" ± {error:.4f}")
+    return with_error(f"{gain:+.4f}", error, "±")
 
 
 def _ratio(gain: float | None, error: float | None) -> str:
-    return f"{gain / error:+.1f}" if gain is not None and error else "-"
+    known = known_error(error)
+    return "-" if gain is None or known is None else f"{gain / known:+.1f}"
 
 
 def passkeys(facts: RunFacts) -> str:
     """A heat map a model, and a table over all depths."""
     how = facts.how(COMMANDS["passkey"])
-    merged = _by_model(facts.of("passkey"))
+    merged = by_model(facts.of("passkey"))
     if not merged:
         return html.section("passkey", "Passkeys", html.missing("Passkeys", how))
     maps, rows = [], []
@@ -180,7 +183,7 @@ def passkeys(facts: RunFacts) -> str:
     return html.section("passkey", "Passkeys", table, html.figures(*maps))
 
 
-def _by_model(results: list[Result]) -> dict[str, list[Result]]:
+def by_model(results: list[Result]) -> dict[str, list[Result]]:
     merged: dict[str, list[Result]] = {}
     for result in results:
         merged.setdefault(result.model, []).append(result)
@@ -214,7 +217,7 @@ def counted(parts: list[Result], length: int, task: str | None = None) -> str:
 def retrieval(facts: RunFacts) -> str:
     """RULER's tasks, a column for each model and length, the native one as the control."""
     how = facts.how(COMMANDS["retrieval"])
-    merged = _by_model(facts.of("retrieval"))
+    merged = by_model(facts.of("retrieval"))
     if not merged:
         return html.section(
             "ruler", "RULER's tasks", html.missing("RULER's tasks", how)
@@ -257,6 +260,7 @@ def leak(facts: RunFacts) -> str:
     rows = [
         [
             r.model,
+            f"{r.context:,}",
             ", ".join(f"{k} {v}" for k, v in r.content["layout"].items()),
             f"{r.content['moved']:,} of {r.content['positions']:,}",
             f"{r.content['largest_difference']:g}",
@@ -264,7 +268,13 @@ def leak(facts: RunFacts) -> str:
         for r in probes
     ]
     table = html.table(
-        ["model", "layout", "positions that moved", "largest difference (nats)"],
+        [
+            "model",
+            "context",
+            "layout",
+            "positions that moved",
+            "largest difference (nats)",
+        ],
         rows,
         caption="One token of one document changed: positions of other documents whose "
         "loss moved. It must be none.",

@@ -56,9 +56,10 @@ class Layout:
         # Remedies are sought where a rule is broken only: the planner asks this of
         # hundreds of layouts.
         self._tensor_problems(key, model, problems)
-        if context % (2 * self.cp):
+        # One rank has the whole row as it is: nothing has to be cut.
+        if self.cp > 1 and context % (2 * self.cp):
             rule = f"{context} is not a multiple of 2*cp={2 * self.cp}"
-            fitting = _near_divisors(context // 2, self.cp)
+            fitting = _near_cp(context, self.cp)
             problems.add(f"{key}.cp", self.cp, rule, f"{fitting} fit")
         elif self.tp > 1 and (context // self.cp) % self.tp:
             local = context // self.cp
@@ -106,6 +107,11 @@ def _near_divisors(number: int, size: int) -> str:
     return " or ".join(str(d) for d in below + above) or "none"
 
 
+def _near_cp(context: int, cp: int) -> str:
+    """Context-parallel sizes that cut a row of `context` tokens: 1 alone where it is odd."""
+    return "1" if context % 2 else _near_divisors(context // 2, cp)
+
+
 def zigzag_chunks(row_length: int, cp: int, rank: int) -> tuple[tuple[int, int], ...]:
     """Half-open ranges of the row that CP rank `rank` holds, in row order.
 
@@ -118,7 +124,7 @@ def zigzag_chunks(row_length: int, cp: int, rank: int) -> tuple[tuple[int, int],
     if row_length % (2 * cp):
         raise LayoutError(
             f"a row of {row_length} tokens cannot be cut in 2*cp={2 * cp} equal chunks; "
-            f"cp={_near_divisors(row_length // 2, cp)} fit"
+            f"cp={_near_cp(row_length, cp)} fit"
         )
     size = row_length // (2 * cp)
     mirror = 2 * cp - 1 - rank

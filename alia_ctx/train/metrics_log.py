@@ -144,6 +144,11 @@ def read_lines(path: Path) -> list[dict[str, Any]]:
     return list(newest.values())
 
 
+def broken_lines(path: Path) -> list[int]:
+    """Numbers, from 1, of the lines of a log that are not whole; LogError as `read_lines`."""
+    return [line.number for line in _parse(_read(path)) if line.entry is None]
+
+
 @dataclass(frozen=True)
 class _Line:
     """A line of a log: its number from 1, its bytes, and what it says, None where that

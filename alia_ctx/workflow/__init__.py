@@ -63,6 +63,7 @@ if TYPE_CHECKING:
         lines_of,
         page_verdicts,
         report,
+        stale_results,
         text_report,
         write_page,
     )
@@ -153,6 +154,7 @@ _MODULES = {
             "keep_page",
             "lines_of",
             "page_verdicts",
+            "stale_results",
             "report",
             "text_report",
             "write_page",
@@ -241,6 +243,7 @@ __all__ = [
     "require_same_text",
     "run_all",
     "run_status",
+    "stale_results",
     "standard_lines",
     "standard_task",
     "task_on_all_ranks",

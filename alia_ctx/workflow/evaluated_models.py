@@ -10,6 +10,7 @@ import shutil
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, replace
+from itertools import chain, count
 from pathlib import Path
 from typing import Any
 
@@ -242,14 +243,25 @@ def _has_tokenizer(directory: Path) -> bool:
 
 
 def named_apart(models: Sequence[EvaluatedModel]) -> list[EvaluatedModel]:
-    """The models with names that differ, as each has a folder of its own."""
-    names: dict[str, int] = {}
+    """The models with names that differ, as each has a folder of its own: the first of a
+    name keeps it, others take `NAME (2)` and so on, past what any other is called. What
+    begins with a dot (the folder of imports, locks) is no model's.
+    """
+    names = [_folder_name(model.name) for model in models]
+    own, used = set(names), set[str]()
     apart = []
-    for model in models:
-        count = names[model.name] = names.get(model.name, 0) + 1
-        name = model.name if count == 1 else f"{model.name} ({count})"
-        apart.append(replace(model, name=name))
+    for model, name in zip(models, names, strict=True):
+        numbers = (f"{name} ({number})" for number in count(2))
+        free = (n for n in chain([name], numbers) if n not in used)
+        # A number may have been given to another as its name.
+        chosen = next(n for n in free if n == name or n not in own)
+        used.add(chosen)
+        apart.append(replace(model, name=chosen))
     return apart
+
+
+def _folder_name(name: str) -> str:
+    return name.replace("/", "_").lstrip(".") or "model"
 
 
 class ModelOpener:

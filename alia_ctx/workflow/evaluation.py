@@ -192,7 +192,18 @@ def measure_models(task: EvaluationTask) -> Evaluated:
         for name in evaluation.evaluators
     )
     _refuse_nothing(ordered)
-    return Evaluated(ordered, task.native(), task.has_base)
+    notes = dict.fromkeys(note for result in ordered for note in _copies(task, result))
+    return Evaluated(ordered, task.native(), task.has_base, tuple(notes))
+
+
+def _copies(task: EvaluationTask, result: Result) -> Iterator[str]:
+    """That documents were not counted again, of a result that reads them."""
+    on = task.measurement(result.evaluation.model)
+    if result.evaluator in ON_TEXT and result.content and on.copies:
+        yield (
+            f"{on.copies:,} documents are equal to another in their first "
+            f"{on.length:,} tokens; each is counted once"
+        )
 
 
 def _refuse_nothing(results: Iterable[Result]) -> None:

@@ -73,7 +73,7 @@ def run_measurement(
         retrieval=retrieval_settings(run.evaluation.retrieval, text is not None),
         encode=encode,
         prefix=prefix() if run.data.prepend_bos else (),
-        haystack=haystack_of(text, lambda: tokenizer().auto, max([*contexts, prefer])),
+        haystack=haystack_of(text, lambda: tokenizer().auto),
         tokenizer=cache(lambda: tokenizer_statement(Path(run.tokenizer))),
     )
 
@@ -119,10 +119,12 @@ def text_encoding(
 
 
 def haystack_of(
-    text: Documents | None, tokenizer: Callable[[], Any], tokens: int
-) -> Callable[[], Sequence[str]]:
+    text: Documents | None, tokenizer: Callable[[], Any]
+) -> Callable[[int], Sequence[str]]:
+    """Length of a sample -> the documents that hide its needles."""
+
     @cache
-    def texts() -> Sequence[str]:
+    def texts(tokens: int) -> Sequence[str]:
         return [] if text is None else haystack_texts(text, tokenizer(), tokens)
 
     return texts

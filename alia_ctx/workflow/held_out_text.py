@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import fnmatch
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from itertools import islice
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from alia_ctx.config.run import HELD_OUT, RunConfig
-from alia_ctx.data.documents import SourceSpec, read_documents
+from alia_ctx.data.documents import DocumentCounts, SourceSpec, read_documents
 from alia_ctx.data.tokens import TextEncoder, TokenStore
 from alia_ctx.errors import DataError
 from alia_ctx.evaluation.held_out import Documents, StoredText
@@ -63,6 +65,8 @@ class ReadText:
         documents: how many of the longest length are enough, for each source.
         text_key: field or column that has the text, of inputs that are records.
 
+    Of documents that are equal the first alone is kept, and `copies` counts the others;
+    `counts` what could not be used of all that was read.
     DataError where there is no document, or none has the shortest length.
     """
 
@@ -79,13 +83,21 @@ class ReadText:
         self._documents: list[NDArray[np.integer]] = []
         self._source_of: list[int] = []
         self._longest = 0
+        self._known: set[str] = set()
+        self.counts = DocumentCounts()
+        self.copies = 0
+        self._first: list[NDArray[np.integer]] = []
         for number, name in enumerate(inputs):
             spec = SourceSpec(inputs=[name], text_key=text_key)
             self._read(number, spec, encoder, lengths, documents)
         if not self._documents:
+            left_out = (
+                f"; left out: {self.counts.reasons()}" if self.counts.left_out else ""
+            )
             raise DataError(
                 f"{self.where}: no document has {min(lengths):,} tokens (the longest has "
-                f"{self._longest:,}); give longer documents, or a shorter --context"
+                f"{self._longest:,}{left_out}); give longer documents, or a shorter "
+                "--context"
             )
         self.lengths: NDArray[np.integer] = np.array([len(d) for d in self._documents])
         parts = [checksum(np.asarray(d, np.int64).tobytes()) for d in self._documents]
@@ -107,16 +119,23 @@ class ReadText:
             nonlocal longest, shortest
             for encoded in encoder.encode(batch):
                 size = len(encoded.tokens)
-                self._longest = max(self._longest, size)
+                if len(self._first) < _HAYSTACK_DOCUMENTS:
+                    self._first.append(encoded.tokens[: max(lengths)])
                 is_long = size >= max(lengths)
                 if size < min(lengths) or (not is_long and shortest >= documents):
                     continue
+                tokens = encoded.tokens[: max(lengths)]
+                mark = checksum(np.asarray(tokens, np.int64).tobytes())
+                if mark in self._known:
+                    self.copies += 1
+                    continue
+                self._known.add(mark)
                 longest, shortest = longest + is_long, shortest + 1
-                self._documents.append(encoded.tokens[: max(lengths)])
+                self._documents.append(tokens)
                 self._source_of.append(source)
             batch.clear()
 
-        for document in read_documents(spec):
+        for document in read_documents(spec, self.counts):
             batch.append(document.text)
             if len(batch) == _BATCH:
                 encode()
@@ -130,16 +149,20 @@ class ReadText:
     def document(self, number: int, start: int, stop: int) -> NDArray[np.integer]:
         return self._documents[number][start:stop]
 
+    def beginnings(self, tokens: int) -> Iterator[NDArray[np.integer]]:
+        """Of what was read, not of what was kept: that depends on the lengths asked for."""
+        for first in self._first:
+            yield first[:tokens]
 
-def haystack_texts(text: Documents, tokenizer: object, tokens: int) -> list[str]:
+
+def haystack_texts(text: Documents, tokenizer: Any, tokens: int) -> list[str]:
     """Documents as text, to hide needles in: as many as have `tokens` tokens together."""
     texts: list[str] = []
     total = 0
-    for number in range(min(len(text.lengths), _HAYSTACK_DOCUMENTS)):
-        size = min(int(text.lengths[number]), tokens)
-        ids = text.document(number, 0, size).tolist()
-        texts.append(tokenizer.decode(ids, skip_special_tokens=True))  # type: ignore[attr-defined]
-        total += size
+    for ids in islice(text.beginnings(tokens), _HAYSTACK_DOCUMENTS):
+        numbers = ids.tolist()
+        texts.append(tokenizer.decode(numbers, skip_special_tokens=True))
+        total += len(ids)
         if total >= tokens:
             break
     return [text for text in texts if text.strip()]

@@ -17,10 +17,11 @@ from alia_ctx.evaluation.held_out import (
     Documents,
     HeldOutRow,
     begins_with,
+    copies_left_out,
     held_out_rows,
     long_documents,
 )
-from alia_ctx.evaluation.leak import LeakCounts, probes
+from alia_ctx.evaluation.leak import LeakCounts, merged_replicas, probes
 from alia_ctx.evaluation.long_ppl import KeyTokens, TokenLosses, Windows
 from alia_ctx.evaluation.positions import PositionBands
 from alia_ctx.evaluation.retrieval import (
@@ -108,7 +109,7 @@ class Measurement:
             and of LongPPL's short context.
         retrieval: which samples.
         encode, prefix: text -> ids; ids before each sample.
-        haystack: documents as texts, for needles to be hidden in.
+        haystack: documents as texts, for needles of samples of so many tokens.
         tokenizer: states the tokenizer that `encode` is of; None where there is none.
     """
 
@@ -121,7 +122,7 @@ class Measurement:
     retrieval: RetrievalSettings = field(default_factory=RetrievalSettings)
     encode: Callable[[str], Sequence[int]] = field(default=lambda text: [], repr=False)
     prefix: tuple[int, ...] = ()
-    haystack: Callable[[], Sequence[str]] = field(default=lambda: [], repr=False)
+    haystack: Callable[[int], Sequence[str]] = field(default=lambda n: [], repr=False)
     tokenizer: Callable[[], Any] = field(default=lambda: None, repr=False)
 
     def problem(self, evaluator: str, context: int) -> str | None:
@@ -148,25 +149,38 @@ class Measurement:
                 "length": self.length,
                 "documents": self.documents,
             }
+            if self.copies:
+                settings["copies_left_out"] = self.copies
             if evaluator != "longppl" and self.block_start is not None:
                 settings["blocks_begin_with"] = self.block_start
             if evaluator != "longppl":
                 settings["position_edges"] = self.edges
             if evaluator != "positions":
                 settings["native_context"] = self.native
+            if evaluator == "blocks":
+                # The number goes up where equal settings make other numbers than before.
+                settings["form"] = 2
             return settings | (dict(keys) if keys and evaluator == "longppl" else {})
         if evaluator in ("retrieval", "passkey"):
             settings = self.retrieval.statement()
             if evaluator == "passkey":
                 del settings["tasks"], settings["haystack"]
             elif self.retrieval.haystack == "text" and self.text is not None:
-                settings["held_out"] = self.text.fingerprint
+                # 3: the haystack is by the sample's length alone.
+                settings |= {"form": 3, "held_out": self.text.fingerprint}
             return settings | {
                 "native_context": self.native,
                 "prefix": self.prefix,
                 "tokenizer": self.tokenizer(),
             }
         return {}
+
+    @cached_property
+    def copies(self) -> int:
+        """Documents that are left out, as they are equal to one that is measured."""
+        if self.text is None or not self.length:
+            return 0
+        return copies_left_out(self.text, self.length, self.documents)
 
     @cached_property
     def block_start(self) -> int | None:
@@ -199,8 +213,10 @@ class Measurement:
             makes["positions"] = bands
         if "blocks" in names:
             overlap = 0 if self.block_start is None else 1
+            # Past what the model is shown it has not all before: a band of its own.
+            edges = sorted({*self.edges, *([context] if context < self.length else [])})
             makes["blocks"] = partial(
-                WithoutBlockEnds, self.edges, block=self.native, overlap=overlap
+                WithoutBlockEnds, edges, blocks=(self.native, context), overlap=overlap
             )
         if keys is not None and "longppl" in names:
             makes["longppl"] = partial(TokenLosses, self.length)
@@ -212,8 +228,8 @@ class Measurement:
             contents["positions"] = found["positions"].to_json()
         if "blocks" in found:
             rows = self._rows(self.native, row_length or context)
-            blocks = measure(engine, rows, bands, progress)
-            gain = far_context_gain(found["blocks"], blocks, self.native)
+            blocks = measure(engine, rows, makes["blocks"], progress)
+            gain = far_context_gain(found["blocks"], blocks, self.native, context)
             contents["blocks"] = gain
         if keys is not None and "longppl" in found:
             contents["longppl"] = keys.long_ppl(found["longppl"])
@@ -289,14 +305,13 @@ class Measurement:
         return self._answers(engine, specs, row_length or context, progress)
 
     def _samples(self, specs: Sequence[SampleSpec], row_length: int) -> SampleRows:
-        texts = self.haystack() if self.retrieval.haystack == "text" else ()
         return SampleRows(
             self.retrieval,
             specs,
             self.encode,
             row_length,
             prefix=self.prefix,
-            texts=texts,
+            texts=self.haystack,
         )
 
     def _answers(
@@ -314,13 +329,13 @@ class Measurement:
         """Content of `leak`: how many positions of other documents moved when one token of
         one document was changed. Collective.
         """
-        local, total = LeakCounts(), LeakCounts()
+        local = LeakCounts()
         for probe in probes(self.vocab_size, context):
             found = [_row_losses(engine, r) for r in (probe.row, probe.changed_row)]
             if found[0] is not None and found[1] is not None:
                 local.add(probe, found[0], found[1])
-        for part in engine.gather_objects(local.to_json()):
-            total.merge(LeakCounts.from_json(part))
+        own = (engine.data_parallel_rank, local.to_json())
+        total = merged_replicas(engine.gather_objects(own))
         if not total.own_moved:
             raise DataError(
                 "the leak probe changed tokens and no loss of their own documents moved; "

@@ -121,7 +121,22 @@ def _notes(
         if on.text is None:
             if "retrieval" in asked.evaluators:
                 yield "there is no --text, so that noise hides what retrieval asks for"
-        elif short := int((on.text.lengths < on.length).sum()):
+            continue
+        if isinstance(on.text, ReadText) and on.text.counts.left_out:
+            counts = on.text.counts
+            yield "\n  ".join(
+                [
+                    f"{counts.left_out:,} documents of {on.text.where} left out: "
+                    f"{counts.reasons()}",
+                    *counts.examples,
+                ]
+            )
+        if isinstance(on.text, ReadText) and on.text.copies:
+            yield (
+                f"{on.text.copies:,} documents are equal to another in the first "
+                f"{max(contexts):,} ids of {model.name}; each is counted once"
+            )
+        if short := int((on.text.lengths < on.length).sum()):
             yield (
                 f"{short:,} of {len(on.text.lengths):,} documents are shorter than "
                 f"{on.length:,} tokens in the ids of {model.name} and are left out"
@@ -223,9 +238,7 @@ def _models_measurement(
         retrieval=retrieval_settings(asked.retrieval, text is not None),
         encode=encode,
         prefix=prefix() if bos else (),
-        haystack=haystack_of(
-            text, lambda: tokenizer.auto if tokenizer else None, max(contexts)
-        ),
+        haystack=haystack_of(text, lambda: tokenizer.auto if tokenizer else None),
         tokenizer=cache(
             lambda: tokenizer_statement(Path(directory)) if directory else None
         ),

@@ -16,10 +16,12 @@ from alia_ctx.config.run import RunConfig
 from alia_ctx.errors import CheckpointError, DataError
 from alia_ctx.evaluation.positions import PositionBands, paired_difference
 from alia_ctx.evaluation.report import Report, write_report
+from alia_ctx.evaluation.standard_errors import known_error
 from alia_ctx.evaluation.verdicts import Measured, Verdict
 from alia_ctx.files import atomic_file
 from alia_ctx.identity import IdentityError
 from alia_ctx.report import RunFacts, comparison_page, run_page
+from alia_ctx.report.page import stale_results as stale_of
 from alia_ctx.report.verdicts import verdicts
 from alia_ctx.train.run_directory import RunDirectory
 from alia_ctx.workflow.chain import finished_checkpoint, run_directory
@@ -127,11 +129,13 @@ def _cut_input_notes(
         if start < native or stop > reach:
             continue
         paired = paired_difference(results[base], results[final], start, stop)
+        error = known_error(paired.standard_error)
+        known = "not known" if error is None else f"{error:.4f}"
         notes.append(
             f"For comparison, at positions {start:,}-{stop - 1:,}: {final} with all of "
             "the document before it against "
             f"{base} with at most {native:,} tokens of it: {paired.difference:+.4f} "
-            f"nats a token (standard error {paired.standard_error:.4f})"
+            f"nats a token (standard error {known})"
         )
     return notes
 
@@ -181,6 +185,11 @@ def _facts(target: Path, overrides: Sequence[str]) -> RunFacts:
 def page_verdicts(target: Path, overrides: Sequence[str] = ()) -> list[Verdict]:
     """What the page of a run says in words."""
     return verdicts(_facts(target, overrides))
+
+
+def stale_results(targets: Sequence[Path], overrides: Sequence[str] = ()) -> list[str]:
+    """Results of these runs that their page names and does not show, as sentences."""
+    return [line for target in targets for line in stale_of(_facts(target, overrides))]
 
 
 def keep_page(

@@ -17,7 +17,7 @@ from alia_ctx.identity import IdentityError, differences, statement, unsealed
 from alia_ctx.report import Result, RunFacts, StageFacts
 from alia_ctx.report.facts import COMMANDS, Planned, Span
 from alia_ctx.spec.execution import loss_chunk_tokens
-from alia_ctx.train.metrics_log import read_lines
+from alia_ctx.train.metrics_log import broken_lines, read_lines
 from alia_ctx.train.run_directory import RunDirectory
 from alia_ctx.train.stage_identity import (
     CHANGES,
@@ -53,7 +53,12 @@ def run_facts(
     native = _native(run, problems)
     own = _own_contexts(run, base, native)
     measured = _results(root / "evaluation", statements, problems)
-    results = _alike([r for r in measured if _is_of_comparison(r, own)])
+    results = [r for r in measured if _is_of_comparison(r, own)]
+    if target is None:  # a directory's configuration is that of training
+        from alia_ctx.workflow.outdated_results import with_outdated  # as in `_native`
+
+        results = with_outdated(run, native, results, statements, problems)
+    results = _alike(results)
     return RunFacts(
         run.name,
         str(root),
@@ -153,6 +158,10 @@ def _stage(run: RunConfig, places: RunDirectory, name: str) -> StageFacts:
     )
     log = places.metrics(name)
     kept: list[Any] = _attempt(lambda: read_lines(log), problems, log) or []
+    broken: list[int] = _attempt(lambda: broken_lines(log), [], log) or []
+    if broken:
+        lines = ", ".join(map(str, broken[:5])) + (", ..." if len(broken) > 5 else "")
+        problems.append(f"{log}: not whole, and not shown: line {lines}")
     layout = dataclasses.asdict(stage.layout)
     extra = manifest.extra if manifest else {}
     root = places.checkpoints(name)
@@ -172,7 +181,7 @@ def _stage(run: RunConfig, places: RunDirectory, name: str) -> StageFacts:
         checkpoint=checkpoint_statement(manifest) if manifest else None,
         lines=[line for line in kept if not manifest or line.get("stage") == name],
         again=len(_lines_aside(log, "superseded", problems)),
-        broken=len(_lines_aside(log, "broken", problems)),
+        broken=len(broken) + len(_lines_aside(log, "broken", problems)),
         damaged=[path.name for path in sorted(root.glob("*.damaged*"))],
         unfinished=[path.name for path in sorted(root.glob("*.incomplete"))],
         changes=list(extra.get(CHANGES, ())),
@@ -315,7 +324,9 @@ def _alike(results: list[Result]) -> list[Result]:
         beside = [
             _settings(r)
             for r in results
-            if r.evaluator == result.evaluator and _settings(r) and not r.differs
+            if r.evaluator == result.evaluator
+            and _settings(r)
+            and not (r.differs or r.outdated)
         ]
         own = _settings(result)
         usual = max(reversed(beside), key=beside.count, default=own)

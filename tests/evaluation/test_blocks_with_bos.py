@@ -11,6 +11,9 @@ import pytest
 import torch
 
 from alia_ctx.config.run import EngineConfig
+from alia_ctx.evaluation.tables import tables
+from alia_ctx.evaluation.verdicts import Chain, Measured, claims, verdicts
+from alia_ctx.evaluation.verdicts.measured import far_gains
 from alia_ctx.workflow.measuring import Measurement
 from alia_ctx.workflow.transformers_scorer import TransformersScorer
 
@@ -79,6 +82,63 @@ def measured(folder: Path, text: Text) -> dict[str, Any]:
     base = on.on_text(scorer, NATIVE, ["positions"])["positions"]
     whole = on.on_text(scorer, LENGTH, ["positions", "blocks"])
     return {"settings": on.settings("blocks"), "base": base, **whole}
+
+
+@pytest.mark.parametrize("first", [(BOS, BOS, BOS), (BOS, 7, 9)])
+def test_of_a_model_that_is_shown_less_than_the_document_both_sides_are_equal(
+    folder: Path, first: tuple[int, ...]
+) -> None:
+    """A gain counts the tokens that both sides predict, and none is of far context past
+    what the model was shown.
+    """
+    from transformers import AutoModelForCausalLM
+
+    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
+    text, shown = Text(*first), 25
+    overlap = 1 if set(first) == {BOS} else 0
+    on = Measurement(
+        text=text,  # type: ignore[arg-type]
+        length=LENGTH,
+        documents=9,
+        edges=(0, NATIVE, LENGTH),
+        native=NATIVE,
+        vocab_size=64,
+        prefix=(BOS,),
+    )
+    scorer = TransformersScorer(folder, EngineConfig(device="cpu", precision="fp32"))
+    content = on.on_text(scorer, shown, ["blocks"])["blocks"]
+
+    def in_blocks(tokens: np.ndarray, size: int) -> np.ndarray:
+        made = np.full(LENGTH, np.nan)
+        for start in range(0, LENGTH - overlap, size - overlap):
+            block = tokens[start : start + size].copy()
+            if overlap:
+                block[0] = BOS
+            if len(block) > 1:
+                found = losses(model, block)
+                skip = int(bool(start and overlap))
+                made[start + skip : start + len(found)] = found[skip:]
+        return made
+
+    assert content["shown"] == shown
+    places = [(band["first"], band["last"]) for band in content["bands"]]
+    assert places == [(0, NATIVE), (NATIVE, shown), (shown, LENGTH)]
+    for band in content["bands"]:
+        gains = []
+        for tokens in (document[:LENGTH] for document in text.texts):
+            gain = in_blocks(tokens, NATIVE) - in_blocks(tokens, shown)
+            gains.append(np.nanmean(gain[band["first"] : band["last"]]))
+        assert band["gain"] == pytest.approx(np.mean(gains), abs=1e-5)
+        error = np.std(gains, ddof=1) / np.sqrt(len(gains))
+        assert band["standard_error"] == pytest.approx(error, abs=1e-5)
+    line = Measured("m", "m", shown, {"blocks": content})
+    assert [(g.first, g.last) for g in far_gains(line)] == [(NATIVE, shown)]
+    said = " ".join(verdicts([line], NATIVE))
+    assert f"shown {shown} tokens" in said and f"{shown}-{LENGTH - 1}" not in said
+    (table,) = tables([line])
+    past = next(iter(list(table.columns)[-1].cells))
+    assert past.startswith("(") and past.endswith(")")
+    assert len(claims([line], Chain("base", NATIVE, {"m": LENGTH}))) == 1
 
 
 def totals(content: dict[str, Any]) -> tuple[np.ndarray, np.ndarray]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from itertools import pairwise
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -16,6 +17,7 @@ from alia_ctx.evaluation.blocks import WithoutBlockEnds, far_context_gain
 from alia_ctx.evaluation.held_out import StoredText, held_out_rows, longest_measurable
 from alia_ctx.evaluation.leak import LeakCounts, probes
 from alia_ctx.evaluation.long_ppl import KeyTokens, TokenLosses, Windows
+from alia_ctx.workflow.measuring import Measurement
 
 LENGTH, BLOCK = 24, 8
 EDGES = (0, 8, 24)
@@ -70,9 +72,9 @@ def test_gain_of_far_context_by_brute_force(row_length: int) -> None:
     }
     whole_rows = held_out_rows(text, context=LENGTH, **options)
     block_rows = held_out_rows(text, context=BLOCK, **options)
-    whole = run_model(whole_rows, WithoutBlockEnds(EDGES, block=BLOCK))
+    whole = run_model(whole_rows, WithoutBlockEnds(EDGES, blocks=[BLOCK]))
     blocks = run_model(block_rows, PositionBands(EDGES))
-    found = far_context_gain(whole, blocks, BLOCK)["bands"]
+    found = far_context_gain(whole, blocks, BLOCK, LENGTH)["bands"]
     for band, (first, last) in zip(found, ((0, 8), (8, 24)), strict=True):
         gains = []
         for number in (0, 2, 3):
@@ -195,3 +197,47 @@ def test_rows_of_a_store_hold_its_tokens(tmp_path: Any) -> None:
         [16, 17, 18, 19],
     ]
     assert isinstance(rows[0].row, PackedRow)
+
+
+class Replicas:
+    """Two data-parallel ranks of two context-parallel ones; `leaking` is a rank of the
+    first kind whose documents see each other.
+    """
+
+    def __init__(self, leaking: int | None = None) -> None:
+        self.leaking = leaking
+        self.data_parallel_rank = 0
+
+    def row_losses(self, rows: Any) -> list[Any]:
+        (row,) = rows
+        tokens = row.tokens().astype(np.float64)
+        losses = np.array([tokens[: at + 1].sum() for at in range(len(tokens))])
+        if self.data_parallel_rank != self.leaking:
+            for start, stop in pairwise(row.doc_offsets.tolist()):
+                losses[start:stop] = np.cumsum(tokens[start:stop])
+        half = len(tokens) // 2
+        losses[half:] = np.where(self.data_parallel_rank < 0, losses[half:], np.nan)
+        return [SimpleNamespace(as_row=lambda: losses)]
+
+    def gather_objects(self, own: tuple[int, Any]) -> list[Any]:
+        """As if the other replica had found the same, or what it leaks."""
+        if self.leaking is None:
+            return [own, (1, own[1])]
+        return [(0, {**own[1], "moved": 0}), (1, {**own[1], "moved": 7})]
+
+
+@pytest.mark.parametrize(("leaking", "moved"), [(None, 0), (1, 7)])
+def test_positions_are_counted_once_however_many_replicas_read_them(
+    leaking: int | None, moved: int
+) -> None:
+    on = Measurement(None, 0, 1, (0, 64), 64, 50)
+    engine: Any = Replicas(leaking)
+    once = LeakCounts()
+    for probe in probes(50, 64):
+        found = [
+            engine.row_losses([r])[0].as_row() for r in (probe.row, probe.changed_row)
+        ]
+        once.add(probe, *found)
+    content = on.leaks(engine, 64, {"dp": 2})
+    assert content["positions"] == once.positions > 0
+    assert content["moved"] == moved

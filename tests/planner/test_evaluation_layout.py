@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 
 from alia_ctx.errors import LayoutError
 from alia_ctx.planner.evaluation_layout import evaluation_layout
-from alia_ctx.spec.layout import Layout
+from alia_ctx.spec.layout import Layout, zigzag_chunks
 from alia_ctx.spec.model import ModelSpec
 from tests.hf_models import ALIA
 
@@ -59,3 +61,32 @@ def test_where_nothing_fits_enough_ranks_are_named() -> None:
     assert layout(ALIA, 4096, enough).model_ranks <= enough
     with pytest.raises(LayoutError, match="shorter context"):
         layout(ALIA, 4096, 1, gib=0.1)
+
+
+@pytest.mark.parametrize("context", [101, 333, 32_769])
+@pytest.mark.parametrize("world", [1, 2, 8])
+def test_an_odd_context_is_read_whole(context: int, world: int) -> None:
+    """Nothing has to be cut where no rank shares a row."""
+    assert layout(SMALL, context, world) == Layout()
+    assert not Layout(pp=2).problems("layout", SMALL, context, 2)
+
+
+def test_what_cannot_be_cut_is_not_called_a_lack_of_memory() -> None:
+    """Half of ALIA fits on a GPU; its layers can be cut whatever the rows are."""
+    with pytest.raises(LayoutError) as error:
+        layout(ALIA, 4096, 5)
+    said = str(error.value)
+    assert "do not divide the model" in said and "num_key_value_heads=8" in said
+    with pytest.raises(LayoutError) as error:
+        layout(replace(ALIA, num_hidden_layers=47), 333, 2)
+    said = str(error.value)
+    assert "do not divide rows of 333 tokens" in said and "evaluate 336" in said
+    assert "GiB" not in said
+
+
+def test_an_odd_row_is_cut_by_nobody_and_that_is_the_remedy() -> None:
+    (problem,) = Layout(cp=2).problems("layout", SMALL, 333, 2)
+    assert problem.remedy == "1 fit"
+    with pytest.raises(LayoutError, match="cp=1 fit"):
+        zigzag_chunks(333, 2, 0)
+    assert zigzag_chunks(333, 1, 0) == ((0, 333),)

@@ -140,6 +140,18 @@ def test_a_result_of_another_model_is_named_and_not_shown() -> None:
     )
 
 
+def test_a_result_by_other_settings_is_named_and_not_shown() -> None:
+    from dataclasses import replace
+
+    lines = ["settings.documents: 3 there, 64 now"]
+    outdated = [replace(r, outdated=lines) for r in results()]
+    facts = run(results=outdated)
+    assert not any(facts.of(r.evaluator) for r in outdated) and not facts.lines
+    words = Reader(run_page(facts)).words
+    assert "other settings than the configuration has" in words
+    assert lines[0] in words
+
+
 def test_the_numbers_are_those_of_the_results() -> None:
     """The mean and its standard error, counted anew: every document has equal counts, so
     that of their mean is the standard deviation of the documents' means."""
@@ -268,6 +280,19 @@ def test_a_passkey_that_is_near_is_none_beyond_the_context() -> None:
     far = next(v for v in found if v.claim == far_claim(128, "256 tokens (x2)"))
     assert far.holds is True and far.detail.startswith("0 of ")
     assert sum("in its own 128 tokens" in v.claim for v in found) == 1
+
+
+def test_passkeys_of_a_model_are_one_row_of_a_comparison() -> None:
+    """Each context has the grid of the lengths below it too."""
+    from dataclasses import replace
+
+    both = [r for r in results() if r.evaluator == "passkey"]
+    doubled = [*results(), *(replace(r, context=r.context * 2) for r in both)]
+    other = replace(run(results=doubled), name="other")
+    page = comparison_page(run(), other)
+    section = page[page.index('id="passkey"') :]
+    for model in {r.model for r in both}:
+        assert section.count(f">{model} of other<") == 1
 
 
 def test_a_live_page_reads_itself_again() -> None:

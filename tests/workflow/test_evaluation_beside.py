@@ -18,7 +18,8 @@ from tests.small_run import write_run
 def test_documents_as_long_as_the_context_that_is_asked_for(tmp_path: Path) -> None:
     """The longest context is 256; no held-out document has more than 100 tokens."""
     path = write_run(tmp_path, tokens=512)
-    documents = [np.arange(4, 4 + length) for length in (100, 40, 90)]
+    starts = {100: 4, 40: 5, 90: 6}  # copies of one would be one
+    documents = [np.arange(at, at + length) for length, at in starts.items()]
     write_store(tmp_path / "brief", documents, 200)
     changed(path, evaluation__held_out={"store": str(tmp_path / "brief")})
     run = load_run(path, stages=["short"])

@@ -5,7 +5,7 @@ code with it: losses, key tokens, answers.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -138,15 +138,14 @@ class Shown:
 
     def __init__(self, texts: list[np.ndarray]) -> None:
         self.texts = texts
-        self.lengths = np.array([len(text) for text in texts])
 
-    def document(self, number: int, start: int, stop: int) -> np.ndarray:
-        return self.texts[number][start:stop]
+    def beginnings(self, tokens: int) -> Iterator[np.ndarray]:
+        return (text[:tokens] for text in self.texts)
 
 
-def haystack(root: Path) -> list[str]:
+def haystack(root: Path) -> Callable[[int], list[str]]:
     shown: Any = Shown(documents(root))
-    return haystack_texts(shown, tokenizer_of(root), CONTEXT)
+    return lambda length: haystack_texts(shown, tokenizer_of(root), length)
 
 
 @pytest.fixture(scope="module")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -13,6 +14,7 @@ from alia_ctx.data.tokens import TextEncoder, TokenStore, tokenize_source
 from alia_ctx.errors import DataError
 from alia_ctx.workflow import held_out_text
 from alia_ctx.workflow.held_out_text import ReadText, haystack_texts, stored_text
+from alia_ctx.workflow.named_models import _notes
 from tests.evaluated_model import write_text, write_tokenizer
 
 
@@ -77,3 +79,41 @@ def test_a_haystack_is_the_text_that_was_tokenised(folder: Path) -> None:
     made = haystack_texts(text, tokenizer, 300)
     assert len(made) == 2  # 200 tokens each
     assert (folder / "books" / "0.txt").read_text().startswith(made[0])
+
+
+def test_the_haystack_of_a_length_is_the_same_whatever_else_is_read(
+    folder: Path,
+) -> None:
+    """Short documents are in it, and those that are cut are as for longer ones."""
+    from transformers import AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(folder / "tokenizer")
+    inputs = [str(folder / "brief"), str(folder / "books")]
+    made = [
+        haystack_texts(ReadText(inputs, encoder(folder), lengths, n), tokenizer, 300)
+        for lengths, n in (([300], 9), ([64, 300], 1), ([300, 900], 2), ([900], 1))
+    ]
+    assert all(texts == made[0] for texts in made) and made[0]
+
+
+def test_what_cannot_be_read_is_counted_with_examples(
+    folder: Path, tmp_path: Path
+) -> None:
+    """Broken lines, lines without text, copies: what `tokenize` says of them too."""
+    book = (folder / "books" / "0.txt").read_text()
+    good = json.dumps({"text": book})
+    lines = [good, '{"text": "half', json.dumps({"body": "x"}), '{"text": ""}', good]
+    (tmp_path / "a.jsonl").write_text("\n".join(lines))
+    text = ReadText([str(tmp_path / "a.jsonl")], encoder(folder), [64], 9)
+    counts = text.counts
+    assert (counts.invalid_json, counts.missing_text, counts.empty) == (1, 1, 1)
+    assert counts.left_out == 3 and len(counts.examples) == 3
+    assert "a.jsonl" in counts.examples[0]
+    assert len(text.lengths) == 1 and text.copies == 1
+    model: Any = SimpleNamespace(name="m", context=64)
+    asked: Any = SimpleNamespace(contexts=(64,), evaluators=("positions",))
+    on: Any = SimpleNamespace(text=text, length=64)
+    said = "\n".join(_notes([model], asked, (64,), lambda name: on))
+    assert "3 documents of" in said and "1 invalid_json" in said
+    assert all(example in said for example in counts.examples)
+    assert "1 documents are equal to another" in said

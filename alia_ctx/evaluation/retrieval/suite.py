@@ -4,7 +4,7 @@ answers to them.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass
 from typing import Any, overload
@@ -71,7 +71,8 @@ class SampleRows(Sequence[HeldOutRow]):
     Args:
         encode: text -> ids, without special tokens.
         prefix: ids before each sample, BOS say.
-        texts: documents for the haystack; none hides needles in noise.
+        texts: documents for the haystack of samples of so many tokens, so that a sample
+            is the same whatever else is asked; none hides needles in noise.
     """
 
     def __init__(
@@ -82,13 +83,13 @@ class SampleRows(Sequence[HeldOutRow]):
         row_length: int,
         *,
         prefix: Sequence[int] = (),
-        texts: Sequence[str] = (),
+        texts: Callable[[int], Sequence[str]] = lambda length: (),
     ) -> None:
         self.settings, self.specs = settings, tuple(specs)
         self._encode, self._prefix = encode, tuple(prefix)
         self._row_length = row_length
-        self._haystacks: dict[str, Haystack] = {}
-        self._texts = texts if settings.haystack == "text" else ()
+        self._haystacks: dict[tuple[str, int], Haystack] = {}
+        self._texts = texts
         if any(spec.length > row_length for spec in specs):
             raise DataError(
                 f"samples of {max(spec.length for spec in specs)} tokens do not fit into "
@@ -118,17 +119,20 @@ class SampleRows(Sequence[HeldOutRow]):
             self._encode,
             seed=(self.settings.seed, spec.number),
             language=spec.language,
-            haystack=self._haystack(spec.language),
+            haystack=self._haystack(spec.language, spec.length),
             depth=spec.depth,
             prefix=self._prefix,
             digits=self.settings.digits,
         )
 
-    def _haystack(self, language: str) -> Haystack:
-        if language not in self._haystacks:
+    def _haystack(self, language: str, length: int) -> Haystack:
+        in_text = self.settings.haystack == "text"
+        texts = self._texts(length) if in_text else ()
+        place = ("", length) if texts else (language, 0)
+        if place not in self._haystacks:
             noise = ["\n".join(LANGUAGES[language].noise)]
-            self._haystacks[language] = Haystack(self._texts or noise, self._encode)
-        return self._haystacks[language]
+            self._haystacks[place] = Haystack(texts or noise, self._encode)
+        return self._haystacks[place]
 
     def __len__(self) -> int:
         return len(self._rows)

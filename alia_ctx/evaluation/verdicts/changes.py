@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 
 from alia_ctx.evaluation.positions import paired_difference
 from alia_ctx.evaluation.retrieval import RetrievalScores
+from alia_ctx.evaluation.standard_errors import known_error, with_error
 from alia_ctx.evaluation.verdicts.measured import (
     Measured,
     by_length,
@@ -123,12 +123,16 @@ def _beyond_own(base: Sequence[Measured], native: int) -> list[str]:
 
 def _change(difference: float, error: float, worse: str, better: str) -> str:
     """`costs 0.0120 +- 0.0030 nats a token`; where the error is as large, that it shows none."""
-    if math.isnan(error):
+    known = known_error(error)
+    if difference == 0:
+        return "shows no difference at all"
+    if known is None:
         word = worse if difference > 0 else better
         return (
-            f"{word} {abs(difference):.4f} nats a token (one document, no error known)"
+            f"{word} {abs(difference):.4f} nats a token (one document, or all alike: no "
+            "error known)"
         )
-    if abs(difference) <= _CLEAR * error:
+    if abs(difference) <= _CLEAR * known:
         return f"shows no difference ({difference:+.4f} +- {error:.4f} nats a token)"
     word = worse if difference > 0 else better
     return f"{word} {abs(difference):.4f} +- {error:.4f} nats a token"
@@ -144,7 +148,8 @@ def _far_context(model: Sequence[Measured]) -> list[str]:
     for gain in gains:
         where = f"at positions {gain.first:,}-{gain.last - 1:,}"
         if gain.times is None:
-            parts.append(f"{gain.gain:+.4f} nats a token {where} (one document)")
+            said = with_error(f"{gain.gain:+.4f} nats a token {where}", gain.error)
+            parts.append(said)
         else:
             parts.append(
                 f"{gain.gain:+.4f} +- {gain.error:.4f} nats a token {where} "
@@ -153,8 +158,9 @@ def _far_context(model: Sequence[Measured]) -> list[str]:
     if not parts:
         return []
     return [
-        f"{line.name}: far context brings it {', '.join(parts)}, against the same text in "
-        f"blocks of {gains[0].block:,}"
+        f"{line.name}: far context brings it {', '.join(parts)}, shown "
+        f"{line.context:,} tokens, against the same text in blocks of "
+        f"{gains[0].block:,}"
     ]
 
 

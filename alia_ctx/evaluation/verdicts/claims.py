@@ -10,6 +10,7 @@ from typing import Any
 from alia_ctx.errors import DataError
 from alia_ctx.evaluation.positions import PositionBands, paired_difference
 from alia_ctx.evaluation.retrieval.scores import Score
+from alia_ctx.evaluation.standard_errors import known_error, with_error
 from alia_ctx.evaluation.verdicts.measured import Measured, by_length, far_gains
 
 CLEAR = 3.0  # standard errors by which a loss must be lower to be called clearly lower
@@ -151,8 +152,8 @@ def _no_worse(
     change = paired.difference / paired.first
     detail = (
         f"{paired.first:.4f} -> {paired.second:.4f} nats a token, "
-        f"{paired.difference:+.4f} +- {paired.standard_error:.4f} (standard error, "
-        f"{paired.documents} documents), {change:+.2%}"
+        f"{with_error(f'{paired.difference:+.4f}', paired.standard_error)} (standard "
+        f"error, {paired.documents} documents), {change:+.2%}"
     )
     return Verdict(claim, bool(change <= TOLERANCE), detail)
 
@@ -167,7 +168,9 @@ def _clearly_better(
     paired = paired_difference(results[baseline], results[final], start, stop)
     if paired.documents < 2:
         return Verdict(claim, None, _too_few(paired.documents))
-    gain, error = -paired.difference, paired.standard_error
+    gain, error = -paired.difference, known_error(paired.standard_error)
+    if error is None:
+        return Verdict(claim, None, _without_spread(paired.documents))
     detail = (
         f"{paired.first:.4f} -> {paired.second:.4f} nats a token, "
         f"{paired.difference:+.4f} +- {error:.4f} (standard error, {paired.documents} "
@@ -183,17 +186,34 @@ def _too_few(documents: int) -> str:
     )
 
 
+def _without_spread(documents: int) -> str:
+    return (
+        f"{documents} documents have no spread, as copies of one, so that no error is "
+        "known; evaluate other text"
+    )
+
+
 def _blocks(lines: Sequence[Measured], chain: Chain) -> Iterator[Verdict]:
     """Within what each stage was trained at: the base is shown more only for the tables."""
     for line in lines:
         if "blocks" not in line.contents or line.model == chain.base:
             continue
         for gain in far_gains(line):
-            if gain.times is None or gain.first >= chain.own(line.model):
+            if gain.first >= chain.own(line.model):
+                continue
+            claim = (
+                f"far context brings {line.model} a gain of {BRINGS:g} standard errors "
+                f"at positions {gain.first:,} to {gain.last - 1:,}"
+            )
+            if gain.times is None:
+                few = gain.documents < 2
+                why = (
+                    _too_few(gain.documents) if few else _without_spread(gain.documents)
+                )
+                yield Verdict(claim, None, why)
                 continue
             yield Verdict(
-                f"far context brings {line.model} a gain of {BRINGS:g} standard errors "
-                f"at positions {gain.first:,} to {gain.last - 1:,}",
+                claim,
                 bool(gain.times >= BRINGS),
                 f"{gain.gain:+.4f} +- {gain.error:.4f} nats a token over "
                 f"{gain.documents} documents: {gain.times:.1f} standard errors, against "

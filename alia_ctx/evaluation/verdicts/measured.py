@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from alia_ctx.evaluation.positions import PositionBands
 from alia_ctx.evaluation.retrieval import RetrievalScores
+from alia_ctx.evaluation.standard_errors import known_error
 
 
 @dataclass(frozen=True)
@@ -38,7 +38,8 @@ def longest(lines: Sequence[Measured], evaluator: str) -> Measured | None:
 @dataclass(frozen=True)
 class Gain:
     """What far context brings at positions [first, last), in nats a token, the mean over
-    documents with its standard error (None below two); against blocks of `block` tokens.
+    documents with its standard error (None where none is known); against blocks of
+    `block` tokens.
     """
 
     first: int
@@ -51,26 +52,26 @@ class Gain:
     @property
     def times(self) -> float | None:
         """The gain in standard errors; None where none is known."""
-        if self.error is None:
-            return None
-        return self.gain / self.error if self.error else math.inf
+        return None if self.error is None else self.gain / self.error
 
 
 def far_gains(line: Measured) -> list[Gain]:
-    """Of `blocks`, the bands past the first block: within it both sides see the same."""
+    """Of `blocks`, the bands past the first block, within which both sides see the same,
+    and up to what the model was shown: past that it has not all before.
+    """
     content = line.contents["blocks"]
-    block = content["block"]
+    block, shown = content["block"], content.get("shown", line.context)
     return [
         Gain(
             band["first"],
             band["last"],
             band["documents"],
             band["gain"],
-            band["standard_error"],
+            known_error(band["standard_error"]) if band["documents"] > 1 else None,
             block,
         )
         for band in content["bands"]
-        if band["documents"] and band["first"] >= block
+        if band["documents"] and block <= band["first"] < shown
     ]
 
 

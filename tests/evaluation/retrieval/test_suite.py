@@ -179,12 +179,16 @@ def test_a_task_that_some_languages_have_room_for_is_kept_for_them() -> None:
 
 def test_noise_hides_needles_where_it_is_asked_for() -> None:
     settings = RetrievalSettings(("niah_single_2",), haystack="noise")
-    rows = SampleRows(settings, [], bytes_of, 2048, texts=["The user's own text."])
+    rows = SampleRows(
+        settings, [], bytes_of, 2048, texts=lambda _: ["The user's own text."]
+    )
     sample = rows.make(SampleSpec("niah_single_2", "en", 2048, 0))
     text = bytes(sample.tokens.tolist()).decode()
     assert "own text" not in text and LANGUAGES["en"].noise[0] in text
     settings = RetrievalSettings(("niah_single_2",))
-    rows = SampleRows(settings, [], bytes_of, 2048, texts=["The user's own text."])
+    rows = SampleRows(
+        settings, [], bytes_of, 2048, texts=lambda _: ["The user's own text."]
+    )
     sample = rows.make(SampleSpec("niah_single_2", "en", 2048, 0))
     assert "own text" in bytes(sample.tokens.tolist()).decode()
 
@@ -195,3 +199,18 @@ def test_settings_state_digits_where_they_are_not_the_published_ones() -> None:
     assert RetrievalSettings(digits=3).statement()["digits"] == 3
     rows = SampleRows(RetrievalSettings(digits=3), (), bytes_of, 1000)
     assert len(rows.make(SampleSpec("passkey", "en", 1000, 0)).texts[0]) == 3
+
+
+def test_a_sample_is_the_same_whatever_else_is_asked() -> None:
+    """Its haystack is of its own length, not of the longest."""
+    words = " ".join(f"word{n}." for n in range(4000))
+
+    def texts(tokens: int) -> list[str]:
+        return [words[:tokens]]
+
+    spec = SampleSpec("niah_single_2", "en", 1024, 0)
+    alone = SampleRows(SETTINGS, [spec], bytes_of, 1024, texts=texts)
+    longer = SampleSpec("niah_single_2", "en", 4096, 0)
+    beside = SampleRows(SETTINGS, [longer, spec], bytes_of, 4096, texts=texts)
+    assert alone.sample(0).tokens.tolist() == beside.sample(1).tokens.tolist()
+    assert len(beside.sample(0).tokens) == 4096
