@@ -231,11 +231,15 @@ def _is_plain(text: str) -> bool:
 
 
 def _call(function: dict[str, Any]) -> tuple[str, str]:
-    """Name and text of the arguments; some servers have an object in its place."""
-    arguments = function.get("arguments")
-    arguments = "" if arguments is None else arguments
-    written = arguments if isinstance(arguments, str) else json.dumps(arguments)
-    return str(function["name"]), written
+    """Name and text of the arguments, as a server gives them.
+
+    BFCL finds no call in an answer where arguments are no text. Those are kept as the
+    JSON of their JSON: a text, which is read as no object.
+    """
+    name, arguments = function.get("name"), function.get("arguments")
+    if not isinstance(arguments, str):
+        arguments = json.dumps(json.dumps(arguments))
+    return "" if name is None else str(name), arguments
 
 
 def _text(content: Any) -> str:

@@ -278,8 +278,13 @@ def test_a_server_that_takes_too_long(
     [
         (said(None, ("get_value", '{"n": ')), "broken_call"),
         (said(None, ("get_value", "[0]")), "broken_call"),
-        (said(None, ("get_value", {"n": 0})), None),  # type: ignore[arg-type]
-        (said(None, ("get_value", None)), "missing_required"),  # type: ignore[arg-type]
+        *(
+            (said(None, ("get_value", given)), "broken_call")  # type: ignore[arg-type]
+            for given in ("", " ", "{'n': 0}", None, {"n": 0}, {}, [], 3, True)
+        ),
+        ({"tool_calls": [{"function": {"name": "get_value"}}]}, "broken_call"),
+        ({"tool_calls": [{"function": {"arguments": '{"n": 0}'}}]}, "wrong_function"),
+        (said(None, ("get_value", ' {"n": 1, "n": 0}\n')), None),
         ({"content": [{"type": "text", "text": "[get_value(n=0)]"}]}, None),
         ({"content": None}, "no_call"),
         ({"content": ["x"]}, AliaError),
