@@ -279,6 +279,8 @@ def _show(scored: dict[str, ScoredModel], content: dict[str, Any]) -> None:
                 reasons[reason] = reasons.get(reason, 0) + count
         wrong = ", ".join(f"{reason} {count}" for reason, count in reasons.items())
         typer.echo(f"{name}: template {model.template}; wrong: {wrong or 'nothing'}")
+        for note in model.notes:
+            typer.echo(f"{name}: {note}")
         if model.unanswered:
             count = sum(model.unanswered.values())
             where = ", ".join(f"{key} {n}" for key, n in model.unanswered.items())

@@ -93,11 +93,7 @@ def _rope_lines(rope: RopeSpec, context: int) -> Iterator[str]:
             "promises a reach that was never trained."
         )
     if rope.type == "dynamic":
-        yield (
-            "transformers alone computes this `dynamic` RoPE by the length of the "
-            "sequence; vLLM and SGLang compute one for the longest: what they answer "
-            "differs from what was measured here."
-        )
+        yield "Servers differ in what they make of it: see the head of this card."
 
 
 def _llama_cpp_lines(manifest: Manifest) -> Iterator[str]:

@@ -54,6 +54,7 @@ class EndpointModel:
             raise ConfigError("", [Problem("OPENAI_API_KEY", "...", rule, remedy)])
         self.name = self._served(model)
         self.template = "the server's"
+        self.notes: tuple[str, ...] = ()
         self.may_change = True  # it may be started otherwise the next time
         self.statement = {
             "endpoint": url,

@@ -19,7 +19,9 @@ from alia_ctx.data.tokens.tokenizer import HubTokenizer
 from alia_ctx.errors import CheckpointError, ConfigError, DataError, Problem
 from alia_ctx.evaluation.function_calling import Answer, Case, FunctionNames, tools_of
 from alia_ctx.files import checksum
+from alia_ctx.hf.rope_config import dynamic_note
 from alia_ctx.identity import require_same
+from alia_ctx.spec.rope import RopeSpec
 from alia_ctx.workflow.call_server import served
 from alia_ctx.workflow.evaluated_models import of_directory
 
@@ -85,6 +87,13 @@ class TransformersModel:
             raise DataError(f"{directory}: has no tokenizer; copy its files there")
         self.name, self.directory = model.name, directory
         self.context, self._model = model.context, [*model.statement]
+        self._rope = model.rope if not model.packs else None  # turned by one base
+        self.notes: tuple[str, ...] = ()
+        if self._rope is not None:
+            note = dynamic_note(self._rope, self.context)
+            self.notes = (
+                f"answers are made with the base of {self.context:,} tokens. {note}",
+            )
         self.may_change = False  # its statement is all that it is
         self._settings, self._batch_size = settings, batch_size
         self._has_table = model.limit is not None  # of positions
@@ -103,6 +112,7 @@ class TransformersModel:
             "answers_end": "at the context's end",
             "context": model.context,
             "stop_ids": self._stops,
+            **({} if self._rope is None else {"rope_base_of": model.context}),
             **({"day": date.today().isoformat()} if self._chat.dated else {}),
             "settings": settings,
         }
@@ -209,6 +219,8 @@ class TransformersModel:
 
         try:
             loaded = _Writer(self.directory, self._auto, self._settings, self._stops)
+            if self._rope is not None:
+                loaded.hold_base(self._rope, self.context)
         except (RuntimeError, MemoryError) as error:
             if not is_lack_of_memory(error):
                 raise
@@ -296,6 +308,10 @@ class _Writer:
             eos_token_id=self._stops,
             pad_token_id=self._stops[0],
         )
+
+    def hold_base(self, rope: RopeSpec, context: int) -> None:
+        """As `CausalModel`'s."""
+        self._loaded.hold_base(rope, context)
 
     def write(
         self,

@@ -240,7 +240,7 @@ def _rope_reasons(proposal: Proposal, proposed: ProposedStage) -> list[str]:
             + "); it keeps its type,",
             "and is stretched by as much more as the context grows:"
             if base.rope.type != "dynamic"
-            else "which stretches by the length of the row itself:",
+            else "which takes its base from the context of the stage (see what `check` notes):",
             *_how_published(proposal, stage.context),
         ]
     others = [f for label, f in proposed.figures.items() if label != "unchanged"]

@@ -143,7 +143,7 @@ def rope_choices(base: Published, reads: int, context: int) -> dict[str, RopeSpe
     """
     rope, ratio = base.rope, context / base.context
     original = rope.original_max_position_embeddings
-    if rope.type == "dynamic":  # stretches by the length of the row itself
+    if rope.type == "dynamic":  # stretches by the context of the stage
         return {"dynamic": rope}
     if rope.type == "linear":
         further = rope.require("factor") * max(1.0, context / reads)

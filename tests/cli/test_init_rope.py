@@ -11,7 +11,9 @@ import numpy as np
 import pytest
 from transformers import LlamaConfig
 from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
+from typer.testing import CliRunner
 
+from alia_ctx.cli.run_commands import app
 from alia_ctx.config.load import load_run
 from alia_ctx.spec.rope import RopeSpec
 from alia_ctx.workflow.comparing_rope import base_rope
@@ -149,3 +151,18 @@ def test_no_base_is_stretched_back_or_beyond(
 
 def compare_base(run: Any) -> tuple[RopeSpec, int]:
     return base_rope(run, next(iter(run.stages)))
+
+
+def test_what_servers_make_of_a_dynamic_rope_is_said(
+    base: Path, tmp_path: Path
+) -> None:
+    """By `init` and by `check`, in one wording, and of no other type."""
+    for scaling, stages in ((SCALED["dynamic"], 2), (None, 0)):
+        edit_json(base / "config.json", rope_scaling=scaling)
+        made = init(base, "--context", "4k", "--overwrite")
+        file = tmp_path / "mine.yaml"
+        checked = CliRunner().invoke(app, ["check", str(file), *filled(tmp_path)])
+        assert (made.exit_code, checked.exit_code) == (0, 0), checked.output
+        for printed in (made.output, checked.output):
+            assert printed.count("dynamic RoPE: it is trained with one base") == stages
+            assert printed.count("take llama3 or yarn") == stages
