@@ -339,6 +339,8 @@ class _Writer:
     ) -> list[Answer]:
         import torch
 
+        from alia_ctx.hf.upstream import without_reminder_of_length
+
         width = max(map(len, prompts))
         # Padded on the left: what is written follows the question at once.
         ids = torch.full((len(prompts), width), self._stops[0])
@@ -349,7 +351,7 @@ class _Writer:
         processors = []
         if self._settings.temperature > 0:
             processors.append(_GumbelNoise(self._settings, names))
-        with torch.inference_mode():
+        with torch.inference_mode(), without_reminder_of_length():
             written = self._model.generate(
                 input_ids=ids.to(self._device),
                 attention_mask=mask.to(self._device),

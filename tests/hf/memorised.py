@@ -193,7 +193,7 @@ def _run(folder: Path) -> dict[str, Any]:
                     "low_freq_factor": 1,
                     "high_freq_factor": 4,
                 },
-                "epochs": 200,
+                "epochs": 260,
                 "update_instances": 8,
                 "learning_rate": 0.004,
                 "schedule": {
