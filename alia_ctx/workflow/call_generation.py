@@ -90,10 +90,8 @@ class TransformersModel:
         self._rope = model.rope if not model.packs else None  # turned by one base
         self.notes: tuple[str, ...] = ()
         if self._rope is not None:
-            note = dynamic_note(self._rope, self.context)
-            self.notes = (
-                f"answers are made with the base of {self.context:,} tokens. {note}",
-            )
+            made = f"answers are made with the base of {self.context:,} tokens."
+            self.notes = (f"{made} {dynamic_note(self._rope, self.context)}",)
         self.may_change = False  # its statement is all that it is
         self._settings, self._batch_size = settings, batch_size
         self._has_table = model.limit is not None  # of positions
