@@ -59,20 +59,6 @@ SEARCH = {
         "parameters": {"type": "object", "properties": {"text": {"type": "string"}}},
     },
 }
-# The OpenAI client's snippet of a card (alia_ctx/hf/serving_commands.py) asks this.
-GIRONA = "What is the weather like in Girona?"
-AT = {
-    "type": "function",
-    "function": {
-        "name": "get_weather",
-        "description": "The weather at a place.",
-        "parameters": {
-            "type": "object",
-            "properties": {"location": {"type": "string"}},
-            "required": ["location"],
-        },
-    },
-}
 PARIS = "What is the weather like in Paris today?"
 RESULT = '{"temperature": 18, "unit": "C", "description": "Partly cloudy in Paris"}'
 BAD = '<tool_call>\n{"name": "get_weather", "arguments": {"location": "Oslo"\n</tool_call>'
@@ -89,7 +75,6 @@ CALLS: dict[str, tuple[Any, list[tuple[str, dict[str, Any]]]]] = {
             ("get_weather", {"location": "Girona, Catalunya"}),
         ],
     ),
-    GIRONA: (AT, [("get_weather", {"location": "Girona"})]),
     "Book Vic for Ana, 7, and Jon, 40.": (TRIP, [("book_trip", TRAVEL)]),
     "Cerca això": (SEARCH, [("cerca", {"text": "l'«ànec» 東京 🐧\n<b>"})]),
 }
@@ -193,8 +178,8 @@ def _run(folder: Path) -> dict[str, Any]:
                     "low_freq_factor": 1,
                     "high_freq_factor": 4,
                 },
-                "epochs": 260,
-                "update_instances": 8,
+                "epochs": 200,
+                "update_instances": 7,
                 "learning_rate": 0.004,
                 "schedule": {
                     "type": "cosine",
