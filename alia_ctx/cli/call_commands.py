@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import typer
 
 from alia_ctx.cli.arguments import path
-from alia_ctx.cli.output import print_json, print_table
+from alia_ctx.cli.output import print_json, print_whole, terminal_width
 from alia_ctx.errors import ConfigError, Problem
 
 if TYPE_CHECKING:
@@ -55,7 +55,8 @@ def evaluate_calls(
     endpoint: Annotated[
         str | None,
         typer.Option(
-            help="Ask an OpenAI-compatible server, as http://localhost:8000/v1.",
+            help="Ask an OpenAI-compatible server, as http://localhost:8000/v1; to "
+            "transformers serve MODEL is the path of the directory it was started with.",
             rich_help_panel=ASKING,
         ),
     ] = None,
@@ -110,6 +111,12 @@ def evaluate_calls(
             parser=path,
         ),
     ] = None,
+    markdown: Annotated[
+        bool,
+        typer.Option(
+            help="Print Markdown, as into files and pipes, on a terminal too."
+        ),
+    ] = False,
     as_json: Annotated[
         bool, typer.Option("--json", help="Print the scores as JSON, no table.")
     ] = False,
@@ -130,6 +137,8 @@ def evaluate_calls(
         raise _error("MODEL", None, "is needed", "name a Hugging Face directory")
     if endpoint is not None and template is not None:
         raise _error("--template", template, "is the server's", "leave it out")
+    if markdown and as_json:
+        raise _error("--markdown", True, "has no place beside --json", _EITHER)
     if not math.isfinite(temperature):
         raise _error("--temperature", temperature, "is no temperature", "0 is greedy")
     names = _categories(categories or ())
@@ -180,7 +189,7 @@ def evaluate_calls(
     if as_json:
         print_json(content)
         return
-    _show(dict(zip(asked, scored, strict=True)), content)
+    _show(dict(zip(asked, scored, strict=True)), content, markdown)
 
 
 def _categories(given: Sequence[str]) -> list[str]:
@@ -265,34 +274,50 @@ def _named_folder(text: str, models: dict[str, AnsweringModel]) -> tuple[str, Pa
     return name, path(folder)
 
 
-def _show(scored: dict[str, ScoredModel], content: dict[str, Any]) -> None:
-    from alia_ctx.evaluation.function_calling import score_table
+def _show(
+    scored: dict[str, ScoredModel], content: dict[str, Any], markdown: bool
+) -> None:
+    from alia_ctx.evaluation.function_calling import score_markdown, score_tables
 
-    print_table(score_table({name: s.scores for name, s in scored.items()}))
+    scores = {name: s.scores for name, s in scored.items()}
+    width = None if markdown else terminal_width()
+    if width is None:
+        typer.echo(f"# BFCL\n\n{score_markdown(scores)}\n\n[ ]: 95% intervals\n")
+    else:
+        for table in score_tables(scores, width):
+            print_whole(table)
+    for line in _remarks(scored, content):
+        typer.echo(line if width is not None else f"- {line}")
+
+
+def _remarks(scored: dict[str, ScoredModel], content: dict[str, Any]) -> Iterator[str]:
+    """What is said below the table."""
     limit = content["limit"]
     part = f", the first {limit} of each category" if limit else ""
-    typer.echo(f"data: BFCL {content['data']}, {content['cases']} cases{part}")
+    yield f"data: BFCL {content['data']}, {content['cases']} cases{part}"
     for name, model in scored.items():
         reasons: dict[str, int] = {}
         for score in model.scores.values():
             for reason, count in score.reasons:
                 reasons[reason] = reasons.get(reason, 0) + count
         wrong = ", ".join(f"{reason} {count}" for reason, count in reasons.items())
-        typer.echo(f"{name}: template {model.template}; wrong: {wrong or 'nothing'}")
+        yield f"{name}: template {model.template}; wrong: {wrong or 'nothing'}"
+        for note in model.notes:
+            yield f"{name}: {note}"
         if model.unanswered:
             count = sum(model.unanswered.values())
             where = ", ".join(f"{key} {n}" for key, n in model.unanswered.items())
             fault = f"; the first: {model.fault}" if model.fault else ""
-            typer.echo(
+            yield (
                 f"{name}: {count} questions were not answered, as they do not fit, or the "
                 f"template or the server refuses them, and count as wrong ({where}){fault}"
             )
         if model.cut:
-            typer.echo(
+            yield (
                 f"{name}: {model.cut} answers were cut, {model.no_room} of them by the "
                 "end of the context and the others at --max-new-tokens"
             )
-        typer.echo(f"{name}: answers and scores in {model.directory}")
+        yield f"{name}: answers and scores in {model.directory}"
 
 
 def _error(key: str, value: object, rule: str, remedy: str) -> ConfigError:

@@ -135,7 +135,8 @@ def export_hf(
     evaluation: Annotated[
         list[Path] | None,
         typer.Option(
-            help="Markdown for the model card: what was measured. May be repeated.",
+            help="For the model card, what was measured: Markdown, or JSON of "
+            "evaluate-calls. May be repeated.",
             parser=path,
         ),
     ] = None,
@@ -150,6 +151,7 @@ def export_hf(
     from alia_ctx.hf import convert
     from alia_ctx.hf.model_card import rounded_from
     from alia_ctx.hf.ranks import Ranks
+    from alia_ctx.workflow.card_evaluation import card_evaluation
 
     with (
         Ranks.from_environment() as ranks,
@@ -162,7 +164,7 @@ def export_hf(
             overwrite=overwrite,
             shard_bytes=parse_bytes(shard_size),
             tokenizer_dir=tokenizer,
-            evaluation=_markdown(evaluation or []),
+            evaluation=card_evaluation(evaluation or []),
             check=check,
             progress=progress,
             ranks=ranks,
@@ -204,20 +206,6 @@ def verify(
     typer.echo(str(report))
     if not report.ok:
         raise typer.Exit(1)
-
-
-def _markdown(files: list[Path]) -> str:
-    """The texts of `files`, one after another; CheckpointError where one is none."""
-    texts = []
-    for file in files:
-        try:
-            texts.append(file.read_text(encoding="utf-8").strip())
-        except (OSError, UnicodeDecodeError) as error:
-            raise CheckpointError(
-                f"--evaluation {file}: cannot be read as text ({error}); give a file of "
-                "Markdown"
-            ) from error
-    return "\n\n".join(texts)
 
 
 def parse_bytes(text: str) -> int:

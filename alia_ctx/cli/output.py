@@ -27,6 +27,21 @@ def print_table(table: Table) -> None:
     console.print(table)
 
 
+def terminal_width() -> int | None:
+    """Columns of the terminal on standard output; None where that is a file or a pipe."""
+    from rich.console import Console
+
+    console = Console()
+    return console.width if console.is_terminal else None
+
+
+def print_whole(table: Table) -> None:
+    """A table as wide as it is, whatever the terminal: no cell is cut."""
+    from rich.console import Console
+
+    Console(width=_WIDEST, soft_wrap=True).print(table)
+
+
 _documents: ContextVar[list[str] | None] = ContextVar("documents", default=None)
 
 

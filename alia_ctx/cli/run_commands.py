@@ -132,10 +132,14 @@ def _budget(run: RunConfig, name: str) -> dict[str, Any]:
 def _check_notes(run: RunConfig, names: Sequence[str]) -> Iterator[str]:
     """What is no violation, and what a person should know."""
     from alia_ctx import workflow
+    from alia_ctx.hf.rope_config import dynamic_note
 
     for name in names or run.stages:
         if unknown := workflow.unknown_tokenizer(run, name):
             yield unknown
+        stage = run.stage(name)
+        if note := dynamic_note(stage.rope, stage.context):
+            yield f"stages.{name}.rope.type: {note}"
     if (base := workflow.base_to_import(run, names)) is not None:
         yield workflow.how_to_import(run, base)
     if run.root is not None and run.deferred(run.root):

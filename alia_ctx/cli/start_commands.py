@@ -64,6 +64,7 @@ def init(
     its reason. Text that is not named is left to fill in.
     """
     say(f"reading {hf_dir}")
+    from alia_ctx.hf.rope_config import dynamic_note
     from alia_ctx.workflow.beginning import begin
 
     begun = begin(
@@ -93,6 +94,8 @@ def init(
             f"{stage.stage.updates:,} updates of {stage.stage.update_tokens:,} tokens, "
             f"{layout}"
         )
+        if note := dynamic_note(rope, stage.stage.context):
+            typer.echo(f"note: {stage.name}: {note}")
     if proposal.reads.other is not None:
         typer.echo(
             f"note: config.json does not say whether the base reads "

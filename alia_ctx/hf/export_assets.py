@@ -25,7 +25,7 @@ from alia_ctx.hf.assets import CARD, GENERATION_CONFIG, ORIGIN
 from alia_ctx.hf.config import CONFIG, write_config
 from alia_ctx.hf.json_files import load_json, refusal, write_json
 from alia_ctx.hf.model_card import model_card
-from alia_ctx.hf.rope_config import least_version, stated_length
+from alia_ctx.hf.rope_config import dynamic_note, least_version, stated_length
 from alia_ctx.hf.serving_commands import serving_lines
 from alia_ctx.hf.special_ids import Tokenizer
 from alia_ctx.identity import require_same
@@ -281,6 +281,8 @@ class ExportAssets:
     def _rope_notes(self) -> list[str]:
         rope, context = self.manifest.rope, self.manifest.context
         notes, stated = [], stated_length(rope, context)
+        if note := dynamic_note(rope, context):
+            notes.append(note)
         if least := least_version(rope, context):
             notes.append(
                 f"this RoPE needs transformers {least} or later: earlier ones compute "

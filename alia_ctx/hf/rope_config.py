@@ -18,7 +18,7 @@ The facts behind it, from `modeling_rope_utils.py` of 4.57.6 and 5.23.0:
 - dynamic (NTK) has no original length of its own: transformers takes
   `max_position_embeddings` for it. An export therefore writes the original length there,
   not the context of the stage. At a sequence as long as the context, the angles then
-  equal those of training; shorter sequences get Hugging Face's rule.
+  equal those of training; shorter sequences get Hugging Face's rule: see `dynamic_note`.
 """
 
 from __future__ import annotations
@@ -82,6 +82,37 @@ def least_version(rope: RopeSpec, context: int) -> str | None:
         if rope.truncate is False:
             return "4.55"
     return None
+
+
+def dynamic_note(rope: RopeSpec, context: int) -> str | None:
+    """What whoever serves a model of `dynamic` RoPE has to know, trained at `context`
+    tokens: no two programs agree on its base. None for other types.
+
+    transformers: `dynamic_frequency_update` in modeling_rope_utils.py. vLLM:
+    DynamicNTKScalingRotaryEmbedding, whose class SGLang took over.
+    """
+    if not ROPE_TYPES[rope.type].original_is_context:
+        return None
+    original, factor = (
+        rope.original_max_position_embeddings or context,
+        rope.factor or 1,
+    )
+    served = round(original * factor)
+    trained = max(context, original)
+    return (
+        f"dynamic RoPE: it is trained with one base, that of {trained:,} tokens. "
+        + (
+            "transformers takes the base of each text's own length: a text of fewer "
+            "tokens it answers with angles that were never trained"
+            if context > original
+            else "transformers has that base too, up to there"
+        )
+        + f". SGLang, and vLLM before its pull request 41277 of 2026, have one base for "
+        f"all texts, that of {original:,} x {factor:g} = {served:,} tokens, "
+        + ("the one of training" if served == trained else "which was not trained")
+        + "; what later vLLM has is not checked. For a model to be served take llama3 or "
+        "yarn, which all of them compute alike"
+    )
 
 
 def read_rope(

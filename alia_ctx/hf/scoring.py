@@ -10,6 +10,8 @@ import torch
 
 from alia_ctx.errors import CheckpointError
 from alia_ctx.hf.upstream import load_causal_lm, no_room
+from alia_ctx.nn.rotary import inverse_frequencies
+from alia_ctx.spec.rope import RopeSpec
 
 
 def position_limit(config: Any) -> int | None:
@@ -71,6 +73,22 @@ class CausalModel:
         except torch.OutOfMemoryError as error:
             raise no_room(hf_dir) from error
         self.turns_by_length = turns_by_length(self.model.config)
+
+    def hold_base(self, rope: RopeSpec, context: int) -> None:
+        """Turn by the one base that the `dynamic` RoPE `rope` has at `context` tokens,
+        whatever is read: as in training, and as in `evaluate`.
+        """
+        for module in self.model.modules():
+            if getattr(module, "rope_type", None) == "dynamic":
+                size = 2 * module.inv_freq.numel()
+                inv_freq, scaling = inverse_frequencies(rope, size, context)
+                inv_freq = inv_freq.to(self.device)
+                module.register_buffer("inv_freq", inv_freq, persistent=False)
+                module.attention_scaling = scaling
+                # By this name upstream's `dynamic_rope_update` (modeling_rope_utils.py)
+                # makes frequencies anew.
+                module.rope_type = "default"
+        self.turns_by_length = False
 
     @torch.no_grad()
     def forget_lengths(self) -> None:

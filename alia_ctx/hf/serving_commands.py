@@ -9,6 +9,43 @@ from alia_ctx.hf.serving import HIGHEST_TEMPERATURE, TEMPERATURE
 from alia_ctx.spec.rope import RopeSpec
 
 _GB = 1e9
+# One name for all servers: transformers serve, vLLM and SGLang take the path that they are
+# given for the model's name, and transformers serve refuses any other. What it lists are
+# the models of the Hugging Face cache, so a client must not ask for the list.
+_CLIENT = """import os
+
+from openai import OpenAI
+
+client = OpenAI(base_url="http://localhost:8000/v1/", api_key="none")
+answer = client.chat.completions.create(
+    model=os.environ["MODEL"],
+    messages=[{"role": "user", "content": "What is the weather like in Girona?"}],
+    temperature=TEMPERATURE,
+)
+print(answer.choices[0].message)
+"""
+_TOOLS = """    tools=[
+        {
+            "type": "function",
+            "function": {
+                "name": "get_weather",
+                "description": "The weather at a place.",
+                "parameters": {
+                    "type": "object",
+                    "properties": {"location": {"type": "string"}},
+                    "required": ["location"],
+                },
+            },
+        }
+    ],
+"""
+
+
+def client_snippet(has_calls: bool) -> str:
+    """A program that asks any of the servers, by the `openai` package."""
+    text = _CLIENT.replace("TEMPERATURE", f"{TEMPERATURE}")
+    at = text.index("    temperature=")
+    return text[:at] + (_TOOLS if has_calls else "") + text[at:]
 
 
 def serving_lines(
@@ -33,7 +70,7 @@ def serving_lines(
         *_rope_lines(manifest.rope, context),
         "",
         "```bash",
-        "MODEL=/path/of/this/directory",
+        "export MODEL=/path/of/this/directory",
         "",
         "# transformers 5, with what `pip install 'transformers[serving]'` brings",
         'transformers serve "$MODEL" --port 8000',
@@ -41,7 +78,7 @@ def serving_lines(
         "# vLLM, from pip or as a Docker image",
         f'vllm serve "$MODEL" {vllm}',
         'docker run --gpus all --ipc=host -p 8000:8000 -v "$MODEL":/model \\',
-        "    vllm/vllm-openai:latest --model /model \\",
+        '    vllm/vllm-openai:latest --model /model --served-model-name "$MODEL" \\',
         f"    {vllm}",
         "",
         "# SGLang, from pip or as a Docker image",
@@ -50,7 +87,7 @@ def serving_lines(
         "docker run --gpus all --shm-size 32g --ipc=host -p 8000:8000 \\",
         '    -v "$MODEL":/model lmsysorg/sglang:latest \\',
         "    python3 -m sglang.launch_server --model-path /model --host 0.0.0.0 \\",
-        f"    --port 8000 {sglang}",
+        f'    --served-model-name "$MODEL" --port 8000 {sglang}',
         *_llama_cpp_lines(manifest),
         "```",
     ]
@@ -60,7 +97,11 @@ def serving_lines(
             "Ask it through `/v1/chat/completions`, where a server applies the chat",
             "template, with a temperature from 0.0 to "
             f"{HIGHEST_TEMPERATURE}; generation_config.json says {TEMPERATURE} if the",
-            "model was trained on conversations.",
+            "model was trained on conversations. To each server its name is that path:",
+            "",
+            "```python",
+            *client_snippet(has_calls).splitlines(),
+            "```",
         ]
     return lines
 
@@ -93,11 +134,7 @@ def _rope_lines(rope: RopeSpec, context: int) -> Iterator[str]:
             "promises a reach that was never trained."
         )
     if rope.type == "dynamic":
-        yield (
-            "transformers alone computes this `dynamic` RoPE by the length of the "
-            "sequence; vLLM and SGLang compute one for the longest: what they answer "
-            "differs from what was measured here."
-        )
+        yield "Servers differ in what they make of it: see the head of this card."
 
 
 def _llama_cpp_lines(manifest: Manifest) -> Iterator[str]:

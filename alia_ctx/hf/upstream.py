@@ -5,7 +5,9 @@
 from __future__ import annotations
 
 import importlib
+import logging
 from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -209,3 +211,24 @@ class DecoderLayers:
         )
         hidden: Tensor = out[0] if isinstance(out, tuple) else out
         return hidden.view(x_TH.shape)
+
+
+@contextmanager
+def without_reminder_of_length() -> Iterator[None]:
+    """Within it transformers does not say that generating goes on past the model's
+    maximum length, where the caller keeps to the length that the model reads.
+
+    `MaxLengthCriteria` (generation/stopping_criteria.py) compares the length of the
+    longest row, padding and all, with `max_position_embeddings`, which of a scaled RoPE
+    is what the model read before.
+    """
+    logger = logging.getLogger("transformers.generation.stopping_criteria")
+
+    def is_other(record: logging.LogRecord) -> bool:
+        return "friendly reminder" not in record.getMessage()
+
+    logger.addFilter(is_other)
+    try:
+        yield
+    finally:
+        logger.removeFilter(is_other)

@@ -170,7 +170,15 @@ def verify(
             if logits
             else None,
             tolerance=tolerance,
-            notes=(*notes, said, *pair.notes(), *(() if loads else (_NOT_LOADED,))),
+            notes=(
+                *notes,
+                said,
+                *filter(
+                    None, [rope_config.dynamic_note(manifest.rope, manifest.context)]
+                ),
+                *pair.notes(),
+                *(() if loads else (_NOT_LOADED,)),
+            ),
         )
 
 

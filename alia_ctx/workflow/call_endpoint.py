@@ -24,6 +24,9 @@ _REFUSED = (400, 413, 422)  # the request itself, as where it is too long
 # answer do not: without a number the answer ends with their context. A server that wants
 # one gets less and less.
 _LESS = (256, 64, 16)
+_OF_TRANSFORMERS = (
+    "to transformers serve it is the path of the directory that it was started with"
+)
 
 
 class EndpointModel:
@@ -34,7 +37,8 @@ class EndpointModel:
 
     Args:
         url: the address that `/chat/completions` follows.
-        model: its name there; None is the only one that the server lists.
+        model: its name there; None is the only one that the server lists. To
+            transformers serve it is the path that it was started with.
     """
 
     def __init__(
@@ -54,6 +58,7 @@ class EndpointModel:
             raise ConfigError("", [Problem("OPENAI_API_KEY", "...", rule, remedy)])
         self.name = self._served(model)
         self.template = "the server's"
+        self.notes: tuple[str, ...] = ()
         self.may_change = True  # it may be started otherwise the next time
         self.statement = {
             "endpoint": url,
@@ -62,7 +67,10 @@ class EndpointModel:
         }
 
     def _served(self, model: str | None) -> str:
-        """The model's name; ConfigError where the server lists others."""
+        """The model's name; ConfigError where the server lists others, and does not
+        answer under this one either: transformers serve lists the models of a cache, and
+        answers to the path that it was started with.
+        """
         status, data = self._request("GET", "/models", None)
         try:
             listed = [str(one["id"]) for one in parse_json(data)["data"]]
@@ -71,15 +79,21 @@ class EndpointModel:
         if status != 200 or not listed:
             if model is not None:  # servers need not list their models
                 return model
-            rule, remedy = f"lists no models (status {status})", "name MODEL"
+            rule = f"lists no models (status {status})"
+            remedy = f"name MODEL ({_OF_TRANSFORMERS})"
             raise ConfigError("", [Problem("--endpoint", self._url, rule, remedy)])
         if model is None and len(listed) == 1:
             return listed[0]
-        if model is None or (model not in listed and status == 200):
+        if model is None or (model not in listed and not self._answers_to(model)):
             rule = f"is not one of the models of {self._url}"
-            remedy = f"there are {', '.join(listed[:8])}"
+            remedy = f"there are {', '.join(listed[:8])} ({_OF_TRANSFORMERS})"
             raise ConfigError("", [Problem("MODEL", model, rule, remedy)])
         return model
+
+    def _answers_to(self, model: str) -> bool:
+        said = list(SHORTEST.messages)
+        body = {"model": model, "messages": said, "max_tokens": 1}
+        return self._request("POST", "/chat/completions", body)[0] == 200
 
     def answers(self, cases: Sequence[Case]) -> Iterator[list[tuple[str, Answer]]]:
         """Answers as they come, as many at a time as `concurrency`; in the cases' order.
@@ -95,8 +109,8 @@ class EndpointModel:
                 if len(refusals) == len(batch) and self._answer(SHORTEST).fault:
                     raise DataError(
                         f"{self._url}, case {batch[0].id}: {refusals[0]}; correct how the "
-                        "server is started (tools, context), or the model's name; answers "
-                        "that are there are kept"
+                        "server is started (tools, context), or the model's name "
+                        f"({_OF_TRANSFORMERS}); answers that are there are kept"
                     )
                 yield [(c.id, a) for c, a in zip(batch, answers, strict=True)]
 
@@ -231,11 +245,15 @@ def _is_plain(text: str) -> bool:
 
 
 def _call(function: dict[str, Any]) -> tuple[str, str]:
-    """Name and text of the arguments; some servers have an object in its place."""
-    arguments = function.get("arguments")
-    arguments = "" if arguments is None else arguments
-    written = arguments if isinstance(arguments, str) else json.dumps(arguments)
-    return str(function["name"]), written
+    """Name and text of the arguments, as a server gives them.
+
+    BFCL finds no call in an answer where arguments are no text. Those are kept as the
+    JSON of their JSON: a text, which is read as no object.
+    """
+    name, arguments = function.get("name"), function.get("arguments")
+    if not isinstance(arguments, str):
+        arguments = json.dumps(json.dumps(arguments))
+    return "" if name is None else str(name), arguments
 
 
 def _text(content: Any) -> str:

@@ -19,7 +19,9 @@ from alia_ctx.data.tokens.tokenizer import HubTokenizer
 from alia_ctx.errors import CheckpointError, ConfigError, DataError, Problem
 from alia_ctx.evaluation.function_calling import Answer, Case, FunctionNames, tools_of
 from alia_ctx.files import checksum
+from alia_ctx.hf.rope_config import dynamic_note
 from alia_ctx.identity import require_same
+from alia_ctx.spec.rope import RopeSpec
 from alia_ctx.workflow.call_server import served
 from alia_ctx.workflow.evaluated_models import of_directory
 
@@ -85,6 +87,11 @@ class TransformersModel:
             raise DataError(f"{directory}: has no tokenizer; copy its files there")
         self.name, self.directory = model.name, directory
         self.context, self._model = model.context, [*model.statement]
+        self._rope = model.rope if not model.packs else None  # turned by one base
+        self.notes: tuple[str, ...] = ()
+        if self._rope is not None:
+            made = f"answers are made with the base of {self.context:,} tokens."
+            self.notes = (f"{made} {dynamic_note(self._rope, self.context)}",)
         self.may_change = False  # its statement is all that it is
         self._settings, self._batch_size = settings, batch_size
         self._has_table = model.limit is not None  # of positions
@@ -103,6 +110,7 @@ class TransformersModel:
             "answers_end": "at the context's end",
             "context": model.context,
             "stop_ids": self._stops,
+            **({} if self._rope is None else {"rope_base_of": model.context}),
             **({"day": date.today().isoformat()} if self._chat.dated else {}),
             "settings": settings,
         }
@@ -209,6 +217,8 @@ class TransformersModel:
 
         try:
             loaded = _Writer(self.directory, self._auto, self._settings, self._stops)
+            if self._rope is not None:
+                loaded.hold_base(self._rope, self.context)
         except (RuntimeError, MemoryError) as error:
             if not is_lack_of_memory(error):
                 raise
@@ -297,6 +307,10 @@ class _Writer:
             pad_token_id=self._stops[0],
         )
 
+    def hold_base(self, rope: RopeSpec, context: int) -> None:
+        """As `CausalModel`'s."""
+        self._loaded.hold_base(rope, context)
+
     def write(
         self,
         prompts: Sequence[Sequence[int]],
@@ -323,6 +337,8 @@ class _Writer:
     ) -> list[Answer]:
         import torch
 
+        from alia_ctx.hf.upstream import without_reminder_of_length
+
         width = max(map(len, prompts))
         # Padded on the left: what is written follows the question at once.
         ids = torch.full((len(prompts), width), self._stops[0])
@@ -333,7 +349,7 @@ class _Writer:
         processors = []
         if self._settings.temperature > 0:
             processors.append(_GumbelNoise(self._settings, names))
-        with torch.inference_mode():
+        with torch.inference_mode(), without_reminder_of_length():
             written = self._model.generate(
                 input_ids=ids.to(self._device),
                 attention_mask=mask.to(self._device),

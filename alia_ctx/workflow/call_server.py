@@ -202,20 +202,10 @@ def _refusal(message: str) -> dict[str, Any]:
 def _completion(
     name: str, number: int, prompt_tokens: int, answer: Answer
 ) -> dict[str, Any]:
-    found = calls_of(answer).with_objects()
     message: dict[str, Any] = {"role": "assistant", "content": answer.text}
     reason = "length" if answer.cut else "stop"
-    if found.calls:
-        message["content"] = found.content or None
-        message["tool_calls"] = [
-            {
-                "id": f"call_{number}_{index}",
-                "type": "function",
-                "function": {"name": called, "arguments": json.dumps(arguments)},
-            }
-            for index, (called, arguments) in enumerate(found.calls)
-        ]
-        reason = "tool_calls"
+    if calling := _calling(answer, number):
+        message, reason = calling, "tool_calls"
     return {
         "id": f"answer-{number}",
         "object": "chat.completion",
@@ -228,3 +218,33 @@ def _completion(
             "total_tokens": prompt_tokens + answer.tokens,
         },
     }
+
+
+def _calling(answer: Answer, number: int) -> dict[str, Any] | None:
+    """The message of an answer that calls; None where it has no calls, or such that the
+    next request of the conversation, which brings them back, would be refused for: NaN,
+    a call without a name. These stay content.
+    """
+    found = calls_of(answer).with_objects()
+    if not found.calls:
+        return None
+    calls = [
+        {
+            "id": f"call_{number}_{index}",
+            "type": "function",
+            "function": {"name": called, "arguments": json.dumps(arguments)},
+        }
+        for index, (called, arguments) in enumerate(found.calls)
+    ]
+    message = {
+        "role": "assistant",
+        "content": found.content or None,
+        "tool_calls": calls,
+    }
+    try:
+        (read,) = messages_from([message])
+        # A half of a surrogate pair, which JSON can spell, is no text to a tokenizer.
+        json.dumps(read.for_template(), ensure_ascii=False).encode()
+    except (RowError, ValueError):
+        return None
+    return message

@@ -32,12 +32,14 @@ class AnsweringModel(Protocol):
 
     may_change: whether what it refuses it may answer the next time, under the same
         statement.
+    notes: what a reader of its scores has to know.
     """
 
     name: str
     template: str
     statement: dict[str, Any]
     may_change: bool
+    notes: tuple[str, ...]
 
     def answers(self, cases: Sequence[Case]) -> Iterator[list[tuple[str, Answer]]]: ...
 
@@ -54,6 +56,7 @@ class ScoredModel:
         cut: answers that were still going on at their last token.
         no_room: those among them that the end of the context cut.
         asked: how many were written now; the others were there.
+        notes: what a reader has to know.
     """
 
     name: str
@@ -63,6 +66,7 @@ class ScoredModel:
     cut: int
     no_room: int
     asked: int
+    notes: tuple[str, ...] = ()
 
     @property
     def unanswered(self) -> dict[str, int]:
@@ -103,6 +107,7 @@ class ScoredModel:
             "cut": self.cut,
             "no_room": self.no_room,
             "unanswered": self.unanswered,
+            "notes": list(self.notes),
             "answers": str(self.directory),
         }
 
@@ -168,6 +173,7 @@ def evaluate_calls(
             sum(answer.cut for answer in asked),
             sum(a.cut and 0 < a.tokens < settings.max_new_tokens for a in asked),
             len(left),
+            model.notes,
         )
         statement = {
             **made_with,

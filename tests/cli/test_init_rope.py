@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import yaml
 from transformers import LlamaConfig
 from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 from typer.testing import CliRunner
@@ -215,3 +216,22 @@ def test_no_base_is_stretched_back_or_beyond(
 
 def compare_base(run: Any) -> tuple[RopeSpec, int]:
     return base_rope(run, next(iter(run.stages)))
+
+
+def test_what_servers_make_of_a_dynamic_rope_is_said(
+    base: Path, tmp_path: Path
+) -> None:
+    """By `check`, once a stage; `init` proposes one that all programs read alike."""
+    edit_json(base / "config.json", rope_scaling=SCALED["dynamic"])
+    made = init(base, "--context", "4k", "--overwrite")
+    assert made.exit_code == 0 and "dynamic RoPE" not in made.output
+    file = tmp_path / "mine.yaml"
+    stages = list(yaml.safe_load(file.read_text())["stages"])
+    rope = "{type: dynamic, theta: 10000, factor: 4, original_max_position_embeddings: 256}"
+    dynamic = [f"stages.{name}.rope={rope}" for name in stages]
+    for overrides, count in ((dynamic, len(stages)), ([], 0)):
+        words = ["check", str(file), *filled(tmp_path), *overrides]
+        checked = CliRunner().invoke(app, words)
+        assert checked.exit_code == 0, checked.output
+        assert checked.output.count("it is trained with one base") == count
+        assert checked.output.count("take llama3 or yarn") == count

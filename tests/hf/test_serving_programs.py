@@ -17,11 +17,14 @@ import sys
 import time
 import urllib.request
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from alia_ctx.hf.serving_commands import client_snippet
+from tests.evaluation.function_calling.small_suite import write_suite
 from tests.hf.memorised import (
     BAD,
     CALLS,
@@ -33,6 +36,8 @@ from tests.hf.memorised import (
     export_memorised,
     user,
 )
+from tests.paths import ROOT
+from tests.small_run import alia
 
 openai = pytest.importorskip("openai", reason="run `make test-serve`")
 for package in ("fastapi", "uvicorn", "accelerate"):
@@ -73,9 +78,16 @@ def free_port() -> int:
 
 @pytest.fixture(scope="module")
 def port(cache: Path) -> Iterator[int]:
+    """Of a server that takes models from a cache."""
+    with serving(cache) as port:
+        yield port
+
+
+@contextmanager
+def serving(cache: Path, *model: str) -> Iterator[int]:
     """A server on loopback, started as the documentation says."""
-    port, log = free_port(), cache / "server.log"
-    command = [sys.executable, "-m", "transformers.cli.transformers", "serve"]
+    port, log = free_port(), cache / f"server-{len(model)}.log"
+    command = [sys.executable, "-m", "transformers.cli.transformers", "serve", *model]
     with open(log, "w") as stream:
         server = subprocess.Popen(
             [*command, "--host", "127.0.0.1", "--port", str(port), "--device", "cpu"],
@@ -133,10 +145,10 @@ def snippet(name: str) -> str:
     return (SNIPPETS / f"{name}.txt").read_text(encoding="utf-8")
 
 
-def run(program: str, cache: Path) -> str:
+def run(program: str, cache: Path, **variables: str) -> str:
     done = subprocess.run(
         [sys.executable, "-c", program],
-        env=environment(cache),
+        env={**environment(cache), **variables},
         capture_output=True,
         text=True,
         timeout=240,
@@ -172,6 +184,34 @@ def test_the_cards_snippet_of_a_client(cache: Path, port: int) -> None:
     out = run(f"{tools}\n{text}\n{more}", cache)
     assert '{"location": "Paris, France"}' in out and "get_weather" in out
     assert out.endswith(f"{IN_PARIS}\n")
+
+
+def test_our_cards_and_pages_snippet_and_our_benchmark(
+    cache: Path, tmp_path: Path
+) -> None:
+    """As they are written, but for the port: of a server that was started with the
+    directory, and lists another model, of a cache.
+    """
+    (model,) = cache.glob("hub/models--*/snapshots/*")
+    card = (model / "README.md").read_text()
+    page = (ROOT / "docs" / "serving.md").read_text()
+    text = client_snippet(has_calls=True)
+    assert f"```python\n{text}```" in card and f"```python\n{text}```" in page
+    with serving(cache, str(model)) as port:
+        given = text.replace("localhost:8000", f"127.0.0.1:{port}")
+        out = run(given, cache, MODEL=str(model))
+        # It has learnt no answer to this one; that it is asked and answers is the point.
+        assert out.startswith("ChatCompletionMessage(content=")
+        words = ["evaluate-calls", "--endpoint", f"http://127.0.0.1:{port}/v1"]
+        words += ["--data", str(write_suite(tmp_path / "data", each=1)), "--limit", "1"]
+        words += ["--categories", "irrelevance", "--output", str(tmp_path / "kept")]
+        done = alia(*words, str(model), "--max-new-tokens", "4")
+        assert done.returncode == 0, done.stderr
+        assert "Irrelevance Detection" in done.stdout
+        done = alia(*words, "other")
+        assert done.returncode == 2 and "the path of the directory" in done.stderr
+        done = alia(*words)
+        assert done.returncode == 2 and f"pinned to '{model}'" in done.stderr
 
 
 # -- transformers serve ----------------------------------------------------------------

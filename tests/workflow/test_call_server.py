@@ -7,12 +7,16 @@ import queue
 import socket
 import threading
 from collections.abc import Sequence
+from typing import Any
 from urllib.parse import urlsplit
 from urllib.request import urlopen
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from alia_ctx.data.chat import Conversation
+from alia_ctx.data.chat.forms.messages import messages_from
 from alia_ctx.evaluation.function_calling import Answer
 from alia_ctx.workflow.call_server import _completion, served
 
@@ -122,9 +126,53 @@ def test_a_call_is_not_content_too(text: str, content: str | None) -> None:
     assert call["function"] == {"name": "cd", "arguments": '{"folder": "a"}'}
 
 
+def tagged(name: str, arguments: str) -> str:
+    return f'<tool_call>{{"name": {name}, "arguments": {arguments}}}</tool_call>'
+
+
 @pytest.mark.parametrize(
-    "text", ["I stay.", '<tool_call>{"name": "cd", "arguments": "a"}</tool_call>']
+    "text",
+    [
+        "I stay.",
+        tagged('"cd"', '"a"'),
+        tagged('"cd"', '{"a": NaN}'),
+        tagged('"cd"', '{"a": [{"b": -Infinity}]}'),
+        tagged('"cd"', '{"a": 1e999}'),
+        tagged('"cd"', '{"a": "\\ud800"}'),
+        tagged('"cd"', '{"\\udfff": 1}'),
+        tagged('"\\ud800"', "{}"),
+        tagged('""', "{}"),
+        tagged('" "', "{}"),
+        f"Both. {tagged('"cd"', '{}')}{tagged('""', '{}')}",
+    ],
 )
 def test_what_is_no_call_is_content(text: str) -> None:
     message = _completion("m", 0, 1, Answer(text))["choices"][0]["message"]
     assert message == {"role": "assistant", "content": text}
+
+
+NAMES = st.text(max_size=4) | st.sampled_from(["cd", " ", "\ud800", "a.b"])
+VALUES = st.recursive(
+    st.none()
+    | st.booleans()
+    | st.integers()
+    | st.floats()
+    | st.text()
+    | st.just("\ud83d"),
+    lambda inner: st.lists(inner, max_size=2) | st.dictionaries(st.text(), inner),
+    max_leaves=4,
+)
+
+
+@given(st.lists(st.tuples(NAMES, st.dictionaries(st.text(), VALUES)), min_size=1))
+@settings(max_examples=200, deadline=None)
+def test_what_is_handed_out_is_taken_back(calls: list[Any]) -> None:
+    """As a client sends it, in the next request."""
+    text = "".join(tagged(json.dumps(n), json.dumps(a)) for n, a in calls)
+    message = _completion("m", 0, 1, Answer(text))["choices"][0]["message"]
+    (read,) = messages_from(json.loads(json.dumps([message])))
+    if "tool_calls" in message:
+        json.dumps(read.for_template(), ensure_ascii=False).encode()
+        assert [(c.name, json.loads(c.arguments)) for c in read.calls] == calls
+    else:
+        assert message["content"] == text

@@ -21,7 +21,12 @@ from alia_ctx.evaluation.function_calling.scores import (
     score_answers,
     summaries,
 )
-from alia_ctx.evaluation.function_calling.table import score_table
+from alia_ctx.evaluation.function_calling.table import (
+    read_scores,
+    score_markdown,
+    score_table,
+    score_tables,
+)
 from alia_ctx.evaluation.function_calling.tools import FunctionNames, tools_of
 
 __all__ = [
@@ -40,8 +45,11 @@ __all__ = [
     "check_calls",
     "read_cases",
     "read_multi_turn",
+    "read_scores",
     "score_answers",
+    "score_markdown",
     "score_table",
+    "score_tables",
     "summaries",
     "tools_of",
 ]

@@ -95,14 +95,15 @@ def calls_of(answer: Answer) -> Calls:
     text = answer.text
     try:
         if answer.tool_calls:
-            calls = [_call(*call) for call in answer.tool_calls]
+            calls = [(name, parse_json(given)) for name, given in answer.tool_calls]
             return Calls(tuple(calls), content=text)
         if first := _HERMES.search(text):
             tagged = _HERMES.findall(text)
             calls = [_hermes(closed or open_) for closed, open_ in tagged]
         else:
             first = _OTHER_TAGS.search(text)
-            calls = [_call(call.name, call.arguments) for call in _other_calls(text)]
+            others = _other_calls(text)
+            calls = [(call.name, parse_json(call.arguments)) for call in others]
     except (RowError, ValueError) as error:
         return Calls((), str(error))
     before = text[: first.start()] if first else ""
@@ -157,7 +158,3 @@ def _is_call(value: Any) -> bool:
     return isinstance(call.get("name"), str) and (
         "arguments" in call or "parameters" in call
     )
-
-
-def _call(name: str, arguments: str) -> tuple[str, Any]:
-    return name, parse_json(arguments) if arguments.strip() else {}

@@ -132,7 +132,8 @@ def _folder(directory: Path | None) -> Path:
     found = importlib.util.find_spec("bfcl_eval")  # nothing of it is imported
     if found is None or not found.submodule_search_locations:
         rule = "is needed, as bfcl-eval is not installed here"
-        raise ConfigError("", [Problem("--data", None, rule, _GET)])
+        remedy = f"`make venv-bfcl`, and --bfcl-env .venv-bfcl; or {_GET} for --data"
+        raise ConfigError("", [Problem("--data", None, rule, remedy)])
     return Path(next(iter(found.submodule_search_locations)), "data")
 
 

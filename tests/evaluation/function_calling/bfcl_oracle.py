@@ -28,8 +28,16 @@ def main() -> None:
         from bfcl_eval.eval_checker.ast_eval.type_convertor import (
             js_type_converter as js,
         )
+        from bfcl_eval.model_handler.api_inference.openai_completion import (
+            OpenAICompletionsHandler,
+        )
         from bfcl_eval.model_handler.utils import convert_to_tool
-        from bfcl_eval.utils import add_language_specific_hint_to_function_doc
+        from bfcl_eval.utils import (
+            add_language_specific_hint_to_function_doc,
+            is_empty_output,
+        )
+        from openai._models import construct_type
+        from openai.types.chat import ChatCompletion
 
     renames = {
         config.underscore_to_dot: n for n, config in MODEL_CONFIG_MAPPING.items()
@@ -76,7 +84,28 @@ def main() -> None:
                 merged |= {f"{name}:{key}": value for key, value in row.items()}
             return merged
 
-    kinds = {"verdict": verdict, "value": value, "tools": tools, "summary": summary}
+    handler = OpenAICompletionsHandler.__new__(OpenAICompletionsHandler)
+    handler.is_fc_model = True
+
+    def calls(asked: dict[str, Any]) -> Any:
+        """Of a server's message; None where the original finds none."""
+        usage = {"prompt_tokens": 1, "completion_tokens": 1}
+        answer = {"choices": [{"message": asked["message"]}], "usage": usage}
+        read = construct_type(type_=ChatCompletion, value=answer)
+        kept = handler._parse_query_response_FC(read)["model_responses"]
+        try:
+            found = handler.decode_ast(json.loads(json.dumps(kept)), "python", False)
+        except Exception:
+            return None
+        return None if is_empty_output(found) else found
+
+    kinds = {
+        "calls": calls,
+        "verdict": verdict,
+        "value": value,
+        "tools": tools,
+        "summary": summary,
+    }
     for line in sys.stdin:
         asked = json.loads(line)
         with contextlib.redirect_stdout(sys.stderr):

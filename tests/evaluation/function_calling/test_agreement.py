@@ -18,7 +18,9 @@ import pytest
 from alia_ctx.evaluation.function_calling import (
     CATEGORIES,
     MULTI_TURN,
+    Answer,
     Score,
+    calls_of,
     check_calls,
     read_cases,
     summaries,
@@ -37,6 +39,7 @@ from tests.evaluation.function_calling.oracle import (
     data_folder,
 )
 from tests.evaluation.function_calling.server import said, served
+from tests.evaluation.function_calling.small_suite import write_suite
 from tests.evaluation.function_calling.test_checker import verdicts
 from tests.evaluation.function_calling.test_evaluate_calls import alia
 
@@ -221,3 +224,34 @@ def call(text: str, tools: list[dict[str, Any]]) -> tuple[str, str]:
     given |= {str(one.arg): one.value for one in statement.value.keywords}
     values = {key: ast.literal_eval(value) for key, value in given.items()}
     return name, json.dumps(values)
+
+
+def test_calls_of_a_server_are_those_that_the_original_reads(tmp_path: Path) -> None:
+    """Whatever stands for the arguments: relevance and irrelevance hang on it."""
+    given: list[Any] = ["", " ", "{", "{}", ' {"n": 0}\n', '{"n": 1, "n": 0}', "null"]
+    given += ["[]", "3", '"{}"', "{'n': 0}", "n=0", "\ufeff{}", "[" * 100_000]
+    given += [None, {}, {"n": 0}, [], [1], 3, True]
+    functions: list[Any] = [{"name": "f", "arguments": one} for one in given]
+    functions += [{"name": "f"}, {"arguments": "{}"}, {"name": "", "arguments": "{}"}]
+    messages = [
+        {
+            "content": "Words.",
+            "tool_calls": [{"function": function} for function in one],
+        }
+        for one in [*([f] for f in functions), *([functions[3], f] for f in functions)]
+    ]
+    messages += [{"content": "Words.", "tool_calls": none} for none in ([], None)]
+    original = ask([{"kind": "calls", "message": message} for message in messages])
+    suite, replies = write_suite(tmp_path / "data", each=len(messages)), iter(messages)
+    words = ["--categories", "live_relevance", "--batch-size", 1, "--data", suite]
+    with served(lambda body: next(replies)) as url:
+        alia("evaluate-calls", "--endpoint", url, *words, "--output", tmp_path / "out")
+    kept = (tmp_path / "out/model/answers.jsonl").read_text().splitlines()[1:]
+    answers = {line["id"]: Answer.from_json(line) for line in map(json.loads, kept)}
+    for index, (message, expected) in enumerate(zip(messages, original, strict=True)):
+        found = calls_of(answers[f"live_relevance_{index}"]).with_objects().calls
+        calls = [{name or "": arguments} for name, arguments in found] or None
+        assert json.dumps(calls) == json.dumps(expected).replace('"null"', '""'), (
+            message
+        )
+    assert sum(one is not None for one in original) == 10

@@ -93,9 +93,12 @@ def test_one_broken_call_and_there_is_none(text: str) -> None:
 
 
 def test_calls_that_a_server_found() -> None:
-    answer = Answer("text", (("f", '{"a": 1}'), ("g", "")))
+    answer = Answer("text", (("f", '{"a": 1}'), ("g", " {}\n")))
     assert list(calls_of(answer).calls) == [*ONE, ("g", {})]
-    assert calls_of(Answer("", (("f", "{"),))).broken
+    for arguments in ("", " ", "{", "{'a': 1}", "a=1"):
+        found = calls_of(Answer("", (("f", '{"a": 1}'), ("g", arguments))))
+        assert not found.calls
+        assert found.broken
 
 
 TAGGED = st.lists(

@@ -109,3 +109,11 @@ def test_the_same_case_twice(tmp_path: Path) -> None:
         path.write_text(path.read_text() * 2)
     with pytest.raises(AliaError, match="the id multiple_0 is there twice"):
         read_cases(folder)
+
+
+def test_without_data_its_environment_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    with pytest.raises(
+        AliaError, match=r"--data=None: is needed.*`make venv-bfcl`, and"
+    ):
+        read_cases(None)

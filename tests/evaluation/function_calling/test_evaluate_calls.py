@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import shutil
 import weakref
 from datetime import date
@@ -138,6 +139,33 @@ def test_an_answer_does_not_depend_on_its_neighbours(rope: str, tmp_path: Path) 
     assert model.write(prompts[::-1], "abcdef"[: len(prompts)]) == alone[::-1]
 
 
+def test_nobody_is_reminded_of_a_length_that_is_kept_to(tmp_path: Path) -> None:
+    """transformers reminds past `max_position_embeddings`: of padded rows, whose answers
+    are cut to the context, and of a RoPE that is scaled, which reads more.
+    """
+    from transformers.utils import logging as upstream
+
+    told: list[str] = []
+    handler = logging.Handler()
+    handler.emit = lambda record: told.append(record.getMessage())  # type: ignore[method-assign]
+    upstream.add_handler(handler)
+    upstream.warning_once.cache_clear()  # it says each thing once
+    try:
+        for rope, sizes in (("dynamic", (90,)), ("default", (30, 63))):
+            save_small(tmp_path / rope, context=64, rope=rope)
+            settings = CallSettings(max_new_tokens=30)
+            model = TransformersModel(tmp_path / rope, settings)
+            prompts = [list(range(6, 6 + size)) for size in sizes]
+            answers = model.write(prompts, "ab"[: len(prompts)])
+            assert all(
+                len(p) + a.tokens <= model.context
+                for p, a in zip(prompts, answers, strict=True)
+            )
+    finally:
+        upstream.remove_handler(handler)
+    assert not [line for line in told if "maximum length" in line]
+
+
 def test_questions_that_do_not_fit(suite: Path, tmp_path: Path) -> None:
     save_small(tmp_path / "m", context=512)
     words = [
@@ -267,7 +295,7 @@ def test_answers_that_end_otherwise_are_another_model_s(
     ):
         alia(*words)
     ends.write_text("{")
-    with pytest.raises(AliaError, match=r"generation_config\.json: .*correct it"):
+    with pytest.raises(AliaError, match=r"generation_config\.json: .*copy it again"):
         alia(*words)
     ends.write_text(before)
     config = json.loads((model / "config.json").read_text())

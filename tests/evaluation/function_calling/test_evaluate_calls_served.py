@@ -43,16 +43,18 @@ def test_a_served_model(suite: Path, tmp_path: Path) -> None:
         words += ["--temperature", 0.1, "--multi-turn", tmp_path / "score"]
         table = alia(*words)
         found = json.loads(alia(*words, "--json"))["models"]["model"]
+        assert alia(*words, "--markdown") == table  # as into a file
+    assert "\n- model: template the server's" in table
     assert len(bodies) == 26  # the second time nothing is asked
     assert bodies[0]["temperature"] == 0.1
     assert bodies[0]["tools"][0]["function"]["name"] == "get_value"
     rights = [row["accuracy"] for row in found["rows"]]
     assert rights == [1, 1, 1, 1, 1, 0.5, 1, 1, *[0.25] * 4, 1, 1]
     assert found["categories"]["live_multiple"]["wrong"] == {"wrong_value": 1}
-    lines = [line for line in table.splitlines() if "│" in line]
+    lines = [line for line in table.splitlines() if line.startswith("|")][2:]
     assert len(lines) == 14
     for line, row in zip(lines, found["rows"], strict=True):
-        cells = [cell.strip() for cell in line.strip("│").split("│")]
+        cells = [cell.strip() for cell in line.strip("|").split("|")]
         assert cells[:2] == [row["metric"], row["category"]]
         counts = f"{row['right']}/{row['total']}"
         low, high = 100 * row["low"], 100 * row["high"]
@@ -187,10 +189,16 @@ def test_a_server_without_tools_is_no_wrong_model(suite: Path, tmp_path: Path) -
 
 
 def test_what_is_no_server_or_model(suite: Path, tmp_path: Path) -> None:
-    with served(right_reply, ("a", "b")) as url:
+    def known(body: dict[str, Any]) -> dict[str, Any] | int:
+        return said("No.") if body["model"] in ("a", "b") else 404
+
+    with served(known, ("a", "b")) as url:
         for words, message in (
             (["--endpoint", url], "MODEL=None: is not one of the models.*a, b"),
-            (["c", "--endpoint", url], "MODEL=c: is not one of the models"),
+            (
+                ["c", "--endpoint", url],
+                "MODEL=c: is not one of the models.*to transformers serve it is the path",
+            ),
             (["--endpoint", "ftp://x"], "is no http or https address"),
             (["--endpoint", "http://[bad/v1"], r"--endpoint=.*Invalid IPv6 URL"),
             (["--endpoint", "http://x:port/v1"], r"--endpoint=.*Port could not"),
@@ -214,6 +222,27 @@ def test_what_is_no_server_or_model(suite: Path, tmp_path: Path) -> None:
                 alia("evaluate-calls", *words, "--data", suite)
     with pytest.raises(AliaError, match="does not answer"):
         alia("evaluate-calls", "--endpoint", url, "--data", suite)
+    with pytest.raises(AssertionError, match="has no place beside --json"):
+        alia("evaluate-calls", "a", "--data", suite, "--markdown", "--json")
+
+
+def test_a_name_that_a_server_answers_to_and_does_not_list(
+    suite: Path, tmp_path: Path
+) -> None:
+    """As transformers serve, which lists the models of a cache beside its own."""
+
+    def pinned(body: dict[str, Any]) -> dict[str, Any] | int:
+        return said("No.") if body["model"] == "/models/mine" else 400
+
+    words = ["--data", suite, "--output", tmp_path / "out", "--limit", 1]
+    words += ["--categories", "irrelevance"]
+    with served(pinned, ("cached",)) as url:
+        name = "/models/mine"
+        shown = alia("evaluate-calls", name, "--endpoint", url, *words, "--json")
+        pinned_to = r"case irrelevance_0: .* 400.*to transformers serve it is the path"
+        with pytest.raises(AliaError, match=pinned_to):
+            alia("evaluate-calls", "--endpoint", url, *words)
+    assert json.loads(shown)["models"][name]["rows"]
 
 
 @pytest.mark.parametrize(
@@ -278,8 +307,13 @@ def test_a_server_that_takes_too_long(
     [
         (said(None, ("get_value", '{"n": ')), "broken_call"),
         (said(None, ("get_value", "[0]")), "broken_call"),
-        (said(None, ("get_value", {"n": 0})), None),  # type: ignore[arg-type]
-        (said(None, ("get_value", None)), "missing_required"),  # type: ignore[arg-type]
+        *(
+            (said(None, ("get_value", given)), "broken_call")  # type: ignore[arg-type]
+            for given in ("", " ", "{'n': 0}", None, {"n": 0}, {}, [], 3, True)
+        ),
+        ({"tool_calls": [{"function": {"name": "get_value"}}]}, "broken_call"),
+        ({"tool_calls": [{"function": {"arguments": '{"n": 0}'}}]}, "wrong_function"),
+        (said(None, ("get_value", ' {"n": 1, "n": 0}\n')), None),
         ({"content": [{"type": "text", "text": "[get_value(n=0)]"}]}, None),
         ({"content": None}, "no_call"),
         ({"content": ["x"]}, AliaError),

@@ -1,0 +1,61 @@
+"""What was measured, as Markdown for a model card: from files of several forms."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from itertools import groupby
+from pathlib import Path
+
+from alia_ctx.errors import CheckpointError
+from alia_ctx.evaluation.function_calling import read_scores, score_markdown
+from alia_ctx.files import parse_json
+
+_DRAWN = re.compile("[\u2500-\u257f]")  # box drawing
+_FENCE = re.compile(r" {0,3}(`{3,}|~{3,})")
+
+
+def card_evaluation(files: Sequence[Path]) -> str:
+    """The contents of `files`, one after another. Markdown stays as it is; a table that a
+    terminal draws is fenced as code; scores of `evaluate-calls` as JSON become its
+    table, and other JSON is fenced.
+
+    CheckpointError where one cannot be read as text.
+    """
+    texts = []
+    for file in files:
+        try:
+            text = file.read_text(encoding="utf-8").strip()
+        except (OSError, UnicodeDecodeError) as error:
+            raise CheckpointError(
+                f"--evaluation {file}: cannot be read as text ({error}); give a file of "
+                "Markdown"
+            ) from error
+        texts.append(_of_json(text) if text.startswith(("{", "[")) else _fenced(text))
+    return "\n\n".join(texts)
+
+
+def _of_json(text: str) -> str:
+    try:
+        document = parse_json(text)
+    except ValueError:  # Markdown may begin with a bracket
+        return _fenced(text)
+    scores = read_scores(document)
+    if not scores:
+        return f"```json\n{text}\n```"
+    return f"# BFCL\n\n{score_markdown(scores)}"
+
+
+def _fenced(text: str) -> str:
+    """Paragraphs in which a box is drawn, as code, where they are not code already."""
+    pieces, fence = [], ""
+    for blank, lines in groupby(text.splitlines(), key=lambda line: not line.strip()):
+        paragraph = list(lines)
+        outside = not fence
+        for line in paragraph:
+            if mark := _FENCE.match(line):
+                fence = "" if fence and mark[1].startswith(fence) else fence or mark[1]
+        if not blank and outside and not fence and _DRAWN.search("".join(paragraph)):
+            paragraph = ["```text", *paragraph, "```"]
+        pieces += paragraph
+    return "\n".join(pieces)

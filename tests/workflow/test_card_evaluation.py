@@ -1,0 +1,104 @@
+"""What stands in a model card of what was measured, by the form of the file."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+from rich.console import Console
+
+from alia_ctx.errors import CheckpointError
+from alia_ctx.evaluation.function_calling import (
+    Score,
+    read_scores,
+    score_markdown,
+    score_table,
+    score_tables,
+)
+from alia_ctx.identity import sealed
+from alia_ctx.workflow.card_evaluation import card_evaluation
+
+SCORES = {"a|b": {"multiple": Score(3, 4), "simple_java": Score(1, 2)}}
+LONG = {f"m-update-0000014{i}": SCORES["a|b"] for i in range(3)}
+MARKDOWN = score_markdown(SCORES)
+
+
+def of(tmp_path: Path, text: str) -> str:
+    file = tmp_path / "measured"
+    file.write_text(text, encoding="utf-8")
+    return card_evaluation([file])
+
+
+def drawn(width: int, scores: dict[str, dict[str, Score]] = SCORES) -> str:
+    console = Console(width=1000)
+    with console.capture() as capture:
+        for table in score_tables(scores, width):
+            console.print(table)
+    return capture.get()
+
+
+def test_markdown_stays_as_it_is(tmp_path: Path) -> None:
+    text = f"# BFCL\n\n{MARKDOWN}\n\n- data: BFCL v4\n\n```text\n│ x │\n\n│ y │\n```\n\nEnd."
+    assert of(tmp_path, text) == text
+
+
+def test_a_table_that_a_terminal_draws_is_code(tmp_path: Path) -> None:
+    table = drawn(100)
+    assert "┃" in table
+    text = of(tmp_path, f"Words.\n\n{table}\n\nMore.\n\n{table}")
+    shown, inside = text.splitlines(), False
+    for line in shown:
+        if line.startswith("```"):
+            inside = not inside
+        assert inside == any("\u2500" <= c <= "\u257f" for c in line) or (
+            "┃" not in line and "│" not in line
+        )
+    assert text.count("```text") == 2 and not inside
+    assert shown[0] == "Words." and "\nMore.\n" in text
+
+
+def test_scores_as_json_are_the_table_of_markdown(tmp_path: Path) -> None:
+    """Of `--json`, and of the file of scores that is kept beside answers."""
+    categories = {
+        name: {"right": score.right, "total": score.total}
+        for name, score in SCORES["a|b"].items()
+    }
+    model = {"model": "a|b", "categories": categories}
+    for document in ({"models": {"a|b": model}}, sealed({"model": 1}, model)):
+        assert of(tmp_path, json.dumps(document)) == f"# BFCL\n\n{MARKDOWN}"
+    for text in ('{"loss": 3}', "[1, 2]", "{}", '{"models": {}}'):
+        assert of(tmp_path, text) == f"```json\n{text}\n```"
+        assert not read_scores(json.loads(text))
+    link = "[a link](https://example.org)"
+    assert of(tmp_path, link) == link
+    (tmp_path / "bytes").write_bytes(b"\xff\xfe")
+    for name in ("bytes", "none", "."):
+        with pytest.raises(CheckpointError, match="cannot be read as text"):
+            card_evaluation([tmp_path / name])
+
+
+def test_markdown_has_the_rows_of_the_table() -> None:
+    lines = MARKDOWN.splitlines()
+    assert lines[0] == r"| metric | category | a\|b | ALIA-40b-fc card |"
+    assert lines[1] == "| --- | --- | ---: | ---: |"
+    assert len(lines) == 2 + 14 + 1
+    assert lines[3].startswith(
+        "| Multiple AST | Non-Live | 75.0 [30.1, 95.4] 3/4 | 94.5 |"
+    )
+    assert "| simple_java | of Simple AST, Non-Live |" in lines[-1]
+
+
+@pytest.mark.parametrize("width", [40, 80, 120, 200])
+def test_no_cell_is_folded_or_cut(width: int) -> None:
+    """One model fits into 80 columns; several that do not stand below one another."""
+    whole = {"one": {"multiple": Score(1053, 1053), "live_simple": Score(100, 258)}}
+    assert max(map(len, drawn(80, whole).splitlines())) <= 80
+    for scores in (whole, LONG):
+        text = drawn(width, scores)
+        assert "…" not in text
+        lines = [line for line in text.splitlines() if "│" in line]
+        tables = len(score_tables(scores, width))
+        rows = len(score_table({n: s for n, s in list(scores.items())[:1]}).rows)
+        assert len(lines) == tables * rows
+        assert tables == (1 if scores is whole or width == 200 else 3)
