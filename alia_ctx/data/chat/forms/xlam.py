@@ -15,9 +15,10 @@ from alia_ctx.data.chat.conversation import (
     Message,
     RowError,
     function_of,
+    tools_text,
 )
 from alia_ctx.data.chat.forms.calls import call_from
-from alia_ctx.data.chat.json_text import parse, write
+from alia_ctx.data.chat.json_text import parse
 
 _TYPES = {
     "str": "string",
@@ -60,7 +61,7 @@ def read(record: dict[str, Any]) -> Conversation:
             Message("user", query),
             Message("assistant", None, tuple(call_from(answer) for answer in answers)),
         ),
-        write([as_json_schema(tool) for tool in tools]) if tools else None,
+        tools_text([as_json_schema(tool) for tool in tools]),
     )
 
 

@@ -14,6 +14,7 @@ from alia_ctx.data.chat.json_text import parse, write
 from alia_ctx.data.documents.chat_spec import ChatForm
 from tests.data.chat import conversations
 from tests.data.chat.conversations import cases
+from tests.data.chat.talks import nested
 
 
 def test_every_form_has_a_name_in_the_configuration() -> None:
@@ -26,7 +27,7 @@ def test_records_become_what_they_mean(form: str) -> None:
         for name in (form, "auto"):
             read = read_record(json.loads(json.dumps(case.record)), name)
             assert read.messages_for_template() == case.messages
-            assert read.tools_for_template() == case.tools
+            assert read.tools_for_template() == nested(case.tools)
 
 
 @pytest.mark.parametrize("form", FORMS)
@@ -43,7 +44,8 @@ def test_what_is_written_is_read_again_as_the_same(form: str) -> None:
 
 
 def test_numbers_and_the_order_of_keys_stay_as_they_were_written() -> None:
-    tools = '[{"name": "f", "parameters": {"type": "object", "x": 1.50, "a": 1e3}}]'
+    schema = '{"name": "f", "parameters": {"type": "object", "x": 1.50, "a": 1e3}}'
+    tools = f"[{schema}]"
     answers = '[{"name": "f", "arguments": {"z": 1.0, "a": 1E-7, "m": 100000000000000000000}}]'
     for record in (
         {"messages": [{"role": "user", "content": "q"}], "tools": tools},
@@ -56,10 +58,49 @@ def test_numbers_and_the_order_of_keys_stay_as_they_were_written() -> None:
             {"role": "assistant", "tool_calls": [{"function": call}]}
         )
         read = read_record(record)
-        assert read.tools == tools
+        assert read.tools == f'[{{"type": "function", "function": {schema}}}]'
         assert read.messages[1].calls[0].arguments == (
             '{"z": 1.0, "a": 1E-7, "m": 100000000000000000000}'
         )
+
+
+FUNCTION = '{ "name":"f","description":"d", "parameters" : {"type":"object", "n":1e3}}'
+FLAT = FUNCTION.replace("{ ", '{ "type": "function", ', 1)
+NESTED = f'{{"type": "function", "function": {FUNCTION}}}'
+
+
+@pytest.mark.parametrize("tool", [FUNCTION, FLAT, NESTED, f'{{"function":{FUNCTION}}}'])
+def test_tools_are_nested_however_a_record_has_them(tool: str) -> None:
+    """One form in all readers, with the function's text as it was written."""
+    said = [{"role": "user", "content": "u"}, {"role": "assistant", "content": "a"}]
+    talk = [{"from": "human", "value": "u"}, {"from": "gpt", "value": "a"}]
+    chat = "USER: u\n\n\nASSISTANT: a"
+    begun = [{**said[0], "functions": f"[{tool}]"}, {**said[1], "function_calls": None}]
+    records: list[dict[str, Any]] = [
+        {"messages": said, "tools": f" [ {tool} ] "},
+        {"messages": said, "tools": tool},
+        {"messages": said, "tools": json.dumps([tool])},
+        {"messages": said, "tools": [tool]},
+        {"messages": said, "functions": f"[{tool}]"},
+        {"messages": begun},
+        {"messages": json.dumps(said), "available_tools": f"[{tool}]"},
+        {"conversations": talk, "tools": f"[{tool}]"},
+        {"conversations": talk, "system": f"You may call [{tool}]"},
+        {"system": f"SYSTEM: {tool}", "chat": chat},
+    ]
+    forms = set()
+    for record in records:
+        forms.add(form_of(record))
+        [shown] = read_record(record).tools_for_template() or []
+        assert shown == json.loads(NESTED)
+        if tool is not FLAT:
+            assert FUNCTION in (read_record(record).tools or "")
+    assert forms == {*FORMS} - {"xlam"}  # which has no schemas
+    answers = '[{"name": "f", "arguments": {}}]'
+    schema = tool.replace('"n":1e3', '"properties":{}')
+    record = {"query": "q", "answers": answers, "tools": f"[{schema}]"}
+    [shown] = read_record(record).tools_for_template() or []
+    assert list(shown) == ["type", "function"] and "type" not in shown["function"]
 
 
 @pytest.mark.parametrize(
