@@ -5,11 +5,12 @@ from __future__ import annotations
 import json
 from typing import Any, get_args
 
+import jsonschema
 import pytest
 
 from alia_ctx.data.chat.conversation import RowError
 from alia_ctx.data.chat.forms import FORMS, form_of, read_record
-from alia_ctx.data.chat.forms.xlam import type_schema
+from alia_ctx.data.chat.forms.xlam import read_type
 from alia_ctx.data.chat.json_text import parse, write
 from alia_ctx.data.documents.chat_spec import ChatForm
 from tests.data.chat import conversations
@@ -114,8 +115,28 @@ def test_tools_are_nested_however_a_record_has_them(tool: str) -> None:
         ("None|str", {"type": "string"}, True),
         ("Union[int, None]", {"type": "integer"}, True),
         ("int | str", {"anyOf": [{"type": "integer"}, {"type": "string"}]}, False),
-        ("Dict[str, int | None]", {"type": "object"}, False),
-        ("Literal['a', 'b']", {}, False),
+        (
+            "Dict[str, int | None]",
+            {
+                "type": "object",
+                "additionalProperties": {
+                    "anyOf": [{"type": "integer"}, {"type": "null"}]
+                },
+            },
+            False,
+        ),
+        ("Literal['a', 'b']", {"type": "string", "enum": ["a", "b"]}, False),
+        (
+            "Literal['a or b', 'c|d,e']",
+            {"type": "string", "enum": ["a or b", "c|d,e"]},
+            False,
+        ),
+        ("Literal[1, 2, None], optional", {"enum": [1, 2]}, True),
+        ("Optional[Literal['a']]", {"type": "string", "enum": ["a"]}, True),
+        ("int or float", {"anyOf": [{"type": "integer"}, {"type": "number"}]}, False),
+        ("str (ISO 8601)", {"type": "string"}, False),
+        ("str (ISO 8601), optional", {"type": "string"}, True),
+        ("int | datetime", {}, False),
         ("", {}, False),
         ("List[str]", {"type": "array", "items": {"type": "string"}}, False),
         (
@@ -126,7 +147,14 @@ def test_tools_are_nested_however_a_record_has_them(tool: str) -> None:
             },
             True,
         ),
-        ("Dict[str, int], optional", {"type": "object"}, True),
+        (
+            "Dict[str, List[int]], optional",
+            {
+                "type": "object",
+                "additionalProperties": {"type": "array", "items": {"type": "integer"}},
+            },
+            True,
+        ),
         ("Tuple[float, float]", {"type": "array", "items": {"type": "number"}}, False),
         ("Tuple[float, str]", {"type": "array"}, False),
         ("Optional[str]", {"type": "string"}, True),
@@ -145,7 +173,8 @@ def test_tools_are_nested_however_a_record_has_them(tool: str) -> None:
     ],
 )
 def test_types_of_xlam(words: str, schema: dict[str, Any], optional: bool) -> None:
-    assert type_schema(words) == (schema, optional)
+    read = read_type(words)
+    assert (read.schema, read.optional) == (schema, optional)
 
 
 def xlam(parameters: dict[str, Any]) -> dict[str, Any]:
@@ -168,6 +197,69 @@ def test_several_types_of_xlam_stay() -> None:
             "properties": {"n": told},
             "required": required,
         }
+
+
+@pytest.mark.parametrize(
+    ("kind", "told"),
+    [
+        ("str (ISO 8601)", "x (type: str (ISO 8601))"),
+        ("Callable[[float], float]", "x (type: Callable[[float], float])"),
+        ("Callable, optional", "x (type: Callable, optional)"),
+        ("datetime | int", "x (type: datetime | int)"),
+        ("Tuple[int, str]", "x (type: Tuple[int, str])"),
+        ("Dict[int, str]", "x (type: Dict[int, str])"),
+        ("List[datetime]", "x (type: List[datetime])"),
+        ("str, e.g. 'a'", "x (type: str, e.g. 'a')"),
+        (["int", "datetime"], "x (type: int | datetime)"),
+        ("np.ndarray", "x (type: np.ndarray)"),
+        ("Literal[a, b]", "x (type: Literal[a, b])"),
+        *((k, "x") for k in ("int or float", "Literal['a']", "Dict[str, List[int]]")),
+        *((k, "x") for k in ("int, optional", "Optional[int]", "Tuple[int, ...]")),
+    ],
+)
+def test_a_type_that_no_schema_has_is_told(kind: Any, told: str) -> None:
+    schema = xlam({"n": {"type": kind, "description": "x"}})
+    jsonschema.Draft202012Validator.check_schema(schema)
+    assert schema["properties"]["n"]["description"] == told
+    alone = xlam({"n": {"type": kind}})["properties"]["n"]
+    assert alone.get("description", "") == told[2:]
+
+
+@pytest.mark.parametrize(
+    ("about", "required"),
+    [
+        ({"required": True, "default": 1}, ["n"]),
+        ({"required": False}, []),
+        ({"optional": True}, []),
+        ({"optional": False, "type": "int, optional"}, ["n"]),
+    ],
+)
+def test_a_parameter_may_say_itself_that_it_is_required(
+    about: dict[str, Any], required: list[str]
+) -> None:
+    rest = {"type": "int", "description": "x", **about}
+    for parameters in ({"n": rest}, {"type": "dict", "properties": {"n": rest}}):
+        schema = xlam(parameters)
+        jsonschema.Draft202012Validator.check_schema(schema)
+        assert schema["type"] == "object"
+        assert not {"required", "optional"} & {*schema["properties"]["n"]}
+        if parameters.keys() == {"n"} or "required" in about:
+            assert schema["required"] == required
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "told"),
+    [
+        ("enum", "a or b", "enum: a or b"),
+        ("minimum", "0", "minimum: 0"),
+        ("items", [1], "items: [1]"),
+    ],
+)
+def test_keys_that_break_a_schema_are_told(key: str, value: Any, told: str) -> None:
+    schema = xlam({"n": {"type": "int", "description": "x", key: value, "enum_of": 3}})
+    jsonschema.Draft202012Validator.check_schema(schema)
+    about = schema["properties"]["n"]
+    assert about == {"type": "integer", "description": f"x ({told})", "enum_of": 3}
 
 
 def test_schemas_of_xlam_are_known_without_a_type() -> None:
