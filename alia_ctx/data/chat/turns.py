@@ -94,7 +94,10 @@ def render_turns(
                 f"turn {number} is rendered otherwise when it is the last; train on "
                 "last_turn, or take a template that renders each turn alike",
             )
-        stop = _stop(after, len(before), special, spelled, messages[number], number)
+        ends = _own_tokens(after, len(before), special, spelled)
+        stop = _stop(after, len(before), ends, messages[number], number)
+        if messages[number].calls:
+            stop = _stop_of_calls(after, stop, ends, special, template)
         require_said(messages[number], after[len(before) : stop], number)
         calls = _calls(conversation, template, special, after, len(before), number)
         turns.append(Turn(number, header, len(before), stop, calls))
@@ -129,26 +132,53 @@ def _said(conversation: Conversation, text: str) -> tuple[tuple[int, int], ...]:
     return tuple(reversed(ranges))
 
 
-def _stop(
+def _own_tokens(
     text: str,
     start: int,
     special: re.Pattern[str],
     spelled: tuple[tuple[int, int], ...],
-    message: Message,
-    number: int,
-) -> int:
-    """End of the stop token of the turn that begins at `start`: the special token of the
-    template's that follows the turn's words. Where calls end it, it is the last one, as
-    some templates close calls with special tokens as well.
-
-    RowError where there is none, or where the template's own words stand before it: they
-    are not the assistant's, and one who has not learned them does not come to its stop.
-    """
-    tokens = [
+) -> list[tuple[int, int]]:
+    """Where from `start` on special tokens of the template's stand."""
+    return [
         match.span()
         for match in special.finditer(text, start)
         if not any(a < match.end() and match.start() < b for a, b in spelled)
     ]
+
+
+def _stop_of_calls(
+    text: str,
+    last: int,
+    tokens: list[tuple[int, int]],
+    special: re.Pattern[str],
+    template: ChatTemplate,
+) -> int:
+    """End of the stop token of a turn that ends with calls: the one that ends turns of
+    words, where the turn ends as these do; or the `last` special token, as some templates
+    end calls with a token of their own.
+    """
+    closing = template.closing
+    first = special.search(closing)
+    if first is None or not text.endswith(closing):
+        return last
+    stop = len(text) - len(closing) + first.end()
+    return stop if any(end == stop for _, end in tokens) else last
+
+
+def _stop(
+    text: str,
+    start: int,
+    tokens: list[tuple[int, int]],
+    message: Message,
+    number: int,
+) -> int:
+    """End of the stop token of the turn that begins at `start`: the special token of the
+    template's that follows the turn's words, or the last one where calls end the turn.
+
+    RowError where there is none, or where the template's own words stand before it: they
+    are not the assistant's, and one who has not learned them does not come to its stop.
+    (Behind calls: `probing`.)
+    """
     content = message.content or ""
     words = content.strip()
     if tokens and words and not message.calls and words in text[start:]:
