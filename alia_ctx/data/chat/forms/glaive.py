@@ -129,6 +129,9 @@ def _assistant(words: str) -> Message:
     said, *calls = words.split(_TAG)
     found = tuple(_call(call.strip().removesuffix(_END).strip()) for call in calls)
     said = said.strip().removesuffix(_END).strip() if found else said
+    if _END in said:  # two answers in one turn, or somebody's words
+        detail = f"{_END} stands in the middle of an answer: {said[:60]!r}"
+        raise RowError("ambiguous_turn", detail)
     return Message("assistant", said or None if found else said, found)
 
 

@@ -80,12 +80,17 @@ def read_dolci(record: dict[str, Any]) -> Conversation:
             turns = parse(turns)
         except ValueError as error:
             raise RowError("unparsable_messages", f"messages: {error}") from error
-    tools, messages = record.get("tools"), []
-    for turn in turns if isinstance(turns, list) else [turns]:
+    tools, messages = tools_text(record.get("tools")), []
+    for number, turn in enumerate(turns if isinstance(turns, list) else [turns]):
         [message] = messages_from([turn])
-        tools = turn.get("functions") or tools
+        offered = tools_text(turn.get("functions"))
+        if None not in (tools, offered) and parse(offered or "") != parse(tools or ""):
+            # All tools are shown at the beginning: earlier turns would answer others.
+            detail = f"turn {number} offers other functions than were offered before"
+            raise RowError("unparsable_tools", detail)
+        tools = offered or tools
         messages.append(_with_function_calls(message, turn.get("function_calls")))
-    return Conversation(tuple(messages), tools_text(tools))
+    return Conversation(tuple(messages), tools)
 
 
 def _with_function_calls(message: Message, calls: Any) -> Message:
