@@ -389,23 +389,6 @@ def test_settings_that_do_not_go_together(
     assert told in str(caught.value)
 
 
-def test_every_broken_setting_of_a_stage_is_told(tmp_path: Path) -> None:
-    settings = {
-        "update_instances": 0,
-        "pack.held_out_instances": -1,
-        "pack.sampling.talk": 0,
-        "pack.max_instances.talk": 0,
-        "learning_rate": -1,
-    }
-    with pytest.raises(ConfigError) as caught:
-        load_run(
-            write_talk(tmp_path),
-            [f"stages.short.{name}={value}" for name, value in settings.items()],
-        )
-    for name in settings:
-        assert f"stages.short.{name}" in str(caught.value)
-
-
 def test_settings_of_conversations_in_a_stage_of_tokens(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="this stage counts tokens"):
         load_run(write_run(tmp_path), ["stages.short.pack.held_out_instances=3"])
