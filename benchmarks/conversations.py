@@ -211,6 +211,16 @@ def main() -> None:
     heads = ["length, times", "mean tokens", "fill at 163,840", "fill at 8,192"]
     print(pages.table(heads, scaled))
     print(
+        "\nWithin 60 s, by the clock: "
+        + ", ".join(
+            f"{c:,} tokens with {h:,} held out {'yes' if r['seconds'] < 60 else 'no'} "
+            f"({r['seconds']:.0f} s, of them {r['processor']:.0f} s on a processor)"
+            for (c, h), r in runs.items()
+        )
+        + ". With conversations held out it takes longer, as all others are compared with "
+        "them for near duplicates."
+    )
+    print(
         "\nFill counts every place of every row, the last row of each update and the last "
         "update of the epoch included. The rows of an update are as long as its fullest "
         "needs, rounded up to a 128th of the context (64 tokens at least).\n\n"

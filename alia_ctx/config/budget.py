@@ -40,11 +40,14 @@ def budget_problems(key: str, stage: StageConfig) -> list[Problem]:
         f"does not go with {size}",
         f"leave it out; {budget} says how far the stage goes",
     )
-    if size == "update_instances":
-        problems += stage.pack.instance_problems(f"{key}.pack")
-    else:
-        problems += stage.pack.token_problems(f"{key}.pack")
-    return problems
+    return [*problems, *unit_problems(key, stage)]
+
+
+def unit_problems(key: str, stage: StageConfig) -> list[Problem]:
+    """What of `pack` does not go with what updates count, whatever their number."""
+    if stage.update_instances is not None:
+        return stage.pack.instance_problems(f"{key}.pack")
+    return stage.pack.token_problems(f"{key}.pack")
 
 
 def schedule_problems(key: str, stage: StageConfig) -> list[Problem]:

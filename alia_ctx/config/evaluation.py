@@ -59,6 +59,8 @@ METRICS: dict[str, str | None] = {
     "calls_exact": None,
 }
 
+SCORES = ("retrieval", "passkey", "calls_exact")  # shares of what was asked
+
 
 @dataclass(frozen=True)
 class RetrievalConfig:
@@ -90,8 +92,7 @@ class BestConfig:
 
     @property
     def direction(self) -> Literal["min", "max"]:
-        scores = ("retrieval", "passkey", "calls_exact")
-        return self.mode or ("max" if self.metric in scores else "min")
+        return self.mode or ("max" if self.metric in SCORES else "min")
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from alia_ctx.checkpoint.manifest import MANIFEST
 from alia_ctx.config.base import model_problems
-from alia_ctx.config.budget import budget_problems, schedule_problems
+from alia_ctx.config.budget import budget_problems, schedule_problems, unit_problems
 from alia_ctx.config.draft import Draft
 from alia_ctx.config.evaluation import METRICS
 from alia_ctx.config.places import place_problems
@@ -233,6 +233,8 @@ def _stage(
                     dataclasses.replace(problem, rule=of + problem.rule)
                     for problem in stage.layout.problems(layout, model, shortest, world)
                 ]
+    else:  # every violation at once
+        problems += unit_problems(key, stage)
     if not draft.planning:
         _chain(draft, name, stage, problems)
     problems += schedule_problems(f"{key}.schedule", stage)

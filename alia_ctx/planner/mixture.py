@@ -54,6 +54,11 @@ class Mixture:
     published: Mapping[str, int] | None = None
 
     @property
+    def is_known(self) -> bool:
+        """Whether the size of every source is; else sums are of those that are known."""
+        return all(source.instances is not None for source in self.sources)
+
+    @property
     def held_out_by_source(self) -> dict[str, int]:
         sizes = {s.name: s.candidates or s.instances or 0 for s in self.sources}
         if not self.held_out or sum(sizes.values()) <= self.held_out:
@@ -70,9 +75,17 @@ class Mixture:
             used = min(used, source.most)
         return round(used * source.sampling)
 
+    def tokens_of(self, source: MixtureSource) -> int | None:
+        """Tokens of a source in an epoch, by the mean of its store; None without one."""
+        if source.tokens is None:
+            return None
+        return round(
+            source.tokens * self.epoch_of(source) / max(source.instances or 0, 1)
+        )
+
     @property
     def epoch(self) -> int:
-        """Conversations of an epoch."""
+        """Conversations of an epoch, of sources whose size is known."""
         return sum(self.epoch_of(source) for source in self.sources)
 
     @property
@@ -86,37 +99,55 @@ class Mixture:
 
 
 def mixture_table(mixture: Mixture, name: str) -> Table:
-    """A line a source: conversations, share, tokens, licence, held out; and their sum."""
+    """A line a source: conversations, share, tokens, licence, held out; and their sum. All
+    are of an epoch. Where the size of a source is not known, neither are shares and sums.
+    """
     table = Table(title=f"Conversations of {name}")
     table.add_column("source")
     for heading in ("an epoch", "stated", "share", "tokens", "licence", "held out"):
         table.add_column(heading, justify="left" if heading == "licence" else "right")
     total, held_out = max(mixture.epoch, 1), mixture.held_out_by_source
-    for source in mixture.sources:
+    whole = mixture.is_known
+    tokens = [mixture.tokens_of(source) for source in mixture.sources]
+    for source, size in zip(mixture.sources, tokens, strict=True):
         count = mixture.epoch_of(source)
-        known = source.instances is not None
         table.add_row(
             source.name,
-            f"{count:,}" if known else "?",
+            _UNKNOWN if source.instances is None else f"{count:,}",
             "" if source.stated is None else f"{source.stated:,}",
-            f"{count / total:.2%}" if known else "?",
-            f"{source.tokens:,}" if source.tokens is not None else "not tokenised",
+            f"{count / total:.2%}" if whole else _UNKNOWN,
+            "not tokenised" if size is None else _about(size, source.tokens),
             source.licence or "not stated",
-            f"{held_out.get(source.name, 0):,}",
+            _if(whole or not mixture.held_out, held_out.get(source.name, 0)),
         )
     table.add_section()
     stated = [s.stated for s in mixture.sources if s.stated is not None]
-    tokens = [s.tokens for s in mixture.sources if s.tokens is not None]
+    sizes = [size for size in tokens if size is not None]
+    stores = sum(source.tokens or 0 for source in mixture.sources)
     table.add_row(
         "sum",
-        f"{mixture.epoch:,}",
+        _if(whole, mixture.epoch),
         f"{sum(stated):,}" if stated else "",
-        "100%",
-        f"{sum(tokens):,}" if tokens else "not tokenised",
+        "100%" if whole else _UNKNOWN,
+        _about(sum(sizes), stores)
+        if len(sizes) == len(tokens)
+        else (f"{_UNKNOWN} ({sum(sizes):,} known)" if sizes else "not tokenised"),
         "",
-        f"{sum(held_out.values()):,}",
+        _if(whole or not mixture.held_out, sum(held_out.values())),
     )
     return table
+
+
+_UNKNOWN = "?"
+
+
+def _if(known: bool, number: int) -> str:
+    return f"{number:,}" if known else _UNKNOWN
+
+
+def _about(tokens: int, store: int | None) -> str:
+    """Exact only where it is all of a store: which conversations come is not known yet."""
+    return f"{tokens:,}" if tokens == store else f"~{tokens:,}"
 
 
 def readings_table(mixture: Mixture) -> Table:
@@ -131,14 +162,18 @@ def readings_table(mixture: Mixture) -> Table:
         "this configuration",
         f"{size:,}",
         f"{mixture.epochs}",
-        f"{mixture.updates:,}",
-        f"the last of an epoch has {rest:,}; {epoch // size:,} an epoch without it"
+        _if(mixture.is_known, mixture.updates),
+        f"{epoch:,} conversations of an epoch are known"
+        if not mixture.is_known
+        else f"the last of an epoch has {rest:,}; {epoch // size:,} an epoch without it"
         if rest
         else "",
     )
     published = dict(mixture.published or {})
     batch, updates = published.get("update_instances"), published.get("updates")
     count = published.get("instances", epoch)
+    if "instances" not in published and not mixture.is_known:
+        return table
     if batch:
         whole, up = count // batch, -(-count // batch)
         remark = f"not the {updates:,} published" if updates else ""
@@ -186,7 +221,9 @@ def remarks(mixture: Mixture) -> list[str]:
                 f"{source.stated:,} stated"
             )
     published = (mixture.published or {}).get("instances")
-    if published == mixture.epoch:
+    if published and not mixture.is_known:
+        lines.append(f"{mixture.epoch:,} conversations known, {published:,} published")
+    elif published == mixture.epoch:
         lines.append(f"{published:,} conversations, the number published")
     elif published:
         lines.append(

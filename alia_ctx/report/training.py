@@ -300,7 +300,7 @@ def data(facts: RunFacts) -> str:
             ]
             for name, source in stage.plan["sources"].items()
         ]
-        heads = ["source", "documents", "tokens", "trained tokens", "share"]
+        heads = ["source", "documents", "tokens", "tokens of the plan", "share"]
         heads += ["epochs", "epochs before"]
         caption = (
             f"Stage {stage.name}: {stage.plan['rows']:,} rows of "
@@ -320,7 +320,7 @@ def data(facts: RunFacts) -> str:
             y="tokens with more than n (%)",
             log_x=True,
         )
-        caption = "How much context the trained tokens have: share of tokens with more "
+        caption = "How much context the plans' tokens have: share of tokens with more "
         caption += "than n tokens of their own document before them, by stage."
         how = facts.how("pack CONFIG --stage NAME --inspect")
         parts.append(html.figure(svg, caption, how))

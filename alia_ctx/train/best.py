@@ -6,7 +6,7 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
-from alia_ctx.config.evaluation import BestConfig
+from alia_ctx.config.evaluation import SCORES, BestConfig
 
 BEST = "best"  # in a manifest's `extra`: {update, metric, mode, value}
 
@@ -16,8 +16,12 @@ def improved(
 ) -> dict[str, Any] | None:
     """What is best after an evaluation gave `value` at `update`; None where that is what
     was best `before`. Another metric or mode than before's begins anew.
+
+    A score of 0 is no best: of checkpoints that can do nothing the first would be kept.
     """
     if value is None or not math.isfinite(value):
+        return None
+    if rule.metric in SCORES and rule.direction == "max" and value <= 0:
         return None
     best = {
         "update": update,

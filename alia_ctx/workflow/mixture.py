@@ -71,11 +71,10 @@ def sizes_of(run: RunConfig, name: str) -> tuple[int, int, str]:
     whole = all(source.is_tokenised for source in mixture.sources)
     if not whole or not mixture.epoch:
         text = "not tokenised yet: planned with one full row an update"
+        if not mixture.is_known:
+            text += ", and without the sources whose size is not known"
         return updates * stage.context, stage.context, text
-    total = sum(
-        (source.tokens or 0) * mixture.epoch_of(source) / max(source.instances or 1, 1)
-        for source in mixture.sources
-    )
+    total = sum(mixture.tokens_of(source) or 0 for source in mixture.sources)
     an_update = max(1, round(total / mixture.updates_per_epoch))
     text = (
         f"an update has {an_update:,} tokens on average, before what `pack` leaves out"

@@ -251,7 +251,10 @@ def _planned(run: RunConfig, root: Path, name: str) -> tuple[int | None, int | N
         return stage.updates, stage.rows * stage.context
     moved = replace(run, output=str(root))
     with suppress(AliaError):
-        return mixture_of(moved, name).updates or None, sizes_of(moved, name)[0]
+        mixture = mixture_of(moved, name)
+        if not mixture.is_known:
+            return None, None
+        return mixture.updates or None, sizes_of(moved, name)[0]
     return None, None
 
 

@@ -37,7 +37,7 @@ def require_sound(conversation: Conversation) -> None:
         _require_words(number, message)
         for call in message.calls:
             _require_call(number, call, functions)
-    _require_calls_apart(conversation)
+    _require_calls_apart(conversation, functions)
     _require_results(conversation.messages)
     _require_characters(conversation)
 
@@ -77,20 +77,56 @@ def _require_schema(function: dict[str, Any]) -> None:
 
 
 _WRITTEN_CALL = re.compile(
-    r"^\s*(<tool_call>|<functioncall>|<TOOLCALL>|\[TOOL_CALLS\])\s*[\[{]", re.MULTILINE
+    r"(<tool_call>|<functioncall>|<TOOLCALL>|\[TOOL_CALLS\])\s*[\[{]"
 )
+_FENCED = re.compile(r"```\w*\s*(.*?)\s*```", re.DOTALL)
 
 
-def _require_calls_apart(conversation: Conversation) -> None:
+def _require_calls_apart(
+    conversation: Conversation, functions: dict[str, list[dict[str, Any]]]
+) -> None:
     """Where tools are offered calls are calls: as words nothing compares them with these."""
+    if conversation.tools is None:
+        return
     for number, message in enumerate(conversation.messages):
-        match = _WRITTEN_CALL.search(message.content or "")
-        if conversation.tools is not None and message.role == "assistant" and match:
+        words = (message.content or "").strip()
+        if message.role != "assistant":
+            continue
+        match = _WRITTEN_CALL.search(words)
+        if match or _is_calls(words, functions):
+            told = match[1] if match else words[:40]
             raise RowError(
                 "unparsable_call",
-                f"turn {number}: a call stands among its words ({match[1]}); give it as "
+                f"turn {number}: a call stands among its words ({told}); give it as "
                 "tool_calls",
             )
+
+
+def _is_calls(words: str, functions: dict[str, list[dict[str, Any]]]) -> bool:
+    """Whether words are nothing but calls: JSON, in a fence or not, or `[f(a=1)]` of a
+    function that is offered.
+    """
+    fenced = _FENCED.fullmatch(words)
+    words = fenced[1] if fenced else words
+    names = "|".join(map(re.escape, functions))
+    if re.fullmatch(rf"\[\s*(?:{names})\s*\(.*\)\s*\]", words, re.DOTALL):
+        return True
+    if not words.startswith(("{", "[")):
+        return False
+    try:
+        value = parse(words)
+    except ValueError:
+        return False
+    calls = value if isinstance(value, list) else [value]
+    return bool(calls) and all(map(_is_call, calls))
+
+
+def _is_call(value: Any) -> bool:
+    if not isinstance(value, dict):
+        return False
+    function = value.get("function")
+    function = function if isinstance(function, dict) else value
+    return "name" in function and bool({"arguments", "parameters"} & {*function})
 
 
 def _require_order(messages: tuple[Message, ...]) -> None:

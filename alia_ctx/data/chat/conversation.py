@@ -10,7 +10,14 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from alia_ctx.data.chat.json_text import parse, plain, write
+from alia_ctx.data.chat.json_text import (
+    items_of,
+    joined,
+    members_of,
+    parse,
+    plain,
+    write,
+)
 
 Role = Literal["system", "user", "assistant", "tool"]
 ROLES: tuple[Role, ...] = ("system", "user", "assistant", "tool")
@@ -92,7 +99,9 @@ class Message:
 
 @dataclass(frozen=True)
 class Conversation:
-    """Turns, and the tools that were offered: the text of a JSON array, None without any."""
+    """Turns, and the tools that were offered: the text of a JSON array of nested tools
+    (see `tools_text`), None without any.
+    """
 
     messages: tuple[Message, ...]
     tools: str | None = None
@@ -130,28 +139,51 @@ def function_of(tool: Any) -> dict[str, Any]:
 
 
 def tools_text(value: Any) -> str | None:
-    """Tools of a record as the text of an array: from text, which stays as it is, an
-    array, or an array of texts; None where there are none.
+    """Tools of a record as the text of an array of nested ones, as OpenAI's and
+    transformers' convention has them: from text, an array, or an array of texts; None
+    where there are none.
+
+    What was text keeps each tool's function to the character. One form of all, because
+    a template shows tools as it gets them, and some read `tool.function.name` alone.
     """
     if value is None or value == [] or (isinstance(value, str) and not value.strip()):
         return None
     if isinstance(value, str):
         parsed = _parsed_tools(value)
-        if parsed is None:
-            return None
-        if isinstance(parsed, list):
-            if not any(isinstance(tool, str) for tool in parsed):
-                return value.strip() if parsed else None
+        if isinstance(parsed, list) and not any(isinstance(x, str) for x in parsed):
+            texts = [text for text, _ in items_of(value)]
+        elif isinstance(parsed, list):
             return tools_text(parsed)
-        return f"[{value.strip()}]"
-    if isinstance(value, dict):
-        return f"[{write(value)}]"
-    if not isinstance(value, list):
+        else:
+            texts = [] if parsed is None else [value.strip()]
+    elif isinstance(value, dict):
+        texts = [write(value)]
+    elif isinstance(value, list):
+        texts = [
+            tool.strip() if isinstance(tool, str) else write(tool) for tool in value
+        ]
+    else:
         raise RowError("unparsable_tools", f"tools are {type(value).__name__}")
-    texts = [tool.strip() if isinstance(tool, str) else write(tool) for tool in value]
-    for text in texts:
-        _parsed_tools(text)
-    return f"[{', '.join(texts)}]"
+    return f"[{', '.join(map(_nested, texts))}]" if texts else None
+
+
+def _nested(text: str) -> str:
+    """The text of a tool, nested; its function as it was written, but that a flat tool's
+    `"type": "function"` stands outside of it.
+    """
+    tool = _parsed_tools(text)
+    function = function_of(tool)
+    members = dict(members_of(text))
+    if function is not tool:
+        rest = {k: members[k] for k in members if k not in ("type", "function")}
+        kind = members.get("type", '"function"')
+        nested = {"type": kind, "function": members["function"], **rest}
+    else:
+        if tool.get("type") == "function":
+            del members["type"]
+            text = joined(members)
+        nested = {"type": '"function"', "function": text}
+    return joined(nested)
 
 
 def _parsed_tools(text: str) -> Any:

@@ -67,11 +67,11 @@ class ChatEncoder:
         self.max_tokens = max_tokens if spec.max_tokens is None else spec.max_tokens
         self.tokenizer = HubTokenizer(directory, model_type)
         self.template = ChatTemplate(spec.template, self.tokenizer)
-        self.shown = probe(self.template)
         self.vocabulary = max(self.tokenizer.vocabulary.values(), default=-1) + 1
         self.dtype = token_dtype(self.vocabulary)
         self._special = dict(self.tokenizer.special)
         self._pattern = special_pattern(self._special)
+        self.shown = probe(self.template, self._pattern)
         self._tokens = RenderedTokens(self.tokenizer, self._pattern, special_tokens)
 
     def identity(self) -> dict[str, Any]:

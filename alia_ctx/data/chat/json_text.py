@@ -80,6 +80,44 @@ def parse(text: str) -> Any:
     return value
 
 
+_BLANKS = " \t\r\n"
+
+
+def items_of(text: str) -> Iterator[tuple[str, Any]]:
+    """The items of the text of an array that `parse` accepts: text as written, value."""
+    position = text.index("[") + 1
+    while (position := _past(text, position, _BLANKS + ",")) < len(text):
+        if text[position] == "]":
+            return
+        value, end = parse_at(text, position)
+        yield text[position:end], value
+        position = end
+
+
+def members_of(text: str) -> Iterator[tuple[str, str]]:
+    """Names and values of the text of an object that `parse` accepts, as written."""
+    position = text.index("{") + 1
+    while (position := _past(text, position, _BLANKS + ",")) < len(text):
+        if text[position] == "}":
+            return
+        name, end = parse_at(text, position)
+        begin = _past(text, end, _BLANKS + ":")
+        position = parse_at(text, begin)[1]
+        yield name, text[begin:position]
+
+
+def joined(members: dict[str, str]) -> str:
+    """The text of an object with these names, and values as they are written."""
+    pairs = (f"{write(name)}: {text}" for name, text in members.items())
+    return f"{{{', '.join(pairs)}}}"
+
+
+def _past(text: str, position: int, letters: str) -> int:
+    while position < len(text) and text[position] in letters:
+        position += 1
+    return position
+
+
 def write(value: Any) -> str:
     """One line of JSON, with numbers as `parse` read them and no character escaped that
     need not be; ValueError for what JSON has no form for.

@@ -6,6 +6,7 @@ what is trained then answers something that the model does not see.
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass, replace
 
 from alia_ctx.data.chat.conversation import Conversation, Message, RowError, ToolCall
@@ -15,7 +16,8 @@ from alia_ctx.data.chat.template import ChatTemplate
 _SYSTEM, _TOOL, _RESULT, _REASONING = (
     f"mark{word}mark" for word in ("system", "tool", "result", "reasoning")
 )
-_ASK, _ANSWER = Message("user", "a question"), Message("assistant", "an answer")
+_SAID = "an answer"
+_ASK, _ANSWER = Message("user", "a question"), Message("assistant", _SAID)
 _HEAD = Message("system", f"{_SYSTEM}.")
 _TOOLS = write(
     [
@@ -47,11 +49,15 @@ class Shown:
     tools: bool
     results: bool
     reasoning: bool
+    beside_calls: str | None = None  # what it writes between calls or behind them
 
     def require(self, conversation: Conversation) -> None:
         """RowError where the conversation has what the template leaves out and the
-        assistant's words rest on: its system prompt, tools, or results.
+        assistant's words rest on: its system prompt, tools, or results; or calls, and
+        the template writes beside calls what nobody said.
         """
+        if self.beside_calls and any(m.calls for m in conversation.messages):
+            raise RowError("text_after_answer", self.beside_calls)
         roles = {message.role for message in conversation.messages}
         for name, shown, there in (
             ("system prompts", self.system, "system" in roles),
@@ -76,8 +82,10 @@ class Shown:
         return [name for name, shown in names.items() if not shown]
 
 
-def probe(template: ChatTemplate) -> Shown:
+def probe(template: ChatTemplate, special: re.Pattern[str]) -> Shown:
     """Render short conversations with a mark in each part, and look for the marks.
+
+    special: matches each special token of the tokenizer.
 
     Each part alone and beside the others, as a template may show tools only where there
     is no system prompt.
@@ -104,4 +112,97 @@ def probe(template: ChatTemplate) -> Shown:
         tools=shows(_TOOL, *offered),
         results=shows(_RESULT, calling, both),
         reasoning=shows(_REASONING, Conversation((_ASK, thinking))),
+        beside_calls=_beside_calls(template, special),
     )
+
+
+_WORD = re.compile(r"[^\W\d_]+")
+# Tags, and keys that follow the arguments: the form of calls, and nobody's words.
+_FORM = re.compile(r"""<[^<>]*>|\[/?[A-Z_]+\]|"[^"\n]*"|'[^'\n]*'""")
+
+
+def _beside_calls(template: ChatTemplate, special: re.Pattern[str]) -> str | None:
+    """What is wrong with what a template writes between calls, or between the last one
+    and its stop token: words that are not of the form in which it writes each call, words
+    of the turn itself, or blanks that do not follow each call.
+    """
+    one = _Called.of(template, special, calls=1)
+    if one is None:
+        return None
+    two = _Called.of(template, special, calls=2)
+    both = _Called.of(template, special, calls=1, words=True)
+    about = "; that is nobody's words: take it out of the template"
+    if _WORD.search(_FORM.sub("", special.sub("", one.behind))):
+        return f"the template writes {one.behind[-40:]!r} behind calls{about}"
+    between = two.between if two is not None else None
+    blank = one.behind != one.behind.rstrip()
+    if blank and not (between or "").startswith(one.behind):
+        return f"the template writes {one.behind[-40:]!r} behind calls{about}"
+    form = f"{one.behind} {one.before}"
+    if between is not None and not _within(between, form):
+        return f"the template writes {between[:80]!r} between calls{about}"
+    if both is not None and _SAID in both.behind:
+        return "the template writes a turn's words behind its calls; put them before"
+    before = both.before.rpartition(_SAID)[2] if both is not None else ""
+    if not _within(before, form):
+        return f"the template writes {before[:80]!r} before calls{about}"
+    return None
+
+
+def _within(text: str, form: str) -> bool:
+    """Whether the words of a text are some of those of `form`, in their order."""
+    rest = iter(_WORD.findall(form))
+    return all(word in rest for word in _WORD.findall(text))
+
+
+@dataclass(frozen=True)
+class _Called:
+    """A turn of calls as a template writes it: what stands before the first, between the
+    first two, and between the last one and the stop token.
+    """
+
+    before: str
+    between: str | None
+    behind: str
+
+    @classmethod
+    def of(
+        cls,
+        template: ChatTemplate,
+        special: re.Pattern[str],
+        *,
+        calls: int,
+        words: bool = False,
+    ) -> _Called | None:
+        """None where the template refuses such turns, or does not show all of them."""
+        marks = [tuple(f"q{part}{n}q" for part in "nkv") for n in range(calls)]
+        ids = [f"call0000{n}" for n in range(calls)]
+        made = tuple(
+            ToolCall(name, write({key: value}), identity)
+            for (name, key, value), identity in zip(marks, ids, strict=True)
+        )
+        turn = Message("assistant", _SAID if words else None, made)
+        asked = Conversation((_ASK,), _TOOLS)
+        try:
+            prompt = template.render(asked, prompt=True)
+            text = template.render(replace(asked, messages=(_ASK, turn)))
+        except RowError:
+            return None
+        if not text.startswith(prompt):
+            return None
+        text = text[len(prompt) :]
+        spans = []
+        for parts, identity in zip(marks, ids, strict=True):
+            if not all(part in text for part in parts):
+                return None
+            shown = (*parts, identity) if identity in text else parts
+            begin = min(text.index(part) for part in shown)
+            spans.append((begin, max(text.rindex(p) + len(p) for p in shown)))
+        closing, last = template.closing, spans[-1][1]
+        if closing and text.endswith(closing):
+            stop = len(text) - len(closing)
+        else:
+            tokens = [match.start() for match in special.finditer(text, last)]
+            stop = tokens[-1] if tokens else len(text)
+        between = text[spans[0][1] : spans[1][0]] if calls > 1 else None
+        return cls(text[: spans[0][0]], between, text[last:stop])

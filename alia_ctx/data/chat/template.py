@@ -89,6 +89,12 @@ class ChatTemplate:
         """Whether what it renders may depend on the day."""
         return "strftime_now" in self.text
 
+    @cached_property
+    def closing(self) -> str:
+        """What the template writes behind the words of a turn that is the last."""
+        text = self._render(_PROBE, None, prompt=False)
+        return text.rpartition(_PROBE[1]["content"])[2]
+
     def render(self, conversation: Conversation, *, prompt: bool = False) -> str:
         """The text of a conversation; with `prompt`, up to where the assistant's next
         words begin. RowError where the template refuses it.

@@ -8,7 +8,6 @@ are not, and nothing is guessed.
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
@@ -16,6 +15,7 @@ from typing import Any
 
 from alia_ctx.data.chat.conversation import Conversation, Message, RowError, ToolCall
 from alia_ctx.data.chat.json_text import leaves, parse, write
+from alia_ctx.data.chat.showing import escaped, require_said, require_shown
 from alia_ctx.data.chat.template import ChatTemplate
 from alia_ctx.data.documents.chat_spec import TrainOn
 
@@ -56,10 +56,11 @@ def render_turns(
 
     special: matches each special token of the tokenizer. Raises RowError where the
     template refuses, where turns depend on later ones, where a turn has no stop token,
-    or where its text does not hold what the assistant said.
+    or where the template does not show all that is there (`showing`).
     """
     messages = conversation.messages
     text = template.render(conversation)
+    require_shown(conversation, template, text)
     spelled = _spelled(conversation, template, special, text)
     numbers = [n for n, message in enumerate(messages) if message.role == "assistant"]
     if train_on == "last_turn":
@@ -93,8 +94,11 @@ def render_turns(
                 f"turn {number} is rendered otherwise when it is the last; train on "
                 "last_turn, or take a template that renders each turn alike",
             )
-        stop = _stop(after, len(before), special, spelled, messages[number], number)
-        _require_said(messages[number], after[len(before) : stop], number)
+        ends = _own_tokens(after, len(before), special, spelled)
+        stop = _stop(after, len(before), ends, messages[number], number)
+        if messages[number].calls:
+            stop = _stop_of_calls(after, stop, ends, special, template)
+        require_said(messages[number], after[len(before) : stop], number)
         calls = _calls(conversation, template, special, after, len(before), number)
         turns.append(Turn(number, header, len(before), stop, calls))
     return Rendered(text, tuple(turns), spelled, _said(conversation, text))
@@ -120,7 +124,7 @@ def _said(conversation: Conversation, text: str) -> tuple[tuple[int, int], ...]:
                 for value in leaves(argument)
             ]
         for part in filter(None, reversed(parts)):
-            for form in (part, _escaped(part), _escaped(part, ascii_only=True)):
+            for form in (part, escaped(part), escaped(part, ascii_only=True)):
                 if (place := text.rfind(form, 0, end)) >= 0:
                     ranges.append((place, place + len(form)))
                     end = place
@@ -128,26 +132,53 @@ def _said(conversation: Conversation, text: str) -> tuple[tuple[int, int], ...]:
     return tuple(reversed(ranges))
 
 
-def _stop(
+def _own_tokens(
     text: str,
     start: int,
     special: re.Pattern[str],
     spelled: tuple[tuple[int, int], ...],
-    message: Message,
-    number: int,
-) -> int:
-    """End of the stop token of the turn that begins at `start`: the special token of the
-    template's that follows the turn's words. Where calls end it, it is the last one, as
-    some templates close calls with special tokens as well.
-
-    RowError where there is none, or where the template's own words stand before it: they
-    are not the assistant's, and one who has not learned them does not come to its stop.
-    """
-    tokens = [
+) -> list[tuple[int, int]]:
+    """Where from `start` on special tokens of the template's stand."""
+    return [
         match.span()
         for match in special.finditer(text, start)
         if not any(a < match.end() and match.start() < b for a, b in spelled)
     ]
+
+
+def _stop_of_calls(
+    text: str,
+    last: int,
+    tokens: list[tuple[int, int]],
+    special: re.Pattern[str],
+    template: ChatTemplate,
+) -> int:
+    """End of the stop token of a turn that ends with calls: the one that ends turns of
+    words, where the turn ends as these do; or the `last` special token, as some templates
+    end calls with a token of their own.
+    """
+    closing = template.closing
+    first = special.search(closing)
+    if first is None or not text.endswith(closing):
+        return last
+    stop = len(text) - len(closing) + first.end()
+    return stop if any(end == stop for _, end in tokens) else last
+
+
+def _stop(
+    text: str,
+    start: int,
+    tokens: list[tuple[int, int]],
+    message: Message,
+    number: int,
+) -> int:
+    """End of the stop token of the turn that begins at `start`: the special token of the
+    template's that follows the turn's words, or the last one where calls end the turn.
+
+    RowError where there is none, or where the template's own words stand before it: they
+    are not the assistant's, and one who has not learned them does not come to its stop.
+    (Behind calls: `probing`.)
+    """
     content = message.content or ""
     words = content.strip()
     if tokens and words and not message.calls and words in text[start:]:
@@ -202,29 +233,6 @@ def _calls(
         if match.start() < same < match.end():  # the stop token may begin as calls do
             same = match.start()
     return max(same, start)
-
-
-def _require_said(message: Message, shown: str, number: int) -> None:
-    """The turn's text holds the words, and each call's name and text arguments, as they
-    are or as JSON writes them.
-    """
-    words = (message.content or "").strip()
-    parts: list[str] = [words] if words else []
-    for call in message.calls:
-        values = leaves(parse(call.arguments))
-        parts += [call.name, *(value for value in values if isinstance(value, str))]
-    for part in parts:
-        # \\uXXXX of a template that asks tojson for ASCII is the same text.
-        forms = (part, _escaped(part), _escaped(part, ascii_only=True))
-        if not any(form.strip() in shown for form in forms):
-            raise RowError(
-                "not_shown",
-                f"the template does not show {part[:60]!r} of turn {number}",
-            )
-
-
-def _escaped(text: str, *, ascii_only: bool = False) -> str:
-    return json.dumps(text, ensure_ascii=ascii_only)[1:-1]
 
 
 # Private characters that stand for a spelled token while its place is looked for.

@@ -193,11 +193,12 @@ class PackSpec:
             )
         for name, share in self.sampling.items():
             problems.need(
-                0 <= share <= _MOST_PASSES,
+                0 < share <= _MOST_PASSES,
                 f"{key}.sampling.{name}",
                 share,
-                f"is not between 0 and {_MOST_PASSES} passes an epoch",
-                "1 is each conversation once an epoch",
+                f"is not above 0 and at most {_MOST_PASSES} passes an epoch",
+                "1 is each conversation once an epoch; leave a source that is not to "
+                "come out of pack.sources",
             )
         for name, most in self.max_instances.items():
             rule, remedy = "must be above 0", "leave the source out of pack.sources"

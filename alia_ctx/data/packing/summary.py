@@ -77,7 +77,7 @@ def _source_table(plan: PackPlan) -> Table:
     for name in (
         "documents",
         "tokens",
-        "trained tokens",
+        "tokens of the plan",  # those without loss among them
         "epochs",
         "share",
         "dropped long",

@@ -29,7 +29,10 @@ def xlam(draw: random.Random) -> Case:
         "str": {"type": "string"},
         "int": {"type": "integer"},
         "List[int]": {"type": "array", "items": {"type": "integer"}},
-        "Dict[str, int]": {"type": "object"},
+        "Dict[str, int]": {
+            "type": "object",
+            "additionalProperties": {"type": "integer"},
+        },
         "bool": {"type": "boolean"},
     }
     tools, schemas = [], []

@@ -139,3 +139,11 @@ def dialogue(talk: Talk, most_calls: int = 3, one_result: bool = False) -> list[
             turns += [result(dumps(talk.value())) for _ in range(count)]
         turns.append(said(talk.words()))
     return turns
+
+
+def nested(tools: list[dict[str, Any]] | None) -> list[dict[str, Any]] | None:
+    """Tools of any form as OpenAI has them."""
+    functions = [{**tool.get("function", tool)} for tool in tools or []]
+    for function in functions:
+        function.pop("type", None)  # of a flat one
+    return [{"type": "function", "function": f} for f in functions] or None

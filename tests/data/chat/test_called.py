@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from alia_ctx.data.chat import ChatEncoder, Conversation, Message, ToolCall
+from alia_ctx.data.chat import ChatEncoder, Conversation, Message, RowError, ToolCall
 from alia_ctx.data.documents.chat_spec import ChatSpec
 from tests.data.chat.tokenizers import CHAT_FAMILIES, save_chat_tokenizer
 
@@ -103,3 +103,92 @@ def test_calls_of_other_templates(name: str, words: str | None, tmp_path: Path) 
     [told] = called(encoder, Conversation((ASK, message), TOOLS))
     assert told.startswith(begin) and told.endswith("<|im_end|>")
     assert told.count("Rome") == 1
+
+
+CALL = "<tool_call>{{ c.function | tojson }}</tool_call>"
+DEEP = "<|im_start|>{{ c.function.name }}\n```json\n{{ c.function.arguments | tojson }}\n```"
+
+
+@pytest.mark.parametrize(
+    ("calls", "wrong"),
+    [
+        (EACH + CALL + "{%- endfor -%}{{ 'DONE' if m.tool_calls }}", "DONE"),
+        (EACH + CALL + "{%- endfor -%}{{ '\n' if m.tool_calls }}", "behind calls"),
+        (EACH + CALL + " done{%- endfor -%}", "behind calls"),
+        (EACH + "{{ 'and' if not loop.first }}" + CALL + "{%- endfor -%}", "between"),
+        (EACH + CALL + "{{ '\nThen' if not loop.last }}{%- endfor -%}", "between"),
+        (
+            "{{ ' I call:' if m.tool_calls and m.content }}"
+            + EACH
+            + CALL
+            + "{%- endfor -%}",
+            "before calls",
+        ),
+        (EACH + CALL + "{%- endfor -%}", None),
+        (EACH + CALL + "{{ '\n' }}{%- endfor -%}", None),
+        (EACH + "\nAction: {{ c.function | tojson }}{%- endfor -%}", None),
+        (EACH + DEEP + "<|im_end|>{{ '\n' if not loop.last }}{%- endfor -%}", None),
+        (
+            "{%- if m.tool_calls -%}[TOOL_CALLS] ["
+            + EACH
+            + '{"name": "{{ c.function.name }}", '
+            '"arguments": {{ c.function.arguments | tojson }}, "id": "{{ c.id }}"}'
+            "{{ ', ' if not loop.last }}{%- endfor -%}][/TOOL_CALLS]{%- endif -%}",
+            None,
+        ),
+    ],
+)
+def test_nothing_that_nobody_said_stands_beside_calls(
+    calls: str, wrong: str | None, tmp_path: Path
+) -> None:
+    (tmp_path / "t.jinja").write_text(HEAD + TURN + calls + TAIL)
+    directory = save_chat_tokenizer("byte level", tmp_path / "t")
+    encoder = ChatEncoder(directory, ChatSpec(template=str(tmp_path / "t.jinja")))
+    turns = (ASK, Message("assistant", "Yes.", (ROME, OSLO)), *RESULTS)
+    talk = Conversation((*turns, Message("assistant", "30")), TOOLS)
+    if wrong is None:
+        assert encoder.encode(talk).trained.any()
+        return
+    with pytest.raises(RowError, match=f"text_after_answer.*{wrong}"):
+        encoder.encode(talk)
+    assert encoder.encode(Conversation((ASK, Message("assistant", "30")))).text
+
+
+def test_words_are_not_moved_behind_calls(tmp_path: Path) -> None:
+    turn = (
+        "<|im_start|>{{ m.role ~ '\\n' }}"
+        + EACH
+        + CALL
+        + "{%- endfor -%}{{ m.content or '' }}"
+    )
+    (tmp_path / "t.jinja").write_text(HEAD + turn + TAIL)
+    directory = save_chat_tokenizer("byte level", tmp_path / "t")
+    encoder = ChatEncoder(directory, ChatSpec(template=str(tmp_path / "t.jinja")))
+    with pytest.raises(RowError, match=r"text_after_answer.*words behind its calls"):
+        encoder.encode(
+            Conversation((ASK, Message("assistant", "Yes.", (ROME,))), TOOLS)
+        )
+
+
+@pytest.mark.parametrize(
+    ("words_end", "calls_end", "trained"),
+    [
+        ("<|im_end|></s>\n", "<|im_end|></s>\n", "<|im_end|>"),
+        ("<|im_end|>\n", "<|im_end|></s>\n", "<|im_end|></s>"),  # an own token
+        ("</s>", "<|im_end|></s>", "<|im_end|></s>"),  # the first closes calls
+    ],
+)
+def test_turns_of_words_and_of_calls_end_alike(
+    words_end: str, calls_end: str, trained: str, tmp_path: Path
+) -> None:
+    end = f"{{{{ {calls_end!r} if m.tool_calls else {words_end!r} }}}}{{% endfor -%}}"
+    tail = TAIL.replace("<|im_end|>\n{% endfor -%}", end)
+    (tmp_path / "t.jinja").write_text(
+        HEAD + TURN + EACH + CALL + "{%- endfor -%}" + tail
+    )
+    directory = save_chat_tokenizer("byte level", tmp_path / "t")
+    encoder = ChatEncoder(directory, ChatSpec(template=str(tmp_path / "t.jinja")))
+    [told] = called(
+        encoder, Conversation((ASK, Message("assistant", None, (ROME,))), TOOLS)
+    )
+    assert told.partition("</tool_call>")[2] == trained

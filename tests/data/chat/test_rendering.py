@@ -15,6 +15,7 @@ from alia_ctx.data.tokens.tokenizer import HubTokenizer
 from alia_ctx.errors import DataError
 from tests.data.chat.chatml import chatml
 from tests.data.chat.conversations import cases
+from tests.data.chat.talks import nested
 from tests.data.chat.tokenizers import save_chat_tokenizer
 from tests.paths import ROOT
 
@@ -58,7 +59,9 @@ def test_equal_to_transformers_and_to_chatml_by_hand(
         )
         assert shipped.render(read) == expected
         assert expected == "".join(text for text, _ in chatml(case))
-        wide = auto.apply_chat_template(case.messages, tools=case.tools, tokenize=False)
+        wide = auto.apply_chat_template(
+            case.messages, tools=nested(case.tools), tokenize=False
+        )
         assert own.render(read) == wide
         assert datetime.now().strftime("%Y %d") in wide
 

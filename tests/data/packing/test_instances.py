@@ -160,12 +160,12 @@ def test_what_differs_is_another_plan(tmp_path: Path) -> None:
 def test_sampling_and_caps_by_source(tmp_path: Path) -> None:
     stores = {
         name: conversations(tmp_path / name, some_lengths(count, seed))
-        for name, count, seed in (("a", 40, 1), ("b", 30, 2), ("c", 25, 3), ("d", 9, 4))
+        for name, count, seed in (("a", 40, 1), ("b", 30, 2), ("c", 25, 3))
     }
     spec = PackSpec(
         "best_fit",
         "drop",
-        sampling={"a": 0.5, "b": 2, "d": 0},
+        sampling={"a": 0.5, "b": 2},
         max_instances={"b": 10, "c": 12},
     )
     plan = build(tmp_path / "p", stores, 2, spec=spec)
@@ -219,6 +219,7 @@ def test_a_conversation_is_never_cut(tmp_path: Path) -> None:
         (PackSpec("best_fit", "drop", max_epochs=2), "epochs says"),
         (PackSpec("best_fit", "drop", sampling={"a": -1}), r"sampling\.a"),
         (PackSpec("best_fit", "drop", sampling={"a": float("nan")}), r"sampling\.a"),
+        (PackSpec("best_fit", "drop", sampling={"a": 0}), r"sampling\.a"),
         (PackSpec("best_fit", "drop", max_instances={"a": 0}), r"max_instances\.a"),
         (PackSpec("best_fit", "drop", max_instances={"b": 1}), "no such source"),
         (PackSpec("best_fit", "drop", min_rows=0), "min_rows"),
@@ -226,9 +227,8 @@ def test_a_conversation_is_never_cut(tmp_path: Path) -> None:
         with pytest.raises(ConfigError, match=told):
             build(tmp_path / "q", stores, spec=spec)
     with pytest.raises(DataError, match="no conversation"):
-        build(
-            tmp_path / "q", stores, spec=PackSpec("best_fit", "drop", sampling={"a": 0})
-        )
+        few = PackSpec("best_fit", "drop", sampling={"a": 0.1})
+        build(tmp_path / "q", stores, spec=few)
     assert not (tmp_path / "q").exists()
 
 

@@ -11,7 +11,13 @@ import re
 from itertools import pairwise
 from typing import Any
 
-from alia_ctx.data.chat.conversation import Conversation, Message, RowError, ToolCall
+from alia_ctx.data.chat.conversation import (
+    Conversation,
+    Message,
+    RowError,
+    ToolCall,
+    tools_text,
+)
 from alia_ctx.data.chat.forms.calls import arguments_text, call_from
 from alia_ctx.data.chat.json_text import parse, parse_at, write
 
@@ -63,7 +69,7 @@ def _system(text: str) -> tuple[str, str | None]:
         tools.append(text[position:end])
         position = end + len(text[end:]) - len(text[end:].lstrip(" \t\r\n,"))
     prompt = _INTRODUCTION.sub("", text[:start]) + text[position:]
-    return prompt.strip(), f"[{', '.join(tools)}]"
+    return prompt.strip(), tools_text(tools)
 
 
 def _turns(chat: str) -> list[Message]:
@@ -123,6 +129,9 @@ def _assistant(words: str) -> Message:
     said, *calls = words.split(_TAG)
     found = tuple(_call(call.strip().removesuffix(_END).strip()) for call in calls)
     said = said.strip().removesuffix(_END).strip() if found else said
+    if _END in said:  # two answers in one turn, or somebody's words
+        detail = f"{_END} stands in the middle of an answer: {said[:60]!r}"
+        raise RowError("ambiguous_turn", detail)
     return Message("assistant", said or None if found else said, found)
 
 

@@ -7,21 +7,29 @@ from typing import Any
 
 from alia_ctx.data.chat.conversation import Conversation, Message, RowError, tools_text
 from alia_ctx.data.chat.forms.calls import calls_from_json, pythonic_calls
+from alia_ctx.data.chat.forms.hermes import read_tags, with_tagged_calls
 from alia_ctx.data.chat.forms.messages import messages_from
 from alia_ctx.data.chat.json_text import parse
 
-_TOOLCALL = re.compile(r"<TOOLCALL>(.*?)</TOOLCALL>", re.DOTALL)
-
 
 def read_openai(record: dict[str, Any]) -> Conversation:
-    """`messages`, and `tools` (or `functions`) as a list, or as its JSON text."""
+    """`messages`, and `tools` (or `functions`) as a list, or as its JSON text; or all in
+    Hermes' tags.
+    """
     tools = record.get("tools")
     tools = record.get("functions") if tools is None else tools
-    return Conversation(tuple(messages_from(record["messages"])), tools_text(tools))
+    messages = messages_from(record["messages"])
+    return _conversation(*read_tags(messages, tools_text(tools)))
+
+
+def _conversation(messages: list[Message], tools: str | None) -> Conversation:
+    return Conversation(tuple(messages), tools)
 
 
 def read_sharegpt(record: dict[str, Any]) -> Conversation:
-    """`conversations` of `from` and `value`; `system` and `tools` may stand beside."""
+    """`conversations` of `from` and `value`; `system` and `tools` may stand beside, or be
+    in Hermes' tags.
+    """
     messages = messages_from(record["conversations"], "from", "value")
     system = record.get("system")
     if system is not None and not isinstance(system, str):
@@ -29,7 +37,7 @@ def read_sharegpt(record: dict[str, Any]) -> Conversation:
         raise RowError("content_not_text", detail)
     if system and system.strip():
         messages.insert(0, Message("system", system))
-    return Conversation(tuple(messages), tools_text(record.get("tools")))
+    return _conversation(*read_tags(messages, tools_text(record.get("tools"))))
 
 
 def read_toucan(record: dict[str, Any]) -> Conversation:
@@ -58,26 +66,8 @@ def read_when2call(record: dict[str, Any]) -> Conversation:
         if not isinstance(chosen, str):
             raise RowError("content_not_text", "chosen_response is no text")
         messages.append(Message("assistant", chosen))
-    messages = [_with_toolcalls(message) for message in messages]
+    messages = [with_tagged_calls(message, "TOOLCALL") for message in messages]
     return Conversation(tuple(messages), tools_text(record.get("tools")))
-
-
-def _with_toolcalls(message: Message) -> Message:
-    words = message.content or ""
-    if message.role != "assistant" or "<TOOLCALL>" not in words:
-        return message
-    blocks = _TOOLCALL.findall(words)
-    rest = _TOOLCALL.sub("", words).strip()
-    if not blocks or "<TOOLCALL>" in rest:
-        raise RowError("unparsable_call", f"<TOOLCALL> without an end: {words[-80:]!r}")
-    said, _, after = words.partition("<TOOLCALL>")
-    if rest != said.strip():  # a message's words stand before its calls
-        detail = f"words after a call: {after.rpartition('>')[2].strip()[:80]!r}"
-        raise RowError("words_after_call", detail)
-    calls = tuple(call for block in blocks for call in calls_from_json(block))
-    if not calls:
-        raise RowError("unparsable_call", f"<TOOLCALL> holds no call: {words[:80]!r}")
-    return Message("assistant", rest or None, calls)
 
 
 def read_dolci(record: dict[str, Any]) -> Conversation:
@@ -90,12 +80,17 @@ def read_dolci(record: dict[str, Any]) -> Conversation:
             turns = parse(turns)
         except ValueError as error:
             raise RowError("unparsable_messages", f"messages: {error}") from error
-    tools, messages = record.get("tools"), []
-    for turn in turns if isinstance(turns, list) else [turns]:
+    tools, messages = tools_text(record.get("tools")), []
+    for number, turn in enumerate(turns if isinstance(turns, list) else [turns]):
         [message] = messages_from([turn])
-        tools = turn.get("functions") or tools
+        offered = tools_text(turn.get("functions"))
+        if None not in (tools, offered) and parse(offered or "") != parse(tools or ""):
+            # All tools are shown at the beginning: earlier turns would answer others.
+            detail = f"turn {number} offers other functions than were offered before"
+            raise RowError("unparsable_tools", detail)
+        tools = offered or tools
         messages.append(_with_function_calls(message, turn.get("function_calls")))
-    return Conversation(tuple(messages), tools_text(tools))
+    return Conversation(tuple(messages), tools)
 
 
 def _with_function_calls(message: Message, calls: Any) -> Message:

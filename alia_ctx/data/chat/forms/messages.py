@@ -25,6 +25,8 @@ _ROLES: dict[str, Role] = {
     "environment": "tool",
     "observation": "tool",
 }
+# Of sets for other trainers, which train turns by choice.
+_TRAINED_KEYS = ("train", "loss", "trainable", "training")
 _CALL_ROLES = ("function_call", "tool_call", "tool_calls")
 
 
@@ -72,6 +74,7 @@ def _message(number: int, turn: dict[str, Any], role: str, content: str) -> Mess
         # OpenAI's fine-tuning format: 0 is a turn that is not to be trained.
         detail = f"turn {number} has weight {turn['weight']!r}; only 1 is read"
         raise RowError("weighted_turn", detail)
+    _require_trained_alike(number, turn, who)
     if who in _CALL_ROLES:
         return Message("assistant", None, calls_from_json(words or ""))
     if not isinstance(who, str) or who not in _ROLES:
@@ -92,6 +95,21 @@ def _message(number: int, turn: dict[str, Any], role: str, content: str) -> Mess
         name=_text(turn.get("name")),
         call_id=_text(turn.get("tool_call_id")),
     )
+
+
+def _require_trained_alike(number: int, turn: dict[str, Any], who: Any) -> None:
+    """RowError where a turn says that it is to be trained otherwise than all are: each of
+    the assistant's is, and no other.
+    """
+    speaks = who in _CALL_ROLES or _ROLES.get(str(who)) == "assistant"
+    for key in _TRAINED_KEYS:
+        value = turn.get(key)
+        if value is not None and (value not in (0, 1) or bool(value) != speaks):
+            detail = f"turn {number} has {key!r}: {value!r}; it is trained as all are"
+            raise RowError("weighted_turn", detail)
+    if speaks and turn.get("mask") is not None:  # of which some say 1 and mean trained
+        detail = f"turn {number} has a mask; only whole conversations are trained"
+        raise RowError("weighted_turn", detail)
 
 
 def _calls(number: int, turn: dict[str, Any]) -> tuple[ToolCall, ...]:

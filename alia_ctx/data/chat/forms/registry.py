@@ -8,7 +8,7 @@ from typing import Any
 
 from alia_ctx.data.chat.checks import require_sound, results_in_order
 from alia_ctx.data.chat.conversation import Conversation, RowError
-from alia_ctx.data.chat.forms import glaive, lists, toolace, xlam
+from alia_ctx.data.chat.forms import glaive, hermes, lists, toolace, xlam
 
 Reader = Callable[[dict[str, Any]], Conversation]
 # Form -> the columns that a record must have, and its reader.
@@ -32,7 +32,8 @@ def form_of(record: Mapping[str, Any]) -> str:
     if {"system", "chat"} <= columns:
         return "glaive"
     if "conversations" in columns:
-        listed = toolace.has_tools(record.get("system"))
+        system = record.get("system")
+        listed = toolace.has_tools(system) and not hermes.has_tools(system)
         return "toolace" if listed and not record.get("tools") else "sharegpt"
     messages = record.get("messages")
     if "messages" not in columns:

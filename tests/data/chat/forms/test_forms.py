@@ -9,11 +9,11 @@ import pytest
 
 from alia_ctx.data.chat.conversation import RowError
 from alia_ctx.data.chat.forms import FORMS, form_of, read_record
-from alia_ctx.data.chat.forms.xlam import type_schema
 from alia_ctx.data.chat.json_text import parse, write
 from alia_ctx.data.documents.chat_spec import ChatForm
 from tests.data.chat import conversations
 from tests.data.chat.conversations import cases
+from tests.data.chat.talks import nested
 
 
 def test_every_form_has_a_name_in_the_configuration() -> None:
@@ -26,7 +26,7 @@ def test_records_become_what_they_mean(form: str) -> None:
         for name in (form, "auto"):
             read = read_record(json.loads(json.dumps(case.record)), name)
             assert read.messages_for_template() == case.messages
-            assert read.tools_for_template() == case.tools
+            assert read.tools_for_template() == nested(case.tools)
 
 
 @pytest.mark.parametrize("form", FORMS)
@@ -43,7 +43,8 @@ def test_what_is_written_is_read_again_as_the_same(form: str) -> None:
 
 
 def test_numbers_and_the_order_of_keys_stay_as_they_were_written() -> None:
-    tools = '[{"name": "f", "parameters": {"type": "object", "x": 1.50, "a": 1e3}}]'
+    schema = '{"name": "f", "parameters": {"type": "object", "x": 1.50, "a": 1e3}}'
+    tools = f"[{schema}]"
     answers = '[{"name": "f", "arguments": {"z": 1.0, "a": 1E-7, "m": 100000000000000000000}}]'
     for record in (
         {"messages": [{"role": "user", "content": "q"}], "tools": tools},
@@ -56,116 +57,91 @@ def test_numbers_and_the_order_of_keys_stay_as_they_were_written() -> None:
             {"role": "assistant", "tool_calls": [{"function": call}]}
         )
         read = read_record(record)
-        assert read.tools == tools
+        assert read.tools == f'[{{"type": "function", "function": {schema}}}]'
         assert read.messages[1].calls[0].arguments == (
             '{"z": 1.0, "a": 1E-7, "m": 100000000000000000000}'
         )
 
 
-@pytest.mark.parametrize(
-    ("words", "schema", "optional"),
-    [
-        ("str", {"type": "string"}, False),
-        ("int, optional", {"type": "integer"}, True),
-        ("int,optional", {"type": "integer"}, True),
-        ("bool (optional)", {"type": "boolean"}, True),
-        ("int | None", {"type": "integer"}, True),
-        ("None|str", {"type": "string"}, True),
-        ("Union[int, None]", {"type": "integer"}, True),
-        ("int | str", {"anyOf": [{"type": "integer"}, {"type": "string"}]}, False),
-        ("Dict[str, int | None]", {"type": "object"}, False),
-        ("Literal['a', 'b']", {}, False),
-        ("", {}, False),
-        ("List[str]", {"type": "array", "items": {"type": "string"}}, False),
-        (
-            "List[List[int]], optional",
-            {
-                "type": "array",
-                "items": {"type": "array", "items": {"type": "integer"}},
-            },
-            True,
-        ),
-        ("Dict[str, int], optional", {"type": "object"}, True),
-        ("Tuple[float, float]", {"type": "array", "items": {"type": "number"}}, False),
-        ("Tuple[float, str]", {"type": "array"}, False),
-        ("Optional[str]", {"type": "string"}, True),
-        (
-            "Union[int, List[float]]",
-            {
-                "anyOf": [
-                    {"type": "integer"},
-                    {"type": "array", "items": {"type": "number"}},
-                ]
-            },
-            False,
-        ),
-        ("Callable[[float], float]", {}, False),
-        ("set", {"type": "array"}, False),
-    ],
-)
-def test_types_of_xlam(words: str, schema: dict[str, Any], optional: bool) -> None:
-    assert type_schema(words) == (schema, optional)
+FUNCTION = '{ "name":"f","description":"d", "parameters" : {"type":"object", "n":1e3}}'
+FLAT = FUNCTION.replace("{ ", '{ "type": "function", ', 1)
+NESTED = f'{{"type": "function", "function": {FUNCTION}}}'
 
 
-def xlam(parameters: dict[str, Any]) -> dict[str, Any]:
-    """What becomes of a tool's parameters."""
-    tools = [{"name": "f", "description": "d", "parameters": parameters}]
-    answers = [{"name": "f", "arguments": {"a": 1, "n": 1, "properties": 1}}]
-    record = {"query": "q", "answers": json.dumps(answers), "tools": json.dumps(tools)}
-    [tool] = read_record(record).tools_for_template() or []
-    return dict(tool["function"]["parameters"])
-
-
-def test_several_types_of_xlam_stay() -> None:
-    about = {"type": ["integer", "null"], "description": "x"}
-    for kind, required in ((["integer", "null"], []), (["int", "str"], ["n"])):
-        schema = xlam({"n": {**about, "type": kind}})
-        kinds = {"int": "integer", "str": "string"}
-        told = {"type": [kinds.get(k, k) for k in kind], "description": "x"}
-        assert schema == {
-            "type": "object",
-            "properties": {"n": told},
-            "required": required,
-        }
-
-
-def test_schemas_of_xlam_are_known_without_a_type() -> None:
-    a = {"a": {"type": "string"}}
-    for more in ({}, {"required": ["a"]}, {"description": "d", "title": "t"}):
-        schema = {"properties": a, **more}
-        assert xlam(schema) == {"type": "object", **schema}
-    # and a parameter of that name is one
-    for about in ({"type": "dict", "description": "x"}, {"description": "x"}):
-        properties = xlam({"properties": about})["properties"]
-        assert list(properties) == ["properties"]
-    assert list(xlam({"properties": a, "n": {"type": "int"}})["properties"]) == [
-        "properties",
-        "n",
+@pytest.mark.parametrize("tool", [FUNCTION, FLAT, NESTED, f'{{"function":{FUNCTION}}}'])
+def test_tools_are_nested_however_a_record_has_them(tool: str) -> None:
+    """One form in all readers, with the function's text as it was written."""
+    said = [{"role": "user", "content": "u"}, {"role": "assistant", "content": "a"}]
+    talk = [{"from": "human", "value": "u"}, {"from": "gpt", "value": "a"}]
+    chat = "USER: u\n\n\nASSISTANT: a"
+    begun = [{**said[0], "functions": f"[{tool}]"}, {**said[1], "function_calls": None}]
+    records: list[dict[str, Any]] = [
+        {"messages": said, "tools": f" [ {tool} ] "},
+        {"messages": said, "tools": tool},
+        {"messages": said, "tools": json.dumps([tool])},
+        {"messages": said, "tools": [tool]},
+        {"messages": said, "functions": f"[{tool}]"},
+        {"messages": begun},
+        {"messages": json.dumps(said), "available_tools": f"[{tool}]"},
+        {"conversations": talk, "tools": f"[{tool}]"},
+        {"conversations": talk, "system": f"You may call [{tool}]"},
+        {"system": f"SYSTEM: {tool}", "chat": chat},
     ]
+    forms = set()
+    for record in records:
+        forms.add(form_of(record))
+        [shown] = read_record(record).tools_for_template() or []
+        assert shown == json.loads(NESTED)
+        if tool is not FLAT:
+            assert FUNCTION in (read_record(record).tools or "")
+    assert forms == {*FORMS} - {"xlam"}  # which has no schemas
+    answers = '[{"name": "f", "arguments": {}}]'
+    schema = tool.replace('"n":1e3', '"properties":{}')
+    record = {"query": "q", "answers": answers, "tools": f"[{schema}]"}
+    [shown] = read_record(record).tools_for_template() or []
+    assert list(shown) == ["type", "function"] and "type" not in shown["function"]
 
 
 def test_the_end_of_text_inside_a_call_of_glaive_stays() -> None:
     tool = {"name": "f", "parameters": {"type": "object", "properties": {}}}
     end = "<|endoftext|>"
     chat = (
-        f"USER: q\n\n\nASSISTANT: The mark {end} ends. {end} <functioncall> "
+        f"USER: q\n\n\nASSISTANT: The mark ends. {end} <functioncall> "
         f'{{"name": "f", "arguments": \'{{"a": "see {end} here"}}\'}} {end}'
     )
     read = read_record({"system": f"SYSTEM: {json.dumps(tool)}", "chat": chat})
-    assert read.messages[1].content == f"The mark {end} ends."
+    assert read.messages[1].content == "The mark ends."
     assert read.messages[1].calls[0].arguments == f'{{"a": "see {end} here"}}'
 
 
-def test_a_default_of_xlam_makes_a_parameter_optional() -> None:
-    tools = [{"name": "f", "parameters": {"a": {"type": "str", "default": "x"}}}]
-    record = {
-        "query": "q",
-        "tools": json.dumps(tools),
-        "answers": '[{"name": "f", "arguments": {}}]',
-    }
-    function = read_record(record).tools_for_template()[0]["function"]  # type: ignore[index]
-    assert function["parameters"]["required"] == []
-    assert function["parameters"]["properties"]["a"]["default"] == "x"
+@pytest.mark.parametrize("words", ["a {} b", "a {}\n{} b", "a {} <functioncall>"])
+def test_two_answers_of_glaive_in_one_turn_are_refused(words: str) -> None:
+    end = "<|endoftext|>"
+    said = words.replace("{}", end).replace("<functioncall>", f"b {end} <functioncall>")
+    call = '{"name": "f", "arguments": {}}' if "<functioncall>" in words else ""
+    chat = f"USER: q\n\n\nASSISTANT: {said} {call} {end}"
+    with pytest.raises(RowError, match=r"ambiguous_turn: .*middle of an answer"):
+        read_record({"system": 'SYSTEM: {"name": "f"}', "chat": chat})
+
+
+def test_functions_of_dolci_do_not_change_in_a_conversation() -> None:
+    first, other = ([{"name": name, "parameters": {}}] for name in "fg")
+    turns = [
+        {"role": role, "content": "u", "function_calls": None}
+        for role in ("user", "assistant", "user", "assistant")
+    ]
+    for again in (first, json.dumps(first), [json.dumps(first[0], indent=1)]):
+        turns[0]["functions"], turns[2]["functions"] = json.dumps(first), again
+        tools = read_record({"messages": turns}).tools_for_template() or []
+        assert [tool["function"]["name"] for tool in tools] == ["f"]
+    for changed in (other, first + other, [{**first[0], "description": "x"}]):
+        turns[2]["functions"] = json.dumps(changed)
+        with pytest.raises(RowError, match="unparsable_tools: turn 2 offers other"):
+            read_record({"messages": turns})
+    del turns[0]["functions"]
+    record = {"messages": turns, "tools": json.dumps(first)}
+    with pytest.raises(RowError, match="unparsable_tools: turn 2 offers other"):
+        read_record(record, "dolci")
 
 
 def test_toucan_declares_its_tools_for_another_model() -> None:

@@ -30,7 +30,8 @@ def test_functions_are_found_behind_other_lists(aside: str) -> None:
     prompt = f"Return {aside} if none. Here is a list of functions: {LIST}. Be brief."
     record = {"system": prompt, "conversations": TALK}
     read = read_record(record)
-    assert read.tools is not None and json.loads(read.tools) == json.loads(LIST)
+    [tool] = read.tools_for_template() or []
+    assert [tool["function"]] == json.loads(LIST)
     said = read.messages[0].content or ""
     assert said.startswith(f"Return {aside} if none.") and said.endswith("Be brief.")
 

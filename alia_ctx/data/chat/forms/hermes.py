@@ -1,0 +1,132 @@
+"""Conversations in Hermes' form: tools within `<tools>` of the system prompt, calls within
+`<tool_call>` of the assistant's words, results within `<tool_response>`.
+
+So have them NousResearch/hermes-function-calling-v1 and what was rendered with a template
+of Qwen's; there is a system prompt that explains the tags, which the template replaces.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import replace
+
+from alia_ctx.data.chat.conversation import Message, RowError, function_of, tools_text
+from alia_ctx.data.chat.forms.calls import calls_from_json, literal
+from alia_ctx.data.chat.json_text import parse, parse_at, write
+
+_TOOLS = re.compile(r"<tools>\s*(?=[\[{])(.*?)\s*</tools>", re.DOTALL)
+_RESPONSE = re.compile(r"<tool_response>\s*(.*?)\s*</tool_response>", re.DOTALL)
+_INSTRUCTIONS = (
+    re.compile(
+        r"You are a function calling AI model\.(?:(?!<tools>\s*[\[{]).)*?"
+        r"Here are the available tools:\s*",
+        re.DOTALL,
+    ),
+    re.compile(
+        r"(?:Use the following pydantic model json schema|For each function call,? return)"
+        r".*</tool_call>\.?",
+        re.DOTALL,
+    ),
+    re.compile(
+        r"# Tools\s+You may call one or more functions to assist with the user query\.\s+"
+        r"You are provided with function signatures within <tools></tools> XML tags:\s*"
+    ),
+)
+
+
+def has_tools(system: object) -> bool:
+    """Whether a system prompt lists tools as Hermes does."""
+    return isinstance(system, str) and _TOOLS.search(system) is not None
+
+
+def read_tags(
+    messages: Sequence[Message], tools: str | None
+) -> tuple[list[Message], str | None]:
+    """The messages with calls and results in the place of their tags, and the tools; as
+    they are where no system prompt lists tools. `tools`: what the record has beside.
+
+    RowError where the prompt lists other tools than the record, or tags hold no calls.
+    """
+    if not messages or messages[0].role != "system":
+        return [*messages], tools
+    prompt = messages[0].content or ""
+    listed = _TOOLS.search(prompt)
+    if listed is None:
+        return [*messages], tools
+    own = _listed(listed[1])
+    if tools is not None and _names(tools) != _names(own):
+        detail = "the tools of the system prompt are others than those of the record"
+        raise RowError("unparsable_tools", detail)
+    rest = prompt[: listed.start()] + "\n" + prompt[listed.end() :]
+    for instructions in _INSTRUCTIONS:
+        rest = instructions.sub("", rest)
+    head = [Message("system", rest.strip())] if rest.strip() else []
+    turns = [turn for message in messages[1:] for turn in _turns(message)]
+    return [*head, *turns], own if tools is None else tools
+
+
+def _listed(text: str) -> str | None:
+    """Tools of a list, or of objects one after another; JSON, or Python's."""
+    try:
+        parse(text)
+        return tools_text(text)
+    except ValueError:
+        pass
+    found, position = [], 0
+    try:
+        while position < len(text):
+            end = parse_at(text, position)[1]
+            found.append(text[position:end])
+            position = end + len(text[end:]) - len(text[end:].lstrip(" \t\r\n,"))
+        return tools_text(found)
+    except ValueError:
+        pass
+    try:
+        return tools_text(write(literal(text)))
+    except (RowError, ValueError) as error:
+        detail = f"<tools> of the system prompt holds none: {text[:80]!r}"
+        raise RowError("unparsable_tools", detail) from error
+
+
+def _names(tools: str | None) -> list[str]:
+    return sorted(function_of(tool)["name"] for tool in parse(tools or "[]"))
+
+
+def _turns(message: Message) -> list[Message]:
+    words = message.content or ""
+    if message.role == "assistant":
+        return [with_tagged_calls(message, "tool_call")]
+    results = _RESPONSE.findall(words)
+    if message.role not in ("tool", "user") or not results:
+        return [message]
+    if _RESPONSE.sub("", words).strip():
+        if message.role == "user":
+            return [message]  # somebody speaks of the tag
+        detail = f"words beside <tool_response>: {words[:80]!r}"
+        raise RowError("unparsable_messages", detail)
+    named = message if message.role == "tool" else Message("tool", "")
+    return [replace(named, content=result) for result in results]
+
+
+def with_tagged_calls(message: Message, tag: str) -> Message:
+    """An assistant's message with calls in the place of `<tag>...</tag>` in its words.
+
+    RowError where the tag has no end or no call, or words stand behind it.
+    """
+    words, opening = message.content or "", f"<{tag}>"
+    if message.role != "assistant" or opening not in words:
+        return message
+    block = re.compile(rf"{opening}(.*?)</{tag}>", re.DOTALL)
+    blocks = block.findall(words)
+    rest = block.sub("", words).strip()
+    if not blocks or opening in rest:
+        raise RowError("unparsable_call", f"{opening} without an end: {words[-80:]!r}")
+    said, _, after = words.partition(opening)
+    if rest != said.strip():  # a message's words stand before its calls
+        detail = f"words after a call: {after.rpartition('>')[2].strip()[:80]!r}"
+        raise RowError("words_after_call", detail)
+    calls = tuple(call for text in blocks for call in calls_from_json(text))
+    if not calls:
+        raise RowError("unparsable_call", f"{opening} holds no call: {words[:80]!r}")
+    return replace(message, content=rest or None, calls=(*message.calls, *calls))
