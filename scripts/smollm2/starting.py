@@ -1,0 +1,53 @@
+"""What a start of the recipe asks of the machine and of what earlier starts left."""
+
+from __future__ import annotations
+
+import itertools
+import json
+from collections.abc import Mapping
+from pathlib import Path
+
+from alia_ctx.errors import DataError
+from alia_ctx.files import write_json
+from alia_ctx.progress import say
+
+
+def choose_ranks(asked: int | None, devices: int) -> int:
+    """The processes: as asked, or as many of the GPUs as can share the rows of both
+    stages; a row is cut in 2 * cp parts.
+    """
+    usable = [n for n in range(1, 17) if 32_768 % (2 * n) == 0]
+    if asked is None:
+        ranks = max(n for n in usable if n <= max(1, devices))
+        if ranks < devices:
+            say(f"rows are cut in {ranks} parts; {devices - ranks} GPUs stay idle")
+        return ranks
+    if asked not in usable:
+        fitting = ", ".join(map(str, usable))
+        raise DataError(f"--ranks {asked} does not cut rows evenly; {fitting} do")
+    return asked
+
+
+def require_same_sizes(output: Path, asked: Mapping[str, int]) -> None:
+    """State how much text is written, and refuse another text that is there already."""
+    stated = output / "sizes.json"
+    if (output / "text").is_dir():
+        there = json.loads(stated.read_text()) if stated.is_file() else None
+        if there != asked:
+            raise DataError(
+                f"{output / 'text'}: was written with sizes {there or 'not stated'}, and "
+                f"{asked} are asked (--small or not); name another --output"
+            )
+        return
+    output.mkdir(parents=True, exist_ok=True)
+    write_json(stated, asked)
+
+
+def set_aside(stage: Path) -> None:
+    """Give a stage's directory another name, where there is one; nothing is deleted."""
+    if stage.is_dir():
+        root = stage.parents[1]
+        names = (root / f"{stage.name}.aside-{n}" for n in itertools.count(1))
+        free = next(name for name in names if not name.exists())
+        say(f"{stage} was begun already; it is {free} from now on")
+        stage.rename(free)
