@@ -199,7 +199,9 @@ def evaluate(
                 key = "evaluation.held_out" if option == "--text" else "tokenizer"
                 shown = ", ".join(map(str, value)) if isinstance(value, list) else value
                 raise _error(option, shown, "is for models without a run", f"set {key}")
-        changes = [f"evaluation.retrieval.{k}={_yaml(v)}" for k, v in given.items()]
+        changes = [
+            f"evaluation.retrieval.{k}={json.dumps(v)}" for k, v in given.items()
+        ]
         changes += [] if documents is None else [f"evaluation.documents={documents}"]
         changes += [f"engine.precision={precision}"] if precision else []
         configured = load_run(config, overrides or (), stages=stage or ())
@@ -391,10 +393,6 @@ def _layout(text: str | None) -> Layout | None:
             )
         sizes[name] = int(size)
     return Layout(**sizes)
-
-
-def _yaml(value: object) -> str:
-    return json.dumps(value)
 
 
 def _error(key: str, value: object, rule: str, remedy: str) -> ConfigError:

@@ -209,6 +209,8 @@ def try_kernel(kernel: Kernel, heads: Heads, device: torch.device | str) -> None
         )
         spec = VarlenSpec.build(offsets, offsets, device)
         kernel.attend(query, key, value, spec, heads.dim**-0.5).sum().backward()
+    except torch.OutOfMemoryError:
+        raise  # it says nothing of the kernel
     except Exception as error:
         # Each package refuses in its own way: assertions, errors of its compiler.
         words = " ".join(str(error).split())[:300]

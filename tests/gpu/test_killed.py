@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from scripts.smollm2.interruption import kill_at
+from alia_ctx import checkpoint
+from scripts.smollm2.interruption import kill_at, require_resumed
 from tests.small_run import alia, command, metrics, write_run
 
 pytestmark = pytest.mark.timeout(900)
@@ -41,6 +42,11 @@ def _packed(folder: Path) -> list[str]:
     return ["train", *run]
 
 
+def _saved(stage: Path) -> int:
+    newest = checkpoint.latest(stage / "checkpoints")
+    return 0 if newest is None else int(newest.name.rpartition("-")[2])
+
+
 def _layout(sizes: dict[str, int]) -> list[str]:
     return [f"stages.short.layout.{name}={size}" for name, size in sizes.items()]
 
@@ -63,11 +69,17 @@ def test_killed_and_resumed_on_other_layouts_it_trains_as_one_gpu_does(
     train = [*_packed(killed), f"cluster.ranks_per_node={ranks}"]
     stage = killed / "out" / "stages" / "short"
     *first, last = LAYOUTS[ranks]
+    logs = []
     for update, sizes in zip(KILLS, first, strict=True):
         arguments = [*train, *_layout(sizes)]
-        kill_at(command(*arguments, ranks=ranks), stage, update, environment)
+        running = command(*arguments, ranks=ranks)
+        kill_at(running, stage, update, environment, lambda: _saved(stage) > 0)
+        logs.append((metrics(killed), _saved(stage)))
     done = alia(*train, *_layout(last), ranks=ranks, timeout=400)
     assert done.returncode == 0, done.stderr
+    for before, kept in logs:  # what was saved was not computed again
+        require_resumed(stage, before, kept)
+    assert logs[1][1] > logs[0][1] > 0
 
     expected = {line["update"]: line for line in metrics(single)}
     got = {line["update"]: line for line in metrics(killed)}
