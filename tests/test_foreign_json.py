@@ -35,6 +35,7 @@ OWN_TEXT |= {
     "roll_call.py",
     "presence.py",
     "bfcl_program.py",
+    "showing.py",
 }
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import importlib.util
-import json
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -19,6 +18,7 @@ from alia_ctx.data.chat.making.openapi import operations
 from alia_ctx.data.chat.making.python_source import functions_of_source
 from alia_ctx.data.chat.making.values import NoValueError, inlined
 from alia_ctx.errors import DataError
+from alia_ctx.files import parse_json
 
 _SUFFIXES = (".json", ".yaml", ".yml")
 INVENTED = "invented"
@@ -169,7 +169,7 @@ def _of_file(path: Path, left_out: dict[str, str]) -> Iterable[Function]:
     try:
         text = path.read_text(encoding="utf-8-sig")
         is_json = path.suffix.lower() == ".json"
-        document = json.loads(text) if is_json else yaml.load(text, _Loader)
+        document = parse_json(text) if is_json else yaml.load(text, _Loader)
     except (OSError, ValueError, yaml.YAMLError, RecursionError) as error:
         first = str(error).split("\n")[0]
         raise DataError(f"{path}: cannot be read ({first}); mend it") from error
