@@ -40,7 +40,7 @@ from alia_ctx.config.run import EngineConfig, OptimizerConfig
 from alia_ctx.data.packing import PackedRow
 from alia_ctx.mcore.engine import MegatronEngine
 from alia_ctx.mcore.runtime import Distributed
-from alia_ctx.planner.stage import plan_stage
+from alia_ctx.planner.stage import StagePlan, plan_stage
 from alia_ctx.spec.cluster import ClusterSpec
 from alia_ctx.spec.layout import Layout
 from benchmarks.gpu_step import ROPE, alia_stack, draw_on_device, matrix_rate
@@ -68,6 +68,25 @@ class Case:
 
     def data_parallel(self, world: int) -> int:
         return world // (self.layout.tp * self.layout.pp * self.layout.cp)
+
+    def tokens(self, world: int) -> int:
+        """Of an update on `world` GPUs."""
+        return self.context * self.rows * self.data_parallel(world)
+
+    def planned(self, cluster: ClusterSpec) -> StagePlan:
+        """What the planner says of it on the GPUs of one node."""
+        world = cluster.ranks_per_node
+        return plan_stage(
+            alia_stack(self.layers, VOCABULARY),
+            ROPE,
+            self.context,
+            self.layout,
+            world,
+            self.tokens(world),
+            self.tokens(world),
+            recompute=self.recompute,  # type: ignore[arg-type]
+            cluster=cluster,
+        )
 
 
 def measure(case: Case, repeats: int, rate: float) -> dict[str, Any]:
@@ -100,20 +119,12 @@ def measure(case: Case, repeats: int, rate: float) -> dict[str, Any]:
     seconds = statistics.median(
         r.compute_seconds + r.communication_seconds + r.step_seconds for r in results
     )
-    tokens = case.context * case.rows * dp
+    tokens = case.tokens(world)
     flops = tokens * model.linear_flops_per_token() + case.rows * dp * (
         model.attention_flops([case.context])
     )
-    planned = plan_stage(
-        model,
-        ROPE,
-        case.context,
-        case.layout,
-        world,
-        tokens,
-        tokens,
-        recompute=case.recompute,  # type: ignore[arg-type]
-        cluster=ClusterSpec(ranks_per_node=world, memory_gib=80, overhead_gib=0),
+    planned = case.planned(
+        ClusterSpec(ranks_per_node=world, memory_gib=80, overhead_gib=0)
     )
     return {
         "documents": case.rows * dp,

@@ -19,34 +19,16 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
-from alia_ctx.planner.stage import StagePlan, plan_stage
 from alia_ctx.spec.cluster import ClusterSpec
-from benchmarks.gpu_layouts import VOCABULARY, Case
-from benchmarks.gpu_step import ROPE, alia_stack
+from benchmarks.gpu_layouts import Case
 
 RANKS = 4
 CLUSTER = ClusterSpec(ranks_per_node=RANKS, memory_gib=80, overhead_gib=0)
 
 
-def planned(text: str, cluster: ClusterSpec) -> StagePlan:
-    case = Case.parse(text)
-    tokens = case.context * case.rows * case.data_parallel(RANKS)
-    return plan_stage(
-        alia_stack(case.layers, VOCABULARY),
-        ROPE,
-        case.context,
-        case.layout,
-        RANKS,
-        tokens,
-        tokens,
-        recompute=case.recompute,  # type: ignore[arg-type]
-        cluster=cluster,
-    )
-
-
 def seconds(text: str, efficiency: float, attention: float) -> float:
     cluster = replace(CLUSTER, efficiency=efficiency, attention_efficiency=attention)
-    return planned(text, cluster).timing.total
+    return Case.parse(text).planned(cluster).timing.total
 
 
 def fit(rows: dict[str, float]) -> tuple[float, float]:
@@ -72,7 +54,7 @@ def main(path: Path) -> None:
     print("| case | GiB | planned | seconds | by the defaults | by the fit | |")
     print("| --- | ---: | ---: | ---: | ---: | ---: | --- |")
     for text, row in measured.items():
-        usual, own = planned(text, CLUSTER), seconds(text, *constants)
+        usual, own = Case.parse(text).planned(CLUSTER), seconds(text, *constants)
         gib, s = row["peak_gib"], took[text]
         print(
             f"| {text} | {gib:.1f} | {usual.fullest.total:.1f} "

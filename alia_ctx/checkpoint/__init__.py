@@ -19,6 +19,7 @@ from alia_ctx.checkpoint.directory import (
     retain,
     sweep,
     temporary_path,
+    update_of,
     was_begun,
 )
 from alia_ctx.checkpoint.manifest import (
@@ -62,6 +63,7 @@ __all__ = [
     "retain",
     "sweep",
     "temporary_path",
+    "update_of",
     "verify_files",
     "verify_names",
     "was_begun",

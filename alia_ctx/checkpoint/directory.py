@@ -42,6 +42,13 @@ def checkpoint_name(update: int) -> str:
     return f"update-{update:08d}"
 
 
+def update_of(checkpoint: Path | None) -> int:
+    """The update that a checkpoint's name says, the number of those it has done; 0 for
+    none.
+    """
+    return 0 if checkpoint is None else int(checkpoint.name.rpartition("-")[2])
+
+
 def temporary_path(final: Path) -> Path:
     """Where `final` is written before it is committed."""
     return final.with_name(final.name + _TEMPORARY_SUFFIX)

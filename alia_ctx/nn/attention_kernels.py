@@ -128,9 +128,9 @@ class Heads:
         )
 
 
-def resolve_kernel(name: str, device_type: str, heads: Heads | None = None) -> Kernel:
+def resolve_kernel(name: str, device_type: str) -> Kernel:
     """The kernel of `choose_kernel`, whose arguments and errors these are."""
-    return choose_kernel(name, device_type, heads).kernel
+    return choose_kernel(name, device_type).kernel
 
 
 def choose_kernel(

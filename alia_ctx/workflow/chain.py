@@ -197,7 +197,7 @@ def _require_within(
         updates = stage_task(run, name).updates
     except DataError:  # of conversations, whose plan is gone
         return
-    if int(newest.name.rpartition("-")[2]) > updates:
+    if checkpoint.update_of(newest) > updates:
         raise DamagedError(
             f"{error}\nStage {name} ends at update {updates}, so that no training makes "
             f"this one again; move {newest} away"
@@ -306,7 +306,7 @@ def require_free_to_go_on(run: RunConfig, name: str) -> None:
 
 def _goes_on_beyond(run: RunConfig, name: str, update: int) -> bool:
     newest = checkpoint.latest(run_directory(run).checkpoints(name))
-    done = int(newest.name.rpartition("-")[2]) if newest is not None else 0
+    done = checkpoint.update_of(newest)
     try:
         updates = stage_task(run, name).updates
     except DataError:  # of conversations: the plan of more epochs is still to be made

@@ -26,8 +26,7 @@ def check_all(run: RunConfig, where: str | Path, stages: Sequence[str] = ()) -> 
     """What `check` finds beyond the configuration itself, all at once: stages trained with
     other settings, or on what others hold out, plans that no packing can mend, ids that the
     model does not have, what the end would be refused for, text that was made from
-    something else. Raises it as one
-    AliaError.
+    something else. Raises it as one AliaError.
     """
     steps: list[Callable[[], object]] = []
     if not run.deferred(run.output):  # first: it says which of two sides to restore

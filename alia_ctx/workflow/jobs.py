@@ -197,5 +197,5 @@ def _left(run: RunConfig, name: str) -> float:
         return 1.0
     with suppress(DataError):
         updates = max(1, stage_task(run, name).updates)
-        return max(0.0, 1 - int(newest.name.rpartition("-")[2]) / updates)
+        return max(0.0, 1 - checkpoint.update_of(newest) / updates)
     return 1.0

@@ -91,7 +91,7 @@ def _state_before(run: RunConfig, name: str, update: int) -> Path | None:
         return started_from(run, name)
     updates = stage_task(run, name).updates
     by_update = {
-        int(path.name.rpartition("-")[2]): path
+        checkpoint.update_of(path): path
         for path in checkpoint.list_checkpoints(run_directory(run).checkpoints(name))
     }
     if update - 1 in by_update and update <= updates:

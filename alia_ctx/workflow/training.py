@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from rich.markup import escape
 
+from alia_ctx import checkpoint
 from alia_ctx.config.run import HELD_OUT, OptimizerConfig, RunConfig, StageConfig
 from alia_ctx.data.packing import PackPlan
 from alia_ctx.data.tokens import TokenStore
@@ -164,8 +165,7 @@ def unsaved(trainer: StageTrainer) -> str:
     """Which updates would be lost now, in words; nothing where none would be. It asks no
     file system, which may be what hangs.
     """
-    whole = trainer.checkpoints.whole
-    saved = 0 if whole is None else int(whole.name.rpartition("-")[2])
+    saved = checkpoint.update_of(trainer.checkpoints.whole)
     if trainer.update <= saved:
         return ""
     which = f"updates {saved + 1:,} to {trainer.update:,} are"

@@ -309,8 +309,8 @@ class Steps:
 
     def _saved(self, stage: str) -> int:
         """The update of the newest checkpoint of a stage, 0 where there is none."""
-        newest = checkpoint.latest(run_directory(self._run).checkpoints(stage))
-        return 0 if newest is None else int(newest.name.rpartition("-")[2])
+        root = run_directory(self._run).checkpoints(stage)
+        return checkpoint.update_of(checkpoint.latest(root))
 
     def _newest(self, stage: str) -> Path:
         """The newest checkpoint of a stage."""

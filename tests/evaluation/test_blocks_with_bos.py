@@ -68,8 +68,8 @@ def losses(model: Any, tokens: np.ndarray) -> np.ndarray:
     return -logits.log_softmax(-1).gather(1, ids[1:, None])[:, 0].numpy()
 
 
-def measured(folder: Path, text: Text) -> dict[str, Any]:
-    on = Measurement(
+def measurement(text: Text) -> Measurement:
+    return Measurement(
         text=text,  # type: ignore[arg-type]
         length=LENGTH,
         documents=9,
@@ -78,6 +78,10 @@ def measured(folder: Path, text: Text) -> dict[str, Any]:
         vocab_size=64,
         prefix=(BOS,),
     )
+
+
+def measured(folder: Path, text: Text) -> dict[str, Any]:
+    on = measurement(text)
     scorer = TransformersScorer(folder, EngineConfig(device="cpu", precision="fp32"))
     base = on.on_text(scorer, NATIVE, ["positions"])["positions"]
     whole = on.on_text(scorer, LENGTH, ["positions", "blocks"])
@@ -96,15 +100,7 @@ def test_of_a_model_that_is_shown_less_than_the_document_both_sides_are_equal(
     model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
     text, shown = Text(*first), 25
     overlap = 1 if set(first) == {BOS} else 0
-    on = Measurement(
-        text=text,  # type: ignore[arg-type]
-        length=LENGTH,
-        documents=9,
-        edges=(0, NATIVE, LENGTH),
-        native=NATIVE,
-        vocab_size=64,
-        prefix=(BOS,),
-    )
+    on = measurement(text)
     scorer = TransformersScorer(folder, EngineConfig(device="cpu", precision="fp32"))
     content = on.on_text(scorer, shown, ["blocks"])["blocks"]
 

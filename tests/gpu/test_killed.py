@@ -44,8 +44,7 @@ def _packed(folder: Path) -> list[str]:
 
 
 def _saved(stage: Path) -> int:
-    newest = checkpoint.latest(stage / "checkpoints")
-    return 0 if newest is None else int(newest.name.rpartition("-")[2])
+    return checkpoint.update_of(checkpoint.latest(stage / "checkpoints"))
 
 
 def _layout(sizes: dict[str, int]) -> list[str]:

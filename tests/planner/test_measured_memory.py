@@ -4,11 +4,9 @@ from __future__ import annotations
 
 import pytest
 
-from alia_ctx.planner.stage import plan_stage
 from alia_ctx.spec.cluster import ClusterSpec
 from alia_ctx.spec.layout import Layout
-from benchmarks.gpu_layouts import VOCABULARY, Case
-from benchmarks.gpu_step import ROPE, alia_stack
+from benchmarks.gpu_layouts import Case
 
 # docs/benchmarks/gpu-several.md (four H100) and gpu.md (one H200; the larger of its peaks)
 MEASURED = {
@@ -36,17 +34,8 @@ def test_memory_is_within_five_percent_of_what_gpus_measured(case: str) -> None:
     ranks, peak = MEASURED[case]
     asked = Case.parse(case)
     assert asked.layout == Layout(asked.layout.tp, asked.layout.cp, asked.layout.pp)
-    tokens = asked.context * asked.rows * asked.data_parallel(ranks)
-    plan = plan_stage(
-        alia_stack(asked.layers, VOCABULARY),
-        ROPE,
-        asked.context,
-        asked.layout,
-        ranks,
-        tokens,
-        tokens,
-        recompute=asked.recompute,  # type: ignore[arg-type]
-        cluster=ClusterSpec(ranks_per_node=ranks, memory_gib=200, overhead_gib=0),
+    plan = asked.planned(
+        ClusterSpec(ranks_per_node=ranks, memory_gib=200, overhead_gib=0)
     )
     # Too little would be worse than too much: a plan that fits must fit.
     assert -0.015 <= plan.fullest.total / peak - 1 <= 0.05

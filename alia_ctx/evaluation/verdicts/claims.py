@@ -8,7 +8,11 @@ from itertools import pairwise
 from typing import Any
 
 from alia_ctx.errors import DataError
-from alia_ctx.evaluation.positions import PositionBands, paired_difference
+from alia_ctx.evaluation.positions import (
+    PairedDifference,
+    PositionBands,
+    paired_difference,
+)
 from alia_ctx.evaluation.retrieval.scores import Score
 from alia_ctx.evaluation.standard_errors import known_error, with_error
 from alia_ctx.evaluation.verdicts.measured import Measured, by_length, far_gains
@@ -150,11 +154,7 @@ def _no_worse(
     if paired.documents < 2:
         return Verdict(claim, None, _too_few(paired.documents))
     change = paired.difference / paired.first
-    detail = (
-        f"{paired.first:.4f} -> {paired.second:.4f} nats a token, "
-        f"{with_error(f'{paired.difference:+.4f}', paired.standard_error)} (standard "
-        f"error, {paired.documents} documents), {change:+.2%}"
-    )
+    detail = f"{_losses(paired)}, {change:+.2%}"
     return Verdict(claim, bool(change <= TOLERANCE), detail)
 
 
@@ -171,12 +171,16 @@ def _clearly_better(
     gain, error = -paired.difference, known_error(paired.standard_error)
     if error is None:
         return Verdict(claim, None, _without_spread(paired.documents))
-    detail = (
-        f"{paired.first:.4f} -> {paired.second:.4f} nats a token, "
-        f"{paired.difference:+.4f} +- {error:.4f} (standard error, {paired.documents} "
-        f"documents); clear is {CLEAR:g} standard errors"
-    )
+    detail = f"{_losses(paired)}; clear is {CLEAR:g} standard errors"
     return Verdict(claim, bool(gain > CLEAR * error), detail)
+
+
+def _losses(paired: PairedDifference) -> str:
+    difference = with_error(f"{paired.difference:+.4f}", paired.standard_error)
+    return (
+        f"{paired.first:.4f} -> {paired.second:.4f} nats a token, {difference} (standard "
+        f"error, {paired.documents} documents)"
+    )
 
 
 def _too_few(documents: int) -> str:
