@@ -10,7 +10,7 @@ from alia_ctx.evaluation.standard_errors import with_error
 from alia_ctx.evaluation.verdicts import own_bands
 from alia_ctx.identity import differences
 from alia_ctx.report import html
-from alia_ctx.report.facts import COMMANDS, RunFacts, StageFacts
+from alia_ctx.report.facts import COMMANDS, RunFacts, StageFacts, layout_words
 from alia_ctx.report.figures import Line, curves
 from alia_ctx.report.page import made_when, verdict
 from alia_ctx.report.results import by_model, counted, curve, lengths
@@ -79,24 +79,33 @@ def _stages(a: RunFacts, b: RunFacts, first: str, second: str) -> str:
         ["stage", "context", "updates", "last loss", "tokens/s", "MFU", "skipped"],
         rows,
         caption="Stages of both. Last loss: the median of the last tenth of the "
-        "updates, nats a token; the others are medians over the stage.",
+        "updates, nats a token; speed and MFU are medians of the layout in brackets.",
         how=a.how("report CONFIG OTHER"),
     )
     return html.section("stages", "Stages", table)
 
 
 def _numbers(stage: StageFacts) -> list[str]:
-    losses, rates = stage.values("loss"), stage.values("tokens_per_second")
-    mfu = stage.values("mfu")
+    losses = stage.values("loss")
     last = losses[-max(1, len(losses) // 10) :]
     return [
         f"{stage.context:,}",
         f"{stage.done:,} of {stage.updates:,}",
         html.number(median(last)) if last else "-",
-        html.number(median(rates), 0) if rates else "-",
-        f"{median(mfu):.1%}" if mfu else "-",
+        *(_by_layout(stage, *of) for of in (("tokens_per_second", 0), ("mfu", None))),
         str(sum(not line.get("applied", True) for line in stage.lines)),
     ]
+
+
+def _by_layout(stage: StageFacts, key: str, digits: int | None) -> str:
+    """The median of a figure on each layout that the stage ran on."""
+    cells = []
+    for part in stage.parts:
+        if found := part.values(key):
+            middle = median(found)
+            shown = f"{middle:.1%}" if digits is None else html.number(middle, digits)
+            cells.append(f"{shown} ({layout_words(part.layout)})")
+    return ", ".join(dict.fromkeys(cells)) or "-"
 
 
 def _losses(a: RunFacts, b: RunFacts, first: str, second: str) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import pairwise
 from typing import Any
 
 from alia_ctx.evaluation.positions import PositionBands
@@ -31,13 +32,58 @@ class Span:
 @dataclass(frozen=True)
 class Planned:
     """What the planner expects of a stage: seconds an update, GiB on the fullest rank,
-    share of the peak, and an update as it simulates it on one data-parallel rank.
+    share of the peak, and an update as it simulates it on one data-parallel rank; all on
+    `layout`, which is that of the configuration.
     """
 
     seconds: float
     memory_gib: float
     mfu: float
+    layout: Mapping[str, int]
     timeline: Sequence[Span] = ()
+
+
+@dataclass(frozen=True)
+class Part:
+    """Updates of a stage, one after another, that ran alike.
+
+    `layout` has the size of each kind of parallelism, dp among them; None where the log
+    does not say it. `kernel` is that of attention, `-` where the log does not say it.
+    """
+
+    layout: Mapping[str, int] | None
+    kernel: str
+    lines: Sequence[Mapping[str, Any]]
+
+    @property
+    def updates(self) -> str:
+        first, last = (
+            line.get("update", "?") for line in (self.lines[0], self.lines[-1])
+        )
+        return f"{first}-{last}"
+
+    def values(self, *names: str) -> list[float]:
+        """As of `StageFacts.values`, of these updates."""
+        return values(self.lines, *names)
+
+
+def values(lines: Sequence[Mapping[str, Any]], *names: str) -> list[float]:
+    """A number of every line that has it, in order; names lead inward."""
+    out = []
+    for line in lines:
+        value: Any = line
+        for name in names:
+            value = value.get(name) if isinstance(value, Mapping) else None
+        if isinstance(value, (int, float)) and not isinstance(value, bool):
+            out.append(float(value))
+    return out
+
+
+def layout_words(layout: Mapping[str, int] | None) -> str:
+    """`dp2 cp4`: the sizes that are not 1."""
+    if layout is None:
+        return "not in its log"
+    return " ".join(f"{k}{v}" for k, v in layout.items() if v != 1) or "one rank"
 
 
 @dataclass(frozen=True)
@@ -45,7 +91,7 @@ class StageFacts:
     """One stage, begun or not.
 
     Args:
-        name, context, rope, learning_rate, layout: as the configuration has them.
+        name, context, rope, learning_rate: as the configuration has them.
         updates: those that the stage is to have; `tokens` likewise, in real tokens.
         init_from: the name of what it starts from, as the configuration has it.
         origin: what its newest checkpoint says that it started from; None where it says
@@ -71,7 +117,6 @@ class StageFacts:
     updates: int
     tokens: int
     init_from: str
-    layout: str = ""
     origin: str | None = None
     ledger: Mapping[str, Any] | None = None
     checkpoint: Mapping[str, Any] | None = None
@@ -99,12 +144,6 @@ class StageFacts:
         return self.ledger is not None and int(self.ledger["updates"]) >= self.updates
 
     @property
-    def kernels(self) -> list[str]:
-        """Attention kernels of its starts, in their order."""
-        found = (line["kernel"] for line in self.lines if "kernel" in line)
-        return list(dict.fromkeys(map(str, found)))
-
-    @property
     def slower_kernels(self) -> list[str]:
         """Sentences on starts that took no faster kernel, and why."""
         said = dict.fromkeys(
@@ -118,16 +157,25 @@ class StageFacts:
             for kernel, *why in said
         ]
 
+    @property
+    def parts(self) -> list[Part]:
+        """Its updates by how they ran: a part ends where a start changed the layout or the
+        kernel of attention, which the first line of each start says.
+        """
+        starts = [i for i, line in enumerate(self.lines) if i == 0 or "kernel" in line]
+        parts: list[Part] = []
+        for first, stop in pairwise([*starts, len(self.lines)]):
+            layout = self.lines[first].get("layout")
+            kernel = str(self.lines[first].get("kernel", "-"))
+            known = layout if isinstance(layout, Mapping) else None
+            if parts and (parts[-1].layout, parts[-1].kernel) == (known, kernel):
+                first -= len(parts.pop().lines)
+            parts.append(Part(known, kernel, self.lines[first:stop]))
+        return parts
+
     def values(self, *names: str) -> list[float]:
         """A number of every line of the log that has it, in order; names lead inward."""
-        out = []
-        for line in self.lines:
-            value: Any = line
-            for name in names:
-                value = value.get(name) if isinstance(value, Mapping) else None
-            if isinstance(value, (int, float)) and not isinstance(value, bool):
-                out.append(float(value))
-        return out
+        return values(self.lines, *names)
 
 
 @dataclass(frozen=True)

@@ -7,6 +7,7 @@ from datetime import UTC, datetime
 import alia_ctx
 from alia_ctx.report import html, results, training
 from alia_ctx.report.facts import RunFacts
+from alia_ctx.report.reality import reality
 from alia_ctx.report.verdicts import summary, verdicts
 
 _SECTIONS = (
@@ -47,7 +48,7 @@ def run_page(facts: RunFacts, *, refresh: int | None = None) -> str:
         training.speed(facts),
         training.faults(facts),
         training.data(facts),
-        training.reality(facts),
+        reality(facts),
     ]
     return html.document(f"{facts.name}: report", body, refresh=refresh)
 

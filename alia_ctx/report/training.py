@@ -1,21 +1,19 @@
-"""The sections on how it was trained: ledger, loss, speed, balance, faults, data, plan."""
+"""The sections on how it was trained: ledger, loss, speed, balance, faults, data."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
-from itertools import accumulate
 from statistics import median
 
 import numpy as np
 
 from alia_ctx.report import html
-from alia_ctx.report.facts import RunFacts, StageFacts
-from alia_ctx.report.figures import Line, curves, stacked, time_line
+from alia_ctx.report.facts import RunFacts, StageFacts, layout_words
+from alia_ctx.report.figures import Line, curves, stacked
 
 _POINTS = 400  # of a curve; more cannot be told apart
-_SPANS = 400  # of a time line; a lane of more is a grey bar
 _TIMES = ("compute", "communication", "step", "data", "save")
 
 
@@ -151,21 +149,24 @@ def speed(facts: RunFacts) -> str:
     rows = [
         [
             stage.name,
-            stage.layout,
-            ", ".join(stage.kernels) or "-",
-            html.number(median(stage.values("seconds")), 3),
-            html.number(median(stage.values("tokens_per_second")), 0),
-            html.number(median(stage.values("tokens_per_second_per_rank")), 0),
-            f"{median(stage.values('mfu')):.1%}",
-            f"{median(stage.values('mfu_6n')):.1%}",
-            f"{median(stage.values('imbalance')):.3f}",
-            f"{max(stage.values('memory_gib')):.2f}",
-            _duration(sum(stage.values("seconds"))),
+            part.updates,
+            layout_words(part.layout),
+            part.kernel,
+            html.number(median(part.values("seconds")), 3),
+            html.number(median(part.values("tokens_per_second")), 0),
+            html.number(median(part.values("tokens_per_second_per_rank")), 0),
+            f"{median(part.values('mfu')):.1%}",
+            f"{median(part.values('mfu_6n')):.1%}",
+            f"{median(part.values('imbalance')):.3f}",
+            f"{max(part.values('memory_gib')):.2f}",
+            duration(sum(part.values("seconds"))),
         ]
         for stage in logged
+        for part in stage.parts
     ]
     heads = [
         "stage",
+        "updates",
         "layout",
         "attention",
         "s an update",
@@ -177,7 +178,8 @@ def speed(facts: RunFacts) -> str:
     table = html.table(
         heads,
         rows,
-        caption="Medians over the updates of each stage; memory is the peak of a rank. "
+        caption="Medians over updates that ran alike: a line for each layout and kernel "
+        "that a stage ran on. Memory is the peak of a rank. "
         "MFU is useful FLOPs over the peak that the configuration names; imbalance is "
         "the work of the fullest data-parallel rank over the mean."
         + "".join(f" {why}" for stage in logged for why in stage.slower_kernels),
@@ -232,7 +234,7 @@ def _by_update(stage: StageFacts, key: str) -> Line:
     return Line(stage.name, list(range(1, 1 + every * len(line.x), every)), line.y)
 
 
-def _duration(seconds: float) -> str:
+def duration(seconds: float) -> str:
     minutes, rest = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)
     return f"{hours} h {minutes} min" if hours else f"{minutes} min {rest} s"
@@ -332,68 +334,3 @@ def _policy(stage: StageFacts) -> str:
     return (
         f"policy {spec.get('policy', '?')}, long documents {spec.get('long_docs', '?')}"
     )
-
-
-def reality(facts: RunFacts) -> str:
-    """What the planner said, beside what was measured."""
-    rows = []
-    for stage in facts.stages:
-        seconds, memory = stage.values("seconds"), stage.values("memory_gib")
-        planned = stage.planned
-        if planned is None or not seconds:
-            continue
-        rows.append(
-            [
-                stage.name,
-                html.number(planned.seconds, 3),
-                html.number(median(seconds), 3),
-                f"{median(seconds) / planned.seconds:.2f}",
-                f"{planned.mfu:.1%}",
-                f"{median(stage.values('mfu')):.1%}",
-                html.number(planned.memory_gib, 2),
-                html.number(max(memory), 2),
-            ]
-        )
-    how = facts.how("plan CONFIG")
-    simulated = html.figures(*filter(None, map(_simulated(facts), facts.stages)))
-    if not rows:
-        lacking = html.missing("Plan against reality", how)
-        return html.section("reality", "Plan against reality", lacking, simulated)
-    heads = ["stage", "s an update, planned", "measured", "measured / planned"]
-    heads += ["MFU, planned", "measured", "memory (GiB), planned", "peak"]
-    table = html.table(
-        heads,
-        rows,
-        caption="The planner's arithmetic on sizes, fitted to nothing, beside medians of "
-        "what was measured. Planned memory is for GPUs; on a CPU the peak is "
-        "all that the process holds, libraries included.",
-        how=how,
-    )
-    total = list(accumulate(sum(stage.values("seconds")) for stage in facts.stages))
-    spent = html.paragraph(f"Training took {_duration(total[-1])} in all.")
-    return html.section("reality", "Plan against reality", table, spent, simulated)
-
-
-def _simulated(facts: RunFacts) -> Callable[[StageFacts], str]:
-    """Draws the planner's time line of a stage; nothing where there is none."""
-
-    def drawn(stage: StageFacts) -> str:
-        spans = stage.planned.timeline if stage.planned else ()
-        if not spans:
-            return ""
-        shown = spans[:_SPANS]
-        part = f" Its first {len(shown)} steps." if len(spans) > len(shown) else ""
-        svg = time_line(
-            f"time line of {stage.name}",
-            [(s.lane, s.kind, s.start, s.seconds) for s in shown],
-        )
-        caption = (
-            f"Stage {stage.name}: an update as the planner simulates it, not measured: "
-        )
-        caption += (
-            "what each pipeline rank of the data-parallel rank with most work does."
-        )
-        command = f"plan CONFIG --stage {stage.name} --trace trace.json"
-        return html.figure(svg, caption + part, facts.how(command))
-
-    return drawn

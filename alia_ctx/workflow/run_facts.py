@@ -16,7 +16,6 @@ from alia_ctx.errors import AliaError, ConfigError, DataError, Problem, Problems
 from alia_ctx.identity import IdentityError, differences, statement, unsealed
 from alia_ctx.report import Result, RunFacts, StageFacts
 from alia_ctx.report.facts import COMMANDS, Planned, Span
-from alia_ctx.spec.execution import loss_chunk_tokens
 from alia_ctx.train.metrics_log import broken_lines, read_lines
 from alia_ctx.train.run_directory import RunDirectory
 from alia_ctx.train.stage_identity import (
@@ -25,6 +24,7 @@ from alia_ctx.train.stage_identity import (
     checkpoint_statement,
 )
 from alia_ctx.workflow.mixture import mixture_of, sizes_of
+from alia_ctx.workflow.planned import planned_stage
 from alia_ctx.workflow.reading import read_json
 
 BASE = "base"  # the results of what the first stage started from, where no stage has it
@@ -162,7 +162,6 @@ def _stage(run: RunConfig, places: RunDirectory, name: str) -> StageFacts:
     if broken:
         lines = ", ".join(map(str, broken[:5])) + (", ..." if len(broken) > 5 else "")
         problems.append(f"{log}: not whole, and not shown: line {lines}")
-    layout = dataclasses.asdict(stage.layout)
     extra = manifest.extra if manifest else {}
     root = places.checkpoints(name)
     of_conversations = stage.update_instances is not None
@@ -175,7 +174,6 @@ def _stage(run: RunConfig, places: RunDirectory, name: str) -> StageFacts:
         updates=updates,
         tokens=sizes_of(run, name)[0],
         init_from=stage.init_from,
-        layout=", ".join(f"{k}{v}" for k, v in layout.items() if v != 1) or "dp only",
         origin=_origin(manifest),
         ledger=dataclasses.asdict(manifest.ledger[-1]) if manifest else None,
         checkpoint=checkpoint_statement(manifest) if manifest else None,
@@ -248,29 +246,17 @@ def _statement_of_base(run: RunConfig, places: RunDirectory) -> dict[str, Any]:
 
 
 def _planned(run: RunConfig, name: str) -> Planned | None:
-    from alia_ctx.planner import plan_stage
-
-    stage = run.stage(name)
-    chunk = loss_chunk_tokens(run.engine.loss_chunk_tokens, "cuda")
-    tokens, update_tokens, _ = sizes_of(run, name)
     try:
-        plan = plan_stage(
-            run.model,
-            stage.rope,
-            stage.context,
-            stage.layout,
-            run.world_size(stage),
-            tokens,
-            update_tokens,
-            stage.recompute,
-            run.engine.precision,
-            run.cluster,
-            chunk,
-        )
+        plan = planned_stage(run, name)
     except AliaError:  # `check` and `plan` say why; the page does without
         return None
-    spans = _timeline(run, name)
-    return Planned(plan.timing.total, plan.fullest.total, plan.timing.mfu, spans)
+    return Planned(
+        plan.timing.total,
+        plan.fullest.total,
+        plan.timing.mfu,
+        {"dp": plan.work.data_parallel, **dataclasses.asdict(plan.work.layout)},
+        _timeline(run, name),
+    )
 
 
 def _timeline(run: RunConfig, name: str) -> list[Span]:

@@ -130,7 +130,8 @@ def train(run: RunConfig, name: str, *, exit_before: float | None = None) -> Pat
         )
         tokens = _bar_tokens(stage, plan, plan.updates)
         bar = entered.enter_context(meter(f"train {name}", tokens, "token", shown=main))
-        about: dict[str, Any] = {"kernel": engine.kernel}
+        layout = {"dp": engine.data_parallel_size, **dataclasses.asdict(engine.layout)}
+        about: dict[str, Any] = {"layout": layout, "kernel": engine.kernel}
         if engine.kernels_passed_over:
             about["kernels_passed_over"] = list(engine.kernels_passed_over)
         trainer = StageTrainer(

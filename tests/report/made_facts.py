@@ -15,6 +15,7 @@ from alia_ctx.report.facts import Planned, Result, RunFacts, Span, StageFacts
 EDGES = (0, 128, 1024, 5120)
 HOSTILE = '<script>alert("x")</script> & $\\frac{1}$'
 
+LAYOUT = {"dp": 1, "tp": 1, "cp": 2, "pp": 1}
 
 TIMELINE = [
     Span("rank 0", "forward", 0.0, 0.1),
@@ -43,7 +44,9 @@ def _numbered(row: PackedRow, document: int) -> PackedRow:
     return dataclasses.replace(row, doc_ids=np.array([document]))
 
 
-def lines(updates: int, tokens: int, source: str = "docs") -> list[dict[str, Any]]:
+def lines(
+    updates: int, tokens: int, source: str = "docs", kernel: str = "flash4"
+) -> list[dict[str, Any]]:
     random = np.random.default_rng(0)
     return [
         {
@@ -67,6 +70,7 @@ def lines(updates: int, tokens: int, source: str = "docs") -> list[dict[str, Any
             "step_seconds": 0.02,
             "data_seconds": 0.01,
             "save_seconds": 0.0,
+            **({"layout": LAYOUT, "kernel": kernel} if n == 1 else {}),
         }
         for n in range(1, updates + 1)
     ]
@@ -88,7 +92,6 @@ def stage(name: str, context: int, **changes: Any) -> StageFacts:
         "updates": 60,
         "tokens": 60 * 2048,
         "init_from": "base",
-        "layout": "cp2",
         "origin": "base, update 60",
         "ledger": {
             "updates": 60,
@@ -110,7 +113,7 @@ def stage(name: str, context: int, **changes: Any) -> StageFacts:
             "context": [[0, 1.0], [10, 0.7], [context - 1, 0.0]],
         },
         "plan_identity": {"spec": {"policy": "best_fit", "long_docs": "split"}},
-        "planned": Planned(0.4, 1.2, 0.25, TIMELINE),
+        "planned": Planned(0.4, 1.2, 0.25, LAYOUT, TIMELINE),
     }
     return StageFacts(**{**values, **changes})
 

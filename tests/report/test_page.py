@@ -23,6 +23,7 @@ class Reader(HTMLParser):
         self.tags: list[str] = []
         self.attributes: list[tuple[str, str | None]] = []
         self.text: list[str] = []
+        self.rows: list[list[str]] = []  # of tables, a text a cell
         self.in_style = False
         self.feed(page)
         self.close()
@@ -31,10 +32,16 @@ class Reader(HTMLParser):
         self.in_style = tag == "style"
         self.tags.append(tag)
         self.attributes += attrs
+        if tag == "tr":
+            self.rows.append([])
+        elif tag in ("td", "th") and self.rows:
+            self.rows[-1].append("")
 
     def handle_data(self, data: str) -> None:
         if not self.in_style:
             self.text.append(data)
+        if self.tags and self.tags[-1] in ("td", "th"):
+            self.rows[-1][-1] += data.strip()
 
     @property
     def words(self) -> str:
@@ -85,9 +92,8 @@ def test_text_of_the_data_stays_text() -> None:
     hostile = stage(
         HOSTILE,
         5120,
-        lines=lines(20, 100, source=HOSTILE),
+        lines=lines(20, 100, source=HOSTILE, kernel=HOSTILE),
         origin=HOSTILE,
-        layout=HOSTILE,
         damaged=[HOSTILE],
         changes=[HOSTILE],
         problems=[HOSTILE],
@@ -128,6 +134,37 @@ def test_what_is_missing_is_said_with_its_command() -> None:
         command = "alia-ctx " + arguments.replace("CONFIG", "configs/tiny.yaml")
         assert f"not measured. Make it with {command}" in words
     assert "100%" not in words and "Not finished: base" in words
+
+
+def test_speed_is_told_by_the_layout_that_it_was_measured_on() -> None:
+    """40 updates on the planned cp2, then 20 after a start on dp2, four times as fast, and
+    a start like it: three starts, two ways of running.
+    """
+    other = {"dp": 2, "tp": 1, "cp": 1, "pp": 1}
+    ran = lines(60, 2048)
+    for line in ran[40:]:
+        line.update(seconds=0.125, tokens_per_second=16384.0, mfu=0.8)
+    for first in (40, 50):
+        ran[first].update(layout=other, kernel="flash4")
+    reader = Reader(run_page(run(stages=[stage("base", 5120, lines=ran)])))
+    speeds = [row for row in reader.rows if row[1:4] == ["41-60", "dp2", "flash4"]]
+    assert [row[4:6] for row in speeds] == [["0.125", "16,384"]]
+    (kept,) = [row for row in reader.rows if row[1:4] == ["1-40", "cp2", "flash4"]]
+    assert kept[4] == "0.500"
+    (planned,) = [row for row in reader.rows if row[:3] == ["base", "cp2", "40 of 60"]]
+    assert planned[3:6] == ["0.400", "0.500", "1.25"]  # of cp2 alone
+    both = Reader(comparison_page(run(stages=[stage("base", 5120, lines=ran)]), run()))
+    assert any("(cp2), 16,384 (dp2)" in cell for row in both.rows for cell in row)
+
+
+def test_a_plan_is_not_compared_with_another_layout() -> None:
+    ran = lines(60, 2048)
+    ran[0]["layout"] = {"dp": 2, "tp": 1, "cp": 1, "pp": 1}
+    words = Reader(run_page(run(stages=[stage("base", 5120, lines=ran)]))).words
+    assert "another layout than the configuration's: base (dp2)." in words
+    del ran[0]["layout"]  # a log of a release that did not say it
+    words = Reader(run_page(run(stages=[stage("base", 5120, lines=ran)]))).words
+    assert "base (not in its log)." in words
 
 
 def test_a_result_of_another_model_is_named_and_not_shown() -> None:

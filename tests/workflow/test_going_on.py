@@ -149,6 +149,7 @@ def scenarios(rank: int, folder: str) -> dict[str, Any]:
             state_checksums(last(extended)),
         ]
     seen["log"] = metrics(through.folder)
+    seen["change of mind log"] = metrics(Path(folder, "steps"))
     return seen
 
 
@@ -293,3 +294,9 @@ def anew_beneath_a_later_stage(rank: int, folder: str) -> list[str]:
     followed = other.train("short", anew)
     end = other.train("long", anew)
     return [refused, alone, told.getvalue(), checked, followed, end]
+
+
+def test_the_log_says_on_what_layout_each_start_ran(seen: dict[str, Any]) -> None:
+    starts = [line for line in seen["change of mind log"] if "kernel" in line]
+    assert len(starts) > 1 and starts[0]["update"] == 1
+    assert all(s["layout"] == {"dp": 1, "tp": 1, "cp": 1, "pp": 1} for s in starts)
