@@ -195,23 +195,24 @@ def copies_notes(run: RunConfig, name: str) -> list[str]:
         places = document_places(stores[source], [number])
         places += document_places(held_out, [other])
         notes.append(
-            f"held-out text is trained on: {_counted(held)} are held-out documents word "
-            f"for word, the first {' = '.join(places)}; `stages.{name}.pack."
+            f"held-out text is trained on: {_counted(held)} that the held-out text has "
+            f"word for word, the first {' = '.join(places)}; `stages.{name}.pack."
             f"drop_contaminated: true` leaves them out, {deeper} counts near ones too"
         )
     repeated = {source: found for source, found in copies.repeated.items() if found}
     if repeated:
         source, found = next(iter(repeated.items()))
         notes.append(
-            f"{_counted(repeated)} are there before, word for word, the first "
-            f"{copy_places(source, found[:1], stores)[0]}"
+            f"copies are trained on: {_counted(repeated)} that an earlier document has "
+            f"word for word, the first {copy_places(source, found[:1], stores)[0]}; "
+            f"{deeper} counts near ones too"
         )
     return notes
 
 
 def _counted(found: Mapping[str, Sequence[object]]) -> str:
     parts = [f"{len(pairs):,} of {source}" for source, pairs in found.items()]
-    return f"documents ({', '.join(parts)})"
+    return f"documents, {', '.join(parts)},"
 
 
 def contamination(run: RunConfig, stage: str | None = None) -> Contamination | None:

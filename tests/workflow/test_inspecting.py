@@ -66,13 +66,13 @@ def _pack(
 def test_copies_are_told_in_passing(config: Path, tmp_path: Path) -> None:
     said = " ".join(_pack(config, tmp_path).stderr.split())
     assert (
-        "held-out text is trained on: documents (1 of text) are held-out documents word "
-        "for word, the first a.jsonl:4 = held.jsonl document 2 (doc-1)" in said
+        "held-out text is trained on: documents, 1 of text, that the held-out text has "
+        "word for word, the first a.jsonl:4 = held.jsonl document 2 (doc-1)" in said
     )
     assert "stages.short.pack.drop_contaminated: true" in said
     assert (
-        "documents (1 of more) are there before, word for word, the first b/2.txt = "
-        "a.jsonl:2" in said
+        "copies are trained on: documents, 1 of more, that an earlier document has word "
+        "for word, the first b/2.txt = a.jsonl:2;" in said
     )
     more = ("stages.short.pack.drop_contaminated=true",)
     assert (
