@@ -1,0 +1,266 @@
+"""The programs that `gpu_peers.py` measures, each made ready for the same task."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.distributed as dist
+
+from alia_ctx.config.run import EngineConfig, OptimizerConfig
+from alia_ctx.data.packing import PackedRow
+from alia_ctx.mcore.engine import MegatronEngine
+from alia_ctx.mcore.runtime import Ranks
+from alia_ctx.spec.layout import Layout
+from alia_ctx.spec.model import ModelSpec
+from benchmarks.gpu_step import ROPE, draw_on_device
+
+
+@dataclass(frozen=True)
+class Task:
+    """What every peer does: one row, forward and backward, through a stack of layers."""
+
+    model: ModelSpec
+    row: PackedRow
+    context: int
+    repeats: int
+
+    @property
+    def tokens(self) -> torch.Tensor:
+        """[1, context]."""
+        return torch.as_tensor(self.row.tokens(), dtype=torch.long, device=device())[
+            None
+        ]
+
+    @property
+    def flops(self) -> float:
+        """Useful ones, both ways; documents and the causal mask counted."""
+        lengths = (self.row.doc_offsets[1:] - self.row.doc_offsets[:-1]).tolist()
+        linear = self.model.linear_flops_per_token() * self.context
+        return float(linear + self.model.attention_flops(lengths))
+
+
+@dataclass(frozen=True)
+class Step:
+    """A peer made ready: `run` makes a step and says its loss and, where it times itself,
+    its seconds.
+    """
+
+    run: Callable[[], tuple[float, float | None]]
+    parameters: int
+    kernel: str
+
+
+def device() -> torch.device:
+    if torch.cuda.is_available():
+        return torch.device("cuda", torch.cuda.current_device())
+    return torch.device("cpu")
+
+
+def ours(task: Task) -> Step:
+    settings = EngineConfig()
+    engine = MegatronEngine(
+        *(task.model, ROPE, task.context, Layout(), settings, OptimizerConfig()),
+        initializer=draw_on_device,
+    )
+
+    def run() -> tuple[float, float]:
+        result = engine.train_update([task.row] * engine.data_parallel_size, 1e-6)
+        return result.loss, result.compute_seconds
+
+    return Step(run, sum(p.numel() for p in engine.parameters()), engine.kernel)
+
+
+def llama(task: Task, attention: str, *, liger: bool, fp32_gradients: bool) -> Step:
+    """transformers' Llama, in bf16, sharded by FSDP2 where there are several ranks."""
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    if liger:
+        from liger_kernel.transformers import apply_liger_kernel_to_llama
+
+        apply_liger_kernel_to_llama(
+            rope=True,
+            swiglu=True,
+            rms_norm=True,
+            cross_entropy=False,
+            fused_linear_cross_entropy=True,
+        )
+    spec = task.model
+    config = LlamaConfig(
+        vocab_size=spec.vocab_size,
+        hidden_size=spec.hidden_size,
+        intermediate_size=spec.intermediate_size,
+        num_hidden_layers=spec.num_hidden_layers,
+        num_attention_heads=spec.num_attention_heads,
+        num_key_value_heads=spec.num_key_value_heads,
+        head_dim=spec.head_dim,
+        max_position_embeddings=task.context,
+        tie_word_embeddings=spec.tie_word_embeddings,
+        use_cache=False,
+        attn_implementation=attention,
+    )
+    dtype = torch.bfloat16 if device().type == "cuda" else torch.float32
+    torch.set_default_dtype(dtype)
+    with device():
+        model = LlamaForCausalLM(config)
+    torch.set_default_dtype(torch.float32)
+    parameters = sum(p.numel() for p in model.parameters())
+    sharded = dist.is_initialized() and dist.get_world_size() > 1
+    if sharded:
+        _shard(model)
+    # FSDP2 gives gradients that it has reduced in fp32; hooks of accumulation see none.
+    sums = add_up_in_fp32(model) if fp32_gradients and not sharded else []
+    tokens, positions = task.tokens, _positions(task.row)
+
+    def run() -> tuple[float, None]:
+        for total in sums:
+            total.zero_()
+        model.zero_grad(set_to_none=True)
+        with _cudnn_first():
+            loss = model(tokens, position_ids=positions, labels=tokens).loss
+            loss.backward()
+        return float(loss.detach()), None
+
+    return Step(run, parameters, attention)
+
+
+def _shard(model: torch.nn.Module) -> None:
+    from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
+
+    policy = MixedPrecisionPolicy(
+        param_dtype=torch.bfloat16, reduce_dtype=torch.float32
+    )
+    for layer in model.model.layers:
+        fully_shard(layer, mp_policy=policy)
+    fully_shard(model, mp_policy=policy)
+
+
+def _positions(row: PackedRow) -> torch.Tensor:
+    """[1, context]: places in the documents, which start anew in each."""
+    starts = torch.as_tensor(row.doc_offsets, dtype=torch.long, device=device())
+    places = torch.arange(int(starts[-1]), device=device())
+    return (places - starts[torch.searchsorted(starts, places, right=True) - 1])[None]
+
+
+def _cudnn_first() -> Any:
+    from torch.nn.attention import SDPBackend, sdpa_kernel
+
+    order = [SDPBackend.CUDNN_ATTENTION, SDPBackend.FLASH_ATTENTION, SDPBackend.MATH]
+    return sdpa_kernel(order, set_priority=True)
+
+
+def add_up_in_fp32(model: torch.nn.Module) -> list[torch.Tensor]:
+    """Let each gradient be added to a sum in fp32 as soon as it is there, and forgotten:
+    how a trainer adds up the rows of an update without rounding. The sums.
+    """
+    sums = []
+    for parameter in model.parameters():
+        total = torch.zeros_like(parameter, dtype=torch.float32)
+        sums.append(total)
+
+        def add(p: torch.nn.Parameter, total: torch.Tensor = total) -> None:
+            total.add_(p.grad)
+            p.grad = None
+
+        parameter.register_post_accumulate_grad_hook(add)
+    return sums
+
+
+def register_flash4(task: Task) -> str:
+    """transformers' attention by flash4, each document on its own."""
+    from flash_attn.cute import flash_attn_varlen_func
+    from transformers import AttentionInterface
+
+    offsets = torch.as_tensor(task.row.doc_offsets, dtype=torch.int32, device=device())
+    longest = int((offsets[1:] - offsets[:-1]).max())
+
+    def attend(
+        module: Any,
+        query: torch.Tensor,
+        key: torch.Tensor,
+        value: torch.Tensor,
+        mask: Any,
+        scaling: float | None = None,
+        **_: Any,
+    ) -> tuple[torch.Tensor, None]:
+        out = flash_attn_varlen_func(
+            *(t[0].transpose(0, 1).contiguous() for t in (query, key, value)),
+            cu_seqlens_q=offsets,
+            cu_seqlens_k=offsets,
+            max_seqlen_q=longest,
+            max_seqlen_k=longest,
+            softmax_scale=scaling,
+            causal=True,
+        )
+        return (out[0] if isinstance(out, tuple) else out)[None], None
+
+    AttentionInterface.register("flash4", attend)
+    return "flash4"
+
+
+def megatron_te(task: Task) -> Step:
+    """Megatron-Core's own GPT on TransformerEngine's layers and attention."""
+    import transformer_engine
+    from megatron.core.models.gpt import GPTModel
+    from megatron.core.models.gpt.gpt_layer_specs import (
+        get_gpt_layer_with_transformer_engine_spec,
+    )
+    from megatron.core.transformer import TransformerConfig
+
+    ranks, spec = Ranks(Layout(), 0), task.model
+    config = TransformerConfig(
+        num_layers=spec.num_hidden_layers,
+        hidden_size=spec.hidden_size,
+        ffn_hidden_size=spec.intermediate_size,
+        num_attention_heads=spec.num_attention_heads,
+        num_query_groups=spec.num_key_value_heads,
+        kv_channels=spec.head_dim,
+        normalization="RMSNorm",
+        gated_linear_unit=True,
+        activation_func=torch.nn.functional.silu,
+        bias_activation_fusion=True,
+        add_bias_linear=False,
+        hidden_dropout=0.0,
+        attention_dropout=0.0,
+        params_dtype=torch.bfloat16,
+        bf16=True,
+        gradient_accumulation_fusion=False,
+    )
+    model = GPTModel(
+        config,
+        get_gpt_layer_with_transformer_engine_spec(),
+        vocab_size=spec.vocab_size,
+        max_sequence_length=task.context,
+        position_embedding_type="rope",
+        rotary_base=10_000,
+        share_embeddings_and_output_weights=spec.tie_word_embeddings,
+        pg_collection=ranks.groups,
+    ).to(device(), torch.bfloat16)
+    sums, tokens = add_up_in_fp32(model), task.tokens
+    labels = tokens.roll(-1, 1)
+
+    def run() -> tuple[float, None]:
+        for total in sums:
+            total.zero_()
+        loss = model(tokens, _positions(task.row), None, labels=labels).float().mean()
+        loss.backward()
+        return float(loss.detach()), None
+
+    parameters = sum(p.numel() for p in model.parameters())
+    return Step(run, parameters, f"TransformerEngine {transformer_engine.__version__}")
+
+
+def make_ready(peer: str, task: Task) -> Step:
+    if peer == "ours":
+        return ours(task)
+    if peer == "megatron_te":
+        return megatron_te(task)
+    attention = register_flash4(task) if peer == "liger_flash4" else "sdpa"
+    return llama(
+        task,
+        attention,
+        liger=peer != "transformers",
+        fp32_gradients=peer in ("liger_fp32", "liger_flash4"),
+    )
