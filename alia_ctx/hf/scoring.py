@@ -10,7 +10,9 @@ import torch
 
 from alia_ctx.errors import CheckpointError
 from alia_ctx.hf.upstream import load_causal_lm, no_room
+from alia_ctx.nn.dtypes import DTYPES
 from alia_ctx.nn.rotary import inverse_frequencies
+from alia_ctx.spec.execution import Precision
 from alia_ctx.spec.rope import RopeSpec
 
 
@@ -61,11 +63,11 @@ class CausalModel:
     of its weights: the others would be random.
     """
 
-    def __init__(self, hf_dir: Path, dtype: torch.dtype) -> None:
+    def __init__(self, hf_dir: Path, precision: Precision) -> None:
         on_gpu = torch.cuda.is_available()
         self.device = torch.device("cuda" if on_gpu else "cpu")
         remedy = "copy it again, or evaluate another"
-        loaded, problems = load_causal_lm(hf_dir, remedy, dtype=dtype)
+        loaded, problems = load_causal_lm(hf_dir, remedy, dtype=DTYPES[precision])
         if problems:
             raise CheckpointError(f"{hf_dir}: {problems[0]}; {remedy}")
         try:

@@ -33,11 +33,11 @@ from megatron.core.transformer.transformer_layer import get_transformer_layer_of
 
 from alia_ctx.mcore.attention import PackedAttention
 from alia_ctx.mcore.output_layer import LossOutputLayer
+from alia_ctx.nn.dtypes import DTYPES
 from alia_ctx.spec.execution import Precision, Recompute
 from alia_ctx.spec.layout import Layout
 from alia_ctx.spec.model import ModelSpec
 
-DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 # Draws the weights of (module, model, config, seed, groups) in place; see `initialize`.
 Initializer = Callable[
     [torch.nn.Module, ModelSpec, TransformerConfig, int, ProcessGroupCollection], None

@@ -21,6 +21,7 @@ from torch import Tensor
 
 from alia_ctx.errors import LayoutError
 from alia_ctx.nn.attention_reference import Tile, blocked_attention, tiles
+from alia_ctx.nn.dtypes import DTYPES
 from alia_ctx.spec.execution import Precision
 from alia_ctx.spec.model import ModelSpec
 
@@ -124,7 +125,7 @@ class Heads:
             model.num_attention_heads // tp,
             model.num_key_value_heads // tp,
             model.head_dim,
-            torch.float32 if precision == "fp32" else torch.bfloat16,
+            DTYPES[precision],
         )
 
 

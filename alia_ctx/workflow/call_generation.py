@@ -21,6 +21,7 @@ from alia_ctx.evaluation.function_calling import Answer, Case, FunctionNames, to
 from alia_ctx.files import checksum
 from alia_ctx.hf.rope_config import dynamic_note
 from alia_ctx.identity import require_same
+from alia_ctx.spec.execution import Precision
 from alia_ctx.spec.rope import RopeSpec
 from alia_ctx.workflow.call_server import served
 from alia_ctx.workflow.evaluated_models import of_directory
@@ -254,7 +255,7 @@ class TransformersModel:
         return served(self, self._batch_size)
 
 
-def _precision() -> str:
+def _precision() -> Precision:
     import torch
 
     return "bf16" if torch.cuda.is_available() else "fp32"
@@ -288,13 +289,11 @@ class _Writer:
         settings: CallSettings,
         stops: list[int],
     ) -> None:
-        import torch
         from transformers import GenerationConfig
 
         from alia_ctx.hf.scoring import CausalModel
 
-        dtypes = {"fp32": torch.float32, "bf16": torch.bfloat16}
-        self._loaded = CausalModel(directory, dtypes[_precision()])
+        self._loaded = CausalModel(directory, _precision())
         self._model, self._device = self._loaded.model, self._loaded.device
         self._tokenizer, self._settings = tokenizer, settings
         self._stops = stops

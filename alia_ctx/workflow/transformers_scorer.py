@@ -20,13 +20,10 @@ class TransformersScorer(World):
     """
 
     def __init__(self, hf_dir: Path, engine: EngineConfig) -> None:
-        import torch
-
         from alia_ctx.hf.scoring import CausalModel
 
         self._where = hf_dir
-        dtypes = {"fp32": torch.float32, "bf16": torch.bfloat16}
-        self._model = CausalModel(hf_dir, dtypes[engine.precision])
+        self._model = CausalModel(hf_dir, engine.precision)
         self.data_parallel_rank = self.rank
         self.data_parallel_size = self.world_size
 

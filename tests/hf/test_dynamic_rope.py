@@ -57,7 +57,7 @@ def test_texts_of_all_lengths_turn_by_the_base_of_training(tmp_path: Path) -> No
     assert model.config.head_dim == HEAD
     expected, read = (
         of_one_base(model, TRAINED),
-        CausalModel(tmp_path / "m", torch.float32),
+        CausalModel(tmp_path / "m", "fp32"),
     )
     random = torch.Generator().manual_seed(1)
     texts = [

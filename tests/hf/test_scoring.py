@@ -29,7 +29,7 @@ def directory(tmp_path: Path) -> Path:
 
 def test_losses_are_those_of_the_model_that_was_saved(directory: Path) -> None:
     tokens = np.arange(3, 20)
-    losses, hits = CausalModel(directory, torch.float32).losses_and_hits(tokens)
+    losses, hits = CausalModel(directory, "fp32").losses_and_hits(tokens)
     model = GPTNeoXForCausalLM.from_pretrained(directory).eval()
     ids = torch.from_numpy(tokens)[None]
     with torch.no_grad():
@@ -50,4 +50,4 @@ def test_a_weight_that_would_be_random_is_refused(directory: Path, damage: str) 
         weights[name] = torch.zeros(7, 16)
     save_file(weights, file, {"format": "pt"})
     with pytest.raises(CheckpointError, match=r"dense_h_to_4h.*evaluate another"):
-        CausalModel(directory, torch.float32)
+        CausalModel(directory, "fp32")

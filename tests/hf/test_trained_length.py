@@ -118,7 +118,7 @@ def test_losses_do_not_depend_on_what_was_read_before(
 ) -> None:
     save_model(tmp_path / "m", rope=rope, dtype=torch.float32)
     long, middle = tokens(4 * CONTEXT).numpy(), tokens(2 * CONTEXT).numpy()
-    model = CausalModel(tmp_path / "m", torch.float32)
+    model = CausalModel(tmp_path / "m", "fp32")
     assert model.turns_by_length == (rope == "dynamic")
     alone, _ = model.losses_and_hits(middle)
     model.losses_and_hits(long)
