@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -80,6 +81,7 @@ def convert_chat(
         settings = EncoderSettings(str(tokenizer), spec, special_tokens=special_tokens)
         encoder = settings.encoder()
     conversion = ChatConversion(inputs, form=form, encoder=encoder, strict=strict)
+    _require_no_input(output, conversion.inputs.files)
     conversion.run(output, show, Console(soft_wrap=True, highlight=False).print)
     counts = conversion.counts
     told = f"{counts.conversations:,} conversations"
@@ -139,7 +141,9 @@ def make_tool_data(
     from alia_ctx.data.chat import making
     from alia_ctx.progress import meter
 
+    about = output.with_name(f"{output.name}.json")
     _require_free(output, overwrite)
+    _require_free(about, overwrite)
     spec = making.MakeSpec(
         count=count,
         seed=seed,
@@ -150,6 +154,9 @@ def make_tool_data(
         limits=making.Limits(most_tools, most_arguments, quoted),
     )
     found = making.find_functions(sources)
+    origins = [function.origin for function in found.functions.values()]
+    for file in (output, about):
+        _require_no_input(file, [*sources, *origins])
     with meter("make-tool-data", count, "conversation") as bar:
         counts = making.make_tool_data(
             found,
@@ -198,3 +205,13 @@ def _require_free(output: Path | None, overwrite: bool) -> None:
         rule, remedy = "exists already", "choose another name, or pass --overwrite"
     if rule is not None:
         raise ConfigError("", [Problem("--output", str(output), rule, remedy)])
+
+
+def _require_no_input(output: Path | None, inputs: Iterable[str]) -> None:
+    """What is written takes the place of nothing that is read, whatever may be replaced."""
+    if output is None or not output.exists():
+        return
+    if any(Path(name).exists() and output.samefile(name) for name in inputs):
+        rule = "is an input too, which would be lost"
+        problem = Problem("--output", str(output), rule, "name another file")
+        raise ConfigError("", [problem])

@@ -20,7 +20,8 @@ class MixtureSource:
         tokenised yet; None where neither is there.
     stated: what the configuration states; tokens: of the store, None without one.
     sampling: how often each comes in an epoch; most: how many are used at most.
-    candidates: of which some are held out, those longer than a row among them.
+    candidates: of which some are held out, those longer than a row among them; None
+        is all, and text has none.
     """
 
     name: str
@@ -35,6 +36,10 @@ class MixtureSource:
     @property
     def is_tokenised(self) -> bool:
         return self.tokens is not None
+
+    @property
+    def may_be_held_out(self) -> int:
+        return (self.instances or 0) if self.candidates is None else self.candidates
 
 
 @dataclass(frozen=True)
@@ -60,7 +65,7 @@ class Mixture:
 
     @property
     def held_out_by_source(self) -> dict[str, int]:
-        sizes = {s.name: s.candidates or s.instances or 0 for s in self.sources}
+        sizes = {s.name: s.may_be_held_out for s in self.sources}
         if not self.held_out or sum(sizes.values()) <= self.held_out:
             return dict.fromkeys(sizes, 0)
         return held_out_shares(sizes, self.held_out)

@@ -22,16 +22,28 @@ def mixture_of(run: RunConfig, name: str) -> Mixture:
     """The mixture of a stage whose updates are conversations."""
     stage = run.stage(name)
     published = dataclasses.asdict(stage.published) if stage.published else {}
+    drawn = stage.pack.drawn_from(run.data.sources)
+    weighted = [source for source in drawn if _has_weights(run, source)]
     return Mixture(
+        # Of text none is held out where there are conversations.
         [
             _source(run, name, source)
-            for source in stage.pack.drawn_from(run.data.sources)
+            if source in weighted or not weighted
+            else dataclasses.replace(_source(run, name, source), candidates=0)
+            for source in drawn
         ],
         stage.update_instances or 1,
         stage.epochs or 1,
         stage.pack.held_out_instances,
         {key: value for key, value in published.items() if value is not None},
     )
+
+
+def _has_weights(run: RunConfig, name: str) -> bool:
+    """Whether a source is of conversations and not of text."""
+    if has_store(run, name):
+        return open_store(run, name).weights is not None
+    return run.data.sources[name].chat is not None
 
 
 def _source(run: RunConfig, stage: str, name: str) -> MixtureSource:

@@ -26,6 +26,7 @@ from alia_ctx.data.tokens import (
     TokenStore,
     known_tokenizer,
     require_same_source,
+    require_written,
     tokenize_source,
 )
 from alia_ctx.data.tokens import require_same_options as require_options_of_source
@@ -171,8 +172,8 @@ def open_stores(run: RunConfig, stage: str | None = None) -> dict[str, TokenStor
 
 def require_same_text(run: RunConfig) -> None:
     """DataError where a token store that is there was made from other text, with another
-    tokenizer, or with other options than the configuration says now. Reads the
-    fingerprints of all inputs and loads the tokenizer.
+    tokenizer, or with other options than the configuration says now, or its files are
+    others than were written. Reads the fingerprints of all inputs and loads the tokenizer.
     """
 
     @functools.cache  # all sources have one; none is loaded for stores made elsewhere
@@ -188,6 +189,7 @@ def require_same_text(run: RunConfig) -> None:
     for name, spec in text_sources(run).items():
         if not has_store(run, name):
             continue
+        require_written(store_prefix(run, name))
         if spec.chat is not None:
             chat = functools.partial(_chat_encoder, run, spec)
             require_same_chat(spec, store_prefix(run, name), chat)

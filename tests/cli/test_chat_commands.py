@@ -75,6 +75,32 @@ def test_options_that_cannot_be_meant(
         alia("convert-chat", rows(tmp_path), *words)
 
 
+def test_no_input_is_written_over(tmp_path: Path) -> None:
+    path, tools = rows(tmp_path), tmp_path / "tools.json"
+    tools.write_text(json.dumps([{"name": "f", "description": "d", "parameters": {}}]))
+    link = tmp_path / "link.jsonl"
+    link.symlink_to(path)
+    for command, source, output in (
+        ("convert-chat", path, path),
+        ("convert-chat", tmp_path / "rows*", path),
+        ("convert-chat", path, link),
+        ("make-tool-data", tools, tools),
+        ("make-tool-data", tools, tmp_path / "tools"),  # whose statement is tools.json
+    ):
+        before = path.read_text(), tools.read_text()
+        with pytest.raises(AliaError, match="is an input too"):
+            alia(command, source, "--output", output, "--overwrite")
+        assert (path.read_text(), tools.read_text()) == before
+
+
+def test_a_statement_that_is_there_is_not_replaced_unasked(tmp_path: Path) -> None:
+    (tmp_path / "made.json").write_text("mine")
+    made = ["make-tool-data", "invented:3", "--count", 3, "--output", tmp_path / "made"]
+    with pytest.raises(AliaError, match="exists already"):
+        alia(*made)
+    assert (tmp_path / "made.json").read_text() == "mine"
+
+
 def test_made_conversations_are_conversations(tmp_path: Path) -> None:
     output = tmp_path / "made.jsonl"
     options = ("--count", 40, "--languages", "eu,gl", "--kinds", "single,missing")

@@ -38,6 +38,13 @@ def test_tokens_are_of_an_epoch_as_conversations_are() -> None:
     assert held_out["a"] == ["90", "", "100.00%", "~900", "not stated", "10"]
 
 
+def test_nothing_is_held_out_of_what_has_no_candidates() -> None:
+    text = MixtureSource("text", 300, tokens=9_000, candidates=0)
+    table = cells(mixture_table(Mixture([WHOLE, text], 10, 1, held_out=10), "fc"))
+    assert table["a"][0] == "90" and table["a"][5] == "10"
+    assert table["text"][0] == "300" and table["text"][5] == "0"
+
+
 def test_what_is_not_known_is_not_none() -> None:
     mixture = Mixture([WHOLE, UNKNOWN], 10, 1, held_out=5, published={"updates": 3})
     table = cells(mixture_table(mixture, "fc"))

@@ -22,6 +22,7 @@ from alia_ctx.errors import AliaError, DataError
 from alia_ctx.train.stage_identity import PLAN
 from alia_ctx.workflow import conversations
 from alia_ctx.workflow.chain import run_directory
+from alia_ctx.workflow.mixture import mixture_of
 from alia_ctx.workflow.stores import open_stores
 from tests.small_run import VOCABULARY, write_run
 
@@ -55,6 +56,19 @@ def write_talks(folder: Path, **stages: Any) -> Path:
         config["stages"][name] = {**calls, "init_from": "calls", **changes}
     path.write_text(yaml.safe_dump(config, sort_keys=False))
     return path
+
+
+def test_the_plan_tells_of_which_sources_pack_holds_out(tmp_path: Path) -> None:
+    path = write_talks(tmp_path)
+    config = yaml.safe_load(path.read_text())
+    write_store(tmp_path / "text", [np.arange(4, 30)] * 90, VOCABULARY)
+    config["data"]["sources"]["text"] = {"store": str(tmp_path / "text")}
+    path.write_text(yaml.safe_dump(config, sort_keys=False))
+    run = load_run(path)
+    stage = run.stage("calls")
+    drawn = draw_held_out(open_stores(run, "calls"), stage.pack, run.seed)
+    sizes = {name: numbers.size for name, numbers in drawn.items()}
+    assert mixture_of(run, "calls").held_out_by_source == {**sizes, "text": 0}
 
 
 def check(run: RunConfig, name: str) -> None:

@@ -21,6 +21,7 @@ from alia_ctx.data.chat.rows import Row, read_rows
 from alia_ctx.data.documents.chat_spec import ChatSpec
 from alia_ctx.data.tokens.said import CALLS, SAYS
 from alia_ctx.data.tokens.special_tokens import SpecialTokens
+from alia_ctx.data.tokens.workers import leave_with_parent
 from alia_ctx.errors import DataError
 
 _ROWS = 256
@@ -120,6 +121,7 @@ _encoder: ChatEncoder | None = None
 
 def _start(settings: EncoderSettings) -> None:
     global _encoder
+    leave_with_parent()
     _encoder = settings.encoder()
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections import Counter
 from typing import Any
 
 from alia_ctx.data.chat.conversation import (
@@ -211,6 +212,7 @@ def _require_results(messages: tuple[Message, ...]) -> None:
                 "nothing says which have none"
             )
             raise RowError("call_without_result", detail)
+        _require_names(where, message.calls, results)
         given = [result.call_id for result in results if result.call_id is not None]
         if len(set(asked)) != len(asked):
             raise RowError("unparsable_call", f"{where}: two calls have one id")
@@ -229,17 +231,42 @@ def _require_results(messages: tuple[Message, ...]) -> None:
             raise RowError("call_without_result", detail)
 
 
+def _require_names(
+    where: str, calls: tuple[ToolCall, ...], results: list[Message]
+) -> None:
+    """Results that no id gives to a call are of the functions that they name."""
+    named = Counter(r.name for r in results if r.name is not None and not r.call_id)
+    called = Counter(call.name for call in calls)
+    if wrong := [name for name in named if name not in called]:
+        detail = f"{where}: a result is of {wrong[0]!r}, which was not called"
+        raise RowError("result_without_call", detail)
+    all_named = named.total() == len(results)
+    alone = len(results) == 1 and len(called) == 1  # one result of all calls
+    if all_named and named and named != called and not alone:
+        lost = next(iter((called - named) or called))
+        detail = f"{where}: the results name other calls; {lost!r} has none of its own"
+        raise RowError("call_without_result", detail)
+
+
 def results_in_order(messages: tuple[Message, ...]) -> tuple[Message, ...]:
-    """The turns with the results of each turn's calls in the order of these, by their ids:
-    most templates show no ids, and the order says which result is of which call.
+    """The turns with the results of each turn's calls in the order of these, by their ids,
+    or by the functions that they name: most templates show neither, and the order says
+    which result is of which call.
     """
     ordered = [*messages]
     for number, message in enumerate(messages):
-        ids = [call.id for call in message.calls]
-        results = messages[number + 1 : number + 1 + len(ids)]
-        by_id = {result.call_id: result for result in results if result.role == "tool"}
-        if ids and set(by_id) == set(ids) and None not in by_id:
-            ordered[number + 1 : number + 1 + len(ids)] = [by_id[one] for one in ids]
+        place = slice(number + 1, number + 1 + len(message.calls))
+        results = [result for result in messages[place] if result.role == "tool"]
+        for calls, answered in (
+            ([c.id for c in message.calls], [r.call_id for r in results]),
+            ([c.name for c in message.calls], [r.name for r in results]),
+        ):
+            if None not in answered and Counter(calls) == Counter(answered):
+                left = [*zip(answered, results, strict=True)]
+                for offset, call in enumerate(calls, number + 1):
+                    at = next(i for i, (whose, _) in enumerate(left) if whose == call)
+                    ordered[offset] = left.pop(at)[1]
+                break
     return tuple(ordered)
 
 

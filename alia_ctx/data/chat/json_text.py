@@ -137,7 +137,7 @@ def _pieces(value: Any) -> Iterator[str]:
             yield f"{json.dumps(key, ensure_ascii=False)}: "
             yield from _pieces(item)
         yield "}"
-    elif isinstance(value, list):
+    elif isinstance(value, list | tuple):  # literals of Python have both
         yield "["
         for index, item in enumerate(value):
             yield ", " if index else ""

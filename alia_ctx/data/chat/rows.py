@@ -7,6 +7,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from alia_ctx.data.chat.conversation import RowError
+from alia_ctx.data.chat.forms.beside import SYSTEM_COLUMNS, TOOLS_COLUMNS
+from alia_ctx.data.chat.forms.calls import ARGUMENT_KEYS
 from alia_ctx.data.chat.json_text import Decoder, parse
 from alia_ctx.data.documents.containers import ByteStream, open_bytes
 from alia_ctx.data.documents.inputs import format_of
@@ -17,8 +19,9 @@ from alia_ctx.errors import DataError
 
 # Columns that a reader looks at; sets have others that are long (scores, metadata).
 _COLUMNS = (
-    *("messages", "conversations", "system", "chat", "query", "answers", "tools"),
-    *("functions", "available_tools", "chosen_response"),
+    *("messages", "conversations", "chat", "query", "answers", "chosen_response"),
+    *SYSTEM_COLUMNS,
+    *TOOLS_COLUMNS,
 )
 _BATCH = 64
 _BOM = b"\xef\xbb\xbf"
@@ -153,13 +156,7 @@ def _require_no_structures(file: str, place: str, field: Any) -> None:
         kind = kind.value_type
     if not pa.types.is_struct(kind):
         return
-    if field.name in (
-        "tools",
-        "functions",
-        "available_tools",
-        "arguments",
-        "parameters",
-    ):
+    if field.name in (*TOOLS_COLUMNS, *ARGUMENT_KEYS):
         raise DataError(
             f"{file}: {place} holds structures, in which Arrow has given every object the "
             "keys of all others; write them as JSON text, one string a row"

@@ -67,7 +67,7 @@ def require_said(message: Message, shown: str, number: int) -> None:
             else:  # True is 1 to a Counter
                 values[json.dumps(value)] += 1
     for text, times in texts.items():
-        forms = sorted({form.strip() for form in spellings(text)}, key=len)
+        forms = sorted({form.strip() or form for form in spellings(text)}, key=len)
         pattern = "|".join(map(_whole, filter(None, reversed(forms))))
         if pattern and len(re.findall(pattern, shown)) < times:
             raise _lost(text, _often(times, number))

@@ -25,6 +25,7 @@ from alia_ctx.data.tokens.store import TokenStore, write_index, write_weights
 from alia_ctx.data.tokens.tokenizer_files import TOKENIZER, tokenizer_statement
 from alia_ctx.data.tokens.vocabulary import recorded_range, vocabulary_problems
 from alia_ctx.data.tokens.work_folder import publish, remove_work, work_path
+from alia_ctx.data.tokens.written import whole_sidecar
 from alia_ctx.errors import DataError
 from alia_ctx.files import file_checksum, file_fingerprint, write_json
 from alia_ctx.identity import differences, statement
@@ -222,12 +223,10 @@ def _finished(
 ) -> dict[str, Any] | None:
     """The sidecar of a finished store of this identity, None if there is work to do."""
     if _path(prefix, ".json").is_file():
-        store = TokenStore(prefix)
-        store.weights  # noqa: B018  raises where the file is gone or of other tokens
-        then = encoder.renewed(store.sidecar.get("identity"))
-        lines = differences(then, identity)
+        sidecar = whole_sidecar(prefix, overwrite)
+        lines = differences(encoder.renewed(sidecar.get("identity")), identity)
         if not lines:
-            return dict(store.sidecar)
+            return sidecar
         if not overwrite:
             raise DataError(
                 f"{prefix}: a finished store is there already and differs:\n  "

@@ -22,6 +22,7 @@ from alia_ctx.data.tokens.tokenizer_files import (
     tokenizer_statement,
 )
 from alia_ctx.data.tokens.vocabulary import vocabulary_problems
+from alia_ctx.data.tokens.written import require_written
 
 __all__ = [
     "CONFIGURED",
@@ -37,6 +38,7 @@ __all__ = [
     "known_tokenizer",
     "require_same_options",
     "require_same_source",
+    "require_written",
     "token_dtype",
     "tokenize_source",
     "tokenizer_statement",

@@ -10,7 +10,6 @@ from __future__ import annotations
 import json
 import multiprocessing
 import os
-import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
@@ -31,6 +30,7 @@ from alia_ctx.data.documents import (
     read_items,
 )
 from alia_ctx.data.tokens.encoder import TextEncoder
+from alia_ctx.data.tokens.workers import leave_with_parent
 from alia_ctx.errors import DataError
 from alia_ctx.files import atomic_file, read_object, write_json
 
@@ -206,16 +206,8 @@ _worker: Job | None = None  # per process, set once by _start_worker
 def _start_worker(job: Job) -> None:
     global _worker
     os.environ["TOKENIZERS_PARALLELISM"] = "false"  # one worker, one core
-    threading.Thread(target=_end_with_parent, daemon=True).start()
+    leave_with_parent()
     _worker = job
-
-
-def _end_with_parent() -> None:
-    """A pool's workers wait for ever when their parent is killed: leave with it instead."""
-    parent = multiprocessing.parent_process()
-    if parent is not None:
-        parent.join()
-        os._exit(1)
 
 
 def _job() -> Job:

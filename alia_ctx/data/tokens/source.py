@@ -31,16 +31,12 @@ from alia_ctx.data.tokens.shards import (
     read_note,
 )
 from alia_ctx.data.tokens.special_tokens import SpecialTokens
-from alia_ctx.data.tokens.store import TokenStore, write_index
+from alia_ctx.data.tokens.store import write_index
 from alia_ctx.data.tokens.tokenizer import renewed
 from alia_ctx.data.tokens.tokenizer_files import TOKENIZER, tokenizer_statement
 from alia_ctx.data.tokens.vocabulary import recorded_range, vocabulary_problems
-from alia_ctx.data.tokens.work_folder import (
-    make_work,
-    publish,
-    remove_work,
-    work_path,
-)
+from alia_ctx.data.tokens.work_folder import make_work, publish, remove_work, work_path
+from alia_ctx.data.tokens.written import whole_sidecar
 from alia_ctx.errors import AliaError, DataError
 from alia_ctx.files import (
     atomic_file,
@@ -230,9 +226,8 @@ def _finished(
     """
     data, index, _, sidecar_path = _paths(prefix)
     if sidecar_path.is_file():
-        sidecar = (
-            TokenStore(prefix).sidecar if data.is_file() and index.is_file() else {}
-        )
+        there = data.is_file() and index.is_file()
+        sidecar = whole_sidecar(prefix, overwrite) if there else {}
         old = renewed(
             sidecar.get("identity"), encoder.former_fingerprint, encoder.fingerprint
         )

@@ -165,7 +165,7 @@ def test_a_lost_file_of_weights_is_said(
 ) -> None:
     write_chat_store(source(inputs), "chat", tokenizer, tmp_path)
     (tmp_path / "chat.weights").unlink()
-    with pytest.raises(DataError, match=r"chat\.weights does not exist"):
+    with pytest.raises(DataError, match=r"chat\.weights: is gone"):
         write_chat_store(source(inputs), "chat", tokenizer, tmp_path)
 
 

@@ -19,6 +19,7 @@ from alia_ctx.data.tokens import TokenStore, tokenize_source
 from alia_ctx.errors import DataError
 from tests.data.tokens.stores import SHARD, files_of
 from tests.paths import ROOT
+from tests.processes import are_gone, children_of
 
 
 class StopError(Exception):
@@ -94,23 +95,6 @@ def _start(script: Path, *arguments: Path) -> subprocess.Popen[str]:
     return subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, text=True)
 
 
-def _children(process: int) -> set[int]:
-    tasks = Path(f"/proc/{process}/task/{process}/children")
-    return (
-        {int(each) for each in tasks.read_text().split()} if tasks.exists() else set()
-    )
-
-
-def _alive(process: int) -> bool:
-    try:
-        return (
-            Path(f"/proc/{process}/stat").read_text().rsplit(")", 1)[1].split()[0]
-            != "Z"
-        )
-    except FileNotFoundError:
-        return False
-
-
 @pytest.mark.parametrize("suffix", ["", ".gz"])
 def test_kill_9_at_any_moment_then_rerun_gives_the_same_bytes(
     tmp_path: Path, spec: SourceSpec, tokenizer_dir: Path, suffix: str
@@ -135,14 +119,11 @@ def test_kill_9_at_any_moment_then_rerun_gives_the_same_bytes(
         for _ in range(wait_for):
             next(lines, "")
         time.sleep(0.5 if not wait_for else chance.random() * 0.02)
-        children = _children(process.pid)
+        children = children_of(process.pid)
         process.send_signal(signal.SIGKILL)
         process.wait()
         process.stdout.close()  # type: ignore[union-attr]
-        deadline = time.monotonic() + 30
-        while any(map(_alive, children)) and time.monotonic() < deadline:
-            time.sleep(0.05)
-        assert not any(map(_alive, children)), "workers outlive a killed parent"
+        assert are_gone(children), "workers outlive a killed parent"
     final = _start(script, *arguments, out)
     final.communicate()
     assert final.returncode == 0

@@ -9,14 +9,22 @@ from typing import Any
 
 from alia_ctx.data.chat.conversation import RowError, ToolCall
 from alia_ctx.data.chat.json_text import parse, write
+from alia_ctx.data.chat.python_text import expression_of
 
 _OPENING, _CLOSING = "([{", ")]}"
 _CONSTANTS = {"true": "True", "false": "False", "null": "None"}
 
 
+# What sets call the arguments of a call, and what else stands in one.
+ARGUMENT_KEYS = ("arguments", "parameters", "args", "input", "kwargs")
+_CALL_KEYS = {"name", "id", "call_id", "type", "index", "function", "thought_signature"}
+
+
 def call_from(value: Any) -> ToolCall:
-    """A call of an object: `{"name", "arguments"}`, OpenAI's nested form, or `parameters`
-    in the place of arguments; they may be an object or its text.
+    """A call of an object: `{"name", "arguments"}`, OpenAI's nested form, or another of
+    `ARGUMENT_KEYS` in the place of arguments; they may be an object or its text.
+
+    RowError where it has two different ones, or none and a key that may be meant as such.
     """
     if isinstance(value, str):
         value = literal(value)
@@ -29,13 +37,37 @@ def call_from(value: Any) -> ToolCall:
     name = function.get("name")
     if not isinstance(name, str) or not name.strip():
         raise RowError("unparsable_call", f"a call has no name: {str(value)[:80]}")
-    arguments = function.get("arguments", function.get("parameters"))
-    identity = value.get("id")
-    return ToolCall(
-        name,
-        arguments_text(arguments, name),
-        identity if isinstance(identity, str) and identity else None,
-    )
+    fields = {**value, **function}  # some have arguments beside the nested function
+    given = [fields[key] for key in ARGUMENT_KEYS if fields.get(key) is not None]
+    texts = [arguments_text(arguments, name) for arguments in given]
+    said = [text for text in texts if parse(text)]
+    if any(parse(text) != parse(said[0]) for text in said[1:]):
+        detail = f"{name!r}: has two different objects of arguments"
+        raise RowError("unparsable_call", detail)
+    known = {*_CALL_KEYS, *ARGUMENT_KEYS}
+    other = [k for k, field in fields.items() if k not in known and field is not None]
+    if not given and other:
+        detail = f"{name!r}: has no arguments, and {other[0]!r}, which may be some"
+        raise RowError("unparsable_call", detail)
+    text = [*said, *texts, "{}"][0]
+    return ToolCall(name, text, identity_of(fields, "call_id", "id"))
+
+
+def identity_of(value: dict[str, Any], *keys: str) -> str | None:
+    """The id under the first of `keys` that has one, as text; some sets number calls."""
+    for key in keys:
+        identity = value.get(key)
+        if isinstance(identity, int) and not isinstance(identity, bool):
+            return str(identity)
+        if isinstance(identity, str) and identity:
+            return identity
+    return None
+
+
+def is_same_call(one: ToolCall, other: ToolCall) -> bool:
+    """Whether both call the same function with the same arguments."""
+    same = parse(one.arguments) == parse(other.arguments)
+    return one.name == other.name and same
 
 
 def arguments_text(value: Any, name: str) -> str:
@@ -90,7 +122,7 @@ def _python_literal(text: str) -> Any:
     it would be a set of what cannot be hashed. A key twice is wrong as in JSON.
     """
     try:
-        tree = ast.parse(text.strip(), mode="eval")
+        tree = expression_of(text.strip())
         for node in ast.walk(tree):
             if isinstance(node, ast.Dict):
                 keys = [ast.dump(key) for key in node.keys if key is not None]

@@ -11,7 +11,8 @@ import re
 from collections.abc import Sequence
 from dataclasses import replace
 
-from alia_ctx.data.chat.conversation import Message, RowError, function_of, tools_text
+from alia_ctx.data.chat.conversation import Message, RowError, tools_text
+from alia_ctx.data.chat.forms.beside import names
 from alia_ctx.data.chat.forms.calls import calls_from_json, literal
 from alia_ctx.data.chat.json_text import parse, parse_at, write
 
@@ -55,7 +56,7 @@ def read_tags(
     if listed is None:
         return [*messages], tools
     own = _listed(listed[1])
-    if tools is not None and _names(tools) != _names(own):
+    if tools is not None and names(tools) != names(own):
         detail = "the tools of the system prompt are others than those of the record"
         raise RowError("unparsable_tools", detail)
     rest = prompt[: listed.start()] + "\n" + prompt[listed.end() :]
@@ -87,10 +88,6 @@ def _listed(text: str) -> str | None:
     except (RowError, ValueError) as error:
         detail = f"<tools> of the system prompt holds none: {text[:80]!r}"
         raise RowError("unparsable_tools", detail) from error
-
-
-def _names(tools: str | None) -> list[str]:
-    return sorted(function_of(tool)["name"] for tool in parse(tools or "[]"))
 
 
 def _turns(message: Message) -> list[Message]:

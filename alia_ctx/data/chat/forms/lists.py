@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import re
+from dataclasses import replace
 from typing import Any
 
-from alia_ctx.data.chat.conversation import Conversation, Message, RowError, tools_text
+from alia_ctx.data.chat.conversation import Conversation, Message, RowError
+from alia_ctx.data.chat.forms.beside import offered_tools, with_prompt
 from alia_ctx.data.chat.forms.calls import calls_from_json, pythonic_calls
 from alia_ctx.data.chat.forms.hermes import read_tags, with_tagged_calls
 from alia_ctx.data.chat.forms.messages import messages_from
@@ -16,10 +18,8 @@ def read_openai(record: dict[str, Any]) -> Conversation:
     """`messages`, and `tools` (or `functions`) as a list, or as its JSON text; or all in
     Hermes' tags.
     """
-    tools = record.get("tools")
-    tools = record.get("functions") if tools is None else tools
-    messages = messages_from(record["messages"])
-    return _conversation(*read_tags(messages, tools_text(tools)))
+    messages = with_prompt(record, messages_from(record["messages"]))
+    return _conversation(*read_tags(messages, offered_tools(record)))
 
 
 def _conversation(messages: list[Message], tools: str | None) -> Conversation:
@@ -31,13 +31,8 @@ def read_sharegpt(record: dict[str, Any]) -> Conversation:
     in Hermes' tags.
     """
     messages = messages_from(record["conversations"], "from", "value")
-    system = record.get("system")
-    if system is not None and not isinstance(system, str):
-        detail = f"system is {type(system).__name__}, no text"
-        raise RowError("content_not_text", detail)
-    if system and system.strip():
-        messages.insert(0, Message("system", system))
-    return _conversation(*read_tags(messages, tools_text(record.get("tools"))))
+    messages = with_prompt(record, messages)
+    return _conversation(*read_tags(messages, offered_tools(record)))
 
 
 def read_toucan(record: dict[str, Any]) -> Conversation:
@@ -45,13 +40,11 @@ def read_toucan(record: dict[str, Any]) -> Conversation:
     `tool_response` with Python's or JSON text.
     """
     messages = messages_from(record["messages"])
-    tools = record.get("tools")
-    tools = record.get("available_tools") if tools is None else tools
     # Kimi's own declaration of the tools, as a system prompt; they are in `tools`.
     declared = "<|im_system|>tool_declare"
     if messages and (messages[0].content or "").lstrip().startswith(declared):
         messages.pop(0)
-    return Conversation(tuple(messages), tools_text(tools))
+    return _conversation(with_prompt(record, messages), offered_tools(record))
 
 
 def read_when2call(record: dict[str, Any]) -> Conversation:
@@ -61,13 +54,13 @@ def read_when2call(record: dict[str, Any]) -> Conversation:
     messages = messages_from(record["messages"])
     chosen = record.get("chosen_response")
     if chosen is not None:
-        if isinstance(chosen, dict):
-            chosen = chosen.get("content")
-        if not isinstance(chosen, str):
+        if isinstance(chosen, str):
+            chosen = {"content": chosen}
+        if not isinstance(chosen, dict):
             raise RowError("content_not_text", "chosen_response is no text")
-        messages.append(Message("assistant", chosen))
+        messages += messages_from([{"role": "assistant", **chosen}])
     messages = [with_tagged_calls(message, "TOOLCALL") for message in messages]
-    return Conversation(tuple(messages), tools_text(record.get("tools")))
+    return _conversation(with_prompt(record, messages), offered_tools(record))
 
 
 def read_dolci(record: dict[str, Any]) -> Conversation:
@@ -80,17 +73,17 @@ def read_dolci(record: dict[str, Any]) -> Conversation:
             turns = parse(turns)
         except ValueError as error:
             raise RowError("unparsable_messages", f"messages: {error}") from error
-    tools, messages = tools_text(record.get("tools")), []
+    tools, messages = offered_tools(record), []
     for number, turn in enumerate(turns if isinstance(turns, list) else [turns]):
-        [message] = messages_from([turn])
-        offered = tools_text(turn.get("functions"))
+        [message] = messages_from([turn], offers=True)
+        offered = offered_tools(turn)
         if None not in (tools, offered) and parse(offered or "") != parse(tools or ""):
             # All tools are shown at the beginning: earlier turns would answer others.
             detail = f"turn {number} offers other functions than were offered before"
             raise RowError("unparsable_tools", detail)
         tools = offered or tools
         messages.append(_with_function_calls(message, turn.get("function_calls")))
-    return Conversation(tuple(messages), tools)
+    return _conversation(with_prompt(record, messages), tools)
 
 
 def _with_function_calls(message: Message, calls: Any) -> Message:
@@ -104,5 +97,8 @@ def _with_function_calls(message: Message, calls: Any) -> Message:
     text = re.sub(r"</?function_calls>", "", calls).strip()
     is_json = text.startswith("{") or re.match(r"\[\s*\{", text)
     found = calls_from_json(text) if is_json else pythonic_calls(text)
+    if message.calls:
+        detail = "a turn has both tool_calls and function_calls"
+        raise RowError("unparsable_call", detail)
     said = message.content if message.content and message.content.strip() else None
-    return Message(message.role, said, found)
+    return replace(message, content=said, calls=found)

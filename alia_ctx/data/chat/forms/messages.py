@@ -2,10 +2,17 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 from alia_ctx.data.chat.conversation import Message, Role, RowError, ToolCall
-from alia_ctx.data.chat.forms.calls import call_from, calls_from_json
+from alia_ctx.data.chat.forms.beside import TOOLS_COLUMNS
+from alia_ctx.data.chat.forms.calls import (
+    call_from,
+    calls_from_json,
+    identity_of,
+    is_same_call,
+)
 from alia_ctx.data.chat.json_text import parse
 
 # What the sets call them -> who speaks. `calls` and `tool_call` are turns of the
@@ -28,15 +35,18 @@ _ROLES: dict[str, Role] = {
 # Of sets for other trainers, which train turns by choice.
 _TRAINED_KEYS = ("train", "loss", "trainable", "training")
 _CALL_ROLES = ("function_call", "tool_call", "tool_calls")
+# What a turn calls that it reasoned before it spoke.
+_REASONING_KEYS = ("reasoning_content", "reasoning", "thinking")
 
 
 def messages_from(
-    turns: Any, role: str = "role", content: str = "content"
+    turns: Any, role: str = "role", content: str = "content", *, offers: bool = False
 ) -> list[Message]:
     """Messages of a list of objects, or of its JSON text; keys `role` and `content`.
 
     An assistant's turns that only call become one with its turn before them: some sets
-    (Toucan, ShareGPT) have a turn for each call.
+    (Toucan, ShareGPT) have a turn for each call. `offers`: whoever calls reads the tools
+    that turns may offer; RowError where nobody does.
     """
     if isinstance(turns, str):
         try:
@@ -47,11 +57,22 @@ def messages_from(
         detail = f"the turns are {type(turns).__name__}, no list"
         raise RowError("unparsable_messages", detail)
     messages: list[Message] = []
+    asked: set[str | None] = set()
     for number, turn in enumerate(turns):
         if not isinstance(turn, dict):
             detail = f"turn {number} is {type(turn).__name__}, no object"
             raise RowError("unparsable_messages", detail)
+        if not offers and any(turn.get(column) for column in TOOLS_COLUMNS):
+            detail = (
+                f"turn {number} offers tools, which only the form dolci reads there"
+            )
+            raise RowError("unparsable_tools", detail)
         message = _message(number, turn, role, content)
+        asked.update(call.id for call in message.calls)
+        if message.role == "tool" and message.call_id is None:
+            # Some call the call's id plainly `id`, others the turn's own.
+            own = identity_of(turn, "id")
+            message = replace(message, call_id=own if own in asked else None)
         only_calls = message.calls and not message.content and not message.reasoning
         if messages and only_calls and messages[-1].role == message.role:
             words = messages.pop()
@@ -81,20 +102,27 @@ def _message(number: int, turn: dict[str, Any], role: str, content: str) -> Mess
         raise RowError("unknown_role", f"turn {number} is of {who!r}")
     calls = _calls(number, turn)
     if _ROLES[who] != "tool":
-        reasoning = turn.get("reasoning_content")
         return Message(
             _ROLES[who],
             None if calls and not words else words if words is not None else "",
             calls,
-            reasoning=reasoning if isinstance(reasoning, str) and reasoning else None,
+            reasoning=_reasoning(number, turn),
         )
     return Message(
         "tool",
         words if words is not None else "",
         calls,
         name=_text(turn.get("name")),
-        call_id=_text(turn.get("tool_call_id")),
+        call_id=identity_of(turn, "tool_call_id", "call_id"),
     )
+
+
+def _reasoning(number: int, turn: dict[str, Any]) -> str | None:
+    if not isinstance(turn.get("reasoning_content"), str | None):
+        detail = f"turn {number}: reasoning_content is no text"
+        raise RowError("content_not_text", detail)
+    values = (turn.get(key) for key in _REASONING_KEYS)
+    return next((v for v in values if isinstance(v, str) and v.strip()), None)
 
 
 def _require_trained_alike(number: int, turn: dict[str, Any], who: Any) -> None:
@@ -121,7 +149,11 @@ def _calls(number: int, turn: dict[str, Any]) -> tuple[ToolCall, ...]:
         raise RowError("unparsable_call", detail)
     found = [call_from(call) for call in calls or []]
     if turn.get("function_call"):
-        found.append(call_from(turn["function_call"]))
+        call = call_from(turn["function_call"])
+        if found and not any(is_same_call(call, one) for one in found):
+            detail = f"turn {number}: function_call is none of its tool_calls"
+            raise RowError("unparsable_call", detail)
+        found = found or [call]  # the same call, as two interfaces have it
     return tuple(found)
 
 

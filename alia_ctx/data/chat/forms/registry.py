@@ -9,6 +9,7 @@ from typing import Any
 from alia_ctx.data.chat.checks import require_sound, results_in_order
 from alia_ctx.data.chat.conversation import Conversation, RowError
 from alia_ctx.data.chat.forms import glaive, hermes, lists, toolace, xlam
+from alia_ctx.data.chat.forms.beside import TOOLS_COLUMNS, require_all_read
 
 Reader = Callable[[dict[str, Any]], Conversation]
 # Form -> the columns that a record must have, and its reader.
@@ -21,6 +22,12 @@ FORMS: dict[str, tuple[tuple[str, ...], Reader]] = {
     "dolci": (("messages",), lists.read_dolci),
     "openai": (("messages",), lists.read_openai),
     "sharegpt": (("conversations",), lists.read_sharegpt),
+}
+# Columns that a form has another place for; the readers of the others read them all.
+_ELSEWHERE: dict[str, tuple[str, ...]] = {
+    "xlam": TOOLS_COLUMNS[1:],
+    "glaive": ("system_prompt", *TOOLS_COLUMNS),
+    "toolace": ("system_prompt", *TOOLS_COLUMNS),
 }
 
 
@@ -46,6 +53,8 @@ def form_of(record: Mapping[str, Any]) -> str:
     if any(
         "function_calls" in turn
         or "functions" in turn
+        or turn.get("tools")
+        or turn.get("available_tools")
         or turn.get("role") == "environment"
         for turn in turns
     ):
@@ -73,6 +82,7 @@ def read_record(record: Any, form: str = "auto") -> Conversation:
         raise RowError("missing_column", detail)
     try:
         conversation = read(record)
+        require_all_read(record, conversation, _ELSEWHERE.get(name, ()))
         require_sound(conversation)
     except RecursionError as error:
         raise RowError("unparsable_messages", "is nested too deeply") from error

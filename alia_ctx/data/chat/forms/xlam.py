@@ -7,7 +7,6 @@ that the model sees the form in which tools are offered to it later.
 
 from __future__ import annotations
 
-import ast
 import re
 from dataclasses import dataclass, replace
 from typing import Any
@@ -19,8 +18,10 @@ from alia_ctx.data.chat.conversation import (
     function_of,
     tools_text,
 )
+from alia_ctx.data.chat.forms.beside import with_prompt
 from alia_ctx.data.chat.forms.calls import call_from
 from alia_ctx.data.chat.json_text import parse, plain, write
+from alia_ctx.data.chat.python_text import literal_of
 
 _TYPES = {
     "str": "string",
@@ -61,11 +62,10 @@ def read(record: dict[str, Any]) -> Conversation:
     if not answers:
         raise RowError("no_answer", "answers are empty: nothing to learn")
     tools = _list(record["tools"], "unparsable_tools", "tools")
+    calls = tuple(call_from(answer) for answer in answers)
+    messages = [Message("user", query), Message("assistant", None, calls)]
     return Conversation(
-        (
-            Message("user", query),
-            Message("assistant", None, tuple(call_from(answer) for answer in answers)),
-        ),
+        tuple(with_prompt(record, messages)),
         tools_text([as_json_schema(tool) for tool in tools]),
     )
 
@@ -290,7 +290,7 @@ def _any_of(parts: list[str]) -> ReadType:
 
 def _literal(inside: str, whole: bool) -> ReadType:
     try:
-        values = list(ast.literal_eval(f"[{inside}]"))
+        values = list(literal_of(f"[{inside}]"))
         write(values)
     except (ValueError, SyntaxError, TypeError, RecursionError, MemoryError):
         return ReadType({}, whole=False)

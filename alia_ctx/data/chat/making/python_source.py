@@ -8,6 +8,8 @@ import re
 from collections.abc import Iterator
 from typing import Any
 
+from alia_ctx.data.chat.python_text import expression_of, tree_of
+
 _PLAIN = {
     "str": "string",
     "int": "integer",
@@ -31,7 +33,7 @@ def functions_of_source(text: str) -> Iterator[Signature]:
     top of a module that have a docstring; the reason in place of the schema where a
     parameter that is needed has no type of JSON's. SyntaxError where it is no Python.
     """
-    for node in ast.parse(text).body:
+    for node in tree_of(text).body:
         if not isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
             continue
         docstring = ast.get_docstring(node)
@@ -82,7 +84,7 @@ def json_type(node: ast.expr | None) -> dict[str, Any] | None:
     """The JSON schema of an annotation, None for what JSON has no type for."""
     if isinstance(node, ast.Constant) and isinstance(node.value, str):
         try:
-            return json_type(ast.parse(node.value, mode="eval").body)
+            return json_type(expression_of(node.value).body)
         except SyntaxError:
             return None
     if isinstance(node, ast.BinOp) and isinstance(node.op, ast.BitOr):
