@@ -30,7 +30,7 @@ from alia_ctx.errors import DataError
 from alia_ctx.files import file_checksum, file_fingerprint, write_json
 from alia_ctx.identity import differences, statement
 
-_FORMAT = 3
+_FORMAT = 4
 # In the order in which they get their names; the last one says that all are whole.
 _SUFFIXES = (
     ".bin",
