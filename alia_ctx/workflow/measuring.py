@@ -263,8 +263,8 @@ class Measurement:
         return KeyTokens.find(whole, short, name, context, windows.short)
 
     def check_samples(self, evaluators: Collection[str], context: int) -> None:
-        """TooShortError where `retrieval` or `passkey`, of `evaluators`, has no sample that
-        fits into the context.
+        """NoSampleError where `retrieval` or `passkey`, of `evaluators`, has no sample that
+        fits into the context, or none with this tokenizer.
         """
         rows = self._samples((), context)
         if "retrieval" in evaluators:
