@@ -232,7 +232,7 @@ class StageTrainer:
             self.notice(remark)
         if best is None:
             return False
-        extra = self.state.extra | {BEST: best}
+        extra = {**self.state.extra, BEST: best}
         self.state = dataclasses.replace(self.state, extra=extra)
         self.checkpoints.keep(self.update)
         return True

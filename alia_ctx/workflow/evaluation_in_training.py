@@ -113,7 +113,7 @@ class _During:
                 metrics[kind] = (
                     RetrievalScores.from_json(content).score(length=self.context).share
                 )
-        if "leak" in self.names:
+        if "leak" in self.names and self.on.problem("leak", self.context) is None:
             layout = {"dp": self.engine.data_parallel_size}
             line["leak"] = self.on.leaks(self.engine, self.context, layout)
         return {

@@ -91,6 +91,13 @@ def test_a_metric_that_nothing_was_found_of_is_said() -> None:
         (["evaluation.measure=[retrieval]"], "evaluation.measure"),
         (["evaluation.retrieval.tasks=[]"], "evaluation.retrieval.tasks"),
         (["evaluation.retrieval.languages=[fr]"], "evaluation.retrieval.languages[0]"),
+        (["evaluation.retrieval.tasks=[vt,vt]"], "evaluation.retrieval.tasks"),
+        (
+            ["evaluation.retrieval.languages=[en,eu,en]"],
+            "evaluation.retrieval.languages",
+        ),
+        (["evaluation.measure=[positions,leak,leak]"], "evaluation.measure"),
+        (["evaluation.during=[positions,positions]"], "evaluation.during"),
         (["evaluation.retrieval.samples=0"], "evaluation.retrieval.samples"),
         (["evaluation.retrieval.haystack=hay"], "evaluation.retrieval.haystack"),
     ],
