@@ -154,13 +154,14 @@ def measure_models(task: EvaluationTask) -> Evaluated:
     with (
         Distributed(task.engine),
         RollCall(ranks.rank, task.directory, work="evaluate"),
-        ModelOpener(task.engine, task.directory, task.layout) as opener,
         exclusive(
             task.directory,
             "alia-ctx evaluate",
             rank=ranks.rank,
             gather=ranks.gather_objects,
         ),
+        # Within the lock: what it removes at the end may be another's after it.
+        ModelOpener(task.engine, task.directory, task.layout) as opener,
     ):
         keys: dict[int, KeyTokens] = {}
         results: dict[tuple[int, str], Result] = {}
