@@ -221,5 +221,5 @@ def _asked(facts: RunFacts) -> Mapping[str, Any]:
     nothing where it has none, or does not say.
     """
     found = (result.made_from.get("settings") for result in facts.of("passkey"))
-    settings = next(filter(None, found), {})
+    settings: Mapping[str, Any] = next(filter(None, found), {})
     return {name: value for name, value in settings.items() if name != "through"}
