@@ -285,8 +285,9 @@ def _left_out(evaluated: Evaluated) -> list[str]:
 
 
 def _names(values: Sequence[str] | None) -> list[str]:
-    """Names given one by one or with commas between them."""
-    return [n.strip() for value in values or () for n in value.split(",") if n.strip()]
+    """Names given one by one or with commas between them; each once."""
+    parts = (part.strip() for value in values or () for part in value.split(","))
+    return list(dict.fromkeys(filter(None, parts)))
 
 
 def _checked(*checks: Callable[[], Any]) -> list[Any]:

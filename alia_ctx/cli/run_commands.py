@@ -31,6 +31,7 @@ from alia_ctx.cli import (
 from alia_ctx.cli.arguments import path
 from alia_ctx.cli.failing import Command, refusal
 from alia_ctx.cli.output import print_json, print_table
+from alia_ctx.config.evaluation import SCORES
 from alia_ctx.config.held_out import held_out_notes
 from alia_ctx.config.load import load_plan, load_run, require_stages
 from alia_ctx.config.run import RunConfig
@@ -299,6 +300,11 @@ def train(
         best = workflow.best_checkpoint(run, stage)
         if best is not None:
             typer.echo(f"best checkpoint: {best}")
+        elif run.evaluation.best is not None:
+            metric = run.evaluation.best.metric
+            above = " above 0" if metric in SCORES else ""
+            found = f"no evaluation of stage {stage} gave a {metric}{above}"
+            typer.echo(f"best checkpoint: none is named, as {found}")
         typer.echo(str(path))
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -157,6 +159,22 @@ class EvaluationConfig:
         }.items():
             remedy = "name one, or leave it out for the default"
             problems.need(values != [], f"{key}.{name}", "[]", "is empty", remedy)
+        listed: dict[str, Sequence[str]] = {
+            "retrieval.tasks": self.retrieval.tasks or [],
+            "retrieval.languages": self.retrieval.languages,
+            "measure": self.measure,
+            "during": self.during,
+        }
+        for name, named in listed.items():
+            # Measured twice they would be counted as twice as many samples.
+            twice = sorted(n for n, count in Counter(named).items() if count > 1)
+            problems.need(
+                not twice,
+                f"{key}.{name}",
+                ", ".join(named),
+                f"names {', '.join(twice)} more than once",
+                "name each once",
+            )
         problems.need(
             "positions" in self.measure,
             f"{key}.measure",

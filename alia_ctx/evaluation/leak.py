@@ -15,6 +15,8 @@ from alia_ctx.data.packing import PackedRow
 from alia_ctx.errors import DataError
 
 _LENGTHS = (5, 1, 3, 8, 2, 6)  # of the documents of a row, in parts of it
+# Tokens of a row that holds so many documents, and one of them with a prediction to move.
+LEAST_ROW = len(_LENGTHS) + 1
 
 
 @dataclass(frozen=True)
@@ -30,6 +32,7 @@ class Probe:
 def probes(vocab_size: int, context: int, *, seed: int = 1) -> Iterator[Probe]:
     """Rows of unequal random documents and some padding, with a token changed in the
     first, a middle, and the last document: at its first, a middle and its last token.
+    `context`: tokens of a row, LEAST_ROW at least.
     """
     random = np.random.default_rng([seed, context])
     shares = np.array([*_LENGTHS, 1]) / (sum(_LENGTHS) + 1)

@@ -34,9 +34,11 @@ class Windows:
     stride: int
 
     @classmethod
-    def of(cls, short: int) -> Windows:
-        """As the paper has it: 1,024 tokens after 4,096, or the same share of `short`."""
-        return cls(short, max(1, short // 4))
+    def of(cls, short: int, row_length: int) -> Windows:
+        """As the paper has it: 1,024 tokens after 4,096, or the same share of `short`; fewer
+        where rows of `row_length` tokens, which are longer than `short`, hold no more.
+        """
+        return cls(short, max(1, min(short // 4, row_length - short)))
 
     def starts(self, length: int) -> range:
         """Where windows over a document of `length` tokens begin."""

@@ -3,7 +3,8 @@
 The difference of two choices is paired twice: by document, since both read the same
 text, and by seed, since cells of one seed share their data and their start. Its standard
 error is that of the mean over seeds (documents being the same for all seeds, they are no
-independent draws of it); with a single seed it is that over documents.
+independent draws of it); with a single seed, or several that make no difference, it is
+that over documents.
 """
 
 from __future__ import annotations
@@ -17,13 +18,14 @@ import numpy as np
 
 from alia_ctx.errors import DataError
 from alia_ctx.evaluation.positions import PositionBands, paired_difference
+from alia_ctx.evaluation.standard_errors import known_error
 
 
 @dataclass(frozen=True)
 class Ranked:
     """A choice over positions [start, stop): mean loss in nats a token over the seeds, and
     how far it is above the best choice, ± standard error (None where it is not known:
-    one document).
+    one document, or all alike).
     """
 
     name: str
@@ -79,12 +81,12 @@ def _behind(
     values = np.array([pair.difference for pair in pairs])
     if best is other:
         return 0.0, 0.0, pairs[0].documents
+    error = None
     if len(values) > 1:
-        error = float(values.std(ddof=1)) / math.sqrt(len(values))
-    else:
-        error = pairs[0].standard_error
-    known = None if math.isnan(error) else error
-    return float(values.mean()), known, pairs[0].documents
+        error = known_error(float(values.std(ddof=1)) / math.sqrt(len(values)))
+    if error is None:  # seeds without any spread are one draw, as a single one is
+        error = known_error(pairs[0].standard_error)
+    return float(values.mean()), error, pairs[0].documents
 
 
 def bands_of(cells: Mapping[str, Sequence[PositionBands]]) -> list[tuple[int, int]]:

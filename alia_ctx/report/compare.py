@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from itertools import pairwise, zip_longest
 from statistics import median
+from typing import Any
 
 from alia_ctx.evaluation.positions import paired_difference
 from alia_ctx.evaluation.standard_errors import with_error
@@ -202,4 +204,22 @@ def _passkeys(a: RunFacts, b: RunFacts, first: str, second: str) -> str:
     heads = ["model", *(f"{n:,}" for n in sorted(columns))]
     caption = "Passkeys answered whole, right of asked, by length in tokens."
     table = html.table(heads, rows, caption=caption, how=a.how(COMMANDS["passkey"]))
-    return html.section("passkey", "Passkeys", table)
+    both = _asked(a), _asked(b)
+    apart = differences(*both) if all(both) else []
+    note = [html.paragraph(f"{_NOT_ASKED_THE_SAME}: {'; '.join(apart)}.")]
+    return html.section("passkey", "Passkeys", table, *(note if apart else []))
+
+
+_NOT_ASKED_THE_SAME = (
+    "The two were not asked for the same passkeys, so that a difference may be one of the "
+    "questions"
+)
+
+
+def _asked(facts: RunFacts) -> Mapping[str, Any]:
+    """By what settings the passkeys of a run were made, which all of one run share;
+    nothing where it has none, or does not say.
+    """
+    found = (result.made_from.get("settings") for result in facts.of("passkey"))
+    settings: Mapping[str, Any] = next(filter(None, found), {})
+    return {name: value for name, value in settings.items() if name != "through"}

@@ -23,7 +23,7 @@ from alia_ctx.data.packing import PackPlan, weigh_by_piece
 from alia_ctx.data.tokens import CONFIGURED, TOKENIZER
 from alia_ctx.errors import AliaError
 from alia_ctx.train.balance import assign_rows, imbalance
-from alia_ctx.train.best import BEST, improved
+from alia_ctx.train.best import BEST, judged
 from alia_ctx.train.checkpoint_manager import CheckpointManager
 from alia_ctx.train.engine import Engine
 from alia_ctx.train.metrics import StageMetrics, documents_of
@@ -100,8 +100,8 @@ class StageTrainer:
         )
         self.state = StageState.at_start(task.name, task.stage, plan.fingerprint)
         self._watch = RankWatch(engine, task.directory, notice)
-        self._longest_update = 0.0
-        self._skipped_in_a_row = 0
+        self._longest_update, self._skipped_in_a_row = 0.0, 0
+        self._told = {""}
 
     # -- the stage ---------------------------------------------------------------------
 
@@ -220,16 +220,16 @@ class StageTrainer:
             self.checkpoints.begin(self._manifest())
 
     def _note_best(self, line: Mapping[str, Any]) -> bool:
-        """Whether the update that was just evaluated is the best so far, by the metric that
-        the configuration names; then it is saved and kept.
-        """
+        """Whether the update just evaluated is the best so far; then it is saved and kept."""
         if self.task.best is None:
             return False
         before = self.state.extra.get(BEST)
         if before is not None and not self.checkpoints.holds(before["update"]):
             before = None  # it could not be written
-        value = line["metrics"].get(self.task.best.metric)
-        best = improved(self.task.best, before, self.update, value)
+        best, remark = judged(self.task.best, before, self.update, line)
+        if remark not in self._told:
+            self._told.add(remark)
+            self.notice(remark)
         if best is None:
             return False
         extra = {**self.state.extra, BEST: best}

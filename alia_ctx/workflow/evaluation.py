@@ -16,7 +16,7 @@ from rich.markup import escape
 from alia_ctx.config.run import EngineConfig
 from alia_ctx.errors import AliaError, CheckpointError, DataError
 from alia_ctx.evaluation.long_ppl import KeyTokens
-from alia_ctx.evaluation.retrieval import TooShortError
+from alia_ctx.evaluation.retrieval import NoSampleError
 from alia_ctx.files import exclusive, write_json
 from alia_ctx.identity import (
     differences,
@@ -154,13 +154,14 @@ def measure_models(task: EvaluationTask) -> Evaluated:
     with (
         Distributed(task.engine),
         RollCall(ranks.rank, task.directory, work="evaluate"),
-        ModelOpener(task.engine, task.directory, task.layout) as opener,
         exclusive(
             task.directory,
             "alia-ctx evaluate",
             rank=ranks.rank,
             gather=ranks.gather_objects,
         ),
+        # Within the lock: what it removes at the end may be another's after it.
+        ModelOpener(task.engine, task.directory, task.layout) as opener,
     ):
         keys: dict[int, KeyTokens] = {}
         results: dict[tuple[int, str], Result] = {}
@@ -356,7 +357,7 @@ def _measure_one(
             if name in names:
                 try:
                     keep({name: find()})
-                except (TooShortError, NotFiniteError) as error:
+                except (NoSampleError, NotFiniteError) as error:
                     reasons[name] = str(error)
     return [
         Result(evaluation, n, made_from[n], contents.get(n), reasons.get(n))

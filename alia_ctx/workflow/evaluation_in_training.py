@@ -5,14 +5,17 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import replace
-from functools import partial
+from functools import cached_property, partial
 from typing import Any
 
+from alia_ctx.config.evaluation import METRICS
 from alia_ctx.config.run import HELD_OUT, RunConfig, position_edges
 from alia_ctx.errors import DataError
 from alia_ctx.evaluation.held_out import held_out_rows, long_documents
 from alia_ctx.evaluation.positions import PositionBands
 from alia_ctx.evaluation.retrieval import RetrievalScores
+from alia_ctx.identity import statement_checksum
+from alia_ctx.train.best import MEASURED_ON
 from alia_ctx.train.engine import Engine
 from alia_ctx.workflow.chain import contexts_up_to
 from alia_ctx.workflow.evaluation_tasks import native_context, run_measurement
@@ -31,7 +34,8 @@ def held_out_evaluation(
     `held_out`: {context: {band: loss}} at the stage's length, at those of the stages
     before it and at the base's; `retrieval`, `passkey`: {length: {task: share}};
     `blocks`, `longppl`, `leak`: their contents; `metrics`: the numbers that a best
-    checkpoint may be named by.
+    checkpoint may be named by; `measured_on`: for each, a checksum of the text or the
+    samples, as numbers are comparable only where these are the same.
     `beat` is called after every row. DataError, before anything is trained, where there
     is no text for what is asked, or no retrieval task fits into the context.
     """
@@ -54,6 +58,7 @@ class _During:
         self.contexts = sorted(n for n in known if n <= self.context)
         self.engine, self.progress = engine, progress
         self.names = tuple(run.evaluation.during)
+        self.precision = run.engine.precision
         measurement = run_measurement(run, native, self.contexts)
         edges = tuple(sorted({*position_edges(run), *self.contexts}))
         self.on: Measurement = replace(measurement, edges=edges)
@@ -108,13 +113,28 @@ class _During:
                 metrics[kind] = (
                     RetrievalScores.from_json(content).score(length=self.context).share
                 )
-        if "leak" in self.names:
+        if "leak" in self.names and self.on.problem("leak", self.context) is None:
             layout = {"dp": self.engine.data_parallel_size}
             line["leak"] = self.on.leaks(self.engine, self.context, layout)
         return {
             **line,
             "metrics": {k: v for k, v in metrics.items() if math.isfinite(v)},
+            MEASURED_ON: self._measured_on,
         }
+
+    @cached_property
+    def _measured_on(self) -> dict[str, str]:
+        """A checksum for each metric of what decides it beside the model."""
+        marks = {}
+        for metric, evaluator in METRICS.items():
+            if evaluator in self.names:
+                settings = self.on.settings(evaluator) | {
+                    "contexts": self.contexts,
+                    "precision": self.precision,
+                }
+                settings.pop("position_edges", None)  # limits of what is shown
+                marks[metric] = statement_checksum(settings)[:12]
+        return marks
 
     def _bands(self, context: int) -> PositionBands:
         assert self.on.text is not None

@@ -21,7 +21,7 @@ from alia_ctx.evaluation.held_out import (
     held_out_rows,
     long_documents,
 )
-from alia_ctx.evaluation.leak import LeakCounts, merged_replicas, probes
+from alia_ctx.evaluation.leak import LEAST_ROW, LeakCounts, merged_replicas, probes
 from alia_ctx.evaluation.long_ppl import KeyTokens, TokenLosses, Windows
 from alia_ctx.evaluation.positions import PositionBands
 from alia_ctx.evaluation.retrieval import (
@@ -138,6 +138,8 @@ class Measurement:
             return f"no document of {where} has {context:,} tokens"
         if evaluator in ("blocks", "longppl") and context <= self.native:
             return f"the context is not above the base's {self.native:,} tokens"
+        if evaluator == "leak" and context < LEAST_ROW:
+            return f"a probe needs rows of {LEAST_ROW} tokens or more"
         return None
 
     def settings(self, evaluator: str, keys: Mapping[str, Any] | None = None) -> Any:
@@ -255,7 +257,7 @@ class Measurement:
         assert self.text is not None
         rows = self._rows(context, context)
         whole = measure(engine, rows, partial(TokenLosses, self.length), progress)
-        windows = Windows.of(self.native)
+        windows = Windows.of(self.native, context)
         chosen = long_documents(self.text, self.length, self.documents)
         short_rows = windows.rows(self.text, chosen, self.length, context)
         make = partial(TokenLosses, self.length, windows.short)
@@ -263,8 +265,8 @@ class Measurement:
         return KeyTokens.find(whole, short, name, context, windows.short)
 
     def check_samples(self, evaluators: Collection[str], context: int) -> None:
-        """TooShortError where `retrieval` or `passkey`, of `evaluators`, has no sample that
-        fits into the context.
+        """NoSampleError where `retrieval` or `passkey`, of `evaluators`, has no sample that
+        fits into the context, or none with this tokenizer.
         """
         rows = self._samples((), context)
         if "retrieval" in evaluators:

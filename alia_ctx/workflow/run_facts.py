@@ -182,12 +182,24 @@ def _stage(run: RunConfig, places: RunDirectory, name: str) -> StageFacts:
         broken=len(broken) + len(_lines_aside(log, "broken", problems)),
         damaged=[path.name for path in sorted(root.glob("*.damaged*"))],
         unfinished=[path.name for path in sorted(root.glob("*.incomplete"))],
-        changes=list(extra.get(CHANGES, ())),
+        changes=changes_in_words(extra),
         plan=plan.stats if plan else None,
         plan_identity=plan.identity if plan else None,
         planned=_planned(run, name),
         problems=problems,
     )
+
+
+def changes_in_words(extra: Mapping[str, Any]) -> list[str]:
+    """What a manifest's `extra` says that changed while a stage trained, a line each."""
+    lines = []
+    for change in extra.get(CHANGES, ()):
+        try:
+            after = f"after update {change['after_update']:,}"
+            lines += [f"{after}: {setting}" for setting in change["settings"]]
+        except (KeyError, TypeError, ValueError):  # shown as it is, where it is no such
+            lines.append(str(change))
+    return lines
 
 
 def _newest(places: RunDirectory, name: str, problems: list[str]) -> Manifest | None:

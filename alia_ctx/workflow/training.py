@@ -17,9 +17,11 @@ from alia_ctx.config.run import HELD_OUT, OptimizerConfig, RunConfig, StageConfi
 from alia_ctx.data.packing import PackPlan
 from alia_ctx.data.tokens import TokenStore
 from alia_ctx.files import exclusive
+from alia_ctx.identity import statement_checksum
 from alia_ctx.progress import Meter, is_main, meter, say
 from alia_ctx.spec.layout import Layout
 from alia_ctx.train.agreement import on_all_ranks
+from alia_ctx.train.best import MEASURED_ON
 from alia_ctx.train.engine import Engine
 from alia_ctx.train.faults import RankName
 from alia_ctx.train.rendezvous import starting_ranks
@@ -33,6 +35,7 @@ from alia_ctx.workflow.chain import (
     stage_task,
 )
 from alia_ctx.workflow.chat_template import template_of_stage
+from alia_ctx.workflow.conversations import held_out_conversations
 from alia_ctx.workflow.evaluation_in_training import held_out_evaluation
 from alia_ctx.workflow.function_calls import conversation_evaluation
 from alia_ctx.workflow.importing import require_base
@@ -224,6 +227,7 @@ def _evaluation(
     holds out, under `conversations`.
     """
     text = chat = None
+    mark = ""
     evaluation = run.evaluation
     if evaluation.held_out is None:
         without = set(evaluation.during) - set(evaluation.during_on_text)
@@ -234,6 +238,8 @@ def _evaluation(
         text = held_out_evaluation(run, name, engine, beat)
     if run.stage(name).pack.held_out_instances:
         chat = conversation_evaluation(run, name, engine, beat)
+        held_out = held_out_conversations(run, name).fingerprint
+        mark = statement_checksum([held_out, run.engine.precision])[:12]
 
     def measured() -> dict[str, Any]:
         began = time.perf_counter()
@@ -247,8 +253,10 @@ def _evaluation(
         found = chat()
         values = (("conversation_loss", "loss"), ("calls_exact", "calls_exact"))
         metrics = {m: found[key] for m, key in values if found[key] is not None}
+        marks = dict.fromkeys(metrics, mark) | line.get(MEASURED_ON, {})
         metrics |= line["metrics"]
-        return {**line, "conversations": found, "metrics": metrics}
+        found_of_both = {"conversations": found, "metrics": metrics, MEASURED_ON: marks}
+        return line | found_of_both
 
     return measured
 

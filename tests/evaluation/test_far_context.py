@@ -15,7 +15,7 @@ from alia_ctx.errors import DataError
 from alia_ctx.evaluation import PositionBands
 from alia_ctx.evaluation.blocks import WithoutBlockEnds, far_context_gain
 from alia_ctx.evaluation.held_out import StoredText, held_out_rows, longest_measurable
-from alia_ctx.evaluation.leak import LeakCounts, probes
+from alia_ctx.evaluation.leak import LEAST_ROW, LeakCounts, probes
 from alia_ctx.evaluation.long_ppl import KeyTokens, TokenLosses, Windows
 from alia_ctx.workflow.measuring import Measurement
 
@@ -119,6 +119,18 @@ def test_key_tokens_by_brute_force() -> None:
     assert content["ppl"] == pytest.approx(math.exp(np.mean(everything)))
 
 
+@pytest.mark.parametrize("context", [9, 10, 11, 12, 24])
+def test_windows_fit_into_rows_that_are_little_longer_than_the_base(
+    context: int,
+) -> None:
+    text, windows = Text(30, 40), Windows.of(BLOCK, context)
+    rows = windows.rows(text, [0, 1], LENGTH, context)
+    measured = run_model(rows, TokenLosses(LENGTH, windows.short))
+    for losses in measured.losses.values():
+        there = np.flatnonzero(~np.isnan(losses))
+        assert there.tolist() == list(range(BLOCK - 1, LENGTH - 1))
+
+
 def test_sources_have_bands_of_their_own() -> None:
     text = Text(24, 24, 24)
     rows = held_out_rows(text, context=24, length=24, documents=9)
@@ -157,6 +169,20 @@ def test_a_probe_changes_one_token_of_one_document() -> None:
         assert start <= probe.changed < stop
         seen.add(probe.piece)
     assert len(seen) == 3
+
+
+def test_a_probe_needs_a_row_of_several_documents() -> None:
+    """The shortest one has a document in which a change can move a prediction."""
+    on = Measurement(None, 0, 1, (0, 8), native=8, vocab_size=50)
+    for context in range(LEAST_ROW, LEAST_ROW + 30):
+        assert on.problem("leak", context) is None
+        probed = list(probes(50, context))
+        sizes = [np.diff(p.row.doc_offsets)[p.piece] for p in probed]
+        assert any(size > 1 for size in sizes)
+        # Something was changed in front of a prediction of its own document.
+        assert any(p.changed < p.row.doc_offsets[p.piece + 1] - 1 for p in probed)
+    for context in range(1, LEAST_ROW):
+        assert "needs rows of" in (on.problem("leak", context) or "")
 
 
 def test_leaks_are_counted_bit_for_bit() -> None:

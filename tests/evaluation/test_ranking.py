@@ -49,6 +49,17 @@ def test_one_seed_takes_its_error_from_the_documents() -> None:
     assert second.error == pytest.approx(np.std([0.1, 0.3], ddof=1) / 2**0.5)
 
 
+def test_seeds_that_make_no_difference_are_one_draw() -> None:
+    """No spread is no error of zero, from which anything is clearly behind."""
+    good, bad = cell([(1.0, 0), (1.2, 0)]), cell([(1.1, 0), (1.5, 0)])
+    once = ranked({"good": [good], "bad": [bad]}, 0, 4)[1]
+    thrice = ranked({"good": [good] * 3, "bad": [bad] * 3}, 0, 4)[1]
+    assert thrice.error == pytest.approx(once.error)
+    assert thrice.is_clear == once.is_clear
+    alike = ranked({"a": [cell([(1.0, 0)])] * 2, "b": [cell([(2.0, 0)])] * 2}, 0, 4)[1]
+    assert alike.error is None and not alike.is_clear
+
+
 def test_one_document_and_one_seed_have_no_error() -> None:
     second = ranked({"a": [cell([(1.0, 0)])], "b": [cell([(2.0, 0)])]}, 0, 4)[1]
     assert second.error is None and not second.is_clear

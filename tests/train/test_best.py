@@ -10,7 +10,7 @@ import pytest
 
 from alia_ctx.config.evaluation import METRICS, BestConfig
 from alia_ctx.config.load import load_run
-from alia_ctx.train.best import improved
+from alia_ctx.train.best import improved, judged
 from alia_ctx.workflow.training import _evaluation
 from tests.config.test_places import problems_of
 from tests.small_run import write_run
@@ -49,6 +49,35 @@ def test_another_metric_or_mode_begins_anew() -> None:
         assert now is not None and now["update"] == 10
 
 
+def test_another_text_or_other_samples_begin_anew() -> None:
+    """A loss of four easy documents is none of twenty-four."""
+    rule = BestConfig("loss")
+    before = improved(rule, None, 5, 2.0, "four documents")
+    assert (
+        before is not None and improved(rule, before, 9, 2.5, "four documents") is None
+    )
+    now = improved(rule, before, 10, 2.5, "all of them")
+    assert now is not None and (now["update"], now["measured_on"]) == (
+        10,
+        "all of them",
+    )
+    line = {"metrics": {"loss": 2.5}, "measured_on": {"loss": "all of them"}}
+    best, remark = judged(rule, before, 10, line)
+    assert best == now and "update 5 was the best" in remark and "update 10" in remark
+    # What an earlier release found says nothing of its text, and is not given up.
+    del before["measured_on"]
+    assert improved(rule, before, 10, 2.5, "all of them") is None
+    assert judged(rule, before, 10, line) == (None, "")
+
+
+def test_a_metric_that_nothing_was_found_of_is_said() -> None:
+    line = {"metrics": {"loss": 2.0}}
+    best, remark = judged(BestConfig("long_ppl"), None, 5, line)
+    assert best is None and "gave no long_ppl" in remark
+    # Of conversations only the stages that hold some out know anything.
+    assert judged(BestConfig("calls_exact"), None, 5, line) == (None, "")
+
+
 @pytest.mark.parametrize(
     ("overrides", "key"),
     [
@@ -62,6 +91,13 @@ def test_another_metric_or_mode_begins_anew() -> None:
         (["evaluation.measure=[retrieval]"], "evaluation.measure"),
         (["evaluation.retrieval.tasks=[]"], "evaluation.retrieval.tasks"),
         (["evaluation.retrieval.languages=[fr]"], "evaluation.retrieval.languages[0]"),
+        (["evaluation.retrieval.tasks=[vt,vt]"], "evaluation.retrieval.tasks"),
+        (
+            ["evaluation.retrieval.languages=[en,eu,en]"],
+            "evaluation.retrieval.languages",
+        ),
+        (["evaluation.measure=[positions,leak,leak]"], "evaluation.measure"),
+        (["evaluation.during=[positions,positions]"], "evaluation.during"),
         (["evaluation.retrieval.samples=0"], "evaluation.retrieval.samples"),
         (["evaluation.retrieval.haystack=hay"], "evaluation.retrieval.haystack"),
     ],

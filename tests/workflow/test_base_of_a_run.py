@@ -9,8 +9,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from tokenizers import Regex, Tokenizer, models, pre_tokenizers
 
 from alia_ctx import checkpoint, workflow
+from alia_ctx.evaluation.retrieval import LANGUAGES
 from alia_ctx.evaluation.verdicts import verdicts
 from alia_ctx.hf.convert import import_hf
 from tests.distributed import run_distributed
@@ -29,6 +31,7 @@ BEST = (
     "evaluation.every_updates=2",
     "evaluation.during=[positions,blocks,longppl,retrieval,leak]",
     "evaluation.retrieval.tasks=[niah_single_1]",
+    "evaluation.retrieval.digits=1",
     "evaluation.best={metric: loss, mode: max}",  # so that it is not the last one
     "checkpoint.every_updates=1",
     "checkpoint.keep_last=1",
@@ -117,6 +120,25 @@ def scenarios(rank: int, folder: str) -> dict[str, Any]:
     return seen
 
 
+def _spell(file: Path) -> None:
+    """Gives a tokenizer of words those of needles, and digits: of one that has them not
+    there is no sample.
+    """
+    tokenizer, english = Tokenizer.from_file(str(file)), LANGUAGES["en"]
+    words = [*"0123456789-", *english.adjectives, *english.nouns]
+    known = tokenizer.get_vocab()
+    kept = {name: n for name, n in known.items() if n < VOCABULARY - len(words)}
+    ids = {word: len(kept) + n for n, word in enumerate(words)}
+    tokenizer.model = models.WordLevel(kept | ids, unk_token="<unk>")
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
+        [
+            pre_tokenizers.WhitespaceSplit(),
+            pre_tokenizers.Split(Regex(r"(?<![\w])\d|-"), "isolated"),
+        ]
+    )
+    tokenizer.save(str(file))
+
+
 def _said_on_the_page(root: Path, *overrides: str) -> list[str]:
     output = f"output={root / 'with base' / 'out'}"
     said = workflow.page_verdicts(root / "run.yaml", [output, *overrides, *LONGER])
@@ -145,6 +167,7 @@ def _best(config: Any) -> tuple[int, float]:
 def seen(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     folder = tmp_path_factory.mktemp("base")
     write_run(folder)
+    _spell(folder / "tokenizer" / "tokenizer.json")
     sizes = {
         "num_hidden_layers": 2,
         "hidden_size": 32,

@@ -8,7 +8,13 @@ table, `samples.make_sample` for a row.
 
 from alia_ctx.evaluation.retrieval.haystack import Haystack
 from alia_ctx.evaluation.retrieval.languages import LANGUAGES
-from alia_ctx.evaluation.retrieval.samples import Sample, TooShortError, make_sample
+from alia_ctx.evaluation.retrieval.samples import (
+    NoSampleError,
+    Sample,
+    TooShortError,
+    UnspelledError,
+    make_sample,
+)
 from alia_ctx.evaluation.retrieval.scores import RetrievalScores
 from alia_ctx.evaluation.retrieval.suite import (
     AnswerHits,
@@ -27,6 +33,7 @@ __all__ = [
     "TASKS",
     "AnswerHits",
     "Haystack",
+    "NoSampleError",
     "RetrievalScores",
     "RetrievalSettings",
     "Sample",
@@ -34,6 +41,7 @@ __all__ = [
     "SampleSpec",
     "Task",
     "TooShortError",
+    "UnspelledError",
     "make_sample",
     "passkey_specs",
     "ruler_specs",

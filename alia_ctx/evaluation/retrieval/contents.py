@@ -32,6 +32,7 @@ class Content:
     filling: lines for a room of so many tokens, more than fit into it: the last one is
         cut.
     least: tokens of filling below which the task asks for nothing that is hidden.
+    names: what the question names.
     """
 
     instruction: str
@@ -42,6 +43,7 @@ class Content:
     answers: list[str]
     depths: tuple[float, ...]
     least: int = 16
+    names: tuple[str, ...] = ()
 
 
 class ContentMaker:
@@ -143,6 +145,7 @@ class ContentMaker:
             lead.format(key=key),
             answers,
             tuple(places[key, value] for key in asked for value in values[key]),
+            names=tuple(asked),
         )
 
     def _variables(self) -> Content:
@@ -170,6 +173,7 @@ class ContentMaker:
             words.variables_answer.format(value=value),
             names,
             tuple(depths),
+            names=(value,),
         )
 
     def _common_words(self) -> Content:
@@ -240,6 +244,7 @@ class ContentMaker:
             lead.format(person=asked),
             [thing],
             tuple(depths),
+            names=(asked,),
         )
 
     def _records(self, room: int) -> Iterator[np.ndarray]:

@@ -25,6 +25,10 @@ class Haystack:
             [np.asarray(encode(line + "\n"), np.int64) for line in _lines(text)]
             for text in texts
         ]
+        # Lines of which a tokenizer makes no id fill nothing.
+        self._documents = [
+            [line for line in lines if len(line)] for lines in self._documents
+        ]
         self._documents = [lines for lines in self._documents if lines]
         if not self._documents:
             raise DataError(

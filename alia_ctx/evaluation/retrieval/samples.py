@@ -13,14 +13,26 @@ from alia_ctx.errors import DataError
 from alia_ctx.evaluation.retrieval.contents import Content, ContentMaker, as_line
 from alia_ctx.evaluation.retrieval.haystack import Encode, Haystack
 from alia_ctx.evaluation.retrieval.languages import LANGUAGES
+from alia_ctx.evaluation.retrieval.spelling import is_told_apart
 from alia_ctx.evaluation.retrieval.tasks import DIGITS, TASKS
 
-# Words that a seed draws are of different lengths: where the first do not fit, others may.
+# Words that a seed draws are of different lengths and letters: where the first do not fit,
+# others may.
 _DRAWINGS = 16
 
 
-class TooShortError(DataError):
+class NoSampleError(DataError):
+    """A task has no sample in rows of a length with a tokenizer."""
+
+
+class TooShortError(NoSampleError):
     """What a task says and asks does not fit into rows as short as these."""
+
+
+class UnspelledError(NoSampleError):
+    """A tokenizer does not tell the words of a task from others, so that an answer could
+    be right of a model that read nothing.
+    """
 
 
 @dataclass(frozen=True, eq=False)
@@ -148,7 +160,8 @@ def draft_sample(
     stands before everything. `depth` (0 to 1) fixes where the asked needle of a
     single-needle task is hidden; by default it is drawn. Values that are numbers have
     `digits` digits. Equal arguments give an equal draft. TooShortError: none of the
-    drawings fits. DataError: an unknown task or language, a task on text without
+    drawings fits. UnspelledError: of those that fit none has words that `encode` tells
+    from others. DataError: an unknown task or language, a task on text without
     `haystack` (as soon as its sample is made).
     """
     if task not in TASKS:
@@ -161,20 +174,37 @@ def draft_sample(
         )
     purpose = [ord(letter) for letter in f"{task}/{language}/{length}"]
     seeds = [seed] if isinstance(seed, int) else list(seed)
-    needed = []
+    needed, unspelled = [], []
     for drawing in range(_DRAWINGS):
         random = np.random.default_rng(
             [*seeds, *purpose, *([drawing] if drawing else [])]
         )
         maker = ContentMaker(task, encode, random, language, haystack, depth, digits)
         draft = _draft(task, language, length, encode, prefix, maker.make())
-        if draft.needed <= length:
+        if draft.needed > length:
+            needed.append(draft.needed)
+            continue
+        lost = _lost(encode, language, draft.content)
+        if lost is None:
             return draft
-        needed.append(draft.needed)
+        unspelled.append(lost)
+    if unspelled:
+        raise UnspelledError(
+            f"{task}: this tokenizer does not tell {unspelled[0]!r} from other words, so that "
+            "a right answer would show nothing; leave the task out"
+        )
     raise TooShortError(
         f"{task} needs {min(needed)} tokens or more with this tokenizer, not {length}; "
         "ask for longer rows"
     )
+
+
+def _lost(encode: Encode, language: str, content: Content) -> str | None:
+    """A word of a content that its ids do not tell from others; None where there is none."""
+    if not any(len(as_line(encode, line)) for line in LANGUAGES[language].noise):
+        return LANGUAGES[language].noise[0]
+    words = (*content.names, *content.answers)
+    return next((word for word in words if not is_told_apart(encode, word)), None)
 
 
 def _tail(encode: Encode, before: str, text: str) -> np.ndarray:

@@ -20,6 +20,7 @@ from alia_ctx.evaluation.retrieval.haystack import Encode, Haystack
 from alia_ctx.evaluation.retrieval.languages import LANGUAGES
 from alia_ctx.evaluation.retrieval.samples import (
     Draft,
+    NoSampleError,
     Sample,
     TooShortError,
     draft_sample,
@@ -108,11 +109,11 @@ class SampleRows(Sequence[HeldOutRow]):
         return self.make(self.specs[number])
 
     def make(self, spec: SampleSpec) -> Sample:
-        """The sample of a spec; TooShortError where it does not fit into its length."""
+        """The sample of a spec; NoSampleError where there is none of its length."""
         return self.draft(spec).sample()
 
     def draft(self, spec: SampleSpec) -> Draft:
-        """The sample of a spec but for its haystack; TooShortError as for `make`."""
+        """The sample of a spec but for its haystack; NoSampleError as for `make`."""
         return draft_sample(
             spec.task,
             spec.length,
@@ -275,14 +276,15 @@ class AnswerHits:
 def ruler_specs(
     settings: RetrievalSettings, rows: SampleRows, lengths: Sequence[int]
 ) -> tuple[list[SampleSpec], dict[str, str]]:
-    """The samples of all tasks, and why tasks are left out at a length that is too short
-    for one of their samples: `TASK at LENGTH` -> the reason, `TASK (LANGUAGE) at LENGTH`
-    where other languages have it. All fit: `rows` drafts each.
+    """The samples of all tasks, and why tasks are left out at a length that one of their
+    samples is not to be had of: `TASK at LENGTH` -> the reason, `TASK (LANGUAGE) at
+    LENGTH` where other languages have it. All fit: `rows` drafts each.
 
-    TooShortError where nothing is left.
+    NoSampleError where nothing is left.
     """
     specs: list[SampleSpec] = []
     left_out: dict[str, str] = {}
+    refusal: type[NoSampleError] = TooShortError
     for length in lengths:
         for task in settings.tasks:
             reasons: dict[str, str] = {}
@@ -293,8 +295,8 @@ def ruler_specs(
                 ]
                 try:
                     specs += _that_fit(rows, samples)
-                except TooShortError as error:
-                    reasons[language] = str(error)
+                except NoSampleError as error:
+                    reasons[language], refusal = str(error), type(error)
             if len(reasons) == len(settings.languages):
                 left_out[f"{task} at {length}"] = next(iter(reasons.values()))
             else:
@@ -302,12 +304,12 @@ def ruler_specs(
                     left_out[f"{task} ({language}) at {length}"] = reason
     if not specs:
         told = "; ".join(left_out.values())
-        raise TooShortError(f"no retrieval task fits: {told}")
+        raise refusal(f"no retrieval task fits: {told}")
     return specs, left_out
 
 
 def _that_fit(rows: SampleRows, specs: list[SampleSpec]) -> list[SampleSpec]:
-    """`specs`; TooShortError where one of them does not fit."""
+    """`specs`; NoSampleError where one of them is not to be had."""
     for spec in specs:
         rows.draft(spec)
     return specs
@@ -319,7 +321,8 @@ def passkey_specs(
     """A grid of ten depths and of lengths: the context, halves of it, and the base's
     native length; of these the ones into which every sample fits.
 
-    TooShortError where the task does not fit into the context.
+    TooShortError where the task does not fit into the context, UnspelledError where the
+    tokenizer has no sample of it.
     """
     lengths = {context >> halvings for halvings in range(4)}
     lengths |= {native} if native <= context else set()
