@@ -118,6 +118,34 @@ class StageFacts:
             for kernel, *why in said
         ]
 
+    @property
+    def layers(self) -> list[str]:
+        """Whose layers its starts computed with, with the FP8 of their products, in their
+        order.
+        """
+        found = []
+        for line in self.lines:
+            if "layers" in line:
+                fp8 = str(line.get("fp8", "off"))
+                scaled = "" if fp8 == "off" else f", FP8 ({fp8})"
+                found.append(f"{line['layers']}{scaled}")
+        return list(dict.fromkeys(found))
+
+    @property
+    def layers_not_taken(self) -> list[str]:
+        """Sentences on starts that were to take TransformerEngine's layers, and why they
+        did not.
+        """
+        said = dict.fromkeys(
+            tuple(map(str, line["layers_passed_over"]))
+            for line in self.lines
+            if isinstance(line.get("layers_passed_over"), list)
+        )
+        return [
+            f"{self.name} did not run on TransformerEngine's layers: {'; '.join(why)}."
+            for why in said
+        ]
+
     def values(self, *names: str) -> list[float]:
         """A number of every line of the log that has it, in order; names lead inward."""
         out = []

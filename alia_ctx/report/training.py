@@ -153,6 +153,7 @@ def speed(facts: RunFacts) -> str:
             stage.name,
             stage.layout,
             ", ".join(stage.kernels) or "-",
+            ", ".join(stage.layers) or "-",
             html.number(median(stage.values("seconds")), 3),
             html.number(median(stage.values("tokens_per_second")), 0),
             html.number(median(stage.values("tokens_per_second_per_rank")), 0),
@@ -168,6 +169,7 @@ def speed(facts: RunFacts) -> str:
         "stage",
         "layout",
         "attention",
+        "layers",
         "s an update",
         "tokens/s",
         "tokens/s a rank",
@@ -180,7 +182,11 @@ def speed(facts: RunFacts) -> str:
         caption="Medians over the updates of each stage; memory is the peak of a rank. "
         "MFU is useful FLOPs over the peak that the configuration names; imbalance is "
         "the work of the fullest data-parallel rank over the mean."
-        + "".join(f" {why}" for stage in logged for why in stage.slower_kernels),
+        + "".join(
+            f" {why}"
+            for stage in logged
+            for why in (*stage.slower_kernels, *stage.layers_not_taken)
+        ),
         how=how,
     )
     names = [stage.name for stage in logged]
