@@ -17,8 +17,9 @@ def layer_problems(
     is found where a stage starts, as it may not be the one that trains.
     """
     problems = Problems()
+    key, value = "engine.layers", str(engine.layers)
     if engine.fp8 != "off":
-        key, value = "engine.fp8", engine.fp8
+        key, value = "engine.fp8", str(engine.fp8)
         problems.need(
             engine.layers != "local",
             key,
@@ -26,9 +27,7 @@ def layer_problems(
             "Megatron-Core's own layers have no FP8, TransformerEngine's have",
             f"set engine.layers=te, or {key}=off",
         )
-    elif engine.layers == "te":
-        key, value = "engine.layers", engine.layers
-    else:
+    elif engine.layers != "te":
         return problems
     remedy = f"set engine.precision=bf16, or leave {key} out"
     rule = "TransformerEngine's layers are taken in bf16 alone"

@@ -144,6 +144,12 @@ def transformer_config(
         bias_dropout_fusion=False,
         bias_activation_fusion=options.on_gpu,
         variable_seq_lengths=False,
+        # With it TransformerEngine would keep an FP8 copy of each weight, 2 bytes a
+        # parameter, and the gradient of an update's first row would replace what
+        # `main_grad` holds (`is_first_microbatch` in
+        # transformer_engine/pytorch/module/linear.py): both wrong for who does not tell it
+        # where an update begins. A cast for each row costs little where rows are long.
+        disable_parameter_transpose_cache=True,
         **_fp8_settings(options),
     )
 
@@ -163,11 +169,6 @@ def _fp8_settings(options: ModelOptions) -> dict[str, Any]:
         "fp8": "hybrid" if current else "e4m3",
         "fp8_recipe": "tensorwise" if current else "blockwise",
         "fp8_param": False,
-        # Weights are cast anew for each row, which reads and writes each once or twice, a
-        # thousandth of the numbers that a long row's products go over. Upstream's cache of
-        # them would hold 2 bytes a parameter, and go on serving a weight that has changed
-        # to who does not tell it of a new update.
-        "disable_parameter_transpose_cache": True,
         "first_last_layers_bf16": options.fp8_bf16_layers > 0,
         "num_layers_at_start_in_bf16": options.fp8_bf16_layers,
         "num_layers_at_end_in_bf16": options.fp8_bf16_layers,
@@ -253,7 +254,7 @@ def add_gradients_in_products(module: torch.nn.Module) -> None:
     """
     for part in module.modules():
         if hasattr(part, "fuse_wgrad_accumulation"):
-            part.fuse_wgrad_accumulation = True
+            setattr(part, "fuse_wgrad_accumulation", True)  # noqa: B010
 
 
 def is_norm(name: str) -> bool:

@@ -50,7 +50,9 @@ def fp8_problem(
     }
     narrow = [f"{name} {n}" for name, n in products.items() if n % FP8_MULTIPLE]
     if narrow:
-        rule = f"widths on tp={tp} are no multiples of {FP8_MULTIPLE}: {', '.join(narrow)}"
+        rule = (
+            f"widths on tp={tp} are no multiples of {FP8_MULTIPLE}: {', '.join(narrow)}"
+        )
         return rule, "use a smaller tp, or engine.fp8=off"
     return None
 

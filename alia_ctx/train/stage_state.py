@@ -33,7 +33,6 @@ from alia_ctx.train.stage_identity import (
 )
 from alia_ctx.train.task import StageTask
 
-
 # Settings of the engine that show in the losses of a stage that goes on with others, and
 # what an older release computed with, which did not have them.
 _COMPUTATION = {
