@@ -154,7 +154,11 @@ class MegatronEngine(Ranks):
                 overlap=engine.overlap_communication and on_gpu,
             )
             self.chunk = self.optimizer.chunk
-            add_gradients_in_products(self.module)
+            if not engine.offload_activations:
+                # Hooks on saved tensors hand a weight back without its attributes, in
+                # which TransformerEngine notes that its gradient was added
+                # (transformer_engine/pytorch/module/layernorm_linear.py).
+                add_gradients_in_products(self.module)
         self.passes = ForwardBackward(
             self.chunk,
             self.module.output_layer if self.is_last_pp_rank else None,

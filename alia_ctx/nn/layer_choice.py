@@ -203,4 +203,4 @@ def _by_torch(
 
 def _relative(ours: Tensor | None, expected: Tensor) -> float:
     assert ours is not None
-    return float((ours.float() - expected).norm() / expected.norm())
+    return float((ours.detach().float() - expected).norm() / expected.norm())
