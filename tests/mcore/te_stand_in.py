@@ -1,7 +1,7 @@
 """A stand-in for TransformerEngine that computes on a host, so that Megatron-Core's own
 layers over it can be built, run and saved without a GPU.
 
-Its modules have the names, shapes and signs of TransformerEngine 2.14's
+Its modules have the names, shapes and signs of TransformerEngine 2.12's
 (transformer_engine/pytorch/module: `linear.py`, `layernorm_linear.py`, `rmsnorm.py`), as
 `test_te_names.py` compares where that is installed: parameters `weight`, `bias`,
 `layer_norm_weight`; a pickled `_extra_state` once FP8 was used; a weight's gradient
@@ -222,7 +222,7 @@ _FP8 = {
     "fp8_model_init": None,
 }
 CONTENT: dict[str, dict[str, Any]] = {
-    NAME: {"__version__": "2.14.1"},
+    NAME: {"__version__": "2.12.0"},
     f"{NAME}.common.recipe": {
         "Float8CurrentScaling": Float8CurrentScaling,
         "Float8BlockScaling": Float8BlockScaling,
