@@ -32,6 +32,7 @@ every machine, and slow.
 from __future__ import annotations
 
 import argparse
+import contextlib
 import gc
 import json
 import statistics
@@ -357,20 +358,23 @@ def main() -> None:
         return
     if len(combinations) > 1:
         combinations.append(combinations[0])
-    results = []
-    for case in options.case:
-        for products in combinations:
-            run = run_here if options.one_process else run_apart
-            try:
-                results.append(run(options, case, products))
-            except (RuntimeError, AliaError) as error:
-                print(f"{case} {products}: did not run ({error})", flush=True)
-                continue
-            print(
-                f"{case} {products}: {json.dumps(results[-1])}",
-                file=sys.stderr,
-                flush=True,
-            )
+    results: list[dict[str, Any]] = []
+    with contextlib.ExitStack() as entered:
+        if options.one_process:  # one process group for all
+            entered.enter_context(Distributed(EngineConfig()))
+        run = run_here if options.one_process else run_apart
+        for case in options.case:
+            for products in combinations:
+                words = f"{case} {products}"
+                try:
+                    results.append(run(options, case, products))
+                    line = json.dumps(results[-1])
+                    print(f"{words}: {line}", file=sys.stderr, flush=True)
+                except (RuntimeError, AliaError) as error:
+                    print(f"{words}: did not run ({error})", flush=True)
+                # After the error, whose frames hold the engine.
+                gc.collect()
+                torch.cuda.empty_cache()
     if results:
         print_tables(results)
 
@@ -378,21 +382,16 @@ def main() -> None:
 def run_here(
     options: argparse.Namespace, case: str, products: Products
 ) -> dict[str, Any]:
-    """Measure in this process, and leave the GPU's memory as it was."""
-    try:
-        return measure(
-            Case.parse(case),
-            options.vocabulary,
-            options.repeats,
-            options.attention,
-            options.profile,
-            options.model,
-            products,
-        )
-    finally:
-        gc.collect()
-        torch.cuda.empty_cache()
-        torch.cuda.reset_peak_memory_stats()
+    """Measure in this process."""
+    return measure(
+        Case.parse(case),
+        options.vocabulary,
+        options.repeats,
+        options.attention,
+        options.profile,
+        options.model,
+        products,
+    )
 
 
 def run_apart(

@@ -35,7 +35,7 @@ MODEL = ModelSpec(
     head_dim=128,
     vocab_size=1024,
 )
-UPDATES, RATE = 20, 1e-5
+UPDATES, RATE = 20, 3e-6
 EVEN, ODD = 256, 264  # tokens of a row: a multiple of 16, and none
 DOCUMENTS = {EVEN: (130, 1, 60), ODD: (130, 1, 133)}
 

@@ -94,9 +94,9 @@ def test_auto_says_why_not(installed: Any, module: Any, said: str) -> None:
     assert choice.name == "local"
     assert said in why
     assert "engine.layers=local" in why
-    with pytest.raises(LayoutError, match="engine.layers=te: .*transformer_engine"):
+    with pytest.raises(LayoutError, match=r"engine.layers=te: .*transformer_engine"):
         choose_layers("te", "off", "bf16", "cuda")
-    with pytest.raises(LayoutError, match="engine.fp8=current: .*engine.fp8=off"):
+    with pytest.raises(LayoutError, match=r"engine.fp8=current: .*engine.fp8=off"):
         choose_layers("auto", "current", "bf16", "cuda")
 
 
@@ -114,7 +114,7 @@ def test_other_precisions_and_hosts(installed: Any) -> None:
 
 def test_fp8_that_a_gpu_does_not_have(installed: Any) -> None:
     installed(Works)
-    with pytest.raises(LayoutError, match="CUDA 12.9.*engine.fp8=off"):
+    with pytest.raises(LayoutError, match=r"CUDA 12.9.*engine.fp8=off"):
         choose_layers("te", "blockwise", "bf16", "cuda", trial=False)
     assert choose_layers("te", "current", "bf16", "cuda", trial=False).name == "te"
 
