@@ -37,7 +37,12 @@ QWEN2 = {"attention_bias": True, "architecture": "qwen2"}
 
 
 def make(
-    layers: str, fp8: str = "off", ends: int = 0, train: bool = True, **changes: Any
+    layers: str,
+    fp8: str = "off",
+    ends: int = 0,
+    train: bool = True,
+    offload: bool = False,
+    **changes: Any,
 ) -> MegatronEngine:
     recompute = changes.pop("recompute", "none")
     return MegatronEngine(
@@ -51,6 +56,7 @@ def make(
             layers=layers,
             fp8=fp8,
             fp8_bf16_layers=ends,
+            offload_activations=offload,
         ),
         OptimizerConfig() if train else None,
         recompute=recompute,
@@ -146,6 +152,13 @@ def fp8(name: str) -> Numbers:
     }
 
 
+def fused(**options: Any) -> list[bool]:
+    """Whether each product adds its weight's gradient itself."""
+    parts = make("te", **options).module.modules()
+    flags = [getattr(part, "fuse_wgrad_accumulation", None) for part in parts]
+    return [flag for flag in flags if flag is not None]
+
+
 def padded(name: str) -> list[list[float]]:
     """Losses in FP8 with 64 tokens and with 96, of which 32 are padding."""
     found = []
@@ -167,6 +180,8 @@ def main() -> None:
             "go on": go_on(folder),
             "fp8": {name: fp8(name) for name in ("current", "blockwise")},
             "padded": padded("current"),
+            "fused": [fused(), fused(offload=True), fused(train=False)],
+            "offloaded": losses(make("te", offload=True)),
             "bf16": losses(make("te"), 6),
         }
     print(json.dumps(found))

@@ -120,6 +120,16 @@ def test_fp8_learns_as_bf16_does(found: dict[str, Any], fp8: str) -> None:
     assert found["fp8"][fp8]["selective"] == pytest.approx(trained[:2], rel=LOSSES)
 
 
+def test_products_add_gradients_where_their_weights_come_back_whole(
+    found: dict[str, Any],
+) -> None:
+    """Hooks on saved tensors return a weight without the attributes in which it is noted."""
+    training, offloaded, evaluating = found["fused"]
+    assert training == [True] * PRODUCTS
+    assert offloaded == evaluating == [False] * PRODUCTS
+    assert found["offloaded"] == pytest.approx(found["plain"]["te"], rel=LOSSES)
+
+
 def test_padding_does_not_move_the_scales_of_fp8(found: dict[str, Any]) -> None:
     plain, padded = found["padded"]
     assert padded == pytest.approx(plain, rel=1e-6)
