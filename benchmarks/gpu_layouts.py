@@ -44,14 +44,8 @@ from alia_ctx.mcore.runtime import Distributed
 from alia_ctx.planner.stage import StagePlan, plan_stage
 from alia_ctx.spec.cluster import ClusterSpec
 from alia_ctx.spec.layout import Layout
-from benchmarks.gpu_step import (
-    LOCAL,
-    ROPE,
-    Products,
-    alia_stack,
-    draw_on_device,
-    matrix_rate,
-)
+from benchmarks.gpu_products import LOCAL, Products
+from benchmarks.gpu_step import ROPE, alia_stack, draw_on_device, matrix_rate
 
 GIB = 2**30
 VOCABULARY = 8192

@@ -40,10 +40,13 @@ import subprocess
 import sys
 import zlib
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from alia_ctx.config.run import EngineConfig, OptimizerConfig
 from alia_ctx.data.packing import PackedRow
@@ -54,29 +57,10 @@ from alia_ctx.mcore.runtime import Distributed
 from alia_ctx.spec.layout import Layout
 from alia_ctx.spec.model import ModelSpec
 from alia_ctx.spec.rope import RopeSpec
+from benchmarks.gpu_products import LOCAL, Products
 
 GIB = 2**30
 ROPE = RopeSpec("llama3", 1e4, 40.0, 4096, low_freq_factor=1.0, high_freq_factor=4.0)
-
-
-@dataclass(frozen=True)
-class Products:
-    """Whose layers compute, and how in FP8."""
-
-    layers: str = "auto"
-    fp8: str = "off"
-
-    @classmethod
-    def of(cls, layers: list[str], fp8: list[str]) -> list[Products]:
-        """Those that go together: only TransformerEngine's layers have FP8."""
-        pairs = [cls(name, scaled) for name in layers for scaled in fp8]
-        return [pair for pair in pairs if pair.layers != "local" or pair.fp8 == "off"]
-
-    def __str__(self) -> str:
-        return f"{self.layers}:{self.fp8}"
-
-
-LOCAL = Products("local")
 
 
 @dataclass(frozen=True)

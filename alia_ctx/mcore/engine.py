@@ -36,6 +36,7 @@ from alia_ctx.mcore.model import (
     build_model,
     initialize,
     transformer_config,
+    without_fp8,
 )
 from alia_ctx.mcore.optimizer import StageOptimizer
 from alia_ctx.mcore.owned_state import (
@@ -116,23 +117,16 @@ class MegatronEngine(Ranks):
         heads = Heads.of(model, engine.precision, layout.tp)
         choice = choose_kernel(engine.attention, device, heads)
         self.kernel, self.kernels_passed_over = choice.kernel.name, choice.passed_over
-        self.layers = choose_layers(engine.layers, engine.fp8, engine.precision, device)
         # A checkpoint is measured as it is exported: in the precision of its weights.
         self.fp8: Fp8 = "off" if optimizer is None else engine.fp8
-        if self.fp8 != "off":
-            _check_fp8(self.fp8, model, layout, engine.fp8_bf16_layers)
+        self.layers = choose_layers(engine.layers, self.fp8, engine.precision, device)
+        _check_fp8(self.fp8, model, layout, engine.fp8_bf16_layers)
         super().__init__(layout, seed, engine.timeout_minutes)
         self._staging = Staging()
         options = ModelOptions(
-            engine.precision,
-            self.kernel,
-            recompute,
-            engine.deterministic,
-            on_gpu,
-            engine.loss_chunk_tokens,
-            self.layers.name,
-            self.fp8,
-            engine.fp8_bf16_layers,
+            *(engine.precision, self.kernel, recompute, engine.deterministic, on_gpu),
+            *(engine.loss_chunk_tokens, self.layers.name),
+            *(self.fp8, engine.fp8_bf16_layers),
         )
         config = transformer_config(model, layout, options)
         self.module = build_model(model, config, context, options, self.groups)
@@ -155,9 +149,6 @@ class MegatronEngine(Ranks):
             )
             self.chunk = self.optimizer.chunk
             if not engine.offload_activations:
-                # Hooks on saved tensors hand a weight back without its attributes, in
-                # which TransformerEngine notes that its gradient was added
-                # (transformer_engine/pytorch/module/layernorm_linear.py).
                 add_gradients_in_products(self.module)
         self.passes = ForwardBackward(
             self.chunk,
@@ -232,23 +223,11 @@ class MegatronEngine(Ranks):
         """
         self.chunk.eval()
         try:
-            with torch.no_grad(), self._in_weights_precision():
+            with torch.no_grad(), without_fp8(self.module.config):
                 return tuple(self.passes.rows(rows, forward_only=True))
         finally:
             if self.optimizer is not None:
                 self.chunk.train()
-
-    @contextlib.contextmanager
-    def _in_weights_precision(self) -> Iterator[None]:
-        """No FP8 within it: what is measured while training is what a checkpoint of the
-        same weights is measured at.
-        """
-        config = self.module.config
-        fp8, config.fp8 = config.fp8, None
-        try:
-            yield
-        finally:
-            config.fp8 = fp8
 
     def logits(self, row: PackedRow) -> torch.Tensor | None:
         """fp32 logits [t, vocab] of this CP rank's tokens;
@@ -260,7 +239,7 @@ class MegatronEngine(Ranks):
                 "logits are for verification on one pipeline rank; use pp=1"
             )
         batch = self.passes.batch(row)
-        with torch.no_grad(), self._in_weights_precision():
+        with torch.no_grad(), without_fp8(self.module.config):
             local = self.passes.forward(batch, self.chunk)
             full = gather_from_tensor_model_parallel_region(local, group=self.groups.tp)
         tokens = len(batch.geometry.cos)
@@ -337,7 +316,8 @@ class MegatronEngine(Ranks):
 
 
 def _check_fp8(fp8: Fp8, model: ModelSpec, layout: Layout, bf16_layers: int) -> None:
-    if (problem := fp8_problem(model, layout, bf16_layers)) is not None:
+    problem = fp8_problem(model, layout, bf16_layers) if fp8 != "off" else None
+    if problem is not None:
         raise LayoutError(f"engine.fp8={fp8}: {'; '.join(problem)}")
 
 

@@ -16,11 +16,12 @@ under the names of the others (`sharded_state_dict_keys_map` of its layer spec).
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import hashlib
 import math
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -147,7 +148,7 @@ def transformer_config(
         # With it TransformerEngine would keep an FP8 copy of each weight, 2 bytes a
         # parameter, and the gradient of an update's first row would replace what
         # `main_grad` holds (`is_first_microbatch` in
-        # transformer_engine/pytorch/module/linear.py): both wrong for who does not tell it
+        # transformer_engine.pytorch.module.linear): both wrong for who does not tell it
         # where an update begins. A cast for each row costs little where rows are long.
         disable_parameter_transpose_cache=True,
         **_fp8_settings(options),
@@ -249,12 +250,27 @@ def add_gradients_in_products(module: torch.nn.Module) -> None:
     (`main_grad`) in the product that forms it, in place of a bf16 gradient that is added
     after. DistributedDataParallel has to be around them.
 
-    Upstream's setting for it (`gradient_accumulation_fusion`) would ask its own head for
-    a kernel of Apex's too (megatron/core/tensor_parallel/layers.py).
+    Not where hooks on saved tensors keep activations elsewhere: they hand a weight back
+    without its attributes, in which it is noted that its gradient was added
+    (transformer_engine.pytorch.module.layernorm_linear). Upstream's setting for it
+    (`gradient_accumulation_fusion`) would ask its own head for a kernel of Apex's too
+    (megatron/core/tensor_parallel/layers.py).
     """
     for part in module.modules():
         if hasattr(part, "fuse_wgrad_accumulation"):
             setattr(part, "fuse_wgrad_accumulation", True)  # noqa: B010
+
+
+@contextlib.contextmanager
+def without_fp8(config: TransformerConfig) -> Iterator[None]:
+    """Products are computed in the weights' precision within it: what is measured while
+    training is what a checkpoint of the same weights is measured at.
+    """
+    fp8, config.fp8 = config.fp8, None
+    try:
+        yield
+    finally:
+        config.fp8 = fp8
 
 
 def is_norm(name: str) -> bool:

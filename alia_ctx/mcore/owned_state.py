@@ -124,7 +124,7 @@ def owned_state(
         elif isinstance(sharded, ShardedObject) and is_main_replica(sharded.replica_id):
             # TransformerEngine's hold a pickled recipe of FP8 that no scaling in use
             # here needs; Megatron-Core's own layers write None under the same name
-            # (transformer_engine/pytorch/module/base.py, get_extra_state).
+            # (transformer_engine.pytorch.module.base, get_extra_state).
             extra = sharded.key.endswith(_EXTRA_STATE)
             state.objects[sharded.unique_key] = None if extra else sharded.data
     if dist.get_rank() == 0:

@@ -198,7 +198,7 @@ def _by_torch(
     parts = [part.float().requires_grad_() for part in (x, weight, scale)]
     normed = torch.nn.functional.rms_norm(parts[0], (x.shape[-1],), parts[2], 1e-5)
     output = normed @ parts[1].T
-    return (output, *torch.autograd.grad(output, parts, gradient.float()))
+    return (output.detach(), *torch.autograd.grad(output, parts, gradient.float()))
 
 
 def _relative(ours: Tensor | None, expected: Tensor) -> float:

@@ -165,17 +165,9 @@ def speed(facts: RunFacts) -> str:
         ]
         for stage in logged
     ]
-    heads = [
-        "stage",
-        "layout",
-        "attention",
-        "layers",
-        "s an update",
-        "tokens/s",
-        "tokens/s a rank",
-        "MFU",
-    ]
-    heads += ["MFU (6N)", "imbalance", "memory (GiB)", "in all"]
+    heads = ["stage", "layout", "attention", "layers", "s an update", "tokens/s"]
+    heads += ["tokens/s a rank", "MFU", "MFU (6N)", "imbalance", "memory (GiB)"]
+    heads += ["in all"]
     table = html.table(
         heads,
         rows,

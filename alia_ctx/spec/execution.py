@@ -19,7 +19,7 @@ Layers = Literal["te", "local"]
 Fp8 = Literal["off", "current", "blockwise"]
 
 # FP8 products take numbers of tokens and widths that are multiples of this
-# (transformer_engine/pytorch/quantization.py, get_align_size_for_quantization).
+# (transformer_engine.pytorch.quantization, get_align_size_for_quantization).
 FP8_MULTIPLE = 16
 
 # Tokens whose logits exist at a time. On a host 256 is as fast as any; on a GPU each chunk

@@ -2,7 +2,7 @@
 layers over it can be built, run and saved without a GPU.
 
 Its modules have the names, shapes and signs of TransformerEngine 2.12's
-(transformer_engine/pytorch/module: `linear.py`, `layernorm_linear.py`, `rmsnorm.py`), as
+(transformer_engine.pytorch.module: Linear, LayerNormLinear, RMSNorm), as
 `test_te_names.py` compares where that is installed: parameters `weight`, `bias`,
 `layer_norm_weight`; a pickled `_extra_state` once FP8 was used; a weight's gradient
 added to `main_grad` where `fuse_wgrad_accumulation` is set; FP8 for the products within

@@ -140,6 +140,8 @@ def test_an_old_or_broken_package_is_named(
     info.mkdir()
     (info / "METADATA").write_text("Name: transformer_engine\nVersion: 2.14.1\n")
     monkeypatch.syspath_prepend(tmp_path)
+    # Megatron-Core may have been kept from it in this process.
+    monkeypatch.delitem(sys.modules, "transformer_engine", raising=False)
     engine = layer_choice._engine.__wrapped__
     assert engine().startswith(
         "transformer_engine 2.14.1 does not import (OSError: libcublas.so.13"
