@@ -260,12 +260,12 @@ def _planned(run: RunConfig, name: str) -> Planned | None:
             stage.context,
             stage.layout,
             run.world_size(stage),
-            tokens,
-            update_tokens,
-            stage.recompute,
+            *(tokens, update_tokens, stage.recompute),
             run.engine.precision,
             run.cluster,
             chunk,
+            fp8=run.engine.fp8,
+            fp8_bf16_layers=run.engine.fp8_bf16_layers,
         )
     except AliaError:  # `check` and `plan` say why; the page does without
         return None
