@@ -6,7 +6,8 @@ memory, communication that nothing hides, and what the planner says of each.
         --case tp4:32768:8:none --case tp2cp2:32768:8:none --case cp4:32768:4:none:4
 
 A case is layout:context:layers:recompute[:rows], rows in an update and data-parallel
-rank (default 1), each one document. The vocabulary is cut from 256,000 to 8,192, so that
+rank (default 1), each one document. With several `--layers` and `--fp8` each runs with each
+that go together. The vocabulary is cut from 256,000 to 8,192, so that
 layers fill the memory and not the embedding. Random weights, random tokens; bf16 with
 fp32 gradients and optimizer state that the data-parallel ranks share (context-parallel
 ranks are among them, as in Megatron).
@@ -43,6 +44,7 @@ from alia_ctx.mcore.runtime import Distributed
 from alia_ctx.planner.stage import StagePlan, plan_stage
 from alia_ctx.spec.cluster import ClusterSpec
 from alia_ctx.spec.layout import Layout
+from benchmarks.gpu_products import LOCAL, Products
 from benchmarks.gpu_step import ROPE, alia_stack, draw_on_device, matrix_rate
 
 GIB = 2**30
@@ -89,7 +91,9 @@ class Case:
         )
 
 
-def measure(case: Case, repeats: int, rate: float) -> dict[str, Any]:
+def measure(
+    case: Case, repeats: int, rate: float, products: Products = LOCAL
+) -> dict[str, Any]:
     world = dist.get_world_size()
     dp = case.data_parallel(world)
     model = alia_stack(case.layers, VOCABULARY)
@@ -98,7 +102,7 @@ def measure(case: Case, repeats: int, rate: float) -> dict[str, Any]:
         ROPE,
         case.context,
         case.layout,
-        EngineConfig(),
+        EngineConfig(layers=products.layers, fp8=products.fp8, fp8_bf16_layers=0),
         OptimizerConfig(),
         recompute=case.recompute,
         initializer=draw_on_device,
@@ -129,6 +133,8 @@ def measure(case: Case, repeats: int, rate: float) -> dict[str, Any]:
     return {
         "documents": case.rows * dp,
         "kernel": engine.kernel,
+        "layers": engine.layers.words,
+        "fp8": engine.fp8,
         "seconds": seconds,
         "spread": [r.compute_seconds for r in results],
         "optimizer_seconds": statistics.median(r.step_seconds for r in results),
@@ -185,18 +191,25 @@ def main() -> None:
     parser.add_argument("--case", action="append", required=True)
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--layers", nargs="+", default=["local"])
+    parser.add_argument("--fp8", nargs="+", default=["off"])
     options = parser.parse_args()
     results: dict[str, Any] = {}
     with Distributed(EngineConfig()):
         rate = torch.tensor(matrix_rate(), device="cuda")
         dist.all_reduce(rate, dist.ReduceOp.MIN)  # of the slowest GPU
         card = torch.cuda.get_device_name()
-        for text in options.case:
+        combinations = Products.of(options.layers, options.fp8)
+        runs = [(text, products) for text in options.case for products in combinations]
+        for text, products in runs:
+            case = Case.parse(text)
             try:
-                result = measure(Case.parse(text), options.repeats, float(rate))
+                result = measure(case, options.repeats, float(rate), products)
             except torch.OutOfMemoryError as error:
                 # Ranks of a layout do the same, so that all of them get here.
                 result = {"out of memory": str(error).partition(".")[0]}
+            if len(combinations) > 1:
+                text = f"{text} {products}"
             results[text] = {"card": card, "matrix_tflops": float(rate), **result}
             gc.collect()
             torch.cuda.empty_cache()

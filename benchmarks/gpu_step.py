@@ -4,14 +4,20 @@ by item, and a profile.
     python benchmarks/gpu_step.py --case 5:32768:none --case 4:163840:full [--profile] > step.md
 
     python benchmarks/gpu_step.py --model smollm2 --vocabulary 49152 --case 30:32768:none
+    python benchmarks/gpu_step.py --layers local te --fp8 off current blockwise \
+        --one-process --case 2:32768:none --case 1:163840:none
 
 A case is layers:context:recompute[:row], the row `one` document (default) or `web`:
-half of it one document, the rest of lengths like filtered web text. Each case runs in a
-process of its own, through the product's engine in bf16 with fp32 gradients and
-optimizer state; one row an update, random tokens. The vocabulary is cut from 256,000 to
-8,192, or embedding and head would take the room of five layers; with `--vocabulary
-256000` they do. The optimizer's step is
-timed apart: under data parallelism each rank steps its share only.
+half of it one document, the rest of lengths like filtered web text. With several
+`--layers` and `--fp8` each case runs with each that go together, the first of them
+measured once more at its end; `of the first` is the first's time over a row's, and the
+last row's says how far the card itself moved. In FP8 all layers of the stack are: none
+keeps bf16 (`engine.fp8_bf16_layers=0`). Each run is in a process of its own, or with
+`--one-process` all in this one, through the product's engine in bf16 with fp32
+gradients and optimizer state; one row an update, random tokens. The vocabulary is cut
+from 256,000 to 8,192, or embedding and head would take the room of five layers; with
+`--vocabulary 256000` they do. The optimizer's step is timed apart: under data
+parallelism each rank steps its share only.
 
 Causal MFU: FLOPs of all products with weights (head included) and of the attention that
 the causal mask and the documents let through, forward and backward, over compute time,
@@ -26,23 +32,32 @@ every machine, and slow.
 from __future__ import annotations
 
 import argparse
+import contextlib
+import gc
 import json
 import statistics
 import subprocess
 import sys
+import zlib
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 
+sys.path.insert(0, str(Path(__file__).parents[1]))
+
 from alia_ctx.config.run import EngineConfig, OptimizerConfig
 from alia_ctx.data.packing import PackedRow
+from alia_ctx.errors import AliaError
 from alia_ctx.mcore.engine import MegatronEngine
+from alia_ctx.mcore.model import is_norm
 from alia_ctx.mcore.runtime import Distributed
 from alia_ctx.spec.layout import Layout
 from alia_ctx.spec.model import ModelSpec
 from alia_ctx.spec.rope import RopeSpec
+from benchmarks.gpu_products import LOCAL, Products
 
 GIB = 2**30
 ROPE = RopeSpec("llama3", 1e4, 40.0, 4096, low_freq_factor=1.0, high_freq_factor=4.0)
@@ -124,8 +139,13 @@ def matrix_rate(size: int = 8192, repeats: int = 110) -> float:
 
 def draw_on_device(module: torch.nn.Module, model: ModelSpec, *_: Any) -> None:
     for name, parameter in module.named_parameters():
-        if not name.endswith("layernorm.weight"):
-            torch.nn.init.normal_(parameter.data, 0.0, model.initializer_range)
+        if is_norm(name):
+            parameter.data.fill_(1.0)
+        else:
+            # By name, so that layers of either kind start from the same weights.
+            generator = torch.Generator(parameter.device)
+            generator.manual_seed(zlib.crc32(name.encode()))
+            parameter.data.normal_(0.0, model.initializer_range, generator=generator)
 
 
 class Memory:
@@ -164,8 +184,14 @@ def measure(
     attention: str,
     profile: bool,
     stack: str = "alia",
+    products: Products = LOCAL,
 ) -> dict[str, Any]:
-    settings = EngineConfig(attention=attention)
+    settings = EngineConfig(
+        attention=attention,
+        layers=products.layers,
+        fp8=products.fp8,
+        fp8_bf16_layers=0,
+    )
     with Distributed(settings):
         rates = [matrix_rate()]
         torch.cuda.empty_cache()
@@ -194,6 +220,8 @@ def measure(
             "case": str(case),
             "documents": len(row.doc_ids),
             "kernel": engine.kernel,
+            "layers": engine.layers.words,
+            "fp8": engine.fp8,
             "seconds": compute,
             "optimizer_seconds": statistics.median(r.step_seconds for r in results),
             "spread": (
@@ -254,31 +282,36 @@ def print_tables(results: list[dict[str, Any]]) -> None:
         f"{torch.cuda.get_device_name()}, torch {torch.__version__}, CUDA {torch.version.cuda}\n"
     )
     print(
-        "| layers | context | recompute | documents | kernel | s | tokens/s "
-        "| TFLOP/s | matrix TFLOP/s | causal MFU "
-        "| optimizer s |\n|" + "---|" * 11
+        "| layers | context | recompute | documents | kernel | layers by | FP8 | s "
+        "| spread | of the first | tokens/s | TFLOP/s | matrix TFLOP/s | causal MFU "
+        "| optimizer s | last loss |\n|" + "---|" * 16
     )
+    first: dict[str, float] = {}
     for r in results:
+        first.setdefault(r["case"], r["seconds"])
         layers, context, recompute, _ = r["case"].split(":")
         print(
             f"| {layers} | {int(context):,} | {recompute} | {r['documents']} "
-            f"| {r['kernel']} | {r['seconds']:.3f} "
+            f"| {r['kernel']} | {r['layers']} | {r['fp8']} | {r['seconds']:.3f} "
+            f"| {r['spread']:.1%} | {first[r['case']] / r['seconds']:.3f} "
             f"| {r['tokens_per_second']:,.0f} | {r['tflops']:.0f} | "
             f"{r['matrix_tflops']:.0f} | {r['mfu']:.1%} "
-            f"| {r['optimizer_seconds']:.3f} |"
+            f"| {r['optimizer_seconds']:.3f} | {r['losses'][-1]:.4f} |"
         )
     items = list(results[0]["memory"])
     print(
-        "\nMemory in GiB:\n\n| layers | context | recompute | documents | "
+        "\nMemory in GiB:\n\n"
+        "| layers | context | recompute | documents | layers by | FP8 | "
         + " | ".join(items)
         + " |"
     )
-    print("|" + "---|" * (4 + len(items)))
+    print("|" + "---|" * (6 + len(items)))
     for r in results:
         layers, context, recompute, _ = r["case"].split(":")
         sizes = " | ".join(f"{r['memory'][item]:.1f}" for item in items)
         print(
-            f"| {layers} | {int(context):,} | {recompute} | {r['documents']} | {sizes} |"
+            f"| {layers} | {int(context):,} | {recompute} | {r['documents']} "
+            f"| {r['layers']} | {r['fp8']} | {sizes} |"
         )
 
 
@@ -289,46 +322,77 @@ def main() -> None:
     parser.add_argument("--model", choices=STACKS, default="alia")
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--attention", default="auto")
+    parser.add_argument("--layers", nargs="+", default=["auto"])
+    parser.add_argument("--fp8", nargs="+", default=["off"])
     parser.add_argument(
         "--profile",
         action="store_true",
         help="print the kernels of one more step on stderr",
     )
     parser.add_argument(
+        "--one-process", action="store_true", help="start no process for each run"
+    )
+    parser.add_argument(
         "--in-process", action="store_true", help="run the one case here and print JSON"
     )
     options = parser.parse_args()
+    combinations = Products.of(options.layers, options.fp8)
     if options.in_process:
-        case = Case.parse(options.case[0])
-        result = measure(
-            case,
-            options.vocabulary,
-            options.repeats,
-            options.attention,
-            options.profile,
-            options.model,
-        )
-        print(json.dumps(result))
+        print(json.dumps(run_here(options, options.case[0], combinations[0])))
         return
-    results = []
-    for case in options.case:
-        arguments = [
-            a
-            for a in sys.argv[1:]
-            if not a.startswith("--case") and a not in options.case
-        ]
-        command = [sys.executable, __file__, *arguments, "--case", case, "--in-process"]
-        done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=False)
-        if done.returncode:
-            print(
-                f"{case}: did not run (exit status {done.returncode}; see stderr)",
-                flush=True,
-            )
-            continue
-        results.append(json.loads(done.stdout.splitlines()[-1]))
-        print(f"{case}: {json.dumps(results[-1])}", file=sys.stderr, flush=True)
+    if len(combinations) > 1:
+        combinations.append(combinations[0])
+    results: list[dict[str, Any]] = []
+    with contextlib.ExitStack() as entered:
+        if options.one_process:  # one process group for all
+            entered.enter_context(Distributed(EngineConfig()))
+        run = run_here if options.one_process else run_apart
+        for case in options.case:
+            for products in combinations:
+                words = f"{case} {products}"
+                try:
+                    results.append(run(options, case, products))
+                    line = json.dumps(results[-1])
+                    print(f"{words}: {line}", file=sys.stderr, flush=True)
+                except (RuntimeError, AliaError) as error:
+                    print(f"{words}: did not run ({error})", flush=True)
+                # After the error, whose frames hold the engine.
+                gc.collect()
+                torch.cuda.empty_cache()
     if results:
         print_tables(results)
+
+
+def run_here(
+    options: argparse.Namespace, case: str, products: Products
+) -> dict[str, Any]:
+    """Measure in this process."""
+    return measure(
+        Case.parse(case),
+        options.vocabulary,
+        options.repeats,
+        options.attention,
+        options.profile,
+        options.model,
+        products,
+    )
+
+
+def run_apart(
+    options: argparse.Namespace, case: str, products: Products
+) -> dict[str, Any]:
+    """Measure in a process of its own."""
+    arguments = ["--case", case, "--layers", products.layers, "--fp8", products.fp8]
+    for name in ("vocabulary", "model", "repeats", "attention"):
+        arguments += [f"--{name}", str(getattr(options, name))]
+    if options.profile:
+        arguments.append("--profile")
+    command = [sys.executable, __file__, *arguments, "--in-process"]
+    done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=False)
+    if done.returncode:
+        raise RuntimeError(f"exit status {done.returncode}; see stderr")
+    result: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
+    return result
 
 
 if __name__ == "__main__":

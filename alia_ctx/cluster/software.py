@@ -18,7 +18,8 @@ import torch
 from alia_ctx.cluster.findings import Finding, broken, good, weak
 from alia_ctx.errors import LayoutError
 from alia_ctx.nn.attention_kernels import Heads, choose_kernel
-from alia_ctx.spec.execution import Precision, kernel_speed
+from alia_ctx.nn.layer_choice import choose_layers
+from alia_ctx.spec.execution import Fp8, Precision, kernel_speed
 from alia_ctx.spec.model import ModelSpec
 
 # What constraints.txt pins, and with what all tests run.
@@ -28,13 +29,20 @@ Device = Literal["auto", "cpu", "cuda"]
 _SHARED_MEMORY = 1 << 30
 
 
-def software(device: Device = "auto") -> Iterator[Finding]:
-    """What this process is made of. `device`: `engine.device` of the run."""
+def software(
+    device: Device = "auto",
+    layers_asked: str = "local",
+    fp8: Fp8 = "off",
+    precision: Precision = "bf16",
+) -> Iterator[Finding]:
+    """What this process is made of. The arguments are settings of the run's engine."""
     yield good("python", f"{platform.python_version()} on {platform.release()}")
     for package, tested in TESTED.items():
         yield version(package, tested)
     yield cuda(device)
     yield kernel()
+    if torch.cuda.is_available():
+        yield layers(layers_asked, fp8, precision)
     yield from limits()
 
 
@@ -131,6 +139,32 @@ def kernel_notes(asked: str, model: ModelSpec, precision: Precision) -> list[str
         f"attention here is by {name}, {kernel_speed(name)}: {why}"
         for why in choice.passed_over
     ]
+
+
+def layers(asked: str, fp8: Fp8, precision: Precision) -> Finding:
+    """Whose layers `engine.layers` takes here, and why not TransformerEngine's."""
+    try:
+        choice = choose_layers(asked, fp8, precision, "cuda")
+    except LayoutError as error:
+        return broken("layers", " ".join(str(error).split()), "see docs/gpu.md")
+    if choice.passed_over:
+        why = f"{choice.words}'s own: {'; '.join(choice.passed_over)}"
+        return weak("layers", why, "install what is missing (docs/gpu.md)")
+    fp8_words = "" if fp8 == "off" else f", FP8 ({fp8})"
+    return good("layers", f"{choice.words}'s{fp8_words}")
+
+
+def layer_notes(asked: str, fp8: Fp8, precision: Precision) -> list[str]:
+    """That TransformerEngine's layers are not taken though `engine.layers` allows it, and
+    why, or that they are asked for and not there; nothing without a GPU.
+    """
+    if not torch.cuda.is_available():
+        return []
+    try:
+        choice = choose_layers(asked, fp8, precision, "cuda", trial=False)
+    except LayoutError as error:
+        return [str(error)]
+    return [f"layers here are {choice.words}'s own: {w}" for w in choice.passed_over]
 
 
 def limits() -> Iterator[Finding]:

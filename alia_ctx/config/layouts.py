@@ -103,6 +103,8 @@ def search_settings(run: RunConfig, stage: StageConfig) -> dict[str, Any]:
         "loss_chunk_tokens": loss_chunk_tokens(run.engine.loss_chunk_tokens, device),
         "overlap": run.engine.overlap_communication and device == "cuda",
         "shortest_row": shortest_row(stage.context) if of_conversations else None,
+        "fp8": run.engine.fp8,
+        "fp8_bf16_layers": run.engine.fp8_bf16_layers,
     }
 
 

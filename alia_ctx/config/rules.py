@@ -14,6 +14,7 @@ from alia_ctx.config.base import model_problems
 from alia_ctx.config.budget import budget_problems, schedule_problems, unit_problems
 from alia_ctx.config.draft import Draft
 from alia_ctx.config.evaluation import METRICS
+from alia_ctx.config.layer_rules import layer_problems
 from alia_ctx.config.places import place_problems
 from alia_ctx.config.run import (
     HELD_OUT,
@@ -48,6 +49,7 @@ def run_problems(draft: Draft) -> Problems:
     _names(draft, problems)
     _counts(draft, problems)
     _engine(draft.engine, problems)
+    problems += layer_problems(draft.engine, model, draft.asked())
     _optimizer(draft.optimizer, problems)
     if not draft.planning:
         problems += sink_problems(draft.metrics.sinks, "metrics.sinks")

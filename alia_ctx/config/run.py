@@ -15,7 +15,7 @@ from alia_ctx.data.packing import PackSpec
 from alia_ctx.data.tokens import SpecialTokens
 from alia_ctx.errors import ConfigError, Problem
 from alia_ctx.spec.cluster import ClusterSpec
-from alia_ctx.spec.execution import Precision, Recompute
+from alia_ctx.spec.execution import Fp8, Precision, Recompute
 from alia_ctx.spec.launch import LaunchSpec
 from alia_ctx.spec.layout import Layout
 from alia_ctx.spec.model import ModelSpec
@@ -29,13 +29,13 @@ Sink = Literal["tensorboard", "wandb", "mlflow"]
 @dataclass(frozen=True)
 class EngineConfig:
     """How a step is computed, never what is computed: no setting here changes the loss
-    beyond rounding.
+    beyond rounding, which `fp8` makes coarser in the products of the layers.
 
     `loss_chunk_tokens` bounds the logits that exist at a time; None takes the device's
     default (`alia_ctx.spec.execution`). `context_split` says which tokens of a row a
     context-parallel rank holds: `balanced` cuts a row finer than the zigzag where its
     documents would leave the zigzag uneven (one to 8 times as many kernel calls a
-    layer).
+    layer). `fp8_bf16_layers` first and as many last layers keep bf16 under `fp8`.
     """
 
     device: Literal["auto", "cpu", "cuda"] = "auto"
@@ -43,6 +43,9 @@ class EngineConfig:
     attention: Literal[
         "auto", "flash4", "flash3", "flash2", "torch_varlen", "reference"
     ] = "auto"
+    layers: Literal["auto", "te", "local"] = "local"
+    fp8: Fp8 = "off"
+    fp8_bf16_layers: int = 1
     loss_chunk_tokens: int | None = None
     context_split: Literal["balanced", "zigzag"] = "balanced"
     overlap_communication: bool = True

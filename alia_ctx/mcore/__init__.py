@@ -1,10 +1,12 @@
 """The adapter to Megatron-Core: every file here needs Megatron, or stands beneath it."""
 
 from alia_ctx.mcore.quiet import quiet_upstream
+from alia_ctx.nn.layer_choice import hide_where_unusable
 
 # Upstream warns while it is imported, about what a host does not have. Whoever imports
 # a module of this package passes here first, so that its filters hold for just that.
 with quiet_upstream():
+    hide_where_unusable()
     import megatron.core.dist_checkpointing
     import megatron.core.distributed
     import megatron.core.models.gpt.gpt_layer_specs

@@ -3,10 +3,10 @@
 Megatron's distributed checkpoints store optimizer state tensor by tensor in the shape
 of the parameter, and `step` per group, as TransformerEngine's and Apex's FusedAdam do.
 torch's own AdamW keeps a `step` tensor per parameter, which a `fully_reshardable`
-checkpoint cannot load. So this one stands in where neither is
-installed: on CPU, and on GPUs without them. The update is that of Loshchilov and Hutter
-(arXiv 1711.05101), computed in the dtype of the parameters with `torch._foreach`
-kernels.
+checkpoint cannot load. So this one stands in for it on CPU and GPU, and for theirs where
+they are installed: one optimizer everywhere, whatever else a machine has. The update is
+that of Loshchilov and Hutter (arXiv 1711.05101), computed in the dtype of the parameters
+with `torch._foreach` kernels.
 """
 
 from __future__ import annotations
@@ -78,15 +78,15 @@ class GroupStepAdamW(torch.optim.Optimizer):
         ]
 
 
-def use_group_step_adam() -> bool:
-    """Give Megatron this AdamW where it would fall back to torch's. Returns whether it did."""
-    if not megatron_optimizer.USING_PYTORCH_OPTIMIZER:
-        return False
-    # Upstream picks its Adam at import and takes torch's for a last resort, whose state a
-    # `fully_reshardable` checkpoint cannot load (megatron/core/optimizer/__init__.py). The
-    # two flags say that the one in place keeps `step` per group, as Apex's and
-    # TransformerEngine's do (megatron/core/optimizer/distrib_optimizer.py asks).
+def use_group_step_adam() -> None:
+    """Give Megatron this AdamW in the place of the one that it picked."""
+    # Upstream picks its Adam at import: TransformerEngine's, Apex's, or torch's for a last
+    # resort, whose state a `fully_reshardable` checkpoint cannot load
+    # (megatron/core/optimizer/__init__.py). The flags say that the one in place keeps
+    # `step` per group, and is neither of the others
+    # (megatron/core/optimizer/distrib_optimizer.py asks).
     megatron_optimizer.Adam = GroupStepAdamW
     megatron_optimizer.USING_PYTORCH_OPTIMIZER = False
     distrib_optimizer.HAVE_APEX_OR_TE = True
-    return True
+    distrib_optimizer.USING_TE_OPTIMIZER = False
+    distrib_optimizer.USING_APEX_OPTIMIZER = False

@@ -137,6 +137,9 @@ class PackedAttention(MegatronModule):
     ) -> Tensor:
         """Attention output [t, h*d] from unrotated query [t, h, d] and key, value [t,
         g, d] of this rank's tokens.
+
+        Tokens beyond those of the row's geometry are padding (`padded_tokens`): none
+        sees them, and their output is 0.
         """
         row = packed_seq_params
         if not isinstance(row, RowGeometry):
@@ -147,13 +150,20 @@ class PackedAttention(MegatronModule):
             raise LayoutError(
                 "PackedAttention takes its mask from the row geometry; pass attention_mask=None"
             )
+        tokens = len(row.cos)
+        padding = len(query) - tokens
+        if padding:
+            query, key, value = query[:tokens], key[:tokens], value[:tokens]
         key_values, wait = exchange_key_values(
             rotate(key, row.cos, row.sin), value, row.rank, self.cp_group
         )
         query = rotate(query, row.cos, row.sin)  # while keys and values travel
         wait()
-        return attend(query, key_values, row, self.kernel, self.softmax_scale).flatten(
-            1
+        output = attend(
+            query, key_values, row, self.kernel, self.softmax_scale
+        ).flatten(1)
+        return (
+            torch.nn.functional.pad(output, (0, 0, 0, padding)) if padding else output
         )
 
 

@@ -32,9 +32,11 @@ from alia_ctx.mcore.forward_backward import ForwardBackward
 from alia_ctx.mcore.model import (
     Initializer,
     ModelOptions,
+    add_gradients_in_products,
     build_model,
     initialize,
     transformer_config,
+    without_fp8,
 )
 from alia_ctx.mcore.optimizer import StageOptimizer
 from alia_ctx.mcore.owned_state import (
@@ -44,11 +46,19 @@ from alia_ctx.mcore.owned_state import (
     read_weights,
     table_keys,
 )
+from alia_ctx.mcore.padding import TokenPadding
 from alia_ctx.mcore.runtime import Ranks
 from alia_ctx.nn.activation_offload import offload_activations
 from alia_ctx.nn.attention_kernels import Heads, choose_kernel
 from alia_ctx.nn.context_parallel import Balance
-from alia_ctx.spec.execution import Precision, Recompute
+from alia_ctx.nn.layer_choice import choose_layers
+from alia_ctx.spec.execution import (
+    FP8_MULTIPLE,
+    Fp8,
+    Precision,
+    Recompute,
+    fp8_problem,
+)
 from alia_ctx.spec.layout import Layout
 from alia_ctx.spec.model import ModelSpec
 from alia_ctx.spec.rope import RopeSpec
@@ -75,10 +85,12 @@ class MegatronEngine(Ranks):
         optimizer: the stage's optimizer, or None.
         kernel: name of the attention kernel that was chosen.
         kernels_passed_over: why no faster ones were.
+        layers: whose layers were chosen, and why not others.
+        fp8: how the layers' products are scaled in training; `off` without an optimizer.
         passes: forward and backward over rows.
 
     Raises LayoutError, before any memory is taken, where the layout fits neither model,
-    row nor world, or where the attention kernel is not installed.
+    row nor world, or where attention kernel or layers are not installed.
     """
 
     def __init__(
@@ -105,15 +117,16 @@ class MegatronEngine(Ranks):
         heads = Heads.of(model, engine.precision, layout.tp)
         choice = choose_kernel(engine.attention, device, heads)
         self.kernel, self.kernels_passed_over = choice.kernel.name, choice.passed_over
+        # A checkpoint is measured as it is exported: in the precision of its weights.
+        self.fp8: Fp8 = "off" if optimizer is None else engine.fp8
+        self.layers = choose_layers(engine.layers, self.fp8, engine.precision, device)
+        _check_fp8(self.fp8, model, layout, engine.fp8_bf16_layers)
         super().__init__(layout, seed, engine.timeout_minutes)
         self._staging = Staging()
         options = ModelOptions(
-            engine.precision,
-            self.kernel,
-            recompute,
-            engine.deterministic,
-            on_gpu,
-            engine.loss_chunk_tokens,
+            *(engine.precision, self.kernel, recompute, engine.deterministic, on_gpu),
+            *(engine.loss_chunk_tokens, self.layers.name),
+            *(self.fp8, engine.fp8_bf16_layers),
         )
         config = transformer_config(model, layout, options)
         self.module = build_model(model, config, context, options, self.groups)
@@ -135,6 +148,8 @@ class MegatronEngine(Ranks):
                 overlap=engine.overlap_communication and on_gpu,
             )
             self.chunk = self.optimizer.chunk
+            if not engine.offload_activations:
+                add_gradients_in_products(self.module)
         self.passes = ForwardBackward(
             self.chunk,
             self.module.output_layer if self.is_last_pp_rank else None,
@@ -149,6 +164,9 @@ class MegatronEngine(Ranks):
             )
             if engine.offload_activations
             else contextlib.nullcontext,
+            padding=TokenPadding(
+                self.module, self.groups.tp, 1 if self.fp8 == "off" else FP8_MULTIPLE
+            ),
         )
 
     @property
@@ -205,7 +223,7 @@ class MegatronEngine(Ranks):
         """
         self.chunk.eval()
         try:
-            with torch.no_grad():
+            with torch.no_grad(), without_fp8(self.module.config):
                 return tuple(self.passes.rows(rows, forward_only=True))
         finally:
             if self.optimizer is not None:
@@ -221,12 +239,11 @@ class MegatronEngine(Ranks):
                 "logits are for verification on one pipeline rank; use pp=1"
             )
         batch = self.passes.batch(row)
-        with torch.no_grad():
-            local = self.chunk(
-                batch.tokens, None, None, packed_seq_params=batch.geometry
-            )
+        with torch.no_grad(), without_fp8(self.module.config):
+            local = self.passes.forward(batch, self.chunk)
             full = gather_from_tensor_model_parallel_region(local, group=self.groups.tp)
-        return full[0, :, : self.model.vocab_size].float()
+        tokens = len(batch.geometry.cos)
+        return full[0, :tokens, : self.model.vocab_size].float()
 
     def _training(self) -> StageOptimizer:
         if self.optimizer is None:
@@ -296,6 +313,12 @@ class MegatronEngine(Ranks):
                 with_moments=with_optimizer,
             )
         self.optimizer.publish()
+
+
+def _check_fp8(fp8: Fp8, model: ModelSpec, layout: Layout, bf16_layers: int) -> None:
+    problem = fp8_problem(model, layout, bf16_layers) if fp8 != "off" else None
+    if problem is not None:
+        raise LayoutError(f"engine.fp8={fp8}: {'; '.join(problem)}")
 
 
 def _pass_weights_on(module: torch.nn.Module, group: dist.ProcessGroup) -> None:

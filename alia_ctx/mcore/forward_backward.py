@@ -18,6 +18,7 @@ from alia_ctx.data.packing import IGNORE, PackedRow
 from alia_ctx.errors import DataError, LayoutError
 from alia_ctx.mcore.attention import RowGeometry, row_geometry
 from alia_ctx.mcore.output_layer import LossOutputLayer
+from alia_ctx.mcore.padding import TokenPadding
 from alia_ctx.mcore.runtime import Ranks
 from alia_ctx.nn.context_parallel import Balance, Range
 from alia_ctx.nn.linear_cross_entropy import TokenLosses
@@ -74,6 +75,7 @@ class ForwardBackward:
         rope, head_dim: of the rotations of a row's tokens.
         balance: how a row is cut over context-parallel ranks; None for the zigzag.
         forward_context: entered around each forward; decides where activations are kept.
+        padding: of the tokens that enter `chunk`.
     """
 
     def __init__(
@@ -88,10 +90,11 @@ class ForwardBackward:
         head_dim: int,
         balance: Balance | None,
         forward_context: Callable[[], contextlib.AbstractContextManager[Any]],
+        padding: TokenPadding,
     ) -> None:
         self.chunk, self.output_layer, self.ranks = chunk, output_layer, ranks
         self.context, self.vocab_size = context, vocab_size
-        self.forward_context = forward_context
+        self.forward_context, self.padding = forward_context, padding
         self._geometry = functools.partial(
             row_geometry,
             context=context,
@@ -133,12 +136,14 @@ class ForwardBackward:
 
         What is returned is on the last pipeline rank alone, in the order of the batches.
         """
+        cp = self.ranks.groups.cp.size()
+        tokens = self.padding.padded((length or self.context) // cp)
         return get_forward_backward_func()(
             forward_step_func=self._step,
             data_iterator=iter(batches),
             model=[self.chunk],
             num_microbatches=count,
-            seq_length=length or self.context,
+            seq_length=tokens * cp,
             micro_batch_size=1,
             forward_only=forward_only,
         )
@@ -172,6 +177,12 @@ class ForwardBackward:
                 f"vocabulary of {self.vocab_size}; tokenize with this model's tokenizer"
             )
 
+    def forward(self, batch: Batch, chunk: torch.nn.Module) -> torch.Tensor:
+        """What `chunk` makes of a batch, and of its padding behind it."""
+        ids = self.padding.inputs(len(batch.geometry.cos), batch.tokens)
+        output: torch.Tensor = chunk(ids, None, None, packed_seq_params=batch.geometry)
+        return output
+
     def _step(
         self, batches: Iterator[Batch], chunk: torch.nn.Module
     ) -> tuple[torch.Tensor, Callable[[torch.Tensor], Any]]:
@@ -179,17 +190,16 @@ class ForwardBackward:
         of it that gives loss, number of predicted tokens, and what is returned in the end.
         """
         batch, layer = next(batches), self.output_layer
-        arguments = (batch.tokens, None, None)
         with self.forward_context():
             if layer is None or batch.targets is None:
-                output = chunk(*arguments, packed_seq_params=batch.geometry)
-                return output, _no_loss
-            with layer.predicting(batch.targets, batch.weights):
-                output = chunk(*arguments, packed_seq_params=batch.geometry)
+                return self.forward(batch, chunk), _no_loss
+            targets = self.padding.targets(batch.targets)
+            with layer.predicting(targets, self.padding.weights(batch.weights)):
+                output = self.forward(batch, chunk)
+        tokens, losses = len(batch.targets), layer.take_losses()
+        losses = TokenLosses(losses.values[:tokens], losses.hits[:tokens])
         ranges = batch.geometry.rank.ranges
-        done = RowOnDevice(
-            batch.row, ranges, batch.targets, layer.take_losses(), batch.weights
-        )
+        done = RowOnDevice(batch.row, ranges, batch.targets, losses, batch.weights)
         predicted = torch.sum(batch.targets >= 0).to(torch.int32)
         return output, lambda loss: (loss.view(()), predicted, done)
 

@@ -5,22 +5,28 @@ whose checkpoint names are those that every Megatron tool reads, and keep the ch
 this file.
 
 Position embedding is "none": our core attention rotates q and k from per-token
-positions (mcore/attention.py). Norms are ours because upstream's torch norm rejects
-sequence parallelism; the linear layers, the MLP, the embedding, the residual stream and
-the pipeline are upstream's.
+positions (mcore/attention.py). The linear layers are upstream's own, or those that it
+derives from TransformerEngine's, which have the norm before them in them; beside the
+former norms are ours, because upstream's torch norm rejects sequence parallelism. The
+MLP, the embedding, the residual stream and the pipeline are upstream's.
+
+Both kinds name a weight alike in a checkpoint: upstream's plain layer saves its norms
+under the names of the others (`sharded_state_dict_keys_map` of its layer spec).
 """
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import hashlib
 import math
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
 import torch
+from megatron.core.extensions.transformer_engine import TENorm
 from megatron.core.models.gpt import GPTModel, gpt_layer_specs
 from megatron.core.process_groups_config import ProcessGroupCollection
 from megatron.core.transformer.spec_utils import ModuleSpec
@@ -34,7 +40,7 @@ from megatron.core.transformer.transformer_layer import get_transformer_layer_of
 from alia_ctx.mcore.attention import PackedAttention
 from alia_ctx.mcore.output_layer import LossOutputLayer
 from alia_ctx.nn.dtypes import DTYPES
-from alia_ctx.spec.execution import Precision, Recompute
+from alia_ctx.spec.execution import Fp8, Layers, Precision, Recompute
 from alia_ctx.spec.layout import Layout
 from alia_ctx.spec.model import ModelSpec
 
@@ -54,6 +60,9 @@ class ModelOptions:
     deterministic: bool
     on_gpu: bool
     loss_chunk_tokens: int | None = None
+    layers: Layers = "local"
+    fp8: Fp8 = "off"
+    fp8_bf16_layers: int = 0
 
 
 class RMSNorm(torch.nn.Module):
@@ -136,20 +145,58 @@ def transformer_config(
         bias_dropout_fusion=False,
         bias_activation_fusion=options.on_gpu,
         variable_seq_lengths=False,
+        # With it TransformerEngine would keep an FP8 copy of each weight, 2 bytes a
+        # parameter, and the gradient of an update's first row would replace what
+        # `main_grad` holds (`is_first_microbatch` in
+        # transformer_engine.pytorch.module.linear): both wrong for who does not tell it
+        # where an update begins. A cast for each row costs little where rows are long.
+        disable_parameter_transpose_cache=True,
+        **_fp8_settings(options),
     )
 
 
-def layer_specification(config: TransformerConfig, kernel: str) -> ModuleSpec:
-    """Upstream's plain decoder layer with our norms and core attention."""
-    layer = gpt_layer_specs.get_gpt_layer_local_spec(
-        qk_layernorm=config.qk_layernorm, normalization=config.normalization
-    )
-    parts = layer.submodules
-    parts.input_layernorm = RMSNorm
-    parts.pre_mlp_layernorm = RMSNorm
+def _fp8_settings(options: ModelOptions) -> dict[str, Any]:
+    """Upstream's words for FP8 products; weights, gradients, norms, embedding, head and
+    attention stay as they are.
+
+    E4M3 forward and E5M2 for gradients where a tensor has one scale, which has to reach
+    over all of its gradients; E4M3 throughout where each block has its own (DeepSeek-V3,
+    arXiv 2412.19437).
+    """
+    if options.fp8 == "off":
+        return {}
+    current = options.fp8 == "current"
+    return {
+        "fp8": "hybrid" if current else "e4m3",
+        "fp8_recipe": "tensorwise" if current else "blockwise",
+        "fp8_param": False,
+        "first_last_layers_bf16": options.fp8_bf16_layers > 0,
+        "num_layers_at_start_in_bf16": options.fp8_bf16_layers,
+        "num_layers_at_end_in_bf16": options.fp8_bf16_layers,
+    }
+
+
+def layer_specification(
+    config: TransformerConfig, kernel: str, layers: Layers = "local"
+) -> ModuleSpec:
+    """Upstream's decoder layer, plain with our norms or of TransformerEngine's modules, with
+    our core attention.
+    """
+    if layers == "te":
+        layer = gpt_layer_specs.get_gpt_layer_with_transformer_engine_spec(
+            qk_layernorm=config.qk_layernorm
+        )
+        parts = layer.submodules
+    else:
+        layer = gpt_layer_specs.get_gpt_layer_local_spec(
+            qk_layernorm=config.qk_layernorm, normalization=config.normalization
+        )
+        parts = layer.submodules
+        parts.input_layernorm = RMSNorm
+        parts.pre_mlp_layernorm = RMSNorm
     attention = parts.self_attention.submodules
     attention.core_attention = functools.partial(PackedAttention, kernel=kernel)
-    if config.qk_layernorm:
+    if config.qk_layernorm and layers == "local":
         attention.q_layernorm = RMSNorm
         attention.k_layernorm = RMSNorm
     return layer
@@ -175,10 +222,10 @@ def build_model(
     On the last pipeline rank its `output_layer` is a `LossOutputLayer`.
     """
     pp_rank, pp_size = groups.pp.rank(), groups.pp.size()
-    layer = layer_specification(config, options.kernel)
+    layer = layer_specification(config, options.kernel, options.layers)
     block = TransformerBlockSubmodules(
         layer_specs=[layer] * get_num_layers_to_build(config, pp_rank=pp_rank),
-        layer_norm=RMSNorm,
+        layer_norm=RMSNorm if options.layers == "local" else TENorm,
     )
     module = GPTModel(
         config=config,
@@ -198,6 +245,41 @@ def build_model(
     return module.to(torch.cuda.current_device())
 
 
+def add_gradients_in_products(module: torch.nn.Module) -> None:
+    """Let TransformerEngine's layers of `module` add a weight's gradient to the fp32 one
+    (`main_grad`) in the product that forms it, in place of a bf16 gradient that is added
+    after. DistributedDataParallel has to be around them.
+
+    Not where hooks on saved tensors keep activations elsewhere: they hand a weight back
+    without its attributes, in which it is noted that its gradient was added
+    (transformer_engine.pytorch.module.layernorm_linear). Upstream's setting for it
+    (`gradient_accumulation_fusion`) would ask its own head for a kernel of Apex's too
+    (megatron/core/tensor_parallel/layers.py).
+    """
+    for part in module.modules():
+        if hasattr(part, "fuse_wgrad_accumulation"):
+            setattr(part, "fuse_wgrad_accumulation", True)  # noqa: B010
+
+
+@contextlib.contextmanager
+def without_fp8(config: TransformerConfig) -> Iterator[None]:
+    """Products are computed in the weights' precision within it: what is measured while
+    training is what a checkpoint of the same weights is measured at.
+    """
+    fp8, config.fp8 = config.fp8, None
+    try:
+        yield
+    finally:
+        config.fp8 = fp8
+
+
+def is_norm(name: str) -> bool:
+    """Whether a parameter of the model is the weight of a norm, by its name: alone, or in
+    one of TransformerEngine's modules with the product behind it.
+    """
+    return name.endswith(("layernorm.weight", "layer_norm_weight"))
+
+
 def initialize(
     module: torch.nn.Module,
     model: ModelSpec,
@@ -214,7 +296,7 @@ def initialize(
     """
     first_layer = get_transformer_layer_offset(config, pp_rank=groups.pp.rank())
     for name, parameter in module.named_parameters():
-        if name.endswith("layernorm.weight"):
+        if is_norm(name):
             continue
         if name.endswith(".bias"):
             parameter.data.zero_()

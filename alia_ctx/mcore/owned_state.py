@@ -42,6 +42,7 @@ from alia_ctx.errors import CheckpointError
 
 _SHARDING = "fully_reshardable"
 _PREFIX = "optimizer.state."
+_EXTRA_STATE = "_extra_state"
 
 
 class OwnedRange:
@@ -121,7 +122,11 @@ def owned_state(
         if isinstance(sharded, ShardedTensor):
             _add_tensor(state, sharded, owned, copies)
         elif isinstance(sharded, ShardedObject) and is_main_replica(sharded.replica_id):
-            state.objects[sharded.unique_key] = sharded.data
+            # TransformerEngine's hold a pickled recipe of FP8 that no scaling in use
+            # here needs; Megatron-Core's own layers write None under the same name
+            # (transformer_engine.pytorch.module.base, get_extra_state).
+            extra = sharded.key.endswith(_EXTRA_STATE)
+            state.objects[sharded.unique_key] = None if extra else sharded.data
     if dist.get_rank() == 0:
         state.objects[COMMON_STATE] = (
             {} if owned is None else {"optimizer": owned.common_state()}

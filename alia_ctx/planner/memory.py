@@ -79,9 +79,12 @@ def rank_memory(work: Workload, pipeline_rank: int, overhead_gib: float) -> Rank
         "gradients": parameters * _FP32,
         "optimizer": optimizer_bytes(work, parameters),
     }
+    fp8_layers = work.fp8_layers(pipeline_rank)
     sizes = {
         **kept,
-        "activations": layers * saved,
+        "activations": layers * saved
+        - min(layers, in_flight * fp8_layers) * _halved_bytes(work),
+        "FP8 copies of weights": _cast_weight_bytes(work, fp8_layers, in_flight),
         "collected keys and values": once * collected,
         **_passing_bytes(work, pipeline_rank),
     }
@@ -179,6 +182,34 @@ def _mlp_bytes(work: Workload) -> int:
     )
 
 
+def _halved_bytes(work: Workload) -> int:
+    """What a layer of FP8 products saves less: the norms' outputs and the MLP's product are
+    kept for the gradients of weights in the byte that they are cast to. The projection
+    behind the attention keeps what the attention keeps anyway.
+    """
+    if work.recompute == "full":
+        return 0
+    hidden = work.local_tokens // work.layout.tp * work.model.hidden_size
+    if work.recompute == "selective":
+        return hidden
+    return 2 * hidden + _mlp_bytes(work) // 3 // work.bytes
+
+
+def _cast_weight_bytes(work: Workload, layers: int, in_flight: int) -> int:
+    """Weights in FP8, as they are and transposed (Hopper's products take one form only):
+    each row in flight keeps its own from its forward to its backward, but for those that
+    are computed again.
+    """
+    if not layers:
+        return 0
+    model, tp = work.model, work.layout.tp
+    mlp = 3 * model.hidden_size * model.intermediate_size // tp
+    attention = 2 * model.hidden_size * (model.query_size + model.key_value_size) // tp
+    kept = {"none": attention + mlp, "selective": attention, "full": 0}[work.recompute]
+    again = {"none": 0, "selective": mlp, "full": attention + mlp}[work.recompute]
+    return 2 * (in_flight * layers * kept + again)
+
+
 def _passing_bytes(work: Workload, pipeline_rank: int) -> dict[str, int]:
     """The larger of two peaks while all activations are saved: the loss's, and that of the
     backward of the layer before it, when what the loss held is gone but for the gradient
@@ -206,6 +237,8 @@ def _working_bytes(work: Workload) -> int:
     mlp = _mlp_bytes(work) * 2 // 3 + 2 * t * model.hidden_size * b
     query = t * model.query_size // tp
     keys = work.context * 2 * model.key_value_size // tp
+    if work.fp8 != "off":  # the gradients of gate and up in FP8, in both forms
+        mlp += _mlp_bytes(work) * 2 // 3 // b * 2
     attention = query * (_FP32 + 2 * b) + 2 * keys * b
     recomputed = {
         "none": 0,

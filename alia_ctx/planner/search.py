@@ -12,7 +12,13 @@ from alia_ctx.planner.stage import HOPPER_NODES, StagePlan, plan_of, plan_stage
 from alia_ctx.planner.timing import spans_nodes
 from alia_ctx.planner.workload import RECOMPUTE_MODES
 from alia_ctx.spec.cluster import ClusterSpec
-from alia_ctx.spec.execution import GPU_LOSS_CHUNK, Precision, Recompute
+from alia_ctx.spec.execution import (
+    GPU_LOSS_CHUNK,
+    Fp8,
+    Precision,
+    Recompute,
+    fp8_problem,
+)
 from alia_ctx.spec.layout import Layout
 from alia_ctx.spec.model import ModelSpec
 from alia_ctx.spec.rope import RopeSpec
@@ -63,6 +69,8 @@ def suggest_layouts(
     overlap: bool = True,
     attention_pairs: float | None = None,
     shortest_row: int | None = None,
+    fp8: Fp8 = "off",
+    fp8_bf16_layers: int = 0,
 ) -> list[LayoutChoice]:
     """All layouts that divide model, row and world: first the usable ones, fastest first,
     then why the others fall, the least too large first.
@@ -91,6 +99,8 @@ def suggest_layouts(
         loss_chunk_tokens,
         overlap=overlap,
         attention_pairs=attention_pairs,
+        fp8=fp8,
+        fp8_bf16_layers=fp8_bf16_layers,
     )
     modes = list(
         product(
@@ -203,4 +213,8 @@ def _reason(plan: StagePlan) -> str:
         )
     if spans_nodes(plan.work.layout, plan.cluster):
         return f"tp={plan.work.layout.tp} leaves the node of {plan.cluster.ranks_per_node} GPUs"
+    work = plan.work
+    if work.fp8 != "off":
+        broken = fp8_problem(work.model, work.layout, work.fp8_bf16_layers)
+        return "" if broken is None else f"in FP8 {broken[0]}"
     return ""

@@ -24,7 +24,7 @@ from alia_ctx.planner.timing import (
 )
 from alia_ctx.planner.workload import Workload
 from alia_ctx.spec.cluster import ClusterSpec
-from alia_ctx.spec.execution import GPU_LOSS_CHUNK, Precision, Recompute
+from alia_ctx.spec.execution import GPU_LOSS_CHUNK, Fp8, Precision, Recompute
 from alia_ctx.spec.layout import Layout
 from alia_ctx.spec.model import ModelSpec
 from alia_ctx.spec.rope import RopeSpec
@@ -172,6 +172,8 @@ def plan_stage(
     offload: bool = False,
     overlap: bool = True,
     attention_pairs: float | None = None,
+    fp8: Fp8 = "off",
+    fp8_bf16_layers: int = 0,
 ) -> StagePlan:
     """Plan a stage of `tokens` tokens in rows of `context`, `update_tokens` an update, on
     `world_size` GPUs; the rest is as in `Workload`.
@@ -194,6 +196,8 @@ def plan_stage(
         offload,
         overlap,
         attention_pairs,
+        fp8,
+        fp8_bf16_layers,
     )
     work.check()
     return plan_of(work, cluster, rope_reach(rope, model.head_dim, context))

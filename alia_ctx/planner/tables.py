@@ -11,7 +11,7 @@ from alia_ctx.planner.rope_reach import plain_bases
 from alia_ctx.planner.search import GpuCount, LayoutChoice
 from alia_ctx.planner.stage import StagePlan
 from alia_ctx.spec.cluster import ClusterSpec
-from alia_ctx.spec.execution import Precision
+from alia_ctx.spec.execution import Fp8, Precision
 from alia_ctx.spec.layout import Layout
 
 
@@ -201,7 +201,9 @@ def _figure_cells(choice: LayoutChoice) -> tuple[str, ...]:
     )
 
 
-def assumptions_table(cluster: ClusterSpec, precision: Precision = "bf16") -> Table:
+def assumptions_table(
+    cluster: ClusterSpec, precision: Precision = "bf16", fp8: Fp8 = "off"
+) -> Table:
     """What the estimates take for granted, and the setting of each."""
     table = Table(title="Assumed; alia_ctx/spec/cluster.py says where each is from")
     for heading in ("setting", "value", "default"):
@@ -212,6 +214,9 @@ def assumptions_table(cluster: ClusterSpec, precision: Precision = "bf16") -> Ta
         table.add_row(f"cluster.{field.name}", f"{value:g}", shown)
     peak = f"{cluster.peak_flops(precision) / 1e12:g}e12 FLOP/s a GPU"
     table.add_row("engine.precision", f"{precision}: {peak}", "")
+    if fp8 != "off":
+        words = "memory from reading the code, time as in bf16: neither was measured"
+        table.add_row("engine.fp8", f"{fp8}: {words}", "")
     return table
 
 

@@ -8,7 +8,7 @@ from functools import cached_property
 from typing import get_args
 
 from alia_ctx.errors import ConfigError, LayoutError, Problems
-from alia_ctx.spec.execution import GPU_LOSS_CHUNK, Precision, Recompute
+from alia_ctx.spec.execution import GPU_LOSS_CHUNK, Fp8, Precision, Recompute
 from alia_ctx.spec.layout import Layout
 from alia_ctx.spec.model import ModelSpec
 
@@ -29,6 +29,9 @@ class Workload:
             weights gathered beside the first row's forward.
         attention_pairs: visible query-key pairs of a row, the mean of its pack plan;
             None takes one document a row, which is the most that there can be.
+        fp8: whether the layers' products are in FP8, of any scaling; it counts in
+            memory, and the time is taken to be that of bf16.
+        fp8_bf16_layers: first layers that are not, and as many last ones.
     """
 
     model: ModelSpec
@@ -43,6 +46,8 @@ class Workload:
     offload: bool = False
     overlap: bool = True
     attention_pairs: float | None = None
+    fp8: Fp8 = "off"
+    fp8_bf16_layers: int = 0
 
     def check(self) -> None:
         """Raise ConfigError or LayoutError with all that is wrong."""
@@ -113,6 +118,13 @@ class Workload:
     def layers_per_stage(self) -> int:
         """Decoder layers of one pipeline rank."""
         return self.model.num_hidden_layers // self.layout.pp
+
+    def fp8_layers(self, pipeline_rank: int) -> int:
+        """Layers of a pipeline rank whose products are in FP8."""
+        if self.fp8 == "off":
+            return 0
+        ends = (pipeline_rank == 0) + (pipeline_rank == self.layout.pp - 1)
+        return max(0, self.layers_per_stage - ends * self.fp8_bf16_layers)
 
     @property
     def layers_of_rank(self) -> float:

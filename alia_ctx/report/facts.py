@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import pairwise
 from typing import Any
 
@@ -48,12 +48,32 @@ class Part:
     """Updates of a stage, one after another, that ran alike.
 
     `layout` has the size of each kind of parallelism, dp among them; None where the log
-    does not say it. `kernel` is that of attention, `-` where the log does not say it.
+    does not say it. `kernel` is that of attention, `layers` says whose layers computed,
+    with the FP8 of their products; both are `-` where the log does not say it.
     """
 
     layout: Mapping[str, int] | None
     kernel: str
+    layers: str
     lines: Sequence[Mapping[str, Any]]
+
+    @classmethod
+    def of(cls, lines: Sequence[Mapping[str, Any]]) -> Part:
+        """The updates of one start, whose first line says how they ran."""
+        first = lines[0]
+        layout, fp8 = first.get("layout"), str(first.get("fp8", "off"))
+        return cls(
+            layout if isinstance(layout, Mapping) else None,
+            str(first.get("kernel", "-")),
+            str(first.get("layers", "-")) + ("" if fp8 == "off" else f", FP8 ({fp8})"),
+            lines,
+        )
+
+    def ran_as(self, other: Part) -> bool:
+        mine, theirs = (
+            (part.layout, part.kernel, part.layers) for part in (self, other)
+        )
+        return mine == theirs
 
     @property
     def updates(self) -> str:
@@ -159,19 +179,32 @@ class StageFacts:
 
     @property
     def parts(self) -> list[Part]:
-        """Its updates by how they ran: a part ends where a start changed the layout or the
-        kernel of attention, which the first line of each start says.
+        """Its updates by how they ran: a part ends where a start changed the layout, the
+        kernel of attention or the layers, which the first line of each start says.
         """
         starts = [i for i, line in enumerate(self.lines) if i == 0 or "kernel" in line]
         parts: list[Part] = []
         for first, stop in pairwise([*starts, len(self.lines)]):
-            layout = self.lines[first].get("layout")
-            kernel = str(self.lines[first].get("kernel", "-"))
-            known = layout if isinstance(layout, Mapping) else None
-            if parts and (parts[-1].layout, parts[-1].kernel) == (known, kernel):
-                first -= len(parts.pop().lines)
-            parts.append(Part(known, kernel, self.lines[first:stop]))
+            part = Part.of(self.lines[first:stop])
+            if parts and parts[-1].ran_as(part):
+                part = replace(part, lines=[*parts.pop().lines, *part.lines])
+            parts.append(part)
         return parts
+
+    @property
+    def layers_not_taken(self) -> list[str]:
+        """Sentences on starts that were to take TransformerEngine's layers, and why they
+        did not.
+        """
+        said = dict.fromkeys(
+            tuple(map(str, line["layers_passed_over"]))
+            for line in self.lines
+            if isinstance(line.get("layers_passed_over"), list)
+        )
+        return [
+            f"{self.name} did not run on TransformerEngine's layers: {'; '.join(why)}."
+            for why in said
+        ]
 
     def values(self, *names: str) -> list[float]:
         """A number of every line of the log that has it, in order; names lead inward."""

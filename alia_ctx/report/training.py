@@ -152,6 +152,7 @@ def speed(facts: RunFacts) -> str:
             part.updates,
             layout_words(part.layout),
             part.kernel,
+            part.layers,
             html.number(median(part.values("seconds")), 3),
             html.number(median(part.values("tokens_per_second")), 0),
             html.number(median(part.values("tokens_per_second_per_rank")), 0),
@@ -164,25 +165,21 @@ def speed(facts: RunFacts) -> str:
         for stage in logged
         for part in stage.parts
     ]
-    heads = [
-        "stage",
-        "updates",
-        "layout",
-        "attention",
-        "s an update",
-        "tokens/s",
-        "tokens/s a rank",
-        "MFU",
-    ]
-    heads += ["MFU (6N)", "imbalance", "memory (GiB)", "in all"]
+    heads = ["stage", "updates", "layout", "attention", "layers", "s an update"]
+    heads += ["tokens/s", "tokens/s a rank", "MFU", "MFU (6N)", "imbalance"]
+    heads += ["memory (GiB)", "in all"]
     table = html.table(
         heads,
         rows,
-        caption="Medians over updates that ran alike: a line for each layout and kernel "
-        "that a stage ran on. Memory is the peak of a rank. "
+        caption="Medians over updates that ran alike: a line for each layout, kernel "
+        "and kind of layers that a stage ran on. Memory is the peak of a rank. "
         "MFU is useful FLOPs over the peak that the configuration names; imbalance is "
         "the work of the fullest data-parallel rank over the mean."
-        + "".join(f" {why}" for stage in logged for why in stage.slower_kernels),
+        + "".join(
+            f" {why}"
+            for stage in logged
+            for why in (*stage.slower_kernels, *stage.layers_not_taken)
+        ),
         how=how,
     )
     names = [stage.name for stage in logged]

@@ -1,4 +1,4 @@
-"""How a stage is computed, as words: precision, recomputation, and the loss's chunk.
+"""How a stage is computed, as words: precision, layers, recomputation, and the loss's chunk.
 
 Nothing here changes what is computed beyond rounding.
 """
@@ -7,13 +7,54 @@ from __future__ import annotations
 
 from typing import Literal
 
+from alia_ctx.spec.layout import Layout
+from alia_ctx.spec.model import ModelSpec
+
 Precision = Literal["fp32", "bf16"]
 Recompute = Literal["none", "selective", "full"]
+# Who computes a layer's products and norms: TransformerEngine, or Megatron-Core itself.
+Layers = Literal["te", "local"]
+# How the products of the layers are scaled where they are computed in FP8: a scale a
+# tensor, found as it is cast (current), or one for each block of 128 numbers (blockwise).
+Fp8 = Literal["off", "current", "blockwise"]
+
+# FP8 products take numbers of tokens and widths that are multiples of this
+# (transformer_engine.pytorch.quantization, get_align_size_for_quantization).
+FP8_MULTIPLE = 16
 
 # Tokens whose logits exist at a time. On a host 256 is as fast as any; on a GPU each chunk
 # reads and writes the gradient of the head, so that few chunks are better.
 HOST_LOSS_CHUNK = 256
 GPU_LOSS_CHUNK = 2048
+
+
+def fp8_problem(
+    model: ModelSpec, layout: Layout, bf16_layers: int
+) -> tuple[str, str] | None:
+    """Why a model's layers cannot be computed in FP8 but for the first and last
+    `bf16_layers` of them, and the remedy; None where they can.
+    """
+    layers, most = model.num_hidden_layers, model.num_hidden_layers // layout.pp
+    if not 0 <= bf16_layers <= most or 2 * bf16_layers >= layers:
+        rule = (
+            f"the first and last {bf16_layers} of {layers} layers are to keep bf16, which "
+            f"leaves none, or is more than a pipeline rank has ({most})"
+        )
+        return rule, "set engine.fp8_bf16_layers=0, or engine.fp8=off"
+    tp = layout.tp
+    products = {
+        "hidden_size": model.hidden_size,
+        "all heads of queries": model.query_size // tp,
+        "queries, keys and values": (model.query_size + 2 * model.key_value_size) // tp,
+        "intermediate_size": model.intermediate_size // tp,
+    }
+    narrow = [f"{name} {n}" for name, n in products.items() if n % FP8_MULTIPLE]
+    if narrow:
+        rule = (
+            f"widths on tp={tp} are no multiples of {FP8_MULTIPLE}: {', '.join(narrow)}"
+        )
+        return rule, "use a smaller tp, or engine.fp8=off"
+    return None
 
 
 def kernel_speed(kernel: str) -> str:

@@ -33,6 +33,13 @@ from alia_ctx.train.stage_identity import (
 )
 from alia_ctx.train.task import StageTask
 
+# Settings of the engine that show in the losses of a stage that goes on with others, and
+# what an older release computed with, which did not have them.
+_COMPUTATION = {
+    **{"precision": None, "layers": "local"},
+    **{"fp8": "off", "fp8_bf16_layers": 1},
+}
+
 
 @dataclass(frozen=True)
 class StageState:
@@ -113,7 +120,7 @@ def resume(
         require_same_plan(task, plan, manifest)
         require_same_rows(task, plan, manifest)
         if manifest.update < task.updates:
-            changed += _other_precision(task, manifest)
+            changed += _other_computation(task, manifest)
         return manifest, changed
 
     manifest, changed = on_all_ranks(
@@ -131,14 +138,21 @@ def resume(
     return StageState(ledger, manifest.ledger[:-1], manifest.parent, extra)
 
 
-def _other_precision(task: StageTask, manifest: Manifest) -> list[str]:
-    """A precision that changed while the stage trained: the ledger's updates are not all of
-    the configuration's then.
+def _other_computation(task: StageTask, manifest: Manifest) -> list[str]:
+    """A precision, FP8 or layers that changed while the stage trained: the ledger's updates
+    are not all of the configuration's then. None of them changes what a checkpoint is or
+    holds, so that a stage goes on with any.
     """
     then, now = (c.get("engine", {}) for c in (manifest.config, task.config))
     if "precision" not in then or "precision" not in now:
         return []
-    return differences(then["precision"], now["precision"], "engine.precision")
+    old, new = (
+        {name: engine.get(name, default) for name, default in _COMPUTATION.items()}
+        for engine in (then, now)
+    )
+    if old["fp8"] == new["fp8"] == "off":
+        old["fp8_bf16_layers"] = new["fp8_bf16_layers"]
+    return differences(old, new, "engine")
 
 
 def with_schedule(

@@ -145,12 +145,16 @@ def _place_problems(run: RunConfig) -> Problems:
 
 
 def kernel_notes(run: RunConfig) -> list[str]:
-    """What a person should know of the attention kernel on this machine, where it has
-    GPUs.
+    """What a person should know of the attention kernel and the layers on this machine,
+    where it has GPUs.
     """
     if shutil.which("nvidia-smi") is None:
         return []
     # Imports torch, for whose seconds a machine without GPUs need not wait.
-    from alia_ctx.cluster.software import kernel_notes
+    from alia_ctx.cluster.software import kernel_notes, layer_notes
 
-    return kernel_notes(run.engine.attention, run.model, run.engine.precision)
+    engine = run.engine
+    return [
+        *kernel_notes(engine.attention, run.model, engine.precision),
+        *layer_notes(engine.layers, engine.fp8, engine.precision),
+    ]

@@ -85,7 +85,7 @@ def examine(
 
 def _own(engine: EngineConfig) -> Iterator[Finding]:
     """What this rank finds by itself; whatever is wrong with its GPU, it is a finding."""
-    yield from software(engine.device)
+    yield from software(engine.device, engine.layers, engine.fp8, engine.precision)
     try:
         yield from gpu_health(int(os.environ.get("LOCAL_RANK", "0")))
     except RuntimeError as error:

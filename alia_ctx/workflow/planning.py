@@ -76,7 +76,8 @@ def plan_stages(run: RunConfig, asked: PlanQuestion) -> list[Any]:
         tables += stage.tables()
     if asked.dry_run:
         tables.append(_dry_run_table(stages))
-    tables.append(assumptions_table(run.cluster, run.engine.precision))
+    engine = run.engine
+    tables.append(assumptions_table(run.cluster, engine.precision, engine.fp8))
     return tables
 
 
@@ -87,6 +88,7 @@ def plan_document(run: RunConfig, asked: PlanQuestion) -> dict[str, Any]:
     document: dict[str, Any] = {
         "cluster": dataclasses.asdict(run.cluster),
         "precision": run.engine.precision,
+        "fp8": run.engine.fp8,
         "stages": {
             name: {
                 "plan": _in_numbers(stage.plan),

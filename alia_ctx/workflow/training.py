@@ -134,9 +134,16 @@ def train(run: RunConfig, name: str, *, exit_before: float | None = None) -> Pat
         tokens = _bar_tokens(stage, plan, plan.updates)
         bar = entered.enter_context(meter(f"train {name}", tokens, "token", shown=main))
         layout = {"dp": engine.data_parallel_size, **dataclasses.asdict(engine.layout)}
-        about: dict[str, Any] = {"layout": layout, "kernel": engine.kernel}
+        about: dict[str, Any] = {
+            "layout": layout,
+            "kernel": engine.kernel,
+            "layers": engine.layers.words,
+            "fp8": engine.fp8,
+        }
         if engine.kernels_passed_over:
             about["kernels_passed_over"] = list(engine.kernels_passed_over)
+        if engine.layers.passed_over:
+            about["layers_passed_over"] = list(engine.layers.passed_over)
         trainer = StageTrainer(
             dataclasses.replace(
                 task,

@@ -12,6 +12,7 @@ import numpy as np
 from alia_ctx.config.run import RunConfig
 from alia_ctx.data.packing import PackPlan
 from alia_ctx.errors import AliaError
+from alia_ctx.spec.model import ModelSpec
 from alia_ctx.train.trainer import StageTrainer
 from alia_ctx.workflow.chain import run_directory
 
@@ -50,10 +51,14 @@ def training_block(
         f"{engine.world_size} rank{'s' if engine.world_size != 1 else ''}, "
         f"recompute {stage.recompute}",
         f"  engine  {engine.device.type}, {run.engine.precision}, attention by "
-        f"{engine.kernel}",
+        f"{engine.kernel}, layers by {engine.layers.words}{_fp8_words(engine, model)}",
         *(
             f"          not by a faster one: {why}"
             for why in engine.kernels_passed_over
+        ),
+        *(
+            f"          not by TransformerEngine's: {why}"
+            for why in engine.layers.passed_over
         ),
         f"  plan    {plan.updates:,} updates of {_rows_an_update(plan)}; in all "
         f"{len(plan):,} rows, {tokens:,} tokens: {plan.directory}",
@@ -63,6 +68,14 @@ def training_block(
         f"  numbers {sinks}: {places.stage(name)}",
         f"  end     {_end_or_why(run, name, left, now or datetime.now(UTC))}",
     ]
+
+
+def _fp8_words(engine: MegatronEngine, model: ModelSpec) -> str:
+    if engine.fp8 == "off":
+        return ""
+    layers = model.num_hidden_layers
+    cast = layers - 2 * engine.config.fp8_bf16_layers
+    return f", products of {cast} of {layers} layers in FP8 ({engine.fp8})"
 
 
 def _rows_an_update(plan: PackPlan) -> str:

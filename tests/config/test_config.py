@@ -111,6 +111,31 @@ BROKEN = {
         ["model.num_key_value_heads=7", "num_attention_heads=64"],
     ),
     "precision": (["engine.precision=fp8"], ["engine.precision=fp8", "fp32, bf16"]),
+    "fp8 without the layers that have it": (
+        ["engine.fp8=current"],
+        ["engine.fp8=current", "have no FP8", "set engine.layers=te"],
+    ),
+    "fp8 in fp32": (
+        ["engine.layers=te", "engine.fp8=blockwise", "engine.precision=fp32"],
+        ["engine.fp8=blockwise", "bf16 alone", "leave engine.fp8 out"],
+    ),
+    "layers of a GPU on a host": (
+        ["engine.layers=te", "engine.device=cpu"],
+        ["engine.layers=te", "needs a GPU", "leave engine.layers out"],
+    ),
+    "no layer left for fp8": (
+        ["engine.layers=auto", "engine.fp8=current", "engine.fp8_bf16_layers=24"],
+        ["stage 32k: the first and last 24 of 48 layers", "engine.fp8_bf16_layers=0"],
+    ),
+    "fewer layers than none": (
+        ["engine.layers=auto", "engine.fp8=current", "engine.fp8_bf16_layers=-1"],
+        ["the first and last -1 of 48 layers"],
+    ),
+    "widths for fp8": (
+        ["engine.layers=te", "engine.fp8=current", "model.intermediate_size=24_544"],
+        ["stage 32k: widths on tp=4", "16: intermediate_size 6136", "smaller tp"],
+    ),
+    "layers": (["engine.layers=apex"], ["engine.layers=apex", "auto, te, local"]),
     "tokenizer": (
         ["tokenizer=/no/tokenizer"],
         ["tokenizer=/no/tokenizer", "tokenizer.json"],

@@ -76,6 +76,7 @@ NEW = {
         for name in ("measure", "during", "best")
     },
     "retrieval": dataclasses.asdict(RetrievalConfig()),
+    **{"layers": "local", "fp8": "off", "fp8_bf16_layers": 1},
     "special_tokens": "split",
     "stage_to": None,
     "data": "continue",

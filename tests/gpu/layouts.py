@@ -5,11 +5,13 @@
 Writes OUT on the first rank, JSON: for each layout and precision the loss, gradient norm
 and predicted tokens of each update, and the losses after a checkpoint that another
 layout wrote was loaded. The attention kernel is the fastest in bf16 and the reference in
-fp32, as the fast ones have no fp32.
+fp32, as the fast ones have no fp32. Where TransformerEngine is installed its layers run
+too, in bf16 and in FP8.
 """
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import sys
 import tempfile
@@ -41,14 +43,18 @@ TWO = {
     "pp2": Layout(pp=2),
 }
 RATE = 1e-3
+KINDS: dict[str, dict[str, Any]] = {
+    "fp32": {"precision": "fp32", "attention": "reference"},
+    "bf16": {"precision": "bf16"},
+}
+OF_TE: dict[str, dict[str, Any]] = {
+    "te": {"layers": "te"},
+    "fp8": {"layers": "te", "fp8": "current", "fp8_bf16_layers": 1},
+}
 
 
-def engine_of(layout: Layout, precision: str, attention: str) -> MegatronEngine:
-    config = EngineConfig(
-        precision=precision,  # type: ignore[arg-type]
-        attention=attention,  # type: ignore[arg-type]
-        loss_chunk_tokens=16,
-    )
+def engine_of(layout: Layout, kind: dict[str, Any]) -> MegatronEngine:
+    config = EngineConfig(loss_chunk_tokens=16, **kind)
     return MegatronEngine(
         ModelSpec(**WIDE), ROPE, CONTEXT, layout, config, OptimizerConfig()
     )
@@ -58,20 +64,21 @@ def main(out: Path) -> None:
     results: dict[str, Any] = {}
     with Distributed(EngineConfig()):
         layouts = TWO if dist.get_world_size() == 2 else {"single": Layout()}
-        for precision, attention in (("fp32", "reference"), ("bf16", "auto")):
+        is_there = importlib.util.find_spec("transformer_engine") is not None
+        for name_of_kind, kind in (KINDS | (OF_TE if is_there else {})).items():
             states: dict[str, Path] = {}
             folder = Path(_agreed(tempfile.mkdtemp()))
             for name, layout in layouts.items():
-                engine = engine_of(layout, precision, attention)
-                results[f"{name} {precision}"] = train(engine, range(3), RATE)
+                engine = engine_of(layout, kind)
+                results[f"{name} {name_of_kind}"] = train(engine, range(3), RATE)
                 states[name] = folder / name / STATE
                 save(engine, states[name])
-                results[f"{name} {precision} on"] = train(engine, range(3, 5), RATE)
+                results[f"{name} {name_of_kind} on"] = train(engine, range(3, 5), RATE)
             for name, layout in layouts.items():
                 other = list(layouts)[(list(layouts).index(name) + 1) % len(layouts)]
-                engine = engine_of(layout, precision, attention)
+                engine = engine_of(layout, kind)
                 engine.load(states[other], with_optimizer=True)
-                results[f"{name} {precision} resumed"] = train(
+                results[f"{name} {name_of_kind} resumed"] = train(
                     engine, range(3, 5), RATE
                 )
     if int(dist.get_rank() if dist.is_initialized() else 0) == 0:

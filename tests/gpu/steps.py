@@ -86,6 +86,20 @@ def train(
     }
 
 
+# TransformerEngine has a norm in the product behind it, under the name of checkpoints.
+_NORMS = {
+    "input_layernorm.weight": "self_attention.linear_qkv.layer_norm_weight",
+    "pre_mlp_layernorm.weight": "mlp.linear_fc1.layer_norm_weight",
+}
+
+
+def canonical(name: str) -> str:
+    """A parameter's name in a checkpoint, whosever layer has it."""
+    for local, other in _NORMS.items():
+        name = name.replace(local, other)
+    return name
+
+
 def exact_norm(tensor: Any) -> float:
     return float(
         sum(

@@ -145,12 +145,12 @@ def test_speed_is_told_by_the_layout_that_it_was_measured_on() -> None:
     for line in ran[40:]:
         line.update(seconds=0.125, tokens_per_second=16384.0, mfu=0.8)
     for first in (40, 50):
-        ran[first].update(layout=other, kernel="flash4")
+        ran[first].update(layout=other, kernel="flash4", layers="TE 2", fp8="current")
     reader = Reader(run_page(run(stages=[stage("base", 5120, lines=ran)])))
     speeds = [row for row in reader.rows if row[1:4] == ["41-60", "dp2", "flash4"]]
-    assert [row[4:6] for row in speeds] == [["0.125", "16,384"]]
+    assert [row[4:7] for row in speeds] == [["TE 2, FP8 (current)", "0.125", "16,384"]]
     (kept,) = [row for row in reader.rows if row[1:4] == ["1-40", "cp2", "flash4"]]
-    assert kept[4] == "0.500"
+    assert kept[4:6] == ["-", "0.500"]
     (planned,) = [row for row in reader.rows if row[:3] == ["base", "cp2", "40 of 60"]]
     assert planned[3:6] == ["0.400", "0.500", "1.25"]  # of cp2 alone
     both = Reader(comparison_page(run(stages=[stage("base", 5120, lines=ran)]), run()))

@@ -116,7 +116,7 @@ def scenarios(rank: int, folder: str) -> dict[str, Any]:
     seen["gone"] = [said, left, linked, made, gone.go_on(), gone.end()]
 
     precise = Disturbed(rank, path, "precise", like=stopped_like)
-    precise.go_on("engine.precision=bf16")
+    precise.go_on("engine.precision=bf16", "engine.layers=auto")
     newest = checkpoint.latest(precise.stage / "checkpoints")
     assert newest is not None
     seen["precise"] = checkpoint.read_manifest(newest).extra.get(CHANGES)
@@ -172,5 +172,11 @@ def test_a_precision_that_changes_while_a_stage_trains_is_on_record(
 ) -> None:
     for rank in seen:
         assert rank["precise"] == [
-            {"after_update": 1, "settings": ["engine.precision: fp32 there, bf16 now"]}
+            {
+                "after_update": 1,
+                "settings": [
+                    "engine.precision: fp32 there, bf16 now",
+                    "engine.layers: local there, auto now",
+                ],
+            }
         ]

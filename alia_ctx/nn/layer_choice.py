@@ -1,0 +1,206 @@
+"""Whose layers compute the model's products and norms, and the rule that picks.
+
+TransformerEngine's fuse the norm with the product behind it, add a weight's gradient to
+the fp32 one inside the product, and can compute in FP8. Megatron-Core's own need nothing
+but torch. Weights, names and what is computed are the same.
+
+TransformerEngine is used by Megatron-Core wherever it can be imported, also for norms of
+gradients, and knows GPUs alone. So `hide_where_unusable` takes it away, before
+Megatron-Core is imported, where there is no GPU or where it does not import whole.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import importlib
+import importlib.metadata
+import sys
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from alia_ctx.errors import LayoutError
+from alia_ctx.spec.execution import Fp8, Layers, Precision
+
+PACKAGE = "transformer_engine"
+# The release whose modules were built and compared (tests/mcore/test_te_names.py); what
+# Megatron-Core 0.19.2 asks a later one for is of other layers than ours.
+OLDEST = (2, 12)
+REMEDY = (
+    'pip install --no-build-isolation "alia-ctx[te]" on the GPU machine (docs/gpu.md), '
+    "or set engine.layers=local"
+)
+# Of the norm, relative. bf16 rounds to 2**-9; E4M3 keeps three bits of the fraction, E5M2
+# two, and both factors of a product are rounded.
+_TRIAL_ERROR = {"off": 0.02, "current": 0.15, "blockwise": 0.15}
+
+
+@dataclass(frozen=True)
+class LayerChoice:
+    """Whose layers are taken, and why not TransformerEngine's: a line each, with the remedy;
+    none where they are taken, were not asked for, or there is no GPU.
+    """
+
+    name: Layers
+    version: str = ""
+    passed_over: tuple[str, ...] = ()
+
+    @property
+    def words(self) -> str:
+        if self.name == "te":
+            return f"TransformerEngine {self.version}"
+        return "Megatron-Core"
+
+
+def hide_where_unusable() -> None:
+    """Make `import transformer_engine` fail as if it was not installed, unless there is a GPU
+    and it imports whole. Call it before Megatron-Core is imported.
+
+    Megatron-Core catches ImportError alone: a build for another torch raises others, and
+    no layers could be computed at all. On a host it would take kernels of a GPU for the
+    norm of the gradients.
+    """
+    if not torch.cuda.is_available() or isinstance(_engine(), str):
+        for name in [name for name in sys.modules if name.split(".")[0] == PACKAGE]:
+            del sys.modules[name]
+        sys.modules[PACKAGE] = None  # type: ignore[assignment]
+
+
+@functools.cache
+def _engine() -> Any:
+    """TransformerEngine's module for torch, or why there is none, in words."""
+    try:
+        version = importlib.metadata.version(PACKAGE)
+    except importlib.metadata.PackageNotFoundError:
+        return f"{PACKAGE} is not installed"
+    try:
+        module = importlib.import_module(f"{PACKAGE}.pytorch")
+    except Exception as error:
+        # Half an installation, or one for another torch or CUDA, fails with errors of
+        # any type.
+        words = " ".join(str(error).split())[:300]
+        return f"{PACKAGE} {version} does not import ({type(error).__name__}: {words})"
+    if tuple(int(part) for part in version.split(".")[:2]) < OLDEST:
+        oldest = ".".join(map(str, OLDEST))
+        return f"{PACKAGE} {version} is older than {oldest}"
+    return module
+
+
+def choose_layers(
+    asked: str, fp8: Fp8, precision: Precision, device_type: str, *, trial: bool = True
+) -> LayerChoice:
+    """The layers for `engine.layers` and `engine.fp8` on `device_type` ("cuda" or "cpu").
+
+    `auto` takes TransformerEngine's on a GPU in bf16, where it is installed and a small
+    layer of it computes what torch does, forward and backward (but for `trial=False`).
+    Raises LayoutError with the reason and the remedy where they are asked for by name, or
+    by FP8, which no others have, and cannot be taken.
+    """
+    if asked == "local" and fp8 == "off":
+        return LayerChoice("local")
+    why = _unusable(fp8, precision, device_type, trial)
+    if why is None:
+        return LayerChoice("te", importlib.metadata.version(PACKAGE))
+    if asked == "auto" and fp8 == "off":
+        silent = device_type != "cuda"
+        return LayerChoice("local", passed_over=() if silent else (why,))
+    setting = "engine.layers=te" if fp8 == "off" else f"engine.fp8={fp8}"
+    raise LayoutError(f"{setting}: {why}")
+
+
+def _unusable(
+    fp8: Fp8, precision: Precision, device_type: str, trial: bool
+) -> str | None:
+    """Why TransformerEngine's layers cannot be taken, with the remedy; None where they can."""
+    off = "" if fp8 == "off" else " and engine.fp8=off"
+    if device_type != "cuda":
+        return f"{PACKAGE} needs a GPU and this is {device_type}; set engine.layers=local{off}"
+    if precision != "bf16":
+        return f"{PACKAGE} is taken in bf16 alone; set engine.precision=bf16"
+    module = _engine()
+    if isinstance(module, str):
+        return f"{module}; {REMEDY}{off}"
+    if fp8 != "off":
+        ask = {
+            "current": module.is_fp8_available,
+            "blockwise": module.is_fp8_block_scaling_available,
+        }[fp8]
+        there, why = ask(return_reason=True)
+        if not there:
+            return f"this GPU has no such FP8 ({why}); set engine.fp8=off"
+    if trial and (problem := try_layer(module, fp8, "cuda")) is not None:
+        return f"{problem}; {REMEDY}{off}"
+    return None
+
+
+def try_layer(module: Any, fp8: Fp8, device: torch.device | str) -> str | None:
+    """Compute a norm and a product by `module`, TransformerEngine's for torch, forward and
+    backward, and compare with torch; what is wrong, or None.
+    """
+    try:
+        generator = torch.Generator(device).manual_seed(0)
+        x, weight, scale, gradient = (
+            torch.randn(shape, generator=generator, device=device).bfloat16()
+            for shape in ((128, 1, 256), (512, 256), (256,), (128, 1, 512))
+        )
+        layer = module.LayerNormLinear(
+            256,
+            512,
+            normalization="RMSNorm",
+            bias=False,
+            params_dtype=torch.bfloat16,
+            device=device,
+        )
+        with torch.no_grad():
+            layer.weight.copy_(weight)
+            layer.layer_norm_weight.copy_(scale)
+        x = x.requires_grad_()
+        with fp8_products(module, fp8):
+            output = layer(x)
+        output.backward(gradient)
+        ours = (output, x.grad, layer.weight.grad, layer.layer_norm_weight.grad)
+        expected = _by_torch(x.detach(), weight, scale, gradient)
+        errors = [_relative(a, b) for a, b in zip(ours, expected, strict=True)]
+    except torch.OutOfMemoryError:
+        raise  # it says nothing of the layers
+    except Exception as error:
+        words = " ".join(str(error).split())[:300]
+        return (
+            f"{PACKAGE} does not compute a layer here ({type(error).__name__}: {words})"
+        )
+    if not max(errors) < _TRIAL_ERROR[fp8]:
+        return f"{PACKAGE} computes a layer with an error of {max(errors):.3g} here"
+    return None
+
+
+def fp8_products(module: Any, fp8: Fp8) -> contextlib.AbstractContextManager[Any]:
+    """Within it, products of `module`'s layers are computed in FP8."""
+    if fp8 == "off":
+        return contextlib.nullcontext()
+    recipes = importlib.import_module(f"{PACKAGE}.common.recipe")
+    recipe = {
+        "current": recipes.Float8CurrentScaling,
+        "blockwise": recipes.Float8BlockScaling,
+    }[fp8]()
+    context: contextlib.AbstractContextManager[Any] = module.fp8_autocast(
+        enabled=True, fp8_recipe=recipe
+    )
+    return context
+
+
+def _by_torch(
+    x: Tensor, weight: Tensor, scale: Tensor, gradient: Tensor
+) -> tuple[Tensor, ...]:
+    """(output, gradients of x, weight and scale) in fp32."""
+    parts = [part.float().requires_grad_() for part in (x, weight, scale)]
+    normed = torch.nn.functional.rms_norm(parts[0], (x.shape[-1],), parts[2], 1e-5)
+    output = normed @ parts[1].T
+    return (output.detach(), *torch.autograd.grad(output, parts, gradient.float()))
+
+
+def _relative(ours: Tensor | None, expected: Tensor) -> float:
+    assert ours is not None
+    return float((ours.detach().float() - expected).norm() / expected.norm())

@@ -1,0 +1,181 @@
+"""Whose layers are taken, and what is said where they are not TransformerEngine's."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import subprocess
+import sys
+import types
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from alia_ctx.errors import LayoutError
+from alia_ctx.nn import layer_choice
+from alia_ctx.nn.layer_choice import choose_layers, try_layer
+from tests.paths import ROOT
+
+
+class Works:
+    """What the rule asks of TransformerEngine, computed by torch."""
+
+    @staticmethod
+    def is_fp8_available(return_reason: bool) -> tuple[bool, str]:
+        return True, ""
+
+    @staticmethod
+    def is_fp8_block_scaling_available(return_reason: bool) -> tuple[bool, str]:
+        return False, "CUDA 12.9 or higher is required"
+
+    class LayerNormLinear(torch.nn.Module):
+        factor = 1.0
+
+        def __init__(self, inputs: int, outputs: int, **options: Any) -> None:
+            super().__init__()
+            dtype = options["params_dtype"]
+            self.weight = torch.nn.Parameter(torch.empty(outputs, inputs, dtype=dtype))
+            self.layer_norm_weight = torch.nn.Parameter(torch.ones(inputs, dtype=dtype))
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            size = (x.shape[-1],)
+            x = torch.nn.functional.rms_norm(x, size, self.layer_norm_weight, 1e-5)
+            return x @ self.weight.T * self.factor
+
+
+class Wrong(Works):
+    class LayerNormLinear(Works.LayerNormLinear):
+        factor = 1.05
+
+
+class Breaks(Works):
+    class LayerNormLinear(Works.LayerNormLinear):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            raise RuntimeError("CUDA error: no kernel\nimage is available")
+
+
+@pytest.fixture
+def installed(monkeypatch: pytest.MonkeyPatch) -> Any:
+    """Install `module` (or a word on why there is none) and a trial that runs here."""
+
+    def put(module: Any) -> None:
+        trial = layer_choice.try_layer
+        monkeypatch.setattr(layer_choice, "_engine", lambda: module)
+        monkeypatch.setattr(importlib.metadata, "version", lambda name: "2.14.1")
+        monkeypatch.setattr(
+            layer_choice, "try_layer", lambda m, fp8, device: trial(m, fp8, "cpu")
+        )
+
+    return put
+
+
+def test_auto_takes_what_works(installed: Any) -> None:
+    installed(Works)
+    choice = choose_layers("auto", "off", "bf16", "cuda")
+    assert (choice.name, choice.passed_over) == ("te", ())
+    assert choice.words == "TransformerEngine 2.14.1"
+    assert choose_layers("te", "off", "bf16", "cuda").name == "te"
+    assert choose_layers("local", "off", "bf16", "cuda").name == "local"
+
+
+@pytest.mark.parametrize(
+    "module,said",
+    [
+        ("transformer_engine is not installed", "alia-ctx[te]"),
+        (Wrong, "error of 0.05"),
+        (Breaks, "RuntimeError: CUDA error: no kernel image"),
+    ],
+)
+def test_auto_says_why_not(installed: Any, module: Any, said: str) -> None:
+    installed(module)
+    choice = choose_layers("auto", "off", "bf16", "cuda")
+    [why] = choice.passed_over
+    assert choice.name == "local"
+    assert said in why
+    assert "engine.layers=local" in why
+    with pytest.raises(LayoutError, match=r"engine.layers=te: .*transformer_engine"):
+        choose_layers("te", "off", "bf16", "cuda")
+    with pytest.raises(LayoutError, match=r"engine.fp8=current: .*engine.fp8=off"):
+        choose_layers("auto", "current", "bf16", "cuda")
+
+
+def test_other_precisions_and_hosts(installed: Any) -> None:
+    installed(Works)
+    [why] = choose_layers("auto", "off", "fp32", "cuda").passed_over
+    assert "engine.precision=bf16" in why
+    assert choose_layers("auto", "off", "bf16", "cpu") == layer_choice.LayerChoice(
+        "local"
+    ), "a host has nothing to be told"
+    for asked, fp8 in (("te", "off"), ("auto", "current"), ("local", "current")):
+        with pytest.raises(LayoutError, match="needs a GPU and this is cpu"):
+            choose_layers(asked, fp8, "bf16", "cpu")
+
+
+def test_fp8_that_a_gpu_does_not_have(installed: Any) -> None:
+    installed(Works)
+    with pytest.raises(LayoutError, match=r"CUDA 12.9.*engine.fp8=off"):
+        choose_layers("te", "blockwise", "bf16", "cuda", trial=False)
+    assert choose_layers("te", "current", "bf16", "cuda", trial=False).name == "te"
+
+
+def test_memory_that_runs_out_says_nothing_of_the_layers() -> None:
+    class Full(Works):
+        class LayerNormLinear(Works.LayerNormLinear):
+            def forward(self, x: torch.Tensor) -> torch.Tensor:
+                raise torch.OutOfMemoryError("full")
+
+    with pytest.raises(torch.OutOfMemoryError):
+        try_layer(Full, "off", "cpu")
+
+
+def test_an_old_or_broken_package_is_named(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """Its import fails with whatever type it likes."""
+    package = tmp_path / "transformer_engine"
+    package.mkdir()
+    (package / "__init__.py").write_text("raise OSError('libcublas.so.13: not found')")
+    info = tmp_path / "transformer_engine-2.14.1.dist-info"
+    info.mkdir()
+    (info / "METADATA").write_text("Name: transformer_engine\nVersion: 2.14.1\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    # Megatron-Core may have been kept from it in this process.
+    monkeypatch.delitem(sys.modules, "transformer_engine", raising=False)
+    engine = layer_choice._engine.__wrapped__
+    assert engine().startswith(
+        "transformer_engine 2.14.1 does not import (OSError: libcublas.so.13"
+    )
+    (package / "__init__.py").write_text("")
+    (package / "pytorch.py").write_text("")
+    for name in [n for n in sys.modules if n.startswith("transformer_engine")]:
+        monkeypatch.delitem(sys.modules, name)
+    (info / "METADATA").write_text("Name: transformer_engine\nVersion: 2.9.0\n")
+    importlib.invalidate_caches()
+    assert engine() == "transformer_engine 2.9.0 is older than 2.12"
+    (info / "METADATA").write_text("Name: transformer_engine\nVersion: 2.20.2\n")
+    assert isinstance(engine(), types.ModuleType)
+
+
+@pytest.mark.long
+def test_megatron_computes_on_a_host_beside_a_broken_package(tmp_path: Path) -> None:
+    """Megatron-Core catches ImportError alone, and would take kernels of a GPU."""
+    package = tmp_path / "transformer_engine"
+    package.mkdir()
+    (package / "__init__.py").write_text("raise OSError('libcuda.so.1: not found')")
+    program = (
+        "import alia_ctx.mcore, megatron.core.optimizer as o\n"
+        "from megatron.core.extensions.transformer_engine import HAVE_TE\n"
+        "from megatron.core.optimizer import clip_grads\n"
+        "print(HAVE_TE, clip_grads.l2_norm_impl.__module__)"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", program],
+        cwd=ROOT,
+        env={"PYTHONPATH": f"{tmp_path}:{ROOT}", "PATH": "/usr/bin:/bin"},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert done.stdout.split() == ["False", "megatron.core.utils"]
