@@ -321,7 +321,7 @@ def _kept(run: RunConfig, plan: StagePlan) -> int:
     """
     saving, updates = run.checkpoint, plan.work.updates
     saves = -(-updates // saving.every_updates)
-    for_good = updates // saving.keep_every if saving.keep_every else 0
+    for_good = updates // saving.kept_for_good if saving.keep_every else 0
     best = run.evaluation.best is not None
     return min(saves, saving.keep_last) + for_good + best + 1
 

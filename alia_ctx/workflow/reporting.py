@@ -180,9 +180,9 @@ def write_page(
 
 def _facts(target: Path, overrides: Sequence[str]) -> RunFacts:
     if target.is_dir():
-        return run_facts(config_of(target), target, "CONFIG", str(target))
+        return run_facts(config_of(target), target, "CONFIG", shlex.quote(str(target)))
     run = load_run(target, overrides)
-    command = " ".join([str(target), *map(shlex.quote, overrides)])
+    command = shlex.join([str(target), *overrides])
     return run_facts(run, Path(run.output), command)
 
 

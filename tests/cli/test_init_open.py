@@ -18,6 +18,7 @@ from alia_ctx.config.json_schema import SCHEMA_FILE
 from alia_ctx.config.load import load_plan, load_run
 from alia_ctx.data.documents import find_inputs
 from alia_ctx.errors import ConfigError, DataError
+from alia_ctx.workflow.importing import how_to_import
 from tests.cli.beginning import filled, init, said, write_base
 from tests.text_data import write_jsonl
 
@@ -203,3 +204,17 @@ def test_an_end_that_only_the_model_names_is_left_open(
         assert ("append_eos: true" in text) == (name is not None)
         assert (json.dumps(other) in text) == (stated == ids[other])
         assert (f"A text ends with {json.dumps(end)} ({ids[end]})," in text) == is_open
+
+
+def test_what_is_said_to_be_run_can_be_run_as_it_stands(tmp_path: Path) -> None:
+    """A path with a space is one word of the command."""
+    folder = tmp_path / "my models"
+    base = write_base(folder / "it's mine")
+    config = folder / "mine.yaml"
+    made = init(base, "--output", config)
+    told = made.output.split("then `")[1].split("`")[0]
+    assert shlex.split(told) == ["alia-ctx", "check", str(config)]
+    run, _ = load_plan(config)
+    place = folder / "base"
+    told = how_to_import(run, place).split("`")[1]
+    assert shlex.split(told) == ["alia-ctx", "import-hf", str(base), str(place)]
