@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -11,11 +13,14 @@ from alia_ctx.cli.arguments import path
 from alia_ctx.data.documents.chat_spec import ChatForm, ChatSpec, MaxLength, TrainOn
 from alia_ctx.data.tokens.special_tokens import SpecialTokens
 from alia_ctx.errors import ConfigError, Problem
+from alia_ctx.files import require_replaceable
 
 Output = Annotated[
     Path | None,
     typer.Option(help="Write JSON lines of OpenAI messages here.", parser=path),
 ]
+# As those that read it again know such a file.
+_LINES = (".jsonl", ".ndjson", ".json")
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace the output.")]
 
 
@@ -64,7 +69,7 @@ def convert_chat(
 
     from alia_ctx.data.chat import ChatConversion, EncoderSettings
 
-    _require_free(output, overwrite)
+    _require_free(output, overwrite, inputs)
     spec = ChatSpec(
         format=form,
         template=str(path(template)),
@@ -80,6 +85,7 @@ def convert_chat(
         settings = EncoderSettings(str(tokenizer), spec, special_tokens=special_tokens)
         encoder = settings.encoder()
     conversion = ChatConversion(inputs, form=form, encoder=encoder, strict=strict)
+    _require_free(output, overwrite, conversion.inputs.files)
     conversion.run(output, show, Console(soft_wrap=True, highlight=False).print)
     counts = conversion.counts
     told = f"{counts.conversations:,} conversations"
@@ -139,7 +145,7 @@ def make_tool_data(
     from alia_ctx.data.chat import making
     from alia_ctx.progress import meter
 
-    _require_free(output, overwrite)
+    _require_free(output, overwrite, sources)
     spec = making.MakeSpec(
         count=count,
         seed=seed,
@@ -185,8 +191,10 @@ def _as_option(problem: Problem) -> Problem:
     return Problem(f"--{key}", problem.value, problem.rule, problem.remedy)
 
 
-def _require_free(output: Path | None, overwrite: bool) -> None:
-    """Before any work: the output is no directory, its folder is there, it is free."""
+def _require_free(output: Path | None, overwrite: bool, inputs: Sequence[str]) -> None:
+    """Before any work: the output is no directory, its folder is there, it is free, and
+    none of what is read.
+    """
     if output is None:
         return
     rule, remedy = None, "name a file in a directory that exists"
@@ -196,5 +204,10 @@ def _require_free(output: Path | None, overwrite: bool) -> None:
         rule = "its folder does not exist"
     elif output.exists() and not overwrite:
         rule, remedy = "exists already", "choose another name, or pass --overwrite"
+    elif output.exists() and any(
+        os.path.exists(name) and output.samefile(name) for name in inputs
+    ):
+        rule, remedy = "is read here, and would be lost", "choose another name"
     if rule is not None:
         raise ConfigError("", [Problem("--output", str(output), rule, remedy)])
+    require_replaceable(output, "--output", "a file of JSON lines", _LINES, None)

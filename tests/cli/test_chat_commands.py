@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -75,6 +76,32 @@ def test_options_that_cannot_be_meant(
         alia("convert-chat", rows(tmp_path), *words)
 
 
+def test_an_output_is_no_other_file_even_with_overwrite(tmp_path: Path) -> None:
+    """Neither what is read, under whatever name, nor what is called otherwise, nor a device."""
+    path = rows(tmp_path)
+    before, link = path.read_bytes(), tmp_path / "link.jsonl"
+    link.symlink_to(path)
+    os.mkfifo(tmp_path / "pipe.jsonl")
+    (tmp_path / "run.yaml").write_text("mine")
+    tools = tmp_path / "tools.json"
+    tools.write_text("[]")
+    for command, source, output, told in (
+        ("convert-chat", path, path, "is read here"),
+        ("convert-chat", path, link, "is read here"),
+        ("convert-chat", path.parent, path, "is read here"),
+        ("convert-chat", path, tmp_path / "run.yaml", "is called .jsonl"),
+        ("convert-chat", path, "/dev/null", "is called .jsonl"),
+        ("convert-chat", path, tmp_path / "pipe.jsonl", "is no file"),
+        ("make-tool-data", tools, tools, "is read here"),
+        ("make-tool-data", "typer", tmp_path / "run.yaml", "is called .jsonl"),
+    ):
+        with pytest.raises(AliaError, match=told):
+            alia(command, source, "--output", output, "--overwrite")
+    assert path.read_bytes() == before and link.is_symlink()
+    assert (tmp_path / "run.yaml").read_text() == "mine" and Path("/dev/null").exists()
+    assert not Path("/dev/null").is_file() and tools.read_text() == "[]"
+
+
 def test_made_conversations_are_conversations(tmp_path: Path) -> None:
     output = tmp_path / "made.jsonl"
     options = ("--count", 40, "--languages", "eu,gl", "--kinds", "single,missing")
@@ -86,7 +113,7 @@ def test_made_conversations_are_conversations(tmp_path: Path) -> None:
         (["--kinds", "single,odd"], "--kinds=odd"),
     ):
         with pytest.raises(AliaError, match=told):
-            alia("make-tool-data", "typer", "--output", tmp_path / "x", *words)
+            alia("make-tool-data", "typer", "--output", tmp_path / "x.jsonl", *words)
 
 
 def test_tokenize_and_pack_a_source_of_conversations(tmp_path: Path) -> None:
