@@ -10,7 +10,7 @@ import json
 import os
 import shutil
 import socket
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
 from pathlib import Path
@@ -19,8 +19,9 @@ from typing import IO, Any
 import xxhash
 from filelock import BaseFileLock, FileLock, SoftFileLock, Timeout
 
-from alia_ctx.errors import AliaError
+from alia_ctx.errors import AliaError, ConfigError, Problem
 
+_HEAD_BYTES = 4096
 _WHOLE_BYTES = 64 << 20
 _WINDOWS = 256
 _LOCK_SECONDS = 1.0  # a holder that is just leaving is gone by then
@@ -95,6 +96,33 @@ def require_own(directory: Path, is_own: Callable[[str], bool]) -> None:
             f"{directory}: holds what is not ours ({', '.join(foreign[:3])}) and would be "
             "removed; move it away"
         )
+
+
+def require_replaceable(
+    path: Path, option: str, what: str, suffixes: Sequence[str], mark: bytes | None
+) -> None:
+    """ConfigError where `path`, which a person gave as `option` for us to write, is not
+    called as `what` is, or is there and is something else, which would be lost.
+
+    mark: bytes near the beginning of each such file of ours; None takes any file that is
+    called so, as where a person said that it may be replaced.
+    """
+    problem = None
+    if path.suffix.lower() not in suffixes:
+        rule = f"{what} is called {' or '.join(suffixes)}"
+        problem = Problem(option, path, rule, f"name it so, as in {path}{suffixes[0]}")
+    elif os.path.lexists(path) and not path.is_file() and not path.is_symlink():
+        problem = Problem(option, path, "is there, and is no file", "choose another")
+    elif mark is not None and path.is_file() and path.stat().st_size:
+        with open(path, "rb") as stream:
+            is_ours = mark in stream.read(_HEAD_BYTES)
+        if not is_ours:
+            rule = f"is there already, is not {what} of ours, and would be lost"
+            problem = Problem(
+                option, path, rule, "choose another place, or move it away"
+            )
+    if problem is not None:
+        raise ConfigError("", [problem])
 
 
 def write_json(path: Path, value: object) -> None:

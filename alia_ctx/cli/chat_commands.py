@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import os
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -12,11 +13,14 @@ from alia_ctx.cli.arguments import path
 from alia_ctx.data.documents.chat_spec import ChatForm, ChatSpec, MaxLength, TrainOn
 from alia_ctx.data.tokens.special_tokens import SpecialTokens
 from alia_ctx.errors import ConfigError, Problem
+from alia_ctx.files import require_replaceable
 
 Output = Annotated[
     Path | None,
     typer.Option(help="Write JSON lines of OpenAI messages here.", parser=path),
 ]
+# As those that read it again know such a file.
+_LINES = (".jsonl", ".ndjson", ".json")
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace the output.")]
 
 
@@ -65,7 +69,7 @@ def convert_chat(
 
     from alia_ctx.data.chat import ChatConversion, EncoderSettings
 
-    _require_free(output, overwrite)
+    _require_free(output, overwrite, inputs)
     spec = ChatSpec(
         format=form,
         template=str(path(template)),
@@ -81,7 +85,7 @@ def convert_chat(
         settings = EncoderSettings(str(tokenizer), spec, special_tokens=special_tokens)
         encoder = settings.encoder()
     conversion = ChatConversion(inputs, form=form, encoder=encoder, strict=strict)
-    _require_no_input(output, conversion.inputs.files)
+    _require_free(output, overwrite, conversion.inputs.files)
     conversion.run(output, show, Console(soft_wrap=True, highlight=False).print)
     counts = conversion.counts
     told = f"{counts.conversations:,} conversations"
@@ -142,8 +146,8 @@ def make_tool_data(
     from alia_ctx.progress import meter
 
     about = output.with_name(f"{output.name}.json")
-    _require_free(output, overwrite)
-    _require_free(about, overwrite)
+    _require_free(output, overwrite, sources)
+    _require_free(about, overwrite, sources)
     spec = making.MakeSpec(
         count=count,
         seed=seed,
@@ -156,7 +160,7 @@ def make_tool_data(
     found = making.find_functions(sources)
     origins = [function.origin for function in found.functions.values()]
     for file in (output, about):
-        _require_no_input(file, [*sources, *origins])
+        _require_free(file, overwrite, origins)
     with meter("make-tool-data", count, "conversation") as bar:
         counts = making.make_tool_data(
             found,
@@ -192,8 +196,10 @@ def _as_option(problem: Problem) -> Problem:
     return Problem(f"--{key}", problem.value, problem.rule, problem.remedy)
 
 
-def _require_free(output: Path | None, overwrite: bool) -> None:
-    """Before any work: the output is no directory, its folder is there, it is free."""
+def _require_free(output: Path | None, overwrite: bool, inputs: Sequence[str]) -> None:
+    """Before any work: the output is no directory, its folder is there, it is free, and
+    none of what is read.
+    """
     if output is None:
         return
     rule, remedy = None, "name a file in a directory that exists"
@@ -203,15 +209,10 @@ def _require_free(output: Path | None, overwrite: bool) -> None:
         rule = "its folder does not exist"
     elif output.exists() and not overwrite:
         rule, remedy = "exists already", "choose another name, or pass --overwrite"
+    elif output.exists() and any(
+        os.path.exists(name) and output.samefile(name) for name in inputs
+    ):
+        rule, remedy = "is read here, and would be lost", "choose another name"
     if rule is not None:
         raise ConfigError("", [Problem("--output", str(output), rule, remedy)])
-
-
-def _require_no_input(output: Path | None, inputs: Iterable[str]) -> None:
-    """What is written takes the place of nothing that is read, whatever may be replaced."""
-    if output is None or not output.exists():
-        return
-    if any(Path(name).exists() and output.samefile(name) for name in inputs):
-        rule = "is an input too, which would be lost"
-        problem = Problem("--output", str(output), rule, "name another file")
-        raise ConfigError("", [problem])
+    require_replaceable(output, "--output", "a file of JSON lines", _LINES, None)

@@ -76,7 +76,8 @@ def schedule_problems(key: str, stage: StageConfig) -> list[Problem]:
         "is never reached by a constant rate",
         "leave it out, or choose cosine or linear",
     )
-    if stage.update_tokens and stage.tokens and stage.update_tokens >= stage.context:
+    tokens, of_update = stage.tokens or 0, stage.update_tokens or 0
+    if tokens > 0 and of_update >= stage.context > 0:
         problems += warmup_problems(key, stage, stage.updates)
     return problems
 

@@ -81,6 +81,13 @@ class CheckpointConfig:
     keep_every: int = 0
     background: bool = True
 
+    @property
+    def kept_for_good(self) -> int:
+        """Each of how many updates is kept for good, as only those are that are saved; 0
+        keeps none.
+        """
+        return math.lcm(self.every_updates, self.keep_every)
+
 
 @dataclass(frozen=True)
 class MetricsConfig:

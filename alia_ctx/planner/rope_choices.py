@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from alia_ctx.errors import ConfigError
+from alia_ctx.files import require_replaceable
 from alia_ctx.planner.rope_reach import (
     first_negative_distance,
     inverse_frequencies,
@@ -298,14 +298,9 @@ def margins(
     return distances, np.cos(angles).sum(axis=1)
 
 
-def require_drawable(path: Path) -> str:
-    """The suffix of a plot, in lower case; ConfigError where it is none of a picture's."""
-    suffix = path.suffix.lower()
-    if suffix not in (".png", ".svg"):
-        raise ConfigError(
-            f"{path}: a plot is .png or .svg, not {suffix or 'nothing'}; name it so"
-        )
-    return suffix
+def require_drawable(path: Path) -> None:
+    """ConfigError where a path is called like no picture, or is one that is not ours."""
+    require_replaceable(path, "--plot", "a plot", (".png", ".svg"), b"atplotlib")
 
 
 def draw_choices(
@@ -317,7 +312,7 @@ def draw_choices(
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    suffix = require_drawable(path)
+    require_drawable(path)
     figure = Figure(figsize=(8, 3.4 * len(stages)), layout="constrained")
     FigureCanvasAgg(figure)
     panels = figure.subplots(len(stages), squeeze=False)[:, 0]
@@ -335,7 +330,7 @@ def draw_choices(
         axes.grid(alpha=0.3)
         axes.legend(fontsize=8, ncols=2)
     path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path, format=suffix[1:], dpi=120)
+    figure.savefig(path, format=path.suffix.lower()[1:], dpi=120)
 
 
 def with_configured(

@@ -160,8 +160,11 @@ class StageFacts:
 
     @property
     def finished(self) -> bool:
-        """Whether a checkpoint of the last update is there."""
-        return self.ledger is not None and int(self.ledger["updates"]) >= self.updates
+        """Whether a checkpoint of the last update is there, and the log does not go on
+        beyond it, as where `tokens` were raised.
+        """
+        saved = int(self.ledger["updates"]) if self.ledger else 0
+        return self.ledger is not None and saved >= max(self.updates, self.done)
 
     @property
     def slower_kernels(self) -> list[str]:

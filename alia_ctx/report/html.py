@@ -54,6 +54,8 @@ th { font-weight:600; } td.words, th.words { text-align:left; white-space:normal
 """
 # An empty icon, inlined: without one a browser asks the server for it.
 _ICON = '<link rel="icon" href="data:,">'
+# By which a page of ours is known, of whatever release.
+MARK = f"{_ICON}<title>".encode()
 
 
 def text(value: object) -> str:

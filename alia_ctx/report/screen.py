@@ -182,7 +182,8 @@ def _times(stage: WatchedStage) -> Table:
 
 
 def _checkpoints(stage: WatchedStage, now: datetime) -> list[str]:
-    made = sorted(stage.checkpoints.items(), key=lambda item: item[1])
+    # By name, so by update: the folders of a copy are as old as the copy.
+    made = sorted(stage.checkpoints.items())
     lines = [f"{name}, {_span(now.timestamp() - at)} ago" for name, at in made]
     lines += [
         f"{name}: is being written, or was not finished" for name in stage.unfinished
@@ -209,16 +210,16 @@ def messages(stage: WatchedStage) -> list[str]:
         if line.get("applied") is False:
             lines.append(f"update {line['update']:,}: skipped, loss {line.get('loss')}")
         if line.get("spike"):
-            lines.append(
-                f"update {line['update']:,}: loss {line['loss']:.4f} is a spike"
-            )
+            loss = line.get("loss")
+            shown = f"{loss:.4f}" if _is_number(loss) else loss
+            lines.append(f"update {line['update']:,}: loss {shown} is a spike")
     return lines
 
 
 def update_line(stage: WatchedStage, line: Mapping[str, Any]) -> str:
     """One update on one line, as a pipe gets it."""
     of = "" if stage.updates is None else f"/{stage.updates}"
-    words = [str(line.get("time", ""))[:19].replace("T", " "), stage.name]
+    words = [str(line.get("time") or "")[:19].replace("T", " "), stage.name]
     words.append(f"update {line.get('update')}{of}")
     for title, key, form in (
         ("loss", "loss", "{:.4f}"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -82,13 +83,13 @@ class RunDirectory:
         if newest is None:
             raise CheckpointError(
                 f"stage {stage} has no checkpoint yet; "
-                f"run `alia-ctx train CONFIG --stage {stage}`"
+                f"run `alia-ctx train CONFIG --stage {shlex.quote(stage)}`"
             )
         update = checkpoint.read_manifest(newest).update
         if update < updates:
             raise CheckpointError(
                 f"stage {stage} has done {update} of {updates} updates; go on with "
-                f"`alia-ctx train CONFIG --stage {stage}`"
+                f"`alia-ctx train CONFIG --stage {shlex.quote(stage)}`"
             )
         return newest
 

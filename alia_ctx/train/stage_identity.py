@@ -11,6 +11,7 @@ started from is in its own record: that the stage before has gone on since chang
 from __future__ import annotations
 
 import dataclasses
+import shlex
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -101,7 +102,7 @@ def require_same_stage(
             refused,
             f"restore them; or, to train the stage anew with those of the "
             f"configuration, move {_and_later(task)} away and run "
-            f"`alia-ctx train CONFIG --stage {task.name}`",
+            f"`alia-ctx train CONFIG --stage {shlex.quote(task.name)}`",
         )
     return allowed
 
@@ -127,10 +128,10 @@ def require_same_plan(task: StageTask, plan: PackPlan, manifest: Manifest) -> No
         f"stage {task.name} has trained {then.rows} rows of another plan than the one "
         f"in {plan.directory}",
         [f"plan: {then.plan} there, {plan.fingerprint} now"],
-        f"`alia-ctx pack CONFIG --stage {task.name} --overwrite` makes one that goes on "
-        "from it, or says which settings or data forbid that. Or, to train the stage "
+        f"`alia-ctx pack CONFIG --stage {shlex.quote(task.name)} --overwrite` makes one "
+        "that goes on from it, or says which settings or data forbid that. Or, to train the stage "
         f"anew on this plan, move {_and_later(task)} away and run "
-        f"`alia-ctx train CONFIG --stage {task.name}`",
+        f"`alia-ctx train CONFIG --stage {shlex.quote(task.name)}`",
     )
 
 

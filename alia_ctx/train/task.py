@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -74,7 +75,7 @@ class StageTask:
         if self.planned_updates is None:
             raise DataError(
                 f"stage {self.name} has no plan of {self.stage.epochs} epochs; run "
-                f"`alia-ctx pack CONFIG --stage {self.name}`, which makes it, or adds "
+                f"`alia-ctx pack CONFIG --stage {shlex.quote(self.name)}`, which makes it, or adds "
                 "epochs to the one that is there"
             )
         return self.planned_updates

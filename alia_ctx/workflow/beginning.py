@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import tempfile
 import unicodedata
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from alia_ctx.checkpoint.manifest import MANIFEST
 from alia_ctx.config.json_schema import SCHEMA_FILE, is_ours, run_schema
@@ -17,7 +20,12 @@ from alia_ctx.config.placeholders import PLACEHOLDER
 from alia_ctx.data.tokens import has_vocabulary
 from alia_ctx.data.tokens.tokenizer import HubTokenizer
 from alia_ctx.errors import CheckpointError, ConfigError, Problem
-from alia_ctx.files import atomic_file, write_json
+from alia_ctx.files import (
+    atomic_file,
+    read_object,
+    require_replaceable,
+    write_json,
+)
 from alia_ctx.hf.assets import model_name
 from alia_ctx.hf.hub import model_directory
 from alia_ctx.spec.model import ModelSpec
@@ -76,6 +84,7 @@ def begin(
     name = re.sub(r"[^a-z0-9._-]+", "-", model_name(directory).split("/")[-1].lower())
     name = name.strip("-._") or "model"
     file = output or Path(f"{name}.yaml")
+    require_replaceable(file, "--output", "a configuration", (".yaml", ".yml"), None)
     if file.exists() and not overwrite:
         rule, remedy = "is there already", "choose another --output, or --overwrite"
         raise ConfigError("", [Problem("--output", file, rule, remedy)])
@@ -154,10 +163,31 @@ def _delimiters(directory: Path, model: ModelSpec) -> Delimiters | None:
         return None
     tokenizer = HubTokenizer(directory, model.architecture).auto
     first = tokenizer("a")["input_ids"][:1]
-    bos = tokenizer.bos_token_id
+    bos, eos = tokenizer.bos_token_id, tokenizer.eos_token_id
     return Delimiters(
-        bos=bos is not None and first == [bos], eos=tokenizer.eos_token_id is not None
+        bos=bos is not None and first == [bos],
+        eos=eos is not None,
+        stated=_stated_ends(directory, tokenizer),
     )
+
+
+def _stated_ends(directory: Path, tokenizer: Any) -> str | None:
+    """The tokens by which the model's config and generation config end a text; None
+    where the tokenizer's is one of them, or has none of them.
+    """
+    ends: list[int] = []
+    for name in ("config.json", "generation_config.json"):
+        value = None
+        with suppress(OSError, ValueError):  # the second need not be there
+            value = read_object(directory / name).get("eos_token_id")
+        several = value if isinstance(value, list) else [value]
+        ends += [end for end in several if type(end) is int and end >= 0]
+    if tokenizer.eos_token_id in ends:
+        return None
+    words = {number: word for word, number in tokenizer.get_vocab().items()}
+    known = [end for end in dict.fromkeys(ends) if end in words]
+    named = [f"{json.dumps(words[end], ensure_ascii=False)} ({end})" for end in known]
+    return " or ".join(named) or None
 
 
 def _as_file(path: str) -> str:

@@ -24,10 +24,15 @@ _READS = ".txt .md .rst .json .jsonl .parquet, the first five also .gz .zst .xz 
 
 @dataclass(frozen=True)
 class Delimiters:
-    """What the base's tokenizer puts around a document."""
+    """What the base's tokenizer puts around a document.
+
+    stated: the tokens that the model's own files say end a text, where the tokenizer's
+    is none of them.
+    """
 
     bos: bool
     eos: bool
+    stated: str | None = None
 
 
 def configuration_text(
@@ -131,13 +136,31 @@ def _around(delimiters: Delimiters | None) -> list[str]:
             f"  append_eos: {written(PLACEHOLDER)}    # an end-of-text token after a document",
             f"  prepend_bos: {written(PLACEHOLDER)}   # a begin-of-text token before it",
         ]
-    ends = "an end" if delimiters.eos else "no end"
     begins = (
         "puts a begin-of-text token before" if delimiters.bos else "puts none before"
     )
     return [
-        f"  append_eos: {_flag(delimiters.eos)}     # the tokenizer has {ends}-of-text token",
+        *_end(delimiters),
         f"  prepend_bos: {_flag(delimiters.bos)}    # the base's tokenizer {begins} a text",
+    ]
+
+
+def _end(delimiters: Delimiters) -> list[str]:
+    """What stands after a document; open where the model has an end that its tokenizer
+    does not name: false would train documents that never end.
+    """
+    stated = delimiters.stated
+    if stated is None or delimiters.eos:
+        ends = "an end" if delimiters.eos else "no end"
+        named = f", and is taken; {stated} by the model's own files" if stated else ""
+        line = f"  append_eos: {_flag(delimiters.eos)}     "
+        return [f"{line}# the tokenizer has {ends}-of-text token{named}"]
+    return [
+        f"  # A text ends with {stated}, the model's own files say; its tokenizer names no "
+        "end.",
+        "  # Name that token `eos_token` in its tokenizer_config.json and write true; false "
+        "trains documents without an end.",
+        f"  append_eos: {written(PLACEHOLDER)}    # an end-of-text token after a document",
     ]
 
 

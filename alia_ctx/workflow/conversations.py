@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 import shutil
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -211,7 +212,7 @@ def held_out_conversations(run: RunConfig, name: str) -> TokenStore:
     if not prefix.with_name(f"{prefix.name}.idx").is_file():
         raise DataError(
             f"{prefix}.idx: the conversations held out of stage {name} are not there; "
-            f"run `alia-ctx pack CONFIG --stage {name}`, which writes them"
+            f"run `alia-ctx pack CONFIG --stage {shlex.quote(name)}`, which writes them"
         )
     return TokenStore(prefix)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -30,9 +31,10 @@ def base_to_import(run: RunConfig, names: Sequence[str] = ()) -> Path | None:
 
 def how_to_import(run: RunConfig, path: Path) -> str:
     """The sentence on a base that is not imported yet."""
+    command = shlex.join(["alia-ctx", "import-hf", str(run.hf_base), str(path)])
     return (
-        f"the base is not at {path} yet; `alia-ctx import-hf {run.hf_base} {path}` makes "
-        "it, and `alia-ctx run` does so by itself"
+        f"the base is not at {path} yet; `{command}` makes it, and `alia-ctx run` does so "
+        "by itself"
     )
 
 

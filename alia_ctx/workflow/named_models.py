@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import cache
@@ -159,7 +160,7 @@ def _refuse(
                 directory,
                 f"its ids need {rows:,} rows of the embedding, and {model.path} has "
                 f"{model.vocab_size:,} (vocab_size)",
-                remedy.format(rows=rows),
+                remedy.replace("{rows}", str(rows)),
             )
         problems.need(
             model.limit is None or max(contexts) <= model.limit,
@@ -185,8 +186,8 @@ def _tokenizers_of(model: EvaluatedModel, asked: Asked) -> Iterator[tuple[Path, 
         yield (
             model.tokenizer,
             "put the model's own tokenizer there; or, where tokens were added since it "
-            f"was trained, evaluate what `alia-ctx import-hf {model.path} CHECKPOINT "
-            "--resize-embeddings {rows}` makes",
+            f"was trained, evaluate what `alia-ctx import-hf {shlex.quote(str(model.path))} "
+            "CHECKPOINT --resize-embeddings {rows}` makes",
         )
     elif model.tokenizer is not None and other is None:
         yield model.tokenizer, "name the model's own tokenizer with --tokenizer"

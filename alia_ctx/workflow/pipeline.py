@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shlex
 import signal
 import subprocess
 import sys
@@ -144,10 +145,10 @@ def torchrun(ranks: int, arguments: Sequence[str]) -> None:
     if asked:
         raise RequeueError(
             f"stopped by {signal.Signals(asked[0]).name}, and `alia-ctx "
-            f"{' '.join(arguments)}` with it (exit status {code}); start again to go on"
+            f"{shlex.join(arguments)}` with it (exit status {code}); start again to go on"
         )
     if code:
         raise CheckpointError(
-            f"`alia-ctx {' '.join(arguments)}` stopped with exit status {code}; its "
+            f"`alia-ctx {shlex.join(arguments)}` stopped with exit status {code}; its "
             "messages are above"
         )

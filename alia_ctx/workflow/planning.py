@@ -19,7 +19,7 @@ from alia_ctx.config.layouts import search_settings
 from alia_ctx.config.run import RunConfig
 from alia_ctx.data.packing.plan_files import load_arrays, read_statement
 from alia_ctx.errors import AliaError, ConfigError, DataError, Problem
-from alia_ctx.files import write_json
+from alia_ctx.files import require_replaceable, write_json
 from alia_ctx.planner import (
     GpuCount,
     LayoutChoice,
@@ -34,7 +34,7 @@ from alia_ctx.planner import (
     powers_of_two,
     suggest_layouts,
 )
-from alia_ctx.planner.timeline import Timeline, simulate
+from alia_ctx.planner.timeline import TRACE_MARK, Timeline, simulate
 from alia_ctx.spec.machines import MACHINES
 from alia_ctx.train.balance import assign_rows
 from alia_ctx.workflow.chain import run_directory
@@ -323,7 +323,7 @@ def _kept(run: RunConfig, plan: StagePlan) -> int:
     """
     saving, updates = run.checkpoint, plan.work.updates
     saves = -(-updates // saving.every_updates)
-    for_good = updates // saving.keep_every if saving.keep_every else 0
+    for_good = updates // saving.kept_for_good if saving.keep_every else 0
     best = run.evaluation.best is not None
     return min(saves, saving.keep_last) + for_good + best + 1
 
@@ -332,8 +332,9 @@ def draw_update(run: RunConfig, asked: PlanQuestion, path: Path) -> Timeline:
     """Simulate the first update of the one stage that is asked about, with the rows of its
     pack plan where there is one, and write it to `path` as a Chrome trace.
 
-    ConfigError where several stages are asked about.
+    ConfigError where several stages are asked about, or `path` is a file that is no trace.
     """
+    require_replaceable(path, "--trace", "a trace", (".json",), TRACE_MARK.encode())
     run, names = _on_machine(run, asked), list(asked.stages or run.stages)
     if len(names) != 1:
         rule = f"draws one stage, and there are {', '.join(names)}"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 import shutil
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
@@ -185,7 +186,7 @@ def copies_notes(run: RunConfig, name: str) -> list[str]:
     stage, stores = run.stage(name), open_stores(run, name)
     held_out = None if stage.pack.drop_contaminated else held_out_store(run)
     copies = find_copies(stores, held_out)
-    deeper = f"`alia-ctx pack CONFIG --stage {name} --inspect`"
+    deeper = f"`alia-ctx pack CONFIG --stage {shlex.quote(name)} --inspect`"
     if copies is None:
         return [f"too much text to look for copies in passing; {deeper} does"]
     notes = []

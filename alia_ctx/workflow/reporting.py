@@ -18,9 +18,10 @@ from alia_ctx.evaluation.positions import PositionBands, paired_difference
 from alia_ctx.evaluation.report import Report, write_report
 from alia_ctx.evaluation.standard_errors import known_error
 from alia_ctx.evaluation.verdicts import Measured, Verdict
-from alia_ctx.files import atomic_file
+from alia_ctx.files import atomic_file, require_replaceable
 from alia_ctx.identity import IdentityError
 from alia_ctx.report import RunFacts, comparison_page, run_page
+from alia_ctx.report.html import MARK
 from alia_ctx.report.page import stale_results as stale_of
 from alia_ctx.report.verdicts import verdicts
 from alia_ctx.train.run_directory import RunDirectory
@@ -154,7 +155,10 @@ def write_page(
 
     targets: for each run its configuration, or its output directory. By default the page
     is OUTPUT/report/index.html of the first run. `refresh`: see `run_page`.
+    ConfigError where `output` is a file that is no page of ours.
     """
+    if output is not None:
+        require_replaceable(output, "--output", "a page", (".html", ".htm"), MARK)
     runs = [_facts(target, overrides) for target in targets]
     if len(runs) == 1:
         page, name = run_page(runs[0], refresh=refresh), "index.html"
@@ -176,9 +180,9 @@ def write_page(
 
 def _facts(target: Path, overrides: Sequence[str]) -> RunFacts:
     if target.is_dir():
-        return run_facts(config_of(target), target, "CONFIG", str(target))
+        return run_facts(config_of(target), target, "CONFIG", shlex.quote(str(target)))
     run = load_run(target, overrides)
-    command = " ".join([str(target), *map(shlex.quote, overrides)])
+    command = shlex.join([str(target), *overrides])
     return run_facts(run, Path(run.output), command)
 
 

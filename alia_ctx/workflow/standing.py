@@ -9,6 +9,7 @@ from collections import Counter
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field, replace
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -190,6 +191,10 @@ def _stage(
     last = lines[-1] if lines else {}
     update = max(last.get("update", 0), ledger.updates if ledger else 0)
     updates, planned = _planned(run, root, name)
+    if updates is not None and update > updates:  # `tokens` were raised, by an override
+        updates, planned = _recorded(root, name)
+        if updates is not None and update > updates:
+            updates = planned = None
     speeds = [float(n["tokens_per_second"]) for n in lines[-_RECENT:] if _speed(n)]
     seconds = [float(n["seconds"]) for n in lines[-_RECENT:] if n.get("seconds")]
     left = None
@@ -209,7 +214,7 @@ def _stage(
         loss=last.get("loss"),
         tokens_per_second=sorted(speeds)[len(speeds) // 2] if speeds else None,
         seconds_left=0.0 if finished else left,
-        last_line_seconds=_age(places.metrics(name)),
+        last_line_seconds=_age(places.metrics(name), last),
         saved=ledger.updates if ledger else None,
         checkpoint=str(newest) if newest else None,
         faults=faults,
@@ -236,7 +241,11 @@ def _speed(line: dict[str, Any]) -> bool:
     return isinstance(value, (int, float)) and value > 0
 
 
-def _age(path: Path) -> float | None:
+def _age(path: Path, last: dict[str, Any]) -> float | None:
+    """Seconds since the last line, as that says itself: a copy is as old as the copy."""
+    with suppress(KeyError, ValueError, TypeError):
+        written = datetime.fromisoformat(last["time"])
+        return max(0.0, (datetime.now(UTC) - written).total_seconds())
     with suppress(OSError):
         return max(0.0, time.time() - path.stat().st_mtime)
     return None
@@ -255,6 +264,13 @@ def _planned(run: RunConfig, root: Path, name: str) -> tuple[int | None, int | N
         if not mixture.is_known:
             return None, None
         return mixture.updates or None, sizes_of(moved, name)[0]
+    return None, None
+
+
+def _recorded(root: Path, name: str) -> tuple[int | None, int | None]:
+    """`_planned` by the configuration of the last checkpoint."""
+    with suppress(AliaError):
+        return _planned(config_of(root), root, name)
     return None, None
 
 

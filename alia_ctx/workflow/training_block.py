@@ -41,7 +41,7 @@ def training_block(
         start = f"goes on after update {trainer.update:,} of {plan.updates:,}"
     kept = f"the last {saving.keep_last} kept"
     if saving.keep_every:
-        kept += f", each {saving.keep_every:,}th for good"
+        kept += f", each {saving.kept_for_good:,}th for good"
     sinks = ", ".join(["metrics.jsonl", *run.metrics.sinks])
     return [
         f"run {run.name}, stage {name}",

@@ -4,10 +4,12 @@ machine or another.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 
 from alia_ctx.config.load import load_plan
 from alia_ctx.config.run import RunConfig
@@ -29,6 +31,8 @@ class Watched:
         run, name: what it is called, the name None where its lines say it.
         places: the run's directory; None where only the log is at hand.
         updates: of the whole stage, where that is known.
+        asked: the same by now, of a stage that has done so many, which are more than
+            `updates`, as where `tokens` were raised.
     """
 
     log: Path
@@ -36,10 +40,14 @@ class Watched:
     name: str | None
     places: RunDirectory | None = None
     updates: int | None = None
+    asked: Callable[[int], int | None] = lambda done: None
 
     def now(self) -> WatchedStage:
         """What its files say now. LogError where the log cannot be read."""
         lines = read_lines(self.log)
+        updates, done = self.updates, int(lines[-1]["update"]) if lines else 0
+        if updates is not None and done > updates:
+            updates = self.asked(done)
         name = self.name or str(lines[-1].get("stage", "?") if lines else "?")
         waiting = [] if lines else [f"{self.log}: has no line yet; waiting for one"]
         aside = waiting + [
@@ -49,7 +57,7 @@ class Watched:
             and (count := file.read_bytes().count(b"\n"))
         ]
         if self.places is None:
-            return WatchedStage(self.run, name, lines, self.updates, messages=aside)
+            return WatchedStage(self.run, name, lines, updates, messages=aside)
         root = self.places.checkpoints(name)
         found = sorted(root.glob("update-*")) if root.is_dir() else []
         whole = [p for p in found if p.name.removeprefix("update-").isdigit()]
@@ -57,7 +65,7 @@ class Watched:
             run=self.run,
             name=name,
             lines=lines,
-            updates=self.updates,
+            updates=updates,
             checkpoints={path.name: path.stat().st_mtime for path in whole},
             unfinished=[p.name for p in found if p.name.endswith(".incomplete")],
             damaged=[p.name for p in found if ".damaged" in p.name],
@@ -88,13 +96,22 @@ def find_watched(
         _require_stage(stage, [target.absolute().name])
         return find_watched(target.absolute().parents[1], (), target.absolute().name)
     if target.is_dir():
-        recorded: RunConfig | None = None
-        with suppress(AliaError):  # before the first checkpoint nobody says it
-            recorded = config_of(target)
-        name = target.name if recorded is None else recorded.name
-        return _of_run(RunDirectory(target), name, recorded, stage)
+        return _of_run(
+            RunDirectory(target), target.name, lambda: _recorded(target), stage
+        )
     run, _ = load_plan(target, overrides)
-    return _of_run(RunDirectory(Path(run.output)), run.name, run, stage)
+    return _of_run(
+        RunDirectory(Path(run.output)),
+        run.name,
+        lambda: load_plan(target, overrides)[0],
+        stage,
+    )
+
+
+def _recorded(root: Path) -> RunConfig | None:
+    with suppress(AliaError):  # before the first checkpoint nobody says it
+        return config_of(root)
+    return None
 
 
 def _is_log(target: Path) -> bool:
@@ -121,21 +138,51 @@ def _require_stage(stage: str | None, names: Sequence[str]) -> None:
 
 
 def _of_run(
-    places: RunDirectory, name: str, run: RunConfig | None, stage: str | None
+    places: RunDirectory,
+    name: str,
+    configured: Callable[[], RunConfig | None],
+    stage: str | None,
 ) -> Watched:
+    run = configured()
     logs = [log for log in places.root.glob(f"stages/*/{_LOG}") if log.is_file()]
-    logs.sort(key=lambda log: log.stat().st_mtime)
-    known = [log.parent.name for log in logs]
-    names = list(run.stages) if run is not None else known
+    known = [log.parent.name for log in sorted(logs, key=_last_at_work)]
+    # A stage may be newer than the configuration of the last checkpoint.
+    names = list(dict.fromkeys([*(run.stages if run is not None else ()), *known]))
     _require_stage(stage, names)
     chosen = stage or (known[-1] if known else next(iter(names), None))
     if chosen is None:
         rule = "holds no log of a stage"
         remedy = "name a run's YAML, its output directory, or a metrics.jsonl"
         raise ConfigError("", [Problem("RUN", places.root, rule, remedy)])
-    return Watched(
-        metrics_file(places.stage(chosen)), name, chosen, places, _updates(run, chosen)
+    watched = Watched(
+        metrics_file(places.stage(chosen)),
+        name if run is None else run.name,
+        chosen,
+        places,
+        _updates(run, chosen),
     )
+
+    def asked(done: int) -> int | None:
+        for source in (configured, lambda: _recorded(places.root)):
+            with suppress(AliaError):  # a file that is just being edited
+                if (updates := _updates(source(), chosen)) and updates >= done:
+                    return updates
+        return None
+
+    return replace(watched, asked=asked)
+
+
+def _last_at_work(log: Path) -> float:
+    """When its last line was written, as that says itself: the file of a copy is as old
+    as the copy.
+    """
+    lines: Sequence[Mapping[str, Any]] = ()
+    with suppress(AliaError):  # said where it is that one which is looked at
+        lines = read_lines(log)
+    stage = WatchedStage("", "", lines)
+    if (age := stage.age(now := datetime.now(UTC))) is not None:
+        return now.timestamp() - age
+    return log.stat().st_mtime
 
 
 def _updates(run: RunConfig | None, name: str) -> int | None:

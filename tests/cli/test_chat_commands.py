@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -76,7 +77,7 @@ def test_options_that_cannot_be_meant(
 
 
 def test_no_input_is_written_over(tmp_path: Path) -> None:
-    path, tools = rows(tmp_path), tmp_path / "tools.json"
+    path, tools = rows(tmp_path), tmp_path / "tools.jsonl.json"
     tools.write_text(json.dumps([{"name": "f", "description": "d", "parameters": {}}]))
     link = tmp_path / "link.jsonl"
     link.symlink_to(path)
@@ -85,20 +86,47 @@ def test_no_input_is_written_over(tmp_path: Path) -> None:
         ("convert-chat", tmp_path / "rows*", path),
         ("convert-chat", path, link),
         ("make-tool-data", tools, tools),
-        ("make-tool-data", tools, tmp_path / "tools"),  # whose statement is tools.json
+        ("make-tool-data", tools, tmp_path / "tools.jsonl"),  # whose statement is tools
     ):
         before = path.read_text(), tools.read_text()
-        with pytest.raises(AliaError, match="is an input too"):
+        with pytest.raises(AliaError, match="is read here"):
             alia(command, source, "--output", output, "--overwrite")
         assert (path.read_text(), tools.read_text()) == before
 
 
 def test_a_statement_that_is_there_is_not_replaced_unasked(tmp_path: Path) -> None:
-    (tmp_path / "made.json").write_text("mine")
-    made = ["make-tool-data", "invented:3", "--count", 3, "--output", tmp_path / "made"]
+    (tmp_path / "made.jsonl.json").write_text("mine")
+    made = ["make-tool-data", "invented:3", "--count", 3]
+    made += ["--output", tmp_path / "made.jsonl"]
     with pytest.raises(AliaError, match="exists already"):
         alia(*made)
-    assert (tmp_path / "made.json").read_text() == "mine"
+    assert (tmp_path / "made.jsonl.json").read_text() == "mine"
+
+
+def test_an_output_is_no_other_file_even_with_overwrite(tmp_path: Path) -> None:
+    """Neither what is read, under whatever name, nor what is called otherwise, nor a device."""
+    path = rows(tmp_path)
+    before, link = path.read_bytes(), tmp_path / "link.jsonl"
+    link.symlink_to(path)
+    os.mkfifo(tmp_path / "pipe.jsonl")
+    (tmp_path / "run.yaml").write_text("mine")
+    tools = tmp_path / "tools.json"
+    tools.write_text("[]")
+    for command, source, output, told in (
+        ("convert-chat", path, path, "is read here"),
+        ("convert-chat", path, link, "is read here"),
+        ("convert-chat", path.parent, path, "is read here"),
+        ("convert-chat", path, tmp_path / "run.yaml", "is called .jsonl"),
+        ("convert-chat", path, "/dev/null", "is called .jsonl"),
+        ("convert-chat", path, tmp_path / "pipe.jsonl", "is no file"),
+        ("make-tool-data", tools, tools, "is read here"),
+        ("make-tool-data", "typer", tmp_path / "run.yaml", "is called .jsonl"),
+    ):
+        with pytest.raises(AliaError, match=told):
+            alia(command, source, "--output", output, "--overwrite")
+    assert path.read_bytes() == before and link.is_symlink()
+    assert (tmp_path / "run.yaml").read_text() == "mine" and Path("/dev/null").exists()
+    assert not Path("/dev/null").is_file() and tools.read_text() == "[]"
 
 
 def test_made_conversations_are_conversations(tmp_path: Path) -> None:
@@ -112,7 +140,7 @@ def test_made_conversations_are_conversations(tmp_path: Path) -> None:
         (["--kinds", "single,odd"], "--kinds=odd"),
     ):
         with pytest.raises(AliaError, match=told):
-            alia("make-tool-data", "typer", "--output", tmp_path / "x", *words)
+            alia("make-tool-data", "typer", "--output", tmp_path / "x.jsonl", *words)
 
 
 def test_tokenize_and_pack_a_source_of_conversations(tmp_path: Path) -> None:

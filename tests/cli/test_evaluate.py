@@ -70,8 +70,8 @@ MISTAKES: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
         ("--context=8k", "--precision=fp8", "--samples=0"),
     ),
     "tokens without rows": (
-        ("llama", "small", *ALL[:2]),
-        ("small", "rows of the embedding", "128 (vocab_size)", "--resize-embeddings"),
+        ("llama", "small {a}", *ALL[:2]),
+        ("small {a}", "128 (vocab_size)", "small {a}' CHECKPOINT --resize-embeddings"),
     ),
     "another's tokenizer": (
         ("llama", *ALL[:2], "--tokenizer", "wordy"),
@@ -165,7 +165,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     small = make_model(
         "llama", "default", torch.float32, **(sizes | {"vocab_size": 128})
     )
-    write_model(root / "small", small, tokenizer)
+    write_model(root / "small {a}", small, tokenizer)
     wordy = AutoTokenizer.from_pretrained(tokenizer)
     wordy.add_tokens([f"<wordy {n}>" for n in range(100)])
     wordy.save_pretrained(root / "wordy")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import atexit
+import json
 import shlex
 import shutil
 import tempfile
@@ -13,8 +14,11 @@ import pytest
 from typer.testing import CliRunner
 
 from alia_ctx.cli.run_commands import app
+from alia_ctx.config.json_schema import SCHEMA_FILE
 from alia_ctx.config.load import load_plan, load_run
-from alia_ctx.errors import ConfigError
+from alia_ctx.data.documents import find_inputs
+from alia_ctx.errors import ConfigError, DataError
+from alia_ctx.workflow.importing import how_to_import
 from tests.cli.beginning import filled, init, said, write_base
 from tests.text_data import write_jsonl
 
@@ -151,3 +155,66 @@ def test_what_no_line_can_hold_is_refused_in_one(
     message = str(result.exception)
     assert message.isprintable() and "no line of a configuration can hold" in message
     assert sorted(tmp_path.rglob("*")) == before
+
+
+def test_what_is_written_is_no_text_and_replaces_no_other_file(
+    base: Path, tmp_path: Path
+) -> None:
+    """Neither the configuration nor the schema beside it is trained on."""
+    folder, held = tmp_path / "text", tmp_path / "held"
+    folder.mkdir()
+    held.mkdir()
+    train = write_jsonl(folder / "a.jsonl", ["a text " * 2000])
+    write_jsonl(held / "b.jsonl", ["other text " * 2000])
+    options = ("--text", folder, "--held-out", held, "--overwrite", "--output")
+    for taken in (base / "config.json", train, folder / "new.md", base / "tokenizer"):
+        before = taken.read_bytes() if taken.is_file() else None
+        refused = init(base, *options, taken)
+        assert "a configuration is called .yaml or .yml" in said(refused)
+        assert (taken.read_bytes() if taken.is_file() else None) == before
+    made = init(base, *options, folder / "mine.yaml")
+    assert made.exit_code == 0, said(made)
+    assert (folder / "alia-ctx.schema.json").is_file()
+    for pattern in (str(folder), f"{folder}/*.js*", f"{folder}/**/*"):
+        assert find_inputs([pattern]).files == (str(train),)
+    with pytest.raises(DataError, match="the schema of configurations, no text"):
+        find_inputs([str(folder / SCHEMA_FILE)])
+
+
+def test_an_end_that_only_the_model_names_is_left_open(
+    base: Path, tmp_path: Path
+) -> None:
+    """Ids of the base's tokenizer, read from its own vocabulary."""
+    tokenizer = json.loads((base / "tokenizer.json").read_text())
+    ids = {token["content"]: token["id"] for token in tokenizer["added_tokens"]}
+    config = json.loads((base / "config.json").read_text())
+    settings = json.loads((base / "tokenizer_config.json").read_text())
+    end, other = settings["eos_token"], next(iter({*ids} - {settings["eos_token"]}))
+    for name, stated in ((end, ids[other]), (end, ids[end]), (None, [ids[end], 9999])):
+        settings["eos_token"] = name
+        (base / "tokenizer_config.json").write_text(json.dumps(settings))
+        (base / "config.json").write_text(
+            json.dumps({**config, "eos_token_id": stated})
+        )
+        made = init(base, "--overwrite")
+        assert made.exit_code == 0, said(made)
+        text = (tmp_path / "mine.yaml").read_text()
+        is_open = "to fill in: data.append_eos\n" in made.output
+        assert is_open == (name is None)
+        assert ("append_eos: true" in text) == (name is not None)
+        assert (json.dumps(other) in text) == (stated == ids[other])
+        assert (f"A text ends with {json.dumps(end)} ({ids[end]})," in text) == is_open
+
+
+def test_what_is_said_to_be_run_can_be_run_as_it_stands(tmp_path: Path) -> None:
+    """A path with a space is one word of the command."""
+    folder = tmp_path / "my models"
+    base = write_base(folder / "it's mine")
+    config = folder / "mine.yaml"
+    made = init(base, "--output", config)
+    told = made.output.split("then `")[1].split("`")[0]
+    assert shlex.split(told) == ["alia-ctx", "check", str(config)]
+    run, _ = load_plan(config)
+    place = folder / "base"
+    told = how_to_import(run, place).split("`")[1]
+    assert shlex.split(told) == ["alia-ctx", "import-hf", str(base), str(place)]

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner, Result
 
+from alia_ctx.checkpoint.directory import list_checkpoints, retain
 from alia_ctx.cli.run_commands import app
 from tests.paths import ROOT
 from tests.small_run import write_run
@@ -139,3 +140,27 @@ def test_a_trace_is_of_one_stage(tmp_path: Path) -> None:
     nowhere = tmp_path / "run.yaml" / "trace.json"
     refused = plan(tmp_path / "run.yaml", "--stage", "long", "--trace", nowhere)
     assert str(nowhere) in refused.output + str(refused.exception)
+
+
+@pytest.mark.parametrize(
+    ("every", "last", "kept", "updates"),
+    [(50, 2, 2, 9), (3, 2, 2, 40), (3, 1, 5, 31), (4, 3, 4, 40), (1, 2, 7, 30)],
+)
+def test_as_many_checkpoints_are_counted_as_there_are(
+    tmp_path: Path, every: int, last: int, kept: int, updates: int
+) -> None:
+    """Against the retention of the trainer itself, update by update."""
+    root, most = tmp_path / "checkpoints", 0
+    for update in range(1, updates + 1):
+        if update % every == 0 or update == updates:
+            (root / f"update-{update:08d}").mkdir(parents=True)
+            retain(root, keep_last=last, keep_every=kept)
+            most = max(most, len(list_checkpoints(root)))
+    said = plan(
+        write_run(tmp_path),
+        *("--stage", "short", "--json", f"stages.short.tokens={512 * updates}"),
+        *(f"checkpoint.every_updates={every}", f"checkpoint.keep_last={last}"),
+        f"checkpoint.keep_every={kept}",
+    )
+    counted = json.loads(said.stdout)["stages"]["short"]["checkpoints"] - 1
+    assert most <= counted <= most + last  # the last may be among those kept for good

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import os
 import shutil
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -18,7 +19,7 @@ from alia_ctx.cli import watch_commands
 from alia_ctx.cli.run_commands import app
 from alia_ctx.errors import ConfigError
 from alia_ctx.report.screen import WatchedStage, spark, watch_screen
-from alia_ctx.workflow.watching import Watched
+from alia_ctx.workflow.watching import Watched, find_watched
 from tests.small_run import write_run
 
 NOW = datetime(2026, 5, 4, 12, 0, tzinfo=UTC)
@@ -306,3 +307,57 @@ def test_a_file_that_is_no_log_is_refused(tmp_path: Path) -> None:
     refused = watch(other)
     assert isinstance(refused.exception, ConfigError)
     assert "holds no line of a stage's log" in str(refused.exception)
+
+
+def raise_to(config: Path, updates: int) -> None:
+    text = config.read_text()
+    assert text.count("tokens: 6144") == 1
+    config.write_text(text.replace("tokens: 6144", f"tokens: {512 * updates}"))
+
+
+def test_a_stage_that_goes_on_beyond_what_is_known_is_not_finished(
+    tmp_path: Path,
+) -> None:
+    config = write_run(tmp_path)
+    log = write_log(tmp_path, [line(n) for n in range(1, 13)])
+    watched = find_watched(config)
+    assert watched.now().finished
+    write_log(tmp_path, [line(n) for n in range(1, 14)])  # by overrides, say
+    beyond = watched.now()
+    assert beyond.updates is None and not beyond.finished
+    shown = watch(config, "--plain")
+    assert "update 13  " in shown.output and "are done" not in shown.output
+    raise_to(config, 14)
+    assert (watched.now().updates, watched.now().finished) == (14, False)
+    write_log(tmp_path, [line(n) for n in range(1, 15)])
+    assert watched.now().finished
+    config.write_text("stages: [")  # just being edited
+    assert watched.now().done == 14
+    assert log.is_file()
+
+
+def test_the_stage_last_at_work_is_told_by_its_lines(tmp_path: Path) -> None:
+    """The files of a copy are all as old as the copy."""
+    log, root = write_log(tmp_path, [line(9)]), tmp_path / "out"
+    for name, hours in (("new", 2), ("a", -3), ("zz", 1)):
+        later = (NOW + timedelta(hours=hours)).isoformat()
+        other = root / "stages" / name / "metrics.jsonl"
+        other.parent.mkdir()
+        other.write_text(json.dumps(line(1, stage=name, time=later)) + "\n")
+        os.utime(other, (0, 0))
+    os.utime(log)
+    assert find_watched(root).name == "new"
+    other.write_text("{")  # of no time: as old as its file
+    assert find_watched(root).name == "zz"
+    assert find_watched(write_run(tmp_path), (), "new").name == "new"
+
+
+def test_a_line_of_any_content_is_drawn(tmp_path: Path) -> None:
+    odd = [
+        line(n, loss=loss, spike=True, applied=False, time=None)
+        for n, loss in enumerate((None, "NaN", float("nan"), 1, True), 1)
+    ]
+    shown = watch(write_log(tmp_path, odd), "--once")
+    assert shown.exit_code == 0 and "None  short" not in shown.output
+    assert "update 1: loss None is a spike" in shown.output
+    assert "update 5" in drawn(WatchedStage("r", "short", odd))

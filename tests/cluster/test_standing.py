@@ -18,6 +18,7 @@ from alia_ctx.errors import ConfigError
 from alia_ctx.train.faults import RankName, fault, read_faults, record_fault
 from alia_ctx.workflow.queued import own_user
 from alia_ctx.workflow.standing import run_status
+from alia_ctx.workflow.watching import find_watched
 from tests.cluster.launched import SLURM, cluster, commands
 from tests.small_run import write_run
 from tests.train.runs import start
@@ -140,3 +141,30 @@ def test_stages_that_are_newer_than_the_last_checkpoint_are_shown(
         assert shown["by hand"] == "begun"
         [by_hand] = [s for s in status.stages if s.stage == "by hand"]
         assert (by_hand.update, by_hand.updates, by_hand.loss) == (3, None, 2.5)
+
+
+def test_a_stage_beyond_what_the_configuration_asks_is_not_finished(
+    tmp_path: Path,
+) -> None:
+    """`tokens` were raised by an override, which the file does not have; the log of a copy
+    says how old it is, not the copy.
+    """
+    path = write_run(tmp_path)
+    assert start(path) == ""
+    log = tmp_path / "out/stages/short/metrics.jsonl"
+    last = json.loads(log.read_text().splitlines()[-1])
+    [short, _] = run_status(path).stages
+    assert (short.state, short.update, short.updates) == ("finished", 12, 12)
+    old = {**last, "update": 13, "time": "2020-01-01T00:00:00+00:00"}
+    with open(log, "a") as stream:
+        stream.write(json.dumps(old) + "\n")
+    for target in (path, tmp_path / "out"):
+        [short, _] = run_status(target).stages
+        assert (short.state, short.update, short.updates) == ("begun", 13, None)
+        assert short.seconds_left is None and short.tokens_planned is None
+        assert short.last_line_seconds is not None and short.last_line_seconds > 1e8
+    fewer = ["stages.short.tokens=3072"]
+    log.write_text("".join(log.read_text().splitlines(keepends=True)[:-1]))
+    [short, _] = run_status(path, fewer).stages
+    assert (short.state, short.update, short.updates) == ("finished", 12, 12)
+    assert find_watched(path, fewer).now().updates == 12

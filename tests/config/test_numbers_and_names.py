@@ -103,6 +103,23 @@ def test_numbers_out_of_their_range(override: str) -> None:
     assert [problem.key for problem in caught.value.problems] == [key]
 
 
+@pytest.mark.parametrize("key", NUMBERS)
+def test_a_zero_is_taken_or_refused(key: str) -> None:
+    """It divides nothing before it is refused."""
+    try:
+        load_run(ALIA, [f"{key}=0"])
+    except ConfigError as error:
+        assert error.problems
+
+
+@pytest.mark.parametrize("tokens", ["", "stages.32k.tokens=0"])
+@pytest.mark.parametrize("context", [0, -5])
+def test_a_context_of_nothing_is_named(context: int, tokens: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        load_run(ALIA, [f"stages.32k.context={context}", *filter(None, [tokens])])
+    assert "stages.32k.context" in [p.key for p in caught.value.problems]
+
+
 def test_a_model_from_elsewhere_is_asked_too() -> None:
     for bad in (float("nan"), float("inf")):
         spec = ModelSpec(2, 8, 8, 2, 2, 4, 16, rms_norm_eps=bad)

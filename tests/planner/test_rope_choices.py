@@ -124,7 +124,7 @@ def test_plots(tmp_path: Path, suffix: str, begins: bytes) -> None:
 
 
 def test_another_kind_of_plot_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match=r"\.png or \.svg, not \.pdf"):
+    with pytest.raises(ConfigError, match=r"called \.png or \.svg"):
         draw_choices({"a": figures()}, 32, tmp_path / "rope.pdf")
 
 

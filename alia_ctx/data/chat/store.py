@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shlex
 import shutil
 import time
 from collections.abc import Callable, Iterator
@@ -176,7 +177,7 @@ def require_same_chat(
         raise DataError(
             f"{prefix}: this store was made from something else than the configuration "
             "says now:\n  " + "\n  ".join(lines) + "\nrestore that, or make the store "
-            f"anew with `alia-ctx tokenize CONFIG --source {prefix.name} --overwrite`"
+            f"anew with `alia-ctx tokenize CONFIG --source {shlex.quote(prefix.name)} --overwrite`"
         )
 
 
@@ -206,7 +207,7 @@ def require_same_chat_options(
         raise DataError(
             f"{prefix}: this store was made with other options than the configuration "
             "says now:\n  " + "\n  ".join(lines) + "\nrestore them, or make the store "
-            f"anew with `alia-ctx tokenize CONFIG --source {prefix.name} --overwrite`"
+            f"anew with `alia-ctx tokenize CONFIG --source {shlex.quote(prefix.name)} --overwrite`"
         )
 
 

@@ -28,6 +28,8 @@ _FORMATS: dict[str, Format] = {
     ".pq": "parquet",
 }
 _NOT_FOLLOWED = "link to a directory, not followed"
+# `init` writes it beside a configuration, which may lie among the text.
+_SCHEMA = "alia-ctx.schema.json"
 _ARCHIVES = (".zip", ".tar", ".tgz", ".7z", ".rar")
 SUPPORTED = (
     ".txt .md .rst .json .jsonl .ndjson (each also .gz, .zst, .xz or .bz2) and .parquet"
@@ -263,6 +265,8 @@ def _why_no_file(name: str) -> str | None:
 def _why_unreadable(name: str) -> str | None:
     """Why no reader takes a file of this name, None where one does."""
     suffix = Path(name).suffix.lower()
+    if Path(name).name == _SCHEMA:
+        return "the schema of configurations, no text"
     if suffix in COMPRESSIONS:
         inner = Path(Path(name).stem).suffix.lower()
         if _FORMATS.get(inner) == "parquet":

@@ -9,6 +9,7 @@ of earlier releases mark no calls.
 
 from __future__ import annotations
 
+import shlex
 from pathlib import Path
 
 import numpy as np
@@ -35,7 +36,7 @@ def said_of(store: TokenStore) -> np.ndarray | None:
     if size != store.n_tokens:
         raise DataError(
             f"{path}: is of {size:,} tokens and its store of {store.n_tokens:,}; make the "
-            f"store anew with `alia-ctx tokenize CONFIG --source {store.prefix.name} "
+            f"store anew with `alia-ctx tokenize CONFIG --source {shlex.quote(store.prefix.name)} "
             "--overwrite`, or remove the file"
         )
     return np.memmap(path, np.uint8, "r") if size else np.empty(0, np.uint8)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 from collections.abc import Callable
 from pathlib import Path
 
@@ -41,7 +42,7 @@ def require_same_source(
         raise DataError(
             f"{prefix}: this store was made from something else than the configuration "
             f"says now:\n{differing}\nrestore that, or make the store anew with "
-            f"`alia-ctx tokenize CONFIG --source {prefix.name} --overwrite`"
+            f"`alia-ctx tokenize CONFIG --source {shlex.quote(prefix.name)} --overwrite`"
         )
 
 
@@ -78,5 +79,5 @@ def require_same_options(
         raise DataError(
             f"{prefix}: this store was made with other options than the configuration "
             f"says now:\n{lines}\nrestore them, or make the store anew with "
-            f"`alia-ctx tokenize CONFIG --source {prefix.name} --overwrite`"
+            f"`alia-ctx tokenize CONFIG --source {shlex.quote(prefix.name)} --overwrite`"
         )
