@@ -25,6 +25,7 @@ ELSEWHERE = {
     *("--nproc-per-node", "--nnodes", "--standalone"),  # torchrun
     *("--gres", "--shm-size", "--ipc", "--name", "--nv"),  # SLURM, containers
     *("--long", "--score-dir", "--no-deps"),  # zstd, bfcl, pip
+    "--no-build-isolation",  # pip
 }
 
 
