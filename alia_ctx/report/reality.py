@@ -44,7 +44,7 @@ def reality(facts: RunFacts) -> str:
     how = facts.how("plan CONFIG")
     simulated = html.figures(*filter(None, map(_simulated(facts), facts.stages)))
     elsewhere = html.paragraph(
-        "Not compared, as they ran on another layout than the configuration's: "
+        "Not compared, as their logs name another layout than the configuration's, or none: "
         f"{', '.join(others)}."
     )
     left_out = [elsewhere] if others else []
