@@ -67,7 +67,8 @@ class BenchmarkProgram:
             done = subprocess.run(
                 [*_command(python), *words, ",".join(categories)],
                 capture_output=True,
-                text=True,
+                encoding="utf-8",
+                errors="replace",
                 env=_environment(),
             )
         try:
@@ -172,8 +173,9 @@ class BenchmarkProgram:
 
 
 def _command(python: Path) -> list[str]:
-    # Isolated: neither our PYTHONPATH nor the folder of the program is its own.
-    return [str(python), "-I", str(_PROGRAM)]
+    # Isolated: neither our PYTHONPATH nor the folder of the program is its own. bfcl-eval
+    # opens files without naming UTF-8, which they are in whatever the locale is.
+    return [str(python), "-I", "-X", "utf8", str(_PROGRAM)]
 
 
 def _environment() -> dict[str, str]:
