@@ -32,6 +32,8 @@ class ConversingModel(Protocol):
     statement: dict[str, Any]
     may_change: bool
 
+    def refusal(self) -> str: ...
+
     def serving(self) -> AbstractContextManager[str]: ...
 
 
@@ -101,7 +103,8 @@ class BenchmarkProgram:
         asked.
 
         IdentityError where those there are of another model or version; DataError where
-        the program fails, with its last words.
+        the program fails, with its last words, or where no conversation is answered, nor
+        the shortest question with a tool.
         """
         directory.mkdir(parents=True, exist_ok=True)
         self._require_own(directory, model)
@@ -137,8 +140,16 @@ class BenchmarkProgram:
                 f"bfcl-eval ended with {program.returncode}: {told}; all it said is in "
                 f"{directory / _LOG}; answers that are there are kept"
             )
+        scores = read_multi_turn(directory / "score")
+        nothing = all(score.unanswered == score.total for score in scores.values())
+        if nothing and (told := model.refusal()):
+            raise DataError(
+                f"{model.name}: no conversation has an answer, nor has the shortest "
+                f"question with a tool ({told}); correct how the server is "
+                "started (tools, context), or name another --template"
+            )
         progress(self.conversations)
-        return read_multi_turn(directory / "score")
+        return scores
 
     def _require_own(self, directory: Path, model: ConversingModel) -> None:
         made_with = statement(

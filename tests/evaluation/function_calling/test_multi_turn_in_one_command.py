@@ -115,6 +115,18 @@ def test_a_server_that_fails_leaves_no_wrong_answers(
         alia(*words[:2], other, *words[3:])
 
 
+def test_a_server_that_refuses_every_conversation_is_no_wrong_model(
+    environment: Path, tmp_path: Path
+) -> None:
+    """As with questions of one turn: it was started without tools, say."""
+    with served(lambda body: 400) as url:
+        words = ["evaluate-calls", "--endpoint", url, "--bfcl-env", environment]
+        words += ["--output", tmp_path / "out", "--categories", "multi_turn_base"]
+        with pytest.raises(AliaError, match=r"no conversation.*shortest.*400.*tools"):
+            alia(*words)
+    assert not (tmp_path / "out" / "model" / "scores.json").exists()
+
+
 def test_answers_are_added_behind_those_that_are_there(
     environment: Path, tmp_path: Path
 ) -> None:
