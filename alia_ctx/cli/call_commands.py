@@ -131,6 +131,7 @@ def evaluate_calls(
     from alia_ctx.progress import meter
     from alia_ctx.workflow.call_conversations import BenchmarkProgram
     from alia_ctx.workflow.call_generation import CallSettings
+    from alia_ctx.workflow.calls import answers_folder
     from alia_ctx.workflow.calls import evaluate_calls as evaluate
 
     if not models and endpoint is None:
@@ -171,7 +172,7 @@ def evaluate_calls(
                     model,
                     cases,
                     settings,
-                    (output or Path("evaluation/calls")) / name.replace("/", "_"),
+                    answers_folder(output or Path("evaluation/calls"), name),
                     multi_turn=turns.get(name),
                     program=program,
                     threads=batch_size,

@@ -120,16 +120,24 @@ def _below(markdown: str) -> Iterator[str]:
     """
     fence = ""
     for line in markdown.strip("\n").splitlines():
-        if mark := _FENCE.match(line):
-            if not fence:
-                fence = mark[1]
-            elif mark[1].startswith(fence) and not mark[2].strip():
-                fence = ""
+        before, fence = fence, fence_after(line, fence)
+        if before or fence:
             yield line
-        elif not fence and (heading := _HEADING.match(line)):
+        elif heading := _HEADING.match(line):
             yield "#" * min(6, 2 + len(heading[1])) + line[heading.end() :]
-        elif fence or not _PICTURE.match(line):
+        elif not _PICTURE.match(line):
             yield line
+
+
+def fence_after(line: str, fence: str) -> str:
+    """What opened the code that Markdown is in behind a line, if any; `fence` before it."""
+    mark = _FENCE.match(line)
+    if mark is None:
+        return fence
+    if not fence:
+        return mark[1]
+    closes = mark[1].startswith(fence) and not mark[2].strip()
+    return "" if closes else fence
 
 
 def rounded_from(manifest: Manifest) -> str:

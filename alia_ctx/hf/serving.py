@@ -27,6 +27,8 @@ from alia_ctx.hf.assets import GENERATION_CONFIG
 from alia_ctx.hf.json_files import load_json, write_json
 
 TOKENIZER_CONFIG = "tokenizer_config.json"
+# How transformers reads a turn, by its name of today and the earlier one.
+_READING = ("response_template", "response_schema")
 OPEN, CLOSE = "<tool_call>", "</tool_call>"
 # "We recommend using a temperature setting close to zero (0.0–0.2)": ALIA-40b-fc's card.
 # 0.0 is no temperature to sample with, and 0.1 is what its own example asks for.
@@ -65,10 +67,11 @@ def write_chat_template(directory: Path, stated: Mapping[str, Any]) -> list[str]
     those that came with the tokenizer; returns what a person should hear.
 
     Several by name go too: transformers takes one called `tool_use` wherever there are
-    tools, and the model never saw it.
+    tools, and the model never saw it. So does how answers of another one are read.
     """
     text = stated["text"]
     if not _is_several(text):
+        same = HubTokenizer(directory).auto.chat_template == text
         for name in CHAT_TEMPLATES:
             if (directory / name).is_dir():
                 shutil.rmtree(directory / name)
@@ -76,8 +79,9 @@ def write_chat_template(directory: Path, stated: Mapping[str, Any]) -> list[str]
         (directory / CHAT_TEMPLATES[0]).write_bytes(text.encode())
         config = directory / TOKENIZER_CONFIG
         settings = load_json(config) if config.is_file() else {}
-        if settings.pop("chat_template", None) is not None:
-            write_json(config, settings)
+        gone = ("chat_template", *(() if same else _READING))
+        if not settings.keys().isdisjoint(gone):
+            write_json(config, {k: v for k, v in settings.items() if k not in gone})
     notes = []
     if (
         ChatTemplate("tokenizer", HubTokenizer(directory)).fingerprint
@@ -120,17 +124,33 @@ def read_chat_format(directory: Path) -> ChatFormat | None:
     answered = _render(tokenizer, [question, answer])
     if None in (before, prompt, answered) or _ANSWER not in str(answered):
         return None
-    begun = str(prompt).removeprefix(str(before))
-    said = str(answered).removeprefix(str(before))
+    # Where no answer is asked for, there may be an end of text behind the question.
+    asked = _common(str(before), str(prompt), str(answered))
+    asked = _without_part(asked, str(prompt), tokenizer.special)
     # What a prompt writes beyond the header (an opened <think>) is part of the answer.
-    same = takewhile(lambda pair: pair[0] == pair[1], zip(begun, said, strict=False))
-    header = "".join(character for character, _ in same)
-    after = said.partition(_ANSWER)[2].lstrip()
+    header = _common(str(prompt), str(answered)).removeprefix(asked)
+    after = str(answered).rpartition(_ANSWER)[2].lstrip()
     stops = [token for token in tokenizer.special if after.startswith(token)]
     calls = {"role": "assistant", "content": "", "tool_calls": _CALLS}
     called = _render(tokenizer, [question, calls], tools=_TOOLS) or ""
     written = regex.findall(rf"(?s){_DEFINITIONS}{OPEN}({_CALL}){CLOSE}", called)
     return ChatFormat(header, max(stops, key=len, default=None), len(written) == 2)
+
+
+def _common(*texts: str) -> str:
+    """What texts begin with alike."""
+    letters = takewhile(lambda places: len(set(places)) == 1, zip(*texts, strict=False))
+    return "".join(same for same, *_ in letters)
+
+
+def _without_part(beginning: str, text: str, tokens: Iterable[str]) -> str:
+    """The beginning of a text, up to the token in which it ends."""
+    size = len(beginning)
+    for token in tokens:
+        start = text.find(token, max(0, size - len(token) + 1), size + len(token) - 1)
+        if 0 <= start < size:
+            return text[:start]
+    return beginning
 
 
 def _render(tokenizer: HubTokenizer, messages: Any, **options: Any) -> str | None:

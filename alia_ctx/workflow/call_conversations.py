@@ -32,6 +32,8 @@ class ConversingModel(Protocol):
     statement: dict[str, Any]
     may_change: bool
 
+    def refusal(self) -> str: ...
+
     def serving(self) -> AbstractContextManager[str]: ...
 
 
@@ -67,7 +69,8 @@ class BenchmarkProgram:
             done = subprocess.run(
                 [*_command(python), *words, ",".join(categories)],
                 capture_output=True,
-                text=True,
+                encoding="utf-8",
+                errors="replace",
                 env=_environment(),
             )
         try:
@@ -100,7 +103,8 @@ class BenchmarkProgram:
         asked.
 
         IdentityError where those there are of another model or version; DataError where
-        the program fails, with its last words.
+        the program fails, with its last words, or where no conversation is answered, nor
+        the shortest question with a tool.
         """
         directory.mkdir(parents=True, exist_ok=True)
         self._require_own(directory, model)
@@ -136,8 +140,16 @@ class BenchmarkProgram:
                 f"bfcl-eval ended with {program.returncode}: {told}; all it said is in "
                 f"{directory / _LOG}; answers that are there are kept"
             )
+        scores = read_multi_turn(directory / "score")
+        nothing = all(score.unanswered == score.total for score in scores.values())
+        if nothing and (told := model.refusal()):
+            raise DataError(
+                f"{model.name}: no conversation has an answer, nor has the shortest "
+                f"question with a tool ({told}); correct how the server is "
+                "started (tools, context), or name another --template"
+            )
         progress(self.conversations)
-        return read_multi_turn(directory / "score")
+        return scores
 
     def _require_own(self, directory: Path, model: ConversingModel) -> None:
         made_with = statement(
@@ -172,8 +184,9 @@ class BenchmarkProgram:
 
 
 def _command(python: Path) -> list[str]:
-    # Isolated: neither our PYTHONPATH nor the folder of the program is its own.
-    return [str(python), "-I", str(_PROGRAM)]
+    # Isolated: neither our PYTHONPATH nor the folder of the program is its own. bfcl-eval
+    # opens files without naming UTF-8, which they are in whatever the locale is.
+    return [str(python), "-I", "-X", "utf8", str(_PROGRAM)]
 
 
 def _environment() -> dict[str, str]:

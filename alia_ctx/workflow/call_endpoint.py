@@ -106,13 +106,17 @@ class EndpointModel:
                 batch = cases[start : start + self._concurrency]
                 answers = list(pool.map(self._answer, batch))
                 refusals = [answer.fault for answer in answers if answer.fault]
-                if len(refusals) == len(batch) and self._answer(SHORTEST).fault:
+                if len(refusals) == len(batch) and self.refusal():
                     raise DataError(
                         f"{self._url}, case {batch[0].id}: {refusals[0]}; correct how the "
                         "server is started (tools, context), or the model's name "
                         f"({_OF_TRANSFORMERS}); answers that are there are kept"
                     )
                 yield [(c.id, a) for c, a in zip(batch, answers, strict=True)]
+
+    def refusal(self) -> str:
+        """Why the server refuses the shortest question with a tool, if it does."""
+        return self._answer(SHORTEST).fault
 
     def serving(self) -> AbstractContextManager[str]:
         """Its address."""

@@ -18,11 +18,11 @@ from alia_ctx.data.chat.template import ChatTemplate
 from alia_ctx.data.tokens.tokenizer import HubTokenizer
 from alia_ctx.errors import CheckpointError, ConfigError, DataError, Problem
 from alia_ctx.evaluation.function_calling import Answer, Case, FunctionNames, tools_of
-from alia_ctx.files import checksum
 from alia_ctx.hf.rope_config import dynamic_note
 from alia_ctx.identity import require_same
 from alia_ctx.spec.execution import Precision
 from alia_ctx.spec.rope import RopeSpec
+from alia_ctx.workflow.call_sampling import GumbelNoise
 from alia_ctx.workflow.call_server import served
 from alia_ctx.workflow.evaluated_models import of_directory
 
@@ -163,16 +163,21 @@ class TransformersModel:
                 texts.append((case, self.prompt(case)))
             except RowError as error:
                 refused.append((case.id, Answer("", fault=error.detail)))
-        if refused:
-            try:
-                self.prompt(SHORTEST)
-            except RowError as error:
-                raise DataError(
-                    f"{self.directory}, case {refused[0][0]}: {error.detail}; the shortest "
-                    "question with a tool is refused too; name another --template, as "
-                    "chatml-tools"
-                ) from error
+        if refused and self.refusal():
+            raise DataError(
+                f"{self.directory}, case {refused[0][0]}: {refused[0][1].fault}; the "
+                "shortest question with a tool is refused too; name another --template, as "
+                "chatml-tools"
+            )
         return texts, refused
+
+    def refusal(self) -> str:
+        """Why its template refuses the shortest question with a tool, if it does."""
+        try:
+            self.prompt(SHORTEST)
+        except RowError as error:
+            return error.detail
+        return ""
 
     def conversation_ids(self, asked: Conversation) -> list[int]:
         """Token ids of a conversation, up to where the assistant's next words begin;
@@ -346,8 +351,8 @@ class _Writer:
             ids[row, width - len(prompt) :] = torch.tensor(prompt)
             mask[row, width - len(prompt) :] = 1
         processors = []
-        if self._settings.temperature > 0:
-            processors.append(_GumbelNoise(self._settings, names))
+        if (temperature := self._settings.temperature) > 0:
+            processors.append(GumbelNoise(temperature, self._settings.seed, names))
         with torch.inference_mode(), without_reminder_of_length():
             written = self._model.generate(
                 input_ids=ids.to(self._device),
@@ -366,33 +371,3 @@ class _Writer:
         # Special tokens stay: some tokenizers have one for `<tool_call>`.
         text = self._tokenizer.decode(kept, skip_special_tokens=False)
         return Answer(text, tokens=len(kept), cut=not ends)
-
-
-class _GumbelNoise:
-    """Sampling as a greedy choice: the maximum of logits / temperature plus Gumbel noise is
-    a draw from the softmax. Each row has a generator of its own.
-    """
-
-    def __init__(self, settings: CallSettings, names: Sequence[str]) -> None:
-        import torch
-
-        self._temperature = settings.temperature
-        self._generators = [
-            torch.Generator().manual_seed(
-                int(checksum(f"{settings.seed} {name}".encode())[:15], 16)
-            )
-            for name in names
-        ]
-
-    def __call__(self, input_ids: Any, scores: Any) -> Any:
-        import torch
-
-        size = scores.shape[-1]
-        uniform = torch.stack(
-            [
-                torch.rand(size, generator=g, dtype=torch.float64)
-                for g in self._generators
-            ]
-        )
-        noise = -torch.log(-torch.log(uniform.clamp_(1e-300, 1 - 1e-16)))
-        return scores.float() / self._temperature + noise.to(scores.device).float()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, closing
 from dataclasses import dataclass
@@ -19,12 +20,15 @@ from alia_ctx.evaluation.function_calling import (
     summaries,
 )
 from alia_ctx.evaluation.function_calling.scores import rows
-from alia_ctx.files import exclusive, write_json
+from alia_ctx.files import checksum, exclusive, write_json
 from alia_ctx.identity import sealed
 from alia_ctx.workflow.call_conversations import FOLDER, BenchmarkProgram
 from alia_ctx.workflow.call_generation import CallSettings
 
 SCORES = "scores.json"
+_LONGEST_NAME = (
+    200  # in bytes; file systems allow 255, with what is put before and behind
+)
 
 
 class AnsweringModel(Protocol):
@@ -42,6 +46,8 @@ class AnsweringModel(Protocol):
     notes: tuple[str, ...]
 
     def answers(self, cases: Sequence[Case]) -> Iterator[list[tuple[str, Answer]]]: ...
+
+    def refusal(self) -> str: ...
 
     def serving(self) -> AbstractContextManager[str]: ...
 
@@ -110,6 +116,18 @@ class ScoredModel:
             "notes": list(self.notes),
             "answers": str(self.directory),
         }
+
+
+def answers_folder(output: Path, name: str) -> Path:
+    """Where a model's answers are kept: in a folder of `output`, whatever it is called. A
+    served one may be called by a path, which may be longer than a file's name.
+    """
+    plain = name.replace("/", "_")
+    if plain in ("", ".", ".."):
+        plain = f"_{plain}"
+    if len(os.fsencode(plain)) > _LONGEST_NAME:
+        plain = f"{plain[-32:]}-{checksum(os.fsencode(name))}"
+    return output / plain
 
 
 def evaluate_calls(

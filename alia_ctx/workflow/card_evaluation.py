@@ -10,9 +10,9 @@ from pathlib import Path
 from alia_ctx.errors import CheckpointError
 from alia_ctx.evaluation.function_calling import read_scores, score_markdown
 from alia_ctx.files import parse_json
+from alia_ctx.hf.model_card import fence_after
 
 _DRAWN = re.compile("[\u2500-\u257f]")  # box drawing
-_FENCE = re.compile(r" {0,3}(`{3,}|~{3,})")
 
 
 def card_evaluation(files: Sequence[Path]) -> str:
@@ -25,7 +25,7 @@ def card_evaluation(files: Sequence[Path]) -> str:
     texts = []
     for file in files:
         try:
-            text = file.read_text(encoding="utf-8").strip()
+            text = file.read_text(encoding="utf-8-sig").strip()
         except (OSError, UnicodeDecodeError) as error:
             raise CheckpointError(
                 f"--evaluation {file}: cannot be read as text ({error}); give a file of "
@@ -47,15 +47,17 @@ def _of_json(text: str) -> str:
 
 
 def _fenced(text: str) -> str:
-    """Paragraphs in which a box is drawn, as code, where they are not code already."""
+    """Paragraphs in which a box is drawn, as code, where they are not code already; code
+    that is not closed is.
+    """
     pieces, fence = [], ""
     for blank, lines in groupby(text.splitlines(), key=lambda line: not line.strip()):
         paragraph = list(lines)
         outside = not fence
         for line in paragraph:
-            if mark := _FENCE.match(line):
-                fence = "" if fence and mark[1].startswith(fence) else fence or mark[1]
+            fence = fence_after(line, fence)
         if not blank and outside and not fence and _DRAWN.search("".join(paragraph)):
             paragraph = ["```text", *paragraph, "```"]
         pieces += paragraph
-    return "\n".join(pieces)
+    # What is not closed would take the rest of the card along.
+    return "\n".join([*pieces, fence] if fence else pieces)

@@ -138,12 +138,51 @@ def test_a_template_whose_calls_are_others(tmp_path: Path) -> None:
     assert "a parser of their own" in card and "hermes" not in card
 
 
+@pytest.mark.parametrize(
+    ("text", "name", "left"),
+    [
+        (WITHOUT_CALLS, "other.jinja", None),
+        (WITHOUT_CALLS, "tokenizer", None),  # it had another at the time of training
+        (WITH_HERMES + " ", "tokenizer", READ),
+        (WITH_HERMES, "tokenizer", {"of": "another format"}),
+        (WITH_HERMES, "the_same.jinja", READ),
+    ],
+)
+def test_how_turns_of_another_template_are_read_goes_with_it(
+    tmp_path: Path, text: str, name: str, left: Any
+) -> None:
+    """transformers would read the turns of the one that was trained with so."""
+    out = export(tmp_path, WITH_HERMES, None)
+    own = {"response_template": {"of": "another format"}, "response_schema": {}}
+    edit_json(out / "tokenizer_config.json", **own)
+    stated = {"name": name, "text": text, "fingerprint": ""}
+    serving.write_chat_template(out, stated)
+    serving.complete(out, stated, 480)
+    assert (out / "chat_template.jinja").read_text() == text
+    settings = read(out / "tokenizer_config.json")
+    assert settings.get("response_template") == left
+    assert ("response_schema" in settings) == (text == WITH_HERMES)
+
+
 def test_a_model_that_saw_no_conversations_keeps_its_own(tmp_path: Path) -> None:
     """What its template writes can be read, and how it is sampled is its own affair."""
     out = export(tmp_path, WITH_HERMES, None, temperature=0.6, do_sample=True)
     generation = read(out / "generation_config.json")
     assert (generation["temperature"], generation["eos_token_id"]) == (0.6, [5, 2])
     assert read(out / "tokenizer_config.json")["response_template"] == READ
+
+
+@pytest.mark.parametrize("end", ["</s>", "<|im_end|>", " \n"])
+def test_what_ends_a_text_without_an_answer_is_no_part_of_a_turn(
+    tmp_path: Path, end: str
+) -> None:
+    """Or the question that shows the template would stand in `response_template`, and
+    transformers find no turn behind any other.
+    """
+    tail = f"{{% if not add_generation_prompt %}}{{{{ {end!r} }}}}{{% endif %}}"
+    out = export(tmp_path, WITH_HERMES + tail, None)
+    assert read(out / "tokenizer_config.json")["response_template"] == READ
+    assert read(out / "generation_config.json")["eos_token_id"] == [5, 2]
 
 
 def test_nothing_to_read_where_there_is_no_template(tmp_path: Path) -> None:

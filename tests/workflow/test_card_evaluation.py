@@ -16,6 +16,7 @@ from alia_ctx.evaluation.function_calling import (
     score_table,
     score_tables,
 )
+from alia_ctx.hf.model_card import _below
 from alia_ctx.identity import sealed
 from alia_ctx.workflow.card_evaluation import card_evaluation
 
@@ -102,3 +103,28 @@ def test_no_cell_is_folded_or_cut(width: int) -> None:
         rows = len(score_table({n: s for n, s in list(scores.items())[:1]}).rows)
         assert len(lines) == tables * rows
         assert tables == (1 if scores is whole or width == 200 else 3)
+
+
+@pytest.mark.parametrize(
+    ("text", "closed"),
+    [
+        ("a\n\n```sh\n# left open", "```"),
+        ("~~~~\n~~~\n```", "~~~~"),
+        ("```\n```text is no end of it", "```"),
+        ("```` words ``` that are no code", None),
+        ("```\ncode\n```", None),
+    ],
+)
+def test_code_ends_with_its_file(tmp_path: Path, text: str, closed: str | None) -> None:
+    """Or the next file, and the rest of the card, would be code too."""
+    assert of(tmp_path, text) == (text if closed is None else f"{text}\n{closed}")
+    measured = tmp_path / "measured"
+    both = "\n".join(_below(card_evaluation([measured, measured]) + "\n\n# Next"))
+    assert both.endswith("\n\n### Next")
+
+
+def test_a_byte_order_mark_is_no_text(tmp_path: Path) -> None:
+    categories = {"multiple": {"right": 3, "total": 4}}
+    document = json.dumps({"models": {"m": {"categories": categories}}})
+    assert of(tmp_path, f"\ufeff{document}") == of(tmp_path, document)
+    assert of(tmp_path, "\ufeff# Words") == "# Words"

@@ -3,7 +3,7 @@
 Runs in an environment that has `bfcl-eval` (`make venv-bfcl`), and imports nothing of
 ours; `alia-ctx evaluate-calls --bfcl-env` starts it. By hand:
 
-    .venv-bfcl/bin/python -I bfcl_program.py --endpoint http://localhost:8000/v1 \
+    .venv-bfcl/bin/python -I -X utf8 bfcl_program.py --endpoint http://localhost:8000/v1 \
         --model NAME --output runs/bfcl
 
 `bfcl-eval` only knows models by its list; this adds one that speaks OpenAI's interface
@@ -61,19 +61,19 @@ def take_out(results: Path, is_no_answer: Callable[[Any], bool]) -> int:
 
     def is_kept(line: str) -> bool:
         try:
-            return line.endswith("\n") and not is_no_answer(json.loads(line))
+            return not is_no_answer(json.loads(line))
         except ValueError:
             return False
 
     count = 0
     for file in results.rglob("BFCL_v*_multi_turn_*_result.json"):
         text = file.read_text(encoding="utf-8", errors="replace")
-        lines = text.splitlines(keepends=True)
+        *lines, torn = text.split("\n")  # no other letter ends a line of JSON
         kept = [line for line in lines if is_kept(line)]
-        count += len(lines) - len(kept)
-        if len(kept) < len(lines):
+        if gone := len(lines) + bool(torn) - len(kept):
+            count += gone
             scratch = file.with_suffix(".tmp")
-            scratch.write_text("".join(kept), encoding="utf-8")
+            scratch.write_text("".join(f"{line}\n" for line in kept), encoding="utf-8")
             scratch.replace(file)
     return count
 
@@ -103,8 +103,8 @@ def choose(results: Path, chosen: Path, ids: dict[str, list[str]]) -> None:
     shutil.rmtree(chosen, ignore_errors=True)
     for category, wanted in ids.items():
         (file,) = results.rglob(f"BFCL_v*_{category}_result.json")
-        lines = file.read_text(encoding="utf-8").splitlines()
-        by_id = {json.loads(line)["id"]: line for line in lines}
+        lines = file.read_text(encoding="utf-8").split("\n")
+        by_id = {json.loads(line)["id"]: line for line in lines if line}
         missing = [name for name in wanted if name not in by_id]
         if missing:
             raise SystemExit(
@@ -166,6 +166,16 @@ def run(options: argparse.Namespace) -> None:
             assert refused is not None
             raise refused
 
+        def write(
+            self, result: Any, result_dir: Any, update_mode: bool = False
+        ) -> None:
+            """Behind the others: where ids are asked for, the original writes the whole
+            file anew with each answer, and whatever ends it then takes them all along.
+            """
+            super().write(result, result_dir, update_mode=False)
+
+    # The same, at the end: `choose` puts them in order.
+    generation.sort_file_content_by_id = lambda file: None
     names = [name for name in options.categories.split(",") if name]
     entries = {name: [row["id"] for row in load_dataset_entry(name)] for name in names}
     if options.check:

@@ -48,6 +48,14 @@ class Client:
     def with_options(self, timeout): return self
 class OpenAICompletionsHandler:
     def __init__(self): self.client = Client()
+    def write(self, result, result_dir, update_mode=False):
+        folder = result_dir / "served" / "multi_turn"
+        folder.mkdir(parents=True, exist_ok=True)
+        category = result["id"].rpartition("_")[0]
+        file = folder / f"BFCL_v4_{category}_result.json"
+        there = file.read_text() if update_mode and file.exists() else ""
+        with open(file, "w" if update_mode else "a") as stream:
+            stream.write(there + json.dumps(result) + "\\n")
     def generate_with_backoff(self, **asked):
         address = os.environ["OPENAI_BASE_URL"] + "/chat/completions"
         try:
@@ -69,16 +77,25 @@ from bfcl_eval.constants.eval_config import PROJECT_ROOT
 from bfcl_eval.constants.model_config import MODEL_CONFIG_MAPPING
 def main(args):
     (name,) = args.model
-    folder = PROJECT_ROOT / "result" / name / "multi_turn"
-    folder.mkdir(parents=True, exist_ok=True)
+    folder = PROJECT_ROOT / "result"
+    handler = MODEL_CONFIG_MAPPING[name].model_handler()
     wanted = json.loads((PROJECT_ROOT / "test_case_ids_to_generate.json").read_text())
     for category, ids in wanted.items():
-        with open(folder / f"BFCL_v4_{category}_result.json", "a+") as stream:
-            stream.seek(0)
-            there = [json.loads(line)["id"] for line in stream]
-            for one in [one for one in ids if one not in there]:
-                answer = {"id": one, **asked(one, MODEL_CONFIG_MAPPING[name])}
-                stream.write(json.dumps(answer) + "\\n")
+        files = folder.rglob(f"BFCL_v4_{category}_result.json")
+        there = [row["id"] for file in files for row in rows_of(file)]
+        for one in [one for one in ids if one not in there]:
+            answer = {"id": one, **asked(one, MODEL_CONFIG_MAPPING[name])}
+            handler.write(answer, folder, update_mode=args.run_ids)
+    for file in folder.rglob("BFCL_v4_*_result.json"):
+        sort_file_content_by_id(file)
+def rows_of(file):
+    return [json.loads(line) for line in open(file)]
+def sort_file_content_by_id(file):
+    there = rows_of(file)
+    rows = sorted(there, key=lambda row: row["id"])
+    if rows != there:
+        lines = [json.dumps(row, ensure_ascii=False) + "\\n" for row in rows]
+        file.write_text("".join(lines), encoding="utf-8")
 def asked(one, config):
     message = {"role": "user", "content": one}
     parameters = {"type": "object", "properties": {}}

@@ -245,6 +245,24 @@ def test_a_name_that_a_server_answers_to_and_does_not_list(
     assert json.loads(shown)["models"][name]["rows"]
 
 
+@pytest.mark.parametrize("name", ["..", ".", "/".join(["directory"] * 40), "é/" * 90])
+def test_whatever_a_model_is_called_its_answers_have_a_folder(
+    suite: Path, tmp_path: Path, name: str
+) -> None:
+    """To transformers serve it is called by a path, of any length."""
+    out = tmp_path / "out"
+    with served(right_reply, (name, f"{name}x")) as url:
+        words = ["evaluate-calls", name, f"{name}x", "--endpoint", url, "--data", suite]
+        words += ["--output", out, "--json"]
+        found = json.loads(alia(*words))["models"]
+        assert json.loads(alia(*words))["models"] == found
+    assert list(found) == [name, f"{name}x"]
+    folders = [Path(model["answers"]) for model in found.values()]
+    assert [folder.parent for folder in folders] == [out, out]
+    assert len({folder.resolve() for folder in folders} - {out, tmp_path}) == 2
+    assert all((folder / NAME).is_file() for folder in folders)
+
+
 @pytest.mark.parametrize(
     ("status", "page", "message"),
     [

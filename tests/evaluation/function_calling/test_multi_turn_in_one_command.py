@@ -14,7 +14,7 @@ import pytest
 import torch
 
 from alia_ctx.errors import AliaError
-from alia_ctx.evaluation.function_calling import MULTI_TURN
+from alia_ctx.evaluation.function_calling import MULTI_TURN, bfcl_program
 from alia_ctx.workflow.call_conversations import _command
 from alia_ctx.workflow.call_generation import CallSettings, TransformersModel
 from tests.evaluation.function_calling.bfcl_environment import write_environment
@@ -113,6 +113,50 @@ def test_a_server_that_fails_leaves_no_wrong_answers(
     refused = pytest.raises(AliaError, match=r"model\.endpoint")
     with served(replies, ("model",)) as other, refused:
         alia(*words[:2], other, *words[3:])
+
+
+def test_a_server_that_refuses_every_conversation_is_no_wrong_model(
+    environment: Path, tmp_path: Path
+) -> None:
+    """As with questions of one turn: it was started without tools, say."""
+    with served(lambda body: 400) as url:
+        words = ["evaluate-calls", "--endpoint", url, "--bfcl-env", environment]
+        words += ["--output", tmp_path / "out", "--categories", "multi_turn_base"]
+        with pytest.raises(AliaError, match=r"no conversation.*shortest.*400.*tools"):
+            alia(*words)
+    assert not (tmp_path / "out" / "model" / "scores.json").exists()
+
+
+def test_answers_are_added_behind_those_that_are_there(
+    environment: Path, tmp_path: Path
+) -> None:
+    """The benchmark's program would write its file anew for each, and a kill lose all."""
+    replies = Replies(multi_turn_base_0=400, multi_turn_base_2="no\u2028\x85")
+    with served(replies) as url:
+        words = ["evaluate-calls", "--endpoint", url, "--bfcl-env", environment]
+        words += ["--output", tmp_path / "out", "--categories", "multi_turn_base"]
+        assert counts(json.loads(alia(*words, "--json"))) == {"multi_turn_base": [1, 3]}
+        del replies.instead["multi_turn_base_0"]
+        assert counts(json.loads(alia(*words, "--json"))) == {"multi_turn_base": [2, 3]}
+    results = tmp_path / "out/model/multi-turn/result/served/multi_turn"
+    lines = (results / "BFCL_v4_multi_turn_base_result.json").read_bytes().split(b"\n")
+    assert [json.loads(line)["id"][-1] for line in lines[:-1]] == ["1", "2", "0"]
+    assert list(results.iterdir()) == [results / "BFCL_v4_multi_turn_base_result.json"]
+
+
+def test_a_line_ends_at_its_end_alone(tmp_path: Path) -> None:
+    """Not at what text may have for ends of lines, which JSON may have as they are."""
+    rows = [{"id": f"{end}", "result": f"a{end}b"} for end in "\u2028\u2029\x85"]
+    file = tmp_path / "in" / "BFCL_v4_multi_turn_base_result.json"
+    file.parent.mkdir()
+    whole = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+    file.write_text(whole + '{"id": "torn', encoding="utf-8")
+    assert bfcl_program.take_out(file.parent, lambda _: False) == 1
+    assert file.read_text(encoding="utf-8") == whole
+    ids = {"multi_turn_base": ["\x85", "\u2028"]}
+    bfcl_program.choose(file.parent, tmp_path / "out", ids)
+    with open(tmp_path / "out" / file.name, encoding="utf-8") as stream:
+        assert [json.loads(line) for line in stream] == [rows[2], rows[0]]
 
 
 def test_single_turn_categories_are_those_of_the_environment_too(
