@@ -61,7 +61,9 @@ SEARCH = {
 }
 PARIS = "What is the weather like in Paris today?"
 RESULT = '{"temperature": 18, "unit": "C", "description": "Partly cloudy in Paris"}'
-BAD = '<tool_call>\n{"name": "get_weather", "arguments": {"location": "Oslo"\n</tool_call>'
+# Without its first brace: one that begins as JSON is read as a call that is broken, and no
+# conversation with it is trained on.
+BAD = '<tool_call>\n"name": "get_weather", "arguments": {"location": "Oslo"}}\n</tool_call>'
 TRAVEL = {
     "travellers": [{"name": "Ana", "age": 7}, {"name": "Jon", "age": 40}],
     "leg": {"to": "Vic"},
@@ -162,7 +164,12 @@ def _run(folder: Path) -> dict[str, Any]:
             "vocab_size": 608,
         },
         "data": {
-            "sources": {"talks": {"inputs": [str(folder / "talks.jsonl")], "chat": {}}}
+            "sources": {
+                "talks": {
+                    "inputs": [str(folder / "talks.jsonl")],
+                    "chat": {"strict": True},
+                }
+            }
         },
         "engine": {"precision": "fp32"},
         "evaluation": {"every_updates": 0},
