@@ -86,7 +86,7 @@ class Slurm:
         if not re.fullmatch(r"\d+", number):
             raise QueueError(
                 f"sbatch said {said.strip()!r}, which is no job's number; see with "
-                "`squeue --me` whether the job is there all the same"
+                "`squeue` whether the job is there all the same"
             )
         return number
 
@@ -140,7 +140,7 @@ class Slurm:
         except subprocess.TimeoutExpired as error:
             raise QueueError(
                 f"`{command[0]}` does not answer within {_PATIENCE} s; try again later"
-                + (", when `squeue --me` answers" if script is not None else "")
+                + (", when `squeue` answers" if script is not None else "")
             ) from error
         if done.returncode:
             reason = " ".join((done.stderr or done.stdout).split())
