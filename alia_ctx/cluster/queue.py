@@ -84,7 +84,10 @@ class Slurm:
         said = self._ask(["sbatch", "--parsable", *depends, str(script)], script)
         number = said.strip().split(";")[0]
         if not re.fullmatch(r"\d+", number):
-            raise QueueError(f"sbatch said {said.strip()!r}, which is no job's number")
+            raise QueueError(
+                f"sbatch said {said.strip()!r}, which is no job's number; see with "
+                "`squeue` whether the job is there all the same"
+            )
         return number
 
     def cancel(self, numbers: Iterable[str]) -> None:
@@ -106,9 +109,15 @@ class Slurm:
             if _GONE not in str(error):
                 raise
             return {}
-        lines = [line.split("|", _FIELDS - 1) for line in said.splitlines()]
-        jobs = [QueuedJob(*fields) for fields in lines if len(fields) == _FIELDS]
-        return {job.number: job for job in jobs if job.state not in _ENDED}
+        return {job.number: job for job in _listed(said) if job.state not in _ENDED}
+
+    def jobs_of(self, user: str | None) -> list[QueuedJob]:
+        """All jobs of a user (None: of whoever may be seen) in the queue; an array, which
+        no run submits, has one entry for what waits of it.
+        """
+        whose = [] if user is None else [f"--user={user}"]
+        query = ["squeue", "--all", "--noheader", f"--format={_FORMAT}", *whose]
+        return [job for job in _listed(self._ask(query)) if job.state not in _ENDED]
 
     @staticmethod
     def _ask(command: list[str], script: Path | None = None) -> str:
@@ -122,18 +131,26 @@ class Slurm:
                 command,
                 env=_environment(script),
                 capture_output=True,
-                text=True,
+                # Whatever the locale: names of runs and places come back as they were.
+                encoding="utf-8",
+                errors="surrogateescape",
                 timeout=_PATIENCE,
                 check=False,
             )
         except subprocess.TimeoutExpired as error:
             raise QueueError(
                 f"`{command[0]}` does not answer within {_PATIENCE} s; try again later"
+                + (", when `squeue` answers" if script is not None else "")
             ) from error
         if done.returncode:
             reason = " ".join((done.stderr or done.stdout).split())
             raise QueueError(f"{' '.join(command[:1])}: {reason}")
         return done.stdout
+
+
+def _listed(said: str) -> list[QueuedJob]:
+    lines = [line.split("|", _FIELDS - 1) for line in said.splitlines()]
+    return [QueuedJob(*fields) for fields in lines if len(fields) == _FIELDS]
 
 
 def _environment(script: Path | None) -> dict[str, str]:

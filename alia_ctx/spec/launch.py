@@ -15,6 +15,20 @@ _VARIABLE = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 _WORD = re.compile(r"[\w.+@,:=/-]+")
 # What each rank is told by what starts it.
 _OF_RANKS = ("RANK", "LOCAL_RANK", "WORLD_SIZE")
+# Options of sbatch by which a job is no more the one that `launch` submits, knows again and
+# waits for: several in its place, another name, or none.
+_UNDOES = {
+    "array": "makes several jobs of one, which would train the same stage",
+    "job-name": "is by what a job is known again",
+    "clusters": "has the job where `launch` and `status` do not ask for it",
+    "wait": "has sbatch wait until the job has ended",
+    "wrap": "puts another script in the place of the job's",
+    "test-only": "submits nothing",
+    "help": "submits nothing",
+    "usage": "submits nothing",
+    "version": "submits nothing",
+}
+_SHORTEST = 3  # letters that tell these apart from what else sbatch knows
 _TIME_REMEDY = "write HH:MM:SS or D-HH:MM:SS, as in 48:00:00"
 
 
@@ -113,6 +127,8 @@ class LaunchSpec:
                 *(f"{key}.options", option, "is no option of sbatch"),
                 "write --name=value",
             )
+            if undone := _undoes(option):
+                problems.add(f"{key}.options", option, undone, "leave it out")
         for name in self.environment:
             problems.need(
                 _VARIABLE.fullmatch(name) is not None,
@@ -130,6 +146,15 @@ class LaunchSpec:
             *("is no command", "give a program and its options, quotes in pairs"),
         )
         return problems
+
+
+def _undoes(option: str) -> str | None:
+    """Why an option of sbatch, which takes shortened ones too, undoes what `launch` does."""
+    name = re.split(r"[=\s]", option.removeprefix("--"), maxsplit=1)[0]
+    for known, rule in _UNDOES.items():
+        if len(name) >= _SHORTEST and known.startswith(name):
+            return rule
+    return None
 
 
 def _words(command: str) -> list[str]:

@@ -29,6 +29,7 @@ from alia_ctx.config.run import EngineConfig, RunConfig
 from alia_ctx.errors import AliaError
 from alia_ctx.train.faults import RankName
 from alia_ctx.train.rendezvous import Meeting, starting_ranks
+from alia_ctx.workflow.chain import check_trained, run_directory
 from alia_ctx.workflow.planning import checkpoints_gib
 
 WAIT_SECONDS = 120.0  # for ranks that do not come; imports on a cold disk take a minute
@@ -131,7 +132,7 @@ def _together(
         findings += _memory(run)
     findings += [clocks(ranks), ports(ranks)]
     on_gpu = places[ranks.rank].device != "cpu"
-    needed = sum(checkpoints_gib(run, stage) for stage in run.stages) if run else 0.0
+    needed = sum(_to_be_written(run, stage) for stage in run.stages) if run else 0.0
     megabytes = 256 if on_gpu else 32
     findings += disk(ranks, place, hosts, megabytes=megabytes, needed_gib=needed)
     unfit = [there for there, found in by_rank if _cannot_take_part(found)]
@@ -152,6 +153,20 @@ def _together(
             for there, found in zip(places, gathered, strict=True)
         ]
     )
+
+
+def _to_be_written(run: RunConfig, stage: str) -> float:
+    """GiB that the checkpoints of a stage will still take: none of a finished one, and of
+    others not what is on the disk already.
+    """
+    with suppress(AliaError):  # what is wrong with a stage is said where it is trained
+        if check_trained(run, stage, reading=True):
+            return 0.0
+    files = run_directory(run).checkpoints(stage).glob("update-*/**/*")
+    with suppress(OSError):  # as one that retention has just removed
+        there = sum(file.stat().st_size for file in files if file.is_file()) / 2**30
+        return max(0.0, checkpoints_gib(run, stage) - there)
+    return checkpoints_gib(run, stage)
 
 
 def _cannot_take_part(findings: Iterable[Finding]) -> bool:

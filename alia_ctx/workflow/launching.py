@@ -30,7 +30,14 @@ from alia_ctx.identity import statement_checksum
 from alia_ctx.workflow.chain import check_trained
 from alia_ctx.workflow.checking import check_all
 from alia_ctx.workflow.jobs import packed_by, run_jobs
-from alia_ctx.workflow.queued import JOBS, Queued, made_from, own_user, submitted_jobs
+from alia_ctx.workflow.queued import (
+    JOBS,
+    Queued,
+    made_from,
+    own_user,
+    require_no_strays,
+    submitted_jobs,
+)
 
 
 @dataclass(frozen=True)
@@ -88,6 +95,11 @@ def launch(
         copy = folder / f"run-{statement_checksum(document)[:12]}.yaml"
         here = is_slurm and Slurm.is_here()
         queued = Queued.of(folder, document) if here else Queued(made_from(document))
+        if submit and here:
+            require_no_strays(folder, submitted_jobs(folder))
+        if here:
+            needed = [stage for name in names for stage in (*_before(run, name), name)]
+            queued.require_same_settings(run, list(dict.fromkeys(needed)), folder)
         jobs, more = run_jobs(run, names, folder, copy, queued, whole=not stages)
         notes += more
         if submit:
@@ -231,6 +243,7 @@ def _submit(
             if (user := own_user()) is not None:
                 entry["user"] = user
             doing = {"stages": packed_by(job), "made_from": queued.made_from}
+            entry["config"] = str(job.config)
             recorded.append({**entry, **doing})
             write_json(record, {"jobs": recorded})
     except QueueError as error:

@@ -13,12 +13,15 @@ from pathlib import Path
 from typing import Any
 
 from alia_ctx.cluster import QueuedJob, Slurm
-from alia_ctx.errors import ConfigError, DataError, Problems
+from alia_ctx.config.load import load_plan
+from alia_ctx.config.run import RunConfig
+from alia_ctx.errors import AliaError, ConfigError, DataError, Problems
 from alia_ctx.files import read_object
-from alia_ctx.identity import statement_checksum
+from alia_ctx.identity import differences, statement_checksum
 
 JOBS = "jobs.json"
 _COMMENT = "alia-ctx "  # as `queue_comment` begins
+_NOT_OF_THE_WEIGHTS = ("layout", "nodes", "recompute", "published")  # of a stage
 Record = dict[str, Any]
 
 
@@ -84,6 +87,45 @@ def made_from(document: Mapping[str, Any]) -> str:
     return statement_checksum({k: v for k, v in document.items() if k != "launch"})
 
 
+def strays(folder: Path, recorded: Sequence[Record]) -> list[QueuedJob]:
+    """Own jobs in the queue that say they are of the `launch` folder of a run, and that its
+    record does not have: submitted by hand, or by a start that did not live to note it.
+    QueueError where the queue cannot be asked.
+    """
+    known = {job["number"] for job in recorded}
+    ours = f"|{_COMMENT}{folder}/"
+    return [
+        job
+        for job in Slurm().jobs_of(own_user())
+        if ours in job.label and job.number.partition("_")[0] not in known
+    ]
+
+
+def require_no_strays(folder: Path, recorded: Sequence[Record]) -> None:
+    """ConfigError where jobs of the run are in the queue that nobody has noted: what is
+    submitted now would do their work a second time.
+    """
+    problems = Problems()
+    for job in strays(folder, recorded):
+        place = job.label.rpartition("/")[2]
+        problems.add(
+            place,
+            f"job {job.number}",
+            f"is in the queue, {job.state}, and {folder / JOBS} does not have it",
+            f"wait for it, or `scancel {job.number}`",
+        )
+    if problems:
+        raise ConfigError("nothing was submitted", problems)
+
+
+def submitted_config(folder: Path, job: Record) -> Path | None:
+    """The copy of the configuration that a job reads, in the folder that it is in now;
+    None where that is not recorded, or gone.
+    """
+    path = folder / Path(str(job.get("config") or "?")).name
+    return path if path.is_file() else None
+
+
 @dataclass(frozen=True)
 class Queued:
     """The jobs of a run that wait or run, as they were recorded, with their `state`.
@@ -133,6 +175,36 @@ class Queued:
                 return job
         return None
 
+    def require_same_settings(
+        self, run: RunConfig, stages: Sequence[str], folder: Path
+    ) -> None:
+        """ConfigError where one of the stages is trained by a job that was submitted with
+        other settings: it would train with those, and what follows refuses its end.
+        """
+        problems = Problems()
+        for job in self.training(stages):
+            then = None
+            copy = submitted_config(folder, job)
+            if copy is not None and job.get("made_from") != self.made_from:
+                with suppress(AliaError):
+                    then, _ = load_plan(copy, [])
+            name = job["stage"]
+            if then is None or name not in then.stages:
+                continue
+            changed = differences(_decides(then, name), _decides(run, name))
+            if changed:
+                number = job["number"]
+                more = f"; and {len(changed) - 3} more" * (len(changed) > 3)
+                problems.add(
+                    f"stages.{name}",
+                    name,
+                    f"is in the queue as job {number}, {job['state']}, with other "
+                    f"settings ({'; '.join(changed[:3])}{more})",
+                    f"restore them; or `scancel {number}`, and launch again",
+                )
+        if problems:
+            raise ConfigError("nothing was submitted", problems)
+
     def require_none(self, stages: Sequence[str]) -> None:
         """ConfigError where one of the stages is trained by a job: two would have one
         directory.
@@ -147,3 +219,30 @@ class Queued:
             )
         if problems:
             raise ConfigError("nothing was submitted", problems)
+
+
+def _decides(run: RunConfig, name: str) -> dict[str, Any]:
+    """Of a configuration what decides how a stage, and those that it comes from, train."""
+    document, every = run.to_dict(), list(run.data.sources)
+    chain = [name]
+    while (origin := run.stage(chain[0]).init_from) in run.stages:
+        chain.insert(0, origin)
+    drawn = {s for n in chain for s in run.stage(n).pack.drawn_from(every)}
+    data = {
+        k: v for k, v in document["data"].items() if k not in ("workers", "stage_to")
+    }
+    data["sources"] = {s: data["sources"][s] for s in every if s in drawn}
+    shared = ("seed", "tokenizer", "model", "optimizer")
+    return {
+        **{key: document[key] for key in shared},
+        "engine": {"precision": run.engine.precision},
+        "data": data,
+        "stages": {
+            n: {
+                key: value
+                for key, value in document["stages"][n].items()
+                if key not in _NOT_OF_THE_WEIGHTS
+            }
+            for n in chain
+        },
+    }

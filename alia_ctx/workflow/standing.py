@@ -29,7 +29,13 @@ from alia_ctx.workflow.departed import (
     left_undone,
 )
 from alia_ctx.workflow.mixture import mixture_of, sizes_of
-from alia_ctx.workflow.queued import in_queue, submitted_jobs
+from alia_ctx.workflow.queued import (
+    JOBS,
+    in_queue,
+    strays,
+    submitted_config,
+    submitted_jobs,
+)
 from alia_ctx.workflow.run_facts import chain_depth, config_of
 
 _RECENT = 20  # updates whose median speed is told
@@ -99,6 +105,11 @@ def run_status(
         elif recorded:
             queued = in_queue(recorded)
             gone = departed_jobs(folder, recorded, queued)
+            problems += [
+                f"job {job.number} ({job.state.lower()}) is of this run, and "
+                f"{folder / JOBS} does not have it"
+                for job in strays(folder.absolute(), recorded)
+            ]
     except (QueueError, DataError) as error:
         problems.append(str(error))
     jobs = [
@@ -126,7 +137,7 @@ def _run_of(
     if not target.is_dir():
         run, _ = load_plan(target, overrides, over=over)
         return run, Path(run.output)
-    copies = sorted((target / "launch").glob("run-*.yaml"), key=_changed)
+    copies = _copies(target / "launch")
     saved = (checkpoint.latest(d / "checkpoints") for d in _begun(target))
     at = max((_changed(path) for path in saved if path is not None), default=0.0)
     known: list[tuple[float, RunConfig]] = []
@@ -144,6 +155,18 @@ def _run_of(
         raise ConfigError("", [Problem("RUN", target, rule, remedy)])
     known.sort(key=lambda each: each[0])
     return _with_all_stages([run for _, run in known]), target
+
+
+def _copies(folder: Path) -> list[Path]:
+    """The configurations that `launch` has written, the one that counts last: what the
+    newest job reads, or where none was submitted what was written last.
+    """
+    copies = sorted(folder.glob("run-*.yaml"), key=_changed)
+    with suppress(DataError):  # said where the jobs are looked at
+        for job in submitted_jobs(folder)[-1:]:
+            copy = submitted_config(folder, job)
+            copies += [copy] if copy is not None else []
+    return copies
 
 
 def _with_all_stages(runs: Sequence[RunConfig]) -> RunConfig:

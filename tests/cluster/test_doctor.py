@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.metadata
 import os
 import re
+import shutil
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,8 +17,9 @@ from alia_ctx import workflow
 from alia_ctx.cluster import disk, links, software
 from alia_ctx.cluster.findings import Finding, good, merged, weak
 from alia_ctx.cluster.gpus import gpu_health, read_health
-from alia_ctx.config.load import load_plan
+from alia_ctx.config.load import load_plan, load_run
 from alia_ctx.train.faults import number_on_host
+from alia_ctx.workflow import doctor
 from tests.distributed import run_distributed
 from tests.paths import ROOT
 from tests.small_run import alia, write_run
@@ -214,6 +216,23 @@ def test_too_little_room_is_broken(tmp_path: Path) -> None:
     gib = free.f_bavail * free.f_frsize / 2**30
     assert disk.room(tmp_path, gib / 2).verdict == "good"
     assert disk.room(tmp_path, gib * 2).verdict == "broken"
+
+
+def test_room_is_asked_for_what_is_still_to_be_written(tmp_path: Path) -> None:
+    path = write_run(tmp_path)
+    run = load_run(path)
+    whole = {name: doctor._to_be_written(run, name) for name in run.stages}
+    assert min(whole.values()) > 0
+    kept = tmp_path / "out/stages/long/checkpoints/update-00000003"
+    kept.mkdir(parents=True)
+    (kept / "__0_0.distcp").write_bytes(bytes(1 << 15))
+    left = doctor._to_be_written(run, "long")
+    assert left == pytest.approx(whole["long"] - 2**-15, abs=1e-9)
+    shutil.rmtree(tmp_path / "out/stages/long")
+    workflow.pack(run, "short")
+    workflow.train(run, "short")
+    assert doctor._to_be_written(run, "short") == 0
+    assert doctor._to_be_written(run, "long") == whole["long"]
 
 
 # Lines as `nvidia-smi --query-gpu=... --format=csv,noheader,nounits` prints them.

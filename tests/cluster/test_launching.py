@@ -85,6 +85,7 @@ def test_jobs_that_could_not_be_taken_back_are_recorded_and_said(
 
     monkeypatch.setattr(Slurm, "is_here", staticmethod(lambda: True))
     monkeypatch.setattr(Slurm, "jobs", lambda self, numbers: {})
+    monkeypatch.setattr(Slurm, "jobs_of", lambda self, user: [])
     monkeypatch.setattr(Slurm, "submit", submit)
     monkeypatch.setattr(Slurm, "cancel", cancel)
     path = write_run(tmp_path)
@@ -126,6 +127,20 @@ def test_times_are_slurms_and_whole_minutes(seconds: float, text: str) -> None:
         ({"qos": "x\n#SBATCH --nodes=9"}, "launch.qos"),
         ({"options": ["rm"]}, "launch.options"),
         ({"options": ["--x\nrm"]}, "launch.options"),
+        *(
+            ({"options": [option]}, "launch.options")
+            for option in (
+                "--job-name=x",
+                "--job x",
+                "--array=0-1",
+                "--arr 1",
+                "--wait",
+            )
+        ),
+        *(
+            ({"options": [option]}, "launch.options")
+            for option in ("--test-only", "--wrap=x", "--clusters=x", "--help")
+        ),
         ({"environment": {"A B": "1"}}, "launch.environment"),
         ({"environment": {"RANK": "1"}}, "launch.environment"),
         ({"container_command": "apptainer 'exec"}, "launch.container_command"),
@@ -136,6 +151,12 @@ def test_what_no_batch_file_can_be_made_of_is_a_problem(
     values: dict[str, Any], key: str
 ) -> None:
     assert [p.key for p in LaunchSpec(**values).problems()] == [key]
+
+
+def test_other_options_of_sbatch_are_taken() -> None:
+    taken = ["--wait-all-nodes=1", "--hold", "--verbose", "--comment=x", "--mem=0"]
+    taken += ["--cluster-constraint=x", "--reservation=NAME", "--no-requeue"]
+    assert not LaunchSpec(options=taken).problems()
 
 
 def test_nothing_is_written_where_check_refuses(tmp_path: Path) -> None:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import os
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +17,7 @@ from alia_ctx.errors import AliaError, ConfigError
 from alia_ctx.workflow.queued import own_user
 from alia_ctx.workflow.standing import run_status
 from tests.cluster.launched import SLURM, cluster, commands, options
+from tests.paths import ROOT
 from tests.small_run import write_run
 
 
@@ -147,11 +150,13 @@ class Queue:
         self.behind: dict[str, list[str]] = {}
         self.names: dict[str, str] = {}
         self.ended: set[str] = set()
+        self.others: list[QueuedJob] = []
         monkeypatch.setattr(Slurm, "is_here", staticmethod(lambda: True))
         monkeypatch.setattr(
             Slurm, "submit", lambda slurm, *a, **o: self.submit(*a, **o)
         )
         monkeypatch.setattr(Slurm, "jobs", lambda slurm, numbers: self.jobs(numbers))
+        monkeypatch.setattr(Slurm, "jobs_of", lambda slurm, user: self.others)
 
     def submit(self, path: Path, after: Any = (), behind: Any = ()) -> str:
         number = str(100 + len(self.after))
@@ -223,6 +228,85 @@ def test_an_old_evaluation_is_no_substitute_for_one_of_what_is_trained_now(
     launched = submit(path)
     assert list(launched.numbers)[-1] == "03-evaluate"
     assert queue.behind["107"] == ["103"]
+
+
+def test_a_queued_stage_of_other_settings_is_no_substitute(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    queue, path = Queue(monkeypatch), write_run(tmp_path)
+    submit(path)
+    for override, name, stages in [
+        ("stages.long.learning_rate=0.001", "long", []),
+        ("stages.long.tokens=30720", "long", ["long"]),
+        ("stages.short.update_tokens=1024", "short", ["long"]),
+        ("optimizer.beta2=0.9", "short", []),
+        ("seed=9", "long", []),
+        ("data.append_eos=false", "long", []),
+        ("model.rms_norm_eps=1e-6", "short", ["short"]),
+    ]:
+        with pytest.raises(ConfigError) as refused:
+            submit(path, override, stages=stages)
+        number = {"short": "101", "long": "102"}[name]
+        said = f"is in the queue as job {number}, PENDING, with other settings"
+        assert f"stages.{name}" in str(refused.value) and said in str(refused.value)
+        assert override.split("=")[0] in str(refused.value)
+    assert len(queue.after) == 4
+    # What decides nothing of the weights may differ, and what later stages have.
+    assert list(submit(path, "evaluation.documents=3").numbers) == ["03-evaluate"]
+    queue.ended |= {"102", "103", "104"}
+    launched = submit(path, "stages.long.learning_rate=0.001")
+    assert list(launched.numbers) == ["00-data", "02-long", "03-evaluate"]
+
+
+def test_a_job_of_the_run_that_nobody_noted_is_found(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    queue, path = Queue(monkeypatch), write_run(tmp_path)
+    label = f"mine|alia-ctx {tmp_path}/out/launch/01-short"
+    other = f"small-short|alia-ctx {tmp_path}/out2/launch/01-short"
+    for number, text in (("7", other), ("8_[0-1]", label)):
+        queue.others.append(QueuedJob(number, "RUNNING", "", "1", "", "", "", "", text))
+    with pytest.raises(ConfigError, match=r"01-short=job 8_\[0-1\]: is in the queue"):
+        submit(path)
+    assert not queue.after
+    del queue.others[1]
+    submit(path)
+    queue.others += [QueuedJob("100", "PENDING", "", "1", "", "", "", "", label)]
+    assert not any("does not have it" in p for p in run_status(path).problems)
+    queue.others += [QueuedJob("9", "PENDING", "", "1", "", "", "", "", label)]
+    assert any("job 9 (pending) is of this run" in p for p in run_status(path).problems)
+
+
+def test_status_shows_what_was_submitted_and_not_what_was_only_written(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    Queue(monkeypatch)
+    path, over = write_run(tmp_path), cluster(tmp_path, SLURM)
+    submit(path, stages=["short"])
+    longer = ["stages.long.tokens=30720"]
+    assert workflow.launch(path, longer, cluster=over, stages=["long"]).files
+    assert [stage.updates for stage in run_status(tmp_path / "out").stages] == [12, 4]
+
+
+def test_answers_of_the_queue_are_read_whatever_the_locale(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PATH", f"{tmp_path}/bin:{os.environ['PATH']}")
+    label = "a\u00f1o|alia-ctx /\u00e9"
+    commands(tmp_path, squeue=f"cat {tmp_path}/said")
+    line = f"7|RUNNING|None||N/A|0:00|1:00|me|{label}\n"
+    (tmp_path / "said").write_text(line, encoding="utf-8")
+    program = "import sys; from alia_ctx.cluster import Slurm; "
+    program += "print(ascii(Slurm().jobs(['7'])['7'].label))"
+    plain = {"LC_ALL": "POSIX", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}
+    done = subprocess.run(
+        [sys.executable, "-c", program],
+        env={**os.environ, "PYTHONPATH": str(ROOT), **plain},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.stdout.strip() == ascii(label), done.stderr
 
 
 @pytest.mark.parametrize(
