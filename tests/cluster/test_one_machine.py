@@ -88,11 +88,6 @@ def test_an_interpreter_below_home_is_found(
     assert written == [os.path.expanduser(home)] and "~" not in written[0]
 
 
-def hear_interrupts() -> None:
-    """What a shell starts in the background ignores them, and all that it starts."""
-    signal.signal(signal.SIGINT, signal.SIG_DFL)
-
-
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGUSR1])
 def test_who_stops_the_script_stops_what_it_started(
     number: signal.Signals, tmp_path: Path
@@ -102,9 +97,7 @@ def test_who_stops_the_script_stops_what_it_started(
     python.write_text(f"#!/bin/bash\n{body}\n")
     python.chmod(0o755)
     launched = workflow.launch(write_run(tmp_path), [f"launch.python={python}"])
-    with subprocess.Popen(
-        [str(launched.files[0][1])], start_new_session=True, preexec_fn=hear_interrupts
-    ) as run:
+    with subprocess.Popen([str(launched.files[0][1])], start_new_session=True) as run:
         deadline = time.monotonic() + 30
         while not ready.exists() and time.monotonic() < deadline:
             time.sleep(0.05)
