@@ -11,13 +11,11 @@ from __future__ import annotations
 import functools
 import json
 import os
-import subprocess
-import sys
 from typing import Any
 
 import pytest
 
-from tests.paths import ROOT
+from tests.module_result import result_of
 
 pytestmark = [pytest.mark.gpu(1), pytest.mark.timeout(900)]
 
@@ -61,17 +59,9 @@ def train(
     }
     if not on_gpu:
         environment["CUDA_VISIBLE_DEVICES"] = ""
-    done = subprocess.run(
-        [sys.executable, "-m", "tests.gpu.steps", *arguments],
-        cwd=ROOT,
-        env=environment,
-        capture_output=True,
-        text=True,
-        timeout=600,
-        check=False,
+    return result_of(
+        "tests.gpu.steps", *arguments, timeout=600, environment=environment
     )
-    assert done.returncode == 0, done.stderr[-3000:]
-    return json.loads(done.stdout.splitlines()[-1])
 
 
 def compare(ours: Result, expected: Result, tolerance: dict[str, float]) -> None:

@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import importlib.util
-import json
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +11,7 @@ import torch
 
 from tests.gpu.test_step import BF16
 from tests.mcore.test_state import tensors
-from tests.paths import ROOT
+from tests.module_result import result_of
 
 pytestmark = [
     pytest.mark.gpu(1),
@@ -40,16 +37,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def found(folder: Path) -> dict[str, Any]:
-    done = subprocess.run(
-        [sys.executable, "-m", "tests.gpu.te", str(folder)],
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-        timeout=500,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr[-3000:]
-    result: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
+    result: dict[str, Any] = result_of("tests.gpu.te", str(folder), timeout=500)
     for name in ("local", "te", "current", "blockwise"):
         print(f"\n{name}: {result[name]['losses']}")
     return result

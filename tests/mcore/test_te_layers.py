@@ -6,9 +6,6 @@ What a GPU alone can show, its kernels, is in `tests/gpu/test_te.py`.
 
 from __future__ import annotations
 
-import json
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +13,7 @@ import pytest
 import torch
 
 from tests.mcore.test_state import tensors
-from tests.paths import ROOT
+from tests.module_result import result_of
 
 pytestmark = pytest.mark.timeout(600)
 
@@ -36,16 +33,9 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def found(folder: Path) -> dict[str, Any]:
-    done = subprocess.run(
-        [sys.executable, "-m", "tests.mcore.te_layers", str(folder)],
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-        timeout=500,
-        check=False,
+    result: dict[str, Any] = result_of(
+        "tests.mcore.te_layers", str(folder), timeout=500
     )
-    assert done.returncode == 0, done.stderr[-3000:]
-    result: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
     return result
 
 
