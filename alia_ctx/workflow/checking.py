@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
 
@@ -144,17 +144,30 @@ def _place_problems(run: RunConfig) -> Problems:
     return problems
 
 
-def kernel_notes(run: RunConfig) -> list[str]:
-    """What a person should know of the attention kernel and the layers on this machine,
-    where it has GPUs.
+def gpu_notes(run: RunConfig, names: Sequence[str] = ()) -> list[str]:
+    """What a person should know of the attention kernel, the layers and the memory of
+    stages (default: all) on this machine, where it has GPUs.
     """
     if shutil.which("nvidia-smi") is None:
         return []
     # Imports torch, for whose seconds a machine without GPUs need not wait.
-    from alia_ctx.cluster.software import kernel_notes, layer_notes
+    from alia_ctx.cluster.software import gpu_memory_gib, kernel_notes, layer_notes
 
-    engine = run.engine
+    engine, there = run.engine, gpu_memory_gib()
     return [
         *kernel_notes(engine.attention, run.model, engine.precision),
         *layer_notes(engine.layers, engine.fp8, engine.precision),
+        *((there and _without_room(run, names or list(run.stages), there)) or ()),
     ]
+
+
+def _without_room(run: RunConfig, names: Sequence[str], there: float) -> Iterator[str]:
+    from alia_ctx.workflow.planned import room_on_a_gpu
+
+    for name in names:
+        try:
+            words, remedy = room_on_a_gpu(run, name, there)
+        except AliaError:
+            continue  # said where its sizes or layout are judged
+        if remedy:
+            yield f"stage {name}: {words}; {' '.join(remedy)}"

@@ -8,8 +8,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import get_args
 
-import torch
-
+from alia_ctx.cluster.software import gpu_memory_gib
 from alia_ctx.config.load import load_plan
 from alia_ctx.errors import DataError
 from alia_ctx.files import write_json
@@ -42,13 +41,9 @@ def choose_recompute(
     nothing is chosen).
     """
     if memory_gib is None:
-        sizes = [
-            torch.cuda.get_device_properties(n).total_memory / 2**30
-            for n in range(torch.cuda.device_count())
-        ]
-        if not sizes:
-            return []
-        memory_gib = min(sizes)
+        memory_gib = gpu_memory_gib()
+    if memory_gib is None:
+        return []
     chosen = []
     for name in load_plan(config, settings)[0].stages:
         for recompute in get_args(Recompute):
