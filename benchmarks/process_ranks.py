@@ -30,6 +30,92 @@ class Ended:
     output: str
 
 
+class RankGroup:
+    """`python ARGUMENTS` on so many ranks for as long as the context is entered, torch's
+    variables set as torchrun has them; all are killed at its end, and if this process dies.
+
+    Ranks that read a line of their standard input first get it from `go`, so that they
+    can be made ready while others are measured.
+    """
+
+    def __init__(self, arguments: Sequence[str], ranks: int) -> None:
+        self.arguments, self.ranks = arguments, ranks
+        self._entered = contextlib.ExitStack()
+        self._started: list[subprocess.Popen[bytes]] = []
+
+    def __enter__(self) -> RankGroup:
+        path = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))
+        environment = os.environ | {
+            "PYTHONPATH": path,
+            "WORLD_SIZE": str(self.ranks),
+            "MASTER_ADDR": "127.0.0.1",
+            "MASTER_PORT": str(_free_port()),
+        }
+        environment.setdefault("OMP_NUM_THREADS", "1")  # torchrun's own default
+        with contextlib.ExitStack() as entered:
+            self._folder = Path(entered.enter_context(tempfile.TemporaryDirectory()))
+            entered.callback(self._kill)
+            for rank in range(self.ranks):
+                with (
+                    (self._folder / f"{rank}.out").open("w") as out,
+                    (self._folder / f"{rank}.err").open("w") as err,
+                ):
+                    process = subprocess.Popen(
+                        [sys.executable, *self.arguments],
+                        env=environment | {"RANK": str(rank), "LOCAL_RANK": str(rank)},
+                        stdin=subprocess.PIPE,
+                        stdout=out,
+                        stderr=err,
+                        start_new_session=True,
+                        preexec_fn=_die_with_parent,
+                    )
+                self._started.append(process)
+            self._entered = entered.pop_all()
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self._entered.close()
+
+    def go(self) -> None:
+        """Let the ranks begin."""
+        for process in self._started:
+            assert process.stdin is not None
+            with contextlib.suppress(BrokenPipeError):  # it has ended: `wait` says why
+                process.stdin.write(b"go\n")
+                process.stdin.flush()
+
+    def wait(
+        self,
+        *,
+        limit: float,
+        silence: float | None = None,
+        last_word: Callable[[], float] = lambda: 0.0,
+    ) -> Ended:
+        """How they end: killed after `limit` seconds, after `silence` seconds in which
+        `last_word` (a time since the epoch) does not move, and some seconds after one of
+        them fails. What the first rank writes to stderr is passed on.
+        """
+        problem, failed = _wait(self._started, limit, silence, last_word)
+        self._kill()
+        files = [self._folder / f"{rank}.err" for rank in range(self.ranks)]
+        said = [file.read_text(errors="replace") for file in files]
+        sys.stderr.write(said[0])
+        sys.stderr.flush()
+        if failed:
+            last = said[failed[0]].strip().rsplit("\n", 1)[-1]
+            problem = f"{problem}: rank {failed[0]}: {last or 'no message'}"
+        return Ended(problem, (self._folder / "0.out").read_text(errors="replace"))
+
+    def _kill(self) -> None:
+        for process in self._started:
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGKILL)
+            process.wait()
+            if process.stdin is not None:
+                with contextlib.suppress(BrokenPipeError):
+                    process.stdin.close()
+
+
 def run_ranks(
     arguments: Sequence[str],
     ranks: int,
@@ -38,52 +124,9 @@ def run_ranks(
     silence: float | None = None,
     last_word: Callable[[], float] = lambda: 0.0,
 ) -> Ended:
-    """Run `python ARGUMENTS` on so many ranks, torch's variables set as torchrun has them.
-
-    All are killed after `limit` seconds, after `silence` seconds in which `last_word`
-    (a time since the epoch) does not move, some seconds after one of them fails, and if
-    this process dies. What the first rank writes to stderr is passed on.
-    """
-    environment = os.environ | {
-        "PYTHONPATH": os.pathsep.join(
-            filter(None, [str(ROOT), os.environ.get("PYTHONPATH")])
-        ),
-        "WORLD_SIZE": str(ranks),
-        "MASTER_ADDR": "127.0.0.1",
-        "MASTER_PORT": str(_free_port()),
-    }
-    environment.setdefault("OMP_NUM_THREADS", "1")  # torchrun's own default
-    with tempfile.TemporaryDirectory() as name:
-        folder, started = Path(name), []
-        try:
-            for rank in range(ranks):
-                own = {"RANK": str(rank), "LOCAL_RANK": str(rank)}
-                with (
-                    (folder / f"{rank}.out").open("w") as out,
-                    (folder / f"{rank}.err").open("w") as err,
-                ):
-                    process = subprocess.Popen(
-                        [sys.executable, *arguments],
-                        env=environment | own,
-                        stdout=out,
-                        stderr=err,
-                        start_new_session=True,
-                        preexec_fn=_die_with_parent,
-                    )
-                started.append(process)
-            problem, failed = _wait(started, limit, silence, last_word)
-        finally:
-            for process in started:
-                with contextlib.suppress(ProcessLookupError):
-                    os.killpg(process.pid, signal.SIGKILL)
-                process.wait()
-        said = [(folder / f"{rank}.err").read_text() for rank in range(ranks)]
-        sys.stderr.write(said[0])
-        sys.stderr.flush()
-        if failed:
-            last = said[failed[0]].strip().rsplit("\n", 1)[-1]
-            problem += f": rank {failed[0]}: {last or 'no message'}"
-        return Ended(problem, (folder / "0.out").read_text())
+    """Run `python ARGUMENTS` on so many ranks to its end, as `RankGroup` has it."""
+    with RankGroup(arguments, ranks) as group:
+        return group.wait(limit=limit, silence=silence, last_word=last_word)
 
 
 def _wait(
