@@ -150,7 +150,7 @@ def transformer_engine(
         tokens = dual_chunks(row.offsets, row.cp, row.rank)
     options: dict[str, Any] = {}
     if several:
-        options = _thd_options(row.offsets, bounds, row.cp, fill_attends)
+        options = thd_options(row.offsets, bounds, row.cp, fill_attends)
 
     def forward(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         if not several:
@@ -160,10 +160,10 @@ def transformer_engine(
 
     fill = f", {bounds[-1] - row.length} tokens filled up"
     fill += " that attend" if fill_attends else ""
-    yield Method(forward, tokens, lambda: f"{_te_backend()}, {form}{fill}")
+    yield Method(forward, tokens, lambda: f"{te_backend()}, {form}{fill}")
 
 
-def _thd_options(
+def thd_options(
     offsets: np.ndarray, bounds: np.ndarray, cp: int, fill_attends: bool
 ) -> dict[str, Any]:
     """Arguments of documents `offsets` that lie at `bounds`, of all ranks together."""
@@ -186,7 +186,7 @@ def _thd_options(
     return options
 
 
-def _te_backend() -> str:
+def te_backend() -> str:
     """What DotProductAttention chose in its last call: it keeps that in its module."""
     package = "transformer_engine.pytorch.attention.dot_product_attention"
     chosen = importlib.import_module(package)._attention_backends

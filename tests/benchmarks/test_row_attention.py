@@ -18,7 +18,7 @@ from alia_ctx.mcore.runtime import Distributed
 from benchmarks import gpu_context_parallel, row_attention_peers
 from benchmarks.row_attention import UnableError, ours
 from benchmarks.row_results import Record, print_table
-from tests.benchmarks import attention_stand_ins
+from tests.benchmarks import attention_stand_ins, te_attention
 from tests.distributed import run_distributed
 
 ROWS = ["256:one", "400:web"]
@@ -45,7 +45,7 @@ def measure(rank: int, out: Path, methods: list[str]) -> None:
     with Distributed(EngineConfig()):
         record = Record.open(out, {"cp": dist.get_world_size()}, writes=rank == 0)
         dist.barrier()
-        with attention_stand_ins.transformer_engine():
+        with te_attention.transformer_engine():
             gpu_context_parallel.Program(options, record).run()
 
 
