@@ -292,18 +292,18 @@ class Program:
 
     def usable_form(self, method: str, several: bool) -> Maker:
         """The first of its forms that computes a small row of the kind on all ranks."""
-        reasons = []
-        for maker in METHODS[method]:
-            if (method, several) in self.usable:
-                return self.usable[method, several]
-            try:
-                together(lambda maker=maker: try_small(maker, several, self.kernel))
-                self.usable[method, several] = maker
-            except UnableError as error:
-                reasons.append(str(error))
-            gc.collect()
         if (method, several) in self.usable:
             return self.usable[method, several]
+        reasons = []
+        for maker in METHODS[method]:
+            try:
+                together(lambda maker=maker: try_small(maker, several, self.kernel))
+            except UnableError as error:
+                reasons.append(str(error))
+            else:
+                self.usable[method, several] = maker
+                return maker
+            gc.collect()
         raise UnableError("; ".join(dict.fromkeys(reasons)))
 
 

@@ -203,8 +203,8 @@ def te_backend() -> str:
 
 
 def _ring_flash_attn() -> Any:
-    """The package, without its adapter to transformers: ring_flash_attn/adapters/
-    hf_adapter.py imports a name that transformers 5 no longer has, and the package with it.
+    """The package, without its adapter to transformers. It imports that by itself, and with it
+    a name that transformers 5 no longer has (ring_flash_attn.adapters.hf_adapter).
     """
     adapters = types.ModuleType("ring_flash_attn.adapters")
     adapters.substitute_hf_flash_attn = None  # type: ignore[attr-defined]
@@ -222,6 +222,8 @@ def _ring_words() -> str:
 @contextlib.contextmanager
 def ring_zigzag(row: Row) -> Iterator[Method]:
     """Its zigzag ring: of one document, or of several, each filled up and cut."""
+    if row.cp == 1:
+        raise UnableError("there is one rank")
     package = _ring_flash_attn()
     tokens = dual_chunks(row.offsets, row.cp, row.rank)
     bounds = padded(row.offsets, 2 * row.cp)

@@ -20,8 +20,8 @@ from torch import Tensor
 
 class DotProductAttention(torch.nn.Module):
     """TransformerEngine 2.12's, with the arguments that it has and some of its assertions
-    (its dot_product_attention.py and context_parallel.py). Filled-up places of the output
-    are nan: its kernels leave there what was there.
+    (transformer_engine.pytorch.attention.dot_product_attention). Filled-up places of the
+    output are nan: its kernels leave there what was there.
     """
 
     def __init__(

@@ -12,7 +12,7 @@ from benchmarks.kernel_time import IDLE, NAMES, OTHER, by_class, class_of
     [
         ("nvjet_sm90_tst_256x128_64x4_1x2_h_bz_coopB_NNT", "products"),
         ("void cutlass::device_kernel<flash::FlashAttnFwdSm90<...>>", "attention"),
-        ("kernel_cutlass_kernel_flash_attncuteflash_fwd_sm90FlashAttentionForwardSm90", "attention"),
+        ("kernel_cutlass_kernel_flash_attncuteflash_fwd_sm90", "attention"),
         ("cudnn_generated_fort_native_sdpa_sm90_flash_bprop_wgmma_f16_knob_27", "attention"),
         ("void at::native::vectorized_layer_norm_kernel<...>", "norm"),
         ("_rms_norm_backward_kernel", "norm"),
