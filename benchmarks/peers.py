@@ -263,6 +263,7 @@ def megatron_te(task: Task, fp8: str = "off") -> Step:
         share_embeddings_and_output_weights=spec.tie_word_embeddings,
         pg_collection=ranks.groups,
     ).to(device(), torch.bfloat16)
+    draw_on_device(model, spec)  # as ours
     parameters = sum(p.numel() for p in model.parameters())
     several = dist.get_world_size() > 1
     settings = DistributedDataParallelConfig(

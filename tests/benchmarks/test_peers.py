@@ -14,6 +14,7 @@ import pytest
 
 from benchmarks import gpu_attention, gpu_peers
 from benchmarks.kernel_time import NAMES
+from tests.module_result import result_of
 from tests.paths import ROOT
 
 
@@ -115,6 +116,26 @@ def test_two_ranks_each_in_turn(tmp_path: Path) -> None:
     assert first["parameters"] == other["parameters"]
     assert other["loss"] == pytest.approx(first["loss"], rel=0.05)  # ln 256
     assert "| transformers |" in done.stdout
+
+
+def test_transformer_engine_s_peers_are_of_one_model() -> None:
+    """Megatron-Core's own model over a stand-in beside ours: one size and, drawn alike, about
+    one loss; no step lies between two, and each has its own products.
+    """
+    recipes = {
+        "ours_te": "off",
+        "megatron_te": "off",
+        "megatron_te_fp8_current": "Float8CurrentScaling",
+        "megatron_te_fp8_blockwise": "Float8BlockScaling",
+    }
+    found = result_of("tests.benchmarks.te_peers", *recipes, timeout=300)
+    for name, recipe in recipes.items():
+        assert found[name]["recipes"] == [recipe]
+        assert found[name]["parameters"] == found["ours_te"]["parameters"]
+        first, second = found[name]["losses"]
+        assert first == second
+        # They rotate by other frequencies, and in 8 bits; ln 128 is 4.85.
+        assert first == pytest.approx(found["ours_te"]["losses"][0], rel=0.01)
 
 
 def test_kernels_on_a_host(tmp_path: Path) -> None:
