@@ -1,210 +1,302 @@
-"""Attention kernels on one GPU: TFLOP/s forward and backward, and packed rows against
-their masked FLOPs.
+"""Attention kernels on one GPU: TFLOP/s forward and backward, of one document and of packed
+rows, every kernel beside torch's and TransformerEngine's in one run.
 
-    python benchmarks/gpu_attention.py [--kernels flash4 torch_varlen] [--lengths 32768
-    163840] [--heads 64 8]
+    python benchmarks/gpu_attention.py --heads 64 8 --lengths 32768 163840 --out one.jsonl
+    python benchmarks/gpu_attention.py --table one.jsonl
 
-All in one run: every importable kernel, and torch's scaled_dot_product_attention
-(FlashAttention and cuDNN backends, whichever accept the shape) on the same
-single-document shapes. ALIA-40b's heads of 128 in bf16: 16 query and 2 key/value heads,
-as at TP=4, unless `--heads` says otherwise (64 8 is the whole model). FLOPs are those
-that the causal mask lets through, 4 forward and 10 backward a pair, head and dimension
-(the backward recomputes the scores: 5 products against 2); the useful count of
-`model.py` leaves that recomputation out. Packed rows are compared by time per masked
-FLOP: 1.00 is exactly proportional.
+Contenders: the product's kernels (`flash4`, `flash3`, `flash2`, `torch_varlen`), torch's
+scaled_dot_product_attention by its FlashAttention and by cuDNN (one document alone), and
+TransformerEngine's DotProductAttention (`thd`; one document `bshd`). What is missing or
+refuses a shape is a line with its reason. ALIA-40b's heads of 128 in bf16: 16 query and 2
+key/value heads, as at TP=4, unless `--heads` says otherwise (64 8 is the whole model).
+Rows: `row_placement.py`.
+
+FLOPs are those that the causal mask and the documents let through, 4 forward and 10
+backward a pair, head and dimension (the backward recomputes the scores: 5 products
+against 2); the useful count of `model.py` leaves that recomputation out. Output and
+gradients are compared, by their norms a token, with those of the first contender. A
+result is a line of `--out`, written as it comes.
 """
 
 from __future__ import annotations
 
 import argparse
+import contextlib
+import gc
+import json
 import statistics
-from collections.abc import Callable
+import sys
+import time
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
 
 import numpy as np
 import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from alia_ctx.errors import LayoutError
 from alia_ctx.nn.attention_kernels import (
-    Kernel,
     VarlenSpec,
     resolve_kernel,
     varlen_attention,
 )
+from benchmarks.pages import table
+from benchmarks.row_attention_peers import te_backend, thd_options
+from benchmarks.row_placement import offsets_of, pairs
 
 DIM = 128
-KERNELS = ("flash4", "flash3", "flash2", "torch_varlen")
-
-
-def seconds(step: Callable[[], None], repeats: int) -> float:
-    """Median time of `step` after two warm-ups, by CUDA events."""
-    step(), step()
-    times = []
-    for _ in range(repeats):
-        start, stop = (torch.cuda.Event(enable_timing=True) for _ in range(2))
-        start.record()
-        step()
-        stop.record()
-        stop.synchronize()
-        times.append(start.elapsed_time(stop) / 1e3)
-    return statistics.median(times)
+SCALE = DIM**-0.5
+DEVICE = "cuda" if torch.cuda.is_available() else "cpu"  # a trial of the program
+DTYPE = torch.bfloat16 if DEVICE == "cuda" else torch.float32
+KERNELS = ("flash4", "flash3", "flash2", "torch_varlen", "reference")
+SDPA = ("FLASH_ATTENTION", "CUDNN_ATTENTION", "MATH")
+CONTENDERS = (*KERNELS, *(f"sdpa {name.lower()}" for name in SDPA), "TransformerEngine")
+ROWS = ("one", "mixed", "web", "short")
+# [t, h, d] or [t, h*d] of queries [t, h, d], keys and values [t, g, d].
+Forward = Callable[[torch.Tensor, torch.Tensor, torch.Tensor], torch.Tensor]
 
 
 @dataclass(frozen=True)
-class Bench:
-    """Which heads, and how many timed repeats."""
+class Shape:
+    """Which heads, and the documents of the row."""
 
     heads: int
     groups: int
-    repeats: int
+    offsets: np.ndarray
 
-    def inputs(self, length: int) -> list[torch.Tensor]:
-        """Query, key, value and the output's gradient."""
-        heads = (self.heads, self.groups, self.groups, self.heads)
+    def inputs(self) -> list[torch.Tensor]:
+        """Query, key, value and the output's gradient, the same for all."""
+        generator = torch.Generator(DEVICE).manual_seed(0)
+        length = int(self.offsets[-1])
         return [
             torch.randn(
-                length, n, DIM, device="cuda", dtype=torch.bfloat16, requires_grad=True
+                (length, n, DIM), generator=generator, device=DEVICE, dtype=DTYPE
             )
-            for n in heads
+            for n in (self.heads, self.groups, self.groups, self.heads)
         ]
 
-    def masked_flops(self, offsets: np.ndarray, per_pair: int) -> float:
-        lengths = np.diff(offsets).astype(float)
-        return per_pair * self.heads * DIM * float((lengths * (lengths + 1) / 2).sum())
+    @property
+    def documents(self) -> int:
+        return len(self.offsets) - 1
 
 
-def time_both(
-    forward: Callable[[], torch.Tensor],
-    gradient: torch.Tensor,
-    leaves: list[torch.Tensor],
-    repeats: int,
-) -> tuple[float, float]:
-    """(forward, forward + backward) seconds."""
-
-    def only_forward() -> None:
-        with torch.no_grad():
-            forward()
-
-    def both() -> None:
-        torch.autograd.grad(forward(), leaves, gradient)
-
-    return seconds(only_forward, repeats), seconds(both, repeats)
-
-
-def time_kernel(
-    kernel: Kernel, offsets: np.ndarray, bench: Bench
-) -> tuple[float, float]:
-    q, k, v, gradient = bench.inputs(int(offsets[-1]))
-    spec = VarlenSpec.build(offsets, offsets, "cuda")
-    return time_both(
-        lambda: varlen_attention(q, k, v, spec, kernel, DIM**-0.5),
-        gradient.detach(),
-        [q, k, v],
-        bench.repeats,
-    )
-
-
-def time_sdpa(backend: SDPBackend, length: int, bench: Bench) -> tuple[float, float]:
-    q, k, v, gradient = (
-        x.detach().transpose(0, 1)[None].requires_grad_() for x in bench.inputs(length)
-    )
-
-    def forward() -> torch.Tensor:
-        with sdpa_kernel(backend):
-            return torch.nn.functional.scaled_dot_product_attention(
-                q, k, v, is_causal=True, enable_gqa=True
-            )
-
-    return time_both(forward, gradient.detach(), [q, k, v], bench.repeats)
-
-
-def rows(length: int) -> dict[str, np.ndarray]:
-    """Packings to compare with one document:
-
-    halves, a long one among short ones, web-like, and all of 2,048.
+@contextlib.contextmanager
+def contender(name: str, shape: Shape) -> Iterator[tuple[Forward, Callable[[], str]]]:
+    """Its forward, and words for what computes it, asked after it has run. Raises what it
+    says where it is missing.
     """
-    generator = np.random.default_rng(0)
-    web = np.cumsum(1 + generator.lognormal(np.log(800), 1.18, length).astype(int))
-    mixed = np.concatenate([[length // 2], length // 2 + web])
+    if name == "TransformerEngine":
+        yield _transformer_engine(shape), te_backend
+    elif name.startswith("sdpa "):
+        if shape.documents > 1:
+            raise ValueError("it has no mask of documents but a dense one")
+        with sdpa_kernel(getattr(SDPBackend, name.removeprefix("sdpa ").upper())):
+            yield _sdpa, lambda: f"torch {torch.__version__}"
+    else:
+        kernel = resolve_kernel(name, DEVICE)
+        spec = VarlenSpec.build(shape.offsets, shape.offsets, DEVICE)
+        yield (
+            lambda q, k, v: varlen_attention(q, k, v, spec, kernel, SCALE),
+            lambda: kernel.name,
+        )
+
+
+def _sdpa(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
+    q, k, v = (x.transpose(0, 1)[None] for x in (q, k, v))
+    out = torch.nn.functional.scaled_dot_product_attention(
+        q, k, v, is_causal=True, scale=SCALE, enable_gqa=True
+    )
+    return out[0].transpose(0, 1)
+
+
+def _transformer_engine(shape: Shape) -> Forward:
+    from transformer_engine.pytorch import DotProductAttention
+
+    several = shape.documents > 1
+    form, mask = ("thd", "padding_causal") if several else ("bshd", "causal")
+    attention = DotProductAttention(
+        shape.heads,
+        DIM,
+        num_gqa_groups=shape.groups,
+        attention_dropout=0.0,
+        qkv_format=form,
+        attn_mask_type=mask,
+        softmax_scale=SCALE,
+    ).to(DEVICE)
+    offsets = shape.offsets
+    options = thd_options(offsets, offsets, 1, False) if several else {}
+
+    def forward(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
+        if several:
+            return attention(q, k, v, **options)
+        return attention(q[None], k[None], v[None])[0]
+
+    return forward
+
+
+def seconds(step: Callable[[], object], repeats: int, budget: float) -> list[float]:
+    """Times of `step` after a warm-up, by CUDA events on a GPU; as many as `budget` seconds
+    have room for, three at least and `repeats` at most.
+    """
+    step()
+    times: list[float] = []
+    while len(times) < repeats and (len(times) < 3 or sum(times) < budget):
+        times.append(_timed(step))
+    return times
+
+
+def _timed(step: Callable[[], object]) -> float:
+    if DEVICE == "cpu":
+        began = time.perf_counter()
+        step()
+        return time.perf_counter() - began
+    start, stop = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+    start.record()
+    step()
+    stop.record()
+    stop.synchronize()
+    return start.elapsed_time(stop) / 1e3
+
+
+def measure(
+    name: str, shape: Shape, norms: list[torch.Tensor], options: argparse.Namespace
+) -> dict[str, Any]:
+    """Its figures; `norms` are the first contender's, and are filled in by it."""
+    with contender(name, shape) as (forward, describe):
+        *inputs, gradient = shape.inputs()
+        leaves = [x.requires_grad_() for x in inputs]
+
+        def both() -> list[torch.Tensor]:
+            output = forward(*leaves)
+            flat = gradient.flatten(1).view_as(output)
+            return [output, *torch.autograd.grad(output, leaves, flat)]
+
+        def ahead() -> None:
+            with torch.no_grad():
+                forward(*leaves)
+
+        found = [x.detach().flatten(1).float().norm(dim=1) for x in both()]
+        if not norms:
+            norms += found
+        one = seconds(ahead, options.repeats, options.seconds)
+        two = seconds(both, options.repeats, options.seconds)
+        words = describe()
+    flops = shape.heads * DIM * pairs(shape.offsets)
     return {
-        "two halves": np.array([0, length // 2, length]),
-        "half long, half web": np.concatenate([[0], mixed[mixed < length], [length]]),
-        "web": np.concatenate([[0], web[web < length], [length]]),
-        "2,048 each": np.arange(0, length + 1, 2048),
+        "computed_by": words,
+        "forward_tflops": 4 * flops / statistics.median(one) / 1e12,
+        "both_tflops": 14 * flops / statistics.median(two) / 1e12,
+        "both_seconds": two,
+        "differs": [
+            float((a - b).norm() / b.norm()) for a, b in zip(found, norms, strict=True)
+        ],
     }
 
 
+def run_all(options: argparse.Namespace) -> list[dict[str, Any]]:
+    results = []
+    card = torch.cuda.get_device_name() if DEVICE == "cuda" else "a host"
+    for length in options.lengths:
+        for kind in options.rows:
+            shape = Shape(*options.heads, offsets_of(kind, length))
+            norms: list[torch.Tensor] = []
+            for name in options.kernels:
+                result = {
+                    "card": card,
+                    "torch": torch.__version__,
+                    "heads": options.heads,
+                    "length": length,
+                    "row": kind,
+                    "documents": shape.documents,
+                    "contender": name,
+                }
+                try:
+                    result |= measure(name, shape, norms, options)
+                except Exception as error:  # each package refuses in its own way
+                    words = " ".join(str(error).split())[:300]
+                    result["skipped"] = f"{type(error).__name__}: {words}"
+                results.append(result)
+                line = json.dumps(result)
+                print(line, file=sys.stderr, flush=True)
+                if options.out is not None:
+                    with options.out.open("a") as file:
+                        file.write(line + "\n")
+                gc.collect()
+                if DEVICE == "cuda":
+                    torch.cuda.empty_cache()
+    return results
+
+
+COLUMNS = (
+    *("row", "documents", "kernel", "computed by", "forward", "forward and backward"),
+    *("of the best", "time a FLOP over one document's", "differs by"),
+)
+
+
+def print_table(results: list[dict[str, Any]]) -> None:
+    """Markdown: TFLOP/s of each contender on each row, and who was left out."""
+    first = results[0]
+    heads = (
+        f"{first['heads'][0]} query and {first['heads'][1]} key/value heads of {DIM}"
+    )
+    print(f"{first['card']}, torch {first['torch']}; {heads}; TFLOP/s.\n")
+    measured = [r for r in results if "skipped" not in r]
+    best: dict[tuple[int, str], float] = {}
+    alone: dict[tuple[int, str], float] = {}
+    for r in measured:
+        row = r["length"], r["row"]
+        best[row] = max(best.get(row, 0.0), r["both_tflops"])
+        if r["row"] == "one":
+            alone[r["length"], r["contender"]] = r["both_tflops"]
+    lines = []
+    for r in measured:
+        whole = alone.get((r["length"], r["contender"]))
+        lines.append(
+            [
+                *(f"{r['length']:,}, {r['row']}", r["documents"], r["contender"]),
+                *(r["computed_by"], f"{r['forward_tflops']:.0f}"),
+                f"{r['both_tflops']:.0f}",
+                f"{r['both_tflops'] / best[r['length'], r['row']]:.2f}",
+                f"{whole / r['both_tflops']:.2f}" if whole else "",
+                f"{max(r['differs']):.0e}",
+            ]
+        )
+    print(table(COLUMNS, lines))
+    reasons: dict[tuple[str, str], list[str]] = {}
+    for r in results:
+        if "skipped" in r:
+            rows = reasons.setdefault((r["contender"], r["skipped"]), [])
+            rows.append(f"{r['length']:,}, {r['row']}")
+    if reasons:
+        print("\nNot measured:\n")
+    for (name, reason), rows in reasons.items():
+        print(f"- {name} ({'; '.join(rows)}): {reason}")
+
+
 def main() -> None:
+    on_gpu = [c for c in CONTENDERS if c not in ("reference", "sdpa math")]
     parser = argparse.ArgumentParser()
-    parser.add_argument("--kernels", nargs="*", default=KERNELS)
-    parser.add_argument("--lengths", nargs="*", type=int, default=[32_768, 163_840])
+    parser.add_argument("--kernels", nargs="+", choices=CONTENDERS, default=on_gpu)
+    parser.add_argument("--lengths", nargs="+", type=int, default=[32_768, 163_840])
+    parser.add_argument("--rows", nargs="+", default=list(ROWS))
     parser.add_argument(
         "--heads", nargs=2, type=int, default=[16, 2], help="query and key/value heads"
     )
     parser.add_argument("--repeats", type=int, default=10)
+    parser.add_argument(
+        "--seconds", type=float, default=4.0, help="of repeats of one figure"
+    )
+    parser.add_argument("--out", type=Path, help="a line of JSON for each result")
+    parser.add_argument("--table", type=Path, help="print a file's tables")
     options = parser.parse_args()
-    bench = Bench(*options.heads, options.repeats)
-    print(
-        f"{torch.cuda.get_device_name()}, torch {torch.__version__}, CUDA {torch.version.cuda}; "
-        f"{bench.heads} query and {bench.groups} key/value heads\n"
-    )
-    kernels = []
-    for name in options.kernels:
-        try:
-            kernels.append(resolve_kernel(name, "cuda"))
-        except LayoutError as error:
-            print(f"left out: {error}\n")
-    for length in options.lengths:
-        report_one_document(length, kernels, bench)
-        report_packed(length, kernels, bench)
-
-
-def report_one_document(length: int, kernels: list[Kernel], bench: Bench) -> None:
-    print(f"## One document of {length:,} tokens\n")
-    print("| kernel | forward TFLOP/s | forward + backward TFLOP/s | of the best |")
-    print("|---|---|---|---|")
-    offsets = np.array([0, length])
-    times = {kernel.name: time_kernel(kernel, offsets, bench) for kernel in kernels}
-    for backend in (SDPBackend.FLASH_ATTENTION, SDPBackend.CUDNN_ATTENTION):
-        try:
-            times[f"sdpa {backend.name.lower()}"] = time_sdpa(backend, length, bench)
-        except RuntimeError as error:
-            print(
-                f"| sdpa {backend.name.lower()} | refused: {str(error).splitlines()[0]} | | |"
-            )
-    best = min(both for _, both in times.values())
-    for name, (forward, both) in times.items():
-        rates = (
-            bench.masked_flops(offsets, 4) / forward / 1e12,
-            bench.masked_flops(offsets, 14) / both / 1e12,
-        )
-        print(f"| {name} | {rates[0]:.0f} | {rates[1]:.0f} | {best / both:.2f} |")
-    print(flush=True)
-
-
-def report_packed(length: int, kernels: list[Kernel], bench: Bench) -> None:
-    print(
-        f"## Packed rows of {length:,} tokens: time per masked FLOP over that of one document\n"
-    )
-    print(
-        "| kernel | row | documents | forward | forward + backward |\n|---|---|---|---|---|"
-    )
-    for kernel in kernels:
-        whole = np.array([0, length])
-        base = [
-            t / bench.masked_flops(whole, 1) for t in time_kernel(kernel, whole, bench)
-        ]
-        for name, offsets in rows(length).items():
-            packed = [
-                t / bench.masked_flops(offsets, 1)
-                for t in time_kernel(kernel, offsets, bench)
-            ]
-            ratios = " | ".join(
-                f"{p / b:.2f}" for p, b in zip(packed, base, strict=True)
-            )
-            print(f"| {kernel.name} | {name} | {len(offsets) - 1} | {ratios} |")
-    print(flush=True)
+    if options.table:
+        lines = options.table.read_text().splitlines()
+        print_table([json.loads(line) for line in lines])
+    else:
+        print_table(run_all(options))
 
 
 if __name__ == "__main__":

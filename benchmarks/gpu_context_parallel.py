@@ -1,214 +1,189 @@
-"""Attention of one packed row over context-parallel GPUs: TFLOP/s a GPU, ours beside
-Ulysses and a gather of all keys, in one run.
+"""Attention of one packed row over context-parallel GPUs: TFLOP/s a GPU, ours beside other
+methods and other packages, in one run.
 
-    python -m alia_ctx.cli.launch --nproc-per-node=4 benchmarks/gpu_context_parallel.py \
-        --out attention.json \
-        --row 32768:8k --row 32768:web --row 163840:one
+    python benchmarks/gpu_context_parallel.py --ranks 2 --out attention.json \
+        --row 32768:one --row 32768:web --row 163840:one
+    python benchmarks/gpu_context_parallel.py --table attention.json
 
-A row is length:documents: `one`, `8k` (documents of at most 8,192 tokens: half to whole),
-`mixed` (half of it one document, the rest like filtered web text) or `web` (all of it).
+A row is length:documents (`one`, `8k`, `short`, `web`, `mixed`: `row_placement.py`).
 ALIA-40b's heads, 64 of queries and 8 of keys, 128 wide, bf16; forward and backward with
-gradients of queries, keys and values. FLOPs are those that the mask lets through, 4
-forward and 10 backward a pair, head and dimension.
+gradients of queries, keys and values. FLOPs are those that the mask of the real tokens
+lets through, 4 forward and 10 backward a pair, head and dimension. Rotation is in none.
 
-ours: the product's: keys travel only to who can see them, rows cut by work.
-ours, zigzag: the same, cut in a zigzag whatever the documents.
-gather: all keys and values to every rank (as Llama 3 and TransformerEngine's all_gather do),
-    reduce-scattered gradients, zigzag cuts, the same kernel.
-ulysses: all-to-all of heads against tokens before and after (arXiv 2309.14509), the same
-    kernel on whole rows of 1/CP of the heads.
-Each is written plainly for this comparison but ours; rotation is in none of them.
+Methods: ours, ours with a zigzag's cuts, a gather of all keys, Ulysses (all four on one
+kernel); torch's context_parallel over SDPA; TransformerEngine's DotProductAttention by
+point-to-point, all-gather and all-to-all; ring-flash-attn's zigzag ring and its gather.
+Each holds the tokens that it wants where it wants them, and its forms are tried in turn
+on a small row, whose output and gradients must be those of a dense fp32 computation; one
+that is missing, or cannot do a row, is skipped with its reason in the file. All ranks
+agree on that. Each result is written as it comes; a method that hangs or ends the
+processes is recorded so, and the rest goes on in new ones. The same command again goes
+on where it was.
 """
 
 from __future__ import annotations
 
 import argparse
+import contextlib
+import gc
 import json
+import os
 import statistics
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
 
 import numpy as np
 import torch
 import torch.distributed as dist
 from torch import Tensor
 
-sys.path.insert(0, str(Path(__file__).parents[1]))
-
 from alia_ctx.config.run import EngineConfig
-from alia_ctx.mcore.attention import RowGeometry, attend, row_geometry
 from alia_ctx.mcore.runtime import Distributed
-from alia_ctx.nn.attention_kernels import VarlenSpec, resolve_kernel, varlen_attention
-from alia_ctx.nn.context_parallel import Balance
-from alia_ctx.nn.key_value_exchange import exchange_key_values, open_channels
-from benchmarks.attention_work import web_lengths
-from benchmarks.gpu_step import ROPE, alia_stack
+from alia_ctx.nn.attention_kernels import Kernel, resolve_kernel
+from alia_ctx.nn.key_value_exchange import open_channels
+from benchmarks.process_ranks import run_ranks
+from benchmarks.row_attention import (
+    DEVICE,
+    DIM,
+    DTYPE,
+    GROUPS,
+    HEADS,
+    SCALE,
+    Attention,
+    Maker,
+    Method,
+    Row,
+    UnableError,
+)
+from benchmarks.row_attention_peers import METHODS
+from benchmarks.row_placement import offsets_of, pairs
+from benchmarks.row_results import Record, print_table
 
-HEADS, GROUPS, DIM = 64, 8, 128
-DEVICE = "cuda" if torch.cuda.is_available() else "cpu"  # a trial of the program
-SCALE = DIM**-0.5
-DTYPE = torch.bfloat16 if DEVICE == "cuda" else torch.float32
-Attention = Callable[[Tensor, Tensor, Tensor], Tensor]
-
-
-def offsets_of(kind: str, length: int) -> np.ndarray:
-    """Bounds of the documents of a row, int64 [n+1]."""
-    generator = np.random.default_rng(0)
-    lengths = {"one": [length], "mixed": [length // 2]}.get(kind, [])
-    while (left := length - sum(lengths)) > 0:
-        drawn = (
-            int(generator.integers(4096, 8193))
-            if kind == "8k"
-            else web_lengths(generator)
-        )
-        lengths.append(min(left, drawn))
-    return np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64)
+TOLERANCE = 0.02  # of the norm, from dense fp32: bf16 has 8 bits, and is rounded often
 
 
-class Peers:
-    """The ways to attend, for one row over the group's ranks."""
-
-    def __init__(self, offsets: np.ndarray, kernel: Any) -> None:
-        self.offsets, self.kernel = offsets, kernel
-        self.length = int(offsets[-1])
-        self.group, self.cp = dist.group.WORLD, dist.get_world_size()
-        self.rank = dist.get_rank()
-        open_channels(self.group, DEVICE)
-
-    def geometry(self, balance: Balance | None) -> RowGeometry:
-        return row_geometry(
-            *(self.offsets, self.length, self.cp, self.rank, ROPE, DIM, DEVICE),
-            balance=balance,
-        )
-
-    def ours(self, balance: Balance | None) -> tuple[Attention, np.ndarray]:
-        row = self.geometry(balance)
-
-        def forward(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-            key_values, wait = exchange_key_values(k, v, row.rank, self.group)
-            wait()
-            return attend(q, key_values, row, self.kernel, SCALE)
-
-        return forward, _tokens(row)
-
-    def gather(self) -> tuple[Attention, np.ndarray]:
-        row = self.geometry(None)
-        order = np.concatenate(
-            [
-                np.arange(*span)
-                for rank in range(self.cp)
-                for span in row_geometry(
-                    *(self.offsets, self.length, self.cp, rank, ROPE, DIM)
-                ).rank.ranges
-            ]
-        )
-        back = torch.from_numpy(np.argsort(order)).to(DEVICE)
-
-        def forward(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-            kv = _GatherRows.apply(torch.stack([k, v], 1), self.group)[back]
-            outputs = []
-            for chunk, spec in zip(row.rank.chunks, row.specs, strict=True):
-                start = chunk.row[1] - int(chunk.key_offsets[-1])
-                keys = kv[start : chunk.row[1]]
-                mine = q[slice(*chunk.queries)]
-                outputs.append(
-                    varlen_attention(
-                        mine, keys[:, 0], keys[:, 1], spec, self.kernel, SCALE
-                    )
-                )
-            return torch.cat(outputs)
-
-        return forward, _tokens(row)
-
-    def ulysses(self) -> tuple[Attention, np.ndarray]:
-        spec = VarlenSpec.build(self.offsets, self.offsets, DEVICE)
-
-        def to_heads(x: Tensor) -> Tensor:
-            t, h, d = x.shape
-            parts = x.view(t, self.cp, h // self.cp, d).transpose(0, 1).contiguous()
-            return _AllToAll.apply(parts, self.group).flatten(0, 1)
-
-        def to_tokens(x: Tensor) -> Tensor:
-            parts = x.view(self.cp, -1, *x.shape[1:]).contiguous()
-            out = _AllToAll.apply(parts, self.group)
-            return out.transpose(0, 1).flatten(1, 2)
-
-        def forward(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-            q, k, v = map(to_heads, (q, k, v))
-            return to_tokens(varlen_attention(q, k, v, spec, self.kernel, SCALE))
-
-        size = self.length // self.cp
-        return forward, np.arange(self.rank * size, (self.rank + 1) * size)
+def whole_row(length: int, dtype: torch.dtype) -> list[Tensor]:
+    """Queries, keys, values and the output's gradient, the same on every rank."""
+    generator = torch.Generator(DEVICE).manual_seed(0)
+    shapes = [(length, n, DIM) for n in (HEADS, GROUPS, GROUPS, HEADS)]
+    options = {"generator": generator, "device": DEVICE, "dtype": dtype}
+    return [torch.randn(shape, **options) for shape in shapes]
 
 
-def _tokens(row: RowGeometry) -> np.ndarray:
-    return np.concatenate([np.arange(*span) for span in row.rank.ranges])
+def own_part(method: Method, row: list[Tensor]) -> tuple[list[Tensor], Tensor]:
+    """Leaves and the output's gradient [t, h*d] of this rank; zero where no token is."""
+    tokens = torch.from_numpy(method.tokens).to(DEVICE)
+    parts = [x[tokens.clamp(min=0)] for x in row]
+    if (method.tokens < 0).any():
+        parts = [torch.where((tokens >= 0)[:, None, None], x, 0) for x in parts]
+    return [x.detach().requires_grad_() for x in parts[:3]], parts[3].flatten(1)
 
 
-class _AllToAll(torch.autograd.Function):
-    """Part r of [cp, ...] to rank r; gradients come back the same way."""
-
-    @staticmethod
-    def forward(ctx: Any, parts: Tensor, group: Any) -> Tensor:
-        ctx.group = group
-        out = torch.empty_like(parts, memory_format=torch.contiguous_format)
-        dist.all_to_all_single(out, parts.contiguous(), group=group)
-        return out
-
-    @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
-        out = torch.empty_like(grad, memory_format=torch.contiguous_format)
-        dist.all_to_all_single(out, grad.contiguous(), group=ctx.group)
-        return out, None
+def found(method: Method, leaves: list[Tensor], gradient: Tensor) -> list[Tensor]:
+    """The output and the three gradients of the tokens held, each [t, features]."""
+    output = method.forward(*leaves)
+    grads = torch.autograd.grad(output, leaves, gradient.view_as(output))
+    held = torch.from_numpy(method.tokens >= 0).to(DEVICE)
+    return [x.detach().flatten(1)[held] for x in (output, *grads)]
 
 
-class _GatherRows(torch.autograd.Function):
-    """[t, ...] of each rank -> [cp * t, ...]; gradients are reduce-scattered."""
-
-    @staticmethod
-    def forward(ctx: Any, x: Tensor, group: Any) -> Tensor:
-        ctx.group = group
-        out = x.new_empty(group.size() * x.shape[0], *x.shape[1:])
-        dist.all_gather_into_tensor(out, x.contiguous(), group=group)
-        return out
-
-    @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
-        out = grad.new_empty(grad.shape[0] // ctx.group.size(), *grad.shape[1:])
-        dist.reduce_scatter_tensor(out, grad.contiguous(), group=ctx.group)
-        return out, None
-
-
-def answer(
-    forward: Attention,
-    leaves: list[Tensor],
-    gradient: Tensor,
-    tokens: np.ndarray,
-    length: int,
-) -> list[Tensor]:
-    """Norms by token of the output and of the three gradients, over the whole row."""
-    output = forward(*leaves)
-    found = [output, *torch.autograd.grad(output, leaves, gradient.view_as(output))]
-    norms = []
-    for x in found:
+def norms(method: Method, tensors: list[Tensor], length: int) -> list[Tensor]:
+    """Norms by token of the whole row, from those of each rank's own."""
+    held = torch.from_numpy(method.tokens[method.tokens >= 0]).to(DEVICE)
+    rows = []
+    for x in tensors:
         of_row = torch.zeros(length, device=DEVICE)
-        of_row[torch.from_numpy(tokens).to(DEVICE)] = (
-            x.detach().float().flatten(1).norm(dim=1)
-        )
+        of_row[held] = x.float().norm(dim=1)
         dist.all_reduce(of_row)
-        norms.append(of_row)
-    return norms
+        rows.append(of_row)
+    return rows
 
 
-def seconds(step: Callable[[], object], repeats: int) -> list[float]:
-    """Of each repeat, the slowest rank's."""
-    for _ in range(3):
-        step()
-    times = []
-    for _ in range(repeats):
+def dense(row: list[Tensor], offsets: np.ndarray) -> list[Tensor]:
+    """Output and gradients of a small row in fp32, each [tokens, features]."""
+    q, k, v = (x.float().transpose(0, 1).requires_grad_() for x in row[:3])
+    document = torch.from_numpy(
+        np.repeat(np.arange(len(offsets) - 1), np.diff(offsets))
+    )
+    document = document.to(DEVICE)
+    mask = (document[:, None] == document) & torch.ones_like(
+        document[:, None] == document
+    ).tril()
+    keys, values = (x.repeat_interleave(HEADS // GROUPS, 0) for x in (k, v))
+    scores = (q @ keys.transpose(1, 2) * SCALE).masked_fill(~mask, -torch.inf)
+    output = scores.softmax(-1) @ values
+    grads = torch.autograd.grad(output, (q, k, v), row[3].float().transpose(0, 1))
+    return [x.detach().transpose(0, 1).flatten(1) for x in (output, *grads)]
+
+
+def try_small(maker: Maker, several: bool, kernel: Kernel) -> None:
+    """Compute a small row and compare it; UnableError where it is another's."""
+    offsets = np.array([0, 201, 258, 512] if several else [0, 512])
+    values = whole_row(512, DTYPE)
+    expected = dense(values, offsets)
+    with prepared(maker, Row(offsets, kernel)) as method:
+        tensors = found(method, *own_part(method, values))
+    held = torch.from_numpy(method.tokens[method.tokens >= 0]).to(DEVICE)
+    for name, x, y in zip(("output", "dq", "dk", "dv"), tensors, expected, strict=True):
+        off = float((x.float() - y[held]).norm() / y[held].norm())
+        if not off < TOLERANCE:  # nan neither
+            raise UnableError(f"a small row's {name} is {off:.1%} from dense fp32")
+
+
+def together(action: Callable[[], Any]) -> Any:
+    """What `action` gives, if it does on all ranks; else UnableError on all, with the
+    first one's reason. A GPU that has failed ends this process.
+    """
+    problem, value = None, None
+    try:
+        value = action()
+        _synchronize()
+    except Exception as error:
+        lines = (str(error).strip() or "no message").splitlines()
+        kind = "" if isinstance(error, UnableError) else f"{type(error).__name__}: "
+        problem = kind + " ".join(lines[:2])[:300]
+    if problem is not None:
+        _synchronize_or_end(problem)
+    problems: list[str | None] = [None] * dist.get_world_size()
+    dist.all_gather_object(problems, problem)
+    for rank, text in enumerate(problems):
+        if text is not None:
+            raise UnableError(text if rank == 0 else f"{text} (rank {rank})")
+    return value
+
+
+@contextlib.contextmanager
+def prepared(maker: Maker, row: Row) -> Iterator[Method]:
+    """The method made ready on all ranks, before any of them talks to another."""
+    with contextlib.ExitStack() as entered:
+        yield together(lambda: entered.enter_context(maker(row)))
+
+
+def _synchronize_or_end(problem: str) -> None:
+    try:
+        _synchronize()
+    except RuntimeError:
+        print(problem, file=sys.stderr, flush=True)
+        os._exit(70)
+
+
+def _synchronize() -> None:
+    if DEVICE == "cuda":
+        torch.cuda.synchronize()
+
+
+def seconds(step: Callable[[], object], repeats: int, budget: float) -> list[float]:
+    """Of each repeat, the slowest rank's; as many as `budget` seconds have room for, three
+    at least and `repeats` at most.
+    """
+    step()
+    times: list[float] = []
+    while len(times) < repeats + 1:
         dist.all_reduce(torch.zeros(1, device=DEVICE))
         _synchronize()
         began = time.perf_counter()
@@ -217,7 +192,9 @@ def seconds(step: Callable[[], object], repeats: int) -> list[float]:
         taken = torch.tensor(time.perf_counter() - began, device=DEVICE)
         dist.all_reduce(taken, dist.ReduceOp.MAX)
         times.append(float(taken))
-    return times
+        if len(times) >= 4 and sum(times) > budget:
+            break
+    return times[1:]  # the first is of the warm-up
 
 
 def _forward(attention: Attention, leaves: list[Tensor]) -> Callable[[], object]:
@@ -238,70 +215,158 @@ def _both(
     return step
 
 
-def _synchronize() -> None:
-    if DEVICE == "cuda":
-        torch.cuda.synchronize()
+def time_method(
+    maker: Maker,
+    row: Row,
+    values: list[Tensor],
+    reference: list[Tensor] | None,
+    options: argparse.Namespace,
+) -> tuple[dict[str, Any], list[Tensor]]:
+    """Its figures and its norms by token."""
+    with prepared(maker, row) as method:
+        leaves, gradient = own_part(method, values)
+        own = norms(method, found(method, leaves, gradient), row.length)
+        timing = options.repeats, options.seconds
+        one = seconds(_forward(method.forward, leaves), *timing)
+        two = seconds(_both(method.forward, leaves, gradient), *timing)
+        computed_by = method.describe()
+    ahead, whole = statistics.median(one), statistics.median(two)
+    flops = HEADS * DIM * pairs(row.offsets) / row.cp
+    return {
+        "computed_by": computed_by,
+        "differs_from_ours": [
+            float((a - b).norm() / b.norm())
+            for a, b in zip(own, reference or own, strict=True)
+        ],
+        "forward_tflops": 4 * flops / ahead / 1e12,
+        "backward_tflops": 10 * flops / (whole - ahead) / 1e12,
+        "both_tflops": 14 * flops / whole / 1e12,
+        "forward_seconds": one,
+        "both_seconds": two,
+    }, own
 
 
-def measure(row: str, repeats: int, kernel: Any) -> dict[str, Any]:
-    length, kind = row.split(":")
-    offsets = offsets_of(kind, int(length))
-    peers = Peers(offsets, kernel)
-    lengths = np.diff(offsets).astype(float)
-    flops = HEADS * DIM * float((lengths * (lengths + 1) / 2).sum()) / peers.cp
-    balance = Balance.of(alia_stack(1, 8192))
-    results: dict[str, Any] = {"documents": len(lengths)}
-    generator = torch.Generator().manual_seed(0)  # the same row on every rank
-    whole_row = [
-        torch.randn(int(length), n, DIM, generator=generator).to(DTYPE)
-        for n in (HEADS, GROUPS, GROUPS, HEADS)
-    ]
-    answers: dict[str, list[Tensor]] = {}
-    for name, (forward, tokens) in {
-        "ours": peers.ours(balance),
-        "ours, zigzag": peers.ours(None),
-        "gather": peers.gather(),
-        "ulysses": peers.ulysses(),
-    }.items():
-        mine = torch.from_numpy(tokens)
-        leaves = [x[mine].to(DEVICE).requires_grad_() for x in whole_row[:3]]
-        gradient = whole_row[3][mine].to(DEVICE).flatten(1)
-        answers[name] = answer(forward, leaves, gradient, tokens, int(length))
+class Program:
+    """All rows and methods that the record does not have yet, on one rank."""
 
-        one = seconds(_forward(forward, leaves), repeats)
-        two = seconds(_both(forward, leaves, gradient), repeats)
-        ahead, whole = statistics.median(one), statistics.median(two)
-        results[name] = {
-            "differs_from_ours": [
-                float((a - b).norm() / b.norm())
-                for a, b in zip(answers[name], answers["ours"], strict=True)
-            ],
-            "forward_tflops": 4 * flops / ahead / 1e12,
-            "backward_tflops": 10 * flops / (whole - ahead) / 1e12,
-            "both_tflops": 14 * flops / whole / 1e12,
-            "both_seconds": two,
+    def __init__(self, options: argparse.Namespace, record: Record) -> None:
+        self.options, self.record = options, record
+        self.kernel = resolve_kernel(options.kernel, DEVICE)
+        self.usable: dict[tuple[str, bool], Maker] = {}
+
+    def run(self) -> None:
+        for name in self.options.row:
+            length, kind = name.split(":")
+            row = Row(offsets_of(kind, int(length)), self.kernel)
+            missing = self.record.missing(name, self.options.methods)
+            if missing:
+                self.measure_row(name, row, missing)
+
+    def measure_row(self, name: str, row: Row, missing: list[str]) -> None:
+        values = whole_row(row.length, DTYPE)
+        reference: list[Tensor] | None = None
+        if missing[0] != "ours" and "ours" in self.options.methods:
+            reference = self.reference(row, values)
+        for method in missing:
+            self.record.begin(name, row.documents, method)
+            result: dict[str, Any]
+            try:
+                maker = self.usable_form(method, row.documents > 1)
+                result, own = together(
+                    lambda maker=maker, reference=reference: time_method(
+                        maker, row, values, reference, self.options
+                    )
+                )
+                reference = own if method == "ours" else reference
+            except UnableError as error:
+                result = {"skipped": str(error)}
+            self.record.finish(name, method, result)
+            gc.collect()
+            if DEVICE == "cuda":
+                torch.cuda.empty_cache()
+
+    def reference(self, row: Row, values: list[Tensor]) -> list[Tensor]:
+        with METHODS["ours"][0](row) as method:
+            own = found(method, *own_part(method, values))
+            return norms(method, own, row.length)
+
+    def usable_form(self, method: str, several: bool) -> Maker:
+        """The first of its forms that computes a small row of the kind on all ranks."""
+        if (method, several) in self.usable:
+            return self.usable[method, several]
+        reasons = []
+        for maker in METHODS[method]:
+            try:
+                together(lambda maker=maker: try_small(maker, several, self.kernel))
+            except UnableError as error:
+                reasons.append(str(error))
+            else:
+                self.usable[method, several] = maker
+                return maker
+            gc.collect()
+        raise UnableError("; ".join(dict.fromkeys(reasons)))
+
+
+def run_here(options: argparse.Namespace) -> None:
+    """As one of the ranks."""
+    with Distributed(EngineConfig(timeout_minutes=options.silence / 60)):
+        open_channels(dist.group.WORLD, DEVICE)
+        card = torch.cuda.get_device_name() if DEVICE == "cuda" else "a host"
+        setting = {
+            "cp": dist.get_world_size(),
+            "card": card,
+            "torch": torch.__version__,
         }
-    return results
+        record = Record.open(options.out, setting, writes=dist.get_rank() == 0)
+        dist.barrier()  # all have read it
+        Program(options, record).run()
+
+
+def run_apart(options: argparse.Namespace) -> None:
+    """In as many processes as there are ranks, anew after each that a method ends."""
+    while True:
+        ended = run_ranks(
+            [__file__, *sys.argv[1:]],
+            options.ranks,
+            limit=options.limit,
+            silence=options.silence,
+            last_word=lambda: (
+                options.out.stat().st_mtime if options.out.exists() else 0.0
+            ),
+        )
+        if ended.problem is None:
+            return
+        if not Record.blame(options.out, ended.problem):
+            sys.exit(f"the ranks {ended.problem}, and no method had begun")
 
 
 def main() -> None:
     parser = argparse.ArgumentParser()
-    parser.add_argument("--row", action="append", required=True)
+    parser.add_argument("--ranks", type=int, default=1, help="GPUs of this machine")
+    parser.add_argument("--row", action="append", default=[])
+    parser.add_argument(
+        "--methods", nargs="+", choices=list(METHODS), default=list(METHODS)
+    )
+    parser.add_argument("--kernel", default="auto", help="of the first four methods")
     parser.add_argument("--repeats", type=int, default=10)
-    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument(
+        "--seconds", type=float, default=4.0, help="of repeats of one figure"
+    )
+    parser.add_argument("--out", type=Path)
+    parser.add_argument("--limit", type=float, default=3600.0, help="seconds")
+    parser.add_argument(
+        "--silence", type=float, default=120.0, help="seconds that a method may take"
+    )
+    parser.add_argument("--table", type=Path, help="print a file's tables")
     options = parser.parse_args()
-    results: dict[str, Any] = {}
-    with Distributed(EngineConfig()):
-        kernel = resolve_kernel("auto", DEVICE)
-        for row in options.row:
-            results[row] = measure(row, options.repeats, kernel)
-            results[row]["card"] = (
-                torch.cuda.get_device_name() if DEVICE == "cuda" else "a host"
-            )
-            results[row]["kernel"] = kernel.name
-            if dist.get_rank() == 0:
-                options.out.write_text(json.dumps(results))
-                print(row, json.dumps(results[row]), flush=True)
+    if options.table:
+        print_table(json.loads(options.table.read_text()))
+    elif not options.row or not options.out:
+        parser.error("--row and --out say what to measure, --table what to print")
+    elif "RANK" in os.environ:
+        run_here(options)
+    else:
+        run_apart(options)
 
 
 if __name__ == "__main__":

@@ -1,146 +1,123 @@
 """A training step of ALIA-shaped layers beside the same step of other programs, in one run.
 
-    python benchmarks/gpu_peers.py --layers 2 --context 32768 > table
-    python benchmarks/gpu_peers.py --layers 2 --context 32768 --row web --peers ours liger_flash4
-    torchrun --nproc-per-node 2 benchmarks/gpu_peers.py --in-process liger --layers 2 ...
+    python benchmarks/gpu_peers.py --layers 2 --context 32768 --out peers.jsonl
+    python benchmarks/gpu_peers.py --row web --peers ours liger_flash4 --out web.jsonl
+    python benchmarks/gpu_peers.py --ranks 2 --peers ours liger megatron_te --out two.jsonl
+    python benchmarks/gpu_peers.py --table peers.jsonl
 
-Peers, each in a process of its own, one after another, `--rounds` times over:
+Peers, each in processes of its own, in turn, `--rounds` times over and the first once more
+at the end, which shows how far the cards have moved:
 
-- `ours`: the product's engine, as `gpu_step.py` has it: bf16, gradients added up in fp32.
+- `ours`: the product's engine, as `gpu_step.py` has it: bf16, gradients added up in fp32;
+  `ours_te` on TransformerEngine's layers, `ours_fp8_current` and `ours_fp8_blockwise`
+  with all their products in FP8.
 - `transformers`: `LlamaForCausalLM` as it comes, torch's attention (cuDNN's kernel first),
   gradients in bf16.
 - `liger`: the same with Liger's kernels (RMS norm, RoPE, SwiGLU, fused loss).
 - `liger_fp32`: that, with gradients added up in fp32 as each is made, as ours are.
 - `liger_flash4`: `liger_fp32` with the attention kernel that ours takes, which knows the
   documents of a packed row; what is left is all but attention.
-- `megatron_te`: Megatron-Core's own GPT with TransformerEngine's layers and attention,
-  gradients added up in fp32; where TransformerEngine is installed.
+- `megatron_te`: Megatron-Core's own GPT with TransformerEngine's layers and attention in
+  its DistributedDataParallel; with `_fp8_current` and `_fp8_blockwise` by its own FP8.
 
-Under torchrun the peers on transformers are sharded by FSDP2, a layer a unit, and each
-rank has a row of its own. The optimizer's step is no part of any figure. A packed row
-(`--row web`) is given only to those that keep its documents apart.
+With `--ranks` each rank has a row of its own: ours and Megatron's data-parallel, those on
+transformers sharded by FSDP2, a layer a unit. A step is forward, backward and, on
+several ranks, all that reduces gradients and gathers weights; the optimizer's step is no
+part of any figure. A packed row (`--row web`) is given only to those that keep its
+documents apart.
 
-The sizes are the same for all, and it is checked: parameters are counted. Weights are
-random, so losses are near ln(vocabulary) and are printed to show that all did the work.
+Each result is a line of `--out`, written as it comes. While one peer is measured the next
+one's processes import what they need. A peer that fails, hangs or is not installed is a
+line with the reason. The sizes are the same for all, and it is checked: parameters are
+counted. Weights are random, so losses are near ln(vocabulary) and are printed to show
+that all did the work. `--profile` also says where a step's time on the GPU goes.
 """
 
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import os
 import statistics
-import subprocess
 import sys
 import time
+from pathlib import Path
 from typing import Any
 
+sys.path.insert(0, str(Path(__file__).parents[1]))
+
 import torch
+import torch.distributed as dist
 
 from alia_ctx.config.run import EngineConfig
 from alia_ctx.mcore.runtime import Distributed
 from alia_ctx.spec.model import ModelSpec
 from benchmarks.gpu_step import Case, alia_stack, make_row, matrix_rate
-from benchmarks.peers import Task, device, make_ready
+from benchmarks.kernel_time import NAMES, profile_step
+from benchmarks.pages import table
+from benchmarks.peers import PEERS, Task, device
+from benchmarks.process_ranks import RankGroup
 
-PEERS = (
-    "ours",
-    "transformers",
-    "liger",
-    "liger_fp32",
-    "liger_flash4",
-    "megatron_te",
-)
-KNOWS_DOCUMENTS = ("ours", "liger_flash4")
+KNOWS_DOCUMENTS = ("ours", "ours_te", "liger_flash4")
+KNOWS_DOCUMENTS += ("ours_fp8_current", "ours_fp8_blockwise")
 WARM_UP = 2
 
 
-def measure(peer: str, task: Task) -> dict[str, Any]:
-    """Seconds of each step after the warm-up, and what it took."""
+def measure(peer: str, task: Task, profiled: bool) -> dict[str, Any]:
+    """Seconds of each step after the warm-up, the slowest rank's, and what it took."""
     on_gpu = device().type == "cuda"
     with Distributed(EngineConfig()):
-        rate = matrix_rate() if on_gpu else 0.0
-        step = make_ready(peer, task)
+        rate = matrix_rate(repeats=40) if on_gpu else 0.0
+        step = PEERS[peer](task)
         seconds, losses = [], []
         for number in range(WARM_UP + task.repeats):
             if number == WARM_UP and on_gpu:
                 torch.cuda.reset_peak_memory_stats()
+            dist.barrier()
+            _synchronize(on_gpu)
             start = time.perf_counter()
-            loss, own = step.run()
-            if on_gpu:
-                torch.cuda.synchronize()
+            loss = step.run()
+            _synchronize(on_gpu)
+            taken = torch.tensor(time.perf_counter() - start, device=device())
+            dist.all_reduce(taken, dist.ReduceOp.MAX)
             if number >= WARM_UP:
-                seconds.append(time.perf_counter() - start if own is None else own)
+                seconds.append(float(taken))
                 losses.append(loss)
         peak = torch.cuda.max_memory_allocated() / 2**30 if on_gpu else 0.0
+        classes, kernels = profile_step(step.run) if profiled and on_gpu else ({}, [])
+        card = torch.cuda.get_device_name() if on_gpu else "a host"
+        ranks = dist.get_world_size()
     return {
         "peer": peer,
         "kernel": step.kernel,
+        "card": card,
+        "ranks": ranks,
+        "torch": torch.__version__,
+        "context": task.context,
         "parameters": step.parameters,
         "seconds": seconds,
         "loss": losses[0],
         "gib": peak,
         "matrix_tflops": rate,
         "flops": task.flops,
+        "classes": classes,
+        "kernels": kernels,
     }
 
 
-def run_apart(peer: str, arguments: list[str]) -> dict[str, Any] | None:
-    """Measure a peer in a process of its own; None, with its last line said, where it
-    cannot be.
-    """
-    command = [sys.executable, "-m", "benchmarks.gpu_peers", "--in-process", peer]
-    done = subprocess.run(
-        [*command, *arguments], capture_output=True, text=True, check=False
-    )
-    if done.returncode:
-        last = (done.stderr.strip().splitlines() or ["no message"])[-1]
-        print(f"{peer}: not measured: {last}", file=sys.stderr, flush=True)
-        return None
-    result: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
-    print(json.dumps(result), file=sys.stderr, flush=True)
-    return result
+def _synchronize(on_gpu: bool) -> None:
+    if on_gpu:
+        torch.cuda.synchronize()
 
 
-def print_table(results: dict[str, list[dict[str, Any]]], context: int) -> None:
-    medians = {
-        peer: statistics.median(s for r in rounds for s in r["seconds"])
-        for peer, rounds in results.items()
-    }
-    print(
-        "| peer | kernel | s | spread | tokens/s | TFLOP/s | time over ours | GiB | loss |"
-    )
-    print("|" + "---|" * 9)
-    for peer, rounds in results.items():
-        middle, first = medians[peer], rounds[0]
-        every = [s for r in rounds for s in r["seconds"]]
-        ratio = f"{middle / medians['ours']:.3f}" if "ours" in medians else "-"
-        print(
-            f"| {peer} | {first['kernel']} | {middle:.3f} "
-            f"| {(max(every) - min(every)) / middle:.1%} | {context / middle:,.0f} "
-            f"| {first['flops'] / middle / 1e12:,.0f} | {ratio} "
-            f"| {max(r['gib'] for r in rounds):.1f} | {first['loss']:.3f} |"
-        )
-    counts = {rounds[0]["parameters"] for rounds in results.values()}
-    assert len(counts) == 1, f"the peers have models of different sizes: {counts}"
-
-
-def main() -> None:
-    parser = argparse.ArgumentParser()
-    parser.add_argument("--layers", type=int, default=2)
-    parser.add_argument("--context", type=int, default=32_768)
-    parser.add_argument("--vocabulary", type=int, default=8192)
-    parser.add_argument("--row", choices=("one", "web"), default="one")
-    parser.add_argument("--peers", nargs="+", choices=PEERS, default=list(PEERS))
-    parser.add_argument("--repeats", type=int, default=5)
-    parser.add_argument("--rounds", type=int, default=2)
-    parser.add_argument("--in-process", choices=PEERS)
-    parser.add_argument(
-        "--width",
-        type=int,
-        help="a small stack of this hidden size, to try it anywhere",
-    )
-    options = parser.parse_args()
+def run_here(options: argparse.Namespace) -> None:
+    """As one of a peer's ranks, once told to begin; the first prints its result."""
+    peer = options.in_process
+    if peer not in ("ours", "ours_te") and not peer.startswith("ours_fp8"):
+        with contextlib.suppress(ImportError):  # the peer says so
+            import transformers  # noqa: F401
+    sys.stdin.readline()
     model = alia_stack(options.layers, options.vocabulary)
     if options.width:
         model = ModelSpec(
@@ -152,30 +129,157 @@ def main() -> None:
             head_dim=options.width // 8,
             vocab_size=options.vocabulary,
         )
-    if options.in_process:
-        case = Case(options.layers, options.context, "none", options.row)
-        row = make_row(case, options.vocabulary)
-        task = Task(model, row, options.context, options.repeats)
-        result = measure(options.in_process, task)
-        if int(os.environ.get("RANK", "0")) == 0:
-            print(json.dumps(result))
-        return
+    case = Case(options.layers, options.context, "none", options.row)
+    row = make_row(case, options.vocabulary)
+    task = Task(model, row, options.context, options.repeats)
+    result = measure(peer, task, options.profile)
+    if int(os.environ.get("RANK", "0")) == 0:
+        print(json.dumps(result))
+
+
+def run_all(options: argparse.Namespace) -> list[dict[str, Any]]:
+    """Each peer in its turn; results, which are also written as they come."""
     chosen = [p for p in options.peers if options.row == "one" or p in KNOWS_DOCUMENTS]
+    turns = chosen * options.rounds
+    turns += chosen[:1] if len(chosen) > 1 else []
     arguments = [
         *("--layers", str(options.layers), "--context", str(options.context)),
         *("--vocabulary", str(options.vocabulary), "--row", options.row),
         *("--repeats", str(options.repeats)),
         *(("--width", str(options.width)) if options.width else ()),
+        *(("--profile",) if options.profile else ()),
     ]
-    results: dict[str, list[dict[str, Any]]] = {}
-    for _ in range(options.rounds):
-        for peer in chosen:
-            result = run_apart(peer, arguments)
-            if result is not None:
-                results.setdefault(peer, []).append(result)
-    if not results:
+    results: list[dict[str, Any]] = []
+    failed: set[str] = set()
+    with contextlib.ExitStack() as stack:
+
+        def prepare(peer: str) -> tuple[contextlib.ExitStack, RankGroup]:
+            own = stack.enter_context(contextlib.ExitStack())
+            command = [__file__, "--in-process", peer, *arguments]
+            return own, own.enter_context(RankGroup(command, options.ranks))
+
+        waiting = {0: prepare(turns[0])}
+        for number, peer in enumerate(turns):
+            own, group = waiting.pop(number)
+            if number + 1 < len(turns):
+                waiting[number + 1] = prepare(turns[number + 1])
+            if peer not in failed:
+                group.go()
+                results.append(_result(peer, group, options.limit))
+                if "skipped" in results[-1]:
+                    failed.add(peer)  # once is enough
+                _write(results[-1], options.out)
+            own.close()
+    return results
+
+
+def _result(peer: str, group: RankGroup, limit: float) -> dict[str, Any]:
+    ended = group.wait(limit=limit)
+    if ended.problem is not None:
+        return {"peer": peer, "skipped": ended.problem}
+    result: dict[str, Any] = json.loads(ended.output.splitlines()[-1])
+    return result
+
+
+def _write(result: dict[str, Any], out: Path | None) -> None:
+    line = json.dumps(result)
+    print(line, file=sys.stderr, flush=True)
+    if out is not None:
+        with out.open("a") as file:
+            file.write(line + "\n")
+
+
+COLUMNS = (
+    *("peer", "kernel", "s", "spread", "tokens/s a GPU", "TFLOP/s a GPU"),
+    *("of the matrix rate", "time over ours", "GiB", "loss"),
+)
+
+
+def print_tables(results: list[dict[str, Any]]) -> None:
+    """Markdown: the peers, their time by class of kernel, and who was not measured."""
+    measured: dict[str, list[dict[str, Any]]] = {}
+    for result in results:
+        if "skipped" not in result:
+            measured.setdefault(result["peer"], []).append(result)
+    if not measured:
         sys.exit("no peer was measured")
-    print_table(results, options.context)
+    medians = {
+        peer: statistics.median(s for r in rounds for s in r["seconds"])
+        for peer, rounds in measured.items()
+    }
+    some = next(iter(measured.values()))[0]
+    print(
+        f"{some['ranks']} x {some['card']}, torch {some['torch']}, "
+        f"{some['context']:,} tokens a row.\n"
+    )
+    lines = []
+    for peer, rounds in measured.items():
+        middle, first = medians[peer], rounds[0]
+        every = [s for r in rounds for s in r["seconds"]]
+        rate = max(r["matrix_tflops"] for r in rounds)
+        tflops = first["flops"] / middle / 1e12
+        lines.append(
+            [
+                *(peer, first["kernel"], f"{middle:.3f}"),
+                f"{(max(every) - min(every)) / middle:.1%}",
+                f"{first['context'] / middle:,.0f}",
+                f"{tflops:,.0f}",
+                f"{tflops / rate:.1%}" if rate else "",
+                f"{middle / medians['ours']:.3f}" if "ours" in medians else "",
+                f"{max(r['gib'] for r in rounds):.1f}",
+                f"{first['loss']:.3f}",
+            ]
+        )
+    print(table(COLUMNS, lines))
+    profiled = {p: rounds[0] for p, rounds in measured.items() if rounds[0]["classes"]}
+    if profiled:
+        print("\nMilliseconds of a profiled step on the first GPU:\n")
+        rows = [
+            [peer, *(f"{result['classes'][name]:.1f}" for name in NAMES)]
+            for peer, result in profiled.items()
+        ]
+        print(table(("peer", *NAMES), rows))
+    skipped = {r["peer"]: r["skipped"] for r in results if "skipped" in r}
+    if skipped:
+        print("\nNot measured:\n")
+    for peer, reason in skipped.items():
+        print(f"- {peer}: {reason}")
+    counts = {rounds[0]["parameters"] for rounds in measured.values()}
+    assert len(counts) == 1, f"the peers have models of different sizes: {counts}"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--layers", type=int, default=2)
+    parser.add_argument("--context", type=int, default=32_768)
+    parser.add_argument("--vocabulary", type=int, default=8192)
+    parser.add_argument("--row", choices=("one", "web"), default="one")
+    parser.add_argument("--peers", nargs="+", choices=PEERS, default=list(PEERS))
+    parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--rounds", type=int, default=1)
+    parser.add_argument("--ranks", type=int, default=1, help="GPUs of this machine")
+    parser.add_argument(
+        "--profile", action="store_true", help="one more step, by class of kernel"
+    )
+    parser.add_argument("--out", type=Path, help="a line of JSON for each result")
+    parser.add_argument(
+        "--limit", type=float, default=120.0, help="seconds that a peer may take"
+    )
+    parser.add_argument("--table", type=Path, help="print a file's tables")
+    parser.add_argument("--in-process", choices=PEERS)
+    parser.add_argument(
+        "--width",
+        type=int,
+        help="a small stack of this hidden size, to try it anywhere",
+    )
+    options = parser.parse_args()
+    if options.table:
+        lines = options.table.read_text().splitlines()
+        print_tables([json.loads(line) for line in lines])
+    elif options.in_process:
+        run_here(options)
+    else:
+        print_tables(run_all(options))
 
 
 if __name__ == "__main__":

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -12,6 +13,7 @@ import torch.distributed as dist
 from alia_ctx.config.run import EngineConfig, OptimizerConfig
 from alia_ctx.data.packing import PackedRow
 from alia_ctx.mcore.engine import MegatronEngine
+from alia_ctx.mcore.model import add_gradients_in_products
 from alia_ctx.mcore.runtime import Ranks
 from alia_ctx.spec.layout import Layout
 from alia_ctx.spec.model import ModelSpec
@@ -44,11 +46,11 @@ class Task:
 
 @dataclass(frozen=True)
 class Step:
-    """A peer made ready: `run` makes a step and says its loss and, where it times itself,
-    its seconds.
+    """A peer made ready: `run` makes a step, forward, backward and reduction, and says its
+    loss.
     """
 
-    run: Callable[[], tuple[float, float | None]]
+    run: Callable[[], float]
     parameters: int
     kernel: str
 
@@ -59,18 +61,23 @@ def device() -> torch.device:
     return torch.device("cpu")
 
 
-def ours(task: Task) -> Step:
-    settings = EngineConfig()
+def ours(task: Task, layers: str = "local", fp8: str = "off") -> Step:
+    """The product's engine; as many data-parallel ranks as there are."""
+    settings = EngineConfig(
+        layers=layers,  # type: ignore[arg-type]
+        fp8=fp8,  # type: ignore[arg-type]
+        fp8_bf16_layers=0,
+    )
     engine = MegatronEngine(
         *(task.model, ROPE, task.context, Layout(), settings, OptimizerConfig()),
         initializer=draw_on_device,
     )
 
-    def run() -> tuple[float, float]:
-        result = engine.train_update([task.row] * engine.data_parallel_size, 1e-6)
-        return result.loss, result.compute_seconds
+    def run() -> float:
+        return engine.reduce_losses(engine.accumulate_gradients([task.row]))[0]
 
-    return Step(run, sum(p.numel() for p in engine.parameters()), engine.kernel)
+    words = f"{engine.kernel}, {engine.layers.words}, FP8 {engine.fp8}"
+    return Step(run, sum(p.numel() for p in engine.parameters()), words)
 
 
 def llama(task: Task, attention: str, *, liger: bool, fp32_gradients: bool) -> Step:
@@ -114,14 +121,14 @@ def llama(task: Task, attention: str, *, liger: bool, fp32_gradients: bool) -> S
     sums = add_up_in_fp32(model) if fp32_gradients and not sharded else []
     tokens, positions = task.tokens, _positions(task.row)
 
-    def run() -> tuple[float, None]:
+    def run() -> float:
         for total in sums:
             total.zero_()
         model.zero_grad(set_to_none=True)
         with _cudnn_first():
             loss = model(tokens, position_ids=positions, labels=tokens).loss
             loss.backward()
-        return float(loss.detach()), None
+        return float(loss.detach())
 
     return Step(run, parameters, attention)
 
@@ -200,9 +207,17 @@ def register_flash4(task: Task) -> str:
     return "flash4"
 
 
-def megatron_te(task: Task) -> Step:
-    """Megatron-Core's own GPT on TransformerEngine's layers and attention."""
+def megatron_te(task: Task, fp8: str = "off") -> Step:
+    """Megatron-Core's own GPT on TransformerEngine's layers and attention, in its own
+    DistributedDataParallel with fp32 gradients, to which the layers' products add theirs.
+
+    `fp8` by its own recipes: one scale a tensor from its present values, or a block's.
+    """
     import transformer_engine
+    from megatron.core.distributed import (
+        DistributedDataParallel,
+        DistributedDataParallelConfig,
+    )
     from megatron.core.models.gpt import GPTModel
     from megatron.core.models.gpt.gpt_layer_specs import (
         get_gpt_layer_with_transformer_engine_spec,
@@ -210,6 +225,11 @@ def megatron_te(task: Task) -> Step:
     from megatron.core.transformer import TransformerConfig
 
     ranks, spec = Ranks(Layout(), 0), task.model
+    recipes = {
+        "off": {},
+        "current": {"fp8": "hybrid", "fp8_recipe": "tensorwise"},
+        "blockwise": {"fp8": "e4m3", "fp8_recipe": "blockwise"},
+    }
     config = TransformerConfig(
         num_layers=spec.num_hidden_layers,
         hidden_size=spec.hidden_size,
@@ -226,7 +246,12 @@ def megatron_te(task: Task) -> Step:
         attention_dropout=0.0,
         params_dtype=torch.bfloat16,
         bf16=True,
+        # Asks its own head for a kernel of Apex (megatron/core/tensor_parallel/layers.py);
+        # `add_gradients_in_products` does the same for TransformerEngine's layers.
         gradient_accumulation_fusion=False,
+        # Weights are cast to FP8 in each step, as where each row is an update.
+        disable_parameter_transpose_cache=True,
+        **recipes[fp8],
     )
     model = GPTModel(
         config,
@@ -238,29 +263,49 @@ def megatron_te(task: Task) -> Step:
         share_embeddings_and_output_weights=spec.tie_word_embeddings,
         pg_collection=ranks.groups,
     ).to(device(), torch.bfloat16)
-    sums, tokens = add_up_in_fp32(model), task.tokens
+    draw_on_device(model, spec)  # as ours
+    parameters = sum(p.numel() for p in model.parameters())
+    several = dist.get_world_size() > 1
+    settings = DistributedDataParallelConfig(
+        grad_reduce_in_fp32=True,
+        use_distributed_optimizer=several,
+        overlap_grad_reduce=several,
+        overlap_param_gather=several,
+    )
+    chunk = DistributedDataParallel(config, settings, model)
+    add_gradients_in_products(model)
+    tokens, positions = task.tokens, _positions(task.row)
     labels = tokens.roll(-1, 1)
 
-    def run() -> tuple[float, None]:
-        for total in sums:
-            total.zero_()
-        loss = model(tokens, _positions(task.row), None, labels=labels).float().mean()
+    def run() -> float:
+        chunk.zero_grad_buffer()
+        loss = chunk(tokens, positions, None, labels=labels).float().mean()
         loss.backward()
-        return float(loss.detach()), None
+        chunk.finish_grad_sync()
+        return float(loss.detach())
 
-    parameters = sum(p.numel() for p in model.parameters())
-    return Step(run, parameters, f"TransformerEngine {transformer_engine.__version__}")
+    version = transformer_engine.__version__
+    return Step(run, parameters, f"TransformerEngine {version}, FP8 {fp8}")
 
 
-def make_ready(peer: str, task: Task) -> Step:
-    if peer == "ours":
-        return ours(task)
-    if peer == "megatron_te":
-        return megatron_te(task)
-    attention = register_flash4(task) if peer == "liger_flash4" else "sdpa"
-    return llama(
-        task,
-        attention,
-        liger=peer != "transformers",
-        fp32_gradients=peer in ("liger_fp32", "liger_flash4"),
-    )
+_LLAMA = {
+    "transformers": {"liger": False, "fp32_gradients": False},
+    "liger": {"liger": True, "fp32_gradients": False},
+    "liger_fp32": {"liger": True, "fp32_gradients": True},
+}
+PEERS: dict[str, Callable[[Task], Step]] = {
+    "ours": ours,
+    **{
+        name: functools.partial(llama, attention="sdpa", **options)
+        for name, options in _LLAMA.items()
+    },
+    "liger_flash4": lambda task: llama(
+        task, register_flash4(task), liger=True, fp32_gradients=True
+    ),
+    "ours_te": functools.partial(ours, layers="te"),
+    "megatron_te": megatron_te,
+    "ours_fp8_current": functools.partial(ours, layers="te", fp8="current"),
+    "megatron_te_fp8_current": functools.partial(megatron_te, fp8="current"),
+    "ours_fp8_blockwise": functools.partial(ours, layers="te", fp8="blockwise"),
+    "megatron_te_fp8_blockwise": functools.partial(megatron_te, fp8="blockwise"),
+}

@@ -1,0 +1,113 @@
+"""The file of `gpu_context_parallel.py`: written after each method, read to go on and to
+print its tables.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from benchmarks.pages import table
+
+
+@dataclass
+class Record:
+    """What has been measured under one setting (GPUs, card, torch).
+
+    Every rank has the same; the one that `writes` keeps the file at `path`.
+    """
+
+    path: Path
+    content: dict[str, Any]
+    writes: bool
+
+    @classmethod
+    def open(cls, path: Path, setting: dict[str, Any], *, writes: bool) -> Record:
+        """That of the file, or a new one. ValueError where the file has another setting."""
+        content: dict[str, Any] = {"setting": setting, "begun": None, "rows": {}}
+        if path.exists():
+            content = json.loads(path.read_text())
+            if content["setting"] != setting:
+                raise ValueError(
+                    f"{path} is of {content['setting']} and this is {setting}; name another"
+                )
+        return cls(path, content, writes)
+
+    def missing(self, row: str, methods: list[str]) -> list[str]:
+        """The methods that have no result for a row yet, in their order."""
+        known = self.content["rows"].get(row, {}).get("methods", {})
+        return [method for method in methods if method not in known]
+
+    def begin(self, row: str, documents: int, method: str) -> None:
+        """Say which method is at work, so that one that does not come back is known."""
+        self.content["rows"].setdefault(row, {"documents": documents, "methods": {}})
+        self.content["begun"] = [row, method]
+        self._write()
+
+    def finish(self, row: str, method: str, result: dict[str, Any]) -> None:
+        self.content["rows"][row]["methods"][method] = result
+        self.content["begun"] = None
+        self._write()
+        if self.writes:
+            print(row, method, json.dumps(result), file=sys.stderr, flush=True)
+
+    @classmethod
+    def blame(cls, path: Path, problem: str) -> bool:
+        """Record that the method at work has ended the processes; whether there is one."""
+        content = json.loads(path.read_text()) if path.exists() else {"begun": None}
+        if content["begun"] is None:
+            return False
+        row, method = content["begun"]
+        cls(path, content, writes=True).finish(row, method, {"skipped": problem})
+        return True
+
+    def _write(self) -> None:
+        if self.writes:
+            whole = self.path.with_name(self.path.name + ".new")
+            whole.write_text(json.dumps(self.content, indent=1))
+            whole.replace(self.path)
+
+
+COLUMNS = (
+    *("row", "documents", "method", "computed by", "forward", "backward", "both"),
+    *("speed against ours", "ms, forward and backward", "differs from ours by"),
+)
+
+
+def print_table(content: dict[str, Any]) -> None:
+    """Markdown of a record: a table of what was measured, a list of what was not."""
+    setting = content["setting"]
+    print(f"{setting['cp']} x {setting['card']}, torch {setting['torch']}.\n")
+    lines, skipped = [], []
+    for row, results in content["rows"].items():
+        length, kind = row.split(":")
+        words = f"{int(length):,}, {kind}"
+        ours = results["methods"].get("ours", {}).get("both_tflops")
+        for method, result in results["methods"].items():
+            if "skipped" in result:
+                skipped.append((method, result["skipped"], words))
+                continue
+            both = result["both_tflops"]
+            times = [1e3 * s for s in result["both_seconds"]]
+            lines.append(
+                [
+                    *(words, results["documents"], method, result["computed_by"]),
+                    f"{result['forward_tflops']:.0f}",
+                    f"{result['backward_tflops']:.0f}",
+                    f"{both:.0f}",
+                    f"{both / ours:.2f}" if ours else "",
+                    f"{min(times):.2f} to {max(times):.2f}",
+                    f"{max(result['differs_from_ours']):.0e}",
+                ]
+            )
+    print(table(COLUMNS, lines))
+    reasons: dict[tuple[str, str], list[str]] = {}
+    for method, reason, words in skipped:
+        reasons.setdefault((method, reason), []).append(words)
+    if reasons:
+        print("\nNot measured:\n")
+    for (method, reason), rows in reasons.items():
+        print(f"- {method} ({'; '.join(rows)}): {reason}")

@@ -1,0 +1,192 @@
+"""Each method of attention of a packed row, on ranks of a host, against dense fp32."""
+
+from __future__ import annotations
+
+import argparse
+import importlib.util
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import torch.distributed as dist
+
+from alia_ctx.config.run import EngineConfig
+from alia_ctx.mcore.runtime import Distributed
+from benchmarks import gpu_context_parallel, row_attention_peers
+from benchmarks.row_attention import UnableError, ours
+from benchmarks.row_results import Record, print_table
+from tests.benchmarks import attention_stand_ins, te_attention
+from tests.distributed import run_distributed
+
+ROWS = ["256:one", "400:web"]
+OWN = ["ours", "ours, zigzag", "gather", "ulysses"]
+TORCH = ["torch, cuDNN", "torch, flash"]
+TE = [f"TransformerEngine {c}" for c in ("p2p", "all_gather", "a2a", "a2a+p2p")]
+RING = ["ring-flash-attn zigzag", "ring-flash-attn llama3"]
+
+
+def measure(rank: int, out: Path, methods: list[str]) -> None:
+    options = argparse.Namespace(
+        **{"row": ROWS, "methods": methods, "kernel": "auto", "repeats": 1},
+        **{"seconds": 0.0, "out": out},
+    )
+    if methods == TORCH:
+        attention_stand_ins.give_torch_flash_on_a_host()
+    if methods == RING:
+        attention_stand_ins.give_flash_attn()
+        # In fp32 its first sum of gradients is the buffer that the next part overwrites
+        # (`dq_buffer.to(torch.float32)`); it is made for 16 bits.
+        gpu_context_parallel.DTYPE = torch.bfloat16
+    bounds = {"one": [0, 256], "web": [0, 131, 132, 190, 400]}
+    gpu_context_parallel.offsets_of = lambda kind, _: np.array(bounds[kind])
+    with Distributed(EngineConfig()):
+        record = Record.open(out, {"cp": dist.get_world_size()}, writes=rank == 0)
+        dist.barrier()
+        with te_attention.transformer_engine():
+            gpu_context_parallel.Program(options, record).run()
+
+
+def results(out: Path, ranks: int, methods: list[str]) -> dict[str, dict[str, Any]]:
+    run_distributed(measure, ranks, out, methods)
+    rows = json.loads(out.read_text())["rows"]
+    return {row: rows[row]["methods"] for row in ROWS}
+
+
+def assert_measured(result: dict[str, Any]) -> None:
+    assert "skipped" not in result, result
+    assert max(result["differs_from_ours"]) < 1e-5
+    assert result["both_seconds"] and result["forward_tflops"] > 0
+
+
+def test_own_methods_agree(tmp_path: Path) -> None:
+    for found in results(tmp_path / "out.json", 2, OWN).values():
+        for method in OWN:
+            assert_measured(found[method])
+
+
+def test_torch_has_one_document_alone(tmp_path: Path) -> None:
+    """Its ring over heads of groups, with its balancing; our product beside it."""
+    found = results(tmp_path / "out.json", 2, TORCH)
+    for method in TORCH:
+        assert_measured(found["256:one"][method])
+        assert "repeated" not in found["256:one"][method]["computed_by"]
+        assert "documents" in found["400:web"][method]["skipped"]
+
+
+@pytest.mark.parametrize("ranks", [2, 4])
+def test_transformer_engine_is_asked_as_its_pages_say(
+    tmp_path: Path, ranks: int
+) -> None:
+    found = results(tmp_path / "out.json", ranks, TE)
+    one, web = found["256:one"], found["400:web"]
+    for communication in ("p2p", "all_gather", "a2a"):
+        assert_measured(one[f"TransformerEngine {communication}"])
+    if ranks == 4:
+        assert_measured(one["TransformerEngine a2a+p2p"])
+    else:
+        assert "4 ranks" in one["TransformerEngine a2a+p2p"]["skipped"]
+    for communication in ("p2p", "a2a"):
+        assert_measured(web[f"TransformerEngine {communication}"])
+    for communication in ("all_gather", "a2a+p2p"):
+        assert "skipped" in web[f"TransformerEngine {communication}"]
+
+
+@pytest.mark.skipif(
+    importlib.util.find_spec("ring_flash_attn") is None,
+    reason="ring-flash-attn is not installed",
+)
+def test_ring_flash_attn(tmp_path: Path) -> None:
+    for found in results(tmp_path / "out.json", 2, RING).values():
+        for method in RING:
+            assert_measured(found[method])
+
+
+def fail_on_one(rank: int, out: Path) -> list[str]:
+    """Whether what fails, or computes something else, on one rank is skipped on both."""
+
+    def broken(row: Any) -> Any:
+        if rank == 1:
+            raise RuntimeError("no kernel\nfor this")
+        return ours(row)
+
+    said = []
+    with Distributed(EngineConfig()):
+        for action in (
+            lambda: gpu_context_parallel.try_small(
+                broken, True, gpu_context_parallel.resolve_kernel("auto", "cpu")
+            ),
+            lambda: 1 / rank,
+        ):
+            try:
+                gpu_context_parallel.together(action)
+                said.append("done")
+            except UnableError as error:
+                said.append(str(error))
+    return said
+
+
+def test_ranks_agree_to_skip(tmp_path: Path) -> None:
+    first, second = run_distributed(fail_on_one, 2, tmp_path)
+    assert first == second
+    assert first[0] == "RuntimeError: no kernel for this (rank 1)"
+    assert first[1] == "ZeroDivisionError: division by zero"
+
+
+def wrong_answers(rank: int) -> str:
+    """A method that sees the document before."""
+
+    def blind(row: Any) -> Any:
+        other = row.offsets[[0, 2, 3]]
+        return ours(type(row)(other, row.kernel))
+
+    with Distributed(EngineConfig()):
+        kernel = gpu_context_parallel.resolve_kernel("auto", "cpu")
+        with pytest.raises(UnableError) as caught:
+            gpu_context_parallel.try_small(blind, True, kernel)
+    return str(caught.value)
+
+
+def test_another_mask_is_no_peer() -> None:
+    for said in run_distributed(wrong_answers, 2):
+        assert "from dense fp32" in said
+
+
+def test_forms_are_tried_in_turn(monkeypatch: pytest.MonkeyPatch) -> None:
+    names = [m.keywords["grouped"] for m in row_attention_peers.METHODS["torch, flash"]]
+    assert names == [True, False]
+
+
+def test_table(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = tmp_path / "out.json"
+    setting = {"cp": 2, "card": "a card", "torch": "2"}
+    record = Record.open(path, setting, writes=True)
+    figures = {
+        "computed_by": "a kernel",
+        "differs_from_ours": [0.0, 3e-4],
+        "forward_tflops": 400.0,
+        "backward_tflops": 450.0,
+        "both_tflops": 430.0,
+        "both_seconds": [0.012, 0.011],
+    }
+    record.begin("32768:web", 33, "ours")
+    record.finish("32768:web", "ours", figures)
+    record.begin("32768:web", 33, "peer")
+    record.finish("32768:web", "peer", figures | {"both_tflops": 215.0})
+    record.begin("32768:web", 33, "other")
+    assert Record.blame(path, "killed after 9 s")
+    assert not Record.blame(path, "killed after 9 s")
+    again = Record.open(path, setting, writes=False)
+    assert again.missing("32768:web", ["ours", "other", "new"]) == ["new"]
+    with pytest.raises(ValueError, match="name another"):
+        Record.open(path, setting | {"cp": 4}, writes=False)
+    capsys.readouterr()
+    print_table(json.loads(path.read_text()))
+    said = capsys.readouterr().out
+    assert (
+        "| 32,768, web | 33 | peer | a kernel | 400 | 450 | 215 | 0.50 "
+        "| 11.00 to 12.00 | 3e-04 |" in said
+    )
+    assert "- other (32,768, web): killed after 9 s" in said
