@@ -9,7 +9,6 @@ from collections.abc import Callable
 from typing import Any
 
 import psutil
-import torch
 from megatron.core.models.gpt import GPTModel
 
 from alia_ctx.errors import LayoutError
@@ -22,7 +21,7 @@ from alia_ctx.nn.pinned_memory import PinnedBuffers
 ForwardContext = Callable[[], contextlib.AbstractContextManager[Any]]
 
 
-def saves_inputs_alone(module: torch.nn.Module) -> bool:
+def saves_inputs_alone(module: GPTModel) -> bool:
     """Whether the backward finds nothing but inputs of layers, and computes the rest again."""
     return bool(module.config.recompute_granularity == "full")
 

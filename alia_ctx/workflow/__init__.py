@@ -24,6 +24,7 @@ if TYPE_CHECKING:
         check_all,
         check_end,
         check_vocabulary,
+        host_memory_notes,
         kernel_notes,
     )
     from alia_ctx.workflow.comparing_rope import (
@@ -99,6 +100,7 @@ _MODULES = {
             "check_all",
             "check_end",
             "check_vocabulary",
+            "host_memory_notes",
             "kernel_notes",
         ),
         "workflow.comparing_rope": (
@@ -219,6 +221,7 @@ __all__ = [
     "export",
     "few_held_out",
     "finished_checkpoint",
+    "host_memory_notes",
     "how_to_import",
     "inspect_data",
     "keep_page",

@@ -7,8 +7,11 @@ from __future__ import annotations
 import os
 import shutil
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
+
+import psutil
 
 from alia_ctx.config.run import HELD_OUT, RunConfig
 from alia_ctx.data.tokens import TokenStore, vocabulary_problems
@@ -158,3 +161,24 @@ def kernel_notes(run: RunConfig) -> list[str]:
         *kernel_notes(engine.attention, run.model, engine.precision),
         *layer_notes(engine.layers, engine.fp8, engine.precision),
     ]
+
+
+def host_memory_notes(run: RunConfig, names: Sequence[str] = ()) -> list[str]:
+    """Stages whose offloaded activations a machine like this one, where it has GPUs, lacks
+    the host memory for: the engine would refuse them at their start.
+    """
+    if not run.engine.offload_activations or shutil.which("nvidia-smi") is None:
+        return []
+    from alia_ctx.workflow.planned import planned_stage
+
+    available = psutil.virtual_memory().available / 2**30
+    notes = []
+    for name in names or run.stages:
+        with suppress(AliaError):  # what cannot be planned is said by others
+            gib = planned_stage(run, name).host_items.get("offloaded activations", 0.0)
+            if gib > available:
+                notes.append(
+                    f"stages.{name}: offloaded activations take {gib:,.0f} GiB of a node's host "
+                    f"memory, and {available:,.0f} are available here"
+                )
+    return notes

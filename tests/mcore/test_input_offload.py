@@ -18,7 +18,9 @@ from tests.distributed import run_distributed
 
 LAYOUTS = [Layout(), Layout(cp=2), Layout(tp=2), Layout(pp=2)]
 LAYERS, UPDATES = 6, 3
-INPUT = small.CONTEXT * 32 * 4  # bytes of a row's hidden states in fp32, cut by cp and tp
+INPUT = (
+    small.CONTEXT * 32 * 4
+)  # bytes of a row's hidden states in fp32, cut by cp and tp
 
 
 def offload_of(engine: Any) -> InputOffload:

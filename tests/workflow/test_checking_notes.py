@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from alia_ctx.config.load import load_run
-from alia_ctx.workflow import kernel_notes
+from alia_ctx.workflow import checking, host_memory_notes, kernel_notes
 from tests.small_run import write_run
 
 
@@ -50,3 +50,21 @@ def test_a_slower_kernel_is_said_before_the_queue(
         [f"engine.attention={asked}", f"engine.precision={precision}"],
     )
     assert re.search(said, " | ".join(kernel_notes(run)))
+
+
+def test_a_host_without_the_memory_for_offloading_is_said(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Poor:
+        available = 0
+
+    path, asked = write_run(tmp_path), ["engine.offload_activations=true"]
+    full = [*asked, *(f"stages.{s}.recompute=full" for s in load_run(path).stages)]
+    assert host_memory_notes(load_run(path, full)) == [], "no GPU here"
+    monkeypatch.setattr(shutil, "which", lambda name: f"/usr/bin/{name}")
+    assert host_memory_notes(load_run(path, full)) == [], "there is room"
+    monkeypatch.setattr(checking.psutil, "virtual_memory", Poor)
+    notes = host_memory_notes(load_run(path, full))
+    assert len(notes) == len(load_run(path).stages)
+    assert all("of a node's host memory, and 0 are available" in note for note in notes)
+    assert host_memory_notes(load_run(path)) == [], "nothing is offloaded"
