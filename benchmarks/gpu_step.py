@@ -10,16 +10,16 @@ by item, and a profile.
 
 A case is layers:context:recompute[:row], the row `one` document (default) or `web`:
 half of it one document, the rest of lengths like filtered web text. With several
-`--layers`, `--fp8` and `--offload` each case runs with each that go together, the first of them
-measured once more at its end; `of the first` is the first's time over a row's, and the
-last row's says how far the card itself moved. In FP8 all layers of the stack are: none
-keeps bf16 (`engine.fp8_bf16_layers=0`). Each run is in a process of its own, or with
-`--one-process` all in this one, through the product's engine in bf16 with fp32
-gradients and optimizer state; one row an update, random tokens. The vocabulary is cut
-from 256,000 to 8,192, or embedding and head would take the room of five layers; with
+`--layers`, `--fp8`, `--offload` and `--mlp-chunk` each case runs with each that go together,
+the first of them measured once more at its end; `of the first` is the first's time over a
+row's, and the last row's says how far the card itself moved. In FP8 all layers of the
+stack are: none keeps bf16 (`engine.fp8_bf16_layers=0`). Each run is in a process of its
+own, or with `--one-process` all in this one, through the product's engine in bf16 with
+fp32 gradients and optimizer state; one row an update, random tokens. The vocabulary is
+cut from 256,000 to 8,192, or embedding and head would take the room of five layers; with
 `--vocabulary 256000` they do. The optimizer's step is timed apart: under data
 parallelism each rank steps its share only. With `--gradients-alone` there is neither step
-nor state: what a rank holds is 6 bytes a parameter for 18, as where many share the rest.
+nor state: a rank holds 6 bytes a parameter for 18, as where many share the rest.
 
 Causal MFU: FLOPs of all products with weights (head included) and of the attention that
 the causal mask and the documents let through, forward and backward, over compute time,
@@ -170,6 +170,7 @@ def measure(
         fp8=products.fp8,
         fp8_bf16_layers=0,
         offload_activations=products.offload == "on",
+        mlp_chunk_tokens=products.mlp_chunk or None,
     )
     with Distributed(settings):
         rates = [matrix_rate()]
@@ -202,6 +203,7 @@ def measure(
             "layers": engine.layers.words,
             "fp8": engine.fp8,
             "offload": products.offload,
+            "MLP chunk": products.mlp_chunk,
             "seconds": compute,
             "optimizer_seconds": statistics.median(r.step_seconds for r in results),
             "spread": (
@@ -224,8 +226,8 @@ def print_tables(results: list[dict[str, Any]]) -> None:
     )
     print(
         "| layers | context | recompute | documents | kernel | layers by | FP8 | offload "
-        "| s | spread | of the first | tokens/s | TFLOP/s | matrix TFLOP/s | causal MFU "
-        "| optimizer s | last loss |\n|" + "---|" * 17
+        "| MLP chunk | s | spread | of the first | tokens/s | TFLOP/s | matrix TFLOP/s "
+        "| causal MFU | optimizer s | last loss |\n|" + "---|" * 18
     )
     first: dict[str, float] = {}
     for r in results:
@@ -234,7 +236,8 @@ def print_tables(results: list[dict[str, Any]]) -> None:
         print(
             f"| {layers} | {int(context):,} | {recompute} | {r['documents']} "
             f"| {r['kernel']} | {r['layers']} | {r['fp8']} | {r['offload']} "
-            f"| {r['seconds']:.3f} | {r['spread']:.1%} | {first[r['case']] / r['seconds']:.3f} "
+            f"| {r['MLP chunk']} | {r['seconds']:.3f} | {r['spread']:.1%} "
+            f"| {first[r['case']] / r['seconds']:.3f} "
             f"| {r['tokens_per_second']:,.0f} | {r['tflops']:.0f} | "
             f"{r['matrix_tflops']:.0f} | {r['mfu']:.1%} "
             f"| {r['optimizer_seconds']:.3f} | {r['losses'][-1]:.4f} |"
@@ -242,17 +245,18 @@ def print_tables(results: list[dict[str, Any]]) -> None:
     items = list(results[0]["memory"])
     print(
         "\nMemory in GiB:\n\n"
-        "| layers | context | recompute | documents | layers by | FP8 | offload | "
+        "| layers | context | recompute | documents | layers by | FP8 | offload | MLP chunk | "
         + " | ".join(items)
         + " |"
     )
-    print("|" + "---|" * (7 + len(items)))
+    print("|" + "---|" * (8 + len(items)))
     for r in results:
         layers, context, recompute, _ = r["case"].split(":")
         sizes = " | ".join(f"{r['memory'][item]:.1f}" for item in items)
         print(
             f"| {layers} | {int(context):,} | {recompute} | {r['documents']} "
-            f"| {r['layers']} | {r['fp8']} | {r['offload']} | {sizes} |"
+            f"| {r['layers']} | {r['fp8']} | {r['offload']} | {r['MLP chunk']} "
+            f"| {sizes} |"
         )
 
 
@@ -266,6 +270,9 @@ def main() -> None:
     parser.add_argument("--layers", nargs="+", default=["auto"])
     parser.add_argument("--fp8", nargs="+", default=["off"])
     parser.add_argument("--offload", nargs="+", choices=["off", "on"], default=["off"])
+    parser.add_argument(
+        "--mlp-chunk", nargs="+", type=int, default=[0], help="tokens; 0 is a row"
+    )
     parser.add_argument(
         "--gradients-alone",
         action="store_true",
@@ -283,7 +290,9 @@ def main() -> None:
         "--in-process", action="store_true", help="run the one case here and print JSON"
     )
     options = parser.parse_args()
-    combinations = Products.of(options.layers, options.fp8, options.offload)
+    combinations = Products.of(
+        options.layers, options.fp8, options.offload, options.mlp_chunk
+    )
     if options.gradients_alone:
         leave_out_the_optimizer()
     if options.in_process:
@@ -333,6 +342,7 @@ def run_apart(
     """Measure in a process of its own."""
     arguments = ["--case", case, "--layers", products.layers, "--fp8", products.fp8]
     arguments += ["--offload", products.offload]
+    arguments += ["--mlp-chunk", str(products.mlp_chunk)]
     if options.gradients_alone:
         arguments.append("--gradients-alone")
     for name in ("vocabulary", "model", "repeats", "attention"):

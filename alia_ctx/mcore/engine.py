@@ -127,6 +127,7 @@ class MegatronEngine(Ranks):
             *(engine.precision, self.kernel, recompute, engine.deterministic, on_gpu),
             *(engine.loss_chunk_tokens, self.layers.name),
             *(self.fp8, engine.fp8_bf16_layers),
+            mlp_chunk_tokens=engine.mlp_chunk_tokens,
         )
         config = transformer_config(model, layout, options)
         self.module = build_model(model, config, context, options, self.groups)

@@ -252,6 +252,9 @@ def _working_bytes(work: Workload) -> int:
     """
     model, tp, t, b = work.model, work.layout.tp, work.local_tokens, work.bytes
     mlp = _mlp_bytes(work) * 2 // 3 + 2 * t * model.hidden_size * b
+    chunk = work.mlp_chunk_tokens if work.recompute == "full" else None
+    if chunk is not None:
+        mlp = _chunk_bytes(work, min(chunk, t))
     query = t * model.query_size // tp
     keys = work.context * 2 * model.key_value_size // tp
     if work.fp8 != "off":  # the gradients of gate and up in FP8, in both forms
@@ -260,9 +263,23 @@ def _working_bytes(work: Workload) -> int:
     recomputed = {
         "none": 0,
         "selective": _mlp_bytes(work),
-        "full": layer_activations(replace(work, recompute="none"))[0],
+        "full": layer_activations(
+            replace(work, recompute="none" if chunk is None else "selective")
+        )[0],
     }
     return recomputed[work.recompute] + max(mlp, attention)
+
+
+def _chunk_bytes(work: Workload, chunk: int) -> int:
+    """The MLP's peak where it goes in chunks (`alia_ctx/mcore/chunked_mlp.py`): of one chunk
+    what the whole would save and form, and of all tokens the gradient of its input;
+    beside them its weights' gradients before they are added.
+    """
+    model, tp = work.model, work.layout.tp
+    of_chunk = _mlp_bytes(work) * 5 // 3 * chunk // work.local_tokens
+    hidden = (2 * chunk + work.local_tokens // tp) * model.hidden_size
+    weights = 3 * model.hidden_size * model.intermediate_size // tp
+    return of_chunk + (hidden + weights) * work.bytes
 
 
 def _head_bytes(work: Workload, pipeline_rank: int) -> dict[str, int]:

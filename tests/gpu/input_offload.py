@@ -1,4 +1,4 @@
-"""Training with inputs of layers on the host, beside the same without, on one GPU; a process
+"""Training with inputs of layers on the host, and the MLP in chunks as well, beside the same without, on one GPU; a process
 of its own.
 
     python -m tests.gpu.input_offload
@@ -52,11 +52,14 @@ def rows() -> list[PackedRow]:
     ]
 
 
-def train(*, offload: bool) -> dict[str, Any]:
+def train(*, offload: bool, chunk: int | None = None) -> dict[str, Any]:
     gc.collect()
     torch.cuda.empty_cache()
     settings = EngineConfig(
-        attention="reference", offload_activations=offload, deterministic=True
+        attention="reference",
+        offload_activations=offload,
+        mlp_chunk_tokens=chunk,
+        deterministic=True,
     )
     engine = MegatronEngine(
         MODEL,
@@ -99,6 +102,7 @@ def main() -> None:
             "plain": train(offload=False),
             "again": train(offload=False),
             "away": train(offload=True),
+            "chunks": train(offload=True, chunk=1500),
         }
     json.dump({**found, "input bytes": INPUT, "layers": LAYERS}, sys.stdout)
     print()

@@ -82,3 +82,46 @@ def test_a_host_that_lacks_the_memory_is_said() -> None:
     poor = planned(cluster=replace(ONE, memory_gib=400, host_memory_gib=60))
     assert not poor.fits and "offloaded activations" in str(poor.host_items)
     assert "host memory" in poor.verdict
+
+
+@pytest.mark.parametrize("chunk", [8192, 16_384, 2 * T])
+def test_an_mlp_in_chunks(chunk: int) -> None:
+    """Of a layer: what its attention part saves, and the larger of two peaks. The MLP's:
+    gate, up, product, and gradients of the first two, of a chunk; input of the chunk and
+    its gradient; that of all tokens; the weights' gradients. The attention's: queries,
+    dQ in fp32 and the output's gradient; gradients of keys and values, and themselves.
+    """
+    rank = planned(mlp_chunk_tokens=chunk).memory[0]
+    c, f, keys = min(chunk, T), 24_576, 2 * 8 * 128
+    mlp = 5 * c * f * 2 + (2 * c + T) * H * 2 + 3 * H * f * 2
+    attention = T * H * (4 + 2 * 2) + 2 * T * keys * 2
+    saved = 4 * T * H * 2 + 2 * T * H * 2 + T * 64 * 4
+    expected = saved + max(mlp, attention)
+    assert rank.items["working memory"] * GIB == pytest.approx(expected)
+    plain = planned().memory[0]
+    others = rank.items.keys() - {"working memory"}
+    assert all(rank.items[name] == plain.items[name] for name in others)
+
+
+def test_chunks_count_with_full_recomputation_alone() -> None:
+    def memory(recompute: str, chunk: int | None) -> float:
+        plan = plan_stage(
+            *(ALIA, LONGEST, T, Layout(), 1, 10**9, T, recompute),  # type: ignore[arg-type]
+            cluster=ONE,
+            mlp_chunk_tokens=chunk,
+        )
+        return plan.memory[0].total
+
+    assert memory("full", 8192) < memory("full", None) - 30
+    for recompute in ("none", "selective"):
+        assert memory(recompute, 8192) == memory(recompute, None)
+
+
+def test_eight_layers_of_alia_fit_one_gpu_of_80_gib_without_the_optimizers_state() -> (
+    None
+):
+    rank = planned(mlp_chunk_tokens=16_384).memory[0]
+    alone = sum(rank.items.values()) - rank.items["optimizer"]
+    assert (
+        alone < 79 < sum(planned().memory[0].items.values()) - rank.items["optimizer"]
+    )
