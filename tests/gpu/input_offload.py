@@ -1,5 +1,5 @@
-"""Training with inputs of layers on the host, and the MLP in chunks as well, beside the same without, on one GPU; a process
-of its own.
+"""Training with inputs of layers on the host, and with the MLP in chunks as well, beside the
+same without, on one GPU; a process of its own.
 
     python -m tests.gpu.input_offload
 
