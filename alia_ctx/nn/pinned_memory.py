@@ -65,8 +65,9 @@ class PinnedBuffers:
 
     def _lock(self, buffer: Tensor) -> None:
         cudart = torch.cuda.cudart()  # type: ignore[no-untyped-call]
-        done = cudart.cudaHostRegister(buffer.data_ptr(), self.nbytes, _PORTABLE)
-        torch.cuda.check_error(done)
+        code = int(cudart.cudaHostRegister(buffer.data_ptr(), self.nbytes, _PORTABLE))
+        if code != 0:
+            raise RuntimeError(f"cudaHostRegister: error {code}")
         self._locked.append(buffer.data_ptr())
 
 
