@@ -46,6 +46,17 @@ def software(
     yield from limits()
 
 
+def gpu_memory_gib() -> float | None:
+    """Memory of the smallest GPU that this process sees; None without one."""
+    if not torch.cuda.is_available():
+        return None
+    sizes = (
+        torch.cuda.get_device_properties(n).total_memory
+        for n in range(torch.cuda.device_count())
+    )
+    return min(sizes, default=0) / 2**30 or None
+
+
 _DRIVER = Path("/proc/driver/nvidia")
 _HIDES = (
     "",

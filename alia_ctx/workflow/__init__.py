@@ -24,8 +24,7 @@ if TYPE_CHECKING:
         check_all,
         check_end,
         check_vocabulary,
-        host_memory_notes,
-        kernel_notes,
+        gpu_notes,
     )
     from alia_ctx.workflow.comparing_rope import (
         base_rope,
@@ -100,8 +99,7 @@ _MODULES = {
             "check_all",
             "check_end",
             "check_vocabulary",
-            "host_memory_notes",
-            "kernel_notes",
+            "gpu_notes",
         ),
         "workflow.comparing_rope": (
             "base_rope",
@@ -221,11 +219,10 @@ __all__ = [
     "export",
     "few_held_out",
     "finished_checkpoint",
-    "host_memory_notes",
+    "gpu_notes",
     "how_to_import",
     "inspect_data",
     "keep_page",
-    "kernel_notes",
     "launch",
     "left_out_ropes",
     "lines_of",

@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from functools import partial
 from pathlib import Path
@@ -147,38 +147,51 @@ def _place_problems(run: RunConfig) -> Problems:
     return problems
 
 
-def kernel_notes(run: RunConfig) -> list[str]:
-    """What a person should know of the attention kernel and the layers on this machine,
-    where it has GPUs.
+def gpu_notes(run: RunConfig, names: Sequence[str] = ()) -> list[str]:
+    """What a person should know of the attention kernel, the layers and the memory of
+    stages (default: all) on this machine, where it has GPUs.
     """
     if shutil.which("nvidia-smi") is None:
         return []
     # Imports torch, for whose seconds a machine without GPUs need not wait.
-    from alia_ctx.cluster.software import kernel_notes, layer_notes
+    from alia_ctx.cluster.software import gpu_memory_gib, kernel_notes, layer_notes
 
-    engine = run.engine
+    engine, there = run.engine, gpu_memory_gib()
+    stages = names or list(run.stages)
     return [
         *kernel_notes(engine.attention, run.model, engine.precision),
         *layer_notes(engine.layers, engine.fp8, engine.precision),
+        *((there and _without_room(run, stages, there)) or ()),
+        *_without_host_memory(run, stages),
     ]
 
 
-def host_memory_notes(run: RunConfig, names: Sequence[str] = ()) -> list[str]:
-    """Stages whose offloaded activations a machine like this one, where it has GPUs, lacks
-    the host memory for: the engine would refuse them at their start.
+def _without_room(run: RunConfig, names: Sequence[str], there: float) -> Iterator[str]:
+    from alia_ctx.workflow.planned import room_on_a_gpu
+
+    for name in names:
+        try:
+            words, remedy = room_on_a_gpu(run, name, there)
+        except AliaError:
+            continue  # said where its sizes or layout are judged
+        if remedy:
+            yield f"stage {name}: {words}; {' '.join(remedy)}"
+
+
+def _without_host_memory(run: RunConfig, names: Sequence[str]) -> Iterator[str]:
+    """Stages whose offloaded activations a host like this one lacks the memory for: the
+    engine would refuse them at their start.
     """
-    if not run.engine.offload_activations or shutil.which("nvidia-smi") is None:
-        return []
+    if not run.engine.offload_activations:
+        return
     from alia_ctx.workflow.planned import planned_stage
 
     available = psutil.virtual_memory().available / 2**30
-    notes = []
-    for name in names or run.stages:
-        with suppress(AliaError):  # what cannot be planned is said by others
+    for name in names:
+        with suppress(AliaError):  # said where its sizes or layout are judged
             gib = planned_stage(run, name).host_items.get("offloaded activations", 0.0)
             if gib > available:
-                notes.append(
-                    f"stages.{name}: offloaded activations take {gib:,.0f} GiB of a node's host "
+                yield (
+                    f"stage {name}: offloaded activations take {gib:,.0f} GiB of a node's host "
                     f"memory, and {available:,.0f} are available here"
                 )
-    return notes

@@ -60,6 +60,7 @@ def training_block(
             f"          not by TransformerEngine's: {why}"
             for why in engine.layers.passed_over
         ),
+        *_memory(run, name, engine),
         f"  plan    {plan.updates:,} updates of {_rows_an_update(plan)}; in all "
         f"{len(plan):,} rows, {tokens:,} tokens: {plan.directory}",
         f"  start   {start}",
@@ -68,6 +69,24 @@ def training_block(
         f"  numbers {sinks}: {places.stage(name)}",
         f"  end     {_end_or_why(run, name, left, now or datetime.now(UTC))}",
     ]
+
+
+def _memory(run: RunConfig, name: str, engine: MegatronEngine) -> list[str]:
+    """What the planner finds on a GPU beside what it has, so that an update that has no
+    room does not come as a surprise; nothing on hosts.
+    """
+    if engine.device.type != "cuda":
+        return []
+    import torch
+
+    from alia_ctx.workflow.planned import room_on_a_gpu
+
+    there = torch.cuda.get_device_properties(engine.device).total_memory / 2**30
+    try:
+        words, remedy = room_on_a_gpu(run, name, there)
+    except AliaError:
+        return []
+    return [f"  memory  {words}", *(f"          {text}" for text in remedy)]
 
 
 def _fp8_words(engine: MegatronEngine, model: ModelSpec) -> str:

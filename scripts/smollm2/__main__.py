@@ -34,7 +34,12 @@ from alia_ctx.workflow.chain import run_directory
 from scripts.smollm2 import by_transformers, interruption
 from scripts.smollm2.corpus import write_corpus
 from scripts.smollm2.retrieval_text import write_retrieval
-from scripts.smollm2.starting import choose_ranks, require_same_sizes, set_aside
+from scripts.smollm2.starting import (
+    choose_ranks,
+    choose_recompute,
+    require_same_sizes,
+    set_aside,
+)
 from scripts.smollm2.weights import fetch_weights
 
 CONFIG = Path(__file__).parents[2] / "configs" / "runs" / "smollm2-135m.yaml"
@@ -172,16 +177,19 @@ class Steps:
             self._command("pack", *self._settings, "--stage", stage)
 
     def _layouts(self) -> list[str]:
-        """An update's rows over the ranks; where these are more, they cut the rows."""
+        """An update's rows over the ranks; where these are more, they cut the rows. What
+        the GPUs then have no room for is computed again in the backward.
+        """
         run, _ = load_plan(CONFIG, self._settings[1:])
         rows = {
             name: (stage.update_tokens or 0) // stage.context
             for name, stage in run.stages.items()
         }
-        return [
+        cuts = [
             f"stages.{name}.layout.cp={self._ranks // math.gcd(self._ranks, count)}"
             for name, count in rows.items()
         ]
+        return cuts + choose_recompute(CONFIG, [*self._settings[1:], *cuts])
 
     def train(self) -> None:
         """The stages, in their order; a stage that was stopped goes on."""

@@ -4,12 +4,17 @@ from __future__ import annotations
 
 import itertools
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import get_args
 
+from alia_ctx.cluster.software import gpu_memory_gib
+from alia_ctx.config.load import load_plan
 from alia_ctx.errors import DataError
 from alia_ctx.files import write_json
 from alia_ctx.progress import say
+from alia_ctx.spec.execution import Recompute
+from alia_ctx.workflow.planned import planned_stage
 
 
 def choose_ranks(asked: int | None, devices: int) -> int:
@@ -26,6 +31,36 @@ def choose_ranks(asked: int | None, devices: int) -> int:
         fitting = ", ".join(map(str, usable))
         raise DataError(f"--ranks {asked} does not cut rows evenly; {fitting} do")
     return asked
+
+
+def choose_recompute(
+    config: Path, settings: Sequence[str], memory_gib: float | None = None
+) -> list[str]:
+    """Settings of the least recomputation with which the planner finds room for each
+    stage on a GPU of `memory_gib` (default: the smallest of this machine; without one
+    nothing is chosen).
+    """
+    if memory_gib is None:
+        memory_gib = gpu_memory_gib()
+    if memory_gib is None:
+        return []
+    chosen = []
+    for name in load_plan(config, settings)[0].stages:
+        for recompute in get_args(Recompute):
+            setting = f"stages.{name}.recompute={recompute}"
+            run, _ = load_plan(config, [*settings, setting])
+            needed = planned_stage(run, name).fullest.total
+            if needed <= memory_gib:
+                break
+        else:
+            raise DataError(
+                f"stage {name} needs {needed:.0f} GiB a GPU with all of it computed "
+                f"again, and there are {memory_gib:.0f}; take more GPUs (--ranks)"
+            )
+        if recompute != "none":
+            say(f"stage {name} has room on {memory_gib:.0f} GiB with {setting}")
+            chosen.append(setting)
+    return chosen
 
 
 def require_same_sizes(output: Path, asked: Mapping[str, int]) -> None:

@@ -21,7 +21,11 @@ from scripts.smollm2.__main__ import (
 )
 from scripts.smollm2.corpus import write_corpus
 from scripts.smollm2.interruption import require_resumed
-from scripts.smollm2.starting import choose_ranks, require_same_sizes
+from scripts.smollm2.starting import (
+    choose_ranks,
+    choose_recompute,
+    require_same_sizes,
+)
 from tests.scripts.test_smollm2 import _model
 
 
@@ -142,6 +146,55 @@ def test_as_many_gpus_are_taken_as_share_the_rows(devices: int, ranks: int) -> N
 def test_ranks_that_cannot_share_rows_are_refused_first() -> None:
     with pytest.raises(DataError, match=r"--ranks 3 .*1, 2, 4, 8, 16 do"):
         choose_ranks(3, 8)
+
+
+@pytest.mark.parametrize(
+    "memory_gib, ranks, chosen",
+    [
+        (141, 1, {}),
+        (79, 2, {}),
+        # A row of 163,840 tokens ran out of one H100's 79 GiB without recomputation.
+        (79, 1, {"160k": "selective"}),
+        (40, 1, {"160k": "full"}),
+    ],
+)
+def test_what_has_no_room_on_a_gpu_is_computed_again(
+    tmp_path: Path, memory_gib: float, ranks: int, chosen: dict[str, str]
+) -> None:
+    settings = _of_the_whole_model(tmp_path, ranks)
+    assert choose_recompute(CONFIG, settings, memory_gib) == [
+        f"stages.{stage}.recompute={recompute}" for stage, recompute in chosen.items()
+    ]
+
+
+def test_a_gpu_without_room_for_any_recomputation_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=r"stage 160k needs .* take more GPUs"):
+        choose_recompute(CONFIG, _of_the_whole_model(tmp_path, 1), 12)
+
+
+def _of_the_whole_model(root: Path, ranks: int) -> list[str]:
+    """Settings of the run on `ranks` GPUs, with SmolLM2-135M's published sizes."""
+    sizes = {
+        "model_type": "llama",
+        "architectures": ["LlamaForCausalLM"],
+        "hidden_size": 576,
+        "intermediate_size": 1536,
+        "num_hidden_layers": 30,
+        "num_attention_heads": 9,
+        "num_key_value_heads": 3,
+        "head_dim": 64,
+        "vocab_size": 49_152,
+        "max_position_embeddings": 8192,
+        "rope_theta": 100_000,
+        "rms_norm_eps": 1e-5,
+        "tie_word_embeddings": True,
+        "hidden_act": "silu",
+    }
+    (root / "config.json").write_text(json.dumps(sizes))
+    return [
+        *(f"root={root}", f"hf_base={root}", f"cluster.ranks_per_node={ranks}"),
+        *("stages.32k.layout.cp=1", f"stages.160k.layout.cp={ranks}"),
+    ]
 
 
 def test_text_of_another_size_is_not_taken(tmp_path: Path) -> None:
