@@ -6,18 +6,20 @@ by item, and a profile.
     python benchmarks/gpu_step.py --model smollm2 --vocabulary 49152 --case 30:32768:none
     python benchmarks/gpu_step.py --layers local te --fp8 off current blockwise \
         --one-process --case 2:32768:none --case 1:163840:none
+    python benchmarks/gpu_step.py --offload off on --one-process --case 4:163840:full
 
 A case is layers:context:recompute[:row], the row `one` document (default) or `web`:
 half of it one document, the rest of lengths like filtered web text. With several
-`--layers` and `--fp8` each case runs with each that go together, the first of them
-measured once more at its end; `of the first` is the first's time over a row's, and the
-last row's says how far the card itself moved. In FP8 all layers of the stack are: none
-keeps bf16 (`engine.fp8_bf16_layers=0`). Each run is in a process of its own, or with
-`--one-process` all in this one, through the product's engine in bf16 with fp32
-gradients and optimizer state; one row an update, random tokens. The vocabulary is cut
-from 256,000 to 8,192, or embedding and head would take the room of five layers; with
+`--layers`, `--fp8`, `--offload` and `--mlp-chunk` each case runs with each that go together,
+the first of them measured once more at its end; `of the first` is the first's time over a
+row's, and the last row's says how far the card itself moved. In FP8 all layers of the
+stack are: none keeps bf16 (`engine.fp8_bf16_layers=0`). Each run is in a process of its
+own, or with `--one-process` all in this one, through the product's engine in bf16 with
+fp32 gradients and optimizer state; one row an update, random tokens. The vocabulary is
+cut from 256,000 to 8,192, or embedding and head would take the room of five layers; with
 `--vocabulary 256000` they do. The optimizer's step is timed apart: under data
-parallelism each rank steps its share only.
+parallelism each rank steps its share only. With `--gradients-alone` there is neither step
+nor state: a rank holds 6 bytes a parameter for 18, as where many share the rest.
 
 Causal MFU: FLOPs of all products with weights (head included) and of the attention that
 the causal mask and the documents let through, forward and backward, over compute time,
@@ -57,9 +59,14 @@ from alia_ctx.mcore.runtime import Distributed
 from alia_ctx.spec.layout import Layout
 from alia_ctx.spec.model import ModelSpec
 from alia_ctx.spec.rope import RopeSpec
+from benchmarks.gpu_observed import (
+    Memory,
+    leave_out_the_optimizer,
+    peaks_of_a_step,
+    print_profile,
+)
 from benchmarks.gpu_products import LOCAL, Products
 
-GIB = 2**30
 ROPE = RopeSpec("llama3", 1e4, 40.0, 4096, low_freq_factor=1.0, high_freq_factor=4.0)
 
 
@@ -148,35 +155,6 @@ def draw_on_device(module: torch.nn.Module, model: ModelSpec, *_: Any) -> None:
             parameter.data.normal_(0.0, model.initializer_range, generator=generator)
 
 
-class Memory:
-    """What the allocator holds at the points of a step that tell its items apart, in GiB."""
-
-    def __init__(self, engine: MegatronEngine) -> None:
-        self.at_loss = 0
-        engine.module.decoder.final_layernorm.register_forward_hook(self._before_loss)
-
-    def _before_loss(self, *_: Any) -> None:
-        self.at_loss = torch.cuda.memory_allocated()
-
-    def report(
-        self, engine: MegatronEngine, peaks: tuple[int, int]
-    ) -> dict[str, float]:
-        parameters = sum(p.numel() for p in engine.parameters())
-        state = (
-            18 * parameters
-        )  # bf16 weight, fp32 gradient, fp32 master weight and two moments
-        items = {
-            "weights, gradients, optimizer": state,
-            "saved by the forward": self.at_loss - state,
-            "more at the step's peak": peaks[0] - self.at_loss,
-        }
-        return {name: size / GIB for name, size in items.items()} | {
-            "peak of compute": peaks[0] / GIB,
-            "peak of the optimizer": peaks[1] / GIB,
-            "reserved": torch.cuda.max_memory_reserved() / GIB,
-        }
-
-
 def measure(
     case: Case,
     vocabulary: int,
@@ -191,6 +169,8 @@ def measure(
         layers=products.layers,
         fp8=products.fp8,
         fp8_bf16_layers=0,
+        offload_activations=products.offload == "on",
+        mlp_chunk_tokens=products.mlp_chunk or None,
     )
     with Distributed(settings):
         rates = [matrix_rate()]
@@ -222,6 +202,8 @@ def measure(
             "kernel": engine.kernel,
             "layers": engine.layers.words,
             "fp8": engine.fp8,
+            "offload": products.offload,
+            "MLP chunk": products.mlp_chunk,
             "seconds": compute,
             "optimizer_seconds": statistics.median(r.step_seconds for r in results),
             "spread": (
@@ -238,53 +220,14 @@ def measure(
         }
 
 
-def peaks_of_a_step(engine: MegatronEngine, row: PackedRow) -> tuple[int, int]:
-    """Peak bytes allocated up to the gradients, and in the optimizer's step.
-
-    Takes two steps; the first compiles.
-    """
-    assert engine.optimizer is not None
-    engine.train_update([row], 1e-6)
-    torch.cuda.reset_peak_memory_stats()
-    loss, _ = engine.reduce_losses(engine.accumulate_gradients([row]))
-    compute = torch.cuda.max_memory_allocated()
-    torch.cuda.reset_peak_memory_stats()
-    engine.optimizer.step_if_finite(loss, 1e-6)
-    return compute, torch.cuda.max_memory_allocated()
-
-
-def print_profile(engine: MegatronEngine, row: PackedRow) -> None:
-    from torch.profiler import ProfilerActivity, profile
-
-    with profile(activities=[ProfilerActivity.CUDA, ProfilerActivity.CPU]) as profiler:
-        engine.train_update([row], 1e-6)
-        torch.cuda.synchronize()
-    events = [
-        e
-        for e in profiler.key_averages()
-        if e.device_type == torch.autograd.DeviceType.CUDA
-    ]
-    kernels = [
-        e for e in events if e.self_device_time_total and "#" not in e.key
-    ]  # "Optimizer.step#" spans kernels
-    total = sum(e.self_device_time_total for e in kernels)
-    print("| kernel | calls | ms | share |\n|---|---|---|---|", file=sys.stderr)
-    for event in sorted(kernels, key=lambda e: -e.self_device_time_total)[:25]:
-        time = event.self_device_time_total
-        print(
-            f"| {event.key[:110]} | {event.count} | {time / 1e3:.2f} | {time / total:.3f} |",
-            file=sys.stderr,
-        )
-
-
 def print_tables(results: list[dict[str, Any]]) -> None:
     print(
         f"{torch.cuda.get_device_name()}, torch {torch.__version__}, CUDA {torch.version.cuda}\n"
     )
     print(
-        "| layers | context | recompute | documents | kernel | layers by | FP8 | s "
-        "| spread | of the first | tokens/s | TFLOP/s | matrix TFLOP/s | causal MFU "
-        "| optimizer s | last loss |\n|" + "---|" * 16
+        "| layers | context | recompute | documents | kernel | layers by | FP8 | offload "
+        "| MLP chunk | s | spread | of the first | tokens/s | TFLOP/s | matrix TFLOP/s "
+        "| causal MFU | optimizer s | last loss |\n|" + "---|" * 18
     )
     first: dict[str, float] = {}
     for r in results:
@@ -292,8 +235,9 @@ def print_tables(results: list[dict[str, Any]]) -> None:
         layers, context, recompute, _ = r["case"].split(":")
         print(
             f"| {layers} | {int(context):,} | {recompute} | {r['documents']} "
-            f"| {r['kernel']} | {r['layers']} | {r['fp8']} | {r['seconds']:.3f} "
-            f"| {r['spread']:.1%} | {first[r['case']] / r['seconds']:.3f} "
+            f"| {r['kernel']} | {r['layers']} | {r['fp8']} | {r['offload']} "
+            f"| {r['MLP chunk']} | {r['seconds']:.3f} | {r['spread']:.1%} "
+            f"| {first[r['case']] / r['seconds']:.3f} "
             f"| {r['tokens_per_second']:,.0f} | {r['tflops']:.0f} | "
             f"{r['matrix_tflops']:.0f} | {r['mfu']:.1%} "
             f"| {r['optimizer_seconds']:.3f} | {r['losses'][-1]:.4f} |"
@@ -301,17 +245,18 @@ def print_tables(results: list[dict[str, Any]]) -> None:
     items = list(results[0]["memory"])
     print(
         "\nMemory in GiB:\n\n"
-        "| layers | context | recompute | documents | layers by | FP8 | "
+        "| layers | context | recompute | documents | layers by | FP8 | offload | MLP chunk | "
         + " | ".join(items)
         + " |"
     )
-    print("|" + "---|" * (6 + len(items)))
+    print("|" + "---|" * (8 + len(items)))
     for r in results:
         layers, context, recompute, _ = r["case"].split(":")
         sizes = " | ".join(f"{r['memory'][item]:.1f}" for item in items)
         print(
             f"| {layers} | {int(context):,} | {recompute} | {r['documents']} "
-            f"| {r['layers']} | {r['fp8']} | {sizes} |"
+            f"| {r['layers']} | {r['fp8']} | {r['offload']} | {r['MLP chunk']} "
+            f"| {sizes} |"
         )
 
 
@@ -324,6 +269,15 @@ def main() -> None:
     parser.add_argument("--attention", default="auto")
     parser.add_argument("--layers", nargs="+", default=["auto"])
     parser.add_argument("--fp8", nargs="+", default=["off"])
+    parser.add_argument("--offload", nargs="+", choices=["off", "on"], default=["off"])
+    parser.add_argument(
+        "--mlp-chunk", nargs="+", type=int, default=[0], help="tokens; 0 is a row"
+    )
+    parser.add_argument(
+        "--gradients-alone",
+        action="store_true",
+        help="hold neither main weights nor moments, and take no optimizer step",
+    )
     parser.add_argument(
         "--profile",
         action="store_true",
@@ -336,7 +290,11 @@ def main() -> None:
         "--in-process", action="store_true", help="run the one case here and print JSON"
     )
     options = parser.parse_args()
-    combinations = Products.of(options.layers, options.fp8)
+    combinations = Products.of(
+        options.layers, options.fp8, options.offload, options.mlp_chunk
+    )
+    if options.gradients_alone:
+        leave_out_the_optimizer()
     if options.in_process:
         print(json.dumps(run_here(options, options.case[0], combinations[0])))
         return
@@ -383,6 +341,10 @@ def run_apart(
 ) -> dict[str, Any]:
     """Measure in a process of its own."""
     arguments = ["--case", case, "--layers", products.layers, "--fp8", products.fp8]
+    arguments += ["--offload", products.offload]
+    arguments += ["--mlp-chunk", str(products.mlp_chunk)]
+    if options.gradients_alone:
+        arguments.append("--gradients-alone")
     for name in ("vocabulary", "model", "repeats", "attention"):
         arguments += [f"--{name}", str(getattr(options, name))]
     if options.profile:

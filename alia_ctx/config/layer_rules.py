@@ -13,10 +13,18 @@ from alia_ctx.spec.model import ModelSpec
 def layer_problems(
     engine: EngineConfig, model: ModelSpec | None, stages: Mapping[str, StageConfig]
 ) -> list[Problem]:
-    """What of `engine.layers` and `engine.fp8` cannot be on any machine. What this one has
-    is found where a stage starts, as it may not be the one that trains.
+    """What of `engine.layers`, `fp8` and `mlp_chunk_tokens` cannot be on any machine. What
+    this one has is found where a stage starts, as it may not be the one that trains.
     """
     problems = Problems()
+    chunk = engine.mlp_chunk_tokens
+    problems.need(
+        chunk is None or engine.layers == "local",
+        "engine.mlp_chunk_tokens",
+        chunk,
+        "the MLP of TransformerEngine's layers is not cut into chunks",
+        "set engine.layers=local, or leave it out",
+    )
     key, value = "engine.layers", str(engine.layers)
     if engine.fp8 != "off":
         key, value = "engine.fp8", str(engine.fp8)

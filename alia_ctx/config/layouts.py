@@ -105,6 +105,7 @@ def search_settings(run: RunConfig, stage: StageConfig) -> dict[str, Any]:
         "shortest_row": shortest_row(stage.context) if of_conversations else None,
         "fp8": run.engine.fp8,
         "fp8_bf16_layers": run.engine.fp8_bf16_layers,
+        "mlp_chunk_tokens": run.engine.mlp_chunk_tokens,
     }
 
 

@@ -32,10 +32,12 @@ class EngineConfig:
     beyond rounding, which `fp8` makes coarser in the products of the layers.
 
     `loss_chunk_tokens` bounds the logits that exist at a time; None takes the device's
-    default (`alia_ctx.spec.execution`). `context_split` says which tokens of a row a
-    context-parallel rank holds: `balanced` cuts a row finer than the zigzag where its
-    documents would leave the zigzag uneven (one to 8 times as many kernel calls a
-    layer). `fp8_bf16_layers` first and as many last layers keep bf16 under `fp8`.
+    default (`alia_ctx.spec.execution`). `mlp_chunk_tokens` bounds what exists of the MLP at
+    a time where layers are recomputed in full; None takes a row at once. `context_split`
+    says which tokens of a row a context-parallel rank holds: `balanced` cuts a row finer
+    than the zigzag where its documents would leave the zigzag uneven (one to 8 times as
+    many kernel calls a layer). `fp8_bf16_layers` first and as many last layers keep bf16
+    under `fp8`.
     """
 
     device: Literal["auto", "cpu", "cuda"] = "auto"
@@ -47,6 +49,7 @@ class EngineConfig:
     fp8: Fp8 = "off"
     fp8_bf16_layers: int = 1
     loss_chunk_tokens: int | None = None
+    mlp_chunk_tokens: int | None = None
     context_split: Literal["balanced", "zigzag"] = "balanced"
     overlap_communication: bool = True
     deterministic: bool = False

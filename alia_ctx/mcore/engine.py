@@ -8,7 +8,6 @@ groups, pipelines, buckets and sharded states stays here and below.
 from __future__ import annotations
 
 import contextlib
-import functools
 import math
 import time
 from collections.abc import Iterator, Sequence
@@ -38,6 +37,7 @@ from alia_ctx.mcore.model import (
     transformer_config,
     without_fp8,
 )
+from alia_ctx.mcore.offloading import offloading, saves_inputs_alone
 from alia_ctx.mcore.optimizer import StageOptimizer
 from alia_ctx.mcore.owned_state import (
     as_main_weights,
@@ -48,7 +48,6 @@ from alia_ctx.mcore.owned_state import (
 )
 from alia_ctx.mcore.padding import TokenPadding
 from alia_ctx.mcore.runtime import Ranks
-from alia_ctx.nn.activation_offload import offload_activations
 from alia_ctx.nn.attention_kernels import Heads, choose_kernel
 from alia_ctx.nn.context_parallel import Balance
 from alia_ctx.nn.layer_choice import choose_layers
@@ -90,7 +89,8 @@ class MegatronEngine(Ranks):
         passes: forward and backward over rows.
 
     Raises LayoutError, before any memory is taken, where the layout fits neither model,
-    row nor world, or where attention kernel or layers are not installed.
+    row nor world, or where attention kernel or layers are not installed; and where a host
+    lacks the memory for what `engine.offload_activations` puts there.
     """
 
     def __init__(
@@ -127,6 +127,7 @@ class MegatronEngine(Ranks):
             *(engine.precision, self.kernel, recompute, engine.deterministic, on_gpu),
             *(engine.loss_chunk_tokens, self.layers.name),
             *(self.fp8, engine.fp8_bf16_layers),
+            mlp_chunk_tokens=engine.mlp_chunk_tokens,
         )
         config = transformer_config(model, layout, options)
         self.module = build_model(model, config, context, options, self.groups)
@@ -148,8 +149,10 @@ class MegatronEngine(Ranks):
                 overlap=engine.overlap_communication and on_gpu,
             )
             self.chunk = self.optimizer.chunk
-            if not engine.offload_activations:
+            if not engine.offload_activations or saves_inputs_alone(self.module):
                 add_gradients_in_products(self.module)
+        multiple = 1 if self.fp8 == "off" else FP8_MULTIPLE
+        padding = TokenPadding(self.module, self.groups.tp, multiple)
         self.passes = ForwardBackward(
             self.chunk,
             self.module.output_layer if self.is_last_pp_rank else None,
@@ -159,14 +162,10 @@ class MegatronEngine(Ranks):
             rope=rope,
             head_dim=model.head_dim,
             balance=Balance.of(model) if engine.context_split == "balanced" else None,
-            forward_context=functools.partial(
-                offload_activations, tuple(self.module.parameters())
-            )
+            forward_context=offloading(self.module, context, padding, self)
             if engine.offload_activations
             else contextlib.nullcontext,
-            padding=TokenPadding(
-                self.module, self.groups.tp, 1 if self.fp8 == "off" else FP8_MULTIPLE
-            ),
+            padding=padding,
         )
 
     @property

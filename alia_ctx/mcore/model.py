@@ -37,7 +37,9 @@ from megatron.core.transformer.transformer_block import (
 from megatron.core.transformer.transformer_config import TransformerConfig
 from megatron.core.transformer.transformer_layer import get_transformer_layer_offset
 
+from alia_ctx.errors import LayoutError
 from alia_ctx.mcore.attention import PackedAttention
+from alia_ctx.mcore.chunked_mlp import ChunkedMLP
 from alia_ctx.mcore.output_layer import LossOutputLayer
 from alia_ctx.nn.dtypes import DTYPES
 from alia_ctx.spec.execution import Fp8, Layers, Precision, Recompute
@@ -63,6 +65,7 @@ class ModelOptions:
     layers: Layers = "local"
     fp8: Fp8 = "off"
     fp8_bf16_layers: int = 0
+    mlp_chunk_tokens: int | None = None
 
 
 class RMSNorm(torch.nn.Module):
@@ -202,6 +205,17 @@ def layer_specification(
     return layer
 
 
+def _take_mlp_in_chunks(layer: ModuleSpec, layers: Layers) -> None:
+    if layers == "te":
+        raise LayoutError(
+            "engine.mlp_chunk_tokens: the MLP of TransformerEngine's layers is not cut into "
+            "chunks; set engine.layers=local, or leave it out"
+        )
+    # What builds upstream's MLP, with its parts bound to it.
+    parts = layer.submodules.mlp.keywords
+    layer.submodules.mlp = functools.partial(ChunkedMLP.as_mlp_submodule, **parts)
+
+
 def padded_vocabulary(model: ModelSpec, tp: int) -> int:
     """Rows of the vocabulary tables in memory:
 
@@ -223,6 +237,9 @@ def build_model(
     """
     pp_rank, pp_size = groups.pp.rank(), groups.pp.size()
     layer = layer_specification(config, options.kernel, options.layers)
+    chunk = options.mlp_chunk_tokens if options.recompute == "full" else None
+    if chunk is not None:
+        _take_mlp_in_chunks(layer, options.layers)
     block = TransformerBlockSubmodules(
         layer_specs=[layer] * get_num_layers_to_build(config, pp_rank=pp_rank),
         layer_norm=RMSNorm if options.layers == "local" else TENorm,
@@ -238,6 +255,9 @@ def build_model(
         position_embedding_type="none",
         pg_collection=groups,
     )
+    for part in module.modules():
+        if isinstance(part, ChunkedMLP) and chunk is not None:
+            part.chunk_tokens = -(-chunk // groups.tp.size())
     if module.post_process:
         module.output_layer = LossOutputLayer(
             module.output_layer, model.vocab_size, options.loss_chunk_tokens

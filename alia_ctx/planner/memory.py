@@ -21,9 +21,9 @@ GIB = float(1 << 30)
 _FP32 = 4
 
 
-# Layers whose saved activations are on the GPU where they wait on the host: the one that
-# is computed, and the one on its way.
-_LAYERS_AWAY = 2
+# Layers whose saved activations are on the GPU where others' wait on the host: the one
+# that is computed, and the one on its way.
+_LAYERS_HERE = 2
 
 
 @dataclass(frozen=True)
@@ -71,9 +71,12 @@ def rank_memory(work: Workload, pipeline_rank: int, overhead_gib: float) -> Rank
     layers = in_flight * work.layers_per_stage
     once = 1 if work.recompute == "full" else layers
     offloaded = 0
-    if work.offload:
-        offloaded = layers * saved + (once * collected if once == layers else 0)
-        layers, once = min(layers, _LAYERS_AWAY), min(once, _LAYERS_AWAY)
+    if work.offload and work.recompute == "full":
+        away, layers = _inputs(work, pipeline_rank, in_flight)
+        offloaded = away * saved
+    elif work.offload:
+        offloaded = layers * (saved + collected)
+        layers = once = min(layers, _LAYERS_HERE)
     kept = {
         "weights": parameters * work.bytes,
         "gradients": parameters * _FP32,
@@ -98,6 +101,20 @@ def rank_memory(work: Workload, pipeline_rank: int, overhead_gib: float) -> Rank
         {**_in_gib(stepping), **guess},
         offloaded / GIB,
     )
+
+
+def _inputs(work: Workload, pipeline_rank: int, in_flight: int) -> tuple[int, int]:
+    """Of the inputs of recomputed layers (on the host, on the GPU); `alia_ctx/nn/input_offload.py`.
+
+    The last one of a row that is alone stays. So does what a row in flight got from the
+    pipeline rank before, the input of the first layer, and what it gave to the rank after:
+    upstream keeps both until the row's backward.
+    """
+    first, last = pipeline_rank == 0, pipeline_rank == work.layout.pp - 1
+    own = work.layers_per_stage - (not first)
+    away = own * in_flight if in_flight > 1 else max(0, own - 1)
+    passed = in_flight * ((not first) + (not last))
+    return away, min(own * in_flight, _LAYERS_HERE) + passed
 
 
 def _in_gib(sizes: dict[str, int]) -> dict[str, float]:
@@ -235,6 +252,9 @@ def _working_bytes(work: Workload) -> int:
     """
     model, tp, t, b = work.model, work.layout.tp, work.local_tokens, work.bytes
     mlp = _mlp_bytes(work) * 2 // 3 + 2 * t * model.hidden_size * b
+    chunk = work.mlp_chunk_tokens if work.recompute == "full" else None
+    if chunk is not None:
+        mlp = _chunk_bytes(work, min(chunk, t))
     query = t * model.query_size // tp
     keys = work.context * 2 * model.key_value_size // tp
     if work.fp8 != "off":  # the gradients of gate and up in FP8, in both forms
@@ -243,9 +263,23 @@ def _working_bytes(work: Workload) -> int:
     recomputed = {
         "none": 0,
         "selective": _mlp_bytes(work),
-        "full": layer_activations(replace(work, recompute="none"))[0],
+        "full": layer_activations(
+            replace(work, recompute="none" if chunk is None else "selective")
+        )[0],
     }
     return recomputed[work.recompute] + max(mlp, attention)
+
+
+def _chunk_bytes(work: Workload, chunk: int) -> int:
+    """The MLP's peak where it goes in chunks (`alia_ctx/mcore/chunked_mlp.py`): of one chunk
+    what the whole would save and form, and of all tokens the gradient of its input;
+    beside them its weights' gradients before they are added.
+    """
+    model, tp = work.model, work.layout.tp
+    of_chunk = _mlp_bytes(work) * 5 // 3 * chunk // work.local_tokens
+    hidden = (2 * chunk + work.local_tokens // tp) * model.hidden_size
+    weights = 3 * model.hidden_size * model.intermediate_size // tp
+    return of_chunk + (hidden + weights) * work.bytes
 
 
 def _head_bytes(work: Workload, pipeline_rank: int) -> dict[str, int]:

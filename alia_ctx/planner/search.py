@@ -71,6 +71,7 @@ def suggest_layouts(
     shortest_row: int | None = None,
     fp8: Fp8 = "off",
     fp8_bf16_layers: int = 0,
+    mlp_chunk_tokens: int | None = None,
 ) -> list[LayoutChoice]:
     """All layouts that divide model, row and world: first the usable ones, fastest first,
     then why the others fall, the least too large first.
@@ -101,6 +102,7 @@ def suggest_layouts(
         attention_pairs=attention_pairs,
         fp8=fp8,
         fp8_bf16_layers=fp8_bf16_layers,
+        mlp_chunk_tokens=mlp_chunk_tokens,
     )
     modes = list(
         product(

@@ -174,6 +174,7 @@ def plan_stage(
     attention_pairs: float | None = None,
     fp8: Fp8 = "off",
     fp8_bf16_layers: int = 0,
+    mlp_chunk_tokens: int | None = None,
 ) -> StagePlan:
     """Plan a stage of `tokens` tokens in rows of `context`, `update_tokens` an update, on
     `world_size` GPUs; the rest is as in `Workload`.
@@ -198,6 +199,7 @@ def plan_stage(
         attention_pairs,
         fp8,
         fp8_bf16_layers,
+        mlp_chunk_tokens,
     )
     work.check()
     return plan_of(work, cluster, rope_reach(rope, model.head_dim, context))

@@ -145,12 +145,14 @@ def row_time(
     peak = cluster.peak_flops(work.precision) * ranks
     pairs = work.pairs_per_row if pairs is None else pairs
     matrices, attention = _row_flops(work, pipeline_rank, direction, pairs)
+    products = matrices / (peak * cluster.efficiency * matrix_speed)
+    scores = attention / (peak * cluster.attention_efficiency)
     return RowTime(
-        matrices / (peak * cluster.efficiency * matrix_speed),
-        attention / (peak * cluster.attention_efficiency),
+        products,
+        scores,
         _tensor_seconds(work, cluster, direction),
         _context_seconds(work, cluster, direction),
-        _offload_seconds(work, cluster),
+        _offload_seconds(work, cluster, products + scores),
     )
 
 
@@ -211,15 +213,19 @@ def _context_seconds(
     )
 
 
-def _offload_seconds(work: Workload, cluster: ClusterSpec) -> float:
-    """Copies of what autograd saves, in the order of the stream: nothing hides them
+def _offload_seconds(work: Workload, cluster: ClusterSpec, compute: float) -> float:
+    """Copies of what autograd saves. Those of inputs of recomputed layers go beside the
+    `compute` seconds of the row, each beside one layer (`alia_ctx/nn/input_offload.py`);
+    others in the order of the stream, where nothing hides them
     (`alia_ctx/nn/activation_offload.py`).
     """
     if not work.offload:
         return 0.0
     saved, collected = layer_activations(work)
-    away = saved + (0 if work.recompute == "full" else collected)
-    return work.layers_of_rank * away / (_GIGA * cluster.host_gb_per_s)
+    speed, layers = _GIGA * cluster.host_gb_per_s, work.layers_of_rank
+    if work.recompute == "full":
+        return max(0.0, layers * saved / speed - compute)
+    return layers * (saved + collected) / speed
 
 
 def data_parallel_seconds(work: Workload, cluster: ClusterSpec) -> tuple[float, float]:

@@ -32,6 +32,8 @@ class Workload:
         fp8: whether the layers' products are in FP8, of any scaling; it counts in
             memory, and the time is taken to be that of bf16.
         fp8_bf16_layers: first layers that are not, and as many last ones.
+        mlp_chunk_tokens: tokens of a row whose MLP exists at a time where layers are
+            recomputed in full; None takes all.
     """
 
     model: ModelSpec
@@ -48,6 +50,7 @@ class Workload:
     attention_pairs: float | None = None
     fp8: Fp8 = "off"
     fp8_bf16_layers: int = 0
+    mlp_chunk_tokens: int | None = None
 
     def check(self) -> None:
         """Raise ConfigError or LayoutError with all that is wrong."""

@@ -7,8 +7,11 @@ from __future__ import annotations
 import os
 import shutil
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
+
+import psutil
 
 from alia_ctx.config.run import HELD_OUT, RunConfig
 from alia_ctx.data.tokens import TokenStore, vocabulary_problems
@@ -154,10 +157,12 @@ def gpu_notes(run: RunConfig, names: Sequence[str] = ()) -> list[str]:
     from alia_ctx.cluster.software import gpu_memory_gib, kernel_notes, layer_notes
 
     engine, there = run.engine, gpu_memory_gib()
+    stages = names or list(run.stages)
     return [
         *kernel_notes(engine.attention, run.model, engine.precision),
         *layer_notes(engine.layers, engine.fp8, engine.precision),
-        *((there and _without_room(run, names or list(run.stages), there)) or ()),
+        *((there and _without_room(run, stages, there)) or ()),
+        *_without_host_memory(run, stages),
     ]
 
 
@@ -171,3 +176,22 @@ def _without_room(run: RunConfig, names: Sequence[str], there: float) -> Iterato
             continue  # said where its sizes or layout are judged
         if remedy:
             yield f"stage {name}: {words}; {' '.join(remedy)}"
+
+
+def _without_host_memory(run: RunConfig, names: Sequence[str]) -> Iterator[str]:
+    """Stages whose offloaded activations a host like this one lacks the memory for: the
+    engine would refuse them at their start.
+    """
+    if not run.engine.offload_activations:
+        return
+    from alia_ctx.workflow.planned import planned_stage
+
+    available = psutil.virtual_memory().available / 2**30
+    for name in names:
+        with suppress(AliaError):  # said where its sizes or layout are judged
+            gib = planned_stage(run, name).host_items.get("offloaded activations", 0.0)
+            if gib > available:
+                yield (
+                    f"stage {name}: offloaded activations take {gib:,.0f} GiB of a node's host "
+                    f"memory, and {available:,.0f} are available here"
+                )

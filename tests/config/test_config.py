@@ -135,6 +135,14 @@ BROKEN = {
         ["engine.layers=te", "engine.fp8=current", "model.intermediate_size=24_544"],
         ["stage 32k: widths on tp=4", "16: intermediate_size 6136", "smaller tp"],
     ),
+    "an mlp in chunks of other layers": (
+        ["engine.layers=te", "engine.mlp_chunk_tokens=8192"],
+        ["engine.mlp_chunk_tokens=8192", "not cut into chunks", "engine.layers=local"],
+    ),
+    "chunks of nothing": (
+        ["engine.mlp_chunk_tokens=0"],
+        ["engine.mlp_chunk_tokens=0"],
+    ),
     "layers": (["engine.layers=apex"], ["engine.layers=apex", "auto, te, local"]),
     "tokenizer": (
         ["tokenizer=/no/tokenizer"],

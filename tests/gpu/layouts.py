@@ -5,8 +5,9 @@
 Writes OUT on the first rank, JSON: for each layout and precision the loss, gradient norm
 and predicted tokens of each update, and the losses after a checkpoint that another
 layout wrote was loaded. The attention kernel is the fastest in bf16 and the reference in
-fp32, as the fast ones have no fp32. Where TransformerEngine is installed its layers run
-too, in bf16 and in FP8.
+fp32, as the fast ones have no fp32. `away` is bf16 with inputs of layers on the host and
+the MLP in chunks. Where TransformerEngine is installed its layers run too, in bf16 and
+in FP8.
 """
 
 from __future__ import annotations
@@ -46,6 +47,7 @@ RATE = 1e-3
 KINDS: dict[str, dict[str, Any]] = {
     "fp32": {"precision": "fp32", "attention": "reference"},
     "bf16": {"precision": "bf16"},
+    "away": {"offload_activations": True, "mlp_chunk_tokens": 20},
 }
 OF_TE: dict[str, dict[str, Any]] = {
     "te": {"layers": "te"},
@@ -56,7 +58,8 @@ OF_TE: dict[str, dict[str, Any]] = {
 def engine_of(layout: Layout, kind: dict[str, Any]) -> MegatronEngine:
     config = EngineConfig(loss_chunk_tokens=16, **kind)
     return MegatronEngine(
-        ModelSpec(**WIDE), ROPE, CONTEXT, layout, config, OptimizerConfig()
+        *(ModelSpec(**WIDE), ROPE, CONTEXT, layout, config, OptimizerConfig()),
+        recompute="full" if config.offload_activations else "none",
     )
 
 

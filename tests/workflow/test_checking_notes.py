@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from alia_ctx.config.load import load_run
-from alia_ctx.workflow import gpu_notes
+from alia_ctx.workflow import checking, gpu_notes
 from tests.small_run import write_run
 
 
@@ -78,3 +78,25 @@ def test_a_stage_without_room_on_this_gpu_is_said_before_it_trains(
     else:
         assert len(notes) == len(run.stages)
         assert all(re.search(said, note) for note in notes)
+
+
+def test_a_host_without_the_memory_for_offloading_is_said(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from alia_ctx.cluster import software
+
+    class Poor:
+        available = 0
+
+    path, asked = write_run(tmp_path), ["engine.offload_activations=true"]
+    full = [*asked, *(f"stages.{s}.recompute=full" for s in load_run(path).stages)]
+    monkeypatch.setattr(shutil, "which", lambda name: f"/usr/bin/{name}")
+    monkeypatch.setattr(software, "gpu_memory_gib", lambda: 40.0)
+    monkeypatch.setattr(software, "kernel_notes", lambda *_: [])
+    monkeypatch.setattr(software, "layer_notes", lambda *_: [])
+    assert gpu_notes(load_run(path, full)) == [], "there is room"
+    monkeypatch.setattr(checking.psutil, "virtual_memory", Poor)
+    notes = gpu_notes(load_run(path, full))
+    assert len(notes) == len(load_run(path).stages)
+    assert all("of a node's host memory, and 0 are available" in note for note in notes)
+    assert gpu_notes(load_run(path)) == [], "nothing is offloaded"
