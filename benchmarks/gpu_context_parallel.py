@@ -324,6 +324,7 @@ def run_here(options: argparse.Namespace) -> None:
 
 def run_apart(options: argparse.Namespace) -> None:
     """In as many processes as there are ranks, anew after each that a method ends."""
+    Record.forget_begun(options.out)
     while True:
         ended = run_ranks(
             [__file__, *sys.argv[1:]],

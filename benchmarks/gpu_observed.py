@@ -5,6 +5,7 @@ a step without an optimizer.
 from __future__ import annotations
 
 import sys
+import time
 from typing import Any
 
 import torch
@@ -55,6 +56,20 @@ class GradientsAlone(StageOptimizer):
 def leave_out_the_optimizer() -> None:
     """Engines built from now on in this process have gradients alone."""
     setattr(engine_module, "StageOptimizer", GradientsAlone)  # noqa: B010
+
+
+class Told:
+    """Lines on standard error that say what has been done, and the seconds that it took, so
+    that one who waits knows for what.
+    """
+
+    def __init__(self) -> None:
+        self._last = time.monotonic()
+
+    def say(self, done: str) -> None:
+        now = time.monotonic()
+        print(f"{done} ({now - self._last:.1f} s)", file=sys.stderr, flush=True)
+        self._last = now
 
 
 class Memory:

@@ -61,6 +61,7 @@ from alia_ctx.spec.model import ModelSpec
 from alia_ctx.spec.rope import RopeSpec
 from benchmarks.gpu_observed import (
     Memory,
+    Told,
     leave_out_the_optimizer,
     peaks_of_a_step,
     print_profile,
@@ -172,6 +173,7 @@ def measure(
         offload_activations=products.offload == "on",
         mlp_chunk_tokens=products.mlp_chunk or None,
     )
+    told = Told()
     with Distributed(settings):
         rates = [matrix_rate()]
         torch.cuda.empty_cache()
@@ -187,8 +189,14 @@ def measure(
             initializer=draw_on_device,
         )
         row, memory = make_row(case, vocabulary), Memory(engine)
+        words = f"{case} {products}"
+        told.say(f"{words}: the engine stands")
         peaks = peaks_of_a_step(engine, row)  # two steps, which warm up
-        results = [engine.train_update([row], 1e-6) for _ in range(repeats)]
+        told.say(f"{words}: two steps to warm up")
+        results = []
+        for _ in range(repeats):
+            results.append(engine.train_update([row], 1e-6))
+            told.say(f"{words}: {results[-1].compute_seconds:.2f} s of computing")
         rates.append(matrix_rate())
         flops = model.linear_flops_per_token() * case.context + model.attention_flops(
             np.diff(row.doc_offsets).tolist()

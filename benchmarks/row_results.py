@@ -55,6 +55,14 @@ class Record:
             print(row, method, json.dumps(result), file=sys.stderr, flush=True)
 
     @classmethod
+    def forget_begun(cls, path: Path) -> None:
+        """Of a run that was killed: what now ends the processes is not its method."""
+        if path.exists():
+            cls(
+                path, json.loads(path.read_text()) | {"begun": None}, writes=True
+            )._write()
+
+    @classmethod
     def blame(cls, path: Path, problem: str) -> bool:
         """Record that the method at work has ended the processes; whether there is one."""
         content = json.loads(path.read_text()) if path.exists() else {"begun": None}

@@ -20,14 +20,19 @@ def result_of(
     environment: Mapping[str, str] | None = None,
 ) -> Any:
     """What `python -m MODULE ARGUMENTS` says last; it must end well."""
-    done = subprocess.run(
-        [sys.executable, "-m", module, *arguments],
-        cwd=ROOT,
-        env=environment,
-        capture_output=True,
-        text=True,
-        timeout=timeout,
-        check=False,
-    )
+    try:
+        done = subprocess.run(
+            [sys.executable, "-m", module, *arguments],
+            cwd=ROOT,
+            env=environment,
+            capture_output=True,
+            text=True,
+            timeout=timeout,
+            check=False,
+        )
+    except subprocess.TimeoutExpired as error:
+        said = error.stderr or b""  # bytes, whatever was asked
+        words = said.decode(errors="replace") if isinstance(said, bytes) else said
+        raise AssertionError(f"no end after {timeout} s:\n{words[-3000:]}") from None
     assert done.returncode == 0, done.stderr[-3000:]
     return json.loads(done.stdout.splitlines()[-1])

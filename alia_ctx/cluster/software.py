@@ -18,6 +18,7 @@ import torch
 from alia_ctx.cluster.findings import Finding, broken, good, weak
 from alia_ctx.errors import LayoutError
 from alia_ctx.nn.attention_kernels import Heads, choose_kernel
+from alia_ctx.nn.host_memory import available_memory
 from alia_ctx.nn.layer_choice import choose_layers
 from alia_ctx.spec.execution import Fp8, Precision, kernel_speed
 from alia_ctx.spec.model import ModelSpec
@@ -55,6 +56,11 @@ def gpu_memory_gib() -> float | None:
         for n in range(torch.cuda.device_count())
     )
     return min(sizes, default=0) / 2**30 or None
+
+
+def host_memory_gib() -> float:
+    """Host memory that this process may still take: of the machine or of its job."""
+    return available_memory() / 2**30
 
 
 _DRIVER = Path("/proc/driver/nvidia")

@@ -45,7 +45,8 @@ class ChunkedMLP(MLP):
 
     def whole(self, hidden: Tensor) -> Tensor:
         """The MLP of a chunk at once."""
-        output: Tensor = super().forward(hidden)[0]
+        output, bias = super().forward(hidden)
+        assert bias is None, "a bias would be lost: the layers have none"
         return output
 
     def parts(self, tokens: int) -> Iterator[slice]:
@@ -55,14 +56,16 @@ class ChunkedMLP(MLP):
 
 class _Chunks(torch.autograd.Function):
     """Keeps its input alone. Weights' gradients are added to the fp32 ones chunk by chunk, as
-    those of one row after another are.
+    those of one row after another are; the last chunk's are its own gradients.
     """
 
     @staticmethod
     def forward(ctx: Any, mlp: ChunkedMLP, hidden: Tensor, *weights: Tensor) -> Tensor:
         ctx.mlp = mlp
         ctx.save_for_backward(hidden)
-        if is_checkpointing():  # computed again, for the graph alone
+        # Computed again, for the graph alone. Upstream recomputes in training only; its mark
+        # stays where an error ended a layer (megatron/core/tensor_parallel/random.py).
+        if mlp.training and is_checkpointing():
             return hidden.new_zeros(1).expand_as(hidden)
         return mlp.by_chunks(hidden)
 
@@ -72,17 +75,24 @@ class _Chunks(torch.autograd.Function):
         mlp: ChunkedMLP = ctx.mlp
         weights: list[Any] = list(mlp.parameters())
         back = torch.empty_like(hidden)
+        last: list[Tensor] = []
         for part in mlp.parts(len(hidden)):
-            chunk = hidden[part].detach().requires_grad_()
-            with torch.enable_grad():
-                output = mlp.whole(chunk)
-            back[part], *added = torch.autograd.grad(
-                output, (chunk, *weights), gradient[part]
-            )
-            for weight, each in zip(weights, added, strict=True):
-                weight.main_grad.add_(each)
-        for weight in weights:
-            # Upstream's hook leaves what it finds in `main_grad` and wants a gradient all
-            # the same (megatron/core/distributed/distributed_data_parallel.py).
-            weight.grad_added_to_main_grad = True
-        return None, back, *(torch.zeros_like(weight) for weight in weights)
+            if last:  # of the chunk before, of whose gradients nothing stays
+                for weight in reversed(weights):
+                    weight.main_grad.add_(last.pop())
+            last += _back(mlp, hidden[part], gradient[part], back[part], weights)
+        # Those of the last chunk go upstream's way: its hook adds them, and knows that the
+        # weights are done (megatron/core/distributed/distributed_data_parallel.py).
+        return None, back, *last
+
+
+def _back(
+    mlp: ChunkedMLP, hidden: Tensor, gradient: Tensor, back: Tensor, weights: list[Any]
+) -> tuple[Tensor, ...]:
+    """Gradients of `weights` by a chunk; that of its input is written to `back`."""
+    chunk = hidden.detach().requires_grad_()
+    with torch.enable_grad():
+        output = mlp.whole(chunk)
+    of_chunk, *of_weights = torch.autograd.grad(output, (chunk, *weights), gradient)
+    back.copy_(of_chunk)
+    return tuple(of_weights)

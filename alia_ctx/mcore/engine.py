@@ -163,7 +163,7 @@ class MegatronEngine(Ranks):
             head_dim=model.head_dim,
             balance=Balance.of(model) if engine.context_split == "balanced" else None,
             forward_context=offloading(self.module, context, padding, self)
-            if engine.offload_activations
+            if engine.offload_activations and self.optimizer is not None
             else contextlib.nullcontext,
             padding=padding,
         )

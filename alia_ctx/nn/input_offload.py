@@ -2,9 +2,9 @@
 copies go beside the computing.
 
 With full recomputation a layer keeps its input alone. While a layer computes, the input
-of the one before leaves on a side stream; while a layer's backward computes, the input
-of the next to come returns. So two inputs are on the device at a time, whatever the
-number of layers and rows.
+of the last but one leaves on a side stream; while a layer's backward computes, the input
+of the next to come returns. So two inputs are on the device in the backward, where memory
+is scarce, and three in the forward, whatever the number of layers and rows.
 """
 
 from __future__ import annotations
@@ -19,7 +19,8 @@ from torch import Tensor
 
 from alia_ctx.nn.pinned_memory import PinnedBuffers
 
-# Inputs on the device at a time: the one in use, and the one on its way.
+# Inputs on the device beside that of the layer that runs forward: the one before, which may
+# be the last and stay, and the one on its way.
 INPUTS_HERE = 2
 
 
@@ -101,25 +102,33 @@ class InputOffload:
         self._held: list[_Input] = []  # on the device since their forward, oldest first
         self._row: list[_Input] | None = None  # of the forward that runs
         self._entered: tuple[int, torch.Size] | None = None
+        self._layers = 0
         for layer in layers:
+            self._layers += 1
             layer.register_forward_pre_hook(self._note, with_kwargs=True)
 
     @contextlib.contextmanager
     def row(self) -> Iterator[None]:
-        """Around the forward of a row. Without gradients, where nothing is kept, nothing."""
+        """Around the forward of a row. Without gradients, where nothing is kept, nothing.
+        RuntimeError where a layer did not keep its input, or kept a copy: it would stay.
+        """
         if not torch.is_grad_enabled():
             yield
             return
         while len(self._rows) >= self.rows_in_flight:
             for each in self._rows.popleft():  # their backward never came
                 self._take(each)
-        self._row = []
-        self._rows.append(self._row)
+        row = self._row = []
+        self._rows.append(row)
         try:
             with torch.autograd.graph.saved_tensors_hooks(self._pack, self._unpack):
                 yield
         finally:
             self._row = self._entered = None
+        if len(row) != self._layers:
+            raise RuntimeError(
+                f"{len(row)} of {self._layers} layers kept their input to be computed again"
+            )
         if len(self._rows) > 1:  # the backward of another comes before this one's
             for each in self._held:
                 self._leave(each)

@@ -108,11 +108,12 @@ def _inputs(work: Workload, pipeline_rank: int, in_flight: int) -> tuple[int, in
 
     The last one of a row that is alone stays. So does what a row in flight got from the
     pipeline rank before, the input of the first layer, and what it gave to the rank after:
-    upstream keeps both until the row's backward.
+    upstream keeps both until the row's backward. Host memory is locked at the start for as
+    many rows as the rank could have in flight, and not for an update's alone.
     """
     first, last = pipeline_rank == 0, pipeline_rank == work.layout.pp - 1
-    own = work.layers_per_stage - (not first)
-    away = own * in_flight if in_flight > 1 else max(0, own - 1)
+    own, rows = work.layers_per_stage - (not first), work.layout.pp - pipeline_rank
+    away = own * rows if rows > 1 else max(0, own - 1)
     passed = in_flight * ((not first) + (not last))
     return away, min(own * in_flight, _LAYERS_HERE) + passed
 

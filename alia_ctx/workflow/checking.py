@@ -11,14 +11,13 @@ from contextlib import suppress
 from functools import partial
 from pathlib import Path
 
-import psutil
-
 from alia_ctx.config.run import HELD_OUT, RunConfig
 from alia_ctx.data.tokens import TokenStore, vocabulary_problems
 from alia_ctx.errors import AliaError, ConfigError, Problem, Problems
 from alia_ctx.hf import assets, targets
 from alia_ctx.workflow.chain import run_directory
 from alia_ctx.workflow.plan_work import check_stage
+from alia_ctx.workflow.planned import idle_chunks
 from alia_ctx.workflow.readiness import require_ready
 from alia_ctx.workflow.stores import require_same_text, text_sources
 
@@ -148,17 +147,19 @@ def _place_problems(run: RunConfig) -> Problems:
 
 
 def gpu_notes(run: RunConfig, names: Sequence[str] = ()) -> list[str]:
-    """What a person should know of the attention kernel, the layers and the memory of
-    stages (default: all) on this machine, where it has GPUs.
+    """What a person should know of settings that do nothing in stages (default: all), and,
+    on a machine with GPUs, of attention kernel, layers and memory there.
     """
+    stages = names or list(run.stages)
+    idle = [*filter(None, (idle_chunks(run, name) for name in stages))]
     if shutil.which("nvidia-smi") is None:
-        return []
+        return idle
     # Imports torch, for whose seconds a machine without GPUs need not wait.
     from alia_ctx.cluster.software import gpu_memory_gib, kernel_notes, layer_notes
 
     engine, there = run.engine, gpu_memory_gib()
-    stages = names or list(run.stages)
     return [
+        *idle,
         *kernel_notes(engine.attention, run.model, engine.precision),
         *layer_notes(engine.layers, engine.fp8, engine.precision),
         *((there and _without_room(run, stages, there)) or ()),
@@ -184,9 +185,10 @@ def _without_host_memory(run: RunConfig, names: Sequence[str]) -> Iterator[str]:
     """
     if not run.engine.offload_activations:
         return
+    from alia_ctx.cluster.software import host_memory_gib
     from alia_ctx.workflow.planned import planned_stage
 
-    available = psutil.virtual_memory().available / 2**30
+    available = host_memory_gib()
     for name in names:
         with suppress(AliaError):  # said where its sizes or layout are judged
             gib = planned_stage(run, name).host_items.get("offloaded activations", 0.0)

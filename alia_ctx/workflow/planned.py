@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import replace
 from typing import get_args
 
@@ -28,22 +29,56 @@ def planned_stage(run: RunConfig, name: str) -> StagePlan:
     )
 
 
+def idle_chunks(run: RunConfig, name: str) -> str | None:
+    """That `engine.mlp_chunk_tokens` does nothing in a stage, where it is set and that is so:
+    not refused, as another stage of the run may have it.
+    """
+    chunk, mode = run.engine.mlp_chunk_tokens, run.stage(name).recompute
+    if chunk is None or mode == "full":
+        return None
+    return (
+        f"stage {name}: engine.mlp_chunk_tokens={chunk} does nothing with recompute={mode}; "
+        f"set stages.{name}.recompute=full, or leave it out"
+    )
+
+
 def room_on_a_gpu(run: RunConfig, name: str, there: float) -> tuple[str, list[str]]:
     """Planned memory of a stage beside the `there` GiB of a GPU, in words, and, where it
     may have no room, what gives it some. AliaError where it cannot be planned.
     """
-    stage = run.stage(name)
     needed = planned_stage(run, name).fullest.total
-    words = f"{needed:.0f} GiB a GPU by the planner, of {there:.0f}"
+    words = f"{needed:.1f} GiB a GPU by the planner, of {there:.1f}"
     if needed <= there:
         return words, []
     words += ": it may run out"
-    modes = get_args(Recompute)
-    for mode in modes[modes.index(stage.recompute) + 1 :]:
-        other = replace(
-            run, stages={**run.stages, name: replace(stage, recompute=mode)}
-        )
+    for settings, other in _smaller(run, name):
         less = planned_stage(other, name).fullest.total
         if less <= there:
-            return words, [f"stages.{name}.recompute={mode} takes {less:.0f}"]
+            return words, [f"{' '.join(settings)} takes {less:.1f}"]
     return words, ["recomputation is not enough; raise tp, cp or pp (alia-ctx plan)"]
+
+
+# Gate and up of so many tokens are small beside a long row's hidden states.
+_CHUNK = 16_384
+
+
+def _smaller(run: RunConfig, name: str) -> Iterator[tuple[list[str], RunConfig]]:
+    """What makes the stage smaller, the cheapest first: more recomputation; with all of it
+    its inputs on the host, and, of Megatron-Core's own layers, the MLP in chunks.
+    """
+    stage, modes = run.stage(name), get_args(Recompute)
+    settings: list[str] = []
+    for mode in modes[modes.index(stage.recompute) + 1 :]:
+        settings = [f"stages.{name}.recompute={mode}"]
+        stages = {**run.stages, name: replace(stage, recompute=mode)}
+        run = replace(run, stages=stages)
+        yield settings, run
+    if not run.engine.offload_activations:
+        settings = [*settings, "engine.offload_activations=true"]
+        run = replace(run, engine=replace(run.engine, offload_activations=True))
+        yield settings, run
+    chunk = run.engine.mlp_chunk_tokens
+    if run.engine.layers == "local" and (chunk is None or chunk > _CHUNK):
+        settings = [*settings, f"engine.mlp_chunk_tokens={_CHUNK}"]
+        run = replace(run, engine=replace(run.engine, mlp_chunk_tokens=_CHUNK))
+        yield settings, run

@@ -15,6 +15,7 @@ from alia_ctx.errors import AliaError
 from alia_ctx.spec.model import ModelSpec
 from alia_ctx.train.trainer import StageTrainer
 from alia_ctx.workflow.chain import run_directory
+from alia_ctx.workflow.planned import idle_chunks
 
 if TYPE_CHECKING:
     from alia_ctx.mcore.engine import MegatronEngine
@@ -60,6 +61,7 @@ def training_block(
             f"          not by TransformerEngine's: {why}"
             for why in engine.layers.passed_over
         ),
+        *(f"          {note}" for note in (idle_chunks(run, name),) if note),
         *_memory(run, name, engine),
         f"  plan    {plan.updates:,} updates of {_rows_an_update(plan)}; in all "
         f"{len(plan):,} rows, {tokens:,} tokens: {plan.directory}",

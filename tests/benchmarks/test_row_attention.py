@@ -180,6 +180,13 @@ def test_table(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert not Record.blame(path, "killed after 9 s")
     again = Record.open(path, setting, writes=False)
     assert again.missing("32768:web", ["ours", "other", "new"]) == ["new"]
+    # A run that was killed had begun one, which is not why the next one ends.
+    again.writes = True
+    again.begin("32768:web", 33, "new")
+    Record.forget_begun(path)
+    assert not Record.blame(path, "ended with status 1")
+    assert Record.open(path, setting, writes=False).missing("32768:web", ["new"])
+    Record.forget_begun(tmp_path / "none.json")
     with pytest.raises(ValueError, match="name another"):
         Record.open(path, setting | {"cp": 4}, writes=False)
     capsys.readouterr()

@@ -3,7 +3,8 @@ same without, on one GPU; a process of its own.
 
     python -m tests.gpu.input_offload
 
-Prints one JSON line; `test_input_offload.py` reads it. The reference attention, which
+Prints one JSON line, and what it is at on standard error; `test_input_offload.py` reads it.
+The reference attention, which
 has no atomics: the same update twice is the same to the bit, which is seen too.
 """
 
@@ -25,6 +26,8 @@ from alia_ctx.mcore.runtime import Distributed
 from alia_ctx.nn.input_offload import InputOffload
 from alia_ctx.spec.layout import Layout
 from alia_ctx.spec.model import ModelSpec
+from benchmarks.gpu_observed import Told
+from benchmarks.gpu_step import draw_on_device
 from tests.dense import ALIA_160K
 
 CONTEXT, LAYERS, ROWS, UPDATES = 8192, 8, 2, 3
@@ -55,6 +58,7 @@ def rows() -> list[PackedRow]:
 def train(*, offload: bool, chunk: int | None = None) -> dict[str, Any]:
     gc.collect()
     torch.cuda.empty_cache()
+    told = Told()
     settings = EngineConfig(
         attention="reference",
         offload_activations=offload,
@@ -69,14 +73,18 @@ def train(*, offload: bool, chunk: int | None = None) -> dict[str, Any]:
         settings,
         OptimizerConfig(),
         recompute="full",
+        initializer=draw_on_device,  # the engine's own takes seconds of a host
     )
+    told.say("the engine stands")
     found: dict[str, Any] = {"losses": [], "norms": [], "buffers": [], "peaks": []}
     for _ in range(UPDATES):
         result = engine.train_update(rows(), 1e-5)
+        told.say(f"an update, offload={offload}, chunk={chunk}")
         found["losses"].append(result.loss)
         found["norms"].append(result.gradient_norm)
         if offload:
-            found["buffers"].append(of(engine).buffers.count)
+            pool = of(engine).buffers
+            found["buffers"].append((pool.count, pool.most, pool.out))
         torch.cuda.reset_peak_memory_stats()
         before = torch.cuda.memory_allocated()
         engine.accumulate_gradients(rows())

@@ -47,7 +47,7 @@ def make(layout: Layout, *, offload: bool, precision: str = "fp32") -> Any:
 
 def train(engine: Any) -> tuple[list[Any], list[int]]:
     """Updates with an evaluation between them: losses, norms, and the weights after; and
-    the host's buffers after each update.
+    the host's buffers after each update, those that were used at once.
     """
     found: list[Any] = []
     buffers = []
@@ -56,7 +56,10 @@ def train(engine: Any) -> tuple[list[Any], list[int]]:
         rows = engine.row_losses(small.rows_of(9)[:2])
         found += [row.values.tobytes() for row in rows]
         if engine.config.offload_activations:
-            buffers.append(offload_of(engine).buffers.count)
+            pool = offload_of(engine).buffers
+            assert pool.out == 0, "a buffer did not come back"
+            assert pool.most == pool.count, "buffers that nothing uses"
+            buffers.append(pool.most)
     return [*found, weights(engine)], buffers
 
 
@@ -128,26 +131,51 @@ def test_a_stage_goes_on_with_and_without(tmp_path: Path) -> None:
         assert found[0] == found[1] == found[2]
 
 
-def refuse(rank: int) -> str:
+def refuse(rank: int) -> tuple[str, str]:
     from alia_ctx.mcore import offloading
+    from alia_ctx.nn import pinned_memory
 
-    class Poor:
-        """A byte less than two ranks need, for all of a layer's inputs but the last."""
-
-        available = 2 * (LAYERS - 1) * INPUT // 2 - 1
-
-    offloading.psutil.virtual_memory = Poor
+    # A byte less than two ranks need, for all of a layer's inputs but the last.
+    needed = 2 * (LAYERS - 1) * INPUT // 2
     with small.distributed():
-        try:
-            make(Layout(cp=2), offload=True)
-        except LayoutError as error:
-            Poor.available += 1
-            make(Layout(cp=2), offload=True)
-            return str(error)
-    return ""
+        said = []
+        for available in (needed - 1, needed):
+            offloading.available_memory = lambda available=available: available
+            # And a host that has it, where the second rank gets none for its third buffer.
+            mapped, left = pinned_memory._mapped, [2 if rank else LAYERS]
+
+            def poor(nbytes: int, left: Any = left, mapped: Any = mapped) -> Any:
+                left[0] -= 1
+                if left[0] < 0:
+                    raise OSError("no more")
+                return mapped(nbytes)
+
+            pinned_memory._mapped = poor
+            try:
+                make(Layout(cp=2), offload=True)
+            except LayoutError as error:
+                said.append(str(error))
+            pinned_memory._mapped = mapped
+        make(Layout(cp=2), offload=True)
+    return tuple(said)  # type: ignore[return-value]
 
 
 def test_hosts_without_the_memory_are_refused_before_the_first_update() -> None:
-    for message in run_distributed(refuse, 2):
-        assert message.startswith("engine.offload_activations: inputs of layers need")
-        assert "are available; switch it off" in message
+    for first, second in run_distributed(refuse, 2):
+        assert first.startswith("engine.offload_activations: inputs of layers need")
+        assert "are available; switch it off" in first
+        assert "beside 2 times as many (no more)" in second, "on all ranks alike"
+
+
+def evaluate(rank: int) -> int:
+    with small.distributed():
+        engine = small.make_engine(
+            Layout(), train=False, recompute="full", offload=True
+        )
+        return len(engine.row_losses(small.rows_of(0)[:1])) + hasattr(
+            engine.passes.forward_context, "__self__"
+        )
+
+
+def test_who_only_evaluates_locks_no_memory() -> None:
+    assert run_distributed(evaluate, 1) == [1]

@@ -225,6 +225,54 @@ def test_nothing_is_kept_without_gradients() -> None:
     assert away.alive() == 0
 
 
+def test_a_layer_whose_input_would_stay_is_no_silent_matter() -> None:
+    """One that is not computed again, or of whose input a copy is kept."""
+    away = Stack(3, 1)
+    away.layers[1].forward = lambda hidden_states: hidden_states.clone() * 2  # type: ignore[method-assign]
+
+    def plainly(layer: Any, x: Tensor) -> Tensor:
+        return layer(hidden_states=x)  # type: ignore[no-any-return]
+
+    apply = Recomputed.apply
+    Recomputed.apply = (  # type: ignore[method-assign,assignment]
+        lambda layer, x: (plainly if layer is away.layers[1] else apply)(layer, x)
+    )
+    try:
+        with pytest.raises(RuntimeError, match="2 of 3 layers kept their input"):
+            away.row(0)
+    finally:
+        Recomputed.apply = apply  # type: ignore[method-assign]
+
+
+class _OutOfMemoryError(Exception):
+    pass
+
+
+@pytest.mark.parametrize("order", ["FB", "FFBB"])
+@pytest.mark.parametrize("backward", [False, True])
+def test_an_update_after_one_that_an_error_ended(order: str, backward: bool) -> None:
+    """In the midst of layer 2, forward or computed again: nothing of it is left after."""
+    away, plain = Stack(5, order.count("F")), Stack(5)
+    away.update(order)
+    buffers = away.pool.count
+
+    def fail(*_: Any) -> None:
+        if torch.is_grad_enabled() == backward:
+            raise _OutOfMemoryError
+
+    hook = away.layers[2].register_forward_pre_hook(fail)
+    for _ in range(4):
+        with pytest.raises(_OutOfMemoryError):
+            away.update(order)
+    hook.remove()
+    expected, found = plain.update(order), away.update(order)
+    assert all(map(torch.equal, found, expected))
+    assert away.pool.out == 0, "a buffer did not come back"
+    assert away.pool.count <= 2 * buffers
+    gc.collect()
+    assert away.alive() == 0, "something of the broken update is on the device"
+
+
 def test_a_host_without_memory_is_an_error_that_says_so() -> None:
     pool = PinnedBuffers(1 << 60, pinned=False)
     with pytest.raises(LayoutError, match=r"engine\.offload_activations: no 1,152,9"):

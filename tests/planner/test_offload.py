@@ -64,6 +64,9 @@ def test_rows_in_flight_of_a_pipeline() -> None:
     first, last = planned(Layout(tp=4, pp=2), 6).memory
     assert bytes_of(first) == ((2 + 2) * size, 2 * 4 * size)
     assert bytes_of(last) == ((2 + 1) * size, 2 * size)
+    # One row has one in flight, and memory that is locked for two.
+    alone = planned(Layout(tp=4, pp=2), 1).memory[0]
+    assert bytes_of(alone) == ((2 + 1) * size, 2 * 4 * size)
     middle = planned(Layout(tp=1, pp=4), 6).memory[1]
     assert bytes_of(middle) == ((2 + 3 + 3) * 4 * size, 3 * 1 * 4 * size)
 

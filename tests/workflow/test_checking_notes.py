@@ -11,7 +11,8 @@ import pytest
 import torch
 
 from alia_ctx.config.load import load_run
-from alia_ctx.workflow import checking, gpu_notes
+from alia_ctx.workflow import gpu_notes
+from alia_ctx.workflow.planned import idle_chunks, planned_stage, room_on_a_gpu
 from tests.small_run import write_run
 
 
@@ -57,7 +58,7 @@ def test_a_slower_kernel_is_said_before_the_queue(
     "memory_gib, said",
     [
         (40.0, None),
-        (1.0, r"stage .*: .* of 1: it may run out; .*(recompute=|tp, cp or pp)"),
+        (1.0, r"stage .*: .* of 1\.0: it may run out; .*(recompute=|tp, cp or pp)"),
     ],
 )
 def test_a_stage_without_room_on_this_gpu_is_said_before_it_trains(
@@ -85,9 +86,6 @@ def test_a_host_without_the_memory_for_offloading_is_said(
 ) -> None:
     from alia_ctx.cluster import software
 
-    class Poor:
-        available = 0
-
     path, asked = write_run(tmp_path), ["engine.offload_activations=true"]
     full = [*asked, *(f"stages.{s}.recompute=full" for s in load_run(path).stages)]
     monkeypatch.setattr(shutil, "which", lambda name: f"/usr/bin/{name}")
@@ -95,8 +93,54 @@ def test_a_host_without_the_memory_for_offloading_is_said(
     monkeypatch.setattr(software, "kernel_notes", lambda *_: [])
     monkeypatch.setattr(software, "layer_notes", lambda *_: [])
     assert gpu_notes(load_run(path, full)) == [], "there is room"
-    monkeypatch.setattr(checking.psutil, "virtual_memory", Poor)
+    monkeypatch.setattr(software, "host_memory_gib", lambda: 0.0)
     notes = gpu_notes(load_run(path, full))
     assert len(notes) == len(load_run(path).stages)
     assert all("of a node's host memory, and 0 are available" in note for note in notes)
     assert gpu_notes(load_run(path)) == [], "nothing is offloaded"
+
+
+def test_chunks_of_a_stage_that_has_none_are_said_on_any_machine(
+    tmp_path: Path,
+) -> None:
+    path = write_run(tmp_path)
+    asked = ["engine.mlp_chunk_tokens=8", "engine.layers=local"]
+    first, *others = load_run(path).stages
+    run = load_run(path, [*asked, f"stages.{first}.recompute=full"])
+    assert idle_chunks(run, first) is None
+    notes = gpu_notes(run)
+    assert len(notes) == len(others) > 0
+    for name, note in zip(others, notes, strict=True):
+        assert note == (
+            f"stage {name}: engine.mlp_chunk_tokens=8 does nothing with recompute="
+            f"{run.stage(name).recompute}; set stages.{name}.recompute=full, or leave it out"
+        )
+    assert gpu_notes(run, [first]) == []
+
+
+def test_what_makes_room_is_tried_in_turn_and_gives_what_it_says(
+    tmp_path: Path,
+) -> None:
+    """The remedy's settings, loaded, are planned to take what it says, in the room there."""
+    path = write_run(tmp_path)
+    name = next(iter(load_run(path).stages))
+    base = [
+        *("model.num_hidden_layers=8", "engine.layers=local"),
+        "cluster.host_overhead_gib=1",
+    ]
+    run = load_run(path, base)
+    sizes = [planned_stage(run, name).fullest.total]
+    for more in (
+        [f"stages.{name}.recompute=selective"],
+        [f"stages.{name}.recompute=full"],
+        [f"stages.{name}.recompute=full", "engine.offload_activations=true"],
+    ):
+        other = load_run(path, [*base, *more])
+        sizes.append(planned_stage(other, name).fullest.total)
+        if sizes[-1] < min(sizes[:-1]):
+            _, (remedy,) = room_on_a_gpu(run, name, sizes[-1])
+            assert remedy.startswith(" ".join(more) + " takes")
+    assert len(set(sizes)) > 1, "nothing was tried"
+    assert room_on_a_gpu(run, name, sizes[0])[1] == []
+    _, (remedy,) = room_on_a_gpu(run, name, min(sizes) * 0.01)
+    assert "raise tp, cp or pp" in remedy
