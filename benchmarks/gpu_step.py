@@ -301,6 +301,10 @@ def main() -> None:
     combinations = Products.of(
         options.layers, options.fp8, options.offload, options.mlp_chunk
     )
+    if any(options.mlp_chunk) and not all(
+        Case.parse(case).recompute == "full" for case in options.case
+    ):
+        parser.error("--mlp-chunk does nothing in cases without full recomputation")
     if options.gradients_alone:
         leave_out_the_optimizer()
     if options.in_process:

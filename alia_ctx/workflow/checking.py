@@ -180,8 +180,9 @@ def _without_room(run: RunConfig, names: Sequence[str], there: float) -> Iterato
 
 
 def _without_host_memory(run: RunConfig, names: Sequence[str]) -> Iterator[str]:
-    """Stages whose offloaded activations a host like this one lacks the memory for: the
-    engine would refuse them at their start.
+    """Stages whose offloaded activations, with what a save copies, a host like this one lacks
+    the memory for: the engine would refuse the former at their start, and the latter would
+    come later.
     """
     if not run.engine.offload_activations:
         return
@@ -191,9 +192,12 @@ def _without_host_memory(run: RunConfig, names: Sequence[str]) -> Iterator[str]:
     available = host_memory_gib()
     for name in names:
         with suppress(AliaError):  # said where its sizes or layout are judged
-            gib = planned_stage(run, name).host_items.get("offloaded activations", 0.0)
-            if gib > available:
+            items = planned_stage(run, name).host_items
+            away = items.get("offloaded activations", 0.0)
+            copied = items.get("copy for a save", 0.0)
+            if away and away + copied > available:
                 yield (
-                    f"stage {name}: offloaded activations take {gib:,.0f} GiB of a node's host "
-                    f"memory, and {available:,.0f} are available here"
+                    f"stage {name}: offloaded activations take {away:,.0f} GiB and a save's "
+                    f"copy {copied:,.0f} of a node's host memory, and {available:,.0f} are "
+                    "available here"
                 )

@@ -154,7 +154,34 @@ def test_another_mask_is_no_peer() -> None:
         assert "from dense fp32" in said
 
 
-def test_forms_are_tried_in_turn(monkeypatch: pytest.MonkeyPatch) -> None:
+def usable(rank: int, out: Path) -> tuple[bool, int, str]:
+    """Whether the second form of a method is taken after the first; how often that was tried;
+    what is said where there is none.
+    """
+    tried: list[int] = []
+
+    def broken(row: Any) -> Any:
+        tried.append(rank)
+        raise UnableError("not this one")
+
+    row_attention_peers.METHODS.update(
+        {"two": (broken, ours), "none": (broken, broken)}
+    )
+    options = argparse.Namespace(kernel="auto")
+    with Distributed(EngineConfig()):
+        record = Record.open(out, {"cp": 1}, writes=False)
+        program = gpu_context_parallel.Program(options, record)
+        taken = [program.usable_form("two", several=False) is ours for _ in range(2)]
+        count = len(tried)
+        with pytest.raises(UnableError) as caught:
+            program.usable_form("none", several=False)
+    return all(taken), count, str(caught.value)
+
+
+def test_forms_are_tried_in_turn(tmp_path: Path) -> None:
+    assert run_distributed(usable, 1, tmp_path / "out.json") == [
+        (True, 1, "not this one")
+    ]
     names = [m.keywords["grouped"] for m in row_attention_peers.METHODS["torch, flash"]]
     assert names == [True, False]
 
