@@ -139,7 +139,7 @@ class _GatherAndMultiply(torch.autograd.Function):
     """
 
     @staticmethod
-    @custom_fwd
+    @custom_fwd  # type: ignore[untyped-decorator]
     def forward(
         ctx: Any,
         input: Tensor,
@@ -187,7 +187,7 @@ class _MultiplyAndScatter(torch.autograd.Function):
     """
 
     @staticmethod
-    @custom_fwd
+    @custom_fwd  # type: ignore[untyped-decorator]
     def forward(
         ctx: Any, input: Tensor, weight: Tensor, group: dist.ProcessGroup, chunks: int
     ) -> Tensor:
@@ -213,7 +213,7 @@ class _MultiplyAndScatter(torch.autograd.Function):
         return output
 
     @staticmethod
-    @custom_bwd
+    @custom_bwd  # type: ignore[untyped-decorator]
     def backward(ctx: Any, gradient: Tensor) -> Any:
         input, weight = ctx.saved_tensors
         group, ranks = ctx.group, ctx.group.size()

@@ -99,9 +99,9 @@ class Ranks(World):
         seed: of upstream's random states.
         timeout_minutes: that a collective of one of its groups may wait; upstream's are
             half an hour, whatever that of the process group is.
-        tensor_parallel_first: on a GPU the collectives of tensor parallelism take its
-            processors as these come free, before the rest of the product that they are
-            beside, and before the next one: they would begin at its end otherwise.
+        tensor_parallel_first: on a GPU collectives of tensor parallelism are given
+            processors before a product that is ready at the same time, and as others come
+            free; else they may begin where it ends.
     """
 
     def __init__(

@@ -1,10 +1,10 @@
 """Time of an update, from FLOPs at two efficiencies and bytes over links.
 
 Products with weights run at one share of the GPU's peak in the precision that is computed
-in, and attention at another. What
-the engine waits for is added: tensor parallelism's collectives, keys and values, copies
-of offloaded activations. Of the gradients' reduction and the weights' gathering only
-what the last backward and the first forward do not hide counts.
+in, and attention at another. What the engine waits for is added: tensor parallelism's
+collectives (of those that go in chunks, one chunk), keys and values, copies of offloaded
+activations. Of the gradients' reduction and the weights' gathering only what the last
+backward and the first forward do not hide counts.
 """
 
 from __future__ import annotations

@@ -153,13 +153,11 @@ def test_a_chunk_is_scattered_beside_the_product_of_the_next(log: list[str]) -> 
     ]
     log.clear()
     output.sum().backward()
-    shifted = [
-        entry.replace("product ", "product +") for entry in BESIDE
-    ]  # products count on
-    assert [
-        entry if "product" not in entry else f"product +{int(entry.split()[-1]) - 4}"
-        for entry in log
-    ] == shifted
+    forward = 4  # products, from which those of the backward count on
+    assert log == [
+        f"product {int(entry[-1]) + forward}" if entry.startswith("product") else entry
+        for entry in BESIDE
+    ]
 
 
 # -- engines ---------------------------------------------------------------------------
@@ -209,6 +207,11 @@ def gradients(engine: Any) -> dict[str, torch.Tensor]:
     return {n: p.main_grad.clone() for n, p in engine.module.named_parameters()}
 
 
+def in_chunks(engine: Any) -> int:
+    """Linear layers of an engine that take their tokens in chunks."""
+    return sum(hasattr(part, "chunks") for part in engine.module.modules())
+
+
 def engines(rank: int, layout: Layout, precision: str, mode: str) -> dict[str, Any]:
     """An engine in chunks beside one at once, and, on two ranks, one of no tensor
     parallelism.
@@ -224,9 +227,9 @@ def engines(rank: int, layout: Layout, precision: str, mode: str) -> dict[str, A
             for name, each in expected.items()
         }
         trained = small.train(engine, range(3))
-        alone = make(Layout(), CHUNKS, precision)  # its chunks have no effect
-        kinds = {type(part).__name__ for part in alone.module.modules()}
-        assert not any(kind.startswith("Chunked") for kind in kinds)
+        assert in_chunks(engine) == 4 * len(engine.module.decoder.layers)
+        alone = make(Layout(), CHUNKS, precision)
+        assert in_chunks(whole) == in_chunks(alone) == 0
         return {
             "errors": errors,
             "losses": (trained, losses),
