@@ -7,7 +7,8 @@ memory, communication that nothing hides, and what the planner says of each.
 
 A case is layout:context:layers:recompute[:rows], rows in an update and data-parallel
 rank (default 1), each one document. With several `--layers` and `--fp8` each runs with each
-that go together. The vocabulary is cut from 256,000 to 8,192, so that
+that go together, and with several `--tp-chunks` (`engine.tp_overlap_chunks`) each case
+whose tp is above 1. The vocabulary is cut from 256,000 to 8,192, so that
 layers fill the memory and not the embedding. Random weights, random tokens; bf16 with
 fp32 gradients and optimizer state that the data-parallel ranks share (context-parallel
 ranks are among them, as in Megatron).
@@ -75,7 +76,7 @@ class Case:
         """Of an update on `world` GPUs."""
         return self.context * self.rows * self.data_parallel(world)
 
-    def planned(self, cluster: ClusterSpec) -> StagePlan:
+    def planned(self, cluster: ClusterSpec, tp_chunks: int = 1) -> StagePlan:
         """What the planner says of it on the GPUs of one node."""
         world = cluster.ranks_per_node
         return plan_stage(
@@ -88,6 +89,7 @@ class Case:
             self.tokens(world),
             recompute=self.recompute,  # type: ignore[arg-type]
             cluster=cluster,
+            tp_overlap_chunks=tp_chunks,
         )
 
 
@@ -102,7 +104,12 @@ def measure(
         ROPE,
         case.context,
         case.layout,
-        EngineConfig(layers=products.layers, fp8=products.fp8, fp8_bf16_layers=0),
+        EngineConfig(
+            layers=products.layers,
+            fp8=products.fp8,
+            fp8_bf16_layers=0,
+            tp_overlap_chunks=products.tp_chunks,
+        ),
         OptimizerConfig(),
         recompute=case.recompute,
         initializer=draw_on_device,
@@ -128,13 +135,15 @@ def measure(
         model.attention_flops([case.context])
     )
     planned = case.planned(
-        ClusterSpec(ranks_per_node=world, memory_gib=80, overhead_gib=0)
+        ClusterSpec(ranks_per_node=world, memory_gib=80, overhead_gib=0),
+        products.tp_chunks,
     )
     return {
         "documents": case.rows * dp,
         "kernel": engine.kernel,
         "layers": engine.layers.words,
         "fp8": engine.fp8,
+        "tp_chunks": products.tp_chunks,
         "seconds": seconds,
         "spread": [r.compute_seconds for r in results],
         "optimizer_seconds": statistics.median(r.step_seconds for r in results),
@@ -193,16 +202,21 @@ def main() -> None:
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--layers", nargs="+", default=["local"])
     parser.add_argument("--fp8", nargs="+", default=["off"])
+    parser.add_argument("--tp-chunks", nargs="+", type=int, default=[1])
     options = parser.parse_args()
     results: dict[str, Any] = {}
     with Distributed(EngineConfig()):
         rate = torch.tensor(matrix_rate(), device="cuda")
         dist.all_reduce(rate, dist.ReduceOp.MIN)  # of the slowest GPU
         card = torch.cuda.get_device_name()
-        combinations = Products.of(options.layers, options.fp8)
+        combinations = Products.of(
+            options.layers, options.fp8, tp_chunks=options.tp_chunks
+        )
         runs = [(text, products) for text in options.case for products in combinations]
         for text, products in runs:
             case = Case.parse(text)
+            if products.tp_chunks > 1 and case.layout.tp == 1:
+                continue
             try:
                 result = measure(case, options.repeats, float(rate), products)
             except torch.OutOfMemoryError as error:

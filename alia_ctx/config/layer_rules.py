@@ -13,8 +13,9 @@ from alia_ctx.spec.model import ModelSpec
 def layer_problems(
     engine: EngineConfig, model: ModelSpec | None, stages: Mapping[str, StageConfig]
 ) -> list[Problem]:
-    """What of `engine.layers`, `fp8` and `mlp_chunk_tokens` cannot be on any machine. What
-    this one has is found where a stage starts, as it may not be the one that trains.
+    """What of `engine.layers`, `fp8`, `mlp_chunk_tokens` and `tp_overlap_chunks` cannot be
+    on any machine. What this one has is found where a stage starts, as it may not be the
+    one that trains.
     """
     problems = Problems()
     chunk = engine.mlp_chunk_tokens
@@ -24,6 +25,13 @@ def layer_problems(
         chunk,
         "the MLP of TransformerEngine's layers is not cut into chunks",
         "set engine.layers=local, or leave it out",
+    )
+    problems.need(
+        engine.tp_overlap_chunks <= 1 or engine.layers == "local",
+        "engine.tp_overlap_chunks",
+        engine.tp_overlap_chunks,
+        "TransformerEngine's linear layers are not cut into chunks",
+        "set engine.layers=local, or leave it at 1",
     )
     key, value = "engine.layers", str(engine.layers)
     if engine.fp8 != "off":

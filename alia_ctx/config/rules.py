@@ -125,6 +125,7 @@ def _counts(draft: Draft, problems: Problems) -> None:
 def _engine(engine: EngineConfig, problems: Problems) -> None:
     if engine.loss_chunk_tokens is not None:
         _positive(problems, "engine", engine, "loss_chunk_tokens")
+    _positive(problems, "engine", engine, "tp_overlap_chunks")
     if engine.mlp_chunk_tokens is not None:
         _positive(problems, "engine", engine, "mlp_chunk_tokens")
     for name in ("timeout_minutes", "hang_minutes"):

@@ -33,7 +33,9 @@ class EngineConfig:
 
     `loss_chunk_tokens` bounds the logits that exist at a time; None takes the device's
     default (`alia_ctx.spec.execution`). `mlp_chunk_tokens` bounds what exists of the MLP at
-    a time where layers are recomputed in full; None takes a row at once. `context_split`
+    a time where layers are recomputed in full; None takes a row at once. `tp_overlap_chunks`
+    are the parts in which linear layers take their tokens under tensor parallelism, so that
+    what one part sends is hidden by the product of another. `context_split`
     says which tokens of a row a context-parallel rank holds: `balanced` cuts a row finer
     than the zigzag where its documents would leave the zigzag uneven (one to 8 times as
     many kernel calls a layer). `fp8_bf16_layers` first and as many last layers keep bf16
@@ -50,6 +52,7 @@ class EngineConfig:
     fp8_bf16_layers: int = 1
     loss_chunk_tokens: int | None = None
     mlp_chunk_tokens: int | None = None
+    tp_overlap_chunks: int = 1
     context_split: Literal["balanced", "zigzag"] = "balanced"
     overlap_communication: bool = True
     deterministic: bool = False

@@ -121,13 +121,19 @@ class MegatronEngine(Ranks):
         self.fp8: Fp8 = "off" if optimizer is None else engine.fp8
         self.layers = choose_layers(engine.layers, self.fp8, engine.precision, device)
         _check_fp8(self.fp8, model, layout, engine.fp8_bf16_layers)
-        super().__init__(layout, seed, engine.timeout_minutes)
+        super().__init__(
+            layout,
+            seed,
+            engine.timeout_minutes,
+            tensor_parallel_first=engine.tp_overlap_chunks > 1,
+        )
         self._staging = Staging()
         options = ModelOptions(
             *(engine.precision, self.kernel, recompute, engine.deterministic, on_gpu),
             *(engine.loss_chunk_tokens, self.layers.name),
             *(self.fp8, engine.fp8_bf16_layers),
             mlp_chunk_tokens=engine.mlp_chunk_tokens,
+            tp_overlap_chunks=engine.tp_overlap_chunks,
         )
         config = transformer_config(model, layout, options)
         self.module = build_model(model, config, context, options, self.groups)

@@ -39,6 +39,7 @@ from megatron.core.transformer.transformer_layer import get_transformer_layer_of
 
 from alia_ctx.errors import LayoutError
 from alia_ctx.mcore.attention import PackedAttention
+from alia_ctx.mcore.chunked_linear import take_linears_in_chunks
 from alia_ctx.mcore.chunked_mlp import ChunkedMLP
 from alia_ctx.mcore.output_layer import LossOutputLayer
 from alia_ctx.nn.dtypes import DTYPES
@@ -66,6 +67,7 @@ class ModelOptions:
     fp8: Fp8 = "off"
     fp8_bf16_layers: int = 0
     mlp_chunk_tokens: int | None = None
+    tp_overlap_chunks: int = 1
 
 
 class RMSNorm(torch.nn.Module):
@@ -237,6 +239,8 @@ def build_model(
     """
     pp_rank, pp_size = groups.pp.rank(), groups.pp.size()
     layer = layer_specification(config, options.kernel, options.layers)
+    if options.tp_overlap_chunks > 1 and config.sequence_parallel:
+        take_linears_in_chunks(layer, options.layers, options.tp_overlap_chunks)
     chunk = options.mlp_chunk_tokens if options.recompute == "full" else None
     if chunk is not None:
         _take_mlp_in_chunks(layer, options.layers)

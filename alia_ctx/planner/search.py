@@ -72,6 +72,7 @@ def suggest_layouts(
     fp8: Fp8 = "off",
     fp8_bf16_layers: int = 0,
     mlp_chunk_tokens: int | None = None,
+    tp_overlap_chunks: int = 1,
 ) -> list[LayoutChoice]:
     """All layouts that divide model, row and world: first the usable ones, fastest first,
     then why the others fall, the least too large first.
@@ -103,6 +104,7 @@ def suggest_layouts(
         fp8=fp8,
         fp8_bf16_layers=fp8_bf16_layers,
         mlp_chunk_tokens=mlp_chunk_tokens,
+        tp_overlap_chunks=tp_overlap_chunks,
     )
     modes = list(
         product(

@@ -175,6 +175,7 @@ def plan_stage(
     fp8: Fp8 = "off",
     fp8_bf16_layers: int = 0,
     mlp_chunk_tokens: int | None = None,
+    tp_overlap_chunks: int = 1,
 ) -> StagePlan:
     """Plan a stage of `tokens` tokens in rows of `context`, `update_tokens` an update, on
     `world_size` GPUs; the rest is as in `Workload`.
@@ -200,6 +201,7 @@ def plan_stage(
         fp8,
         fp8_bf16_layers,
         mlp_chunk_tokens,
+        tp_overlap_chunks,
     )
     work.check()
     return plan_of(work, cluster, rope_reach(rope, model.head_dim, context))

@@ -1,10 +1,10 @@
 """Time of an update, from FLOPs at two efficiencies and bytes over links.
 
 Products with weights run at one share of the GPU's peak in the precision that is computed
-in, and attention at another. What
-the engine waits for is added: tensor parallelism's collectives, keys and values, copies
-of offloaded activations. Of the gradients' reduction and the weights' gathering only
-what the last backward and the first forward do not hide counts.
+in, and attention at another. What the engine waits for is added: tensor parallelism's
+collectives (of those that go in chunks, one chunk), keys and values, copies of offloaded
+activations. Of the gradients' reduction and the weights' gathering only what the last
+backward and the first forward do not hide counts.
 """
 
 from __future__ import annotations
@@ -20,8 +20,11 @@ from alia_ctx.spec.layout import Layout
 _GIGA = 1e9
 Direction = Literal["forward", "backward"]
 # Sequence parallelism's all-gathers and reduce-scatters of a layer: 4 forward; backward 4,
-# and 2 that gather inputs again. Recomputation repeats those of the forward.
-_COLLECTIVES = {"none": 0, "selective": 2, "full": 4}
+# and 2 that gather inputs again. Recomputation repeats those of the forward. The chunks of
+# `alia_ctx/mcore/chunked_linear.py` overlap those of a forward, and the 2 of a backward that
+# gather gradients.
+_FORWARD, _BACKWARD, _BACKWARD_IN_CHUNKS = 4, 6, 2
+_COLLECTIVES = {"none": 0, "selective": 2, "full": _FORWARD}
 
 
 @dataclass(frozen=True)
@@ -150,7 +153,7 @@ def row_time(
     return RowTime(
         products,
         scores,
-        _tensor_seconds(work, cluster, direction),
+        _tensor_seconds(work, cluster, direction, products),
         _context_seconds(work, cluster, direction),
         _offload_seconds(work, cluster, products + scores),
     )
@@ -182,13 +185,22 @@ def _row_flops(
 
 
 def _tensor_seconds(
-    work: Workload, cluster: ClusterSpec, direction: Direction
+    work: Workload, cluster: ClusterSpec, direction: Direction, products: float
 ) -> float:
-    tp = work.layout.tp
-    backward = 6 + _COLLECTIVES[work.recompute]
-    collectives = 4 if direction == "forward" else backward
+    """What nothing is taken to hide of the collectives in a row's layers, whose products
+    take `products` seconds. Of those that go in k chunks one chunk is waited for, and what
+    the products are too short for.
+    """
+    tp, again = work.layout.tp, _COLLECTIVES[work.recompute]
     moved = (tp - 1) / tp * work.local_tokens * work.model.hidden_size * work.bytes
-    return work.layers_of_rank * collectives * moved / _bandwidth(cluster, tp)
+    each = work.layers_of_rank * moved / _bandwidth(cluster, tp)
+    if direction == "forward":
+        whole, in_chunks = 0.0, _FORWARD * each
+    else:
+        whole = (_BACKWARD - _BACKWARD_IN_CHUNKS) * each
+        in_chunks = (_BACKWARD_IN_CHUNKS + again) * each
+    waited = in_chunks / work.tp_overlap_chunks
+    return whole + max(waited, in_chunks - products)
 
 
 def _context_seconds(

@@ -34,6 +34,8 @@ class Workload:
         fp8_bf16_layers: first layers that are not, and as many last ones.
         mlp_chunk_tokens: tokens of a row whose MLP exists at a time where layers are
             recomputed in full; None takes all.
+        tp_overlap_chunks: parts of a row's tokens whose messages between tensor-parallel
+            ranks go beside each other's products.
     """
 
     model: ModelSpec
@@ -51,6 +53,7 @@ class Workload:
     fp8: Fp8 = "off"
     fp8_bf16_layers: int = 0
     mlp_chunk_tokens: int | None = None
+    tp_overlap_chunks: int = 1
 
     def check(self) -> None:
         """Raise ConfigError or LayoutError with all that is wrong."""

@@ -139,6 +139,15 @@ BROKEN = {
         ["engine.layers=te", "engine.mlp_chunk_tokens=8192"],
         ["engine.mlp_chunk_tokens=8192", "not cut into chunks", "engine.layers=local"],
     ),
+    "overlap of other layers": (
+        ["engine.layers=te", "engine.tp_overlap_chunks=4"],
+        ["engine.tp_overlap_chunks=4", "not cut into chunks", "engine.layers=local"],
+    ),
+    "no chunk": (["engine.tp_overlap_chunks=0"], ["engine.tp_overlap_chunks=0"]),
+    "fewer chunks than none": (
+        ["engine.tp_overlap_chunks=-2"],
+        ["engine.tp_overlap_chunks=-2", "above 0"],
+    ),
     "chunks of nothing": (
         ["engine.mlp_chunk_tokens=0"],
         ["engine.mlp_chunk_tokens=0"],

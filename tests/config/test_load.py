@@ -78,6 +78,7 @@ NEW = {
     "retrieval": dataclasses.asdict(RetrievalConfig()),
     **{"layers": "local", "fp8": "off", "fp8_bf16_layers": 1},
     "mlp_chunk_tokens": None,
+    "tp_overlap_chunks": 1,
     "special_tokens": "split",
     "stage_to": None,
     "data": "continue",

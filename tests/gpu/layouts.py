@@ -6,7 +6,9 @@ Writes OUT on the first rank, JSON: for each layout and precision the loss, grad
 and predicted tokens of each update, and the losses after a checkpoint that another
 layout wrote was loaded. The attention kernel is the fastest in bf16 and the reference in
 fp32, as the fast ones have no fp32. `away` is bf16 with inputs of layers on the host and
-the MLP in chunks. Where TransformerEngine is installed its layers run too, in bf16 and
+the MLP in chunks; `overlap` and `overlap16` are fp32 and bf16 with tensor-parallel
+layers in chunks, and `linears` those layers against upstream's (`tests/mcore/linears.py`).
+Where TransformerEngine is installed its layers run too, in bf16 and
 in FP8.
 """
 
@@ -29,6 +31,7 @@ from alia_ctx.mcore.runtime import Distributed
 from alia_ctx.spec.layout import Layout
 from alia_ctx.spec.model import ModelSpec
 from tests.engine import CONTEXT, MODEL, ROPE, save, train
+from tests.mcore.linears import differences
 
 # Heads of 64, which every kernel has; 250 words are no multiple of 4.
 WIDE: dict[str, Any] = {
@@ -44,10 +47,13 @@ TWO = {
     "pp2": Layout(pp=2),
 }
 RATE = 1e-3
+LINEARS = [(13, 3), (2, 5), (389, 3)]  # tokens of a rank, chunks
 KINDS: dict[str, dict[str, Any]] = {
     "fp32": {"precision": "fp32", "attention": "reference"},
     "bf16": {"precision": "bf16"},
     "away": {"offload_activations": True, "mlp_chunk_tokens": 20},
+    "overlap": {"precision": "fp32", "attention": "reference", "tp_overlap_chunks": 3},
+    "overlap16": {"tp_overlap_chunks": 3},
 }
 OF_TE: dict[str, dict[str, Any]] = {
     "te": {"layers": "te"},
@@ -67,6 +73,14 @@ def main(out: Path) -> None:
     results: dict[str, Any] = {}
     with Distributed(EngineConfig()):
         layouts = TWO if dist.get_world_size() == 2 else {"single": Layout()}
+        if layouts is TWO:
+            results["linears"] = {
+                f"{precision} {tokens} in {chunks}": differences(
+                    precision, tokens, chunks
+                )
+                for precision in ("fp32", "bf16")
+                for tokens, chunks in LINEARS
+            }
         is_there = importlib.util.find_spec("transformer_engine") is not None
         for name_of_kind, kind in (KINDS | (OF_TE if is_there else {})).items():
             states: dict[str, Path] = {}

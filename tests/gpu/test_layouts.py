@@ -27,6 +27,8 @@ TOLERANCE = {
     "fp32": (1e-6, 1e-4),
     "bf16": (2e-3, 1e-2),
     "away": (2e-3, 1e-2),
+    "overlap": (1e-6, 1e-4),
+    "overlap16": (2e-3, 1e-2),
     "te": (2e-3, 1e-2),
     "fp8": (1e-2, 3e-2),
 }
@@ -69,3 +71,9 @@ def test_a_layout_trains_as_one_gpu_does(
         tolerance = first if number == 0 and not part else later
         assert ours[0] == pytest.approx(single[0], rel=tolerance)
         assert ours[1] == pytest.approx(single[1], rel=10 * tolerance)
+
+
+def test_linear_layers_in_chunks_are_upstreams_to_the_bit() -> None:
+    """Of whole numbers, whose sums are exact in any order."""
+    for case, apart in results(2)["linears"].items():
+        assert set(apart.values()) == {0.0}, (case, apart)
