@@ -82,15 +82,14 @@ class MegatronEngine(Ranks):
         module: this rank's part of the model, as upstream builds it.
         chunk: what upstream's schedules drive: the module in its wrappers.
         optimizer: the stage's optimizer, or None.
-        kernel: name of the attention kernel that was chosen.
-        kernels_passed_over: why no faster ones were.
+        kernel, kernels_passed_over: the attention kernel by name, and why no faster one.
         layers: whose layers were chosen, and why not others.
         fp8: how the layers' products are scaled in training; `off` without an optimizer.
         passes: forward and backward over rows.
 
     Raises LayoutError, before any memory is taken, where the layout fits neither model,
-    row nor world, or where attention kernel or layers are not installed; and where a host
-    lacks the memory for what `engine.offload_activations` puts there.
+    row nor world, attention kernel or layers are not installed, or a host lacks the
+    memory for `engine.offload_activations`.
     """
 
     def __init__(
@@ -122,9 +121,7 @@ class MegatronEngine(Ranks):
         self.layers = choose_layers(engine.layers, self.fp8, engine.precision, device)
         _check_fp8(self.fp8, model, layout, engine.fp8_bf16_layers)
         super().__init__(
-            layout,
-            seed,
-            engine.timeout_minutes,
+            *(layout, seed, engine.timeout_minutes),
             tensor_parallel_first=engine.tp_overlap_chunks > 1,
         )
         self._staging = Staging()
@@ -149,9 +146,7 @@ class MegatronEngine(Ranks):
             self.chunk = wrapped.eval()
         else:
             self.optimizer = StageOptimizer(
-                wrapped,
-                config,
-                optimizer,
+                *(wrapped, config, optimizer),
                 overlap=engine.overlap_communication and on_gpu,
             )
             self.chunk = self.optimizer.chunk
