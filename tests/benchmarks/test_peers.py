@@ -90,6 +90,7 @@ def test_table_of_kernels(capsys: pytest.CaptureFixture[str]) -> None:
     assert "- sdpa (32,768, web): no documents" in said
 
 
+@pytest.mark.slow
 def test_two_ranks_each_in_turn(tmp_path: Path) -> None:
     """Ours data-parallel, transformers sharded, a peer that is not there, ours again."""
     out = tmp_path / "peers.jsonl"
@@ -118,6 +119,7 @@ def test_two_ranks_each_in_turn(tmp_path: Path) -> None:
     assert "| transformers |" in done.stdout
 
 
+@pytest.mark.slow
 def test_transformer_engine_s_peers_are_of_one_model() -> None:
     """Megatron-Core's own model over a stand-in beside ours: one size and, drawn alike, about
     one loss; no step lies between two, and each has its own products.
@@ -138,6 +140,7 @@ def test_transformer_engine_s_peers_are_of_one_model() -> None:
         assert first == pytest.approx(found["ours_te"]["losses"][0], rel=0.01)
 
 
+@pytest.mark.slow
 def test_kernels_on_a_host(tmp_path: Path) -> None:
     out = tmp_path / "kernels.jsonl"
     arguments = [

@@ -61,12 +61,14 @@ def assert_measured(result: dict[str, Any]) -> None:
     assert result["both_seconds"] and result["forward_tflops"] > 0
 
 
+@pytest.mark.slow
 def test_own_methods_agree(tmp_path: Path) -> None:
     for found in results(tmp_path / "out.json", 2, OWN).values():
         for method in OWN:
             assert_measured(found[method])
 
 
+@pytest.mark.slow
 def test_torch_has_one_document_alone(tmp_path: Path) -> None:
     """Its ring over heads of groups, with its balancing; our product beside it."""
     found = results(tmp_path / "out.json", 2, TORCH)
@@ -76,6 +78,7 @@ def test_torch_has_one_document_alone(tmp_path: Path) -> None:
         assert "documents" in found["400:web"][method]["skipped"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("ranks", [2, 4])
 def test_transformer_engine_is_asked_as_its_pages_say(
     tmp_path: Path, ranks: int
@@ -98,6 +101,7 @@ def test_transformer_engine_is_asked_as_its_pages_say(
     importlib.util.find_spec("ring_flash_attn") is None,
     reason="ring-flash-attn is not installed",
 )
+@pytest.mark.slow
 def test_ring_flash_attn(tmp_path: Path) -> None:
     for found in results(tmp_path / "out.json", 2, RING).values():
         for method in RING:
@@ -128,6 +132,7 @@ def fail_on_one(rank: int, out: Path) -> list[str]:
     return said
 
 
+@pytest.mark.slow
 def test_ranks_agree_to_skip(tmp_path: Path) -> None:
     first, second = run_distributed(fail_on_one, 2, tmp_path)
     assert first == second
