@@ -17,7 +17,7 @@ from alia_ctx.errors import AliaError, ConfigError, Problem, Problems
 from alia_ctx.hf import assets, targets
 from alia_ctx.workflow.chain import run_directory
 from alia_ctx.workflow.plan_work import check_stage
-from alia_ctx.workflow.planned import idle_chunks
+from alia_ctx.workflow.planned import idle_chunks, planned_stage, room_on_a_gpu
 from alia_ctx.workflow.readiness import require_ready
 from alia_ctx.workflow.stores import require_same_text, text_sources
 
@@ -162,14 +162,12 @@ def gpu_notes(run: RunConfig, names: Sequence[str] = ()) -> list[str]:
         *idle,
         *kernel_notes(engine.attention, run.model, engine.precision),
         *layer_notes(engine.layers, engine.fp8, engine.precision),
-        *((there and _without_room(run, stages, there)) or ()),
+        *(_without_room(run, stages, there) if there else ()),
         *_without_host_memory(run, stages),
     ]
 
 
 def _without_room(run: RunConfig, names: Sequence[str], there: float) -> Iterator[str]:
-    from alia_ctx.workflow.planned import room_on_a_gpu
-
     for name in names:
         try:
             words, remedy = room_on_a_gpu(run, name, there)
@@ -187,7 +185,6 @@ def _without_host_memory(run: RunConfig, names: Sequence[str]) -> Iterator[str]:
     if not run.engine.offload_activations:
         return
     from alia_ctx.cluster.software import host_memory_gib
-    from alia_ctx.workflow.planned import planned_stage
 
     available = host_memory_gib()
     for name in names:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import replace
+from itertools import islice
 from typing import get_args
 
 from alia_ctx.config.layouts import search_settings
@@ -58,6 +59,14 @@ def room_on_a_gpu(run: RunConfig, name: str, there: float) -> tuple[str, list[st
     return words, ["recomputation is not enough; raise tp, cp or pp (alia-ctx plan)"]
 
 
+def recomputed(run: RunConfig, name: str) -> Iterator[RunConfig]:
+    """The run with each recomputation of a stage from its own on, the least first."""
+    stage, modes = run.stage(name), get_args(Recompute)
+    for mode in modes[modes.index(stage.recompute) :]:
+        stages = {**run.stages, name: replace(stage, recompute=mode)}
+        yield replace(run, stages=stages)
+
+
 # Gate and up of so many tokens are small beside a long row's hidden states.
 _CHUNK = 16_384
 
@@ -66,13 +75,10 @@ def _smaller(run: RunConfig, name: str) -> Iterator[tuple[list[str], RunConfig]]
     """What makes the stage smaller, the cheapest first: more recomputation; with all of it
     its inputs on the host, and, of Megatron-Core's own layers, the MLP in chunks.
     """
-    stage, modes = run.stage(name), get_args(Recompute)
     settings: list[str] = []
-    for mode in modes[modes.index(stage.recompute) + 1 :]:
-        settings = [f"stages.{name}.recompute={mode}"]
-        stages = {**run.stages, name: replace(stage, recompute=mode)}
-        run = replace(run, stages=stages)
-        yield settings, run
+    for other in islice(recomputed(run, name), 1, None):
+        settings = [f"stages.{name}.recompute={other.stage(name).recompute}"]
+        yield settings, (run := other)
     if not run.engine.offload_activations:
         settings = [*settings, "engine.offload_activations=true"]
         run = replace(run, engine=replace(run.engine, offload_activations=True))

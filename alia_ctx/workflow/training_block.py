@@ -15,7 +15,7 @@ from alia_ctx.errors import AliaError
 from alia_ctx.spec.model import ModelSpec
 from alia_ctx.train.trainer import StageTrainer
 from alia_ctx.workflow.chain import run_directory
-from alia_ctx.workflow.planned import idle_chunks
+from alia_ctx.workflow.planned import idle_chunks, planned_stage, room_on_a_gpu
 
 if TYPE_CHECKING:
     from alia_ctx.mcore.engine import MegatronEngine
@@ -81,8 +81,6 @@ def _memory(run: RunConfig, name: str, engine: MegatronEngine) -> list[str]:
         return []
     import torch
 
-    from alia_ctx.workflow.planned import room_on_a_gpu
-
     there = torch.cuda.get_device_properties(engine.device).total_memory / 2**30
     try:
         words, remedy = room_on_a_gpu(run, name, there)
@@ -123,7 +121,6 @@ def _end(run: RunConfig, name: str, left: int, now: datetime) -> str:
     """
     from alia_ctx.planner import duration
     from alia_ctx.train.metrics_log import read_lines
-    from alia_ctx.workflow.planned import planned_stage
 
     if not left:
         return "all updates are done"

@@ -6,15 +6,13 @@ import itertools
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import get_args
 
 from alia_ctx.cluster.software import gpu_memory_gib
 from alia_ctx.config.load import load_plan
 from alia_ctx.errors import DataError
 from alia_ctx.files import write_json
 from alia_ctx.progress import say
-from alia_ctx.spec.execution import Recompute
-from alia_ctx.workflow.planned import planned_stage
+from alia_ctx.workflow.planned import planned_stage, recomputed
 
 
 def choose_ranks(asked: int | None, devices: int) -> int:
@@ -44,12 +42,11 @@ def choose_recompute(
         memory_gib = gpu_memory_gib()
     if memory_gib is None:
         return []
+    run, _ = load_plan(config, settings)
     chosen = []
-    for name in load_plan(config, settings)[0].stages:
-        for recompute in get_args(Recompute):
-            setting = f"stages.{name}.recompute={recompute}"
-            run, _ = load_plan(config, [*settings, setting])
-            needed = planned_stage(run, name).fullest.total
+    for name, stage in run.stages.items():
+        for fitting in recomputed(run, name):
+            needed = planned_stage(fitting, name).fullest.total
             if needed <= memory_gib:
                 break
         else:
@@ -57,7 +54,9 @@ def choose_recompute(
                 f"stage {name} needs {needed:.0f} GiB a GPU with all of it computed "
                 f"again, and there are {memory_gib:.0f}; take more GPUs (--ranks)"
             )
-        if recompute != "none":
+        recompute = fitting.stage(name).recompute
+        if recompute != stage.recompute:
+            setting = f"stages.{name}.recompute={recompute}"
             say(f"stage {name} has room on {memory_gib:.0f} GiB with {setting}")
             chosen.append(setting)
     return chosen

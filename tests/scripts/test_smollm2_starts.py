@@ -174,25 +174,8 @@ def test_a_gpu_without_room_for_any_recomputation_is_refused(tmp_path: Path) -> 
 
 def _of_the_whole_model(root: Path, ranks: int) -> list[str]:
     """Settings of the run on `ranks` GPUs, with SmolLM2-135M's published sizes."""
-    sizes = {
-        "model_type": "llama",
-        "architectures": ["LlamaForCausalLM"],
-        "hidden_size": 576,
-        "intermediate_size": 1536,
-        "num_hidden_layers": 30,
-        "num_attention_heads": 9,
-        "num_key_value_heads": 3,
-        "head_dim": 64,
-        "vocab_size": 49_152,
-        "max_position_embeddings": 8192,
-        "rope_theta": 100_000,
-        "rms_norm_eps": 1e-5,
-        "tie_word_embeddings": True,
-        "hidden_act": "silu",
-    }
-    (root / "config.json").write_text(json.dumps(sizes))
     return [
-        *(f"root={root}", f"hf_base={root}", f"cluster.ranks_per_node={ranks}"),
+        *(f"root={root}", *_model(), f"cluster.ranks_per_node={ranks}"),
         *("stages.32k.layout.cp=1", f"stages.160k.layout.cp={ranks}"),
     ]
 
