@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 
 from alia_ctx import checkpoint
 from alia_ctx.checkpoint.manifest import Manifest
@@ -69,15 +70,22 @@ def make_engine(
     train: bool = True,
     offload: bool = False,
     constants: OptimizerConfig | None = None,
+    settings: Mapping[str, Any] | None = None,
     **changes: Any,
 ) -> MegatronEngine:
+    """An engine of the small model; `settings` are more of `engine`, `changes` of the model."""
     return MegatronEngine(
         ModelSpec(**{**MODEL, **changes}),
         rope,
         CONTEXT,
         layout,
         EngineConfig(
-            precision=precision, loss_chunk_tokens=16, offload_activations=offload
+            **{
+                "precision": precision,
+                "loss_chunk_tokens": 16,
+                "offload_activations": offload,
+                **(settings or {}),
+            }
         ),
         (constants or OptimizerConfig()) if train else None,
         recompute=recompute,
@@ -98,6 +106,13 @@ def train(
         result = engine.train_update(mine, rate)
         results.append((result.loss, result.gradient_norm, result.predicted_tokens))
     return results
+
+
+def gradients(engine: MegatronEngine) -> dict[str, torch.Tensor]:
+    """Of an update's rows, what DistributedDataParallel holds."""
+    mine = rows_of(0)[engine.data_parallel_rank :: engine.data_parallel_size]
+    engine.accumulate_gradients(mine)
+    return {n: p.main_grad.clone() for n, p in engine.module.named_parameters()}
 
 
 def distributed() -> Distributed:

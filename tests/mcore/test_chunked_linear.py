@@ -11,11 +11,9 @@ import pytest
 import torch
 import torch.distributed as dist
 
-from alia_ctx.config.run import EngineConfig, OptimizerConfig
 from alia_ctx.errors import LayoutError
 from alia_ctx.mcore import chunked_linear
 from alia_ctx.spec.layout import Layout
-from alia_ctx.spec.model import ModelSpec
 from tests import engine as small
 from tests.distributed import run_distributed
 from tests.mcore.linears import differences
@@ -182,29 +180,14 @@ def make(
     bias: bool = True,
     **settings: Any,
 ) -> Any:
-    from alia_ctx.mcore.engine import MegatronEngine
-
-    return MegatronEngine(
-        ModelSpec(**small.MODEL, attention_bias=bias),
-        small.ROPE,
-        small.CONTEXT,
+    return small.make_engine(
         layout,
-        EngineConfig(
-            precision=precision,  # type: ignore[arg-type]
-            loss_chunk_tokens=16,
-            tp_overlap_chunks=chunks,
-            **settings,
-        ),
-        OptimizerConfig() if trains else None,
-        recompute=recompute,  # type: ignore[arg-type]
+        precision=precision,
+        recompute=recompute,
+        train=trains,
+        settings={"tp_overlap_chunks": chunks, **settings},
+        attention_bias=bias,
     )
-
-
-def gradients(engine: Any) -> dict[str, torch.Tensor]:
-    """Of an update's rows, what DistributedDataParallel holds."""
-    mine = small.rows_of(0)[engine.data_parallel_rank :: engine.data_parallel_size]
-    engine.accumulate_gradients(mine)
-    return {n: p.main_grad.clone() for n, p in engine.module.named_parameters()}
 
 
 def in_chunks(engine: Any) -> int:
@@ -219,9 +202,9 @@ def engines(rank: int, layout: Layout, precision: str, mode: str) -> dict[str, A
     settings = MODES[mode]
     with small.distributed():
         whole = make(layout, 1, precision, **settings)
-        expected, losses = gradients(whole), small.train(whole, range(3))
+        expected, losses = small.gradients(whole), small.train(whole, range(3))
         engine = make(layout, CHUNKS, precision, **settings)
-        found = gradients(engine)
+        found = small.gradients(engine)
         errors = {
             name: float((found[name] - each).norm() / each.norm().clamp_min(1e-12))
             for name, each in expected.items()

@@ -10,10 +10,8 @@ from typing import Any
 import pytest
 import torch
 
-from alia_ctx.config.run import EngineConfig, OptimizerConfig
 from alia_ctx.errors import LayoutError
 from alia_ctx.spec.layout import Layout
-from alia_ctx.spec.model import ModelSpec
 from tests import engine as small
 from tests.distributed import run_distributed
 
@@ -28,44 +26,24 @@ LOSS = 1e-5
 def make(
     layout: Layout, chunk: int | None, precision: str = "fp32", **more: Any
 ) -> Any:
-    from alia_ctx.mcore.engine import MegatronEngine
-
-    return MegatronEngine(
-        ModelSpec(**small.MODEL),
-        small.ROPE,
-        small.CONTEXT,
-        layout,
-        EngineConfig(
-            precision=precision,  # type: ignore[arg-type]
-            loss_chunk_tokens=16,
-            mlp_chunk_tokens=chunk,
-            **more,
-        ),
-        OptimizerConfig(),
-        recompute="full",
+    settings = {"mlp_chunk_tokens": chunk, **more}
+    return small.make_engine(
+        layout, precision=precision, recompute="full", settings=settings
     )
-
-
-def gradients(engine: Any) -> dict[str, torch.Tensor]:
-    """Of an update's rows, what DistributedDataParallel holds."""
-    rows = small.rows_of(0)
-    mine = rows[engine.data_parallel_rank :: engine.data_parallel_size]
-    engine.accumulate_gradients(mine)
-    return {n: p.main_grad.clone() for n, p in engine.module.named_parameters()}
 
 
 def compare(rank: int, layout: Layout, precision: str) -> dict[str, Any]:
     with small.distributed():
         whole = make(layout, None, precision)
-        expected, losses = gradients(whole), small.train(whole, range(3))
+        expected, losses = small.gradients(whole), small.train(whole, range(3))
         engine = make(layout, CHUNK, precision, offload_activations=True)
-        found = gradients(engine)
+        found = small.gradients(engine)
         errors = {
             name: float((found[name] - each).norm() / each.norm().clamp_min(1e-12))
             for name, each in expected.items()
         }
         once = make(layout, small.CONTEXT, precision)
-        same = gradients(once)
+        same = small.gradients(once)
         bit = all(torch.equal(same[name], each) for name, each in expected.items())
         return {
             "errors": errors,
