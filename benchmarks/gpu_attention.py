@@ -23,7 +23,6 @@ from __future__ import annotations
 import argparse
 import contextlib
 import gc
-import json
 import statistics
 import sys
 import time
@@ -43,8 +42,8 @@ from alia_ctx.nn.attention_kernels import (
     resolve_kernel,
     varlen_attention,
 )
-from benchmarks.pages import table
-from benchmarks.row_attention_peers import te_backend, thd_options
+from benchmarks.pages import print_skipped, read_results, table, write_result
+from benchmarks.row_attention_peers import sdpa, te_attention, te_backend, te_forward
 from benchmarks.row_placement import offsets_of, pairs
 
 DIM = 128
@@ -89,12 +88,13 @@ def contender(name: str, shape: Shape) -> Iterator[tuple[Forward, Callable[[], s
     says where it is missing.
     """
     if name == "TransformerEngine":
-        yield _transformer_engine(shape), te_backend
+        attention = te_attention(shape.heads, shape.groups, shape.documents > 1)
+        yield te_forward(attention, shape.offsets, shape.offsets, 1), te_backend
     elif name.startswith("sdpa "):
         if shape.documents > 1:
             raise ValueError("it has no mask of documents but a dense one")
         with sdpa_kernel(getattr(SDPBackend, name.removeprefix("sdpa ").upper())):
-            yield _sdpa, lambda: f"torch {torch.__version__}"
+            yield sdpa, lambda: f"torch {torch.__version__}"
     else:
         kernel = resolve_kernel(name, DEVICE)
         spec = VarlenSpec.build(shape.offsets, shape.offsets, DEVICE)
@@ -102,39 +102,6 @@ def contender(name: str, shape: Shape) -> Iterator[tuple[Forward, Callable[[], s
             lambda q, k, v: varlen_attention(q, k, v, spec, kernel, SCALE),
             lambda: kernel.name,
         )
-
-
-def _sdpa(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
-    q, k, v = (x.transpose(0, 1)[None] for x in (q, k, v))
-    out = torch.nn.functional.scaled_dot_product_attention(
-        q, k, v, is_causal=True, scale=SCALE, enable_gqa=True
-    )
-    return out[0].transpose(0, 1)
-
-
-def _transformer_engine(shape: Shape) -> Forward:
-    from transformer_engine.pytorch import DotProductAttention
-
-    several = shape.documents > 1
-    form, mask = ("thd", "padding_causal") if several else ("bshd", "causal")
-    attention = DotProductAttention(
-        shape.heads,
-        DIM,
-        num_gqa_groups=shape.groups,
-        attention_dropout=0.0,
-        qkv_format=form,
-        attn_mask_type=mask,
-        softmax_scale=SCALE,
-    ).to(DEVICE)
-    offsets = shape.offsets
-    options = thd_options(offsets, offsets, 1, False) if several else {}
-
-    def forward(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
-        if several:
-            return attention(q, k, v, **options)
-        return attention(q[None], k[None], v[None])[0]
-
-    return forward
 
 
 def seconds(step: Callable[[], object], repeats: int, budget: float) -> list[float]:
@@ -219,11 +186,7 @@ def run_all(options: argparse.Namespace) -> list[dict[str, Any]]:
                     words = " ".join(str(error).split())[:300]
                     result["skipped"] = f"{type(error).__name__}: {words}"
                 results.append(result)
-                line = json.dumps(result)
-                print(line, file=sys.stderr, flush=True)
-                if options.out is not None:
-                    with options.out.open("a") as file:
-                        file.write(line + "\n")
+                write_result(result, options.out)
                 gc.collect()
                 if DEVICE == "cuda":
                     torch.cuda.empty_cache()
@@ -265,15 +228,11 @@ def print_table(results: list[dict[str, Any]]) -> None:
             ]
         )
     print(table(COLUMNS, lines))
-    reasons: dict[tuple[str, str], list[str]] = {}
-    for r in results:
-        if "skipped" in r:
-            rows = reasons.setdefault((r["contender"], r["skipped"]), [])
-            rows.append(f"{r['length']:,}, {r['row']}")
-    if reasons:
-        print("\nNot measured:\n")
-    for (name, reason), rows in reasons.items():
-        print(f"- {name} ({'; '.join(rows)}): {reason}")
+    print_skipped(
+        (r["contender"], f"{r['length']:,}, {r['row']}", r["skipped"])
+        for r in results
+        if "skipped" in r
+    )
 
 
 def main() -> None:
@@ -293,8 +252,7 @@ def main() -> None:
     parser.add_argument("--table", type=Path, help="print a file's tables")
     options = parser.parse_args()
     if options.table:
-        lines = options.table.read_text().splitlines()
-        print_table([json.loads(line) for line in lines])
+        print_table(read_results(options.table))
     else:
         print_table(run_all(options))
 

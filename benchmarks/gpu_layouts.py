@@ -47,6 +47,7 @@ from alia_ctx.spec.cluster import ClusterSpec
 from alia_ctx.spec.layout import Layout
 from benchmarks.gpu_products import LOCAL, Products
 from benchmarks.gpu_step import ROPE, alia_stack, draw_on_device, matrix_rate
+from benchmarks.kernel_time import kernels_of
 
 GIB = 2**30
 VOCABULARY = 8192
@@ -162,15 +163,9 @@ def exposed_communication(engine: MegatronEngine, rows: list[PackedRow]) -> Any:
     """Of one update: share of the time from the first kernel to the last in which only
     NCCL's kernels run, all time of NCCL's kernels, and time without any kernel.
     """
-    from torch.profiler import ProfilerActivity, profile
-
-    with profile(activities=[ProfilerActivity.CUDA]) as profiler:
-        engine.train_update(rows, 1e-6)
-        torch.cuda.synchronize()
     kernels = [
-        (event.time_range.start, event.time_range.end, "nccl" in event.name.lower())
-        for event in profiler.events()
-        if event.device_type == torch.autograd.DeviceType.CUDA and "#" not in event.name
+        (start, end, "nccl" in name.lower())
+        for name, start, end in kernels_of(lambda: engine.train_update(rows, 1e-6))
     ]
     work = _union([(a, b) for a, b, nccl in kernels if not nccl])
     talk = _union([(a, b) for a, b, nccl in kernels if nccl])

@@ -20,6 +20,7 @@ from alia_ctx.data.packing import PackedRow
 from alia_ctx.mcore import engine as engine_module
 from alia_ctx.mcore.engine import MegatronEngine
 from alia_ctx.mcore.optimizer import StageOptimizer
+from benchmarks.kernel_time import kernels_of, longest
 
 GIB = 2**30
 # Bytes a parameter: bf16 weight, fp32 gradient, fp32 main weight and two moments.
@@ -121,24 +122,11 @@ def peaks_of_a_step(engine: MegatronEngine, row: PackedRow) -> tuple[int, int]:
 
 def print_profile(engine: MegatronEngine, row: PackedRow) -> None:
     """The kernels of one more step, on standard error."""
-    from torch.profiler import ProfilerActivity, profile
-
-    with profile(activities=[ProfilerActivity.CUDA, ProfilerActivity.CPU]) as profiler:
-        engine.train_update([row], 1e-6)
-        torch.cuda.synchronize()
-    events = [
-        e
-        for e in profiler.key_averages()
-        if e.device_type == torch.autograd.DeviceType.CUDA
-    ]
-    kernels = [
-        e for e in events if e.self_device_time_total and "#" not in e.key
-    ]  # "Optimizer.step#" spans kernels
-    total = sum(e.self_device_time_total for e in kernels)
+    kernels = longest(kernels_of(lambda: engine.train_update([row], 1e-6)))
+    whole = sum(taken for _, _, taken in kernels)
     print("| kernel | calls | ms | share |\n|---|---|---|---|", file=sys.stderr)
-    for event in sorted(kernels, key=lambda e: -e.self_device_time_total)[:25]:
-        time = event.self_device_time_total
+    for name, calls, taken in kernels[:25]:
         print(
-            f"| {event.key[:110]} | {event.count} | {time / 1e3:.2f} | {time / total:.3f} |",
+            f"| {name[:110]} | {calls} | {taken:.2f} | {taken / whole:.3f} |",
             file=sys.stderr,
         )

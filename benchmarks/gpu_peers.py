@@ -55,12 +55,14 @@ from alia_ctx.mcore.runtime import Distributed
 from alia_ctx.spec.model import ModelSpec
 from benchmarks.gpu_step import Case, alia_stack, make_row, matrix_rate
 from benchmarks.kernel_time import NAMES, profile_step
-from benchmarks.pages import table
+from benchmarks.pages import read_results, table, write_result
 from benchmarks.peers import PEERS, Task, device
 from benchmarks.process_ranks import RankGroup
 
-KNOWS_DOCUMENTS = ("ours", "ours_te", "liger_flash4")
-KNOWS_DOCUMENTS += ("ours_fp8_current", "ours_fp8_blockwise")
+KNOWS_DOCUMENTS = (
+    *("ours", "ours_te", "ours_fp8_current", "ours_fp8_blockwise"),
+    "liger_flash4",
+)
 WARM_UP = 2
 
 
@@ -114,7 +116,7 @@ def _synchronize(on_gpu: bool) -> None:
 def run_here(options: argparse.Namespace) -> None:
     """As one of a peer's ranks, once told to begin; the first prints its result."""
     peer = options.in_process
-    if peer not in ("ours", "ours_te") and not peer.startswith("ours_fp8"):
+    if not peer.startswith("ours"):
         with contextlib.suppress(ImportError):  # the peer says so
             import transformers  # noqa: F401
     sys.stdin.readline()
@@ -168,7 +170,7 @@ def run_all(options: argparse.Namespace) -> list[dict[str, Any]]:
                 results.append(_result(peer, group, options.limit))
                 if "skipped" in results[-1]:
                     failed.add(peer)  # once is enough
-                _write(results[-1], options.out)
+                write_result(results[-1], options.out)
             own.close()
     return results
 
@@ -179,14 +181,6 @@ def _result(peer: str, group: RankGroup, limit: float) -> dict[str, Any]:
         return {"peer": peer, "skipped": ended.problem}
     result: dict[str, Any] = json.loads(ended.output.splitlines()[-1])
     return result
-
-
-def _write(result: dict[str, Any], out: Path | None) -> None:
-    line = json.dumps(result)
-    print(line, file=sys.stderr, flush=True)
-    if out is not None:
-        with out.open("a") as file:
-            file.write(line + "\n")
 
 
 COLUMNS = (
@@ -274,8 +268,7 @@ def main() -> None:
     )
     options = parser.parse_args()
     if options.table:
-        lines = options.table.read_text().splitlines()
-        print_tables([json.loads(line) for line in lines])
+        print_tables(read_results(options.table))
     elif options.in_process:
         run_here(options)
     else:

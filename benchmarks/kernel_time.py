@@ -55,29 +55,42 @@ def by_class(
     return times
 
 
+def kernels_of(step: Callable[[], object]) -> list[tuple[str, float, float]]:
+    """The kernels of a step: (name, start, end) in microseconds."""
+    from torch.profiler import ProfilerActivity, profile
+
+    with profile(activities=[ProfilerActivity.CUDA]) as profiler:
+        step()
+        torch.cuda.synchronize()
+    return [
+        (e.name, e.time_range.start, e.time_range.end)
+        for e in profiler.events()
+        # "Optimizer.step#" spans kernels
+        if e.device_type == torch.autograd.DeviceType.CUDA and "#" not in e.name
+    ]
+
+
+def longest(
+    kernels: Iterable[tuple[str, float, float]],
+) -> list[tuple[str, int, float]]:
+    """(name, calls, milliseconds) of kernels of a name, the longest sum first."""
+    sums: dict[str, tuple[int, float]] = {}
+    for name, start, end in kernels:
+        calls, total = sums.get(name, (0, 0.0))
+        sums[name] = calls + 1, total + (end - start) / 1e3
+    every = [(name, calls, total) for name, (calls, total) in sums.items()]
+    return sorted(every, key=lambda kernel: -kernel[2])
+
+
 def profile_step(
     step: Callable[[], object],
 ) -> tuple[dict[str, float], list[list[object]]]:
     """A step's milliseconds by class, and its 12 longest kernels as (name, calls, ms). The
     whole is the time between the first kernel's start and the last one's end.
     """
-    from torch.profiler import ProfilerActivity, profile
-
-    with profile(activities=[ProfilerActivity.CUDA]) as profiler:
-        step()
-        torch.cuda.synchronize()
-    kernels = [
-        (e.name, e.time_range.start, e.time_range.end)
-        for e in profiler.events()
-        if e.device_type == torch.autograd.DeviceType.CUDA and "#" not in e.name
-    ]
+    kernels = kernels_of(step)
     if not kernels:
         return dict.fromkeys(NAMES, 0.0), []
     whole = (max(k[2] for k in kernels) - min(k[1] for k in kernels)) / 1e3
-    sums: dict[str, list[float]] = {}
-    for name, start, end in kernels:
-        total = sums.setdefault(name, [0, 0.0])
-        total[0] += 1
-        total[1] += (end - start) / 1e3
-    longest = sorted(sums.items(), key=lambda item: -item[1][1])[:12]
-    return by_class(kernels, whole), [[n[:110], int(c), ms] for n, (c, ms) in longest]
+    most = longest(kernels)[:12]
+    return by_class(kernels, whole), [[name[:110], *sums] for name, *sums in most]

@@ -5,12 +5,15 @@ A page begins with the command that makes it and the machine; progress goes to s
 
 from __future__ import annotations
 
+import json
 import os
 import platform
 import shlex
 import sys
 from collections.abc import Iterable, Sequence
 from importlib.metadata import version
+from pathlib import Path
+from typing import Any
 
 
 def heading(title: str, *packages: str) -> str:
@@ -31,3 +34,28 @@ def table(columns: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
     """A Markdown table; cells are written with `str`."""
     lines = [columns, ["---"] * len(columns), *rows]
     return "\n".join("| " + " | ".join(map(str, line)) + " |" for line in lines)
+
+
+def write_result(result: dict[str, Any], out: Path | None) -> None:
+    """Say a result on stderr, and add it to a file of JSON lines, as soon as it is there."""
+    line = json.dumps(result)
+    print(line, file=sys.stderr, flush=True)
+    if out is not None:
+        with out.open("a") as file:
+            file.write(line + "\n")
+
+
+def read_results(file: Path) -> list[dict[str, Any]]:
+    """What `write_result` wrote."""
+    return [json.loads(line) for line in file.read_text().splitlines()]
+
+
+def print_skipped(skipped: Iterable[tuple[str, str, str]]) -> None:
+    """A list of what was not measured, of (name, row, reason); nothing where there is none."""
+    reasons: dict[tuple[str, str], list[str]] = {}
+    for name, row, reason in skipped:
+        reasons.setdefault((name, reason), []).append(row)
+    if reasons:
+        print("\nNot measured:\n")
+    for (name, reason), rows in reasons.items():
+        print(f"- {name} ({'; '.join(rows)}): {reason}")

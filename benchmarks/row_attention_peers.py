@@ -12,7 +12,7 @@ import functools
 import importlib
 import sys
 import types
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
@@ -46,7 +46,24 @@ def _words(name: str) -> str:
         return name
 
 
+Forward = Callable[[Tensor, Tensor, Tensor], Tensor]
+
+
 # torch ------------------------------------------------------------------------------------
+
+
+def sdpa(q: Tensor, k: Tensor, v: Tensor, *, grouped: bool = True) -> Tensor:
+    """torch's attention of one document: output [t, h, d] of queries [t, h, d], keys and
+    values [t, g, d]. Without `grouped` keys and values are repeated for their heads.
+    """
+    q, k, v = (x.transpose(0, 1)[None] for x in (q, k, v))
+    if not grouped:
+        repeats = q.shape[1] // k.shape[1]
+        k, v = (x.repeat_interleave(repeats, 1) for x in (k, v))
+    out = functional.scaled_dot_product_attention(
+        q, k, v, is_causal=True, scale=SCALE, enable_gqa=grouped
+    )
+    return out[0].transpose(0, 1)
 
 
 @functools.cache
@@ -72,24 +89,13 @@ def torch_ring(
     if row.documents > 1:
         raise UnableError("it has no mask of documents")
     places = torch.arange(row.length, device=DEVICE)[None]  # the batch comes first
-    repeats = 1 if grouped else HEADS // GROUPS
-
-    def forward(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        q, k, v = (x.transpose(0, 1)[None] for x in (q, k, v))
-        if repeats > 1:
-            k, v = (x.repeat_interleave(repeats, 1) for x in (k, v))
-        out = functional.scaled_dot_product_attention(
-            q, k, v, is_causal=True, scale=SCALE, enable_gqa=grouped
-        )
-        return out[0].transpose(0, 1)
-
     heads = "" if grouped else ", keys and values repeated"
     with (
         sdpa_kernel(getattr(SDPBackend, backend)),
         context_parallel(_mesh(row.cp), buffers=[places], buffer_seq_dims=[1]),
     ):
         yield Method(
-            forward,
+            functools.partial(sdpa, grouped=grouped),
             places[0].cpu().numpy().copy(),
             lambda: f"torch {torch.__version__}, {backend.lower()}{heads}",
         )
@@ -124,19 +130,7 @@ def transformer_engine(
     is left out by `cu_seqlens_*_padded`, or with `fill_attends` counted to the
     document, at whose end no real token sees it.
     """
-    from transformer_engine.pytorch import DotProductAttention
-
-    several = row.documents > 1
-    form, mask = ("thd", "padding_causal") if several else ("bshd", "causal")
-    attention = DotProductAttention(
-        HEADS,
-        DIM,
-        num_gqa_groups=GROUPS,
-        attention_dropout=0.0,
-        qkv_format=form,
-        attn_mask_type=mask,
-        softmax_scale=SCALE,
-    ).to(DEVICE)
+    attention = te_attention(HEADS, GROUPS, row.documents > 1)
     tokens, bounds = np.arange(row.length), row.offsets
     if row.cp > 1:
         stream = torch.cuda.Stream() if DEVICE == "cuda" else None
@@ -148,9 +142,39 @@ def transformer_engine(
         )
         bounds = padded(row.offsets, 2 * row.cp)
         tokens = dual_chunks(row.offsets, row.cp, row.rank)
-    options: dict[str, Any] = {}
-    if several:
-        options = thd_options(row.offsets, bounds, row.cp, fill_attends)
+    forward = te_forward(attention, row.offsets, bounds, row.cp, fill_attends)
+    fill = f", {bounds[-1] - row.length} tokens filled up"
+    fill += " that attend" if fill_attends else ""
+    form = "thd" if row.documents > 1 else "bshd"
+    yield Method(forward, tokens, lambda: f"{te_backend()}, {form}{fill}")
+
+
+def te_attention(heads: int, groups: int, several: bool) -> Any:
+    """DotProductAttention for one document, or for several."""
+    from transformer_engine.pytorch import DotProductAttention
+
+    form, mask = ("thd", "padding_causal") if several else ("bshd", "causal")
+    return DotProductAttention(
+        heads,
+        DIM,
+        num_gqa_groups=groups,
+        attention_dropout=0.0,
+        qkv_format=form,
+        attn_mask_type=mask,
+        softmax_scale=SCALE,
+    ).to(DEVICE)
+
+
+def te_forward(
+    attention: Any,
+    offsets: np.ndarray,
+    bounds: np.ndarray,
+    cp: int,
+    fill_attends: bool = False,
+) -> Forward:
+    """The forward of `te_attention` over documents `offsets` that lie at `bounds`."""
+    several = len(offsets) > 2
+    options = thd_options(offsets, bounds, cp, fill_attends) if several else {}
 
     def forward(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         if not several:
@@ -158,9 +182,7 @@ def transformer_engine(
         out = attention(q, k, v, **options)
         return out if several else out[0]
 
-    fill = f", {bounds[-1] - row.length} tokens filled up"
-    fill += " that attend" if fill_attends else ""
-    yield Method(forward, tokens, lambda: f"{te_backend()}, {form}{fill}")
+    return forward
 
 
 def thd_options(

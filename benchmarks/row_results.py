@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from benchmarks.pages import table
+from benchmarks.pages import print_skipped, table
 
 
 @dataclass
@@ -96,7 +96,7 @@ def print_table(content: dict[str, Any]) -> None:
         ours = results["methods"].get("ours", {}).get("both_tflops")
         for method, result in results["methods"].items():
             if "skipped" in result:
-                skipped.append((method, result["skipped"], words))
+                skipped.append((method, words, result["skipped"]))
                 continue
             both = result["both_tflops"]
             times = [1e3 * s for s in result["both_seconds"]]
@@ -112,10 +112,4 @@ def print_table(content: dict[str, Any]) -> None:
                 ]
             )
     print(table(COLUMNS, lines))
-    reasons: dict[tuple[str, str], list[str]] = {}
-    for method, reason, words in skipped:
-        reasons.setdefault((method, reason), []).append(words)
-    if reasons:
-        print("\nNot measured:\n")
-    for (method, reason), rows in reasons.items():
-        print(f"- {method} ({'; '.join(rows)}): {reason}")
+    print_skipped(skipped)
