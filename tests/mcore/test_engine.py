@@ -297,11 +297,7 @@ def blank_rank(rank: int, layouts: list[Layout]) -> list[list[Any]]:
     with small.distributed():
         for layout in layouts:
             engine = small.make_engine(layout)
-            passed: list[int] = []
-            for layer in engine.module.decoder.layers:
-                layer.mlp.register_forward_pre_hook(
-                    lambda _, inputs: passed.append(len(inputs[0]))
-                )
+            passed = small.tokens_passing(engine)
             is_first = engine.data_parallel_rank == 0
             rows: list[PackedRow] = small.rows_of(0)[:1] if is_first else []
             result = engine.train_update(rows, 1e-2)
