@@ -17,6 +17,7 @@ from alia_ctx import checkpoint, workflow
 from alia_ctx.checkpoint.dcp_store import open_state
 from alia_ctx.config.load import load_run
 from alia_ctx.data.tokens import TokenStore
+from alia_ctx.workflow.function_calls import conversation_rows
 from tests.distributed import run_distributed
 from tests.engine import tokens_passing
 from tests.small_run import metrics
@@ -180,3 +181,15 @@ def test_stopped_between_rows_of_other_lengths_and_resumed_to_the_bit(
     assert numbers(tmp_path) == numbers(tmp_path / "alone")
     ours, whole = weights(last(tmp_path).parents[3]), weights(folder / "alone")
     assert all(torch.equal(ours[name], whole[name]) for name in whole)
+
+
+def test_rows_of_held_out_conversations_are_no_longer_than_they_need(
+    folder: Path, counts: dict[str, list[int]]
+) -> None:
+    """On a context that holds them all: what evaluation in training computes."""
+    assert counts
+    store = TokenStore(folder / "talk")
+    tokens, context = int(store.lengths.sum()), 16 * CONTEXT
+    (row,) = conversation_rows(store, context)
+    assert row.row.real_tokens == tokens < context // 2
+    assert 0 <= row.row.length - tokens < context // 128
