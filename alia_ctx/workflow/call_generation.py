@@ -27,6 +27,12 @@ from alia_ctx.workflow.call_server import served
 from alia_ctx.workflow.evaluated_models import of_directory
 
 _END_OF_TURN = "<|im_end|>"
+# Of the mask [prompts, width, width] that prompts of several lengths need if they are read
+# together. At 64 prompts that is 2,048 tokens; at 30,000 it would be 58 GB.
+_LARGEST_MASK = 2**28
+# Tokens of a batch, those that fill it up to the longest one's length among them, over its
+# own: they are what the cache of keys and values takes.
+_MOST_FILL = 2
 # Where this is refused too, it is not for what another question says.
 SHORTEST = Case(
     "a short question",
@@ -190,10 +196,22 @@ class TransformersModel:
         self, prompts: Sequence[Sequence[int]], names: Sequence[str]
     ) -> list[Answer]:
         """Answers to prompts of token ids, each shorter than the context; `names` seed
-        their sampling. Fewer at a time where memory does not hold all of them.
+        their sampling. Those of like lengths together, and fewer where memory does not
+        hold all of them.
 
         DataError where it does not hold one, or not the model itself.
         """
+        answers: dict[int, Answer] = {}
+        for alike in _alike(prompts):
+            written = self._write_alike(
+                [prompts[n] for n in alike], [names[n] for n in alike]
+            )
+            answers |= zip(alike, written, strict=True)
+        return [answers[n] for n in range(len(prompts))]
+
+    def _write_alike(
+        self, prompts: Sequence[Sequence[int]], names: Sequence[str]
+    ) -> list[Answer]:
         import torch
 
         from alia_ctx.hf.upstream import is_lack_of_memory
@@ -213,8 +231,8 @@ class TransformersModel:
         half = len(prompts) // 2  # outside: the error holds what was allocated
         torch.cuda.empty_cache()
         return [
-            *self.write(prompts[:half], names[:half]),
-            *self.write(prompts[half:], names[half:]),
+            *self._write_alike(prompts[:half], names[:half]),
+            *self._write_alike(prompts[half:], names[half:]),
         ]
 
     @cached_property
@@ -258,6 +276,21 @@ class TransformersModel:
     def serving(self) -> AbstractContextManager[str]:
         """The address at which it answers OpenAI's clients, on loopback."""
         return served(self, self._batch_size)
+
+
+def _alike(prompts: Sequence[Sequence[int]]) -> Iterator[list[int]]:
+    """Numbers of prompts to be read together, the longest first."""
+    group: list[int] = []
+    tokens = 0
+    for number in sorted(range(len(prompts)), key=lambda n: -len(prompts[n])):
+        tokens += (size := len(prompts[number]))
+        width = len(prompts[group[0]]) if group else size
+        if width * (len(group) + 1) > _MOST_FILL * tokens:
+            yield group
+            group, tokens = [], size
+        group.append(number)
+    if group:
+        yield group
 
 
 def _precision() -> Precision:
@@ -341,6 +374,7 @@ class _Writer:
     ) -> list[Answer]:
         import torch
 
+        from alia_ctx.hf.prompt_cache import read_apart
         from alia_ctx.hf.upstream import without_reminder_of_length
 
         width = max(map(len, prompts))
@@ -353,10 +387,13 @@ class _Writer:
         processors = []
         if (temperature := self._settings.temperature) > 0:
             processors.append(GumbelNoise(temperature, self._settings.seed, names))
+        ids, mask = ids.to(self._device), mask.to(self._device)
+        is_large = len(prompts) * width**2 > _LARGEST_MASK and not mask.all()
         with torch.inference_mode(), without_reminder_of_length():
             written = self._model.generate(
-                input_ids=ids.to(self._device),
-                attention_mask=mask.to(self._device),
+                input_ids=ids,
+                attention_mask=mask,
+                past_key_values=read_apart(self._model, prompts) if is_large else None,
                 logits_processor=processors,
                 max_new_tokens=max(rooms),
             )
