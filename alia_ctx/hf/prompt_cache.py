@@ -28,7 +28,7 @@ def read_apart(model: Any, prompts: Sequence[Sequence[int]]) -> Any | None:
     width = max(map(len, prompts)) - 1
     if min(map(len, prompts)) < 2:
         return None
-    caches = []
+    caches: list[Any] = []
     for prompt in prompts:
         ids = torch.tensor([list(prompt[:-1])], device=model.device)
         # Without the head: its logits [w, words] are not wanted.
