@@ -130,7 +130,7 @@ def evaluate_calls(
     )
     from alia_ctx.progress import meter
     from alia_ctx.workflow.call_conversations import BenchmarkProgram
-    from alia_ctx.workflow.call_generation import CallSettings
+    from alia_ctx.workflow.call_writer import CallSettings
     from alia_ctx.workflow.calls import answers_folder
     from alia_ctx.workflow.calls import evaluate_calls as evaluate
 

@@ -17,8 +17,8 @@ import torch
 
 from alia_ctx.cluster.findings import Finding, broken, good, weak
 from alia_ctx.errors import LayoutError
+from alia_ctx.host_memory import available_memory
 from alia_ctx.nn.attention_kernels import Heads, choose_kernel
-from alia_ctx.nn.host_memory import available_memory
 from alia_ctx.nn.layer_choice import choose_layers
 from alia_ctx.spec.execution import Fp8, Precision, kernel_speed
 from alia_ctx.spec.model import ModelSpec

@@ -11,7 +11,6 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-import psutil
 import torch
 from torch import Tensor
 
@@ -19,6 +18,7 @@ from alia_ctx.checkpoint.tensor_files import TensorFiles, TensorPlace
 from alia_ctx.errors import CheckpointError
 from alia_ctx.hf.assets import GENERATION_CONFIG
 from alia_ctx.hf.families import FAMILIES
+from alia_ctx.host_memory import available_memory
 
 # Loading takes the model's bytes, and some room for what else runs.
 _ROOM = 1.25
@@ -121,8 +121,10 @@ def no_room(hf_dir: Path) -> CheckpointError:
 
 
 def fits_in_memory(nbytes: int) -> bool:
-    """Whether this machine has room for weights of `nbytes` beside what runs on it."""
-    return bool(nbytes * _ROOM < psutil.virtual_memory().available)
+    """Whether this machine, and its job, have room for weights of `nbytes` beside what
+    runs there.
+    """
+    return nbytes * _ROOM < available_memory()
 
 
 def end_ids(hf_dir: Path) -> list[int]:

@@ -11,10 +11,10 @@ from typing import Any
 from megatron.core.models.gpt import GPTModel
 
 from alia_ctx.errors import LayoutError
+from alia_ctx.host_memory import available_memory
 from alia_ctx.mcore.padding import TokenPadding
 from alia_ctx.mcore.runtime import Ranks
 from alia_ctx.nn.activation_offload import offload_activations
-from alia_ctx.nn.host_memory import available_memory
 from alia_ctx.nn.input_offload import InputOffload, SideStream
 from alia_ctx.nn.pinned_memory import PinnedBuffers
 from alia_ctx.progress import meter, say

@@ -26,6 +26,8 @@ from alia_ctx.errors import LayoutError
 from alia_ctx.spec.execution import Fp8, Layers, Precision
 
 PACKAGE = "transformer_engine"
+# Its extension of torch, which Megatron-Core imports by itself as well.
+EXTENSION = "transformer_engine_torch"
 # The release whose modules were built and compared (tests/mcore/test_te_names.py); what
 # Megatron-Core 0.19.2 asks a later one for is of other layers than ours.
 OLDEST = (2, 12)
@@ -56,17 +58,21 @@ class LayerChoice:
 
 
 def hide_where_unusable() -> None:
-    """Make `import transformer_engine` fail as if it was not installed, unless there is a GPU
-    and it imports whole. Call it before Megatron-Core is imported.
+    """Make `import transformer_engine`, and its extension of torch, fail as if they were not
+    installed, unless there is a GPU and it imports whole. Call it before Megatron-Core is
+    imported.
 
-    Megatron-Core catches ImportError alone: a build for another torch raises others, and
-    no layers could be computed at all. On a host it would take kernels of a GPU for the
-    norm of the gradients.
+    Megatron-Core catches ImportError alone, in one place ModuleNotFoundError alone: a
+    build for another torch raises others, the extension without its package misses
+    symbols, and no layers could be computed at all. On a host it would take kernels of a
+    GPU for the norm of the gradients.
     """
     if not torch.cuda.is_available() or isinstance(_engine(), str):
-        for name in [name for name in sys.modules if name.split(".")[0] == PACKAGE]:
+        packages = (PACKAGE, EXTENSION)
+        for name in [name for name in sys.modules if name.split(".")[0] in packages]:
             del sys.modules[name]
-        sys.modules[PACKAGE] = None  # type: ignore[assignment]
+        # An import of what is None here raises ModuleNotFoundError.
+        sys.modules.update(dict.fromkeys(packages))  # type: ignore[arg-type]
 
 
 @functools.cache

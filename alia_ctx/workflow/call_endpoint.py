@@ -15,7 +15,8 @@ from urllib.parse import urlsplit
 from alia_ctx.errors import ConfigError, DataError, Problem
 from alia_ctx.evaluation.function_calling import Answer, Case, tools_of
 from alia_ctx.files import parse_json
-from alia_ctx.workflow.call_generation import SHORTEST, CallSettings
+from alia_ctx.workflow.call_generation import SHORTEST
+from alia_ctx.workflow.call_writer import CallSettings
 
 _TIMEOUT_SECONDS = 600.0
 _PAUSES_SECONDS = (1.0, 4.0, 16.0)

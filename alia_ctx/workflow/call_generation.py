@@ -6,7 +6,6 @@ import gc
 import json
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
 from datetime import date
 from functools import cached_property
 from itertools import batched, groupby
@@ -17,16 +16,17 @@ from alia_ctx.data.chat import Conversation, Message, RowError
 from alia_ctx.data.chat.template import ChatTemplate
 from alia_ctx.data.tokens.tokenizer import HubTokenizer
 from alia_ctx.errors import CheckpointError, ConfigError, DataError, Problem
-from alia_ctx.evaluation.function_calling import Answer, Case, FunctionNames, tools_of
+from alia_ctx.evaluation.function_calling import Answer, Case, tools_of
 from alia_ctx.hf.rope_config import dynamic_note
 from alia_ctx.identity import require_same
-from alia_ctx.spec.execution import Precision
-from alia_ctx.spec.rope import RopeSpec
-from alia_ctx.workflow.call_sampling import GumbelNoise
 from alia_ctx.workflow.call_server import served
+from alia_ctx.workflow.call_writer import CallSettings, Writer, call_precision
 from alia_ctx.workflow.evaluated_models import of_directory
 
 _END_OF_TURN = "<|im_end|>"
+# Tokens of a batch, those that fill it up to the longest one's length among them, over its
+# own: they are what the cache of keys and values takes.
+_MOST_FILL = 2
 # Where this is refused too, it is not for what another question says.
 SHORTEST = Case(
     "a short question",
@@ -41,24 +41,6 @@ SHORTEST = Case(
     ),
     None,
 )
-
-
-@dataclass(frozen=True)
-class CallSettings:
-    """What decides an answer beside model and question.
-
-    Args:
-        max_new_tokens: most tokens of an answer; the end of the context is one too.
-        temperature: 0 is greedy.
-        seed: of sampling; each case has a stream of its own, so that neither batches
-            nor an interruption change what is drawn.
-        names: whether dots in functions' names are shown as underscores.
-    """
-
-    max_new_tokens: int = 1000
-    temperature: float = 0.0
-    seed: int = 0
-    names: FunctionNames = "underscore"
 
 
 class TransformersModel:
@@ -107,7 +89,7 @@ class TransformersModel:
             **model.statement,
             "tokenizer": self._tokenizer.fingerprint(),
             "template": self._chat.fingerprint,
-            "precision": _precision(),
+            "precision": call_precision(),
             "answers_end": "at the context's end",
             "context": model.context,
             "stop_ids": self._stops,
@@ -190,10 +172,22 @@ class TransformersModel:
         self, prompts: Sequence[Sequence[int]], names: Sequence[str]
     ) -> list[Answer]:
         """Answers to prompts of token ids, each shorter than the context; `names` seed
-        their sampling. Fewer at a time where memory does not hold all of them.
+        their sampling. Those of like lengths together, and fewer where memory does not
+        hold all of them.
 
         DataError where it does not hold one, or not the model itself.
         """
+        answers: dict[int, Answer] = {}
+        for alike in _alike(prompts):
+            written = self._write_alike(
+                [prompts[n] for n in alike], [names[n] for n in alike]
+            )
+            answers |= zip(alike, written, strict=True)
+        return [answers[n] for n in range(len(prompts))]
+
+    def _write_alike(
+        self, prompts: Sequence[Sequence[int]], names: Sequence[str]
+    ) -> list[Answer]:
         import torch
 
         from alia_ctx.hf.upstream import is_lack_of_memory
@@ -213,16 +207,16 @@ class TransformersModel:
         half = len(prompts) // 2  # outside: the error holds what was allocated
         torch.cuda.empty_cache()
         return [
-            *self.write(prompts[:half], names[:half]),
-            *self.write(prompts[half:], names[half:]),
+            *self._write_alike(prompts[:half], names[:half]),
+            *self._write_alike(prompts[half:], names[half:]),
         ]
 
     @cached_property
-    def _writer(self) -> _Writer:
+    def _writer(self) -> Writer:
         from alia_ctx.hf.upstream import is_lack_of_memory, no_room
 
         try:
-            loaded = _Writer(self.directory, self._auto, self._settings, self._stops)
+            loaded = Writer(self.directory, self._auto, self._settings, self._stops)
             if self._rope is not None:
                 loaded.hold_base(self._rope, self.context)
         except (RuntimeError, MemoryError) as error:
@@ -260,10 +254,19 @@ class TransformersModel:
         return served(self, self._batch_size)
 
 
-def _precision() -> Precision:
-    import torch
-
-    return "bf16" if torch.cuda.is_available() else "fp32"
+def _alike(prompts: Sequence[Sequence[int]]) -> Iterator[list[int]]:
+    """Numbers of prompts to be read together, the longest first."""
+    group: list[int] = []
+    tokens = 0
+    for number in sorted(range(len(prompts)), key=lambda n: -len(prompts[n])):
+        tokens += (size := len(prompts[number]))
+        width = len(prompts[group[0]]) if group else size
+        if width * (len(group) + 1) > _MOST_FILL * tokens:
+            yield group
+            group, tokens = [], size
+        group.append(number)
+    if group:
+        yield group
 
 
 def _stop_ids(directory: Path, tokenizer: Any) -> list[int]:
@@ -282,92 +285,3 @@ def _stop_ids(directory: Path, tokenizer: Any) -> list[int]:
         remedy = "name it in generation_config.json"
         raise ConfigError("", [Problem("eos_token_id", directory, rule, remedy)])
     return stops
-
-
-class _Writer:
-    """A loaded model that goes on with token ids until its turn ends."""
-
-    def __init__(
-        self,
-        directory: Path,
-        tokenizer: Any,
-        settings: CallSettings,
-        stops: list[int],
-    ) -> None:
-        from transformers import GenerationConfig
-
-        from alia_ctx.hf.scoring import CausalModel
-
-        self._loaded = CausalModel(directory, _precision())
-        self._model, self._device = self._loaded.model, self._loaded.device
-        self._tokenizer, self._settings = tokenizer, settings
-        self._stops = stops
-        # In place of the model's own, whose penalties and sampling nobody asked for.
-        make: Any = GenerationConfig  # untyped
-        self._model.generation_config = make(
-            max_new_tokens=settings.max_new_tokens,
-            do_sample=False,
-            eos_token_id=self._stops,
-            pad_token_id=self._stops[0],
-        )
-
-    def hold_base(self, rope: RopeSpec, context: int) -> None:
-        """As `CausalModel`'s."""
-        self._loaded.hold_base(rope, context)
-
-    def write(
-        self,
-        prompts: Sequence[Sequence[int]],
-        names: Sequence[str],
-        rooms: Sequence[int],
-    ) -> list[Answer]:
-        """Answers to prompts of token ids, of at most so many tokens; `names` seed their
-        sampling. None depends on its neighbours: all are written as long as the longest,
-        and cut; one at a time where the longest decides how the others are read.
-        """
-        if self._loaded.turns_by_length:
-            answers = []
-            for prompt, name, room in zip(prompts, names, rooms, strict=True):
-                self._loaded.forget_lengths()
-                answers += self._together([prompt], [name], [room])
-            return answers
-        return self._together(prompts, names, rooms)
-
-    def _together(
-        self,
-        prompts: Sequence[Sequence[int]],
-        names: Sequence[str],
-        rooms: Sequence[int],
-    ) -> list[Answer]:
-        import torch
-
-        from alia_ctx.hf.upstream import without_reminder_of_length
-
-        width = max(map(len, prompts))
-        # Padded on the left: what is written follows the question at once.
-        ids = torch.full((len(prompts), width), self._stops[0])
-        mask = torch.zeros_like(ids)
-        for row, prompt in enumerate(prompts):
-            ids[row, width - len(prompt) :] = torch.tensor(prompt)
-            mask[row, width - len(prompt) :] = 1
-        processors = []
-        if (temperature := self._settings.temperature) > 0:
-            processors.append(GumbelNoise(temperature, self._settings.seed, names))
-        with torch.inference_mode(), without_reminder_of_length():
-            written = self._model.generate(
-                input_ids=ids.to(self._device),
-                attention_mask=mask.to(self._device),
-                logits_processor=processors,
-                max_new_tokens=max(rooms),
-            )
-        return [
-            self._answer(row[width : width + room].tolist())
-            for row, room in zip(written, rooms, strict=True)
-        ]
-
-    def _answer(self, tokens: list[int]) -> Answer:
-        ends = [index for index, token in enumerate(tokens) if token in self._stops]
-        kept = tokens[: ends[0]] if ends else tokens
-        # Special tokens stay: some tokenizers have one for `<tool_call>`.
-        text = self._tokenizer.decode(kept, skip_special_tokens=False)
-        return Answer(text, tokens=len(kept), cut=not ends)

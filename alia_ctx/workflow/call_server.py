@@ -75,6 +75,11 @@ class _Asked:
     answer: Future[Answer] = field(default_factory=Future)
 
 
+# Clients that were answered together ask again within this, and are written together; who
+# writes for seconds need not begin with the first of them alone.
+_QUIET_SECONDS = 0.05
+
+
 class _Batches:
     """One thread that writes: a model is asked by one at a time."""
 
@@ -95,19 +100,36 @@ class _Batches:
         self._waiting.put(None)
 
     def run(self) -> None:
-        batch: list[_Asked] = []
-        while (asked := self._waiting.get()) is not None:
-            if asked.waits():
-                batch.append(asked)
-            else:
-                asked.answer.cancel()
-            if batch and (len(batch) == self._size or self._waiting.empty()):
+        while (batch := self._gathered()) is not None:
+            if batch := [asked for asked in batch if self._is_waited_for(asked)]:
                 self._write(batch)
-                batch = []
         while not self._waiting.empty():
-            batch += filter(None, [self._waiting.get()])
-        for asked in batch:
+            if (asked := self._waiting.get()) is not None:
+                asked.answer.cancel()
+
+    def _gathered(self) -> list[_Asked] | None:
+        """Those that come one soon after another, as many as are written together; None at
+        the end.
+        """
+        batch: list[_Asked] = []
+        while len(batch) < self._size:
+            try:
+                asked = self._waiting.get(timeout=_QUIET_SECONDS if batch else None)
+            except queue.Empty:
+                break
+            if asked is None:
+                for given_up in batch:
+                    given_up.answer.cancel()
+                return None
+            batch.append(asked)
+        return batch
+
+    @staticmethod
+    def _is_waited_for(asked: _Asked) -> bool:
+        if not asked.waits():
             asked.answer.cancel()
+            return False
+        return True
 
     def _write(self, batch: Sequence[_Asked]) -> None:
         prompts = [asked.ids for asked in batch]

@@ -23,7 +23,7 @@ from alia_ctx.evaluation.function_calling.scores import rows
 from alia_ctx.files import checksum, exclusive, write_json
 from alia_ctx.identity import sealed
 from alia_ctx.workflow.call_conversations import FOLDER, BenchmarkProgram
-from alia_ctx.workflow.call_generation import CallSettings
+from alia_ctx.workflow.call_writer import CallSettings
 
 SCORES = "scores.json"
 _LONGEST_NAME = (

@@ -27,6 +27,7 @@ from alia_ctx.cluster.links import (
 from alia_ctx.cluster.software import software
 from alia_ctx.config.run import EngineConfig, RunConfig
 from alia_ctx.errors import AliaError
+from alia_ctx.host_memory import total_memory
 from alia_ctx.train.faults import RankName
 from alia_ctx.train.rendezvous import Meeting, starting_ranks
 from alia_ctx.workflow.chain import check_trained, run_directory
@@ -209,9 +210,7 @@ def _as_many(run: RunConfig | None, ranks: int, words: str) -> Finding:
 
 def _memory(run: RunConfig) -> Iterator[Finding]:
     """Memory of host and GPU against what the planner takes them for."""
-    import psutil
-
-    host = psutil.virtual_memory().total / 2**30
+    host = total_memory() / 2**30
     planned = run.cluster.host_memory_gib
     words = f"{host:,.0f} GiB, planned with {planned:g}"
     if host < 0.9 * planned:

@@ -18,6 +18,7 @@ from alia_ctx import checkpoint
 from alia_ctx.config.run import RANDOM, EngineConfig, RunConfig
 from alia_ctx.errors import CheckpointError, LayoutError
 from alia_ctx.files import file_fingerprint
+from alia_ctx.host_memory import available_memory
 from alia_ctx.progress import say
 from alia_ctx.spec.execution import loss_chunk_tokens
 from alia_ctx.spec.layout import Layout
@@ -373,14 +374,12 @@ def find_layout(engine: EngineConfig, model: ModelSpec, context: int) -> Layout:
 
 def _device_memory() -> tuple[str, int]:
     """Type of this rank's device, and the bytes of memory that are its own."""
-    import psutil
     import torch
 
     if torch.cuda.is_available():
         return "cuda", int(torch.cuda.mem_get_info()[0])
     local = int(os.environ.get("LOCAL_WORLD_SIZE", World().world_size))
-    available: int = psutil.virtual_memory().available
-    return "cpu", available // max(1, local)
+    return "cpu", available_memory() // max(1, local)
 
 
 def choose_precision(engine: EngineConfig, precision: str | None) -> EngineConfig:

@@ -11,14 +11,13 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-import psutil
-
 from alia_ctx.config.base import Published, published
 from alia_ctx.config.layouts import first_choice
 from alia_ctx.config.run import DataConfig, EngineConfig, RunConfig, StageConfig
 from alia_ctx.data.packing import PackSpec
 from alia_ctx.errors import ConfigError, Problem
 from alia_ctx.hf.trained_length import TrainedLength, trained_length
+from alia_ctx.host_memory import total_memory
 from alia_ctx.planner import (
     LayoutChoice,
     RopeFigures,
@@ -219,8 +218,8 @@ def _cluster(machine: str, gpus: int) -> ClusterSpec:
 
 
 def _host() -> ClusterSpec:
-    """One rank on this machine's processor, with all of its memory."""
-    memory = float(psutil.virtual_memory().total // GIB)
+    """One rank on this machine's processor, with all memory that its job may take."""
+    memory = float(total_memory() // GIB)
     return dataclasses.replace(
         MACHINES["laptop"],
         ranks_per_node=1,

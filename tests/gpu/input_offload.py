@@ -4,12 +4,14 @@ same without, on one GPU; a process of its own.
     python -m tests.gpu.input_offload
 
 Prints one JSON line, and what it is at on standard error; `test_input_offload.py` reads it.
-The reference attention, which
-has no atomics: the same update twice is the same to the bit, which is seen too.
+The reference attention, which has no atomics: the same update twice is the same to the
+bit, which is seen too. Its tiles are for the cache of a CPU; here they are larger, as each is
+some launches, and so small that the MLP, not attention, is what a layer holds at most.
 """
 
 from __future__ import annotations
 
+import functools
 import gc
 import json
 import os
@@ -23,6 +25,7 @@ from alia_ctx.config.run import EngineConfig, OptimizerConfig
 from alia_ctx.data.packing import PackedRow
 from alia_ctx.mcore.engine import MegatronEngine
 from alia_ctx.mcore.runtime import Distributed
+from alia_ctx.nn import attention_kernels, attention_reference
 from alia_ctx.nn.input_offload import InputOffload
 from alia_ctx.spec.layout import Layout
 from alia_ctx.spec.model import ModelSpec
@@ -34,7 +37,7 @@ CONTEXT, LAYERS, ROWS, UPDATES = 8192, 8, 2, 3
 MODEL = ModelSpec(
     num_hidden_layers=LAYERS,
     hidden_size=2048,
-    intermediate_size=6144,
+    intermediate_size=16_384,
     num_attention_heads=16,
     num_key_value_heads=2,
     head_dim=128,
@@ -105,6 +108,8 @@ def of(engine: MegatronEngine) -> InputOffload:
 
 def main() -> None:
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+    attention_kernels.tiles = functools.partial(attention_reference.tiles, size=512)
+    attention_reference.BLOCK_KEYS = 1024
     with Distributed(EngineConfig()):
         found = {
             "plain": train(offload=False),

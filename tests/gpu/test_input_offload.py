@@ -50,11 +50,11 @@ def test_host_memory_is_pinned_and_does_not_grow(found: dict[str, Any]) -> None:
 
 
 def test_an_mlp_in_chunks_trains_alike_in_less_memory(found: dict[str, Any]) -> None:
-    """Gate, up and product of a row are 3 x 6,144 numbers a token, 9 inputs' worth."""
+    """Gate, up and product of a row are 3 x 16,384 numbers a token, 24 inputs' worth."""
     away, chunks = found["away"], found["chunks"]
     assert chunks["losses"][0] == pytest.approx(
         away["losses"][0], rel=BF16["first loss"]
     )
     assert chunks["losses"] == pytest.approx(away["losses"], rel=BF16["later losses"])
     assert chunks["norms"] == pytest.approx(away["norms"], rel=BF16["norms"])
-    assert min(away["peaks"]) - max(chunks["peaks"]) > 4 * found["input bytes"]
+    assert min(away["peaks"]) - max(chunks["peaks"]) > 12 * found["input bytes"]

@@ -15,7 +15,8 @@ from alia_ctx.hf.rope_config import dynamic_note
 from alia_ctx.hf.scoring import CausalModel
 from alia_ctx.nn.rotary import inverse_frequencies
 from alia_ctx.spec.rope import RopeSpec
-from alia_ctx.workflow.call_generation import CallSettings, TransformersModel
+from alia_ctx.workflow.call_generation import TransformersModel
+from alia_ctx.workflow.call_writer import CallSettings
 from tests.evaluation.function_calling.small_suite import write_suite
 from tests.evaluation.function_calling.test_evaluate_calls import alia as run
 from tests.evaluation.function_calling.test_evaluate_calls import save_small

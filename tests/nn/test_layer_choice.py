@@ -159,12 +159,18 @@ def test_an_old_or_broken_package_is_named(
 
 @pytest.mark.long
 def test_megatron_computes_on_a_host_beside_a_broken_package(tmp_path: Path) -> None:
-    """Megatron-Core catches ImportError alone, and would take kernels of a GPU."""
+    """Megatron-Core catches ImportError alone, of the extension ModuleNotFoundError alone,
+    and would take kernels of a GPU.
+    """
     package = tmp_path / "transformer_engine"
     package.mkdir()
     (package / "__init__.py").write_text("raise OSError('libcuda.so.1: not found')")
+    (tmp_path / "transformer_engine_torch.py").write_text(
+        "raise ImportError('undefined symbol: _ZTIN18transformer_engine15Comm')"
+    )
     program = (
         "import alia_ctx.mcore, megatron.core.optimizer as o\n"
+        "import megatron.core.models.mimo.model.base  # as the optimizer does\n"
         "from megatron.core.extensions.transformer_engine import HAVE_TE\n"
         "from megatron.core.optimizer import clip_grads\n"
         "print(HAVE_TE, clip_grads.l2_norm_impl.__module__)"

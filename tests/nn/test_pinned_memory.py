@@ -4,13 +4,11 @@ from __future__ import annotations
 
 import gc
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
 
 from alia_ctx.errors import LayoutError
-from alia_ctx.nn.host_memory import available_memory
 from alia_ctx.nn.pinned_memory import PinnedBuffers
 
 NBYTES = 10_000
@@ -88,45 +86,3 @@ def test_a_buffer_that_cannot_be_locked_is_said(cudart: Cudart) -> None:
     cudart.room = 3
     pool.allocate(3)
     assert pool.count == 3
-
-
-@pytest.mark.parametrize(
-    "group, files",
-    [
-        ("0::/job/step", ("memory.max", "memory.current", "inactive_file")),
-        (
-            "5:cpu:/\n4:memory,hugetlb:/job/step\n0::/",
-            (
-                "memory.limit_in_bytes",
-                "memory.usage_in_bytes",
-                "total_inactive_file",
-            ),
-        ),
-    ],
-    ids=["v2", "v1"],
-)
-def test_a_jobs_limit_counts(
-    group: str, files: tuple[str, str, str], tmp_path: Path
-) -> None:
-    limit, usage, droppable = files
-    groups, mount = tmp_path / "cgroup", tmp_path / "fs"
-    groups.write_text(group + "\n")
-    root = mount / "memory" if "memory" in group else mount
-
-    def write(path: str, most: Any, used: int, file: int) -> None:
-        place = root / path
-        place.mkdir(parents=True, exist_ok=True)
-        (place / limit).write_text(f"{most}\n")
-        (place / usage).write_text(f"{used}\n")
-        (place / "memory.stat").write_text(f"anon 5\n{droppable} {file}\n")
-
-    whole = available_memory(tmp_path / "nowhere", mount)
-    assert 0 < whole <= 1 << 60
-    write("job/step", "max", 70, 0)
-    assert available_memory(groups, mount) > 1000, "there is no limit"
-    write("job", 100, 70, 20)
-    assert available_memory(groups, mount) == 50, "that of the group above"
-    write("job/step", 30, 25, 1)
-    assert available_memory(groups, mount) == 6
-    write("job/step", 30, 99, 1)
-    assert available_memory(groups, mount) == 0

@@ -13,7 +13,7 @@ import psutil
 import pytest
 
 from alia_ctx.config.load import load_run
-from alia_ctx.errors import DataError
+from alia_ctx.errors import ConfigError, DataError
 from alia_ctx.evaluation.retrieval.haystack import Haystack
 from scripts.smollm2.__main__ import CONFIG, SMALL
 from scripts.smollm2.corpus import write_corpus
@@ -93,6 +93,19 @@ def test_the_configuration_has_no_rule_broken_but_missing_files(tmp_path: Path) 
         CONFIG, [root, *_model(), *SMALL.overrides, "stages.160k.layout.cp=1"]
     )
     assert small.stage("160k").context == 1280
+
+
+def test_calls_are_learnt_in_a_run_beside_the_one_that_extends(tmp_path: Path) -> None:
+    """As scripts/smollm2/calls.sh starts it: an output may not lie inside another run's."""
+    last = tmp_path / "smollm2" / "stages" / "160k" / "checkpoints" / "update-00000060"
+    last.mkdir(parents=True)
+    calls = CONFIG.with_name("smollm2-fc.yaml")
+    start = [f"root={tmp_path / 'smollm2'}", f"stages.fc.init_from={last}", *_model()]
+    with pytest.raises(ConfigError) as refused:
+        load_run(calls, start)  # nothing has been made yet
+    keys = {problem.key for problem in refused.value.problems}
+    assert "tokenizer" in keys
+    assert "output" not in keys, refused.value
 
 
 def _model() -> list[str]:

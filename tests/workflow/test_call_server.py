@@ -86,6 +86,27 @@ def test_what_nobody_waits_for_is_not_written(
     assert capfd.readouterr().err == ""
 
 
+def test_clients_that_ask_one_soon_after_another_are_answered_together() -> None:
+    """Else the first of them would be answered alone, and all others wait for it."""
+    model = Slow()
+    with served(model, 4) as url:
+        for _ in range(2):  # again, when they have been answered
+            clients = [send(url, f"client {number}") for number in range(3)]
+            assert model.begun.get(timeout=60) == 3
+            model.go_on.release()
+            for client in clients:
+                assert b'"client' in client.makefile("rb").read()
+                client.close()
+        clients = [send(url, f"client {number}") for number in range(5)]
+        assert model.begun.get(timeout=60) == 4  # a batch is full
+        model.go_on.release()
+        assert model.begun.get(timeout=60) == 1
+        model.go_on.release()
+        for client in clients:
+            assert b'"client' in client.makefile("rb").read()
+            client.close()
+
+
 def test_requests_that_cannot_be_read(capfd: pytest.CaptureFixture[str]) -> None:
     """Are refused; the next is answered."""
     model = Slow()

@@ -23,8 +23,9 @@ from alia_ctx.evaluation.function_calling import (
 from alia_ctx.evaluation.function_calling.ledger import NAME
 from alia_ctx.hf.upstream import end_ids
 from alia_ctx.identity import IdentityError
-from alia_ctx.workflow import call_generation
-from alia_ctx.workflow.call_generation import CallSettings, TransformersModel
+from alia_ctx.workflow import call_writer
+from alia_ctx.workflow.call_generation import TransformersModel
+from alia_ctx.workflow.call_writer import CallSettings
 from tests.evaluation.function_calling.server import said
 from tests.evaluation.function_calling.small_suite import wanted, write_suite
 from tests.hf_models import edit_json, make_model
@@ -89,8 +90,7 @@ def test_greedy_answers_are_those_of_a_plain_loop(suite: Path, tmp_path: Path) -
     """One question at a time, no padding, no cache, the maximum of the last logits."""
     model = save_small(tmp_path / "m")
     names = ["simple_java", "parallel", "irrelevance"]
-    cases = read_cases(suite, names, limit=1).cases
-    settings = CallSettings(max_new_tokens=6)
+    cases, settings = read_cases(suite, names, limit=1).cases, CallSettings(6)
     made = TransformersModel(tmp_path / "m", settings, batch_size=4)
     assert made.template == "chatml-tools"
     found = answers_of(tmp_path / "m", cases, settings, 4)
@@ -344,14 +344,14 @@ def test_one_model_is_in_memory_at_a_time(
     suite: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     loaded: list[Any] = []
-    write = call_generation._Writer.write
+    write = call_writer.Writer.write
 
     def watched(self: Any, *words: Any) -> list[Any]:
         loaded.append(weakref.ref(self._model))
         assert sum(one() is not None for one in set(loaded)) == 1
         return write(self, *words)
 
-    monkeypatch.setattr(call_generation._Writer, "write", watched)
+    monkeypatch.setattr(call_writer.Writer, "write", watched)
     names = ["a", "b", "c"]
     for name in names:
         save_small(tmp_path / name)

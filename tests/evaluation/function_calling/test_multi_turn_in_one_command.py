@@ -16,7 +16,8 @@ import torch
 from alia_ctx.errors import AliaError
 from alia_ctx.evaluation.function_calling import MULTI_TURN, bfcl_program
 from alia_ctx.workflow.call_conversations import _command
-from alia_ctx.workflow.call_generation import CallSettings, TransformersModel
+from alia_ctx.workflow.call_generation import TransformersModel
+from alia_ctx.workflow.call_writer import CallSettings
 from tests.evaluation.function_calling.bfcl_environment import write_environment
 from tests.evaluation.function_calling.server import said, served
 from tests.evaluation.function_calling.test_evaluate_calls import (
@@ -280,7 +281,7 @@ def test_batches_that_memory_does_not_hold_are_halved(
     monkeypatch.setattr(model._writer, "write", within)
     assert model.write(prompts, "abcde") == alone
     held[0] = 0
-    with pytest.raises(AliaError, match="memory does not hold a question of 5 tokens"):
+    with pytest.raises(AliaError, match="memory does not hold a question of 21 tokens"):
         model.write(prompts, "abcde")
 
 

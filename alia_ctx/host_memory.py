@@ -1,4 +1,4 @@
-"""Host memory that this process may still take: of the machine, and of its job."""
+"""Host memory that this process may take: of the machine, and of its job."""
 
 from __future__ import annotations
 
@@ -19,11 +19,18 @@ def available_memory(groups: Path = _GROUPS, mount: Path = _MOUNT) -> int:
     (cgroup v1 and v2) that this process is in, as jobs of SLURM and containers have, if
     they are fewer. Beyond a limit a process is killed without a word.
     """
-    return min([int(psutil.virtual_memory().available), *_left(groups, mount)])
+    left = (max(0, most - used) for most, used in _limits(groups, mount))
+    return min([int(psutil.virtual_memory().available), *left])
 
 
-def _left(groups: Path, mount: Path) -> Iterator[int]:
-    """What is left of each limit, file pages that the kernel can drop counted as free."""
+def total_memory(groups: Path = _GROUPS, mount: Path = _MOUNT) -> int:
+    """Bytes: all of the machine, or the least limit of those control groups."""
+    limits = (most for most, _ in _limits(groups, mount))
+    return min([int(psutil.virtual_memory().total), *limits])
+
+
+def _limits(groups: Path, mount: Path) -> Iterator[tuple[int, int]]:
+    """Each limit, and what is used of it: file pages that the kernel can drop are not."""
     try:
         lines = groups.read_text().splitlines()
     except OSError:
@@ -46,6 +53,6 @@ def _left(groups: Path, mount: Path) -> Iterator[int]:
             except (OSError, ValueError):  # `max`, or a group without limits
                 file = most = used = 0
             if most:
-                yield max(0, most - used + file)
+                yield most, used - file
             if group == root:
                 break
