@@ -49,12 +49,17 @@ class Meter:
             bar.add_task(title, total=total, note="") if bar else None
         )
         self.first = self.done = 0.0
-        self.started = self.last_line = time.monotonic()
+        self.started = self.last_line = self._measured_from = time.monotonic()
+        self._unmeasured = 0
 
-    def begin_at(self, done: float) -> None:
-        """What an earlier run has done already does not count as speed."""
+    def begin_at(self, done: float, *, unmeasured: int = 0) -> None:
+        """What an earlier run has done already does not count as speed, nor do the first
+        `unmeasured` updates from here on, which take what those after them do not: till
+        then no speed is told, and no time left.
+        """
         self.first = self.done = done
-        self.started = time.monotonic()
+        self.started = self._measured_from = time.monotonic()
+        self._unmeasured = unmeasured
 
     def retotal(self, total: float) -> None:
         """Correct the total, as where it is an estimate that gets better on the way."""
@@ -64,7 +69,12 @@ class Meter:
 
     def update(self, done: float, note: str = "") -> None:
         self.done = done
-        text = f"{_amount(self._speed())} {self.unit}/s {note}".rstrip()
+        if self._unmeasured and done < self.total:
+            self._unmeasured -= 1
+            self.first, self._measured_from = done, time.monotonic()
+        speed = self._speed()
+        rate = f"{_amount(speed)} {self.unit}/s" if speed is not None else ""
+        text = f"{rate} {note}".strip()
         if self.bar is not None and self.task is not None:
             self.bar.update(self.task, completed=done, note=text)
             return
@@ -72,16 +82,20 @@ class Meter:
         if done >= self.total or now - self.last_line >= _LINE_EVERY_SECONDS:
             self.last_line = now
             share = done / self.total if self.total else 1.0
-            console.print(
-                f"{self.title}: {share:4.0%}  {text}  {self._left()}", highlight=False
-            )
+            line = f"{self.title}: {share:4.0%}  {text}  {self._left(speed)}"
+            console.print(line.rstrip(), highlight=False)
 
-    def _speed(self) -> float:
-        return (self.done - self.first) / max(time.monotonic() - self.started, 1e-6)
+    def _speed(self) -> float | None:
+        """Units a second; None before anything was measured."""
+        if self.done == self.first and self.done:
+            return None
+        seconds = max(time.monotonic() - self._measured_from, 1e-6)
+        return (self.done - self.first) / seconds
 
-    def _left(self) -> str:
-        speed = self._speed()
-        if self.done >= self.total or speed <= 0:
+    def _left(self, speed: float | None) -> str:
+        if speed is None and self.done < self.total:
+            return ""
+        if self.done >= self.total or not speed or speed < 0:
             return f"took {timedelta(seconds=round(time.monotonic() - self.started))}"
         return f"{timedelta(seconds=round((self.total - self.done) / speed))} left"
 

@@ -108,6 +108,18 @@ def train(
     return results
 
 
+def tokens_passing(engine: MegatronEngine) -> list[int]:
+    """A list that grows by the tokens of this rank whenever they pass the MLP of a layer."""
+    passed: list[int] = []
+
+    def count(_: torch.nn.Module, inputs: tuple[torch.Tensor, ...]) -> None:
+        passed.append(len(inputs[0]))
+
+    for layer in engine.module.decoder.layers:
+        layer.mlp.register_forward_pre_hook(count)
+    return passed
+
+
 def gradients(engine: MegatronEngine) -> dict[str, torch.Tensor]:
     """Of an update's rows, what DistributedDataParallel holds."""
     mine = rows_of(0)[engine.data_parallel_rank :: engine.data_parallel_size]

@@ -25,6 +25,8 @@ from alia_ctx.nn.linear_cross_entropy import TokenLosses
 from alia_ctx.spec.rope import RopeSpec
 from alia_ctx.train.engine import RowLosses
 
+_BLANK_MULTIPLE = 16  # of tokens of a chunk of a blank row: what kernels are tried with
+
 
 @dataclass(frozen=True)
 class Batch:
@@ -108,9 +110,9 @@ class ForwardBackward:
 
     def rows(self, rows: Sequence[PackedRow], *, forward_only: bool) -> list[RowLosses]:
         """Losses of `rows`, which are of one length, where this rank reports them; a rank
-        without rows runs one that predicts nothing. Collective.
+        without rows runs a short one that predicts nothing. Collective.
         """
-        rows = list(rows) or [PackedRow.from_documents([], self.context)]
+        rows = list(rows) or [PackedRow.from_documents([], self.blank_length)]
         lengths = {row.length for row in rows}
         if len(lengths) > 1:
             raise LayoutError(
@@ -122,6 +124,16 @@ class ForwardBackward:
             batches, len(rows), forward_only=forward_only, length=rows[0].length
         )
         return [row.to_host() for row in done] if self.ranks.reports_losses else []
+
+    @property
+    def blank_length(self) -> int:
+        """Tokens of the row of a data-parallel rank that has none: whatever parallelism cuts
+        it for, and not the context. All of it is fill, which attention takes for one
+        document, so that a row of the context would cost such a rank more than the rows of
+        short documents cost the others. The ranks of its pipeline have no row either.
+        """
+        tp, cp = self.ranks.groups.tp.size(), self.ranks.groups.cp.size()
+        return min(_BLANK_MULTIPLE * tp * (2 * cp if cp > 1 else 1), self.context)
 
     def batches(
         self,

@@ -40,7 +40,7 @@ from alia_ctx.planner.tables import (
     memory_table,
     plan_table,
 )
-from alia_ctx.planner.workload import Workload
+from alia_ctx.planner.workload import RowSizes, Workload
 
 __all__ = [
     "GpuCount",
@@ -48,6 +48,7 @@ __all__ = [
     "RankMemory",
     "RopeFigures",
     "RopeReach",
+    "RowSizes",
     "StagePlan",
     "Workload",
     "assumptions_table",

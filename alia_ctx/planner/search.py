@@ -10,7 +10,7 @@ from itertools import product
 
 from alia_ctx.planner.stage import HOPPER_NODES, StagePlan, plan_of, plan_stage
 from alia_ctx.planner.timing import spans_nodes
-from alia_ctx.planner.workload import RECOMPUTE_MODES
+from alia_ctx.planner.workload import RECOMPUTE_MODES, RowSizes
 from alia_ctx.spec.cluster import ClusterSpec
 from alia_ctx.spec.execution import (
     GPU_LOSS_CHUNK,
@@ -67,7 +67,7 @@ def suggest_layouts(
     recompute: Recompute | None = None,
     offload: bool | None = False,
     overlap: bool = True,
-    attention_pairs: float | None = None,
+    packed: RowSizes | None = None,
     shortest_row: int | None = None,
     fp8: Fp8 = "off",
     fp8_bf16_layers: int = 0,
@@ -100,7 +100,7 @@ def suggest_layouts(
         cluster,
         loss_chunk_tokens,
         overlap=overlap,
-        attention_pairs=attention_pairs,
+        packed=packed,
         fp8=fp8,
         fp8_bf16_layers=fp8_bf16_layers,
         mlp_chunk_tokens=mlp_chunk_tokens,

@@ -22,7 +22,7 @@ from alia_ctx.planner.timing import (
     seconds_at_mfu,
     update_time,
 )
-from alia_ctx.planner.workload import Workload
+from alia_ctx.planner.workload import RowSizes, Workload
 from alia_ctx.spec.cluster import ClusterSpec
 from alia_ctx.spec.execution import GPU_LOSS_CHUNK, Fp8, Precision, Recompute
 from alia_ctx.spec.layout import Layout
@@ -49,7 +49,7 @@ class StagePlan:
         return tuple(map(self._rank_memory, range(self.work.layout.pp)))
 
     def _rank_memory(self, rank: int) -> RankMemory:
-        return rank_memory(self.work, rank, self.cluster.overhead_gib)
+        return rank_memory(self.work.in_longest_rows, rank, self.cluster.overhead_gib)
 
     @cached_property
     def fullest(self) -> RankMemory:
@@ -66,15 +66,18 @@ class StagePlan:
     @cached_property
     def host_items(self) -> dict[str, float]:
         """GiB of a node's host memory by item: a copy of what its ranks own while it is
-        written, offloaded activations, and the processes.
+        written, offloaded activations, and the processes. Inputs of recomputed layers
+        have memory for rows of the context (`alia_ctx/mcore/offloading.py`).
         """
         ranks = min(self.cluster.ranks_per_node, self.work.world_size)
         parameters = max(
             rank_parameters(self.work, rank) for rank in (0, self.work.layout.pp - 1)
         )
+        full = self.work.recompute == "full"
+        away = self.work if full else self.work.in_longest_rows
         items = {
             "copy for a save": saved_bytes(self.work, parameters) / GIB,
-            "offloaded activations": self._rank_memory(0).offloaded,
+            "offloaded activations": rank_memory(away, 0, 0.0).offloaded,
             "processes (guess)": self.cluster.host_overhead_gib,
         }
         return {name: ranks * gib for name, gib in items.items() if gib}
@@ -139,8 +142,8 @@ class StagePlan:
         """Attention FLOPs of the plan's documents over those of one document a row; None
         where there is no plan.
         """
-        pairs = self.work.attention_pairs
-        return None if pairs is None else pairs / self.work.causal_pairs
+        packed = self.work.packed
+        return None if packed is None else packed.pairs / self.work.causal_pairs
 
     @property
     def row_logits_gib(self) -> float:
@@ -149,7 +152,7 @@ class StagePlan:
 
     def seconds_at_mfu(self, mfu: float) -> float:
         """Seconds of an update at a given model FLOPs utilisation of all GPUs."""
-        return seconds_at_mfu(self.work, self.cluster, mfu)
+        return seconds_at_mfu(self.work.in_mean_rows, self.cluster, mfu)
 
     def days_at_mfu(self, mfu: float) -> float:
         """Days of the stage at a given model FLOPs utilisation."""
@@ -171,7 +174,7 @@ def plan_stage(
     *,
     offload: bool = False,
     overlap: bool = True,
-    attention_pairs: float | None = None,
+    packed: RowSizes | None = None,
     fp8: Fp8 = "off",
     fp8_bf16_layers: int = 0,
     mlp_chunk_tokens: int | None = None,
@@ -197,7 +200,7 @@ def plan_stage(
         loss_chunk_tokens,
         offload,
         overlap,
-        attention_pairs,
+        packed,
         fp8,
         fp8_bf16_layers,
         mlp_chunk_tokens,
@@ -209,6 +212,7 @@ def plan_stage(
 
 def plan_of(work: Workload, cluster: ClusterSpec, reach: RopeReach) -> StagePlan:
     """The plan of a workload that has been checked."""
+    mean = work.in_mean_rows
     return StagePlan(
-        work, cluster, flops_per_token(work), update_time(work, cluster), reach
+        work, cluster, flops_per_token(mean), update_time(mean, cluster), reach
     )

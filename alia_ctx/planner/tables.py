@@ -33,17 +33,26 @@ def plan_table(
 
 def _size_lines(plan: StagePlan) -> dict[str, str]:
     work = plan.work
-    update = f"{work.rows_per_update:,} rows x {work.context:,} = {work.tokens_per_update:,} tokens"
+    rows = f"{work.rows_per_update:,} rows x {work.row_tokens:,}"
+    update = f"{rows} = {work.tokens_per_update:,} tokens"
     share = f"{_span(*work.rows_per_rank)} rows a data-parallel rank"
     reached = work.updates * work.tokens_per_update
+    asked, all_asked = (
+        f" ({tokens:,} asked for)" for tokens in (work.update_tokens, work.tokens)
+    )
+    if work.row_tokens != work.context and work.packed is not None:
+        asked = (
+            f" (means of the pack plan; its longest row has {work.packed.longest:,})"
+        )
+        all_asked = ""
     return {
         "layout": (
             f"{_layout(work.layout)}, dp={work.data_parallel} on {work.world_size} "
             f"GPUs, {work.precision}"
         ),
         "recompute": work.recompute + (", offloaded" if work.offload else ""),
-        "update": f"{update} ({work.update_tokens:,} asked for), {share}",
-        "stage": f"{work.updates:,} updates = {reached:,} tokens ({work.tokens:,} asked for)",
+        "update": f"{update}{asked}, {share}",
+        "stage": f"{work.updates:,} updates = {reached:,} tokens{all_asked}",
     }
 
 

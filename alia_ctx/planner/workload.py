@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import get_args
 
@@ -18,6 +18,21 @@ _COUNTS = ("context", "world_size", "tokens", "update_tokens", "loss_chunk_token
 
 
 @dataclass(frozen=True)
+class RowSizes:
+    """Rows of a stage's pack plan, as they are computed, fill included.
+
+    Args:
+        tokens: of the mean row.
+        longest: tokens of the longest row.
+        pairs: visible query-key pairs of the mean row.
+    """
+
+    tokens: int
+    longest: int
+    pairs: float
+
+
+@dataclass(frozen=True)
 class Workload:
     """A stage's training as sizes.
 
@@ -27,8 +42,9 @@ class Workload:
         offload: whether activations wait for the backward in host memory.
         overlap: whether gradients are reduced beside the last row's backward, and
             weights gathered beside the first row's forward.
-        attention_pairs: visible query-key pairs of a row, the mean of its pack plan;
-            None takes one document a row, which is the most that there can be.
+        packed: the rows of its pack plan: those of conversations are as long as their
+            update needs. None takes rows of the context and one document a row, which
+            is the most that there can be.
         fp8: whether the layers' products are in FP8, of any scaling; it counts in
             memory, and the time is taken to be that of bf16.
         fp8_bf16_layers: first layers that are not, and as many last ones.
@@ -49,7 +65,7 @@ class Workload:
     loss_chunk_tokens: int = GPU_LOSS_CHUNK
     offload: bool = False
     overlap: bool = True
-    attention_pairs: float | None = None
+    packed: RowSizes | None = None
     fp8: Fp8 = "off"
     fp8_bf16_layers: int = 0
     mlp_chunk_tokens: int | None = None
@@ -91,11 +107,16 @@ class Workload:
     @cached_property
     def rows_per_update(self) -> int:
         """Whole rows that `update_tokens` pays for, and at least one."""
-        return max(1, self.update_tokens // self.context)
+        return max(1, self.update_tokens // self.row_tokens)
+
+    @property
+    def row_tokens(self) -> int:
+        """Tokens of the mean row, fill included."""
+        return self.context if self.packed is None else self.packed.tokens
 
     @property
     def tokens_per_update(self) -> int:
-        return self.rows_per_update * self.context
+        return self.rows_per_update * self.row_tokens
 
     @property
     def updates(self) -> int:
@@ -112,13 +133,36 @@ class Workload:
     @property
     def causal_pairs(self) -> float:
         """Query-key pairs of a row that is one document."""
-        return self.context * (self.context + 1) / 2
+        return self.row_tokens * (self.row_tokens + 1) / 2
 
     @property
     def pairs_per_row(self) -> float:
         """Query-key pairs of a row, as its documents mask them."""
-        pairs = self.attention_pairs
-        return self.causal_pairs if pairs is None else pairs
+        return self.causal_pairs if self.packed is None else self.packed.pairs
+
+    @property
+    def in_mean_rows(self) -> Workload:
+        """What the time is that of: every row is the mean one."""
+        return self.in_rows_of(self.row_tokens)
+
+    @property
+    def in_longest_rows(self) -> Workload:
+        """What the memory has to do for: every row is the longest one."""
+        return self.in_rows_of(
+            self.context if self.packed is None else self.packed.longest
+        )
+
+    def in_rows_of(self, tokens: int) -> Workload:
+        """As many rows, updates and query-key pairs, with rows of so many tokens."""
+        if self.packed is None or tokens == self.context == self.row_tokens:
+            return self
+        return replace(
+            self,
+            context=tokens,
+            tokens=self.updates * self.rows_per_update * tokens,
+            update_tokens=self.rows_per_update * tokens,
+            packed=RowSizes(tokens, tokens, self.packed.pairs),
+        )
 
     @property
     def layers_per_stage(self) -> int:

@@ -23,7 +23,7 @@ def counted_without_memory(plans: Sequence[StagePlan]) -> list[dict[str, int]]:
     asked = [
         {
             "model": dataclasses.asdict(plan.work.model),
-            "context": plan.work.context,
+            "context": plan.work.in_longest_rows.context,
             "layout": dataclasses.asdict(plan.work.layout),
             "world_size": plan.work.world_size,
             "recompute": plan.work.recompute,
@@ -50,7 +50,7 @@ def counted_without_memory(plans: Sequence[StagePlan]) -> list[dict[str, int]]:
 
 def expected_counts(plan: StagePlan) -> dict[str, int]:
     """The planner's own figures for what `counted_without_memory` counts."""
-    work, rank = plan.work, plan.memory[0]
+    work, rank = plan.work.in_longest_rows, plan.memory[0]
     saved, collected = layer_activations(work)
     kept = saved + (0 if work.recompute == "full" else collected)
     return {

@@ -3,29 +3,109 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import replace
+from contextlib import suppress
+from dataclasses import dataclass, replace
 from itertools import islice
 from typing import get_args
 
+import numpy as np
+
 from alia_ctx.config.layouts import search_settings
 from alia_ctx.config.run import RunConfig
-from alia_ctx.planner import StagePlan, plan_stage
+from alia_ctx.data.packing import row_lengths
+from alia_ctx.data.packing.plan_files import load_arrays, read_statement
+from alia_ctx.errors import AliaError
+from alia_ctx.planner import RowSizes, StagePlan, plan_stage
 from alia_ctx.spec.execution import Recompute
+from alia_ctx.workflow.chain import run_directory
 from alia_ctx.workflow.mixture import sizes_of
 
 
-def planned_stage(run: RunConfig, name: str) -> StagePlan:
-    """A stage on its own layout and ranks, by the sizes of its rows and not by its pack
-    plan. AliaError where it cannot be planned.
+@dataclass(frozen=True)
+class PackedStage:
+    """The rows of a stage's pack plan: int64 [rows] query-key pairs and tokens of each, as
+    they are computed, int64 [updates + 1] the first row of each update, and the epochs
+    that they are (1 where updates are of tokens).
+    """
+
+    pairs: np.ndarray
+    lengths: np.ndarray
+    update_offsets: np.ndarray
+    epochs: int = 1
+
+    @property
+    def row_sizes(self) -> RowSizes:
+        return RowSizes(
+            round(float(self.lengths.mean())),
+            int(self.lengths.max()),
+            float(self.pairs.mean()),
+        )
+
+    @property
+    def rows_per_update(self) -> int:
+        """Of the mean update."""
+        return max(1, round(len(self.lengths) / self.updates))
+
+    @property
+    def updates(self) -> int:
+        return len(self.update_offsets) - 1
+
+
+def packed_stage(run: RunConfig, name: str) -> PackedStage | None:
+    """What the pack plan of a stage holds; None where there is none for this context, and
+    for this size of an update where that is so many conversations. The bits are believed:
+    nothing is trained.
+    """
+    stage = run.stage(name)
+    with suppress(AliaError, OSError, KeyError):
+        statement = read_statement(run_directory(run).plan(name))
+        identity = statement.identity
+        if identity["row_length"] != stage.context:
+            return None
+        if identity.get("update_instances") != stage.update_instances:
+            return None
+        arrays = load_arrays(statement, verify=False)
+        pairs, offsets = arrays["row_pairs"], arrays["update_offsets"]
+        if not len(pairs):
+            return None
+        lengths = np.full(len(pairs), stage.context)
+        if stage.update_instances is not None:
+            pieces, firsts = arrays["piece_lengths"], arrays["row_offsets"][:-1]
+            tokens = np.add.reduceat(pieces, firsts, dtype=np.int64)
+            lengths = row_lengths(tokens, offsets, stage.context)
+        return PackedStage(pairs, lengths, offsets, identity.get("epochs") or 1)
+    return None
+
+
+def planning_sizes(
+    run: RunConfig, name: str, packed: PackedStage | None
+) -> tuple[int, int]:
+    """(tokens, tokens of an update) to plan a stage with. Those of a plan of conversations
+    have its fill in them, as it is computed; an epoch that is not packed yet is taken for
+    one that is.
     """
     stage = run.stage(name)
     tokens, update_tokens, _ = sizes_of(run, name)
+    if packed is None or stage.update_instances is None:
+        return tokens, update_tokens
+    in_update = packed.rows_per_update * packed.row_sizes.tokens
+    updates = round(packed.updates * (stage.epochs or 1) / packed.epochs)
+    return updates * in_update, in_update
+
+
+def planned_stage(run: RunConfig, name: str) -> StagePlan:
+    """A stage on its own layout and ranks, by the rows of its pack plan where there is one.
+    AliaError where it cannot be planned.
+    """
+    stage, packed = run.stage(name), packed_stage(run, name)
+    tokens, update_tokens = planning_sizes(run, name, packed)
     shared = search_settings(run, stage)
     del shared["shortest_row"]
     return plan_stage(
         *(run.model, stage.rope, stage.context, stage.layout),
         *(run.world_size(stage), tokens, update_tokens, stage.recompute),
         offload=run.engine.offload_activations,
+        packed=None if packed is None else packed.row_sizes,
         **shared,
     )
 

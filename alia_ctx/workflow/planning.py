@@ -6,18 +6,15 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Collection, Sequence
-from contextlib import suppress
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 from rich.table import Table
 
 from alia_ctx.config.layouts import search_settings
 from alia_ctx.config.run import RunConfig
-from alia_ctx.data.packing.plan_files import load_arrays, read_statement
 from alia_ctx.errors import AliaError, ConfigError, DataError, Problem
 from alia_ctx.files import require_replaceable, write_json
 from alia_ctx.planner import (
@@ -37,9 +34,9 @@ from alia_ctx.planner import (
 from alia_ctx.planner.timeline import TRACE_MARK, Timeline, simulate
 from alia_ctx.spec.machines import MACHINES
 from alia_ctx.train.balance import assign_rows
-from alia_ctx.workflow.chain import run_directory
 from alia_ctx.workflow.dry_running import counted_without_memory, expected_counts
-from alia_ctx.workflow.mixture import mixture_tables, sizes_of
+from alia_ctx.workflow.mixture import mixture_tables
+from alia_ctx.workflow.planned import PackedStage, packed_stage, planning_sizes
 from alia_ctx.workflow.readiness import require_warmup
 
 _DRAWN = 8  # data-parallel ranks of a time line: more than that nobody looks at
@@ -145,6 +142,7 @@ def _in_numbers(plan: StagePlan) -> dict[str, Any]:
         "checkpoint_gib": plan.checkpoint_gib,
         "updates": work.updates,
         "rows_per_update": work.rows_per_update,
+        "row_tokens": work.row_tokens,
         "tokens_per_update": work.tokens_per_update,
         "update_seconds": {
             **{name: s for name, s in vars(timing).items() if name != "mfu"},
@@ -227,28 +225,17 @@ class _Stage:
     @cached_property
     def sizes(self) -> tuple[int, int, int]:
         """(GPUs, tokens, tokens of an update)."""
-        tokens, update_tokens, _ = sizes_of(self.run, self.name)
         gpus = self.asked.gpus or self.run.world_size(self.stage)
-        return gpus, tokens, update_tokens
+        return gpus, *planning_sizes(self.run, self.name, self.packed)
 
     @cached_property
-    def planned_pairs(self) -> tuple[np.ndarray, np.ndarray] | None:
-        """(query-key pairs of each row, offsets of updates in rows) of the pack plan; None
-        where there is none for this context. The bits are believed: nothing is trained.
-        """
-        with suppress(AliaError, OSError, KeyError):
-            statement = read_statement(run_directory(self.run).plan(self.name))
-            if statement.identity["row_length"] == self.stage.context:
-                arrays = load_arrays(statement, verify=False)
-                if len(arrays["row_pairs"]):
-                    return arrays["row_pairs"], arrays["update_offsets"]
-        return None
+    def packed(self) -> PackedStage | None:
+        return packed_stage(self.run, self.name)
 
     @cached_property
     def _shared(self) -> dict[str, Any]:
-        rows = self.planned_pairs
-        mean = None if rows is None else float(rows[0].mean())
-        return {**search_settings(self.run, self.stage), "attention_pairs": mean}
+        rows = None if self.packed is None else self.packed.row_sizes
+        return {**search_settings(self.run, self.stage), "packed": rows}
 
     @cached_property
     def choices(self) -> list[LayoutChoice]:
@@ -361,9 +348,10 @@ def simulated_update(run: RunConfig, name: str, ranks: int = 1) -> Timeline:
 def _simulated(stage: _Stage, drawn: int) -> Timeline:
     plan, work = stage.plan, stage.plan.work
     pairs = [work.causal_pairs] * work.rows_per_update
-    if (planned := stage.planned_pairs) is not None:
-        first, last = (int(offset) for offset in planned[1][:2])
-        pairs = [float(n) for n in planned[0][first:last]]
+    if (packed := stage.packed) is not None:
+        first, last = packed.update_offsets[:2].tolist()
+        pairs = [float(n) for n in packed.pairs[first:last]]
+        work = work.in_rows_of(int(packed.lengths[first]))
     groups = assign_rows(pairs, work.data_parallel, work.layout.pp)
     shares = [[(row, pairs[row]) for row in group] for group in groups]
     return simulate(work, plan.cluster, shares, drawn)

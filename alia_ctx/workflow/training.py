@@ -168,7 +168,8 @@ def train(run: RunConfig, name: str, *, exit_before: float | None = None) -> Pat
         if main:
             for text in training_block(run, name, plan, engine, trainer):
                 say(escape(text))
-        bar.begin_at(_bar_tokens(stage, plan, updates))
+        # The first update of a start compiles kernels and finds memory.
+        bar.begin_at(_bar_tokens(stage, plan, updates), unmeasured=1)
         return trainer.train()
 
 

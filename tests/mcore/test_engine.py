@@ -291,17 +291,37 @@ def test_state_of_another_model_is_refused(tmp_path: Path) -> None:
     )
 
 
-def blank_rank(rank: int) -> list[Any]:
-    """Two data-parallel ranks, one row: the second one brings nothing."""
+def blank_rank(rank: int, layouts: list[Layout]) -> list[list[Any]]:
+    """Several data-parallel ranks, one row: all but the first bring nothing."""
+    found = []
     with small.distributed():
-        engine = small.make_engine(Layout())
-        rows: list[PackedRow] = small.rows_of(0)[:1] if rank == 0 else []
-        result = engine.train_update(rows, 1e-2)
-        return [result.loss, result.gradient_norm, result.predicted_tokens]
+        for layout in layouts:
+            engine = small.make_engine(layout)
+            passed = small.tokens_passing(engine)
+            is_first = engine.data_parallel_rank == 0
+            rows: list[PackedRow] = small.rows_of(0)[:1] if is_first else []
+            result = engine.train_update(rows, 1e-2)
+            found.append([
+                *(result.loss, result.gradient_norm, result.predicted_tokens),
+                (is_first, {tokens * layout.tp * layout.cp for tokens in passed}),
+            ])  # fmt: skip
+    return found
 
 
-def test_rank_without_rows_adds_nothing() -> None:
-    both = run_distributed(blank_rank, 2)
-    single = run_distributed(blank_rank, 1)[0]
-    for values in both:
-        assert values == pytest.approx(single, rel=LOSS_TOLERANCE)
+@pytest.mark.parametrize(
+    ("ranks", "layouts"),
+    [
+        (2, [Layout()]),
+        (4, [Layout(), Layout(cp=2), Layout(tp=2), Layout(pp=2)]),
+    ],
+)
+def test_rank_without_rows_adds_nothing_and_computes_little(
+    ranks: int, layouts: list[Layout]
+) -> None:
+    single = run_distributed(blank_rank, 1, [Layout()])[0][0][:3]
+    for of_rank in run_distributed(blank_rank, ranks, layouts):
+        for layout, (*values, (is_first, tokens)) in zip(layouts, of_rank, strict=True):
+            assert values == pytest.approx(single, rel=LOSS_TOLERANCE), layout
+            # Of a blank row 16 tokens for each part that it is cut into.
+            blank = {Layout(): 16, Layout(cp=2): 64, Layout(tp=2): 32, Layout(pp=2): 16}
+            assert tokens == {small.CONTEXT if is_first else blank[layout]}, layout

@@ -12,6 +12,7 @@ import pytest
 
 from alia_ctx.errors import LayoutError
 from alia_ctx.planner import (
+    RowSizes,
     StagePlan,
     best_by_count,
     duration,
@@ -159,7 +160,7 @@ def test_node_hours_are_of_whole_nodes() -> None:
 def test_masks_of_the_plan_count_and_time() -> None:
     documents = [9, 4, 3]
     pairs = sum(n * (n + 1) / 2 for n in documents)
-    whole, masked = tiny(), tiny(attention_pairs=pairs)
+    whole, masked = tiny(), tiny(packed=RowSizes(16, 16, pairs))
     per_row = whole.work.model.attention_flops(documents)
     assert masked.flops_per_token[1] == pytest.approx(per_row / 16)
     assert masked.masked_share == pytest.approx(pairs / (16 * 17 / 2))

@@ -18,6 +18,7 @@ from alia_ctx.data.packing.duplicates import (
 from alia_ctx.data.packing.instances import (
     draw_held_out,
     held_out_shares,
+    row_lengths,
     shortest_row,
 )
 from alia_ctx.data.packing.left_out import held_out_statement, kept_out_statement
@@ -64,6 +65,7 @@ __all__ = [
     "plan_table",
     "read_statement",
     "repeats_table",
+    "row_lengths",
     "shortest_row",
     "weigh_by_piece",
     "write_held_out",

@@ -1,0 +1,157 @@
+"""A stage is planned by the rows that its pack plan has: those of conversations are as long
+as their update needs, which may be far less than the context.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from alia_ctx import workflow
+from alia_ctx.config.load import load_run
+from alia_ctx.config.run import RunConfig
+from alia_ctx.planner import StagePlan, plan_stage, plan_table
+from alia_ctx.workflow.planned import planned_stage, room_on_a_gpu
+from alia_ctx.workflow.planning import PlanQuestion, plan_document, simulated_update
+from tests.planner.test_planner import shown
+from tests.small_run import write_run
+from tests.train.test_conversations import write_talk
+
+CONTEXT = 16_384
+STAGE = {"context": CONTEXT, "epochs": 1, "update_instances": 64}
+PACK = {"policy": "best_fit", "long_docs": "drop", "min_rows": 2}
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    return write_talk(tmp_path, **STAGE, pack=PACK)
+
+
+def rows_of(run: RunConfig) -> tuple[list[int], list[int], list[int]]:
+    """(tokens of each row, query-key pairs of each row, rows of each update) of the plan, as
+    the trainer reads it.
+    """
+    plan = workflow.open_plan(run, "short")
+    rows = [plan.row(index) for index in range(len(plan))]
+    pairs = [
+        sum(
+            n * (n + 1) // 2
+            for n in [*np.diff(r.doc_offsets).tolist(), r.length - r.real_tokens]
+        )
+        for r in rows
+    ]
+    updates = [len(plan.rows_of_update(k)) for k in range(plan.updates)]
+    return [row.length for row in rows], pairs, updates
+
+
+def with_rows_of(run: RunConfig, context: int, rows: int, updates: int) -> StagePlan:
+    """The stage, if its context were `context`: one document a row."""
+    stage, update = run.stage("short"), rows * context
+    return plan_stage(
+        *(run.model, stage.rope, context, stage.layout, 1),
+        *(updates * update, update, stage.recompute, "fp32", run.cluster),
+        **{
+            "loss_chunk_tokens": 64,
+            "overlap": planned_stage(run, "short").work.overlap,
+        },
+    )
+
+
+def test_time_is_that_of_the_mean_row_and_memory_that_of_the_longest(
+    path: Path,
+) -> None:
+    run = load_run(path)
+    before = planned_stage(run, "short")
+    assert before.work.row_tokens == CONTEXT and before.masked_share is None
+    workflow.pack(run, "short")
+    lengths, pairs, updates = rows_of(run)
+    assert set(updates) == {2} and max(lengths) < CONTEXT / 8
+    plan = planned_stage(run, "short")
+    assert (plan.work.updates, plan.work.rows_per_update) == (len(updates), 2)
+    assert plan.work.context == CONTEXT, "layouts and RoPE are those of the context"
+    mean = round(np.mean(lengths))
+    short = with_rows_of(run, mean, 2, len(updates))
+    model = run.model
+    attention = model.attention_flops([1]) * np.mean(pairs) / mean
+    assert plan.flops_per_token == pytest.approx(
+        (model.linear_flops_per_token(), float(attention))
+    )
+    # Documents attend to less than one document a row would.
+    assert plan.timing.compute < short.timing.compute < before.timing.compute / 8
+    assert plan.masked_share == pytest.approx(np.mean(pairs) / (mean * (mean + 1) / 2))
+    longest = with_rows_of(run, max(lengths), 2, len(updates))
+    assert plan.fullest.items == longest.fullest.items
+    assert plan.fullest.total < before.fullest.total
+    assert plan.reach == before.reach
+
+
+def test_what_is_said_of_it(path: Path) -> None:
+    run = load_run(path)
+    workflow.pack(run, "short")
+    lengths, _, updates = rows_of(run)
+    plan = planned_stage(run, "short")
+    words, remedy = room_on_a_gpu(run, "short", plan.fullest.total + 0.01)
+    assert words.startswith(f"{plan.fullest.total:.1f} GiB") and not remedy
+    table = shown(plan_table(plan))
+    assert f"2 rows x {plan.work.row_tokens:,}" in table
+    assert f"means of the pack plan; its longest row has {max(lengths):,}" in table
+    assert "asked for" not in table
+    said = plan_document(run, PlanQuestion(("short",)))["stages"]["short"]["plan"]
+    assert said["seconds"] == pytest.approx(plan.seconds)
+    assert said["row_tokens"] == plan.work.row_tokens
+    assert (said["updates"], said["rows_per_update"]) == (len(updates), 2)
+
+
+def test_the_first_update_is_drawn_with_its_own_rows(path: Path) -> None:
+    run = load_run(path)
+    whole = simulated_update(run, "short").seconds
+    workflow.pack(run, "short")
+    lengths, pairs, _ = rows_of(run)
+    drawn = simulated_update(run, "short").seconds
+    assert drawn < whole / 4
+    flops = 2 * run.model.linear_flops_per_token() * lengths[0]
+    flops += run.model.attention_flops([1]) * sum(pairs[:2])
+    least = flops / run.cluster.peak_flops("fp32")
+    assert least < drawn < 5 * least, "efficiencies are 0.4 to 0.5"
+
+
+@pytest.mark.parametrize("changed", ["stages.short.update_instances=16", "context"])
+def test_a_plan_of_something_else_is_not_taken(path: Path, changed: str) -> None:
+    workflow.pack(load_run(path), "short")
+    if changed == "context":
+        changed = f"stages.short.context={CONTEXT // 2}"
+    run = load_run(path, [changed])
+    plan = planned_stage(run, "short")
+    assert plan.work.packed is None
+    assert plan.work.row_tokens == run.stage("short").context
+
+
+def test_epochs_that_are_not_packed_yet_are_as_those_that_are(path: Path) -> None:
+    run = load_run(path)
+    workflow.pack(run, "short")
+    one, two = (
+        planned_stage(load_run(path, [f"stages.short.epochs={epochs}"]), "short")
+        for epochs in (1, 2)
+    )
+    assert two.work.updates == 2 * one.work.updates
+    assert two.timing == one.timing
+    assert two.seconds == pytest.approx(2 * one.seconds)
+
+
+def test_rows_of_tokens_are_the_context_and_their_documents_count(
+    tmp_path: Path,
+) -> None:
+    run = load_run(write_run(tmp_path))
+    before: dict[str, Any] = {name: planned_stage(run, name) for name in run.stages}
+    workflow.pack(run, "short")
+    plan, was = planned_stage(run, "short"), before["short"]
+    assert (plan.work.row_tokens, plan.work.rows_per_update) == (64, 8)
+    assert (plan.work.updates, plan.work.tokens) == (was.work.updates, was.work.tokens)
+    assert plan.fullest == was.fullest
+    assert plan.masked_share is not None and plan.masked_share < 1
+    assert plan.timing.compute < was.timing.compute
+    assert "asked for" in shown(plan_table(plan))
+    assert planned_stage(run, "long") == before["long"]
