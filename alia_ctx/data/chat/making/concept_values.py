@@ -79,7 +79,9 @@ def _text(pool: str, language: str, draw: random.Random) -> str:
     texts = pools()[pool]
     chosen: list[str] = texts if isinstance(texts, list) else texts[language]
     text = draw.choice(chosen)
-    return f"{text} {draw.randint(2, 999)}" if pool == "things" and _rarely(draw) else text
+    return (
+        f"{text} {draw.randint(2, 999)}" if pool == "things" and _rarely(draw) else text
+    )
 
 
 def _rarely(draw: random.Random) -> bool:
@@ -92,7 +94,9 @@ def _of(name: str, draw: random.Random) -> str:
 
 
 def _date(draw: random.Random) -> str:
-    return f"{draw.randint(2019, 2031)}-{draw.randint(1, 12):02}-{draw.randint(1, 28):02}"
+    return (
+        f"{draw.randint(2019, 2031)}-{draw.randint(1, 12):02}-{draw.randint(1, 28):02}"
+    )
 
 
 def _time(draw: random.Random) -> str:

@@ -6,6 +6,7 @@ import hashlib
 import importlib.util
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -43,6 +44,13 @@ class Function:
     def talk(self) -> Talk | None:
         """How it can be spoken of, where that is known."""
         return None if self.invented is None else self.invented.talk
+
+    @cached_property
+    def subject(self) -> str | None:
+        """What it does something with, where that is known: others of it may do the same."""
+        return (
+            None if self.talk is None or self.talk.noun is None else self.talk.noun.key
+        )
 
     @property
     def properties(self) -> dict[str, Any]:

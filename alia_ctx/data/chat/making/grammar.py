@@ -313,14 +313,12 @@ def _serves(other: Function, function: Function) -> bool:
     themselves, both do something with the same thing, or all words of one name are in
     the other's.
     """
-    ours_is, theirs_is = (f.talk and f.talk.noun for f in (function, other))
-    if ours_is and theirs_is and ours_is.key == theirs_is.key:
-        return True
     ours, theirs = _words_of_name(function.name), _words_of_name(other.name)
     return (
         ours <= theirs
         or theirs <= ours
         or _as_said(function.description) == _as_said(other.description)
+        or (function.subject is not None and function.subject == other.subject)
     )
 
 

@@ -38,7 +38,9 @@ _REQUIRED = {
     "object": 0.6,
     "rows": 0.8,
 }
-_SELDOM_REQUIRED = frozenset({"limit", "retries", "timeout", "sort_by", "order", "output"})
+_SELDOM_REQUIRED = frozenset(
+    {"limit", "retries", "timeout", "sort_by", "order", "output"}
+)
 _FORMATS = {"date": "date", "email": "email", "url": "uri"}
 _UNKNOWN = (("string", 5), ("integer", 3), ("boolean", 1), ("number", 1))
 
@@ -105,7 +107,7 @@ class Invented:
                 needed = [child.name for child in part.children if child.required]
                 if needed:
                     schema["required"] = needed
-        if draw.random() < 0.97:
+        if draw.random() < 0.98:
             told = self._told(part, language, draw)
             kind = schema.pop("type")
             schema = {"type": kind, "description": told, **schema}
@@ -120,16 +122,23 @@ class Invented:
             told = draw.choice(words["told"])
             told = told.replace("{name}", part.name).replace("{thing}", thing)
         else:
-            told = draw.choice(concepts()[part.concept].descriptions(language))
-        if draw.random() < 0.3 and schema["type"] not in ("boolean", "object", "array"):
+            known = concepts()[part.concept].descriptions(language)
+            told = draw.choice(known)
+            if len(known) > 1 and draw.random() < 0.3:
+                told = f"{known[0]} ({known[1]})"
+        if draw.random() < 0.35 and schema["type"] not in (
+            "boolean",
+            "object",
+            "array",
+        ):
             example = str(value_of(part, language, draw))
             told += draw.choice(words["example"]).replace("{example}", example)
         noun = self.talk.noun
-        if noun is not None and draw.random() < 0.3:
+        if noun is not None and draw.random() < 0.4:
             about = draw.choice(words["about"])
             told += about.replace("{noun}", noun.texts[language])
         told += "."
-        if draw.random() < 0.25:
+        if draw.random() < 0.35:
             told += f" {draw.choice(words['notes'])}"
         chance = 0.35 if "enum" in schema else 0.0
         if draw.random() < chance:
@@ -230,7 +239,9 @@ def _part(concept: Concept, draw: random.Random) -> Part:
         for key in wanted:
             child = _part(concepts()[key], draw)
             needed = key in made_of["required"]
-            children.append(replace(child, required=needed, schema=_bare(child, needed)))
+            children.append(
+                replace(child, required=needed, schema=_bare(child, needed))
+            )
         return replace(part, schema={"type": "object"}, children=_named(children))
     if kind == "rows":
         row = [_bare_part(concepts()[key], draw) for key in concept.children]
@@ -296,7 +307,9 @@ def _unknown(draw: random.Random) -> Part:
     (kind,) = draw.choices(*zip(*_UNKNOWN, strict=True))
     part = Part(invented_word(draw), None, {"type": kind}, draw.random() < 0.75)
     if not part.required and draw.random() < 0.8:
-        return replace(part, schema={"type": kind, "default": value_of(part, "en", draw)})
+        return replace(
+            part, schema={"type": kind, "default": value_of(part, "en", draw)}
+        )
     return part
 
 

@@ -19,8 +19,8 @@ def fault_of(made: MadeConversation) -> str | None:
     """Why a made conversation is not what it should be; None where it is.
 
     Every call validates against its tool's schema, every argument is found in what the
-    user said before (a truth also as words that mean it), a request that keeps a parameter back is not answered by a call,
-    and the conversation is sound as any other.
+    user said before (a truth also as words that mean it), a request that keeps a
+    parameter back is not answered by a call, and the conversation is sound as any other.
     """
     try:
         require_sound(made.conversation)

@@ -62,8 +62,7 @@ class Wording:
         ((name, value),) = arguments.items()
         part = self._part(function, name)
         if isinstance(value, bool | list | dict):
-            told = self._clause(part, name, value) or self._named(name, value)
-            return f"{_capital(told)}."
+            return f"{self._clause(part, name, value) or self._named(name, value)}."
         return f"{self._said(value, part)}."
 
     def _is_of_words(self, function: Function) -> bool:
@@ -139,7 +138,9 @@ class Wording:
                 clause = self._clause(self._part(function, name), name, value)
             if clause is None:
                 named.append(self._named(name, value))
-            elif clause.startswith((self._words.and_.lstrip(), "y ", "and ", "i ", "e ")):
+            elif clause.startswith(
+                (self._words.and_.lstrip(), "y ", "and ", "i ", "e ")
+            ):
                 last.append(clause)
             else:
                 plain.append(clause)
@@ -183,7 +184,9 @@ class Wording:
         return json.dumps(value)
 
     def _object(self, value: dict[str, Any], part: Part | None) -> str:
-        children = {} if part is None else {child.name: child for child in part.children}
+        children = (
+            {} if part is None else {child.name: child for child in part.children}
+        )
         keys = {children[k].concept: k for k in value if k in children}
         if set(keys) == {"food", "quantity"}:  # a row of an order
             form = self._draw.choice(self._of("each"))
