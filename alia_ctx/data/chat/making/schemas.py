@@ -42,7 +42,7 @@ _SELDOM_REQUIRED = frozenset(
     {"limit", "retries", "timeout", "sort_by", "order", "output"}
 )
 _FORMATS = {"date": "date", "email": "email", "url": "uri"}
-_UNKNOWN = (("string", 5), ("integer", 3), ("boolean", 1), ("number", 1))
+_UNKNOWN = {"string": 5, "integer": 3, "boolean": 1, "number": 1}
 
 
 @dataclass(frozen=True)
@@ -304,7 +304,7 @@ def _named(parts: list[Part]) -> tuple[Part, ...]:
 
 
 def _unknown(draw: random.Random) -> Part:
-    (kind,) = draw.choices(*zip(*_UNKNOWN, strict=True))
+    (kind,) = draw.choices([*_UNKNOWN], [*_UNKNOWN.values()])
     part = Part(invented_word(draw), None, {"type": kind}, draw.random() < 0.75)
     if not part.required and draw.random() < 0.8:
         return replace(
