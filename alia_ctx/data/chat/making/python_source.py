@@ -85,9 +85,11 @@ def _parameters(
 def _constant(node: ast.expr) -> Any:
     """The default's value as JSON has it, None where JSON has none."""
     try:
-        return json.loads(json.dumps(ast.literal_eval(node), allow_nan=False))
+        value = ast.literal_eval(node)
+        json.dumps(value, allow_nan=False)
     except (ValueError, SyntaxError, TypeError):
         return None
+    return list(value) if isinstance(value, tuple) else value
 
 
 _OF_TYPE: dict[str, type | tuple[type, ...]] = {
