@@ -89,7 +89,16 @@ def _constant(node: ast.expr) -> Any:
         json.dumps(value, allow_nan=False)
     except (ValueError, SyntaxError, TypeError):
         return None
-    return list(value) if isinstance(value, tuple) else value
+    return _of_json(value)
+
+
+def _of_json(value: Any) -> Any:
+    """With lists for tuples, and texts for keys, as JSON writes them."""
+    if isinstance(value, list | tuple):
+        return [_of_json(item) for item in value]
+    if isinstance(value, dict):
+        return {str(key): _of_json(item) for key, item in value.items()}
+    return value
 
 
 _OF_TYPE: dict[str, type | tuple[type, ...]] = {
