@@ -14,8 +14,8 @@ from alia_ctx.data.chat.making.concept_values import value_of
 from alia_ctx.data.chat.making.invented import INVENTED_VERBS, invented_word
 from alia_ctx.data.chat.making.parts import Part, Talk
 
-# Shares, in percent or as weights. Most tools of APIs that people publish have two or three
-# parameters, of texts, described, more than half of them required.
+# Shares, in percent or as weights; set with counts (of keywords, types and lengths, nothing
+# else) of BFCL's tools at hand: two or three parameters, of texts, more than half required.
 _PARAMETERS = (3, 12, 27, 31, 14, 8, 5)  # of 0, 1, ... 6
 _OF_WORDS = 0.7  # of functions; the names of the others are no words
 _OF_KIND = {
