@@ -132,6 +132,13 @@ def make_tool_data(
         bool,
         typer.Option("--quoted", help="All texts of requests in quotation marks."),
     ] = False,
+    simple: Annotated[
+        bool,
+        typer.Option(
+            "--simple",
+            help="Invented functions of bare types; requests list their arguments.",
+        ),
+    ] = False,
     model: Annotated[
         str | None,
         typer.Option(help="URL of an OpenAI-compatible endpoint that words requests."),
@@ -155,9 +162,9 @@ def make_tool_data(
         languages=_chosen("--languages", languages, tuple(making.LANGUAGES)),
         part=part,
         held_out_share=held_out_share,
-        limits=making.Limits(most_tools, most_arguments, quoted),
+        limits=making.Limits(most_tools, most_arguments, quoted, simple),
     )
-    found = making.find_functions(sources)
+    found = making.find_functions(sources, simple=simple)
     origins = [function.origin for function in found.functions.values()]
     for file in (output, about):
         _require_free(file, overwrite, origins)

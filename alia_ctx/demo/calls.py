@@ -55,8 +55,8 @@ def write_calls(folder: Path, count: int, unseen: int) -> None:
     questions, for `evaluate-calls`; the same bytes each time.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    found = find_functions(["invented:12000"])
-    limits = Limits(tools=1, quoted=True)
+    found = find_functions(["invented:12000"], simple=True)
+    limits = Limits(tools=1, quoted=True, simple=True)
     for name, part, number in (
         ("calls", "train", count),
         ("unseen", "held_out", unseen),

@@ -5,7 +5,8 @@ from __future__ import annotations
 import hashlib
 import importlib.util
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -13,9 +14,11 @@ import yaml
 
 from alia_ctx.data.chat.conversation import RowError, function_of
 from alia_ctx.data.chat.json_text import write
-from alia_ctx.data.chat.making.invented import invented_functions
+from alia_ctx.data.chat.making.invented import simple_functions
 from alia_ctx.data.chat.making.openapi import operations
+from alia_ctx.data.chat.making.parts import Talk
 from alia_ctx.data.chat.making.python_source import functions_of_source
+from alia_ctx.data.chat.making.schemas import Invented, functions_like_real_ones
 from alia_ctx.data.chat.making.values import NoValueError, inlined
 from alia_ctx.errors import DataError
 from alia_ctx.files import parse_json
@@ -27,12 +30,27 @@ _MOST_INVENTED = 1_000_000
 
 @dataclass(frozen=True)
 class Function:
-    """`parameters` is a JSON schema of an object; `origin` the file that it stands in."""
+    """`parameters` is a JSON schema of an object; `origin` the file that it stands in;
+    `invented` what is known of one that was invented.
+    """
 
     name: str
     description: str
     parameters: dict[str, Any]
     origin: str
+    invented: Invented | None = field(default=None, compare=False, repr=False)
+
+    @property
+    def talk(self) -> Talk | None:
+        """How it can be spoken of, where that is known."""
+        return None if self.invented is None else self.invented.talk
+
+    @cached_property
+    def subject(self) -> str | None:
+        """What it does something with, where that is known: others of it may do the same."""
+        return (
+            None if self.talk is None or self.talk.noun is None else self.talk.noun.key
+        )
 
     @property
     def properties(self) -> dict[str, Any]:
@@ -50,6 +68,14 @@ class Function:
             "parameters": self.parameters,
         }
         return {"type": "function", "function": function}
+
+    def described_in(self, language: str) -> Function:
+        """With the descriptions of a language, if it was invented; else as it is."""
+        if self.invented is None:
+            return self
+        described = self.invented.parameters(language)
+        told = self.invented.description(language)
+        return replace(self, description=told, parameters=described)
 
     def in_share(self, share: float) -> bool:
         """Whether a function belongs to this share of all, whatever others there are."""
@@ -76,9 +102,10 @@ def require_jsonschema() -> None:
         ) from error
 
 
-def find_functions(sources: Sequence[str]) -> FoundFunctions:
+def find_functions(sources: Sequence[str], *, simple: bool = False) -> FoundFunctions:
     """The functions of packages, Python files and folders (read, never imported), OpenAPI
-    files, and JSON files of tools.
+    files, JSON files of tools, and `invented:N`: like real ones, or, if `simple`, of bare
+    types.
 
     A package is found as Python finds it, by the name of its top level. DataError where
     a source is none of these or holds no function that can be called.
@@ -87,11 +114,11 @@ def find_functions(sources: Sequence[str]) -> FoundFunctions:
     found = FoundFunctions()
     for source in sources:
         before = len(found.functions)
-        for function in _functions(source, found.left_out):
+        for function in _functions(source, found.left_out, simple):
             where = f"{function.origin}: {function.name}"
             if function.name in found.functions:
                 found.left_out[where] = "another function has this name"
-            elif reason := _unusable(function):
+            elif reason := None if function.invented else _unusable(function):
                 found.left_out[where] = reason
             else:
                 found.functions[function.name] = function
@@ -104,10 +131,12 @@ def find_functions(sources: Sequence[str]) -> FoundFunctions:
     return found
 
 
-def _functions(source: str, left_out: dict[str, str]) -> Iterable[Function]:
+def _functions(
+    source: str, left_out: dict[str, str], simple: bool
+) -> Iterable[Function]:
     word, colon, count = source.partition(":")
     if word == INVENTED and colon:
-        return _invented(source, count)
+        return _invented(source, count, simple)
     path = Path(source).expanduser()
     if path.suffix.lower() in _SUFFIXES:
         return _of_file(path, left_out)
@@ -127,14 +156,19 @@ def _functions(source: str, left_out: dict[str, str]) -> Iterable[Function]:
     return _of_python(file.parent if file.name == "__init__.py" else file, left_out)
 
 
-def _invented(source: str, count: str) -> Iterable[Function]:
+def _invented(source: str, count: str, simple: bool) -> Iterable[Function]:
     if not count.isdecimal() or not 1 <= int(count) <= _MOST_INVENTED:
         raise DataError(
             f"{source}: {count!r} is no number of functions to invent; give one of "
             f"1 to {_MOST_INVENTED:,}, as {INVENTED}:2000"
         )
-    for name, description, parameters in invented_functions(int(count)):
-        yield Function(name, description, parameters, source)
+    if simple:
+        for name, description, parameters in simple_functions(int(count)):
+            yield Function(name, description, parameters, source)
+        return
+    for made in functions_like_real_ones(int(count)):
+        description, parameters = made.description("en"), made.parameters("en")
+        yield Function(made.name, description, parameters, source, made)
 
 
 def _of_python(path: Path, left_out: dict[str, str]) -> Iterable[Function]:

@@ -3,18 +3,18 @@
 from __future__ import annotations
 
 import functools
-import json
 import random
-import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
 from alia_ctx.data.chat.conversation import Conversation, Message, ToolCall
 from alia_ctx.data.chat.json_text import write
+from alia_ctx.data.chat.making.concept_values import value_of
 from alia_ctx.data.chat.making.functions import Function
 from alia_ctx.data.chat.making.languages import LANGUAGES
 from alia_ctx.data.chat.making.values import NoValueError, inlined, value_for
+from alia_ctx.data.chat.making.wording import Wording, spoken_name
 
 Kind = Literal["single", "multiple", "parallel", "missing", "irrelevant", "multi_turn"]
 KINDS: tuple[Kind, ...] = get_args(Kind)
@@ -54,12 +54,14 @@ class MadeConversation:
 @dataclass(frozen=True)
 class Limits:
     """Most tools that are offered at once, and most arguments of a call; whether every
-    text of a request stands in quotation marks, or only those that need them.
+    text of a request stands in quotation marks, or only those that need them; whether
+    requests only list their arguments (`simple`).
     """
 
     tools: int = 5
     arguments: int = 6
     quoted: bool = False
+    simple: bool = False
 
 
 class Grammar:
@@ -94,6 +96,9 @@ class _Scene:
         self._functions, self._limits = functions, limits
         self._language, self._draw = language, draw
         self._words = LANGUAGES[language]
+        self._wording = Wording(
+            language, draw, quoted=limits.quoted, simple=limits.simple
+        )
         self._messages: list[Message] = []
         self._requests: list[Request] = []
         self._ids = 0
@@ -108,6 +113,9 @@ class _Scene:
             return None
         tools = [*offered]
         self._draw.shuffle(tools)
+        # Half of the tools that are spoken of in another language describe themselves in it.
+        if not self._limits.simple and self._draw.random() < 0.5:
+            tools = [tool.described_in(self._language) for tool in tools]
         text = write([tool.tool() for tool in tools]) if tools else None
         return MadeConversation(
             Conversation(tuple(self._messages), text),
@@ -149,16 +157,16 @@ class _Scene:
         lacking = self._draw.choice(function.required)
         words = self._words
         told = {k: v for k, v in call.arguments.items() if k != lacking}
-        self._say_request(Call(function, told), words.ask, words.ask_bare)
+        self._say_request(Call(function, told))
         self._requests[-1] = Request(0, (Call(function, told),), (lacking,))
         self._assistant(
             self._draw.choice(words.missing).format(
-                name=_spoken_name(function.name), parameter=lacking
+                name=spoken_name(function.name), parameter=lacking
             )
         )
         if self._draw.random() < 0.5:
             given = Call(function, {lacking: call.arguments[lacking]})
-            self._say_request(given, words.give, words.give)
+            self._say(given, self._wording.given(function, given.arguments))
             self._calls([call])
             self._results([call])
         return [function, *self._others([function], least=0)]
@@ -169,19 +177,17 @@ class _Scene:
             return None
         words = self._words
         call = self._call(function)
-        self._say_request(call, words.ask, words.ask_bare)
+        self._say_request(call)
         self._requests.clear()  # nothing is called, so nothing must be said
         decline = self._draw.choice(words.decline)
-        self._assistant(decline.format(name=_spoken_name(function.name)))
+        self._assistant(decline.format(name=spoken_name(function.name)))
         return others
 
     def _multi_turn(self, function: Function) -> list[Function]:
         others = self._others([function], least=0)
-        words = self._words
         for number in range(self._draw.randint(2, 3)):
             call = self._call(self._draw.choice([function, *others]))
-            ask = words.follow if number and call.arguments else words.ask
-            self._say_request(call, ask, words.ask_bare)
+            self._say_request(call, follows=number > 0)
             self._calls([call])
             self._results([call])
         return [function, *others]
@@ -190,7 +196,7 @@ class _Scene:
 
     def _ask(self, calls: list[Call]) -> None:
         for call in calls:
-            self._say_request(call, self._words.ask, self._words.ask_bare)
+            self._say_request(call)
         if len(calls) > 1:  # one turn asks for all
             turns = self._messages[-len(calls) :]
             del self._messages[-len(calls) :], self._requests[-len(calls) :]
@@ -201,38 +207,13 @@ class _Scene:
         if self._draw.random() < 0.3:
             self._results(calls)
 
-    def _say_request(
-        self, call: Call, sentences: Sequence[str], bare: Sequence[str]
-    ) -> None:
-        sentence = self._draw.choice(sentences if call.arguments else bare)
-        # str.format would read braces inside of values, which are put in last.
-        text = sentence.replace("{name}", _spoken_name(call.function.name))
-        text = text.replace("{args}", self._told(call.arguments))
+    def _say_request(self, call: Call, *, follows: bool = False) -> None:
+        text = self._wording.request(call.function, call.arguments, follows=follows)
+        self._say(call, text)
+
+    def _say(self, call: Call, text: str) -> None:
         self._requests.append(Request(len(self._messages), (call,)))
-        self._messages.append(Message("user", text[0].upper() + text[1:]))
-
-    def _told(self, arguments: dict[str, Any]) -> str:
-        form = self._draw.choice(self._words.argument)
-        parts = [
-            form.replace("{parameter}", _spoken_name(name)).replace(
-                "{value}", self._said(value)
-            )
-            for name, value in arguments.items()
-        ]
-        if len(parts) < 2:
-            return "".join(parts)
-        return ", ".join(parts[:-1]) + self._words.and_ + parts[-1]
-
-    def _said(self, value: Any) -> str:
-        if isinstance(value, str):
-            needs = self._limits.quoted or re.search(r"[\s,.;:?]", value)
-            return f'"{value}"' if needs else value
-        if isinstance(value, list):
-            return ", ".join(self._said(item) for item in value)
-        if isinstance(value, dict):
-            inside = (f"{k} {self._said(item)}" for k, item in value.items())
-            return f"({', '.join(inside)})"
-        return json.dumps(value)
+        self._messages.append(Message("user", text))
 
     def _assistant(self, text: str) -> None:
         self._messages.append(Message("assistant", text))
@@ -257,7 +238,7 @@ class _Scene:
             )
             answers.append(
                 self._draw.choice(self._words.answer)
-                .replace("{name}", _spoken_name(call.function.name))
+                .replace("{name}", spoken_name(call.function.name))
                 .replace("{result}", str(result))
             )
         self._assistant(" ".join(answers))
@@ -283,7 +264,7 @@ class _Scene:
 
     def _call(self, function: Function) -> Call:
         """Arguments for all that is required and for some of the rest."""
-        arguments = {}
+        arguments: dict[str, Any] = {}
         optional = 0
         for name, schema in function.properties.items():
             needed = name in function.required
@@ -292,45 +273,61 @@ class _Scene:
                     continue
                 optional += 1
             try:
-                arguments[name] = value_for(
-                    name,
-                    inlined(schema, function.parameters),
-                    self._language,
-                    self._draw,
-                )
+                value = self._value(function, name, schema)
             except NoValueError:
                 if needed:
                     raise
+                continue
+            # What is the default anyway is left out by who asks and by who calls.
+            if needed or not _is_default(value, schema):
+                arguments[name] = value
         if len(arguments) > self._limits.arguments:
             raise NoValueError(f"{function.name} needs {len(arguments)} arguments")
         return Call(function, arguments)
 
+    def _value(self, function: Function, name: str, schema: Any) -> Any:
+        """Drawn once more where it is the default, as two truths often are."""
+        talk = function.talk
+        if talk is None:
+            schema = inlined(schema, function.parameters)
+        for _ in range(4):
+            if talk is None:
+                value = value_for(name, schema, self._language, self._draw)
+            else:
+                value = value_of(talk.parts[name], self._language, self._draw)
+            if not _is_default(value, schema):
+                break
+        return value
+
+
+def _is_default(value: Any, schema: Any) -> bool:
+    """1 is no true, as it is in Python."""
+    if not isinstance(schema, dict) or "default" not in schema:
+        return False
+    default = schema["default"]
+    return value == default and isinstance(value, bool) == isinstance(default, bool)
+
 
 def _serves(other: Function, function: Function) -> bool:
     """Whether a request for `function` could mean `other`: both say the same of
-    themselves, or all words of one name are in the other's.
+    themselves, both do something with the same thing, or all words of one name are in
+    the other's.
     """
     ours, theirs = _words_of_name(function.name), _words_of_name(other.name)
     return (
         ours <= theirs
         or theirs <= ours
         or _as_said(function.description) == _as_said(other.description)
+        or (function.subject is not None and function.subject == other.subject)
     )
 
 
 # Both are asked of each function for each conversation: 95% of the time without a cache.
 @functools.cache
 def _words_of_name(name: str) -> frozenset[str]:
-    return frozenset(_spoken_name(name).lower().split())
+    return frozenset(spoken_name(name).lower().split())
 
 
 @functools.cache
 def _as_said(description: str) -> str:
     return description.strip().lower()
-
-
-def _spoken_name(name: str) -> str:
-    """`getHTTPStatus`, `get_status` -> `get HTTP status`, `get status`."""
-    words = re.sub(r"([a-z0-9])([A-Z])|([A-Z])([A-Z][a-z])", r"\1\3 \2\4", name)
-    parts = re.split(r"[_\s.\-/]+", words)
-    return " ".join(p if p.isupper() and len(p) > 1 else p.lower() for p in parts if p)

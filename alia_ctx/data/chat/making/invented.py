@@ -1,4 +1,5 @@
-"""Functions that exist nowhere: seeded names and parameters, as many as are asked for.
+"""Functions that exist nowhere, of bare types: seeded names and parameters, as many as are
+asked for.
 
 A model that calls them can only have copied them from the tools and the request.
 """
@@ -9,7 +10,7 @@ import random
 from collections.abc import Iterator
 from typing import Any
 
-_VERBS = (
+INVENTED_VERBS = (
     "add", "book", "build", "check", "close", "count", "find", "get", "hide", "join",
     "keep", "list", "load", "make", "move", "open", "pick", "plan", "read", "save",
     "send", "set", "show", "sort", "start", "stop", "take", "turn", "write",
@@ -34,7 +35,7 @@ _TRUTHS = ("fast", "force", "quiet", "strict")
 _STARTS, _VOWELS, _ENDS = "bcdfghjklmnprstvwz", "aeiou", ("", "l", "n", "r", "s", "x")
 
 
-def invented_functions(count: int) -> Iterator[tuple[str, str, dict[str, Any]]]:
+def simple_functions(count: int) -> Iterator[tuple[str, str, dict[str, Any]]]:
     """Name, description and parameters of function 0, 1, ...; a smaller count gives the
     first of a larger one.
     """
@@ -43,7 +44,7 @@ def invented_functions(count: int) -> Iterator[tuple[str, str, dict[str, Any]]]:
     while len(names) < count:
         draw = random.Random(f"invented {number}")
         number += 1
-        verb, thing = draw.choice(_VERBS), invented_word(draw)
+        verb, thing = draw.choice(INVENTED_VERBS), invented_word(draw)
         name = (
             f"{verb}_{thing}"
             if draw.random() < 0.7
@@ -61,7 +62,7 @@ def invented_name(draw: random.Random) -> str:
     if chance < 0.5:
         return invented_word(draw)
     if chance < 0.8:
-        return f"{draw.choice(_VERBS)}_{invented_word(draw)}"
+        return f"{draw.choice(INVENTED_VERBS)}_{invented_word(draw)}"
     return draw.choice(_TEXTS + _NUMBERS)
 
 

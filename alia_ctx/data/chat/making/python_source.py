@@ -4,10 +4,15 @@ from __future__ import annotations
 
 import ast
 import inspect
-import re
+import json
 from collections.abc import Iterator
 from typing import Any
 
+from alia_ctx.data.chat.making.docstrings import (
+    choices,
+    parameter_descriptions,
+    parameter_types,
+)
 from alia_ctx.data.chat.python_text import expression_of, tree_of
 
 _PLAIN = {
@@ -31,7 +36,8 @@ Signature = tuple[str, str, "dict[str, Any] | str"]
 def functions_of_source(text: str) -> Iterator[Signature]:
     """(name, description, JSON schema of the parameters) of the public functions at the
     top of a module that have a docstring; the reason in place of the schema where a
-    parameter that is needed has no type of JSON's. SyntaxError where it is no Python.
+    parameter that is needed has no type of JSON's, in its annotation or, without one, in
+    the docstring. SyntaxError where it is no Python.
     """
     for node in tree_of(text).body:
         if not isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
@@ -45,7 +51,7 @@ def functions_of_source(text: str) -> Iterator[Signature]:
 def _parameters(
     node: ast.FunctionDef | ast.AsyncFunctionDef, docstring: str
 ) -> dict[str, Any] | str:
-    told = parameter_descriptions(docstring)
+    told, types = parameter_descriptions(docstring), parameter_types(docstring)
     properties: dict[str, Any] = {}
     required = []
     positional = [*node.args.posonlyargs, *node.args.args]
@@ -58,6 +64,10 @@ def _parameters(
     ]
     for argument, default in pairs:
         schema = json_type(argument.annotation)
+        if argument.annotation is None:  # then the docstring may know
+            schema = types.get(argument.arg)
+        elif schema == {"type": types.get(argument.arg, {}).get("type")}:
+            schema = types[argument.arg]  # it may know of choices too
         if schema is None:
             if default is None:
                 return f"the parameter {argument.arg} has no type of JSON's"
@@ -66,18 +76,48 @@ def _parameters(
             schema["description"] = told[argument.arg]
         if default is None:
             required.append(argument.arg)
-        elif (value := _constant(default)) is not None:
+        elif (value := _constant(default)) is not None and _is_of(value, schema):
             schema["default"] = value
         properties[argument.arg] = schema
     return {"type": "object", "properties": properties, "required": required}
 
 
 def _constant(node: ast.expr) -> Any:
+    """The default's value as JSON has it, None where JSON has none."""
     try:
         value = ast.literal_eval(node)
-    except (ValueError, SyntaxError):
+        json.dumps(value, allow_nan=False)
+    except (ValueError, SyntaxError, TypeError):
         return None
-    return value if isinstance(value, str | int | float | bool) else None
+    return _of_json(value)
+
+
+def _of_json(value: Any) -> Any:
+    """With lists for tuples, and texts for keys, as JSON writes them."""
+    if isinstance(value, list | tuple):
+        return [_of_json(item) for item in value]
+    if isinstance(value, dict):
+        return {str(key): _of_json(item) for key, item in value.items()}
+    return value
+
+
+_OF_TYPE: dict[str, type | tuple[type, ...]] = {
+    "string": str,
+    "integer": int,
+    "number": (int, float),
+    "boolean": bool,
+    "array": list,
+    "object": dict,
+}
+
+
+def _is_of(value: Any, schema: dict[str, Any]) -> bool:
+    """Whether a default is of its parameter's type: the first of several stands for all."""
+    kind, options = schema.get("type"), schema.get("enum")
+    fits = kind in _OF_TYPE and isinstance(value, _OF_TYPE[kind])
+    if isinstance(value, bool) and kind != "boolean":
+        return False
+    return fits and (options is None or value in options)
 
 
 def json_type(node: ast.expr | None) -> dict[str, Any] | None:
@@ -96,10 +136,7 @@ def json_type(node: ast.expr | None) -> dict[str, Any] | None:
             return _first_of(parts)
         if name == "Literal":
             values = [part.value for part in parts if isinstance(part, ast.Constant)]
-            texts = len(values) == len(parts) and all(
-                isinstance(v, str) for v in values
-            )
-            return {"type": "string", "enum": values} if texts else None
+            return choices(values) if len(values) == len(parts) else None
         if name in _ARRAYS:
             same = {ast.dump(p) for p in parts if not _is_ellipsis(p)}
             items = json_type(parts[0]) if len(same) == 1 else None
@@ -130,39 +167,3 @@ def _name(node: ast.expr | None) -> str:
 def _summary(docstring: str) -> str:
     """The first paragraph, on one line."""
     return " ".join(inspect.cleandoc(docstring).split("\n\n")[0].split())
-
-
-_SPHINX = re.compile(r"^:param (?:[\w\[\], .|]+ )?(\w+):[ \t]*(.+)$", re.MULTILINE)
-_GOOGLE = re.compile(r"^\s{2,}\*{0,2}(\w+)(?: ?\([^)]*\))?:[ \t]+(\S.*)$")
-_NUMPY = re.compile(r"^(\w+)\s*:\s*\S.*$")
-_HEADS = ("Args:", "Arguments:", "Parameters:")
-
-
-def parameter_descriptions(docstring: str) -> dict[str, str]:
-    """Descriptions by parameter, of docstrings as Sphinx, Google and NumPy write them;
-    their first lines.
-    """
-    text = inspect.cleandoc(docstring)
-    told = {name: words.strip() for name, words in _SPHINX.findall(text)}
-    lines = text.split("\n")
-    for number, line in enumerate(lines):
-        if line.strip() in _HEADS:
-            for after in lines[number + 1 :]:
-                if after.strip() and not after.startswith(" "):
-                    break
-                if match := _GOOGLE.match(after):
-                    told.setdefault(match[1], match[2].strip())
-        underlined = number and set(line.strip()) == {"-"}
-        if underlined and lines[number - 1].strip() == "Parameters":
-            told |= _numpy(lines[number + 1 :])
-    return told
-
-
-def _numpy(lines: list[str]) -> dict[str, str]:
-    told: dict[str, str] = {}
-    for line, after in zip(lines, [*lines[1:], ""], strict=True):
-        if set(line.strip()) == {"-"}:
-            break
-        if (match := _NUMPY.match(line)) and after.startswith(" "):
-            told.setdefault(match[1], after.strip())
-    return told

@@ -231,10 +231,11 @@ def spoken(value: Any) -> Iterator[str]:
 
 def is_said(value: Any, text: str) -> bool:
     """Whether each part of a value stands in a text, not inside a longer word or number."""
-    return all(_stands_alone(part, text) for part in spoken(value))
+    return all(stands_alone(part, text) for part in spoken(value))
 
 
-def _stands_alone(part: str, text: str) -> bool:
+def stands_alone(part: str, text: str) -> bool:
+    """Whether a part stands in a text, not inside a longer word or number."""
     before = r"(?<![\w.-])" if part[:1].isalnum() else ""
     after = r"(?!\w|\.\d)" if part[-1:].isalnum() else ""
     return bool(re.search(before + re.escape(part) + after, text))

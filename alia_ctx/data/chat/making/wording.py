@@ -1,0 +1,228 @@
+"""What a user says to have a function called: its arguments in a list, or inside sentences."""
+
+from __future__ import annotations
+
+import json
+import random
+import re
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from alia_ctx.data.chat.making.catalogue import concepts, sentences
+from alia_ctx.data.chat.making.functions import Function
+from alia_ctx.data.chat.making.languages import LANGUAGES
+from alia_ctx.data.chat.making.parts import Part
+
+# Shares of requests: that list `name = value` where sentences would do, that have a sentence
+# before them, and of clauses that name their parameter though they need not.
+_LISTED, _LISTED_UNKNOWN, _BEFORE, _NAMED, _RUN = 0.2, 0.35, 0.12, 0.12, 0.1
+_MOST_IN_ONE = 3
+
+
+class Wording:
+    """Words requests in a language with random numbers that are handed to it.
+
+    `quoted`: all texts stand in quotation marks; `simple`: all arguments are listed.
+    """
+
+    def __init__(
+        self, language: str, draw: random.Random, *, quoted: bool, simple: bool
+    ) -> None:
+        self._language, self._draw = language, draw
+        self._quoted, self._simple = quoted, simple
+        self._words = LANGUAGES[language]
+
+    def request(
+        self, function: Function, arguments: Mapping[str, Any], *, follows: bool = False
+    ) -> str:
+        """A turn that asks for a call; `follows` another one in the same talk."""
+        chance = _LISTED if self._is_of_words(function) else _LISTED_UNKNOWN
+        if self._simple or self._draw.random() < chance:
+            follows = follows and bool(arguments)
+            return self._listed(
+                function, arguments, self._words.follow if follows else self._words.ask
+            )
+        sentence = self._draw.choice(self._of("follow" if follows else "ask"))
+        first, second = self._clauses(function, arguments)
+        do = self._do(function)
+        text = sentence.replace("{Do}", _capital(do)).replace("{do}", do)
+        # Values are put in last: there may be braces in them.
+        text = text.replace("{clauses}", f" {first}" if first else "")
+        if second:
+            also = self._draw.choice(self._of("also"))
+            text = f"{text} {also.replace('{clauses}', second)}"
+        if not follows and self._draw.random() < _BEFORE:
+            text = f"{self._draw.choice(self._of('before'))} {text}"
+        return text
+
+    def given(self, function: Function, arguments: Mapping[str, Any]) -> str:
+        """The answer to a question for what was kept back."""
+        if self._simple or self._draw.random() < 0.4:
+            return self._listed(function, arguments, self._words.give)
+        ((name, value),) = arguments.items()
+        part = self._part(function, name)
+        if isinstance(value, bool | list | dict):
+            return f"{self._clause(part, name, value) or self._named(name, value)}."
+        return f"{self._said(value, part)}."
+
+    def _is_of_words(self, function: Function) -> bool:
+        return function.talk is not None and function.talk.noun is not None
+
+    def _of(self, key: str) -> list[str]:
+        return sentences(self._language)[key]
+
+    def _part(self, function: Function, name: str) -> Part | None:
+        return None if function.talk is None else function.talk.parts.get(name)
+
+    # Lists.
+
+    def _listed(
+        self, function: Function, arguments: Mapping[str, Any], forms: Sequence[str]
+    ) -> str:
+        sentence = self._draw.choice(forms if arguments else self._words.ask_bare)
+        # str.format would read braces inside of values, which are put in last.
+        text = sentence.replace("{name}", spoken_name(function.name))
+        return _capital(text.replace("{args}", self._list(arguments)))
+
+    def _list(self, arguments: Mapping[str, Any]) -> str:
+        form = self._draw.choice(self._words.argument)
+        parts = [
+            form.replace("{parameter}", spoken_name(name)).replace(
+                "{value}", self._plainly(value)
+            )
+            for name, value in arguments.items()
+        ]
+        return self._joined(parts)
+
+    def _joined(self, parts: list[str]) -> str:
+        if len(parts) < 2:
+            return "".join(parts)
+        return ", ".join(parts[:-1]) + self._words.and_ + parts[-1]
+
+    def _plainly(self, value: Any) -> str:
+        if isinstance(value, str):
+            needs = self._quoted or re.search(r"[\s,.;:?]", value)
+            return f'"{value}"' if needs else value
+        if isinstance(value, list) and not self._simple and _is_nested(value):
+            return json.dumps(value, ensure_ascii=False)
+        if isinstance(value, list):
+            return ", ".join(self._plainly(item) for item in value)
+        if isinstance(value, dict):
+            inside = (f"{k} {self._plainly(item)}" for k, item in value.items())
+            return f"({', '.join(inside)})"
+        return json.dumps(value)
+
+    # Sentences.
+
+    def _do(self, function: Function) -> str:
+        talk = function.talk
+        if talk is None or talk.verb is None or talk.noun is None or self._now(_RUN):
+            name = spoken_name(function.name)
+            return self._draw.choice(self._of("run")).replace("{name}", name)
+        command, noun = talk.verb.commands, talk.noun.texts
+        return f"{command[self._language]} {noun[self._language]}"
+
+    def _now(self, chance: float) -> bool:
+        return self._draw.random() < chance
+
+    def _clauses(
+        self, function: Function, arguments: Mapping[str, Any]
+    ) -> tuple[str, str]:
+        """What the first sentence says of the arguments, and what a second one does."""
+        plain: list[str] = []
+        named: list[str] = []
+        last: list[str] = []
+        for name, value in arguments.items():
+            clause = None
+            if not self._now(_NAMED):
+                clause = self._clause(self._part(function, name), name, value)
+            if clause is None:
+                named.append(self._named(name, value))
+            elif clause.startswith(
+                (self._words.and_.lstrip(), "y ", "and ", "i ", "e ")
+            ):
+                last.append(clause)
+            else:
+                plain.append(clause)
+        if self._now(0.7):
+            self._draw.shuffle(plain)
+        between = ", " if self._now(0.3) else " "
+        if plain and len(plain) + len(named) > _MOST_IN_ONE and self._now(0.6):
+            cut = self._draw.randint(1, min(len(plain), _MOST_IN_ONE))
+            rest = [between.join(plain[cut:])] if plain[cut:] else []
+            second = self._joined([*rest, *named])
+            return " ".join([between.join(plain[:cut]), *last]), second
+        head = [between.join(plain)] if plain else []
+        return " ".join([", ".join([*head, *self._and(named)]), *last]).strip(), ""
+
+    def _and(self, parts: list[str]) -> list[str]:
+        return [self._joined(parts)] if parts else []
+
+    def _clause(self, part: Part | None, name: str, value: Any) -> str | None:
+        """In the words of what the parameter means; None where that is not known."""
+        if part is None or part.concept is None:
+            return None
+        forms = concepts()[part.concept].clauses(self._language, value)
+        return self._draw.choice(forms).replace("{}", self._said(value, part))
+
+    def _named(self, name: str, value: Any) -> str:
+        form = self._draw.choice(self._of("generic"))
+        form = form.replace("{parameter}", spoken_name(name))
+        return form.replace("{value}", self._said(value, None))
+
+    def _said(self, value: Any, part: Part | None) -> str:
+        if isinstance(value, str):
+            return self._text(value, part)
+        if isinstance(value, list) and _is_nested(value):
+            return json.dumps(value, ensure_ascii=False)
+        if isinstance(value, list):
+            item = part.children[0] if part is not None and part.children else None
+            told = [self._said(one, item) for one in value]
+            return self._joined(told) if self._now(0.7) else ", ".join(told)
+        if isinstance(value, dict):
+            return self._object(value, part)
+        return json.dumps(value)
+
+    def _object(self, value: dict[str, Any], part: Part | None) -> str:
+        children = (
+            {} if part is None else {child.name: child for child in part.children}
+        )
+        keys = {children[k].concept: k for k in value if k in children}
+        if set(keys) == {"food", "quantity"}:  # a row of an order
+            form = self._draw.choice(self._of("each"))
+            name = self._said(value[keys["food"]], None)
+            form = form.replace("{quantity}", str(value[keys["quantity"]]))
+            return form.replace("{name}", name)
+        told = []
+        for name, inner in value.items():
+            clause = self._clause(children.get(name), name, inner)
+            told.append(clause or f"{spoken_name(name)} {self._said(inner, None)}")
+        if part is None:
+            return f"({', '.join(told)})"
+        return (" " if self._now(0.7) else ", ").join(told)
+
+    def _text(self, value: str, part: Part | None) -> str:
+        """In quotation marks where it would not be seen how far it goes, or now and then."""
+        concept = None if part is None or part.concept is None else part.concept
+        known = concept is not None and not concepts()[concept].is_open
+        blank = re.search(r"[,;:?]" if known else r"[\s,.;:?]", value)
+        # What looks like one thing (a name, a date, a path) needs none.
+        needs = self._quoted or (blank and not known) or self._now(0.2)
+        mark = "'" if "'" not in value and not self._quoted and self._now(0.25) else '"'
+        return f"{mark}{value}{mark}" if needs else value
+
+
+def _is_nested(values: list[Any]) -> bool:
+    """Whether a list of them, one after the other, would not say which are together."""
+    return any(isinstance(value, list) for value in values)
+
+
+def spoken_name(name: str) -> str:
+    """`getHTTPStatus`, `get_status` -> `get HTTP status`, `get status`."""
+    words = re.sub(r"([a-z0-9])([A-Z])|([A-Z])([A-Z][a-z])", r"\1\3 \2\4", name)
+    parts = re.split(r"[_\s.\-/]+", words)
+    return " ".join(p if p.isupper() and len(p) > 1 else p.lower() for p in parts if p)
+
+
+def _capital(text: str) -> str:
+    return text[:1].upper() + text[1:]
