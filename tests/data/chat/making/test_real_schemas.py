@@ -311,7 +311,9 @@ def test_no_value_stands_behind_a_list_of_others(
             if type(listed) is not list or type(listed[0]) in (list, dict):
                 continue
             values = [f"[\"']?{re.escape(str(v))}[\"']?" for v in listed]
-            behind = re.search(r"(?:,| \w+) ".join(values) + r"(?:,| e| eta)? (.*)", text)
+            behind = re.search(
+                r"(?:,| \w+) ".join(values) + r"(?:,| e| eta)? (.*)", text
+            )
             if behind is None:
                 continue
             lists += 1
