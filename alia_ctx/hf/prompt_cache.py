@@ -32,7 +32,8 @@ def read_apart(model: Any, prompts: Sequence[Sequence[int]]) -> Any | None:
     for prompt in prompts:
         ids = torch.tensor([list(prompt[:-1])], device=model.device)
         # Without the head: its logits [w, words] are not wanted.
-        cache = model.base_model(ids, use_cache=True).past_key_values
+        read = model.base_model(ids, use_cache=True)
+        cache = getattr(read, "past_key_values", None)  # states have other names
         # By exact type: layers with windows are derived from it.
         if not isinstance(cache, DynamicCache) or any(
             type(layer) is not DynamicLayer for layer in cache.layers

@@ -125,10 +125,8 @@ class TransformersModel:
         ]
         if refused or too_long:
             yield [*refused, *too_long]
-        # A table of positions has no place for what a shorter neighbour still writes.
         for _, alike in groupby(
-            numbered[len(too_long) :],
-            key=lambda pair: self._room(pair[1]) if self._has_table else 0,
+            numbered[len(too_long) :], key=lambda pair: self._kept_apart(pair[1])
         ):
             for batch in batched(alike, self._batch_size):
                 names = [case.id for case, _ in batch]
@@ -178,7 +176,7 @@ class TransformersModel:
         DataError where it does not hold one, or not the model itself.
         """
         answers: dict[int, Answer] = {}
-        for alike in _alike(prompts):
+        for alike in _alike(prompts, [self._kept_apart(p) for p in prompts]):
             written = self._write_alike(
                 [prompts[n] for n in alike], [names[n] for n in alike]
             )
@@ -242,6 +240,12 @@ class TransformersModel:
         """Most tokens of an answer."""
         return min(self._settings.max_new_tokens, self.context - len(prompt))
 
+    def _kept_apart(self, prompt: Sequence[int]) -> int:
+        """Prompts of which this differs are not written together: a table of positions has
+        no place for what a shorter neighbour still writes.
+        """
+        return self._room(prompt) if self._has_table else 0
+
     def too_long(self, size: int) -> str:
         """What is said of a prompt that leaves no room for an answer."""
         return (
@@ -254,14 +258,19 @@ class TransformersModel:
         return served(self, self._batch_size)
 
 
-def _alike(prompts: Sequence[Sequence[int]]) -> Iterator[list[int]]:
-    """Numbers of prompts to be read together, the longest first."""
+def _alike(
+    prompts: Sequence[Sequence[int]], apart: Sequence[int]
+) -> Iterator[list[int]]:
+    """Numbers of prompts to be read together, the longest first; never those whose `apart`
+    differs.
+    """
     group: list[int] = []
     tokens = 0
     for number in sorted(range(len(prompts)), key=lambda n: -len(prompts[n])):
         tokens += (size := len(prompts[number]))
-        width = len(prompts[group[0]]) if group else size
-        if width * (len(group) + 1) > _MOST_FILL * tokens:
+        first = group[0] if group else number
+        is_filled = len(prompts[first]) * (len(group) + 1) > _MOST_FILL * tokens
+        if is_filled or apart[number] != apart[first]:
             yield group
             group, tokens = [], size
         group.append(number)

@@ -86,14 +86,17 @@ class _Batches:
     def __init__(self, model: Served, size: int) -> None:
         self._model, self._size = model, size
         self._waiting: queue.SimpleQueue[_Asked | None] = queue.SimpleQueue()
+        self._ended = False
         self.failure: Exception | None = None
 
     def answer(self, ids: list[int], waits: Callable[[], bool]) -> Answer:
         """The answer to a prompt; what the model raises. CancelledError where nobody waits
-        for it by the time that it would be written.
+        for it by the time that it would be written, or all is over.
         """
         asked = _Asked(ids, waits)
         self._waiting.put(asked)
+        if self._ended:  # after this nobody may look at what waits
+            asked.answer.cancel()
         return asked.answer.result()
 
     def end(self) -> None:
@@ -103,6 +106,7 @@ class _Batches:
         while (batch := self._gathered()) is not None:
             if batch := [asked for asked in batch if self._is_waited_for(asked)]:
                 self._write(batch)
+        self._ended = True
         while not self._waiting.empty():
             if (asked := self._waiting.get()) is not None:
                 asked.answer.cancel()

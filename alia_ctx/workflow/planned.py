@@ -53,11 +53,11 @@ class PackedStage:
 
 def packed_stage(run: RunConfig, name: str) -> PackedStage | None:
     """What the pack plan of a stage holds; None where there is none for this context, and
-    for this size of an update where that is so many conversations. The bits are believed:
-    nothing is trained.
+    for this size of an update where that is so many conversations. The bits are believed,
+    as nothing is trained; where they are nonsense there is no plan.
     """
     stage = run.stage(name)
-    with suppress(AliaError, OSError, KeyError):
+    with suppress(AliaError, OSError, LookupError, ValueError):
         statement = read_statement(run_directory(run).plan(name))
         identity = statement.identity
         if identity["row_length"] != stage.context:
@@ -89,7 +89,7 @@ def planning_sizes(
     if packed is None or stage.update_instances is None:
         return tokens, update_tokens
     in_update = packed.rows_per_update * packed.row_sizes.tokens
-    updates = round(packed.updates * (stage.epochs or 1) / packed.epochs)
+    updates = max(1, round(packed.updates * (stage.epochs or 1) / packed.epochs))
     return updates * in_update, in_update
 
 

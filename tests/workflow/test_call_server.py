@@ -7,6 +7,7 @@ import queue
 import socket
 import threading
 from collections.abc import Sequence
+from concurrent.futures import CancelledError
 from typing import Any
 from urllib.parse import urlsplit
 from urllib.request import urlopen
@@ -18,7 +19,7 @@ from hypothesis import strategies as st
 from alia_ctx.data.chat import Conversation
 from alia_ctx.data.chat.forms.messages import messages_from
 from alia_ctx.evaluation.function_calling import Answer
-from alia_ctx.workflow.call_server import _completion, served
+from alia_ctx.workflow.call_server import _Batches, _completion, served
 
 
 class Slow:
@@ -105,6 +106,25 @@ def test_clients_that_ask_one_soon_after_another_are_answered_together() -> None
         for client in clients:
             assert b'"client' in client.makefile("rb").read()
             client.close()
+
+
+def test_who_asks_when_all_is_over_does_not_wait_for_ever() -> None:
+    """A request may still be read while the server ends."""
+    work = _Batches(Slow(), 1)
+    writing = threading.Thread(target=work.run)
+    writing.start()
+    work.end()
+    writing.join(timeout=60)
+    refused: queue.SimpleQueue[str] = queue.SimpleQueue()
+
+    def ask() -> None:
+        try:
+            work.answer([1], lambda: True)
+        except CancelledError:
+            refused.put("nobody writes any more")
+
+    threading.Thread(target=ask, daemon=True).start()
+    assert refused.get(timeout=60)
 
 
 def test_requests_that_cannot_be_read(capfd: pytest.CaptureFixture[str]) -> None:

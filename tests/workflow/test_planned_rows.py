@@ -14,7 +14,14 @@ from alia_ctx import workflow
 from alia_ctx.config.load import load_run
 from alia_ctx.config.run import RunConfig
 from alia_ctx.planner import StagePlan, plan_stage, plan_table
-from alia_ctx.workflow.planned import planned_stage, room_on_a_gpu
+from alia_ctx.workflow.chain import run_directory
+from alia_ctx.workflow.planned import (
+    PackedStage,
+    packed_stage,
+    planned_stage,
+    planning_sizes,
+    room_on_a_gpu,
+)
 from alia_ctx.workflow.planning import PlanQuestion, plan_document, simulated_update
 from tests.planner.test_planner import shown
 from tests.small_run import write_run
@@ -127,6 +134,32 @@ def test_a_plan_of_something_else_is_not_taken(path: Path, changed: str) -> None
     plan = planned_stage(run, "short")
     assert plan.work.packed is None
     assert plan.work.row_tokens == run.stage("short").context
+
+
+@pytest.mark.parametrize("name", ["row_offsets", "update_offsets"])
+def test_a_damaged_plan_is_none(path: Path, name: str) -> None:
+    """The bits are not verified here, and who asks only wants an estimate."""
+    run = load_run(path)
+    before = planned_stage(run, "short")
+    workflow.pack(run, "short")
+    (file,) = run_directory(run).plan("short").parent.rglob(f"{name}.npy")
+    data = file.read_bytes()
+    file.write_bytes(data[:128] + b"\xff" * (len(data) - 128))
+    assert planned_stage(run, "short") == before
+
+
+def test_less_than_one_update_of_an_epoch_is_one(path: Path) -> None:
+    """Of a plan of one update in three epochs, where one epoch is asked for."""
+    one = "stages.short.update_instances=100000"
+    workflow.pack(load_run(path, [one, "stages.short.epochs=3"]), "short")
+    run = load_run(path, [one])
+    packed = packed_stage(run, "short")
+    assert packed is not None and packed.epochs == 3
+    with_one_update = PackedStage(
+        packed.pairs, packed.lengths, packed.update_offsets[[0, -1]], packed.epochs
+    )
+    tokens, in_update = planning_sizes(run, "short", with_one_update)
+    assert tokens == in_update > 0
 
 
 def test_epochs_that_are_not_packed_yet_are_as_those_that_are(path: Path) -> None:

@@ -24,6 +24,7 @@ FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
         "Gemma3TextConfig",
         {"sliding_window": 24, "head_dim": 16, "sliding_window_pattern": 2},
     ),
+    "states": ("MambaConfig", {"state_size": 4}),
 }
 
 
@@ -66,7 +67,7 @@ def test_prompts_of_many_lengths_are_read_apart(
     embedding.register_forward_hook(lambda *call: read.append(call[1][0].numel()))
     answers = model.write(prompts, "abcde")
     apart = sorted((len(prompt) - 1 for prompt in prompts), reverse=True)
-    if family.startswith("windows"):
+    if family.startswith(("windows", "states")):
         assert read[-1] == len(prompts) and max(read) == 60 * len(prompts)
     else:
         assert read == [*apart, *[len(prompts)] * (len(read) - len(apart))]
@@ -81,10 +82,28 @@ def test_prompts_of_many_lengths_are_read_apart(
     assert len({answer.text for answer in answers}) > 2
 
 
+def test_a_table_of_positions_ends_where_the_context_does(tmp_path: Path) -> None:
+    """Of prompts of a server too: a short neighbour has more room than the table."""
+    sizes = {"vocab_size": 384, "n_layer": 1, "n_embd": 32, "n_head": 4}
+    ids = {"bos_token_id": 1, "eos_token_id": 2}
+    config = transformers.GPT2Config(**sizes, **ids, n_positions=64)
+    save(byte_level(), tmp_path / "m")
+    transformers.GPT2LMHeadModel(config).save_pretrained(tmp_path / "m")
+    model = TransformersModel(tmp_path / "m", CallSettings(max_new_tokens=50))
+    stops = model._stops
+    with torch.no_grad():  # nothing ends before the room does
+        model._writer._model.lm_head.weight[stops] = 0
+        model._writer._model.lm_head.bias = torch.nn.Parameter(torch.zeros(384))
+        model._writer._model.lm_head.bias[stops] = -100
+    answers = model.write([range(6, 66 - n) for n in (4, 20, 50, 52)], "abcd")
+    assert [answer.tokens for answer in answers] == [8, 24, 50, 50]
+    assert all(answer.cut for answer in answers)
+
+
 @given(st.lists(st.integers(1, 60_000), min_size=1, max_size=64))
 def test_what_is_read_together_is_of_like_lengths(sizes: list[int]) -> None:
     prompts = [range(size) for size in sizes]
-    groups = list(call_generation._alike(prompts))
+    groups = list(call_generation._alike(prompts, [0] * len(prompts)))
     assert sorted(n for group in groups for n in group) == list(range(len(sizes)))
     for group in groups:
         lengths = [sizes[n] for n in group]

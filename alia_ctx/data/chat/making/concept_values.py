@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import random
 import string
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 from alia_ctx.data.chat.making.catalogue import concepts, pools
@@ -23,9 +23,7 @@ def value_of(part: Part, language: str, draw: random.Random) -> Any:
         kept = [p for p in part.children if p.required or draw.random() < 0.5]
         kept = kept or [draw.choice(part.children)]
         made = {child.name: value_of(child, language, draw) for child in kept}
-        if [child.concept for child in kept] == ["start_date", "end_date"]:
-            return dict(zip(made, sorted(made.values()), strict=True))
-        return made
+        return in_order(made, kept)
     if kind == "array":
         (item,) = part.children
         found: list[Any] = []
@@ -38,6 +36,14 @@ def value_of(part: Part, language: str, draw: random.Random) -> Any:
     if part.concept is None:
         return _plain(kind, draw)
     return _simple(part.concept, language, draw)
+
+
+def in_order(values: dict[str, Any], parts: Iterable[Part]) -> dict[str, Any]:
+    """Values by name, with the first day, where there are two, before the last."""
+    names = {part.concept: part.name for part in parts if part.name in values}
+    ends = [names[key] for key in ("start_date", "end_date") if key in names]
+    days = sorted(values[name] for name in ends)
+    return {**values, **dict(zip(ends, days, strict=True))}
 
 
 def _simple(concept: str, language: str, draw: random.Random) -> Any:

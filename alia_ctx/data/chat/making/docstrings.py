@@ -132,8 +132,8 @@ def _constants(text: str) -> list[Any]:
         # A set has no order of its own; as it is written it has one.
         parts = node.elts if isinstance(node, ast.Set) else []
         return [ast.literal_eval(part) for part in parts]
-    except (ValueError, SyntaxError):
-        return []
+    except (ValueError, SyntaxError, MemoryError, RecursionError):
+        return []  # the last two: what Python says of too many signs or brackets
 
 
 def choices(values: list[Any]) -> dict[str, Any] | None:

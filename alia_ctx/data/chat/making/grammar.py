@@ -10,7 +10,7 @@ from typing import Any, Literal, get_args
 
 from alia_ctx.data.chat.conversation import Conversation, Message, ToolCall
 from alia_ctx.data.chat.json_text import write
-from alia_ctx.data.chat.making.concept_values import value_of
+from alia_ctx.data.chat.making.concept_values import in_order, value_of
 from alia_ctx.data.chat.making.functions import Function
 from alia_ctx.data.chat.making.languages import LANGUAGES
 from alia_ctx.data.chat.making.values import NoValueError, inlined, value_for
@@ -250,7 +250,8 @@ class _Scene:
 
     def _others(self, taken: list[Function], least: int) -> list[Function]:
         """Other functions to offer, as many as the limit allows and there are; none that
-        could serve in the place of one that is taken.
+        could serve in the place of one that is taken, or of another of them: each may be
+        asked for.
         """
         rest = [
             other
@@ -260,7 +261,11 @@ class _Scene:
         most = min(len(rest), self._limits.tools - 1)
         if most < least:
             return []
-        return self._draw.sample(rest, self._draw.randint(least, most))
+        found: list[Function] = []
+        for other in self._draw.sample(rest, self._draw.randint(least, most)):
+            if not any(_serves(other, function) for function in found):
+                found.append(other)
+        return found
 
     def _call(self, function: Function) -> Call:
         """Arguments for all that is required and for some of the rest."""
@@ -283,6 +288,8 @@ class _Scene:
                 arguments[name] = value
         if len(arguments) > self._limits.arguments:
             raise NoValueError(f"{function.name} needs {len(arguments)} arguments")
+        if function.talk is not None:
+            arguments = in_order(arguments, function.talk.parts.values())
         return Call(function, arguments)
 
     def _value(self, function: Function, name: str, schema: Any) -> Any:

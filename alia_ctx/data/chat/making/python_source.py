@@ -83,22 +83,13 @@ def _parameters(
 
 
 def _constant(node: ast.expr) -> Any:
-    """The default's value as JSON has it, None where JSON has none."""
+    """The default's value as JSON has it, with lists for tuples and texts for keys; None
+    where JSON has none.
+    """
     try:
-        value = ast.literal_eval(node)
-        json.dumps(value, allow_nan=False)
+        return json.loads(json.dumps(ast.literal_eval(node), allow_nan=False))
     except (ValueError, SyntaxError, TypeError):
         return None
-    return _of_json(value)
-
-
-def _of_json(value: Any) -> Any:
-    """With lists for tuples, and texts for keys, as JSON writes them."""
-    if isinstance(value, list | tuple):
-        return [_of_json(item) for item in value]
-    if isinstance(value, dict):
-        return {str(key): _of_json(item) for key, item in value.items()}
-    return value
 
 
 _OF_TYPE: dict[str, type | tuple[type, ...]] = {

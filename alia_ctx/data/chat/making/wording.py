@@ -131,13 +131,18 @@ class Wording:
         """What the first sentence says of the arguments, and what a second one does."""
         plain: list[str] = []
         named: list[str] = []
+        lists: list[str] = []
         last: list[str] = []
+        # Behind a list nothing may begin with a value, as much of Basque does.
+        has_lists = any(isinstance(value, list) for value in arguments.values())
         for name, value in arguments.items():
             clause = None
             if not self._now(_NAMED):
                 clause = self._clause(self._part(function, name), name, value)
             if clause is None:
-                named.append(self._named(name, value))
+                named.append(self._named(name, value, by_name_first=has_lists))
+            elif isinstance(value, list):
+                lists.append(clause)
             elif clause.startswith(
                 (self._words.and_.lstrip(), "y ", "and ", "i ", "e ")
             ):
@@ -146,6 +151,7 @@ class Wording:
                 plain.append(clause)
         if self._now(0.7):
             self._draw.shuffle(plain)
+        plain += lists
         between = ", " if self._now(0.3) else " "
         if plain and len(plain) + len(named) > _MOST_IN_ONE and self._now(0.6):
             cut = self._draw.randint(1, min(len(plain), _MOST_IN_ONE))
@@ -165,8 +171,11 @@ class Wording:
         forms = concepts()[part.concept].clauses(self._language, value)
         return self._draw.choice(forms).replace("{}", self._said(value, part))
 
-    def _named(self, name: str, value: Any) -> str:
-        form = self._draw.choice(self._of("generic"))
+    def _named(self, name: str, value: Any, *, by_name_first: bool = False) -> str:
+        forms = self._of("generic")
+        if by_name_first:
+            forms = [form for form in forms if not form.startswith("{value}")]
+        form = self._draw.choice(forms)
         form = form.replace("{parameter}", spoken_name(name))
         return form.replace("{value}", self._said(value, None))
 

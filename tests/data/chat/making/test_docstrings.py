@@ -72,6 +72,11 @@ def test_first_sentences_and_types(docstring: str) -> None:
         assert types["mode"]["enum"] == ["a", "b"]
 
 
+def test_choices_that_python_cannot_parse_are_none() -> None:
+    told = f"Parameters\n----------\na : {{{'-' * 100_000}1}}\n    Which.\n"
+    assert parameter_types(told) == {}
+
+
 @pytest.mark.parametrize(
     ("parameter", "schema"),
     [
@@ -81,6 +86,7 @@ def test_first_sentences_and_types(docstring: str) -> None:
         ("a: list[int] = [1, 2]", {"items": {"type": "integer"}, "default": [1, 2]}),
         ("a: tuple[int, ...] = (1, -2)", {"default": [1, -2]}),
         ("a: dict = {'b': 1}", {"type": "object", "default": {"b": 1}}),
+        ("a: dict = {True: (1,)}", {"type": "object", "default": {"true": [1]}}),
         ("a: float = 1", {"type": "number", "default": 1}),
         ("a: int = True", {"type": "integer"}),
         ("a: int = '5'", {"type": "integer"}),
