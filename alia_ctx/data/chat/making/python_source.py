@@ -14,6 +14,7 @@ from alia_ctx.data.chat.making.docstrings import (
     parameter_types,
 )
 from alia_ctx.data.chat.python_text import expression_of, tree_of
+from alia_ctx.files import parse_json
 
 _PLAIN = {
     "str": "string",
@@ -87,8 +88,8 @@ def _constant(node: ast.expr) -> Any:
     where JSON has none.
     """
     try:
-        return json.loads(json.dumps(ast.literal_eval(node), allow_nan=False))
-    except (ValueError, SyntaxError, TypeError):
+        return parse_json(json.dumps(ast.literal_eval(node), allow_nan=False))
+    except (ValueError, SyntaxError, TypeError, RecursionError):  # nested too deeply
         return None
 
 
