@@ -15,19 +15,17 @@ import torch
 
 
 def read_apart(model: Any, prompts: Sequence[Sequence[int]]) -> Any | None:
-    """The cache of all but the last token of each prompt, n x (w - 1) for the longest of w
-    tokens, zeros before the shorter ones' first: what `generate` goes on from with
-    the prompts padded on the left and their mask.
+    """The cache of all but the last token of each prompt, of two tokens at least:
+    n x (w - 1) for the longest of w tokens, zeros before the shorter ones' first: what
+    `generate` goes on from with the prompts padded on the left and their mask.
 
-    None where that cannot be: a prompt of one token, or a model that keeps something else
-    than all keys and values of each layer (windows, states).
+    None for a model that keeps something else than all keys and values of each layer
+    (windows, states).
     """
     from transformers import DynamicCache
     from transformers.cache_utils import DynamicLayer
 
     width = max(map(len, prompts)) - 1
-    if min(map(len, prompts)) < 2:
-        return None
     caches: list[Any] = []
     for prompt in prompts:
         ids = torch.tensor([list(prompt[:-1])], device=model.device)

@@ -8,7 +8,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager
 from datetime import date
 from functools import cached_property
-from itertools import batched, groupby
+from itertools import batched
 from pathlib import Path
 from typing import Any
 
@@ -125,13 +125,10 @@ class TransformersModel:
         ]
         if refused or too_long:
             yield [*refused, *too_long]
-        for _, alike in groupby(
-            numbered[len(too_long) :], key=lambda pair: self._kept_apart(pair[1])
-        ):
-            for batch in batched(alike, self._batch_size):
-                names = [case.id for case, _ in batch]
-                answers = self.write([tokens for _, tokens in batch], names)
-                yield list(zip(names, answers, strict=True))
+        for batch in batched(numbered[len(too_long) :], self._batch_size):
+            names = [case.id for case, _ in batch]
+            answers = self.write([tokens for _, tokens in batch], names)
+            yield list(zip(names, answers, strict=True))
 
     def _prompts(
         self, cases: Sequence[Case]

@@ -60,6 +60,7 @@ class Writer:
         self._model, self._device = self._loaded.model, self._loaded.device
         self._tokenizer, self._settings = tokenizer, settings
         self._stops = stops
+        self._keeps_all = True  # till it is seen that the model does not
         # In place of the model's own, whose penalties and sampling nobody asked for.
         make: Any = GenerationConfig  # untyped
         self._model.generation_config = make(
@@ -99,7 +100,6 @@ class Writer:
     ) -> list[Answer]:
         import torch
 
-        from alia_ctx.hf.prompt_cache import read_apart
         from alia_ctx.hf.upstream import without_reminder_of_length
 
         width = max(map(len, prompts))
@@ -112,13 +112,11 @@ class Writer:
         processors = []
         if (temperature := self._settings.temperature) > 0:
             processors.append(GumbelNoise(temperature, self._settings.seed, names))
-        ids, mask = ids.to(self._device), mask.to(self._device)
-        is_large = len(prompts) * width**2 > _LARGEST_MASK and not mask.all()
         with torch.inference_mode(), without_reminder_of_length():
             written = self._model.generate(
-                input_ids=ids,
-                attention_mask=mask,
-                past_key_values=read_apart(self._model, prompts) if is_large else None,
+                input_ids=ids.to(self._device),
+                attention_mask=mask.to(self._device),
+                past_key_values=self._read(prompts, width),
                 logits_processor=processors,
                 max_new_tokens=max(rooms),
             )
@@ -126,6 +124,18 @@ class Writer:
             self._answer(row[width : width + room].tolist())
             for row, room in zip(written, rooms, strict=True)
         ]
+
+    def _read(self, prompts: Sequence[Sequence[int]], width: int) -> Any | None:
+        """The cache of prompts that are better read apart; None leaves it to `generate`."""
+        from alia_ctx.hf.prompt_cache import read_apart
+
+        sizes = [len(prompt) for prompt in prompts]
+        is_large = len(prompts) * width**2 > _LARGEST_MASK and min(sizes) < width
+        if not (is_large and min(sizes) > 1 and self._keeps_all):
+            return None
+        cache = read_apart(self._model, prompts)
+        self._keeps_all = cache is not None
+        return cache
 
     def _answer(self, tokens: list[int]) -> Answer:
         ends = [index for index, token in enumerate(tokens) if token in self._stops]
