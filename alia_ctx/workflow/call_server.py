@@ -17,6 +17,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from itertools import count
+from time import monotonic
 from typing import Any, Protocol
 
 from alia_ctx.data.chat import Conversation, RowError
@@ -76,8 +77,11 @@ class _Asked:
 
 
 # Clients that were answered together ask again within this, and are written together; who
-# writes for seconds need not begin with the first of them alone.
+# writes for seconds need not begin with the first of them alone. After a long batch they
+# get longer: those that came meanwhile are there at once, and written without them they
+# would be another crowd, each waiting for the other's answers from then on.
 _QUIET_SECONDS = 0.05
+_QUIET_SHARE, _LONGEST_QUIET = 0.02, 1.0  # of what the last batch took
 
 
 class _Batches:
@@ -87,6 +91,7 @@ class _Batches:
         self._model, self._size = model, size
         self._waiting: queue.SimpleQueue[_Asked | None] = queue.SimpleQueue()
         self._ended = False
+        self._quiet = _QUIET_SECONDS
         self.failure: Exception | None = None
 
     def answer(self, ids: list[int], waits: Callable[[], bool]) -> Answer:
@@ -118,7 +123,7 @@ class _Batches:
         batch: list[_Asked] = []
         while len(batch) < self._size:
             try:
-                asked = self._waiting.get(timeout=_QUIET_SECONDS if batch else None)
+                asked = self._waiting.get(timeout=self._quiet if batch else None)
             except queue.Empty:
                 break
             if asked is None:
@@ -139,6 +144,7 @@ class _Batches:
         prompts = [asked.ids for asked in batch]
         # The same conversation draws the same, whenever it comes.
         names = [checksum(json.dumps(ids).encode()) for ids in prompts]
+        began = monotonic()
         try:
             answers = self._model.write(prompts, names)
         except Exception as error:  # memory, most likely; told when all is over
@@ -146,6 +152,8 @@ class _Batches:
             for asked in batch:
                 asked.answer.set_exception(error)
         else:
+            spent = _QUIET_SHARE * (monotonic() - began)
+            self._quiet = max(_QUIET_SECONDS, min(spent, _LONGEST_QUIET))
             for asked, answer in zip(batch, answers, strict=True):
                 asked.answer.set_result(answer)
 

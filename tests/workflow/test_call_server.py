@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import queue
 import socket
 import threading
+import time
 from collections.abc import Sequence
 from concurrent.futures import CancelledError
 from typing import Any
@@ -19,6 +21,7 @@ from hypothesis import strategies as st
 from alia_ctx.data.chat import Conversation
 from alia_ctx.data.chat.forms.messages import messages_from
 from alia_ctx.evaluation.function_calling import Answer
+from alia_ctx.workflow import call_server
 from alia_ctx.workflow.call_server import _Batches, _completion, served
 
 
@@ -104,6 +107,30 @@ def test_clients_that_ask_one_soon_after_another_are_answered_together() -> None
         assert model.begun.get(timeout=60) == 1
         model.go_on.release()
         for client in clients:
+            assert b'"client' in client.makefile("rb").read()
+            client.close()
+
+
+def test_who_was_answered_is_not_left_behind_by_who_came_meanwhile(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """After a batch of 20 seconds, two crowds that take turns would wait 40 each."""
+    seconds = itertools.count(0, 20)
+    monkeypatch.setattr(call_server, "monotonic", lambda: next(seconds))
+    model = Slow()
+    with served(model, 8) as url:
+        first = send(url, "first")
+        assert model.begun.get(timeout=60) == 1
+        others = [send(url, f"client {number}") for number in range(2)]
+        time.sleep(0.2)  # they are there
+        model.go_on.release()
+        assert b'"first"' in first.makefile("rb").read()
+        first.close()
+        time.sleep(0.15)  # longer than clients get after a short batch
+        again = send(url, "client, again")
+        assert model.begun.get(timeout=60) == 3
+        model.go_on.release()
+        for client in (*others, again):
             assert b'"client' in client.makefile("rb").read()
             client.close()
 
