@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import functools
+import os
+from collections.abc import Iterator
 
 import pytest
 import torch
@@ -20,6 +22,20 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
                     reason=f"needs {marker.args[0]} GPU(s), found {present}"
                 )
             )
+
+
+@pytest.fixture(scope="package", autouse=True)
+def several_threads() -> Iterator[None]:
+    """What a GPU is compared with is computed by a CPU, here and in processes of their own:
+    the one thread of the other tests takes minutes for a layer of ALIA.
+    """
+    before, name = torch.get_num_threads(), "OMP_NUM_THREADS"
+    threads = min(8, os.cpu_count() or 1) if torch.cuda.is_available() else before
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv(name, str(threads))
+        torch.set_num_threads(threads)
+        yield
+    torch.set_num_threads(before)
 
 
 @pytest.fixture(autouse=True)
