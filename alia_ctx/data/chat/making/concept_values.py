@@ -151,7 +151,11 @@ def _identifier(draw: random.Random) -> str:
 
 
 def _street(draw: random.Random) -> str:
-    return f"{_of('street', draw)} {draw.randint(1, 190)}"
+    """With its number before or behind: a text may begin as a number does."""
+    street, number = _of("street", draw), str(draw.randint(1, 190))
+    if draw.random() < 0.2:
+        number += draw.choice("ABC")
+    return f"{number} {street}" if draw.random() < 0.4 else f"{street} {number}"
 
 
 def _postal_code(draw: random.Random) -> str:

@@ -19,6 +19,8 @@ from alia_ctx.data.chat.making.wording import Wording, spoken_name
 Kind = Literal["single", "multiple", "parallel", "missing", "irrelevant", "multi_turn"]
 KINDS: tuple[Kind, ...] = get_args(Kind)
 _TRIES = 20
+# Of requests for several calls: that they are of one function, in one sentence.
+_IN_ONE_SENTENCE = 0.6
 
 
 @dataclass(frozen=True)
@@ -139,6 +141,9 @@ class _Scene:
 
     def _parallel(self, function: Function) -> list[Function] | None:
         others = self._others([function], least=0)
+        if alike := self._alike(function):
+            self._ask_alike(function, alike)
+            return [function, *others]
         functions = [function, *others][: self._draw.randint(1, 2)]
         count = max(2, len(functions), self._draw.randint(2, 3))
         calls: list[Call] = []
@@ -203,6 +208,25 @@ class _Scene:
             text = " ".join(turn.content or "" for turn in turns)
             self._requests.append(Request(len(self._messages), tuple(calls)))
             self._messages.append(Message("user", text))
+        self._calls(calls)
+        if self._draw.random() < 0.3:
+            self._results(calls)
+
+    def _ask_alike(self, function: Function, calls: list[Call]) -> None:
+        """In one sentence: what the calls have in common is said once."""
+        first = calls[0].arguments
+        shared = {
+            name: value
+            for name, value in first.items()
+            if all(_is_same(call.arguments[name], value) for call in calls)
+        }
+        each = [
+            {name: v for name, v in call.arguments.items() if name not in shared}
+            for call in calls
+        ]
+        text = self._wording.request_for_each(function, shared, each)
+        self._requests.append(Request(len(self._messages), tuple(calls)))
+        self._messages.append(Message("user", text))
         self._calls(calls)
         if self._draw.random() < 0.3:
             self._results(calls)
@@ -292,6 +316,37 @@ class _Scene:
             arguments = in_order(arguments, function.talk.parts.values())
         return Call(function, arguments)
 
+    def _alike(self, function: Function) -> list[Call]:
+        """Two to four calls of it that differ in one or two values, or in most; often none,
+        and where it has no such values. Whatever differs differs in each of them.
+        """
+        if self._limits.simple or self._draw.random() >= _IN_ONE_SENTENCE:
+            return []
+        first = self._call(function)
+        names = [n for n, v in first.arguments.items() if not isinstance(v, bool)]
+        nested = any(isinstance(v, list | dict) for v in first.arguments.values())
+        if nested or not names:
+            return []
+        most = self._draw.choice((1, 1, 2, len(names)))
+        varied = self._draw.sample(names, min(most, len(names)))
+        calls = [first]
+        for _ in range(self._draw.choice((1, 1, 1, 2, 2, 3))):
+            values = {
+                name: self._value(function, name, function.properties[name])
+                for name in varied
+            }
+            made = {**first.arguments, **values}
+            if function.talk is not None:
+                made = in_order(made, function.talk.parts.values())
+            if any(
+                _is_same(made[name], call.arguments[name]) == (name in varied)
+                for name in made
+                for call in calls
+            ):
+                continue  # the same once more, or days that changed their places
+            calls.append(Call(function, made))
+        return calls if len(calls) > 1 else []
+
     def _value(self, function: Function, name: str, schema: Any) -> Any:
         """Drawn once more where it is the default, as two truths often are."""
         talk = function.talk
@@ -305,6 +360,11 @@ class _Scene:
             if not _is_default(value, schema):
                 break
         return value
+
+
+def _is_same(one: Any, other: Any) -> bool:
+    """As JSON: 1 is no true, and no 1.0 either."""
+    return type(one) is type(other) and bool(one == other)
 
 
 def _is_default(value: Any, schema: Any) -> bool:

@@ -16,6 +16,7 @@ from alia_ctx.data.chat.making.parts import Part
 # Shares of requests: that list `name = value` where sentences would do, that have a sentence
 # before them, and of clauses that name their parameter though they need not.
 _LISTED, _LISTED_UNKNOWN, _BEFORE, _NAMED, _RUN = 0.2, 0.35, 0.12, 0.12, 0.1
+_TOGETHER = 0.4  # of calls that differ in one value: that it is said as one of several
 _MOST_IN_ONE = 3
 
 
@@ -44,16 +45,63 @@ class Wording:
             )
         sentence = self._draw.choice(self._of("follow" if follows else "ask"))
         first, second = self._clauses(function, arguments)
-        do = self._do(function)
-        text = sentence.replace("{Do}", _capital(do)).replace("{do}", do)
-        # Values are put in last: there may be braces in them.
-        text = text.replace("{clauses}", f" {first}" if first else "")
+        text = self._sentence(sentence, function, first)
         if second:
             also = self._draw.choice(self._of("also"))
             text = f"{text} {also.replace('{clauses}', second)}"
         if not follows and self._draw.random() < _BEFORE:
             text = f"{self._draw.choice(self._of('before'))} {text}"
         return text
+
+    def request_for_each(
+        self,
+        function: Function,
+        shared: Mapping[str, Any],
+        each: Sequence[Mapping[str, Any]],
+    ) -> str:
+        """A turn that asks for calls of one function in one sentence: what they have in
+        common is said once, and then what is of each. No value is a list or an object.
+        """
+        sentence = self._draw.choice(self._of("ask"))
+        common, last = self._phrase(function, shared)
+        told = self._together(function, each) or self._one_by_one(function, each)
+        clauses = " ".join(filter(None, [common, told, last]))
+        text = self._sentence(sentence, function, clauses)
+        if self._draw.random() < _BEFORE:
+            text = f"{self._draw.choice(self._of('before'))} {text}"
+        return text
+
+    def _together(
+        self, function: Function, each: Sequence[Mapping[str, Any]]
+    ) -> str | None:
+        """`in Riga and Oslo`, where calls differ in one value and a language bends nothing."""
+        ((name, *others), *_) = map(list, each)
+        part = self._part(function, name)
+        if others or part is None or part.concept is None or self._language == "eu":
+            return None
+        if not self._now(_TOGETHER):
+            return None
+        forms = concepts()[part.concept].clauses(self._language)
+        values = self._joined([self._said(one[name], part) for one in each])
+        return self._draw.choice(forms).replace("{}", values)
+
+    def _one_by_one(self, function: Function, each: Sequence[Mapping[str, Any]]) -> str:
+        """`in Riga at 10:15, and in Oslo at 12:30`."""
+        parts = [
+            " ".join(filter(None, self._phrase(function, arguments)))
+            for arguments in each
+        ]
+        again = self._draw.choice(self._of("again"))
+        *before, end = parts
+        return ", ".join(before) + again.replace("{clauses}", end)
+
+    def _phrase(
+        self, function: Function, arguments: Mapping[str, Any]
+    ) -> tuple[str, str]:
+        """Clauses one after the other, and what has to stand at the end of a sentence."""
+        plain, named, lists, last = self._sorted_clauses(function, arguments)
+        head = [" ".join([*plain, *lists])] if plain or lists else []
+        return ", ".join([*head, *self._and(named)]), " ".join(last)
 
     def given(self, function: Function, arguments: Mapping[str, Any]) -> str:
         """The answer to a question for what was kept back."""
@@ -114,6 +162,12 @@ class Wording:
 
     # Sentences.
 
+    def _sentence(self, form: str, function: Function, clauses: str) -> str:
+        do = self._do(function)
+        text = form.replace("{Do}", _capital(do)).replace("{do}", do)
+        # Values are put in last: there may be braces in them.
+        return text.replace("{clauses}", f" {clauses}" if clauses else "")
+
     def _do(self, function: Function) -> str:
         talk = function.talk
         if talk is None or talk.verb is None or talk.noun is None or self._now(_RUN):
@@ -129,6 +183,23 @@ class Wording:
         self, function: Function, arguments: Mapping[str, Any]
     ) -> tuple[str, str]:
         """What the first sentence says of the arguments, and what a second one does."""
+        plain, named, lists, last = self._sorted_clauses(function, arguments)
+        if self._now(0.7):
+            self._draw.shuffle(plain)
+        plain += lists
+        between = ", " if self._now(0.3) else " "
+        if plain and len(plain) + len(named) > _MOST_IN_ONE and self._now(0.6):
+            cut = self._draw.randint(1, min(len(plain), _MOST_IN_ONE))
+            rest = [between.join(plain[cut:])] if plain[cut:] else []
+            second = self._joined([*rest, *named])
+            return " ".join([between.join(plain[:cut]), *last]), second
+        head = [between.join(plain)] if plain else []
+        return " ".join([", ".join([*head, *self._and(named)]), *last]).strip(), ""
+
+    def _sorted_clauses(
+        self, function: Function, arguments: Mapping[str, Any]
+    ) -> tuple[list[str], list[str], list[str], list[str]]:
+        """Clauses in a parameter's words; by its name; of lists; those that come last."""
         plain: list[str] = []
         named: list[str] = []
         lists: list[str] = []
@@ -149,17 +220,7 @@ class Wording:
                 last.append(clause)
             else:
                 plain.append(clause)
-        if self._now(0.7):
-            self._draw.shuffle(plain)
-        plain += lists
-        between = ", " if self._now(0.3) else " "
-        if plain and len(plain) + len(named) > _MOST_IN_ONE and self._now(0.6):
-            cut = self._draw.randint(1, min(len(plain), _MOST_IN_ONE))
-            rest = [between.join(plain[cut:])] if plain[cut:] else []
-            second = self._joined([*rest, *named])
-            return " ".join([between.join(plain[:cut]), *last]), second
-        head = [between.join(plain)] if plain else []
-        return " ".join([", ".join([*head, *self._and(named)]), *last]).strip(), ""
+        return plain, named, lists, last
 
     def _and(self, parts: list[str]) -> list[str]:
         return [self._joined(parts)] if parts else []
