@@ -37,7 +37,8 @@ class Partial:
         whole = f"{head}\n".encode()
         if self.path.is_file():
             lines = self.path.read_bytes().splitlines(keepends=True)
-            if lines and lines[0].endswith(b"\n"):
+            # Nothing was made where only the head is there, as of a mistyped address.
+            if len(lines) > 1:
                 self._require_same(lines[0], made_from)
                 whole = lines[0] + b"".join(self._read(lines[1:]))
         try:
