@@ -206,6 +206,8 @@ class Wording:
         last: list[str] = []
         # Behind a list nothing may begin with a value, as much of Basque does.
         has_lists = any(isinstance(value, list) for value in arguments.values())
+        # What begins with "and" ends a sentence; where a language lacks words, English has them.
+        ands = tuple(words.and_.lstrip() for words in (self._words, LANGUAGES["en"]))
         for name, value in arguments.items():
             clause = None
             if not self._now(_NAMED):
@@ -214,9 +216,7 @@ class Wording:
                 named.append(self._named(name, value, by_name_first=has_lists))
             elif isinstance(value, list):
                 lists.append(clause)
-            elif clause.startswith(
-                (self._words.and_.lstrip(), "y ", "and ", "i ", "e ")
-            ):
+            elif clause.startswith(ands):
                 last.append(clause)
             else:
                 plain.append(clause)
