@@ -50,6 +50,7 @@ class EndpointModel:
         concurrency: int = 8,
     ) -> None:
         self._scheme, self._host, self._port, self._path = _parts(url)
+        url = url.rstrip("/")  # one server, however it is written
         self._url, self._settings = url, settings
         self._concurrency = concurrency
         self._key = os.environ.get("OPENAI_API_KEY", "").strip()
@@ -82,6 +83,8 @@ class EndpointModel:
                 return model
             rule = f"lists no models (status {status})"
             remedy = f"name MODEL ({_OF_TRANSFORMERS})"
+            if status == 404 and not self._path.endswith("/v1"):
+                remedy = f"most servers answer at {self._url}/v1; name that, or MODEL"
             raise ConfigError("", [Problem("--endpoint", self._url, rule, remedy)])
         if model is None and len(listed) == 1:
             return listed[0]
@@ -161,9 +164,12 @@ class EndpointModel:
             tokens = int((answer.get("usage") or {}).get("completion_tokens") or 0)
         except (ValueError, LookupError, TypeError, AttributeError) as error:
             told = " ".join(data[:200].decode("utf-8", "replace").split())
+            remedy = "mend the server, and start again"
+            if status == 404 and not self._path.endswith("/v1"):
+                remedy = f"most servers answer at {self._url}/v1; name that"
             raise DataError(
                 f"{self._url}, case {case.id}: no answer of OpenAI's form ({error}: "
-                f"{told}); mend the server, and start again: answers are kept"
+                f"{told}); {remedy}: answers are kept"
             ) from error
         return Answer(text, calls, tokens=tokens, cut=cut)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from decimal import ROUND_HALF_UP, Decimal
 from typing import Any
 
 from rich.console import Console
@@ -103,9 +104,13 @@ def _alone(scores: Scores) -> Iterator[list[str]]:
 def _cell(value: Joined | None) -> str:
     if value is None:
         return "not measured"
-    low, high = (100 * bound for bound in value.interval)
-    counts = f"{value.right}/{value.total}"
-    return f"{100 * value.accuracy:.1f} [{low:.1f}, {high:.1f}] {counts}"
+    low, high = map(_percent, value.interval)
+    return f"{_percent(value.accuracy)} [{low}, {high}] {value.right}/{value.total}"
+
+
+def _percent(share: float) -> str:
+    """Halves up, as in the card: 13 of 16 are 81.3 there."""
+    return str(Decimal(repr(100 * share)).quantize(Decimal("0.1"), ROUND_HALF_UP))
 
 
 def _plain(text: str) -> str:

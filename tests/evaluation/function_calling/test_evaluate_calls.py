@@ -32,7 +32,8 @@ from tests.hf_models import edit_json, make_model
 from tests.tokenizers import byte_level, save
 
 END = "<|im_end|>"
-SHORT_TEMPLATE = (  # without the tools, so that the model learns in seconds
+SHORT_TEMPLATE = (  # of the tools their names, so that the model learns in seconds
+    "{% for t in tools or [] %}{{ t.function.name }} {% endfor %}"
     "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n"
     "{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
 )
@@ -396,5 +397,14 @@ def test_the_ledger_is_the_model_s_own(suite: Path, tmp_path: Path) -> None:
     found = json.loads(
         alia("evaluate-calls", tmp_path / "x" / "m", tmp_path / "y" / "m", *words)
     )
-    assert list(found["models"]) == ["m", "m (2)"]
-    assert {p.name for p in (tmp_path / "out").iterdir()} >= {"m", "m (2)"}
+    assert list(found["models"]) == ["x/m", "y/m"]
+    assert {p.name for p in (tmp_path / "out").iterdir()} >= {"x_m", "y_m"}
+    kept = (tmp_path / "out" / "x_m" / NAME).read_bytes()
+    other = [tmp_path / "y" / "m", tmp_path / "x" / "m"]
+    assert list(json.loads(alia("evaluate-calls", *other, *words))["models"]) == [
+        "y/m",
+        "x/m",
+    ]
+    assert (tmp_path / "out" / "x_m" / NAME).read_bytes() == kept
+    with pytest.raises(AliaError, match="is named twice"):
+        alia("evaluate-calls", tmp_path / "x" / "m", tmp_path / "x/../x/m", *words[:-1])

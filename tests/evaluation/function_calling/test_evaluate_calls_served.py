@@ -299,6 +299,28 @@ def test_a_page_that_is_no_server_s(
         alia("evaluate-calls", "--endpoint", url, *options)
 
 
+def test_one_server_however_its_address_is_written(suite: Path, tmp_path: Path) -> None:
+    words = ["--data", suite, "--output", tmp_path / "out", "--limit", 1]
+    with served(right_reply) as url:
+        alia("evaluate-calls", "--endpoint", url, *words)
+        kept = (tmp_path / "out" / "model" / NAME).read_bytes()
+        alia("evaluate-calls", "--endpoint", f"{url}/", *words)
+    assert (tmp_path / "out" / "model" / NAME).read_bytes() == kept
+
+
+def test_an_address_without_v1(suite: Path, tmp_path: Path) -> None:
+    options = ["--data", suite, "--output", tmp_path / "out"]
+    with answering(404, '{"detail": "Not Found"}') as url:
+        root = url.removesuffix("/v1")
+        for number, words in enumerate(([], ["model"])):
+            where = ["--output", tmp_path / f"out{number}", "--data", suite]
+            with pytest.raises(AliaError, match=f"most servers answer at {root}/v1"):
+                alia("evaluate-calls", *words, "--endpoint", root, *options)
+            with pytest.raises(AliaError) as error:
+                alia("evaluate-calls", *words, "--endpoint", f"{root}/v1", *where)
+            assert "most servers" not in str(error.value)
+
+
 def test_a_server_that_takes_too_long(
     suite: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
