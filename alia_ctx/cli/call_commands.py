@@ -219,9 +219,11 @@ def _models(
     template: str | None,
     batch_size: int,
 ) -> dict[str, AnsweringModel]:
-    """Models by names that differ, in the order given."""
+    """Models by names that differ, as do their folders, in the order given."""
     from alia_ctx.workflow.call_endpoint import EndpointModel
     from alia_ctx.workflow.call_generation import TransformersModel
+    from alia_ctx.workflow.calls import answers_folder
+    from alia_ctx.workflow.evaluated_models import names_apart
 
     made: list[AnsweringModel] = []
     if endpoint is not None:
@@ -230,11 +232,9 @@ def _models(
     else:
         for text in models:
             made.append(TransformersModel(path(text), settings, template, batch_size))
-    named: dict[str, AnsweringModel] = {}
-    for model in made:
-        count = sum(other.name == model.name for other in named.values())
-        named[f"{model.name} ({count + 1})" if count else model.name] = model
-    return named
+    own = [model.name for model in made]
+    names = names_apart(own, lambda name: answers_folder(Path(), name))
+    return dict(zip(names, made, strict=True))
 
 
 def _multi_turn_scores(

@@ -388,13 +388,12 @@ def test_memory_that_does_not_hold_the_model_is_not_the_question_s_fault(
 
 
 def test_the_ledger_is_the_model_s_own(suite: Path, tmp_path: Path) -> None:
-    """Two models of one name have folders of their own."""
-    for parent in ("x", "y"):
-        save_small(tmp_path / parent / "m")
+    """Models of one name have folders of their own, none that of another's name."""
+    given = [tmp_path / name for name in ("x/m", "y/m", "z/m (2)")]
+    for directory in given:
+        save_small(directory)
     words = ["--data", suite, "--output", tmp_path / "out", "--limit", 1]
     words += ["--categories", "multiple", "--max-new-tokens", 2, "--json"]
-    found = json.loads(
-        alia("evaluate-calls", tmp_path / "x" / "m", tmp_path / "y" / "m", *words)
-    )
-    assert list(found["models"]) == ["m", "m (2)"]
-    assert {p.name for p in (tmp_path / "out").iterdir()} >= {"m", "m (2)"}
+    found = json.loads(alia("evaluate-calls", *given, *words))
+    assert list(found["models"]) == ["m", "m (3)", "m (2)"]
+    assert {p.name for p in (tmp_path / "out").iterdir()} >= {"m", "m (2)", "m (3)"}
