@@ -220,9 +220,11 @@ def _models(
     template: str | None,
     batch_size: int,
 ) -> dict[str, AnsweringModel]:
-    """Models by names that differ, in the order given."""
+    """Models by names that differ, as do their folders, in the order given."""
     from alia_ctx.workflow.call_endpoint import EndpointModel
     from alia_ctx.workflow.call_generation import TransformersModel
+    from alia_ctx.workflow.calls import answers_folder
+    from alia_ctx.workflow.evaluated_models import names_apart
 
     made: list[AnsweringModel] = []
     if endpoint is not None:
@@ -235,11 +237,14 @@ def _models(
     for number, place in enumerate(places):
         if place in places[:number]:
             raise _error("MODEL", models[number], "is named twice", "leave one out")
-    names = [model.name for model in made]
-    return {
-        name if names.count(name) == 1 else _distinct(place, places): model
-        for name, place, model in zip(names, places or [""], made, strict=True)
-    }
+    own = [model.name for model in made]
+    own = [
+        name if own.count(name) == 1 else _distinct(place, places)
+        for name, place in zip(own, places or [""], strict=True)
+    ]
+    # By their folders: `a/m` and one that is called `a_m` would share one.
+    names = names_apart(own, lambda name: answers_folder(Path(), name))
+    return dict(zip(names, made, strict=True))
 
 
 def _distinct(place: str, places: Sequence[str]) -> str:

@@ -7,7 +7,7 @@ from __future__ import annotations
 import gc
 import os
 import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from itertools import chain, count
@@ -244,20 +244,28 @@ def _has_tokenizer(directory: Path) -> bool:
 
 
 def named_apart(models: Sequence[EvaluatedModel]) -> list[EvaluatedModel]:
-    """The models with names that differ, as each has a folder of its own: the first of a
-    name keeps it, others take `NAME (2)` and so on, past what any other is called. What
-    begins with a dot (the folder of imports, locks) is no model's.
+    """The models with names that differ, as each has a folder of its own. What begins with
+    a dot (the folder of imports, locks) is no model's.
     """
-    names = [_folder_name(model.name) for model in models]
-    own, used = set(names), set[str]()
+    names = names_apart([_folder_name(model.name) for model in models])
+    return [replace(m, name=name) for m, name in zip(models, names, strict=True)]
+
+
+def names_apart(
+    names: Sequence[str], folder: Callable[[str], object] = lambda name: name
+) -> list[str]:
+    """Names whose `folder` differs: the first of a name keeps it, others take `NAME (2)`
+    and so on, past what any other is called.
+    """
+    own, used = {folder(name) for name in names}, set[object]()
     apart = []
-    for model, name in zip(models, names, strict=True):
+    for name in names:
         numbers = (f"{name} ({number})" for number in count(2))
-        free = (n for n in chain([name], numbers) if n not in used)
+        free = (n for n in chain([name], numbers) if folder(n) not in used)
         # A number may have been given to another as its name.
-        chosen = next(n for n in free if n == name or n not in own)
-        used.add(chosen)
-        apart.append(replace(model, name=chosen))
+        chosen = next(n for n in free if n == name or folder(n) not in own)
+        used.add(folder(chosen))
+        apart.append(chosen)
     return apart
 
 

@@ -386,25 +386,3 @@ def test_memory_that_does_not_hold_the_model_is_not_the_question_s_fault(
     with pytest.raises(AliaError, match="memory does not hold the model's weights"):
         model.write([[7, 8, 9]] * 8, "abcdefgh")
     assert len(loads) == 1
-
-
-def test_the_ledger_is_the_model_s_own(suite: Path, tmp_path: Path) -> None:
-    """Two models of one name have folders of their own."""
-    for parent in ("x", "y"):
-        save_small(tmp_path / parent / "m")
-    words = ["--data", suite, "--output", tmp_path / "out", "--limit", 1]
-    words += ["--categories", "multiple", "--max-new-tokens", 2, "--json"]
-    found = json.loads(
-        alia("evaluate-calls", tmp_path / "x" / "m", tmp_path / "y" / "m", *words)
-    )
-    assert list(found["models"]) == ["x/m", "y/m"]
-    assert {p.name for p in (tmp_path / "out").iterdir()} >= {"x_m", "y_m"}
-    kept = (tmp_path / "out" / "x_m" / NAME).read_bytes()
-    other = [tmp_path / "y" / "m", tmp_path / "x" / "m"]
-    assert list(json.loads(alia("evaluate-calls", *other, *words))["models"]) == [
-        "y/m",
-        "x/m",
-    ]
-    assert (tmp_path / "out" / "x_m" / NAME).read_bytes() == kept
-    with pytest.raises(AliaError, match="is named twice"):
-        alia("evaluate-calls", tmp_path / "x" / "m", tmp_path / "x/../x/m", *words[:-1])

@@ -263,6 +263,18 @@ def test_whatever_a_model_is_called_its_answers_have_a_folder(
     assert all((folder / NAME).is_file() for folder in folders)
 
 
+def test_names_whose_folders_would_be_one(suite: Path, tmp_path: Path) -> None:
+    names = ("a/b", "a_b", "a_b (2)")
+    out = tmp_path / "out"
+    with served(right_reply, names) as url:
+        words = ["evaluate-calls", *names, "--endpoint", url, "--data", suite]
+        found = json.loads(alia(*words, "--limit", 1, "--output", out, "--json"))
+    told = {name: model["model"] for name, model in found["models"].items()}
+    assert told == {"a/b": "a/b", "a_b (3)": "a_b", "a_b (2)": "a_b (2)"}
+    folders = [model["answers"] for model in found["models"].values()]
+    assert folders == [str(out / name) for name in ("a_b", "a_b (3)", "a_b (2)")]
+
+
 @pytest.mark.parametrize(
     ("status", "page", "message"),
     [
