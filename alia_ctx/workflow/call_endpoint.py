@@ -123,7 +123,8 @@ class EndpointModel:
         """
         answers: list[Future[Answer]] = []
         for case in cases:
-            answers.append(answer := Future())
+            answer: Future[Answer] = Future()
+            answers.append(answer)
             words = (answer, self._answer, case)
             threading.Thread(target=_settle, args=words, daemon=True).start()
         return [answer.result() for answer in answers]
