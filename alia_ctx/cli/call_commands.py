@@ -224,7 +224,7 @@ def _models(
     from alia_ctx.workflow.call_endpoint import EndpointModel
     from alia_ctx.workflow.call_generation import TransformersModel
     from alia_ctx.workflow.calls import answers_folder
-    from alia_ctx.workflow.evaluated_models import names_apart
+    from alia_ctx.workflow.model_names import names_apart
 
     made: list[AnsweringModel] = []
     if endpoint is not None:

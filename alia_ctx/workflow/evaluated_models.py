@@ -7,10 +7,9 @@ from __future__ import annotations
 import gc
 import os
 import shutil
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, replace
-from itertools import chain, count
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +28,7 @@ from alia_ctx.train.rendezvous import World
 from alia_ctx.train.run_directory import mended_by_training
 from alia_ctx.train.stage_identity import checkpoint_statement
 from alia_ctx.workflow.chain import finished_checkpoint
+from alia_ctx.workflow.model_names import names_apart
 
 BASE = "base"
 
@@ -249,24 +249,6 @@ def named_apart(models: Sequence[EvaluatedModel]) -> list[EvaluatedModel]:
     """
     names = names_apart([_folder_name(model.name) for model in models])
     return [replace(m, name=name) for m, name in zip(models, names, strict=True)]
-
-
-def names_apart(
-    names: Sequence[str], folder: Callable[[str], object] = lambda name: name
-) -> list[str]:
-    """Names whose `folder` differs: the first of a name keeps it, others take `NAME (2)`
-    and so on, past what any other is called.
-    """
-    own, used = {folder(name) for name in names}, set[object]()
-    apart = []
-    for name in names:
-        numbers = (f"{name} ({number})" for number in count(2))
-        free = (n for n in chain([name], numbers) if folder(n) not in used)
-        # A number may have been given to another as its name.
-        chosen = next(n for n in free if n == name or folder(n) not in own)
-        used.add(folder(chosen))
-        apart.append(chosen)
-    return apart
 
 
 def _folder_name(name: str) -> str:

@@ -9,6 +9,7 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
+from alia_ctx.errors import DataError
 from alia_ctx.evaluation.function_calling.scores import (
     ROWS,
     Joined,
@@ -18,6 +19,7 @@ from alia_ctx.evaluation.function_calling.scores import (
 )
 
 _CARD = "ALIA-40b-fc card"
+_MOST_CASES = 2**53  # that a float counts
 _LEGEND = "[ ]: 95% intervals"
 Scores = Mapping[str, Mapping[str, Score]]  # model -> category -> score
 
@@ -68,19 +70,33 @@ def score_markdown(scores: Scores) -> str:
 def read_scores(document: Any) -> dict[str, dict[str, Score]] | None:
     """Model -> category -> score of what `evaluate-calls --json` prints, or of a
     `scores.json`; None where a document is neither.
+
+    DataError where it is one with counts that are none: figures of them would be none.
     """
     try:
         if "content" in document:
             document = {"models": {document["content"]["model"]: document["content"]}}
-        return {
+        counts = {
             str(name): {
-                str(category): Score(int(of["right"]), int(of["total"]))
+                str(category): (of["right"], of["total"])
                 for category, of in model["categories"].items()
             }
             for name, model in document["models"].items()
         }
-    except (KeyError, TypeError, ValueError, AttributeError):
+    except (KeyError, TypeError, AttributeError):
         return None
+    for name, of_model in counts.items():
+        for category, (right, total) in of_model.items():
+            whole = type(right) is type(total) is int
+            if not (whole and 0 <= right <= total and 0 < total < _MOST_CASES):
+                raise DataError(
+                    f"{name}, {category}: {right!r} right of {total!r} is no score; run "
+                    "`alia-ctx evaluate-calls` again"
+                )
+    return {
+        name: {category: Score(*count) for category, count in of_model.items()}
+        for name, of_model in counts.items()
+    }
 
 
 def _rows(scores: Scores) -> Iterator[list[str]]:

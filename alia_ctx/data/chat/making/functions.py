@@ -236,9 +236,8 @@ def _unusable(function: Function) -> str | None:
     schema = function.parameters
     try:
         write(function.tool())
-    except (ValueError, RecursionError) as error:
-        told = str(error) if isinstance(error, ValueError) else "nested too deeply"
-        return f"its parameters are no JSON ({told})"
+    except ValueError as error:
+        return f"its parameters are no JSON ({error})"
     if not isinstance(schema, dict) or schema.get("type", "object") != "object":
         return "its parameters are no schema of an object"
     if not isinstance(schema.get("properties", {}), dict):
