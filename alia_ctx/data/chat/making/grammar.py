@@ -13,8 +13,9 @@ from alia_ctx.data.chat.json_text import write
 from alia_ctx.data.chat.making.concept_values import in_order, value_of
 from alia_ctx.data.chat.making.functions import Function
 from alia_ctx.data.chat.making.languages import LANGUAGES
+from alia_ctx.data.chat.making.value_words import spoken_name
 from alia_ctx.data.chat.making.values import NoValueError, inlined, value_for
-from alia_ctx.data.chat.making.wording import Wording, spoken_name
+from alia_ctx.data.chat.making.wording import Wording
 
 Kind = Literal["single", "multiple", "parallel", "missing", "irrelevant", "multi_turn"]
 KINDS: tuple[Kind, ...] = get_args(Kind)
