@@ -21,6 +21,7 @@ Output = Annotated[
 ]
 # As those that read it again know such a file.
 _LINES = (".jsonl", ".ndjson", ".json")
+_MODEL_NAME = "default"
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace the output.")]
 
 
@@ -145,15 +146,17 @@ def make_tool_data(
     ] = None,
     model_name: Annotated[
         str, typer.Option(help="What the endpoint calls its model.")
-    ] = "default",
+    ] = _MODEL_NAME,
     overwrite: Overwrite = False,
 ) -> None:
     """Make conversations that call functions, from their signatures alone."""
     from alia_ctx.data.chat import making
     from alia_ctx.progress import meter
 
-    about = output.with_name(f"{output.name}.json")
+    if problems := _endpoint_problems(model, model_name):
+        raise ConfigError("", problems)
     _require_free(output, overwrite, sources)
+    about = output.with_name(f"{output.name}.json")
     _require_free(about, overwrite, sources)
     spec = making.MakeSpec(
         count=count,
@@ -173,19 +176,37 @@ def make_tool_data(
             found,
             spec,
             output,
-            endpoint=making.Endpoint(model, model_name) if model else None,
+            endpoint=None if model is None else making.Endpoint(model, model_name),
             progress=bar.update,
         )
     typer.echo(
-        f"{output}: {counts.written:,} conversations from "
-        f"{len(spec.of_part(found.functions)):,} functions; "
-        f"{len(found.left_out):,} functions left out, "
-        f"{counts.refused.total():,} conversations refused"
+        f"{output}: {_counted(counts.written, 'conversation')} from "
+        f"{_counted(len(spec.of_part(found.functions)), 'function')}; "
+        f"{len(found.left_out):,} left out, "
+        f"{_counted(counts.refused.total(), 'conversation')} refused"
     )
-    for line in counts.lacking(spec, len(spec.of_part(found.functions))):
+    for line in making.counted(found.left_out):
+        typer.echo(f"  {line}")
+    if found.left_out:
+        typer.echo(f"  all that is left out: {about}")
+    for line in counts.lacking(spec):
         typer.echo(f"  {line}")
     for reason, number in counts.refused.most_common(5):
-        typer.echo(f"  {number:,} {reason}")
+        typer.echo(f"  {number:,} refused, {reason}")
+
+
+def _endpoint_problems(model: str | None, name: str) -> list[Problem]:
+    if model is not None and not model.strip():
+        remedy = "give it as http://HOST:PORT/v1, or leave the option out"
+        return [Problem("--model", "''", "is no address", remedy)]
+    if model is None and name != _MODEL_NAME:
+        remedy = "give its endpoint with --model, or leave the option out"
+        return [Problem("--model-name", name, "is of no endpoint", remedy)]
+    return []
+
+
+def _counted(number: int, what: str) -> str:
+    return f"{number:,} {what}{'' if number == 1 else 's'}"
 
 
 def _chosen[T: str](key: str, text: str, known: tuple[T, ...]) -> tuple[T, ...]:
@@ -194,7 +215,8 @@ def _chosen[T: str](key: str, text: str, known: tuple[T, ...]) -> tuple[T, ...]:
     for part in chosen:
         if part not in names:
             remedy = f"choose among {', '.join(known)}"
-            raise ConfigError("", [Problem(key, part, "is not known", remedy)])
+            rule = "is not known" if part else "names none where one is needed"
+            raise ConfigError("", [Problem(key, part or repr(text), rule, remedy)])
     return tuple(names[part] for part in dict.fromkeys(chosen))  # type: ignore[index]
 
 

@@ -143,6 +143,27 @@ def test_made_conversations_are_conversations(tmp_path: Path) -> None:
             alia("make-tool-data", "typer", "--output", tmp_path / "x.jsonl", *words)
 
 
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        (["--kinds", ""], r"--kinds='': names none where one is needed; choose among"),
+        (["--languages", "en,"], r"--languages='en,': names none where one is needed"),
+        (["--model", ""], r"--model='': is no address; give it as http"),
+        (["--model-name", "x"], r"--model-name=x: is of no endpoint; give its endp"),
+        (["--output", ""], r"--output=\.: is a directory"),
+        (["--output", "."], r"--output=\.: is a directory"),
+        ([""], "a source is empty; give a package's name"),
+    ],
+)
+def test_making_says_what_is_wrong_with_an_option(
+    words: list[str], told: str, tmp_path: Path
+) -> None:
+    output = ["--output", tmp_path / "x.jsonl"] if "--output" not in words else []
+    with pytest.raises(AliaError, match=told):
+        alia("make-tool-data", "typer", *output, *words)
+    assert not [*tmp_path.iterdir()]
+
+
 def test_tokenize_and_pack_a_source_of_conversations(tmp_path: Path) -> None:
     path = rows(tmp_path)
     config_path = write_run(tmp_path)

@@ -7,6 +7,8 @@ import inspect
 import re
 from typing import Any
 
+from alia_ctx.data.chat.making.annotations import Annotations
+from alia_ctx.data.chat.making.json_types import NULL, choices, union
 from alia_ctx.data.chat.python_text import expression_of
 
 _SPHINX = re.compile(r"^:param (?:([\w\[\], .|]+) )?\*{0,2}(\w+):[ \t]*(.*)$")
@@ -28,7 +30,7 @@ _WORDS = {
 }
 _TYPES = {word: kind for kind, words in _WORDS.items() for word in words}
 _ARRAYS = ("array_like", "ndarray", "array-like", "np.ndarray")
-_LIST = re.compile(r"^(?:list|tuple|sequence|array|List)(?: of |\[)(\w+)\]?$")
+_LIST = re.compile(r"^(?:(?:list|sequence|array|List)(?: of |\[)|tuple of )(\w+)\]?$")
 _BEHIND = re.compile(r"(?i),?\s*\*?\b(?:optional|keyword[- ]only|defaults?\b.*)\*?.*$")
 
 
@@ -111,19 +113,34 @@ def _schema(kind: str) -> dict[str, Any] | None:
     """Of a type in words: `int, optional`, `{'a', 'b'}`, `list of str or None`."""
     kind = kind.replace("`", "").replace("*", "").strip()
     if options := re.match(r"\{[^{}]*\}", kind):
-        return choices(_constants(options[0]))
-    for part in re.split(r"\s+or\s+|\s*\|\s*", _BEHIND.sub("", kind)):
-        part = part.strip().strip(",")
-        if part in _TYPES:
-            return {"type": _TYPES[part]}
-        if part in _ARRAYS:
-            return {"type": "array", "items": {"type": "number"}}
-        match = _LIST.match(part)
-        if match is not None and match[1] in _TYPES:
-            return {"type": "array", "items": {"type": _TYPES[match[1]]}}
-        if part != "None":  # what is told first is what is meant
-            return None
-    return None
+        found = choices(_constants(options[0]))
+        return None if found == NULL else found
+    words = _BEHIND.sub("", kind).strip().strip(",")
+    found = _one(words)  # whole: there may be bars within its brackets
+    if found is None or found == NULL:
+        parts = re.split(r"\s+or\s+|\s*\|\s*", words)
+        types = [_one(part.strip().strip(",")) for part in parts]
+        # Words are no language: one that begins with something unknown is left alone.
+        found = None if types[0] is None else union(types)
+    return found
+
+
+def _one(kind: str) -> dict[str, Any] | None:
+    if kind == "None":
+        return NULL
+    if kind in _TYPES:
+        return {"type": _TYPES[kind]}
+    if kind in _ARRAYS:
+        return {"type": "array", "items": {"type": "number"}}
+    match = _LIST.match(kind)
+    if match is not None and match[1] in _TYPES:
+        return {"type": "array", "items": {"type": _TYPES[match[1]]}}
+    if "[" not in kind:
+        return None
+    try:
+        return Annotations().schema(expression_of(kind).body)
+    except (ValueError, SyntaxError, MemoryError, RecursionError):
+        return None
 
 
 def _constants(text: str) -> list[Any]:
@@ -131,16 +148,8 @@ def _constants(text: str) -> list[Any]:
         node = expression_of(text).body
         # A set has no order of its own; as it is written it has one.
         parts = node.elts if isinstance(node, ast.Set) else []
-        return [ast.literal_eval(part) for part in parts]
+        values = [ast.literal_eval(part) for part in parts]
     except (ValueError, SyntaxError, MemoryError, RecursionError):
         return []  # the last two: what Python says of too many signs or brackets
-
-
-def choices(values: list[Any]) -> dict[str, Any] | None:
-    """The schema of some constants of one type; None itself is none."""
-    values = [value for value in values if value is not None]
-    kinds = {type(value) for value in values}
-    names = {str: "string", int: "integer"}
-    if len(kinds) != 1 or (kind := kinds.pop()) not in names:
-        return None
-    return {"type": names[kind], "enum": list(dict.fromkeys(values))}
+    is_json = all(isinstance(v, str | int | float | None) for v in values)
+    return values if is_json else []

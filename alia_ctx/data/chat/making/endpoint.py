@@ -47,13 +47,8 @@ class Endpoint:
         """Not empty once it has answered: an address where nobody ever did is mistyped."""
         return []
 
-    def complete(self, prompt: str, seed: int) -> str:
-        """The model's answer to one user message. Where the endpoint is busy, down, or
-        silent it is asked again some times, after the pause that it asks for, if it does.
-
-        DataError where it cannot be reached at all, does not come back, refuses, or
-        answers otherwise than OpenAI's interface says.
-        """
+    def address(self) -> tuple[type[http.client.HTTPConnection], str, int | None, str]:
+        """How it is reached: connection, host, port, path; DataError where it is none."""
         try:
             parts, port = urlsplit(self.url), urlsplit(self.url).port
         except ValueError:  # a port that is no number
@@ -66,6 +61,16 @@ class Endpoint:
             raise DataError(
                 f"{self.url}: no http or https address; give one as http://HOST:PORT/v1"
             )
+        return kinds[parts.scheme], parts.hostname, port, parts.path
+
+    def complete(self, prompt: str, seed: int) -> str:
+        """The model's answer to one user message. Where the endpoint is busy, down, or
+        silent it is asked again some times, after the pause that it asks for, if it does.
+
+        DataError where it cannot be reached at all, does not come back, refuses, or
+        answers otherwise than OpenAI's interface says.
+        """
+        kind, host, port, path = self.address()
         body = {
             "model": self.model,
             "messages": [{"role": "user", "content": prompt}],
@@ -75,12 +80,10 @@ class Endpoint:
         headers = {"Content-Type": "application/json"}
         if key := os.environ.get("OPENAI_API_KEY"):
             headers["Authorization"] = f"Bearer {key}"
-        path = f"{parts.path.rstrip('/')}/chat/completions"
+        path = f"{path.rstrip('/')}/chat/completions"
         for pause in (*_PAUSES_SECONDS, None):
             asked_for = None
-            connection = kinds[parts.scheme](
-                parts.hostname, port, timeout=_TIMEOUT_SECONDS
-            )
+            connection = kind(host, port, timeout=_TIMEOUT_SECONDS)
             try:
                 connection.request("POST", path, json.dumps(body).encode(), headers)
                 response = connection.getresponse()

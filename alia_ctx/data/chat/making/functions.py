@@ -15,6 +15,7 @@ import yaml
 from alia_ctx.data.chat.conversation import RowError, function_of
 from alia_ctx.data.chat.json_text import write
 from alia_ctx.data.chat.making.invented import simple_functions
+from alia_ctx.data.chat.making.left_out import Reason, counted
 from alia_ctx.data.chat.making.openapi import operations
 from alia_ctx.data.chat.making.parts import Talk
 from alia_ctx.data.chat.making.python_source import functions_of_source
@@ -24,6 +25,9 @@ from alia_ctx.errors import DataError
 from alia_ctx.files import parse_json
 
 _SUFFIXES = (".json", ".yaml", ".yml")
+_SOURCES = (
+    f"give a package's name, a folder, or a path ending in .py, {', '.join(_SUFFIXES)}"
+)
 INVENTED = "invented"
 _MOST_INVENTED = 1_000_000
 
@@ -88,7 +92,15 @@ class FoundFunctions:
     """Functions by name, in the order of their sources; and what is none, with reasons."""
 
     functions: dict[str, Function] = field(default_factory=dict)
-    left_out: dict[str, str] = field(default_factory=dict)
+    left_out: dict[str, Reason] = field(default_factory=dict)
+
+    def leave_out(self, where: str, reason: Reason) -> None:
+        """`where` is a file, or one and a name; a name that is there again is told again."""
+        again, key = 1, where
+        while key in self.left_out:
+            again += 1
+            key = f"{where} ({again})"
+        self.left_out[key] = reason
 
 
 def require_jsonschema() -> None:
@@ -113,35 +125,36 @@ def find_functions(sources: Sequence[str], *, simple: bool = False) -> FoundFunc
     require_jsonschema()
     found = FoundFunctions()
     for source in sources:
-        before = len(found.functions)
-        for function in _functions(source, found.left_out, simple):
+        if not source.strip():
+            raise DataError(f"a source is empty; {_SOURCES}")
+        before, left_before = len(found.functions), len(found.left_out)
+        for function in _functions(source, found, simple):
             where = f"{function.origin}: {function.name}"
             if function.name in found.functions:
-                found.left_out[where] = "another function has this name"
+                found.leave_out(where, Reason("another function has this name"))
             elif reason := None if function.invented else _unusable(function):
-                found.left_out[where] = reason
+                found.leave_out(where, reason)
             else:
                 found.functions[function.name] = function
         if len(found.functions) == before:
-            told = "; ".join(f"{k} ({v})" for k, v in [*found.left_out.items()][:3])
+            mine = dict([*found.left_out.items()][left_before:])
+            told = "".join(f"\n  {line}" for line in counted(mine))
             raise DataError(
-                f"{source}: no function with a description and parameters of JSON's types"
-                f"{f': {told}' if told else ''}; give another source"
+                f"{source}: no function with a description and parameters of JSON's types; "
+                f"give another source{told}"
             )
     return found
 
 
-def _functions(
-    source: str, left_out: dict[str, str], simple: bool
-) -> Iterable[Function]:
+def _functions(source: str, found: FoundFunctions, simple: bool) -> Iterable[Function]:
     word, colon, count = source.partition(":")
     if word == INVENTED and colon:
         return _invented(source, count, simple)
     path = Path(source).expanduser()
     if path.suffix.lower() in _SUFFIXES:
-        return _of_file(path, left_out)
+        return _of_file(path, found)
     if path.is_dir() or path.suffix == ".py":
-        return _of_python(path, left_out)
+        return _of_python(path, found)
     try:
         spec = importlib.util.find_spec(source) if source.isidentifier() else None
     except (ImportError, ValueError):
@@ -149,11 +162,10 @@ def _functions(
     origin = spec.origin if spec is not None else None
     if origin is None or not origin.endswith(".py"):
         raise DataError(
-            f"{source}: is no file, folder or installed package of Python's; give a "
-            f"package's name, or a path ending in .py, {', '.join(_SUFFIXES)}"
+            f"{source}: is no file, folder or installed package of Python's; {_SOURCES}"
         )
     file = Path(origin)
-    return _of_python(file.parent if file.name == "__init__.py" else file, left_out)
+    return _of_python(file.parent if file.name == "__init__.py" else file, found)
 
 
 def _invented(source: str, count: str, simple: bool) -> Iterable[Function]:
@@ -171,7 +183,7 @@ def _invented(source: str, count: str, simple: bool) -> Iterable[Function]:
         yield Function(made.name, description, parameters, source, made)
 
 
-def _of_python(path: Path, left_out: dict[str, str]) -> Iterable[Function]:
+def _of_python(path: Path, found: FoundFunctions) -> Iterable[Function]:
     files = sorted(path.rglob("*.py")) if path.is_dir() else [path]
     for file in files:
         try:
@@ -180,11 +192,12 @@ def _of_python(path: Path, left_out: dict[str, str]) -> Iterable[Function]:
         except (OSError, UnicodeDecodeError, SyntaxError, ValueError) as error:
             if not path.is_dir():
                 raise DataError(f"{file}: cannot be read ({error}); mend it") from error
-            left_out[str(file)] = f"cannot be read ({type(error).__name__})"
+            why = Reason("a file cannot be read", type(error).__name__)
+            found.leave_out(str(file), why)
             continue
         for name, description, parameters in signatures:
-            if isinstance(parameters, str):
-                left_out[f"{file}: {name}"] = parameters
+            if isinstance(parameters, Reason):
+                found.leave_out(f"{file}: {name}", parameters)
             else:
                 yield Function(name, description, parameters, str(file))
 
@@ -199,7 +212,7 @@ _Loader.yaml_implicit_resolvers = {
 }
 
 
-def _of_file(path: Path, left_out: dict[str, str]) -> Iterable[Function]:
+def _of_file(path: Path, found: FoundFunctions) -> Iterable[Function]:
     try:
         text = path.read_text(encoding="utf-8-sig")
         is_json = path.suffix.lower() == ".json"
@@ -209,8 +222,8 @@ def _of_file(path: Path, left_out: dict[str, str]) -> Iterable[Function]:
         raise DataError(f"{path}: cannot be read ({first}); mend it") from error
     if isinstance(document, dict) and ("openapi" in document or "swagger" in document):
         for name, description, parameters in operations(document, str(path)):
-            if isinstance(parameters, str):
-                left_out[f"{path}: {name}"] = parameters
+            if isinstance(parameters, Reason):
+                found.leave_out(f"{path}: {name}", parameters)
             else:
                 yield Function(name, description, parameters, str(path))
         return
@@ -227,30 +240,33 @@ def _of_file(path: Path, left_out: dict[str, str]) -> Iterable[Function]:
         yield Function(function["name"], told, parameters, str(path))
 
 
-def _unusable(function: Function) -> str | None:
+def _unusable(function: Function) -> Reason | None:
     """Why no call of it could be made and checked."""
     import jsonschema
 
     if not function.description.strip():
-        return "has no description"
+        return Reason("it has no description")
     schema = function.parameters
     try:
         write(function.tool())
-    except ValueError as error:
-        return f"its parameters are no JSON ({error})"
+    except (ValueError, RecursionError) as error:
+        told = str(error) if isinstance(error, ValueError) else "nested too deeply"
+        return Reason("its parameters are no JSON", told)
     if not isinstance(schema, dict) or schema.get("type", "object") != "object":
-        return "its parameters are no schema of an object"
+        return Reason("its parameters are no schema of an object")
     if not isinstance(schema.get("properties", {}), dict):
-        return "its properties are no object"
+        return Reason("its properties are no object")
     try:
         jsonschema.Draft202012Validator.check_schema(schema)
     except jsonschema.SchemaError as error:
-        return f"its parameters are no JSON schema ({error.message})"
+        return Reason("its parameters are no JSON schema", error.message)
     except RecursionError:
-        return "its parameters are nested too deeply"
+        return Reason("its parameters are nested too deeply")
     try:
         inlined(schema, schema)
     except NoValueError as error:
-        return f"its parameters: {error}"
+        return Reason("its parameters refer to nothing, or to themselves", str(error))
     lacking = [name for name in function.required if name not in function.properties]
-    return f"requires {lacking[0]}, which it does not describe" if lacking else None
+    return (
+        Reason("it requires what it does not describe", lacking[0]) if lacking else None
+    )

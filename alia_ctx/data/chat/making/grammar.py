@@ -2,34 +2,25 @@
 
 from __future__ import annotations
 
-import functools
 import random
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, get_args
+from typing import Literal, get_args
 
 from alia_ctx.data.chat.conversation import Conversation, Message, ToolCall
 from alia_ctx.data.chat.json_text import write
-from alia_ctx.data.chat.making.concept_values import in_order, value_of
+from alia_ctx.data.chat.making.drawing import Call, Drawing, Limits, NotMadeError
 from alia_ctx.data.chat.making.functions import Function
 from alia_ctx.data.chat.making.languages import LANGUAGES
+from alia_ctx.data.chat.making.likeness import is_same
 from alia_ctx.data.chat.making.value_words import spoken_name
-from alia_ctx.data.chat.making.values import NoValueError, inlined, value_for
+from alia_ctx.data.chat.making.values import NoValueError
 from alia_ctx.data.chat.making.wording import Wording
 
 Kind = Literal["single", "multiple", "parallel", "missing", "irrelevant", "multi_turn"]
 KINDS: tuple[Kind, ...] = get_args(Kind)
 _TRIES = 20
-# Of requests for several calls: that they are of one function, in one sentence.
-_IN_ONE_SENTENCE = 0.6
-
-
-@dataclass(frozen=True)
-class Call:
-    """A call that a conversation is about."""
-
-    function: Function
-    arguments: dict[str, Any]
 
 
 @dataclass(frozen=True)
@@ -54,19 +45,6 @@ class MadeConversation:
     requests: tuple[Request, ...]
 
 
-@dataclass(frozen=True)
-class Limits:
-    """Most tools that are offered at once, and most arguments of a call; whether every
-    text of a request stands in quotation marks, or only those that need them; whether
-    requests only list their arguments (`simple`).
-    """
-
-    tools: int = 5
-    arguments: int = 6
-    quoted: bool = False
-    simple: bool = False
-
-
 class Grammar:
     """Makes conversation number `index` of a seed; the same one whenever it is asked."""
 
@@ -76,14 +54,19 @@ class Grammar:
         self._functions = list(functions)
         self._seed, self._limits = seed, limits or Limits()
 
-    def make(self, index: int, kind: Kind, language: str) -> MadeConversation | None:
-        """None where none of the functions that were drawn serves."""
+    def make(self, index: int, kind: Kind, language: str) -> MadeConversation:
+        """NotMadeError where none of the functions that were drawn serves, with what was
+        most often the cause.
+        """
         draw = random.Random(f"{self._seed} {index} {kind} {language}")
+        causes: Counter[str] = Counter()
         for _ in range(_TRIES):
-            made = _Scene(self._functions, self._limits, language, draw).play(kind)
-            if made is not None:
-                return made
-        return None
+            scene = _Scene(self._functions, self._limits, language, draw)
+            try:
+                return scene.play(kind)
+            except (NotMadeError, NoValueError) as error:
+                causes[str(error)] += 1
+        raise NotMadeError(causes.most_common(1)[0][0])
 
 
 class _Scene:
@@ -99,6 +82,7 @@ class _Scene:
         self._functions, self._limits = functions, limits
         self._language, self._draw = language, draw
         self._words = LANGUAGES[language]
+        self._drawn = Drawing(functions, limits, language, draw)
         self._wording = Wording(
             language, draw, quoted=limits.quoted, simple=limits.simple
         )
@@ -106,15 +90,9 @@ class _Scene:
         self._requests: list[Request] = []
         self._ids = 0
 
-    def play(self, kind: Kind) -> MadeConversation | None:
+    def play(self, kind: Kind) -> MadeConversation:
         function = self._draw.choice(self._functions)
-        try:
-            offered = getattr(self, f"_{kind}")(function)
-        except NoValueError:
-            return None
-        if offered is None:
-            return None
-        tools = [*offered]
+        tools = [*getattr(self, f"_{kind}")(function)]
         self._draw.shuffle(tools)
         # Half of the tools that are spoken of in another language describe themselves in it.
         if not self._limits.simple and self._draw.random() < 0.5:
@@ -130,36 +108,38 @@ class _Scene:
     # Kinds: each says the turns, and returns the tools that are offered.
 
     def _single(self, function: Function) -> list[Function]:
-        self._ask([self._call(function)])
+        self._ask([self._drawn.call(function)])
         return [function]
 
-    def _multiple(self, function: Function) -> list[Function] | None:
-        others = self._others([function], least=1)
-        if not others:
-            return None
-        self._ask([self._call(function)])
+    def _multiple(self, function: Function) -> list[Function]:
+        others = self._drawn.others([function], least=1)
+        self._ask([self._drawn.call(function)])
         return [function, *others]
 
-    def _parallel(self, function: Function) -> list[Function] | None:
-        others = self._others([function], least=0)
-        if alike := self._alike(function):
+    def _parallel(self, function: Function) -> list[Function]:
+        others = self._drawn.others([function], least=0)
+        if alike := self._drawn.alike(function):
             self._ask_alike(function, alike)
             return [function, *others]
         functions = [function, *others][: self._draw.randint(1, 2)]
         count = max(2, len(functions), self._draw.randint(2, 3))
         calls: list[Call] = []
         for number in range(count):
-            call = self._call(functions[number % len(functions)])
-            if call in calls:
-                return None  # a function without arguments is called once
+            call = self._drawn.call(functions[number % len(functions)])
+            if call in calls:  # a function without arguments is called once
+                raise NotMadeError(
+                    "a function has no arguments to tell two calls apart"
+                )
             calls.append(call)
         self._ask(calls)
         return [function, *others]
 
-    def _missing(self, function: Function) -> list[Function] | None:
+    def _missing(self, function: Function) -> list[Function]:
         if not function.required:
-            return None
-        call = self._call(function)
+            some = any(other.required for other in self._functions)
+            which = "one that was drawn" if some else "any function"
+            raise NotMadeError(f"no parameter of {which} is required")
+        call = self._drawn.call(function)
         lacking = self._draw.choice(function.required)
         words = self._words
         told = {k: v for k, v in call.arguments.items() if k != lacking}
@@ -175,14 +155,12 @@ class _Scene:
             self._say(given, self._wording.given(function, given.arguments))
             self._calls([call])
             self._results([call])
-        return [function, *self._others([function], least=0)]
+        return [function, *self._drawn.others([function], least=0)]
 
-    def _irrelevant(self, function: Function) -> list[Function] | None:
-        others = self._others([function], least=1)
-        if not others:
-            return None
+    def _irrelevant(self, function: Function) -> list[Function]:
+        others = self._drawn.others([function], least=1)
         words = self._words
-        call = self._call(function)
+        call = self._drawn.call(function)
         self._say_request(call)
         self._requests.clear()  # nothing is called, so nothing must be said
         decline = self._draw.choice(words.decline)
@@ -190,9 +168,9 @@ class _Scene:
         return others
 
     def _multi_turn(self, function: Function) -> list[Function]:
-        others = self._others([function], least=0)
+        others = self._drawn.others([function], least=0)
         for number in range(self._draw.randint(2, 3)):
-            call = self._call(self._draw.choice([function, *others]))
+            call = self._drawn.call(self._draw.choice([function, *others]))
             self._say_request(call, follows=number > 0)
             self._calls([call])
             self._results([call])
@@ -219,7 +197,7 @@ class _Scene:
         shared = {
             name: value
             for name, value in first.items()
-            if all(_is_same(call.arguments[name], value) for call in calls)
+            if all(is_same(call.arguments[name], value) for call in calls)
         }
         each = [
             {name: v for name, v in call.arguments.items() if name not in shared}
@@ -272,130 +250,3 @@ class _Scene:
 
     def _thing(self) -> str:
         return self._draw.choice(self._words.things)
-
-    def _others(self, taken: list[Function], least: int) -> list[Function]:
-        """Other functions to offer, as many as the limit allows and there are; none that
-        could serve in the place of one that is taken, or of another of them: each may be
-        asked for.
-        """
-        rest = [
-            other
-            for other in self._functions
-            if not any(_serves(other, function) for function in taken)
-        ]
-        most = min(len(rest), self._limits.tools - 1)
-        if most < least:
-            return []
-        found: list[Function] = []
-        for other in self._draw.sample(rest, self._draw.randint(least, most)):
-            if not any(_serves(other, function) for function in found):
-                found.append(other)
-        return found
-
-    def _call(self, function: Function) -> Call:
-        """Arguments for all that is required and for some of the rest."""
-        arguments: dict[str, Any] = {}
-        optional = 0
-        for name, schema in function.properties.items():
-            needed = name in function.required
-            if not needed:
-                if self._draw.random() < 0.6 or optional >= 2:
-                    continue
-                optional += 1
-            try:
-                value = self._value(function, name, schema)
-            except NoValueError:
-                if needed:
-                    raise
-                continue
-            # What is the default anyway is left out by who asks and by who calls.
-            if needed or not _is_default(value, schema):
-                arguments[name] = value
-        if len(arguments) > self._limits.arguments:
-            raise NoValueError(f"{function.name} needs {len(arguments)} arguments")
-        if function.talk is not None:
-            arguments = in_order(arguments, function.talk.parts.values())
-        return Call(function, arguments)
-
-    def _alike(self, function: Function) -> list[Call]:
-        """Two to four calls of it that differ in one or two values, or in most; often none,
-        and where it has no such values. Whatever differs differs in each of them.
-        """
-        if self._limits.simple or self._draw.random() >= _IN_ONE_SENTENCE:
-            return []
-        first = self._call(function)
-        names = [n for n, v in first.arguments.items() if not isinstance(v, bool)]
-        nested = any(isinstance(v, list | dict) for v in first.arguments.values())
-        if nested or not names:
-            return []
-        most = self._draw.choice((1, 1, 2, len(names)))
-        varied = self._draw.sample(names, min(most, len(names)))
-        calls = [first]
-        for _ in range(self._draw.choice((1, 1, 1, 2, 2, 3))):
-            values = {
-                name: self._value(function, name, function.properties[name])
-                for name in varied
-            }
-            made = {**first.arguments, **values}
-            if function.talk is not None:
-                made = in_order(made, function.talk.parts.values())
-            if any(
-                _is_same(made[name], call.arguments[name]) == (name in varied)
-                for name in made
-                for call in calls
-            ):
-                continue  # the same once more, or days that changed their places
-            calls.append(Call(function, made))
-        return calls if len(calls) > 1 else []
-
-    def _value(self, function: Function, name: str, schema: Any) -> Any:
-        """Drawn once more where it is the default, as two truths often are."""
-        talk = function.talk
-        if talk is None:
-            schema = inlined(schema, function.parameters)
-        for _ in range(4):
-            if talk is None:
-                value = value_for(name, schema, self._language, self._draw)
-            else:
-                value = value_of(talk.parts[name], self._language, self._draw)
-            if not _is_default(value, schema):
-                break
-        return value
-
-
-def _is_same(one: Any, other: Any) -> bool:
-    """As JSON: 1 is no true, and no 1.0 either."""
-    return type(one) is type(other) and bool(one == other)
-
-
-def _is_default(value: Any, schema: Any) -> bool:
-    """1 is no true, as it is in Python."""
-    if not isinstance(schema, dict) or "default" not in schema:
-        return False
-    default = schema["default"]
-    return value == default and isinstance(value, bool) == isinstance(default, bool)
-
-
-def _serves(other: Function, function: Function) -> bool:
-    """Whether a request for `function` could mean `other`: both say the same of
-    themselves, both do something with the same thing, or all words of one name are in
-    the other's.
-    """
-    ours, theirs = _words_of_name(function.name), _words_of_name(other.name)
-    return (
-        ours <= theirs
-        or theirs <= ours
-        or _as_said(function.description) == _as_said(other.description)
-        or (function.subject is not None and function.subject == other.subject)
-    )
-
-
-# Both are asked of each function for each conversation: 95% of the time without a cache.
-@functools.cache
-def _words_of_name(name: str) -> frozenset[str]:
-    return frozenset(spoken_name(name).lower().split())
-
-
-@functools.cache
-def _as_said(description: str) -> str:
-    return description.strip().lower()

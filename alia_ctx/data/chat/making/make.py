@@ -13,9 +13,10 @@ from pathlib import Path
 from typing import Any
 
 from alia_ctx.data.chat.json_text import write
+from alia_ctx.data.chat.making.drawing import Limits, NotMadeError
 from alia_ctx.data.chat.making.endpoint import Endpoint, worded
 from alia_ctx.data.chat.making.functions import FoundFunctions, Function
-from alia_ctx.data.chat.making.grammar import KINDS, Grammar, Kind, Limits
+from alia_ctx.data.chat.making.grammar import KINDS, Grammar, Kind
 from alia_ctx.data.chat.making.languages import LANGUAGES
 from alia_ctx.data.chat.making.partial import Attempt, Partial
 from alia_ctx.data.chat.making.verify import fault_of
@@ -61,19 +62,45 @@ class MakeSpec:
 
 @dataclass
 class MadeCounts:
-    """What was written, by kind and by language, and what was not, by reason."""
+    """What was written, by kind and by language, how often each of these was tried, and
+    what was not written, by kind and reason.
+    """
 
     written: int = 0
     kinds: Counter[str] = field(default_factory=Counter)
     languages: Counter[str] = field(default_factory=Counter)
+    tried: Counter[str] = field(default_factory=Counter)
     refused: Counter[str] = field(default_factory=Counter)
 
-    def lacking(self, spec: MakeSpec, functions: int) -> list[str]:
-        """Kinds that were asked for and never made, in words."""
-        names = [kind for kind in spec.kinds if not self.kinds[kind]]
-        few = functions < 2 and {"multiple", "irrelevant"} & set(names)
-        why = "; two functions are needed to offer others" if few else ""
-        return [f"no conversation of the kind {', '.join(names)}{why}"] if names else []
+    def lacking(self, spec: MakeSpec) -> list[str]:
+        """Kinds and languages that were asked for and never made, each with its cause."""
+        lines = []
+        untried = [
+            name for name in (*spec.kinds, *spec.languages) if not self.tried[name]
+        ]
+        if untried:
+            each = len(spec.kinds) * len(spec.languages)
+            lines.append(
+                f"no conversation of {', '.join(untried)}: a count of {spec.count:,} is too "
+                f"small; one of each kind in each language makes {each:,}"
+            )
+        for kind in spec.kinds:
+            if self.tried[kind] and not self.kinds[kind]:
+                lines.append(f"no conversation of {kind}: {self.causes(kind)[0]}")
+        for language in spec.languages:
+            if self.tried[language] and not self.languages[language]:
+                tried = self.tried[language]
+                lines.append(f"no conversation of {language}: {tried:,} were refused")
+        return lines
+
+    def causes(self, kind: str) -> list[str]:
+        """Why conversations of a kind were refused, the most frequent first."""
+        start = f"{kind}: "
+        return [
+            refused.removeprefix(start)
+            for refused, _ in self.refused.most_common()
+            if refused.startswith(start)
+        ]
 
 
 def make_tool_data(
@@ -85,12 +112,12 @@ def make_tool_data(
     progress: Callable[[int], None] | None = None,
 ) -> MadeCounts:
     """Write `spec.count` conversations to `output`, and `OUTPUT.json` beside it, which says
-    what they were made from.
+    what they were made from, and which functions were left out.
 
     By grammar alone the same functions, spec and seed give the same bytes. With an endpoint
     `OUTPUT.partial` has what is made so far, until the output is whole: a start that was
     stopped goes on behind it. Raises DataError where the functions do not serve for a kind
-    (two are needed to offer more than one), where `OUTPUT.partial` is of something else,
+    (two are needed to offer one beside another), where `OUTPUT.partial` is of something else,
     and what the endpoint raises; the output is not written then.
     """
     functions = spec.of_part(found.functions)
@@ -103,6 +130,7 @@ def make_tool_data(
     with ExitStack() as stack:
         partial = None
         if endpoint is not None:
+            endpoint.address()  # before anything is written
             # A lock is of a directory; this one is of the file of that name.
             stack.enter_context(exclusive(output, "alia-ctx make-tool-data"))
             partial = stack.enter_context(Partial(output, made_from))
@@ -113,7 +141,8 @@ def make_tool_data(
                 progress(counts.written)
     # asdict would make a Counter of pairs of a Counter.
     told = dict(vars(counts))
-    content = {**told, "checksum": file_checksum(output)}
+    left_out = {where: str(reason) for where, reason in found.left_out.items()}
+    content = {**told, "left_out": left_out, "checksum": file_checksum(output)}
     write_json(output.with_name(f"{output.name}.json"), sealed(made_from, content))
     if partial is not None:
         partial.remove()
@@ -142,6 +171,7 @@ def _records(
             attempt = _attempt(grammar, index, kind, language, endpoint, spec.seed)
             if partial is not None:
                 partial.add(attempt)
+        counts.tried.update((kind, language))
         if attempt.record is not None:
             failures = 0
             counts.written += 1
@@ -152,11 +182,24 @@ def _records(
         counts.refused[f"{kind}: {attempt.refused}"[:120]] += 1
         failures += 1
         if failures >= _PATIENCE:
-            raise DataError(
-                f"{failures} conversations in a row could not be made "
-                f"({counts.refused.most_common(1)[0][0]}); give more functions, "
-                "fewer kinds, or another model"
-            )
+            raise DataError(_given_up(failures, spec, counts, endpoint))
+
+
+def _given_up(
+    failures: int, spec: MakeSpec, counts: MadeCounts, endpoint: Endpoint | None
+) -> str:
+    """Of each kind that was never made what is most often the cause, or of all."""
+    never = [k for k in spec.kinds if counts.tried[k] and not counts.kinds[k]]
+    causes = [
+        f"\n  {kind}: {counts.causes(kind)[0]}"
+        for kind in never or spec.kinds
+        if counts.causes(kind)
+    ]
+    other = "" if endpoint is None else ", or another model"
+    return (
+        f"{failures} conversations in a row could not be made; give more functions, or "
+        f"fewer kinds{other}:{''.join(causes)}"
+    )
 
 
 def _attempt(
@@ -167,13 +210,15 @@ def _attempt(
     endpoint: Endpoint | None,
     seed: int,
 ) -> Attempt:
-    made = grammar.make(index, kind, language)
-    if made is None:
-        return Attempt(index, None, "nothing could be made")
+    try:
+        made = grammar.make(index, kind, language)
+    except NotMadeError as error:
+        return Attempt(index, None, str(error))
     if endpoint is not None:
-        made = worded(made, endpoint, seed + index)
-        if made is None:
+        said = worded(made, endpoint, seed + index)
+        if said is None:
             return Attempt(index, None, "the model does not say the arguments")
+        made = said
     if (fault := fault_of(made)) is not None:
         return Attempt(index, None, fault)
     about = {"kind": made.kind, "language": made.language, "index": index}

@@ -6,6 +6,7 @@ import re
 from collections.abc import Iterator
 from typing import Any
 
+from alia_ctx.data.chat.making.left_out import Reason
 from alia_ctx.errors import DataError
 
 _METHODS = ("get", "put", "post", "delete", "patch")
@@ -13,7 +14,9 @@ _METHODS = ("get", "put", "post", "delete", "patch")
 _SCHEMA_KEYS = (
     *("type", "format", "description", "enum", "default", "items", "properties"),
     *("required", "minimum", "maximum", "minLength", "maxLength", "minItems"),
-    *("maxItems", "pattern", "multipleOf", "anyOf", "oneOf", "allOf"),
+    *("maxItems", "pattern", "multipleOf", "anyOf", "oneOf", "allOf", "const"),
+    *("exclusiveMinimum", "exclusiveMaximum", "uniqueItems", "prefixItems"),
+    *("additionalProperties", "propertyNames", "minProperties", "maxProperties"),
 )
 _DEPTH = 8
 _JSON = re.compile(r"application/(?:[\w.+-]+\+)?json|\*/\*|application/\*")
@@ -22,12 +25,12 @@ _SIMPLE = ("string", "integer", "number", "boolean")
 
 
 class _UnusableError(Exception):
-    """Why an operation cannot be called with named arguments."""
+    """Why an operation cannot be called with named arguments: what `Reason` takes."""
 
 
 def operations(
     document: dict[str, Any], file: str
-) -> Iterator[tuple[str, str, dict[str, Any] | str]]:
+) -> Iterator[tuple[str, str, dict[str, Any] | Reason]]:
     """(name, description, JSON schema of the parameters, or why there is none) of each
     operation: parameters of path, query and header, and the fields of a body that is a
     JSON object, or a form of simple ones.
@@ -49,14 +52,14 @@ def operations(
                 told = operation.get("summary") or operation.get("description") or ""
                 name = re.sub(r"\W+", "_", str(name)).strip("_")
                 shared = item.get("parameters") or []
-                schema: dict[str, Any] | str
+                schema: dict[str, Any] | Reason
                 try:
                     schema = _Resolver(document, file).parameters(operation, shared)
                 except _UnusableError as reason:
-                    schema = str(reason)
+                    schema = Reason(*reason.args)
                 except (TypeError, ValueError, AttributeError, LookupError) as error:
                     # Anything may stand anywhere in other people's documents.
-                    schema = f"it is not as OpenAPI has it ({error})"
+                    schema = Reason("it is not as OpenAPI has it", str(error))
                 yield name, " ".join(str(told).split()), schema
 
 
@@ -79,7 +82,7 @@ class _Resolver:
             # Version 2 has the schema in the parameter itself; its body is one of them.
             schema = self._schema(parameter.get("schema") or parameter)
             if parameter.get("in") == "body":
-                properties |= _fields(schema, "its body")
+                properties |= _fields(schema, "its parameter `body`")
                 required += schema.get("required", [])
                 continue
             if told := parameter.get("description"):
@@ -104,19 +107,19 @@ class _Resolver:
         for kind, name in kinds.items():
             if _JSON.fullmatch(kind):
                 schema = self._schema(content[name].get("schema") or {})
-                return {**schema, "properties": _fields(schema, f"its body of {kind}")}
+                return {**schema, "properties": _fields(schema, kind)}
         for kind in _FORMS:
             if kind in kinds:
                 schema = self._schema(content[kinds[kind]].get("schema") or {})
-                fields = _fields(schema, f"its body of {kind}")
+                fields = _fields(schema, kind)
                 for name, field in fields.items():
                     raw = field.get("format") in ("binary", "byte", "base64")
-                    if field.get("type") not in _SIMPLE or raw:
+                    if _type(field) not in _SIMPLE or raw:
                         raise _UnusableError(
-                            f"the field {name} of its form is no simple value"
+                            "a field of its form is no simple value", name
                         )
                 return {**schema, "properties": fields}
-        raise _UnusableError(f"its body is {', '.join(kinds)}, neither JSON nor a form")
+        raise _UnusableError("its body is neither JSON nor a form", ", ".join(kinds))
 
     def _resolved(self, value: Any) -> dict[str, Any]:
         for _ in range(_DEPTH):
@@ -141,6 +144,7 @@ class _Resolver:
         schema = {key: value[key] for key in _SCHEMA_KEYS if key in value}
         if isinstance(schema.get("required"), bool):
             del schema["required"]
+        _of_version_3_0(schema, value.get("nullable"))
         for key in ("anyOf", "oneOf", "allOf"):
             if isinstance(schema.get(key), list):
                 schema[key] = [self._schema(part, depth + 1) for part in schema[key]]
@@ -150,8 +154,13 @@ class _Resolver:
             schema = {**part, **schema}
             if merged:
                 schema |= {"properties": merged, "required": needed, "type": "object"}
-        if "items" in schema:
-            schema["items"] = self._schema(schema["items"], depth + 1)
+        for key in ("items", "additionalProperties", "propertyNames"):
+            if key in schema and not isinstance(schema[key], bool):
+                schema[key] = self._schema(schema[key], depth + 1)
+        if isinstance(schema.get("prefixItems"), list):
+            schema["prefixItems"] = [
+                self._schema(part, depth + 1) for part in schema["prefixItems"]
+            ]
         if isinstance(schema.get("properties"), dict):
             schema["properties"] = {
                 name: self._schema(part, depth + 1)
@@ -160,8 +169,35 @@ class _Resolver:
         return schema
 
 
+def _of_version_3_0(schema: dict[str, Any], nullable: Any) -> None:
+    """Limits that are truths beside `minimum`, and `nullable`, as JSON schema says them."""
+    for limit, exclusive in (
+        ("minimum", "exclusiveMinimum"),
+        ("maximum", "exclusiveMaximum"),
+    ):
+        if not isinstance(schema.get(exclusive), bool):
+            continue
+        if schema.pop(exclusive) and limit in schema:
+            schema[exclusive] = schema.pop(limit)
+    if nullable is True and isinstance(schema.get("type"), str):
+        schema["type"] = [schema["type"], "null"]
+        if isinstance(schema.get("enum"), list) and None not in schema["enum"]:
+            schema["enum"] = [*schema["enum"], None]
+
+
+def _type(schema: dict[str, Any], usual: str | None = None) -> Any:
+    """The one type beside `null`."""
+    kind = schema.get("type", usual)
+    if isinstance(kind, list):
+        kind = [one for one in kind if one != "null"]
+        return kind[0] if len(kind) == 1 else kind
+    return kind
+
+
 def _fields(schema: dict[str, Any], what: str) -> dict[str, Any]:
-    """The properties of a body: what is no object, or names none, has no arguments."""
-    if schema.get("type", "object") != "object" or not schema.get("properties"):
-        raise _UnusableError(f"{what} is no object with named fields")
+    """The properties of a body, of which `what` says which one it is: what is no object, or
+    names none, has no arguments.
+    """
+    if _type(schema, "object") != "object" or not schema.get("properties"):
+        raise _UnusableError("its body is no object with named fields", what)
     return dict(schema["properties"])

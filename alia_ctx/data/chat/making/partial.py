@@ -39,7 +39,8 @@ class Partial:
         whole = f"{head}\n".encode()
         if self.path.is_file():
             lines = self.path.read_bytes().splitlines(keepends=True)
-            if lines:  # the first is written whole or not at all
+            # Where only a head of ours is there nothing was made, as of a mistyped address.
+            if lines and (len(lines) > 1 or not _is_head(lines[0])):
                 self._require_same(lines[0], made_from)
                 whole += b"".join(self._read(lines[1:]))
         try:
@@ -98,3 +99,11 @@ class Partial:
 
     def __exit__(self, *_: object) -> None:
         self._stream.close()
+
+
+def _is_head(line: bytes) -> bool:
+    """Whether a file of ours begins so: its first line is written whole or not at all."""
+    try:
+        return line.endswith(b"\n") and set(parse_json(line)) == {"made_from"}
+    except (ValueError, TypeError):
+        return False

@@ -31,7 +31,7 @@ class ValueWords:
         form = self._draw.choice(self._words.argument)
         parts = [
             form.replace("{parameter}", spoken_name(name)).replace(
-                "{value}", self._plainly(value)
+                "{value}", _plainly(value, self._quoted, self._simple)
             )
             for name, value in arguments.items()
         ]
@@ -42,19 +42,6 @@ class ValueWords:
         if len(parts) < 2:
             return "".join(parts)
         return ", ".join(parts[:-1]) + self._words.and_ + parts[-1]
-
-    def _plainly(self, value: Any) -> str:
-        if isinstance(value, str):
-            needs = self._quoted or re.search(r"[\s,.;:?]", value)
-            return f'"{value}"' if needs else value
-        if isinstance(value, list) and not self._simple and _is_nested(value):
-            return json.dumps(value, ensure_ascii=False)
-        if isinstance(value, list):
-            return ", ".join(self._plainly(item) for item in value)
-        if isinstance(value, dict):
-            inside = (f"{k} {self._plainly(item)}" for k, item in value.items())
-            return f"({', '.join(inside)})"
-        return json.dumps(value)
 
     def clause(self, part: Part | None, name: str, value: Any) -> str | None:
         """In the words of what the parameter means; None where that is not known."""
@@ -76,7 +63,7 @@ class ValueWords:
         """A value as a sentence has it, without its parameter."""
         if isinstance(value, str):
             return self._text(value, part)
-        if isinstance(value, list) and _is_nested(value):
+        if _is_nested(value, part):
             return json.dumps(value, ensure_ascii=False)
         if isinstance(value, list):
             item = part.children[0] if part is not None and part.children else None
@@ -99,7 +86,9 @@ class ValueWords:
         told = []
         for name, inner in value.items():
             clause = self.clause(children.get(name), name, inner)
-            told.append(clause or f"{spoken_name(name)} {self.said(inner, None)}")
+            # As it is, where it is not known that it is but a name of the schema's.
+            plain = name if part is None else spoken_name(name)
+            told.append(clause or f"{plain} {self.said(inner, None)}")
         if part is None:
             return f"({', '.join(told)})"
         return (" " if self._now(0.7) else ", ").join(told)
@@ -121,9 +110,27 @@ class ValueWords:
         return self._draw.random() < chance
 
 
-def _is_nested(values: list[Any]) -> bool:
-    """Whether a list of them, one after the other, would not say which are together."""
-    return any(isinstance(value, list) for value in values)
+def _plainly(value: Any, quoted: bool, simple: bool) -> str:
+    """In a list of `name = value`."""
+    if isinstance(value, str):
+        return f'"{value}"' if quoted or re.search(r"[\s,.;:?]", value) else value
+    if not simple and _is_nested(value):
+        return json.dumps(value, ensure_ascii=False)
+    if isinstance(value, list):
+        return ", ".join(_plainly(item, quoted, simple) for item in value)
+    if isinstance(value, dict):
+        inside = (f"{k} {_plainly(item, quoted, simple)}" for k, item in value.items())
+        return f"({', '.join(inside)})"
+    return json.dumps(value)
+
+
+def _is_nested(value: Any, part: Part | None = None) -> bool:
+    """Whether its parts, one after the other, would not say which are together: lists in a
+    list, and lists in an object for which there are no words.
+    """
+    if isinstance(value, dict):
+        return part is None and any(isinstance(v, list) for v in value.values())
+    return isinstance(value, list) and any(isinstance(v, list) for v in value)
 
 
 def spoken_name(name: str) -> str:

@@ -7,14 +7,17 @@ import math
 import random
 import re
 import string
-from collections.abc import Iterator
+from collections.abc import Callable, Collection, Iterator
+from dataclasses import dataclass
 from typing import Any
 
+from alia_ctx.data.chat.making.catalogue import pools
 from alia_ctx.data.chat.making.languages import LANGUAGES
 
 _NESTED = 2
 _DEEPEST = 8
 _LONGEST_TEXT = 1000
+_LONGEST_ARRAY = 12
 
 
 class NoValueError(Exception):
@@ -36,48 +39,125 @@ def value_for(
         return schema["const"]
     if isinstance(schema.get("enum"), list) and schema["enum"]:
         return draw.choice([v for v in schema["enum"] if v is not None] or [None])
-    for key in ("anyOf", "oneOf"):
-        for part in schema.get(key) or []:
-            if isinstance(part, dict) and part.get("type") != "null":
-                return value_for(name, {**part}, language, draw, depth)
-    kind = schema.get("type", "string")
-    if isinstance(kind, list):
-        kind = next((each for each in kind if each != "null"), "string")
+    if alternatives := _alternatives(schema):
+        return _of_any(name, alternatives, language, draw, depth)
+    kind = schema.get("type") or _kind_by_keys(schema)
     if kind == "string":
         return _text(name, schema, language, draw)
     if kind == "integer":
         return _integer(name, schema, draw)
     if kind == "number":
-        low, high = _limits(schema, 0, 1000)
-        number = round(draw.uniform(low, high), draw.choice((1, 2)))
-        if not math.isfinite(number):
-            raise NoValueError(f"{name} has no limits that a number keeps to")
-        return number
+        return _number(name, schema, draw)
     if kind == "boolean":
         return draw.random() < 0.5
+    if kind == "null":
+        return None
     if depth >= _NESTED:
         raise NoValueError(f"{name} is nested too deeply")
     if kind == "array":
-        # JSON Schema counts 3.0 as a whole number.
-        most = min(int(schema.get("maxItems", 3)), 3)
-        count = draw.randint(min(max(int(schema.get("minItems", 1)), 1), most), most)
-        items = schema.get("items", True)
-        found: list[Any] = []
-        for _ in range(8 * count):
-            one = value_for(name, items, language, draw, depth + 1)
-            if one not in found and len(found) < count:
-                found.append(one)
-        return found
+        return _array(name, schema, language, draw, depth)
     if kind == "object":
-        properties = schema.get("properties")
-        if not properties:
-            raise NoValueError(f"{name} is an object without properties")
+        return _named(name, schema, language, draw, depth)
+    raise NoValueError(f"{name} is of the type {kind}")
+
+
+def _alternatives(schema: dict[str, Any]) -> list[dict[str, Any]]:
+    """The schemas of which a value may be, with what is said beside them; `null` only
+    where there is nothing else, as nobody asks for it.
+    """
+    for key in ("anyOf", "oneOf"):
+        if parts := [part for part in schema.get(key) or [] if isinstance(part, dict)]:
+            beside = {k: v for k, v in schema.items() if k != key}
+            told = [part for part in parts if part.get("type") != "null"]
+            return [{**beside, **part} for part in told or parts]
+    if isinstance(kinds := schema.get("type"), list):
+        told = [kind for kind in kinds if kind != "null"]
+        return [{**schema, "type": kind} for kind in told or kinds]
+    return []
+
+
+def _of_any(
+    name: str,
+    alternatives: list[dict[str, Any]],
+    language: str,
+    draw: random.Random,
+    depth: int,
+) -> Any:
+    """Of the first that has a value, in an order that is drawn."""
+    told = ""
+    for part in draw.sample(alternatives, len(alternatives)):
+        try:
+            return value_for(name, part, language, draw, depth)
+        except NoValueError as error:
+            told = str(error)
+    raise NoValueError(told)
+
+
+def _kind_by_keys(schema: dict[str, Any]) -> str:
+    """Of a schema that names no type."""
+    if "properties" in schema or "additionalProperties" in schema:
+        return "object"
+    return "array" if "items" in schema or "prefixItems" in schema else "string"
+
+
+def _array(
+    name: str, schema: dict[str, Any], language: str, draw: random.Random, depth: int
+) -> list[Any]:
+    """What has its own place is there whole; what is behind it, or all, is distinct where
+    there are enough values.
+    """
+    places = schema.get("prefixItems") or []
+    items = schema.get("items", not places)
+    usual = (len(places), len(places) + (0 if items is False else 2))
+    low, high = usual if places else (1, 3)
+    # JSON Schema counts 3.0 as a whole number.
+    least, limit = int(schema.get("minItems", 0)), schema.get("maxItems")
+    if least > _LONGEST_ARRAY:
+        raise NoValueError(f"{name} is nothing to ask for, with {least} parts or more")
+    low, high = max(low, least), max(high, least)
+    if limit is not None:
+        low, high = min(low, int(limit)), min(high, int(limit))
+    if items is False:
+        low, high = min(low, len(places)), min(high, len(places))
+    count = draw.randint(low, high)
+    found = [
+        value_for(name, part, language, draw, depth + 1) for part in places[:count]
+    ]
+    behind: list[Any] = []
+    wanted = count - len(found)
+    for _ in range(8 * wanted):
+        one = value_for(name, items, language, draw, depth + 1)
+        if one not in behind and len(behind) < wanted:
+            behind.append(one)
+    if not schema.get("uniqueItems"):
+        while behind and len(found) + len(behind) < least:
+            behind.append(draw.choice(behind))
+    return found + behind
+
+
+def _named(
+    name: str, schema: dict[str, Any], language: str, draw: random.Random, depth: int
+) -> dict[str, Any]:
+    """An object: what is required of its properties, or all; or, of one whose names are
+    free, values of its kind by names that are drawn.
+    """
+    if properties := schema.get("properties"):
         return {
             key: value_for(key, part, language, draw, depth + 1)
             for key, part in properties.items()
             if key in (schema.get("required") or properties)
         }
-    raise NoValueError(f"{name} is of the type {kind}")
+    values = schema.get("additionalProperties")
+    if not isinstance(values, dict) or not values:
+        raise NoValueError(f"{name} is an object without properties")
+    options = _object(name, schema.get("propertyNames", {})).get("enum")
+    names = pools()["word"] if options is None else options
+    low = max(1, int(schema.get("minProperties", 1)))
+    high = min(len(names), int(schema.get("maxProperties", max(3, low))))
+    if low > high:
+        raise NoValueError(f"{name} is an object of {low} names or more")
+    chosen = draw.sample(names, draw.randint(low, high))
+    return {key: value_for(key, values, language, draw, depth + 1) for key in chosen}
 
 
 def _object(name: str, schema: Any) -> dict[str, Any]:
@@ -109,29 +189,64 @@ def inlined(schema: Any, root: dict[str, Any], name: str = "", depth: int = 0) -
     return {key: inlined(part, root, key, depth + 1) for key, part in schema.items()}
 
 
-def _limits(schema: dict[str, Any], low: float, high: float) -> tuple[float, float]:
-    low = schema.get("minimum", low)
-    high = schema.get("maximum", max(high, low + high))
-    step = schema.get("multipleOf", 1)
-    if (
-        isinstance(bound := schema.get("exclusiveMinimum"), int | float)
-        and bound is not True
-    ):
-        low, high = bound + step, max(high, bound + 2 * step)
-    if (
-        isinstance(bound := schema.get("exclusiveMaximum"), int | float)
-        and bound is not True
-    ):
-        high = bound - step
-    return low, high
+@dataclass(frozen=True)
+class _Limits:
+    """Numbers that a schema allows, and whether it does not allow the limits themselves."""
+
+    low: float
+    high: float
+    above: bool
+    below: bool
+
+    @classmethod
+    def of(cls, schema: dict[str, Any], low: float, high: float) -> _Limits:
+        """`low` and `high` where the schema has none; the one moves with the other."""
+        least = _limit(schema, "minimum", "exclusiveMinimum", max)
+        most = _limit(schema, "maximum", "exclusiveMaximum", min)
+        if least is not None and most is None:
+            high = max(high, least + high)
+        if most is not None and least is None and most <= low:
+            low = most - (high - low)
+        return cls(
+            low if least is None else least,
+            high if most is None else most,
+            least is not None and least == schema.get("exclusiveMinimum"),
+            most is not None and most == schema.get("exclusiveMaximum"),
+        )
+
+    def hold(self, number: float) -> bool:
+        low = self.low < number if self.above else self.low <= number
+        return low and (number < self.high if self.below else number <= self.high)
+
+
+def _limit(
+    schema: dict[str, Any], key: str, exclusive: str, of: Callable[..., Any]
+) -> Any:
+    found = [schema[k] for k in (key, exclusive) if k in schema]
+    return of((v for v in found if not isinstance(v, bool)), default=None)
+
+
+def _number(name: str, schema: dict[str, Any], draw: random.Random) -> float:
+    limits, step = _Limits.of(schema, 0, 1000), schema.get("multipleOf")
+    number = draw.uniform(limits.low, limits.high)
+    if math.isfinite(number):
+        # As few digits as the limits leave room for.
+        for digits in (draw.choice((1, 2)), 3, 6, 9):
+            rounded = round(number, digits)
+            if step:
+                rounded = round(round(rounded / step) * step, digits)
+            if limits.hold(rounded):
+                return rounded
+    raise NoValueError(f"{name} has no limits that a number keeps to")
 
 
 def _integer(name: str, schema: dict[str, Any], draw: random.Random) -> int:
     usual = (1990, 2030) if "year" in name.lower() else (1, 500)
-    low, high = _limits(schema, *usual)
-    step = schema.get("multipleOf", 1)
-    least, most = -(-low // step), high // step
-    return int(draw.randint(int(least), max(int(least), int(most))) * step)
+    limits, step = _Limits.of(schema, *usual), schema.get("multipleOf", 1)
+    least, most = int(-(-limits.low // step)), int(limits.high // step)
+    least += limits.above and least * step == limits.low
+    most -= limits.below and most * step == limits.high
+    return int(draw.randint(least, max(least, most)) * step)
 
 
 def _text(name: str, schema: dict[str, Any], language: str, draw: random.Random) -> str:
@@ -183,7 +298,7 @@ def _text(name: str, schema: dict[str, Any], language: str, draw: random.Random)
 
 
 def _fitting(value: str, schema: dict[str, Any], draw: random.Random) -> str:
-    """Of the length that the schema asks for."""
+    """Of the length that the schema asks for; NoValueError where it is not of its form."""
     most, least = schema.get("maxLength"), schema.get("minLength", 0)
     most = None if most is None else int(most)
     value = value if most is None or len(value) <= most else value[:most].strip()
@@ -193,6 +308,8 @@ def _fitting(value: str, schema: dict[str, Any], draw: random.Random) -> str:
         )
     while len(value) < least:
         value += draw.choice(string.ascii_lowercase)
+    if "pattern" in schema and not re.search(schema["pattern"], value):
+        raise NoValueError(f"no text is made that has the form {schema['pattern']}")
     return value
 
 
@@ -213,25 +330,39 @@ def _uuid(draw: random.Random) -> str:
     return "-".join(parts)
 
 
-def spoken(value: Any) -> Iterator[str]:
+def spoken(value: Any, known: Collection[str] | None = None) -> Iterator[str]:
     """What of a value a request must hold, as it is written: texts as they are, numbers
-    and truths as JSON writes them, of arrays and objects each part.
+    and truths as JSON writes them, of arrays and objects each part, and of objects the
+    names that are not among the `known` ones of a schema.
     """
     if isinstance(value, dict):
-        for item in value.values():
-            yield from spoken(item)
+        for name, item in value.items():
+            if known is not None and name not in known:
+                yield name
+            yield from spoken(item, known)
     elif isinstance(value, list):
         for item in value:
-            yield from spoken(item)
+            yield from spoken(item, known)
     elif isinstance(value, str):
         yield value
     else:
         yield json.dumps(value)
 
 
-def is_said(value: Any, text: str) -> bool:
+def known_names(schema: Any) -> set[str]:
+    """The names of all properties in a schema."""
+    if isinstance(schema, list):
+        return {name for part in schema for name in known_names(part)}
+    if not isinstance(schema, dict):
+        return set()
+    properties = schema.get("properties")
+    own = set(properties) if isinstance(properties, dict) else set()
+    return own.union(*(known_names(part) for part in schema.values()))
+
+
+def is_said(value: Any, text: str, known: Collection[str] | None = None) -> bool:
     """Whether each part of a value stands in a text, not inside a longer word or number."""
-    return all(stands_alone(part, text) for part in spoken(value))
+    return all(stands_alone(part, text) for part in spoken(value, known))
 
 
 def stands_alone(part: str, text: str) -> bool:

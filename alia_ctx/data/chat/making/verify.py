@@ -9,10 +9,11 @@ from alia_ctx.data.chat.checks import require_sound
 from alia_ctx.data.chat.conversation import Conversation, RowError, function_of
 from alia_ctx.data.chat.json_text import parse, plain
 from alia_ctx.data.chat.making.catalogue import concepts
+from alia_ctx.data.chat.making.drawing import Call
 from alia_ctx.data.chat.making.functions import Function
-from alia_ctx.data.chat.making.grammar import Call, MadeConversation
+from alia_ctx.data.chat.making.grammar import MadeConversation
 from alia_ctx.data.chat.making.parts import Part
-from alia_ctx.data.chat.making.values import is_said, stands_alone
+from alia_ctx.data.chat.making.values import is_said, known_names, stands_alone
 
 
 def fault_of(made: MadeConversation) -> str | None:
@@ -61,11 +62,19 @@ def request_fault(calls: tuple[Call, ...], text: str) -> str | None:
 def _unsaid(
     function: Function | None, arguments: dict[str, Any], text: str
 ) -> str | None:
-    """Of invented functions it is known which words mean that a truth is true."""
+    """Of invented functions it is known which words mean that a truth is true; of others,
+    which names of objects their schemas have.
+    """
     talk = None if function is None else function.talk
+    known = None
+    if function is not None and talk is None:
+        known = known_names(function.parameters)
     for name, value in arguments.items():
         part = None if talk is None else talk.parts.get(name)
-        if not _is_said(value, part, text):
+        said = (
+            is_said(value, text, known) if part is None else _is_said(value, part, text)
+        )
+        if not said:
             return f"does not say {name}={value!r}"
     return None
 

@@ -66,10 +66,12 @@ def test_first_sentences_and_types(docstring: str) -> None:
     types = parameter_types(docstring)
     assert [*types] == ["size", "mode", "names"]
     assert types["size"] == {"type": "integer"}
-    assert types["mode"]["type"] == "string"
-    assert types["names"] == {"type": "array", "items": {"type": "string"}}
-    if docstring is NUMPY:
-        assert types["mode"]["enum"] == ["a", "b"]
+    names = {"type": "array", "items": {"type": "string"}}
+    if docstring is GOOGLE:
+        names = {"anyOf": [names, {"type": "null"}]}
+    assert types["names"] == names
+    mode = {"enum": ["a", "b", None]} if docstring is NUMPY else {"type": "string"}
+    assert types["mode"] == mode
 
 
 def test_choices_that_python_cannot_parse_are_none() -> None:
@@ -80,7 +82,10 @@ def test_choices_that_python_cannot_parse_are_none() -> None:
 @pytest.mark.parametrize(
     ("parameter", "schema"),
     [
-        ("a: Literal['x', 'y', None] = 'x'", {"enum": ["x", "y"], "default": "x"}),
+        (
+            "a: Literal['x', 'y', None] = 'x'",
+            {"enum": ["x", "y", None], "default": "x"},
+        ),
         ("a: Literal[1, 2] = 2", {"type": "integer", "enum": [1, 2], "default": 2}),
         ("a: Literal['x'] = 'z'", {"enum": ["x"]}),
         ("a: list[int] = [1, 2]", {"items": {"type": "integer"}, "default": [1, 2]}),
@@ -115,8 +120,7 @@ def test_a_docstring_knows_the_types_that_annotations_do_not() -> None:
     properties = parameters["properties"]
     assert [*properties] == ["size", "mode", "names", "scale"]
     assert properties["mode"] == {
-        "type": "string",
-        "enum": ["a", "b"],
+        "enum": ["a", "b", None],
         "description": "How: see `Mode`.",
         "default": "a",
     }

@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 import yaml
+from jsonschema import Draft202012Validator
 
 from alia_ctx.data.chat import making
 
@@ -63,10 +64,19 @@ NESTED = {"type": "object", "properties": {"o": OBJECT}}
         ({"application/json": {"schema": {"type": "object"}}}, "no object with named"),
         ({"application/json": {}}, "no object with named fields"),
         ({"application/json": {"schema": {"oneOf": [OBJECT, LIST]}}}, "no object with"),
-        ({"text/plain": {"schema": {"type": "string"}}}, "its body is text/plain, nei"),
+        (
+            {"text/plain": {"schema": {"type": "string"}}},
+            "neither JSON nor a form (text/plain)",
+        ),
         ({"application/octet-stream": {}}, "neither JSON nor a form"),
-        ({"multipart/form-data": {"schema": FILE}}, "the field f of its form"),
-        ({"multipart/form-data": {"schema": NESTED}}, "the field o of its form"),
+        (
+            {"multipart/form-data": {"schema": FILE}},
+            "a field of its form is no simple value (f)",
+        ),
+        (
+            {"multipart/form-data": {"schema": NESTED}},
+            "a field of its form is no simple value (o)",
+        ),
         ({"application/x-www-form-urlencoded": {"schema": LIST}}, "no object with nam"),
         ({"application/json": "yes"}, "it is not as OpenAPI has it"),
         ([1, 2], "neither JSON nor a form"),
@@ -78,7 +88,7 @@ def test_bodies_without_are_left_out_with_their_reason(
     told = found(tmp_path, operation(body))
     assert list(told.functions) == ["list_all"]
     [(where, reason)] = told.left_out.items()
-    assert where.endswith("api.yaml: send") and why in reason
+    assert where.endswith("api.yaml: send") and why in str(reason)
 
 
 def test_a_body_of_version_2(tmp_path: Path) -> None:
@@ -119,7 +129,7 @@ def test_what_json_has_no_form_for_leaves_its_function_out(
     told = found(tmp_path, None, query(schema))
     assert "list_all" in told.functions
     if why is not None:
-        assert why in told.left_out[f"{tmp_path}/api.yaml: send"]
+        assert why in str(told.left_out[f"{tmp_path}/api.yaml: send"])
     made = making.make_tool_data(
         told, making.MakeSpec(4, kinds=("single",)), tmp_path / "made"
     )
@@ -163,3 +173,71 @@ def test_limits_that_no_value_is_made_for(schema: Any, tmp_path: Path) -> None:
     told = making.find_functions([str(tmp_path / "t.json")])
     spec = making.MakeSpec(5, kinds=("single",), languages=("en",))
     assert making.make_tool_data(told, spec, tmp_path / "made").written == 5
+
+
+FEW = {"type": "array", "items": {"enum": [1, 2]}}
+DISTINCT, MANY = {**FEW, "minItems": 2, "uniqueItems": True}, {**FEW, "minItems": 5}
+PLACES = {
+    "type": "array",
+    "prefixItems": [{"type": "integer"}, {"type": "boolean"}],
+    "minItems": 2,
+}
+NUMBERS = {"type": "object", "additionalProperties": {"type": "integer"}}
+
+
+@pytest.mark.parametrize(
+    ("schema", "meant"),
+    [
+        ({**NUMBERS, "minProperties": 2}, {**NUMBERS, "minProperties": 2}),
+        (PLACES, PLACES),
+        (DISTINCT, DISTINCT),
+        (MANY, MANY),
+        (
+            {"type": "number", "minimum": 0, "exclusiveMinimum": True, "maximum": 0.5},
+            {"type": "number", "exclusiveMinimum": 0, "maximum": 0.5},
+        ),
+        (
+            {"type": "integer", "exclusiveMaximum": -4, "multipleOf": 3},
+            {"type": "integer", "exclusiveMaximum": -4, "multipleOf": 3},
+        ),
+        (
+            {"type": "integer", "minimum": 3, "anyOf": [{"maximum": 4}]},
+            {"enum": [3, 4]},
+        ),
+        ({"type": "string", "nullable": True, "enum": ["a"]}, {"enum": ["a", None]}),
+        ({"type": ["integer", "null"]}, {"type": ["integer", "null"]}),
+        ({"const": 7}, {"enum": [7]}),
+    ],
+)
+def test_what_a_schema_says_is_kept_and_values_are_of_it(
+    schema: Any, meant: Any, tmp_path: Path
+) -> None:
+    told = found(tmp_path, None, query(json.dumps(schema)))
+    parameter = told.functions["send"].properties["a"]
+    ours, theirs = Draft202012Validator(parameter), Draft202012Validator(meant)
+    for value in (
+        None,
+        7,
+        3,
+        "a",
+        "b",
+        0,
+        0.5,
+        -6,
+        [1, 2],
+        [1, True],
+        [1, 1],
+        {"a": 1},
+    ):
+        assert ours.is_valid(value) == theirs.is_valid(value), value
+    only = making.FoundFunctions({"send": told.functions["send"]})
+    spec = making.MakeSpec(40, kinds=("single",), languages=("en",))
+    assert not making.make_tool_data(only, spec, tmp_path / "made").refused
+    for line in (tmp_path / "made").read_text().splitlines():
+        (call,) = json.loads(line)["messages"][1]["tool_calls"]
+        theirs.validate(json.loads(call["function"]["arguments"])["a"])
+
+
+def test_a_body_that_may_be_null_has_named_fields(tmp_path: Path) -> None:
+    body = {"application/json": {"schema": {**OBJECT, "nullable": True}}}
+    assert found(tmp_path, operation(body)).functions["send"].required == ["to"]

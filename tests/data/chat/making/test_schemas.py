@@ -97,14 +97,6 @@ def test_no_tool_is_there_that_could_do_what_is_declined(tmp_path: Path) -> None
                 assert called not in weather or len(weather) == 1
 
 
-def test_kinds_that_are_never_made_are_named(tmp_path: Path) -> None:
-    found = tools(tmp_path / "t.json", function("f", {"a": {"type": "integer"}}))
-    spec = making.MakeSpec(count=20, languages=("en",))
-    counts = making.make_tool_data(found, spec, tmp_path / "o.jsonl")
-    (line,) = counts.lacking(spec, 1)
-    assert "multiple, irrelevant" in line and "two functions are needed" in line
-
-
 def test_invented_functions_are_as_many_and_always_the_same() -> None:
     few, many = (
         making.find_functions([f"invented:{count}"]).functions for count in (50, 90)
