@@ -19,9 +19,15 @@ at the end, which shows how far the cards have moved:
   documents of a packed row; what is left is all but attention.
 - `megatron_te`: Megatron-Core's own GPT with TransformerEngine's layers and attention in
   its DistributedDataParallel; with `_fp8_current` and `_fp8_blockwise` by its own FP8.
+- `torchtitan`: its own Llama 3 as it comes but for compilation, which its pages advise
+  (`torchtitan_peer.py`): flex attention, which knows documents, fp32 weights and gradients,
+  products in bf16; `torchtitan_flash` with FlashAttention 4 for flex's own kernel,
+  `torchtitan_sdpa` with torch's attention (cuDNN's kernel first) as `liger` has it, and
+  `torchtitan_bf16` that with weights and gradients in bf16, also as `liger`. Each compiles
+  in its first step: give `--limit` minutes.
 
-With `--ranks` each rank has a row of its own: ours and Megatron's data-parallel, those on
-transformers sharded by FSDP2, a layer a unit. A step is forward, backward and, on
+With `--ranks` each rank has a row of its own: ours and Megatron's data-parallel, torchtitan
+and those on transformers sharded by FSDP2, a layer a unit. A step is forward, backward and, on
 several ranks, all that reduces gradients and gathers weights; the optimizer's step is no
 part of any figure. A packed row (`--row web`) is given only to those that keep its
 documents apart.
@@ -58,10 +64,11 @@ from benchmarks.kernel_time import NAMES, profile_step
 from benchmarks.pages import read_results, table, write_result
 from benchmarks.peers import PEERS, Task, device
 from benchmarks.process_ranks import RankGroup
+from benchmarks.torchtitan_peer import import_for_any_torch
 
 KNOWS_DOCUMENTS = (
     *("ours", "ours_te", "ours_fp8_current", "ours_fp8_blockwise"),
-    "liger_flash4",
+    *("liger_flash4", "torchtitan"),
 )
 WARM_UP = 2
 
@@ -119,6 +126,9 @@ def run_here(options: argparse.Namespace) -> None:
     if not peer.startswith("ours"):
         with contextlib.suppress(ImportError):  # the peer says so
             import transformers  # noqa: F401
+    if peer.startswith("torchtitan"):
+        with contextlib.suppress(ImportError):
+            import_for_any_torch()
     sys.stdin.readline()
     model = alia_stack(options.layers, options.vocabulary)
     if options.width:

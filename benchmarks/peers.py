@@ -123,7 +123,7 @@ def llama(task: Task, attention: str, *, liger: bool, fp32_gradients: bool) -> S
         _shard(model)
     # FSDP2 gives gradients that it has reduced in fp32; hooks of accumulation see none.
     sums = add_up_in_fp32(model) if fp32_gradients and not sharded else []
-    tokens, positions = task.tokens, _positions(task.row)
+    tokens, positions = task.tokens, positions_of(task.row)
 
     def run() -> float:
         for total in sums:
@@ -148,7 +148,7 @@ def _shard(model: torch.nn.Module) -> None:
     fully_shard(model, mp_policy=policy)
 
 
-def _positions(row: PackedRow) -> torch.Tensor:
+def positions_of(row: PackedRow) -> torch.Tensor:
     """[1, context]: places in the documents, which start anew in each."""
     starts = torch.as_tensor(row.doc_offsets, dtype=torch.long, device=device())
     places = torch.arange(int(starts[-1]), device=device())
@@ -279,7 +279,7 @@ def megatron_te(task: Task, fp8: str = "off") -> Step:
     )
     chunk = DistributedDataParallel(config, settings, model)
     add_gradients_in_products(model)
-    tokens, positions = task.tokens, _positions(task.row)
+    tokens, positions = task.tokens, positions_of(task.row)
     labels = tokens.roll(-1, 1)
 
     def run() -> float:
@@ -291,6 +291,13 @@ def megatron_te(task: Task, fp8: str = "off") -> Step:
 
     version = transformer_engine.__version__
     return Step(run, parameters, f"TransformerEngine {version}, FP8 {fp8}")
+
+
+def torchtitan(task: Task, attention: str, weights: str = "float32") -> Step:
+    """torchtitan's own Llama 3, FSDP2, compilation and loss."""
+    from benchmarks.torchtitan_peer import make  # it takes Task and Step from here
+
+    return make(task, attention, weights)
 
 
 _LLAMA = {
@@ -313,4 +320,10 @@ PEERS: dict[str, Callable[[Task], Step]] = {
     "megatron_te_fp8_current": functools.partial(megatron_te, fp8="current"),
     "ours_fp8_blockwise": functools.partial(ours, layers="te", fp8="blockwise"),
     "megatron_te_fp8_blockwise": functools.partial(megatron_te, fp8="blockwise"),
+    "torchtitan": functools.partial(torchtitan, attention="flex"),
+    "torchtitan_flash": functools.partial(torchtitan, attention="flex_flash"),
+    "torchtitan_sdpa": functools.partial(torchtitan, attention="sdpa"),
+    "torchtitan_bf16": functools.partial(
+        torchtitan, attention="sdpa", weights="bfloat16"
+    ),
 }

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -184,7 +185,7 @@ def evaluate_calls(
         "data": cases.version,
         "cases": total,
         "limit": limit,
-        "sizes": cases.sizes,
+        "sizes": {**cases.sizes, **(program.sizes if program else {})},
         "models": {name: s.to_json() for name, s in zip(asked, scored, strict=True)},
     }
     if as_json:
@@ -219,9 +220,11 @@ def _models(
     template: str | None,
     batch_size: int,
 ) -> dict[str, AnsweringModel]:
-    """Models by names that differ, in the order given."""
+    """Models by names that differ, as do their folders, in the order given."""
     from alia_ctx.workflow.call_endpoint import EndpointModel
     from alia_ctx.workflow.call_generation import TransformersModel
+    from alia_ctx.workflow.calls import answers_folder
+    from alia_ctx.workflow.model_names import names_apart
 
     made: list[AnsweringModel] = []
     if endpoint is not None:
@@ -230,11 +233,28 @@ def _models(
     else:
         for text in models:
             made.append(TransformersModel(path(text), settings, template, batch_size))
-    named: dict[str, AnsweringModel] = {}
-    for model in made:
-        count = sum(other.name == model.name for other in named.values())
-        named[f"{model.name} ({count + 1})" if count else model.name] = model
-    return named
+    places = [*models] if endpoint else [os.path.abspath(path(m)) for m in models]
+    for number, place in enumerate(places):
+        if place in places[:number]:
+            raise _error("MODEL", models[number], "is named twice", "leave one out")
+    own = [model.name for model in made]
+    own = [
+        name if own.count(name) == 1 else _distinct(place, places)
+        for name, place in zip(own, places or [""], strict=True)
+    ]
+    # By their folders: `a/m` and one that is called `a_m` would share one.
+    names = names_apart(own, lambda name: answers_folder(Path(), name))
+    return dict(zip(names, made, strict=True))
+
+
+def _distinct(place: str, places: Sequence[str]) -> str:
+    """As few of the last folders of a path as tell it from the others: the same whatever
+    is named first, as answers are kept by it.
+    """
+    parts = Path(place).parts
+    others = [Path(other).parts for other in places if other != place]
+    tails = (parts[-count:] for count in range(1, len(parts) + 1))
+    return "/".join(next(t for t in tails if all(o[-len(t) :] != t for o in others)))
 
 
 def _multi_turn_scores(
@@ -293,9 +313,17 @@ def _show(
 
 def _remarks(scored: dict[str, ScoredModel], content: dict[str, Any]) -> Iterator[str]:
     """What is said below the table."""
+    from alia_ctx.evaluation.function_calling import MULTI_TURN
+    from alia_ctx.workflow.call_conversations import are_kept
+
+    asked = content["sizes"]
+    given = any(name in s.scores for s in scored.values() for name in MULTI_TURN)
+    elsewhere = ""
+    if given and not any(name in asked for name in MULTI_TURN):
+        elsewhere = "; conversations of several turns as they were scored elsewhere"
     limit = content["limit"]
     part = f", the first {limit} of each category" if limit else ""
-    yield f"data: BFCL {content['data']}, {content['cases']} cases{part}"
+    yield f"data: BFCL {content['data']}, {content['cases']} cases{part}{elsewhere}"
     for name, model in scored.items():
         reasons: dict[str, int] = {}
         for score in model.scores.values():
@@ -317,6 +345,11 @@ def _remarks(scored: dict[str, ScoredModel], content: dict[str, Any]) -> Iterato
             yield (
                 f"{name}: {model.cut} answers were cut, {model.no_room} of them by the "
                 "end of the context and the others at --max-new-tokens"
+            )
+        if are_kept(model.directory) and not any(n in model.scores for n in MULTI_TURN):
+            yield (
+                f"{name}: answers of several turns are kept there too; --bfcl-env brings "
+                "them into the table"
             )
         yield f"{name}: answers and scores in {model.directory}"
 

@@ -12,21 +12,17 @@ import math
 import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
 import torch.distributed as dist
-from megatron.core import dist_checkpointing
 from megatron.core.tensor_parallel import gather_from_tensor_model_parallel_region
 from megatron.core.transformer.module import Float16Module
 
-from alia_ctx.checkpoint.background_save import BackgroundSave, Staging
-from alia_ctx.checkpoint.closed_pickles import closed_unpickling
-from alia_ctx.checkpoint.dcp_store import StateReader, open_state
+from alia_ctx.checkpoint.background_save import BackgroundSave
 from alia_ctx.config.run import EngineConfig, OptimizerConfig
 from alia_ctx.data.packing import PackedRow
-from alia_ctx.errors import CheckpointError, LayoutError
+from alia_ctx.errors import LayoutError
 from alia_ctx.mcore.forward_backward import ForwardBackward
 from alia_ctx.mcore.model import (
     Initializer,
@@ -39,15 +35,9 @@ from alia_ctx.mcore.model import (
 )
 from alia_ctx.mcore.offloading import offloading, saves_inputs_alone
 from alia_ctx.mcore.optimizer import StageOptimizer
-from alia_ctx.mcore.owned_state import (
-    as_main_weights,
-    holds_main_weights,
-    owned_state,
-    read_weights,
-    table_keys,
-)
 from alia_ctx.mcore.padding import TokenPadding
 from alia_ctx.mcore.runtime import Ranks
+from alia_ctx.mcore.saved_state import SavedState
 from alia_ctx.nn.attention_kernels import Heads, choose_kernel
 from alia_ctx.nn.context_parallel import Balance
 from alia_ctx.nn.layer_choice import choose_layers
@@ -121,14 +111,21 @@ class MegatronEngine(Ranks):
         self.layers = choose_layers(engine.layers, self.fp8, engine.precision, device)
         _check_fp8(self.fp8, model, layout, engine.fp8_bf16_layers)
         super().__init__(
-            *(layout, seed, engine.timeout_minutes),
+            layout,
+            seed,
+            engine.timeout_minutes,
             tensor_parallel_first=engine.tp_overlap_chunks > 1,
         )
-        self._staging = Staging()
         options = ModelOptions(
-            *(engine.precision, self.kernel, recompute, engine.deterministic, on_gpu),
-            *(engine.loss_chunk_tokens, self.layers.name),
-            *(self.fp8, engine.fp8_bf16_layers),
+            engine.precision,
+            self.kernel,
+            recompute,
+            engine.deterministic,
+            on_gpu,
+            engine.loss_chunk_tokens,
+            self.layers.name,
+            self.fp8,
+            engine.fp8_bf16_layers,
             mlp_chunk_tokens=engine.mlp_chunk_tokens,
             tp_overlap_chunks=engine.tp_overlap_chunks,
         )
@@ -146,12 +143,21 @@ class MegatronEngine(Ranks):
             self.chunk = wrapped.eval()
         else:
             self.optimizer = StageOptimizer(
-                *(wrapped, config, optimizer),
+                wrapped,
+                config,
+                optimizer,
                 overlap=engine.overlap_communication and on_gpu,
             )
             self.chunk = self.optimizer.chunk
             if not engine.offload_activations or saves_inputs_alone(self.module):
                 add_gradients_in_products(self.module)
+        self._saved = SavedState(
+            self.module,
+            self.optimizer,
+            self,
+            precision=engine.precision,
+            vocab_size=model.vocab_size,
+        )
         multiple = 1 if self.fp8 == "off" else FP8_MULTIPLE
         padding = TokenPadding(self.module, self.groups.tp, multiple)
         self.passes = ForwardBackward(
@@ -271,13 +277,7 @@ class MegatronEngine(Ranks):
 
         One save at a time: the memory that is written from is the same for all.
         """
-        owned = None
-        if self.optimizer is not None and with_optimizer:
-            owned = self.optimizer.owned
-        elif self.optimizer is not None:
-            self.optimizer.gather_weights()
-        state = owned_state(self.module.sharded_state_dict(), owned)
-        return BackgroundSave(state, directory, self._staging)
+        return self._saved.begin_save(directory, with_optimizer=with_optimizer)
 
     def load(self, directory: Path, *, with_optimizer: bool) -> None:
         """Load the `state` directory of what `begin_save` or an import wrote, under any
@@ -290,55 +290,10 @@ class MegatronEngine(Ranks):
         """
         if with_optimizer:
             self._training()
-        model = self.module.sharded_state_dict()
-        with self.loading(directory), open_state(directory) as reader:
-            _check_tables(model, reader, self.model.vocab_size)
-            if self.optimizer is None and self.groups.dp_cp.rank() == 0:
-                # In bf16 the weights are the main weights rounded, and half the bytes.
-                if self.config.precision == "fp32" and holds_main_weights(reader):
-                    model = as_main_weights(model)
-                read_weights(model, reader)
-        if self.optimizer is None:
-            _pass_weights_on(self.module, self.groups.dp_cp)
-            return
-        # Each rank reads the main weights of its own range, and `publish` brings it the
-        # others': nobody reads the weights themselves.
-        with self.loading(directory):
-            with closed_unpickling(directory):
-                common = dist_checkpointing.load_common_state_dict(str(directory))
-            self.optimizer.load(
-                directory,
-                self.module.sharded_state_dict(),
-                common.get("optimizer"),
-                with_moments=with_optimizer,
-            )
-        self.optimizer.publish()
+        self._saved.load(directory, with_optimizer=with_optimizer)
 
 
 def _check_fp8(fp8: Fp8, model: ModelSpec, layout: Layout, bf16_layers: int) -> None:
     problem = fp8_problem(model, layout, bf16_layers) if fp8 != "off" else None
     if problem is not None:
         raise LayoutError(f"engine.fp8={fp8}: {'; '.join(problem)}")
-
-
-def _pass_weights_on(module: torch.nn.Module, group: dist.ProcessGroup) -> None:
-    """From the first rank of `group`, which has read them, to those that hold the same part
-    of the model. Collective.
-    """
-    first = dist.get_global_rank(group, 0)
-    for parameter in module.parameters():
-        dist.broadcast(parameter.data, first, group=group)
-
-
-def _check_tables(model: dict[str, Any], reader: StateReader, vocab_size: int) -> None:
-    """Upstream takes a vocabulary's table of any number of rows, as padding changes
-    with tp, and leaves rows that are not there as they were
-    (megatron/core/models/common/language_module/language_module.py). A checkpoint
-    of a smaller vocabulary would thus load with rows that were never trained.
-    """
-    for key in table_keys(model):
-        stored = reader.tensors.get(key)
-        if stored is not None and stored[0][0] < vocab_size:
-            raise CheckpointError(
-                f"{key} has {stored[0][0]} rows for a vocabulary of {vocab_size}"
-            )

@@ -25,6 +25,11 @@ _STATED, _LOG = "made_from.json", "bfcl.log"
 _LOOK_EVERY_SECONDS = 2.0
 
 
+def are_kept(directory: Path) -> bool:
+    """Whether a model's folder has answers of several turns."""
+    return (directory / FOLDER / _STATED).is_file()
+
+
 class ConversingModel(Protocol):
     """What is asked."""
 

@@ -5,14 +5,16 @@ from __future__ import annotations
 import http.client
 import json
 import os
+import threading
 import time
-from collections.abc import Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, wait
 from contextlib import AbstractContextManager, nullcontext
+from itertools import batched
 from typing import Any
 from urllib.parse import urlsplit
 
-from alia_ctx.errors import ConfigError, DataError, Problem
+from alia_ctx.errors import AliaError, ConfigError, DataError, Problem
 from alia_ctx.evaluation.function_calling import Answer, Case, tools_of
 from alia_ctx.files import parse_json
 from alia_ctx.workflow.call_generation import SHORTEST
@@ -50,6 +52,7 @@ class EndpointModel:
         concurrency: int = 8,
     ) -> None:
         self._scheme, self._host, self._port, self._path = _parts(url)
+        url = url.rstrip("/")  # one server, however it is written
         self._url, self._settings = url, settings
         self._concurrency = concurrency
         self._key = os.environ.get("OPENAI_API_KEY", "").strip()
@@ -82,6 +85,8 @@ class EndpointModel:
                 return model
             rule = f"lists no models (status {status})"
             remedy = f"name MODEL ({_OF_TRANSFORMERS})"
+            if status == 404 and not self._path.endswith("/v1"):
+                remedy = f"most servers answer at {self._url}/v1; name that, or MODEL"
             raise ConfigError("", [Problem("--endpoint", self._url, rule, remedy)])
         if model is None and len(listed) == 1:
             return listed[0]
@@ -102,18 +107,35 @@ class EndpointModel:
         DataError where the server refuses questions and also the shortest with a tool:
         that is how it was started, not how long they are.
         """
-        with ThreadPoolExecutor(self._concurrency) as pool:
-            for start in range(0, len(cases), self._concurrency):
-                batch = cases[start : start + self._concurrency]
-                answers = list(pool.map(self._answer, batch))
-                refusals = [answer.fault for answer in answers if answer.fault]
-                if len(refusals) == len(batch) and self.refusal():
-                    raise DataError(
-                        f"{self._url}, case {batch[0].id}: {refusals[0]}; correct how the "
-                        "server is started (tools, context), or the model's name "
-                        f"({_OF_TRANSFORMERS}); answers that are there are kept"
-                    )
-                yield [(c.id, a) for c, a in zip(batch, answers, strict=True)]
+        for batch in batched(cases, self._concurrency):
+            answers = self._together(batch)
+            refusals = [answer.fault for answer in answers if answer.fault]
+            if len(refusals) == len(batch) and self.refusal():
+                raise DataError(
+                    f"{self._url}, case {batch[0].id}: {refusals[0]}; correct how the "
+                    "server is started (tools, context), or the model's name "
+                    f"({_OF_TRANSFORMERS}); answers that are there are kept"
+                )
+            yield [(c.id, a) for c, a in zip(batch, answers, strict=True)]
+
+    def _together(self, cases: Sequence[Case]) -> list[Answer]:
+        """The answers to cases that are all asked at once; the first error of them, when
+        the others have had a second to end.
+
+        Not by a pool: its threads are waited for, and one that hears nothing of its server
+        would hold whoever wants to stop for ten minutes.
+        """
+        answers: list[Future[Answer]] = []
+        for case in cases:
+            answer: Future[Answer] = Future()
+            answers.append(answer)
+            words = (answer, self._answer, case)
+            threading.Thread(target=_settle, args=words, daemon=True).start()
+        try:
+            return [answer.result() for answer in answers]
+        except AliaError:
+            wait(answers, timeout=1)
+            raise
 
     def refusal(self) -> str:
         """Why the server refuses the shortest question with a tool, if it does."""
@@ -159,11 +181,21 @@ class EndpointModel:
             )
             text = _text(message.get("content"))
             tokens = int((answer.get("usage") or {}).get("completion_tokens") or 0)
-        except (ValueError, LookupError, TypeError, AttributeError) as error:
+        # Infinity is JSON to Python, and no number of tokens (OverflowError).
+        except (
+            ValueError,
+            LookupError,
+            TypeError,
+            AttributeError,
+            OverflowError,
+        ) as error:
             told = " ".join(data[:200].decode("utf-8", "replace").split())
+            remedy = "mend the server, and start again"
+            if status == 404 and not self._path.endswith("/v1"):
+                remedy = f"most servers answer at {self._url}/v1; name that"
             raise DataError(
                 f"{self._url}, case {case.id}: no answer of OpenAI's form ({error}: "
-                f"{told}); mend the server, and start again: answers are kept"
+                f"{told}); {remedy}: answers are kept"
             ) from error
         return Answer(text, calls, tokens=tokens, cut=cut)
 
@@ -217,6 +249,15 @@ class EndpointModel:
             f"{self._url}: does not answer ({error or type(error).__name__}); start the "
             "server, or correct the address; answers that are there are kept"
         )
+
+
+def _settle(
+    answer: Future[Answer], asked: Callable[[Case], Answer], case: Case
+) -> None:
+    try:
+        answer.set_result(asked(case))
+    except BaseException as error:  # whoever waits for it has it
+        answer.set_exception(error)
 
 
 def _parts(url: str) -> tuple[str, str, int | None, str]:

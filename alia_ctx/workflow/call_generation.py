@@ -13,13 +13,13 @@ from pathlib import Path
 from typing import Any
 
 from alia_ctx.data.chat import Conversation, Message, RowError
-from alia_ctx.data.chat.template import ChatTemplate
 from alia_ctx.data.tokens.tokenizer import HubTokenizer
 from alia_ctx.errors import CheckpointError, ConfigError, DataError, Problem
 from alia_ctx.evaluation.function_calling import Answer, Case, tools_of
 from alia_ctx.hf.rope_config import dynamic_note
 from alia_ctx.identity import require_same
 from alia_ctx.workflow.call_server import served
+from alia_ctx.workflow.call_template import template_with_tools
 from alia_ctx.workflow.call_writer import CallSettings, Writer, call_precision
 from alia_ctx.workflow.evaluated_models import of_directory
 
@@ -47,10 +47,10 @@ class TransformersModel:
     """A model directory whose chat template shows the tools.
 
     Args:
-        template: of `ChatTemplate`; None is the tokenizer's own, and the shipped
-            `chatml-tools` where it has none, as with base models.
+        template: as in `template_with_tools`.
 
-    CheckpointError or DataError where there is no model, tokenizer or template.
+    CheckpointError or DataError where there is no model, tokenizer or template, ConfigError
+    where the template shows no tools.
     """
 
     def __init__(
@@ -80,10 +80,9 @@ class TransformersModel:
         self._has_table = model.limit is not None  # of positions
         self._tokenizer = HubTokenizer(directory)
         self._auto: Any = self._tokenizer.auto
-        self.template = template or (
-            "tokenizer" if self._auto.chat_template else "chatml-tools"
-        )
-        self._chat = ChatTemplate(self.template, self._tokenizer)
+        self._showing = template_with_tools(template, self._tokenizer)
+        self.template, self._chat = self._showing.name, self._showing.template
+        self.notes = (*self.notes, *self._showing.notes)
         self._stops = _stop_ids(directory, self._auto)
         self.statement = {
             **model.statement,
@@ -158,8 +157,9 @@ class TransformersModel:
 
     def conversation_ids(self, asked: Conversation) -> list[int]:
         """Token ids of a conversation, up to where the assistant's next words begin;
-        RowError where the template refuses it.
+        RowError where the template refuses it, or leaves out results that it has.
         """
+        self._showing.require(asked)
         text = self._chat.render(asked, prompt=True)
         return list(self._tokenizer.ids([text], split_special=False)[0])
 

@@ -262,23 +262,23 @@ def _calling(answer: Answer, number: int) -> dict[str, Any] | None:
     found = calls_of(answer).with_objects()
     if not found.calls:
         return None
-    calls = [
-        {
-            "id": f"call_{number}_{index}",
-            "type": "function",
-            "function": {"name": called, "arguments": json.dumps(arguments)},
-        }
-        for index, (called, arguments) in enumerate(found.calls)
-    ]
-    message = {
-        "role": "assistant",
-        "content": found.content or None,
-        "tool_calls": calls,
-    }
     try:
+        calls = [
+            {
+                "id": f"call_{number}_{index}",
+                "type": "function",
+                "function": {"name": called, "arguments": json.dumps(arguments)},
+            }
+            for index, (called, arguments) in enumerate(found.calls)
+        ]
+        message = {
+            "role": "assistant",
+            "content": found.content or None,
+            "tool_calls": calls,
+        }
         (read,) = messages_from([message])
         # A half of a surrogate pair, which JSON can spell, is no text to a tokenizer.
         json.dumps(read.for_template(), ensure_ascii=False).encode()
-    except (RowError, ValueError):
+    except (RowError, ValueError, RecursionError):  # nested as deep as Python reads
         return None
     return message

@@ -7,10 +7,11 @@ from collections.abc import Sequence
 from itertools import groupby
 from pathlib import Path
 
-from alia_ctx.errors import CheckpointError
+from alia_ctx.errors import CheckpointError, DataError
 from alia_ctx.evaluation.function_calling import read_scores, score_markdown
 from alia_ctx.files import parse_json
 from alia_ctx.hf.model_card import fence_after
+from alia_ctx.identity import unsealed
 
 _DRAWN = re.compile("[\u2500-\u257f]")  # box drawing
 
@@ -20,7 +21,8 @@ def card_evaluation(files: Sequence[Path]) -> str:
     terminal draws is fenced as code; scores of `evaluate-calls` as JSON become its
     table, and other JSON is fenced.
 
-    CheckpointError where one cannot be read as text.
+    CheckpointError where one cannot be read as text; DataError where the scores in one are
+    none; IdentityError where they were changed since they were written.
     """
     texts = []
     for file in files:
@@ -31,16 +33,24 @@ def card_evaluation(files: Sequence[Path]) -> str:
                 f"--evaluation {file}: cannot be read as text ({error}); give a file of "
                 "Markdown"
             ) from error
-        texts.append(_of_json(text) if text.startswith(("{", "[")) else _fenced(text))
+        is_json = text.startswith(("{", "["))
+        texts.append(_of_json(text, file) if is_json else _fenced(text))
     return "\n\n".join(texts)
 
 
-def _of_json(text: str) -> str:
+def _of_json(text: str, file: Path) -> str:
     try:
         document = parse_json(text)
     except ValueError:  # Markdown may begin with a bracket
         return _fenced(text)
-    scores = read_scores(document)
+    try:
+        scores = read_scores(document)
+    except DataError as error:
+        raise DataError(f"--evaluation {file}: {error}") from error
+    if scores and "made_from" in document:  # a `scores.json`
+        unsealed(
+            document, f"--evaluation {file}", "run `alia-ctx evaluate-calls` again"
+        )
     if not scores:
         return f"```json\n{text}\n```"
     return f"# BFCL\n\n{score_markdown(scores)}"

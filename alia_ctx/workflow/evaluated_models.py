@@ -10,7 +10,6 @@ import shutil
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, replace
-from itertools import chain, count
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +28,7 @@ from alia_ctx.train.rendezvous import World
 from alia_ctx.train.run_directory import mended_by_training
 from alia_ctx.train.stage_identity import checkpoint_statement
 from alia_ctx.workflow.chain import finished_checkpoint
+from alia_ctx.workflow.model_names import names_apart
 
 BASE = "base"
 
@@ -244,21 +244,11 @@ def _has_tokenizer(directory: Path) -> bool:
 
 
 def named_apart(models: Sequence[EvaluatedModel]) -> list[EvaluatedModel]:
-    """The models with names that differ, as each has a folder of its own: the first of a
-    name keeps it, others take `NAME (2)` and so on, past what any other is called. What
-    begins with a dot (the folder of imports, locks) is no model's.
+    """The models with names that differ, as each has a folder of its own. What begins with
+    a dot (the folder of imports, locks) is no model's.
     """
-    names = [_folder_name(model.name) for model in models]
-    own, used = set(names), set[str]()
-    apart = []
-    for model, name in zip(models, names, strict=True):
-        numbers = (f"{name} ({number})" for number in count(2))
-        free = (n for n in chain([name], numbers) if n not in used)
-        # A number may have been given to another as its name.
-        chosen = next(n for n in free if n == name or n not in own)
-        used.add(chosen)
-        apart.append(replace(model, name=chosen))
-    return apart
+    names = names_apart([_folder_name(model.name) for model in models])
+    return [replace(m, name=name) for m, name in zip(models, names, strict=True)]
 
 
 def _folder_name(name: str) -> str:

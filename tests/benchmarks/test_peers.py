@@ -4,6 +4,7 @@ cannot be measured costs the others nothing.
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import subprocess
 import sys
@@ -92,12 +93,15 @@ def test_table_of_kernels(capsys: pytest.CaptureFixture[str]) -> None:
 
 @pytest.mark.slow
 def test_two_ranks_each_in_turn(tmp_path: Path) -> None:
-    """Ours data-parallel, transformers sharded, a peer that is not there, ours again."""
+    """Ours data-parallel, transformers sharded, a peer that is not there, torchtitan where it
+    is and a line with the reason where not, ours again.
+    """
     out = tmp_path / "peers.jsonl"
     command = [
         *(sys.executable, "benchmarks/gpu_peers.py", "--ranks", "2", "--repeats", "1"),
         *("--layers", "1", "--context", "128", "--vocabulary", "256", "--width", "64"),
-        *("--peers", "ours", "megatron_te", "transformers", "--out", str(out)),
+        *("--peers", "ours", "megatron_te", "transformers", "torchtitan_sdpa"),
+        *("--out", str(out)),
     ]
     done = subprocess.run(
         command, cwd=ROOT, capture_output=True, text=True, timeout=500, check=False
@@ -108,15 +112,24 @@ def test_two_ranks_each_in_turn(tmp_path: Path) -> None:
         "ours",
         "megatron_te",
         "transformers",
+        "torchtitan_sdpa",
         "ours",
     ]
     assert "transformer_engine" in results[1]["skipped"]
-    first, last, other = results[0], results[3], results[2]
+    first, last, other = results[0], results[4], results[2]
     assert first["ranks"] == other["ranks"] == 2
     assert first["loss"] == last["loss"]  # no step between, and the same row
     assert first["parameters"] == other["parameters"]
     assert other["loss"] == pytest.approx(first["loss"], rel=0.05)  # ln 256
     assert "| transformers |" in done.stdout
+    titan = results[3]
+    if importlib.util.find_spec("torchtitan") is None:
+        assert "No module named 'torchtitan'" in titan["skipped"]
+        assert "- torchtitan_sdpa: " in done.stdout
+    else:
+        assert titan["ranks"] == 2
+        assert titan["parameters"] == first["parameters"]
+        assert titan["loss"] == pytest.approx(first["loss"], rel=0.05)
 
 
 @pytest.mark.slow

@@ -244,3 +244,14 @@ def test_what_is_handed_out_is_taken_back(calls: list[Any]) -> None:
         assert [(c.name, json.loads(c.arguments)) for c in read.calls] == calls
     else:
         assert message["content"] == text
+
+
+def test_calls_nested_as_deep_as_python_reads_are_content_or_calls() -> None:
+    """An error would close the connection, and the benchmark take it for the server's."""
+    reasons = set[str]()
+    for depth in range(700, 1_010):
+        nested = '{"a": ' * depth + "1" + "}" * depth
+        text = f'<tool_call>{{"name": "f", "arguments": {nested}}}</tool_call>'
+        (choice,) = _completion("m", 0, 1, Answer(text))["choices"]
+        reasons.add(choice["finish_reason"])
+    assert reasons == {"tool_calls", "stop"}

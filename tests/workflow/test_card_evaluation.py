@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-from alia_ctx.errors import CheckpointError
+from alia_ctx.errors import CheckpointError, DataError
 from alia_ctx.evaluation.function_calling import (
     Score,
     read_scores,
@@ -17,7 +17,7 @@ from alia_ctx.evaluation.function_calling import (
     score_tables,
 )
 from alia_ctx.hf.model_card import _below
-from alia_ctx.identity import sealed
+from alia_ctx.identity import IdentityError, sealed
 from alia_ctx.workflow.card_evaluation import card_evaluation
 
 SCORES = {"a|b": {"multiple": Score(3, 4), "simple_java": Score(1, 2)}}
@@ -128,3 +128,37 @@ def test_a_byte_order_mark_is_no_text(tmp_path: Path) -> None:
     document = json.dumps({"models": {"m": {"categories": categories}}})
     assert of(tmp_path, f"\ufeff{document}") == of(tmp_path, document)
     assert of(tmp_path, "\ufeff# Words") == "# Words"
+
+
+@pytest.mark.parametrize(
+    ("right", "total"),
+    [
+        *(
+            ("5", "2"),
+            ("-1", "2"),
+            ("-5", "-2"),
+            ("0", "0"),
+            ("1.7", "2"),
+            ("1", "2.0"),
+        ),
+        *(("1e999", "2"), ("NaN", "2"), ("true", "2"), ("null", "2"), ('"1"', "2")),
+        ("9" * 400, "9" * 400),
+    ],
+)
+def test_counts_that_are_none_are_no_figures(
+    right: str, total: str, tmp_path: Path
+) -> None:
+    categories = f'{{"multiple": {{"right": {right}, "total": {total}}}}}'
+    text = f'{{"models": {{"m": {{"categories": {categories}}}}}}}'
+    with pytest.raises(
+        DataError, match=r"--evaluation .*measured: m, multiple: .* is no"
+    ):
+        of(tmp_path, text)
+
+
+def test_scores_that_were_changed_are_not_what_was_measured(tmp_path: Path) -> None:
+    model = {"model": "m", "categories": {"multiple": {"right": 1, "total": 9}}}
+    text = json.dumps(sealed({"model": 1}, model))
+    assert " 1/9 " in of(tmp_path, text)
+    with pytest.raises(IdentityError, match=r"(?s)--evaluation .*its checksum differs"):
+        of(tmp_path, text.replace('"right": 1', '"right": 8'))

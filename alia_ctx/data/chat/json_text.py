@@ -120,9 +120,13 @@ def _past(text: str, position: int, letters: str) -> int:
 
 def write(value: Any) -> str:
     """One line of JSON, with numbers as `parse` read them and no character escaped that
-    need not be; ValueError for what JSON has no form for.
+    need not be; ValueError for what JSON has no form for, or is nested too deeply: a
+    little less than what `parse` reads.
     """
-    return "".join(_pieces(value))
+    try:
+        return "".join(_pieces(value))
+    except RecursionError as error:
+        raise ValueError("is nested too deeply") from error
 
 
 def _pieces(value: Any) -> Iterator[str]:

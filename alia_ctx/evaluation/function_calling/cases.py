@@ -9,6 +9,7 @@ and `javascript`.
 from __future__ import annotations
 
 import importlib.util
+import json
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -17,6 +18,7 @@ from typing import Any
 
 from alia_ctx.errors import ConfigError, DataError, Problem
 from alia_ctx.evaluation.function_calling.checker import TYPES, WITH_ITEMS, Language
+from alia_ctx.evaluation.function_calling.tools import tools_of
 from alia_ctx.files import file_checksum, parse_json
 
 # Ours and version 4's names -> older versions' names of the same files.
@@ -105,8 +107,9 @@ def read_cases(
     chosen = _chosen(categories, files, directory)
     cases: list[Case] = []
     sizes = {}
+    seen: set[str] = set()  # by their ids answers are kept, of all categories together
     for category in chosen:
-        read = _category(category, files[category])
+        read = _category(category, files[category], seen)
         sizes[category] = len(read)
         cases += read[:limit]
     answers = [_answers(file) for file in files.values()]
@@ -183,8 +186,11 @@ def _answers(file: Path) -> Path:
     return file.parent / "possible_answer" / file.name
 
 
-def _category(category: str, file: Path) -> list[Case]:
+def _category(category: str, file: Path, seen: set[str]) -> list[Case]:
+    """The cases of a file, whose ids join those that were `seen` in others."""
     rows = _lines(file)
+    if not rows:
+        raise DataError(f"{file}: holds no cases; {_GET} again")
     accepted: list[Any] = [None] * len(rows)
     if "relevance" not in category:
         answers = _lines(_answers(file))
@@ -194,7 +200,6 @@ def _category(category: str, file: Path) -> list[Case]:
                 f"{_answers(file)}: its ids are not those of {file}; {_GET} again"
             )
         accepted = [answer.get("ground_truth") for answer in answers]
-    seen: set[str] = set()
     cases = []
     for number, (row, wanted) in enumerate(zip(rows, accepted, strict=True), 1):
         try:
@@ -237,7 +242,9 @@ def _lines(file: Path) -> list[dict[str, Any]]:
 
 
 def _require_known(case: Case, needs_answers: bool) -> None:
-    """ValueError where the checker could not judge the case."""
+    """An error of those for foreign JSON (ValueError, KeyError, ...) where the case could
+    not be asked, or the checker not judge it.
+    """
     if not isinstance(case.id, str) or not case.messages:
         raise ValueError("no id or no question")
     for message in case.messages:
@@ -245,6 +252,9 @@ def _require_known(case: Case, needs_answers: bool) -> None:
             isinstance(message["role"], str) and isinstance(message["content"], str)
         ):
             raise ValueError("a message without role and text")
+    tools = tools_of(case.functions, case.language)
+    # Half of a surrogate pair, which JSON can spell, is no text to a tokenizer.
+    json.dumps([case.messages, tools], ensure_ascii=False).encode()
     known = TYPES[case.language]
     for function in case.functions:
         for name, schema in function["parameters"]["properties"].items():
@@ -252,6 +262,9 @@ def _require_known(case: Case, needs_answers: bool) -> None:
             kinds += [schema["items"]["type"]] if kinds[0] in WITH_ITEMS else []
             if needs_answers and not set(kinds) <= set(known):
                 raise ValueError(f"{name} is of type {' of '.join(kinds)}")
+        required = function["parameters"].get("required", [])
+        if not isinstance(required, list):
+            raise ValueError(f"required is no list: {required!r}")
     if needs_answers and (not case.accepted or not case.functions):
         raise ValueError("no accepted calls")
     for call in case.accepted or ():

@@ -34,12 +34,12 @@ _NUMBERS: dict[str, tuple[re.Pattern[str], type]] = {
 }
 _NEW_LIST = r"new\s+ArrayList<\w*>\("
 _LIST_OF = re.compile(_NEW_LIST + r"Arrays\.asList\((.+?)\)\)")
-_LIST_ADDED = re.compile(_NEW_LIST + r"\)\s*\{\{\s*(.+?)\s*\}\}", re.DOTALL)
+_LIST_ADDED = re.compile(_NEW_LIST + r"\)\s*\{\{\s*")
 _LIST_EMPTY = re.compile(_NEW_LIST + r"\)")
 _ADDED = re.compile(r"add\((.+?)\)")
 _ARRAY = re.compile(r"new\s+\w+\[\]\s*\{(.*?)\}")
 _NEW_MAP = r"new\s+HashMap<.*?>\s*\(\)"
-_MAP_FILLED = re.compile(_NEW_MAP + r"\s*\{\s*\{?\s*(.*?)\s*\}?\s*\}", re.DOTALL)
+_MAP_FILLED = re.compile(_NEW_MAP + r"\s*\{", re.DOTALL)
 _MAP_EMPTY = re.compile(_NEW_MAP)
 _PUT = re.compile(r"put\(\"(.*?)\",\s*(.*?)\)")
 
@@ -49,7 +49,7 @@ def java_value(text: str, kind: str, items: str | None = None) -> Any:
     `items` is the type of their elements, None where it is not said.
     """
     if kind in _NUMBERS:
-        return _number(text, *_NUMBERS[kind])
+        return number(text, *_NUMBERS[kind])
     if kind == "boolean":
         return _TRUTHS.get(text, text)
     if kind == "ArrayList":
@@ -63,9 +63,15 @@ def java_value(text: str, kind: str, items: str | None = None) -> Any:
     return _map(text) if kind == "HashMap" else text
 
 
-def _number(text: str, pattern: re.Pattern[str], convert: type) -> Any:
+def number(text: str, pattern: re.Pattern[str], convert: type) -> Any:
+    """What `pattern` finds, converted; the text where it finds nothing, or what Python
+    converts none of: thousands of digits.
+    """
     match = pattern.match(text)
-    return convert(match[1]) if match else text
+    try:
+        return convert(match[1]) if match else text
+    except ValueError:
+        return text
 
 
 def _element(text: str, items: str | None) -> Any:
@@ -75,8 +81,8 @@ def _element(text: str, items: str | None) -> Any:
 def _list(text: str, items: str | None) -> Any:
     if of := _LIST_OF.search(text):
         parts = of[1].split(",")
-    elif added := _LIST_ADDED.search(text):
-        parts = _ADDED.findall(added[1])
+    elif (added := _inside(_LIST_ADDED, text, "}}", 1)) is not None:
+        parts = _ADDED.findall(added)
     else:
         return [] if _LIST_EMPTY.search(text) else text
     quoted = items in ("char", "String")
@@ -84,9 +90,21 @@ def _list(text: str, items: str | None) -> Any:
     return [e[1:-1] if quoted else _element(e, items) for e in elements]
 
 
+def _inside(
+    opening: re.Pattern[str], text: str, closing: str, least: int
+) -> str | None:
+    """What stands behind the first `opening` till the next `closing`, `least` letters or
+    more; None where nothing does. Patterns that allow for blanks before and behind it
+    take time in the cube of their number, and more.
+    """
+    head = opening.search(text)
+    end = -1 if head is None else text.find(closing, head.end() + least)
+    return None if head is None or end < 0 else text[head.end() : end]
+
+
 def _map(text: str) -> Any:
-    if filled := _MAP_FILLED.search(text):
-        puts = _PUT.findall(filled[1])
+    if (filled := _inside(_MAP_FILLED, text, "}", 0)) is not None:
+        puts = _PUT.findall(filled)
         return {key: guessed_value(value.strip()) for key, value in puts}
     return {} if _MAP_EMPTY.search(text) else text
 
@@ -97,8 +115,8 @@ def guessed_value(text: str) -> Any:
         return _TRUTHS[text]
     if text.startswith('"') and text.endswith('"'):
         return text[1:-1]
-    for number in (_LONG, _FLOAT):
-        value = _number(text, *number)
+    for form in (_LONG, _FLOAT):
+        value = number(text, *form)
         if value is not text:
             return value
     return python_number(text)

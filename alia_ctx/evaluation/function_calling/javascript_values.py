@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 from typing import Any
 
-from alia_ctx.evaluation.function_calling.java_values import python_number
+from alia_ctx.evaluation.function_calling.java_values import number, python_number
 
 TYPES: dict[str, type] = {
     "String": str,
@@ -27,9 +27,8 @@ _NUMBERS: dict[str, tuple[re.Pattern[str], type]] = {
     "Bigint": (re.compile(r"^(-?\d+)n$"), int),
 }
 _TRUTHS = {"true": True, "false": False}
-_ROW = r"\[.*?\]"
-_ROWS = rf"\s*{_ROW}\s*(?:,\s*{_ROW}\s*)*"
-_MATRIX = re.compile(rf"\[{_ROWS}\]|new\s+Array\({_ROWS}\)")
+# What rows stand in, up to the bracket of the first, and what closes it.
+_OF_ROWS = ((re.compile(r"\[\s*\["), "]"), (re.compile(r"new\s+Array\(\s*\["), ")"))
 _INSIDE_ROW = re.compile(r"\[(.*?)\]")
 _ARRAY = re.compile(r"\[(.*?)\]|new\s+Array\((.*?)\)")
 _OBJECT = re.compile(r"\{(.*?)\}")
@@ -43,9 +42,7 @@ def javascript_value(text: str, kind: str, items: str | None = None) -> Any:
     if kind == "String":
         return text[1:-1] if _is_quoted(text) else text
     if kind in _NUMBERS:
-        pattern, convert = _NUMBERS[kind]
-        match = pattern.match(text)
-        return convert(match[1]) if match else text
+        return number(text, *_NUMBERS[kind])
     if kind == "Boolean":
         return _TRUTHS.get(text, text)
     if kind == "array":
@@ -58,8 +55,8 @@ def _is_quoted(text: str) -> bool:
 
 
 def _array(code: str, items: str | None) -> Any:
-    if matrix := _MATRIX.match(code):
-        rows = [row.strip() for row in _INSIDE_ROW.findall(matrix[0])]
+    if matrix := _matrix(code):
+        rows = [row.strip() for row in _INSIDE_ROW.findall(matrix)]
         rows[0] = rows[0].removeprefix("[")  # the outer bracket of a literal
         return [[guessed_value(part) for part in row.split(",")] for row in rows]
     array = _ARRAY.match(code)
@@ -70,6 +67,41 @@ def _array(code: str, items: str | None) -> Any:
     if items is None:
         return [guessed_value(element) for element in elements]
     return [javascript_value(element, items) for element in elements]
+
+
+def _matrix(code: str) -> str:
+    """The array of rows that a text begins with; empty where it begins with none."""
+    for opening, closing in _OF_ROWS:
+        if head := opening.match(code):
+            return code[: _rows_end(code, head.end(), closing)]
+    return ""
+
+
+def _rows_end(code: str, start: int, closing: str) -> int:
+    """Where an array of rows ends, the first row of which begins at `start`, behind its
+    bracket; 0 where it has no end.
+
+    What `.*?\\]\\s*(?:,\\s*\\[.*?\\]\\s*)*` and `closing` match. As a pattern that takes
+    time in 2^n for n rows that are not closed: each `]` may end any of them.
+    """
+    solid = [*range(len(code) + 2)]  # place -> of the next letter that is no blank
+    ends = [0] * (len(code) + 2)  # where a row begins -> where all ends
+    end = 0  # with a row that ends at the nearest `]` from here with which there is one
+    for place in range(len(code) - 1, start - 1, -1):
+        letter = code[place]
+        if letter.isspace():
+            solid[place] = solid[place + 1]
+        if letter == "\n":  # no row goes on behind it
+            end = 0
+        elif letter == "]":
+            after = solid[place + 1]
+            opening = solid[after + 1]
+            if code[after : after + 1] == closing:
+                end = after + 1
+            elif code[after : after + 1] == "," and code[opening : opening + 1] == "[":
+                end = ends[opening + 1] or end
+        ends[place] = end
+    return ends[start]
 
 
 def _object(code: str) -> Any:

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from decimal import ROUND_HALF_UP, Decimal
 from typing import Any
 
 from rich.console import Console
 from rich.table import Table
 
+from alia_ctx.errors import DataError
 from alia_ctx.evaluation.function_calling.scores import (
     ROWS,
     Joined,
@@ -17,6 +19,7 @@ from alia_ctx.evaluation.function_calling.scores import (
 )
 
 _CARD = "ALIA-40b-fc card"
+_MOST_CASES = 2**53  # that a float counts
 _LEGEND = "[ ]: 95% intervals"
 Scores = Mapping[str, Mapping[str, Score]]  # model -> category -> score
 
@@ -67,19 +70,33 @@ def score_markdown(scores: Scores) -> str:
 def read_scores(document: Any) -> dict[str, dict[str, Score]] | None:
     """Model -> category -> score of what `evaluate-calls --json` prints, or of a
     `scores.json`; None where a document is neither.
+
+    DataError where it is one with counts that are none: figures of them would be none.
     """
     try:
         if "content" in document:
             document = {"models": {document["content"]["model"]: document["content"]}}
-        return {
+        counts = {
             str(name): {
-                str(category): Score(int(of["right"]), int(of["total"]))
+                str(category): (of["right"], of["total"])
                 for category, of in model["categories"].items()
             }
             for name, model in document["models"].items()
         }
-    except (KeyError, TypeError, ValueError, AttributeError):
+    except (KeyError, TypeError, AttributeError):
         return None
+    for name, of_model in counts.items():
+        for category, (right, total) in of_model.items():
+            whole = type(right) is type(total) is int
+            if not (whole and 0 <= right <= total and 0 < total < _MOST_CASES):
+                raise DataError(
+                    f"{name}, {category}: {right!r} right of {total!r} is no score; run "
+                    "`alia-ctx evaluate-calls` again"
+                )
+    return {
+        name: {category: Score(*count) for category, count in of_model.items()}
+        for name, of_model in counts.items()
+    }
 
 
 def _rows(scores: Scores) -> Iterator[list[str]]:
@@ -103,9 +120,13 @@ def _alone(scores: Scores) -> Iterator[list[str]]:
 def _cell(value: Joined | None) -> str:
     if value is None:
         return "not measured"
-    low, high = (100 * bound for bound in value.interval)
-    counts = f"{value.right}/{value.total}"
-    return f"{100 * value.accuracy:.1f} [{low:.1f}, {high:.1f}] {counts}"
+    low, high = map(_percent, value.interval)
+    return f"{_percent(value.accuracy)} [{low}, {high}] {value.right}/{value.total}"
+
+
+def _percent(share: float) -> str:
+    """Halves up, as in the card: 13 of 16 are 81.3 there."""
+    return str(Decimal(repr(100 * share)).quantize(Decimal("0.1"), ROUND_HALF_UP))
 
 
 def _plain(text: str) -> str:

@@ -162,3 +162,22 @@ def test_what_is_written_is_read(calls: list[Any]) -> None:
 def test_an_answer_goes_to_json_and_back() -> None:
     answer = Answer("t", (("f", "{}"),), "why", 3, True)
     assert Answer.from_json(json.loads(json.dumps(answer.to_json()))) == answer
+
+
+def test_whatever_depth_an_answer_has_it_is_read_or_broken() -> None:
+    """What Python just reads it may not be able to write; the answer is kept, and an error
+    would come back whenever it is scored.
+    """
+    kept = set[bool]()
+    for depth in range(700, 1_010):
+        nested = f"{'[' * depth}{']' * depth}"
+        call = f'{{"name": "f", "arguments": {{"a": {nested}}}}}'
+        for text in (call, f"<TOOLCALL>[{call}]</TOOLCALL>", f"[f(a={nested})]"):
+            found = calls_of(Answer(text)).with_objects()
+            assert (
+                found.calls
+                or "nested too deeply" in found.broken
+                or "no value" in (found.broken)
+            )
+            kept.add(bool(found.calls))
+    assert kept == {True, False}

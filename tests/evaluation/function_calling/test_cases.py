@@ -80,6 +80,15 @@ def test_no_data(tmp_path: Path) -> None:
         ('"parameters"', '"params"', "line 1: is no BFCL case"),
         ("multiple_1", "multiple_0", "its ids are not those"),
         ('"id": "multiple_0"', '"id": 7', "its ids are not those"),
+        ('"name"', '"title"', "line 1: is no BFCL case"),
+        ('"name": "get.value"', '"name": 7', "line 1: is no BFCL case"),
+        ('"required": ["n"]', '"required": 7', "line 1: .*required is no list"),
+        ('"required": ["n"]', '"required": null', "line 1: .*required is no list"),
+        ('"integer"', '"dict", "properties": [1]', "line 1: is no BFCL case"),
+        ('"integer"', '"array", "items": {"type": "array", "items": {}}', "line 1: is"),
+        ('"integer"', '"dict", "properties": {"a": 1}', "line 1: is no BFCL case"),
+        ("multiple 0?", "\\ud800", "line 1: .*surrogates"),
+        ("A value.", "\\udfff", "line 1: .*surrogates"),
     ],
 )
 def test_damaged_files(old: str, new: str, message: str, tmp_path: Path) -> None:
@@ -109,6 +118,30 @@ def test_the_same_case_twice(tmp_path: Path) -> None:
         path.write_text(path.read_text() * 2)
     with pytest.raises(AliaError, match="the id multiple_0 is there twice"):
         read_cases(folder)
+
+
+def test_the_same_id_in_two_categories(tmp_path: Path) -> None:
+    """Answers are kept by ids: one would be asked, and the other scored by its answer."""
+    folder = write_suite(tmp_path / "d")
+    rows = (folder / "BFCL_v4_irrelevance.json").read_text()
+    (folder / "BFCL_v4_live_relevance.json").write_text(rows)
+    match = r"BFCL_v4_irrelevance.json, line 1: the id irrelevance_0 is there twice"
+    with pytest.raises(AliaError, match=match):
+        read_cases(folder)
+    assert read_cases(folder, ["irrelevance"]).sizes == {"irrelevance": 2}
+
+
+@pytest.mark.parametrize("content", ["", "\n \n"])
+def test_a_file_without_cases(content: str, tmp_path: Path) -> None:
+    """Nothing would be asked, and its row stand there as not measured."""
+    folder = write_suite(tmp_path / "d")
+    for name in ("BFCL_v4_live_relevance.json", "BFCL_v4_parallel.json"):
+        (folder / name).write_text(content)
+        if (answers := folder / "possible_answer" / name).exists():
+            answers.write_text(content)
+        category = name.removeprefix("BFCL_v4_").removesuffix(".json")
+        with pytest.raises(AliaError, match=f"{name}: holds no cases; `pip"):
+            read_cases(folder, [category])
 
 
 def test_without_data_its_environment_is_named(monkeypatch: pytest.MonkeyPatch) -> None:

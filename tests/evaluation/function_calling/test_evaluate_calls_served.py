@@ -263,6 +263,18 @@ def test_whatever_a_model_is_called_its_answers_have_a_folder(
     assert all((folder / NAME).is_file() for folder in folders)
 
 
+def test_names_whose_folders_would_be_one(suite: Path, tmp_path: Path) -> None:
+    names = ("a/b", "a_b", "a_b (2)")
+    out = tmp_path / "out"
+    with served(right_reply, names) as url:
+        words = ["evaluate-calls", *names, "--endpoint", url, "--data", suite]
+        found = json.loads(alia(*words, "--limit", 1, "--output", out, "--json"))
+    told = {name: model["model"] for name, model in found["models"].items()}
+    assert told == {"a/b": "a/b", "a_b (3)": "a_b", "a_b (2)": "a_b (2)"}
+    folders = [model["answers"] for model in found["models"].values()]
+    assert folders == [str(out / name) for name in ("a_b", "a_b (3)", "a_b (2)")]
+
+
 @pytest.mark.parametrize(
     ("status", "page", "message"),
     [
@@ -297,6 +309,28 @@ def test_a_page_that_is_no_server_s(
     monkeypatch.setenv("OPENAI_API_KEY", "secret\nkey")
     with pytest.raises(AliaError, match=r"=\.\.\.: has characters that no header"):
         alia("evaluate-calls", "--endpoint", url, *options)
+
+
+def test_one_server_however_its_address_is_written(suite: Path, tmp_path: Path) -> None:
+    words = ["--data", suite, "--output", tmp_path / "out", "--limit", 1]
+    with served(right_reply) as url:
+        alia("evaluate-calls", "--endpoint", url, *words)
+        kept = (tmp_path / "out" / "model" / NAME).read_bytes()
+        alia("evaluate-calls", "--endpoint", f"{url}/", *words)
+    assert (tmp_path / "out" / "model" / NAME).read_bytes() == kept
+
+
+def test_an_address_without_v1(suite: Path, tmp_path: Path) -> None:
+    options = ["--data", suite, "--output", tmp_path / "out"]
+    with answering(404, '{"detail": "Not Found"}') as url:
+        root = url.removesuffix("/v1")
+        for number, words in enumerate(([], ["model"])):
+            where = ["--output", tmp_path / f"out{number}", "--data", suite]
+            with pytest.raises(AliaError, match=f"most servers answer at {root}/v1"):
+                alia("evaluate-calls", *words, "--endpoint", root, *options)
+            with pytest.raises(AliaError) as error:
+                alia("evaluate-calls", *words, "--endpoint", f"{root}/v1", *where)
+            assert "most servers" not in str(error.value)
 
 
 def test_a_server_that_takes_too_long(

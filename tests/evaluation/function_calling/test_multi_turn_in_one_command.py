@@ -216,6 +216,7 @@ def test_served_answers_are_the_model_s(tmp_path: Path) -> None:
     template = tmp_path / "plain.jinja"
     texts = [f"{'Hello ' * number}?" for number in range(6)]
     template.write_text(
+        "{% for t in tools or [] %}{{ t.function.name }}{% endfor %}"
         "{% for m in messages %}{{ m.content }}\n{% endfor %}"
         "{% if add_generation_prompt %}>{% endif %}"
     )

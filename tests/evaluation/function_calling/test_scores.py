@@ -18,6 +18,7 @@ from alia_ctx.evaluation.function_calling import (
     Score,
     read_multi_turn,
     score_answers,
+    score_markdown,
     score_table,
     summaries,
 )
@@ -199,3 +200,21 @@ def test_a_category_of_an_unfinished_row_is_shown() -> None:
     assert cells[-1][:2] == ["simple_java", "of Simple AST, Non-Live"]
     assert cells[-1][2].endswith("3/4")
     assert cells[-1][3:] == ["not measured", ""]
+
+
+@pytest.mark.parametrize(
+    ("right", "total", "shown"),
+    [
+        (13, 16, "81.3"),
+        (9, 16, "56.3"),
+        (3, 16, "18.8"),
+        (1, 3, "33.3"),
+        (2, 3, "66.7"),
+    ],
+)
+def test_shares_are_rounded_as_the_card_rounds_them(
+    right: int, total: int, shown: str
+) -> None:
+    """The card has 81.3 for 13 of 16 and 56.3 for 9: halves go up."""
+    scores = {"m": {"live_relevance": Score(right, total)}}
+    assert f"| {shown} [" in score_markdown(scores)

@@ -14,8 +14,9 @@ from alia_ctx.data.chat.making.drawing import Call, Drawing, Limits, NotMadeErro
 from alia_ctx.data.chat.making.functions import Function
 from alia_ctx.data.chat.making.languages import LANGUAGES
 from alia_ctx.data.chat.making.likeness import is_same
+from alia_ctx.data.chat.making.value_words import spoken_name
 from alia_ctx.data.chat.making.values import NoValueError
-from alia_ctx.data.chat.making.wording import Wording, spoken_name
+from alia_ctx.data.chat.making.wording import Wording
 
 Kind = Literal["single", "multiple", "parallel", "missing", "irrelevant", "multi_turn"]
 KINDS: tuple[Kind, ...] = get_args(Kind)

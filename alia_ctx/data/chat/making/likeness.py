@@ -6,7 +6,7 @@ import functools
 from typing import Any
 
 from alia_ctx.data.chat.making.functions import Function
-from alia_ctx.data.chat.making.wording import spoken_name
+from alia_ctx.data.chat.making.value_words import spoken_name
 
 
 def is_same(one: Any, other: Any) -> bool:

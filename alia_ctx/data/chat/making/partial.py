@@ -30,17 +30,19 @@ class Partial:
     """`OUTPUT.partial`: a line that says what it is made from, then a line an attempt."""
 
     def __init__(self, output: Path, made_from: Mapping[str, Any]) -> None:
-        """Opens what is there and of the same; DataError where it is of something else."""
+        """Opens what is there and of the same; DataError where it is of something else, or
+        damaged.
+        """
         self.path = output.with_name(f"{output.name}.partial")
         self.attempts: list[Attempt] = []
         head = json.dumps({"made_from": statement(made_from)}, sort_keys=True)
         whole = f"{head}\n".encode()
         if self.path.is_file():
             lines = self.path.read_bytes().splitlines(keepends=True)
-            # Nothing was made where only the head is there, as of a mistyped address.
-            if len(lines) > 1:
+            # Where only a head of ours is there nothing was made, as of a mistyped address.
+            if lines and (len(lines) > 1 or not _is_head(lines[0])):
                 self._require_same(lines[0], made_from)
-                whole = lines[0] + b"".join(self._read(lines[1:]))
+                whole += b"".join(self._read(lines[1:]))
         try:
             with atomic_file(self.path) as stream:
                 stream.write(whole)
@@ -61,16 +63,23 @@ class Partial:
             )
 
     def _read(self, lines: list[bytes]) -> list[bytes]:
-        """The lines up to one that a killed process left half-written. What was refused
-        last is tried again: a model that refused all may have been mended.
+        """The lines but for a last one that a killed process left half-written. What was
+        refused last is tried again: a model that refused all may have been mended.
+
+        DataError where another is damaged: what stands behind it was paid for.
         """
-        for line in lines:
+        if lines and not lines[-1].endswith(b"\n"):
+            lines = lines[:-1]
+        for number, line in enumerate(lines):
             try:
-                attempt = Attempt(**parse_json(line)) if line.endswith(b"\n") else None
+                attempt = Attempt(**parse_json(line))
             except (ValueError, TypeError):
                 attempt = None
-            if attempt is None or attempt.index != len(self.attempts):
-                break
+            if attempt is None or attempt.index != number:
+                raise DataError(
+                    f"{self.path}, line {number + 2}: is damaged; mend it, remove it and "
+                    "all behind it to make these again, or the file to begin anew"
+                )
             self.attempts.append(attempt)
         while self.attempts and self.attempts[-1].record is None:
             self.attempts.pop()
@@ -90,3 +99,11 @@ class Partial:
 
     def __exit__(self, *_: object) -> None:
         self._stream.close()
+
+
+def _is_head(line: bytes) -> bool:
+    """Whether a file of ours begins so: its first line is written whole or not at all."""
+    try:
+        return line.endswith(b"\n") and set(parse_json(line)) == {"made_from"}
+    except (ValueError, TypeError):
+        return False

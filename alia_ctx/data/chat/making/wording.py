@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import json
 import random
-import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -12,6 +10,7 @@ from alia_ctx.data.chat.making.catalogue import concepts, sentences
 from alia_ctx.data.chat.making.functions import Function
 from alia_ctx.data.chat.making.languages import LANGUAGES
 from alia_ctx.data.chat.making.parts import Part
+from alia_ctx.data.chat.making.value_words import ValueWords, spoken_name
 
 # Shares of requests: that list `name = value` where sentences would do, that have a sentence
 # before them, and of clauses that name their parameter though they need not.
@@ -30,8 +29,9 @@ class Wording:
         self, language: str, draw: random.Random, *, quoted: bool, simple: bool
     ) -> None:
         self._language, self._draw = language, draw
-        self._quoted, self._simple = quoted, simple
+        self._simple = simple
         self._words = LANGUAGES[language]
+        self._values = ValueWords(language, draw, quoted=quoted, simple=simple)
 
     def request(
         self, function: Function, arguments: Mapping[str, Any], *, follows: bool = False
@@ -82,7 +82,9 @@ class Wording:
         if not self._now(_TOGETHER):
             return None
         forms = concepts()[part.concept].clauses(self._language)
-        values = self._joined([self._said(one[name], part) for one in each])
+        values = self._values.joined(
+            [self._values.said(one[name], part) for one in each]
+        )
         return self._draw.choice(forms).replace("{}", values)
 
     def _one_by_one(self, function: Function, each: Sequence[Mapping[str, Any]]) -> str:
@@ -110,8 +112,9 @@ class Wording:
         ((name, value),) = arguments.items()
         part = self._part(function, name)
         if isinstance(value, bool | list | dict):
-            return f"{self._clause(part, name, value) or self._named(name, value)}."
-        return f"{self._said(value, part)}."
+            clause = self._values.clause(part, name, value)
+            return f"{clause or self._values.named(name, value)}."
+        return f"{self._values.said(value, part)}."
 
     def _is_of_words(self, function: Function) -> bool:
         return function.talk is not None and function.talk.noun is not None
@@ -130,24 +133,7 @@ class Wording:
         sentence = self._draw.choice(forms if arguments else self._words.ask_bare)
         # str.format would read braces inside of values, which are put in last.
         text = sentence.replace("{name}", spoken_name(function.name))
-        return _capital(text.replace("{args}", self._list(arguments)))
-
-    def _list(self, arguments: Mapping[str, Any]) -> str:
-        form = self._draw.choice(self._words.argument)
-        parts = [
-            form.replace("{parameter}", spoken_name(name)).replace(
-                "{value}", _plainly(value, self._quoted, self._simple)
-            )
-            for name, value in arguments.items()
-        ]
-        return self._joined(parts)
-
-    def _joined(self, parts: list[str]) -> str:
-        if len(parts) < 2:
-            return "".join(parts)
-        return ", ".join(parts[:-1]) + self._words.and_ + parts[-1]
-
-    # Sentences.
+        return _capital(text.replace("{args}", self._values.listed(arguments)))
 
     def _sentence(self, form: str, function: Function, clauses: str) -> str:
         do = self._do(function)
@@ -178,7 +164,7 @@ class Wording:
         if plain and len(plain) + len(named) > _MOST_IN_ONE and self._now(0.6):
             cut = self._draw.randint(1, min(len(plain), _MOST_IN_ONE))
             rest = [between.join(plain[cut:])] if plain[cut:] else []
-            second = self._joined([*rest, *named])
+            second = self._values.joined([*rest, *named])
             return " ".join([between.join(plain[:cut]), *last]), second
         head = [between.join(plain)] if plain else []
         return " ".join([", ".join([*head, *self._and(named)]), *last]).strip(), ""
@@ -193,112 +179,24 @@ class Wording:
         last: list[str] = []
         # Behind a list nothing may begin with a value, as much of Basque does.
         has_lists = any(isinstance(value, list) for value in arguments.values())
+        # What begins with "and" ends a sentence; where a language lacks words, English has them.
+        ands = tuple(words.and_.lstrip() for words in (self._words, LANGUAGES["en"]))
         for name, value in arguments.items():
             clause = None
             if not self._now(_NAMED):
-                clause = self._clause(self._part(function, name), name, value)
+                clause = self._values.clause(self._part(function, name), name, value)
             if clause is None:
-                named.append(self._named(name, value, by_name_first=has_lists))
+                named.append(self._values.named(name, value, by_name_first=has_lists))
             elif isinstance(value, list):
                 lists.append(clause)
-            elif clause.startswith(
-                (self._words.and_.lstrip(), "y ", "and ", "i ", "e ")
-            ):
+            elif clause.startswith(ands):
                 last.append(clause)
             else:
                 plain.append(clause)
         return plain, named, lists, last
 
     def _and(self, parts: list[str]) -> list[str]:
-        return [self._joined(parts)] if parts else []
-
-    def _clause(self, part: Part | None, name: str, value: Any) -> str | None:
-        """In the words of what the parameter means; None where that is not known."""
-        if part is None or part.concept is None:
-            return None
-        forms = concepts()[part.concept].clauses(self._language, value)
-        return self._draw.choice(forms).replace("{}", self._said(value, part))
-
-    def _named(self, name: str, value: Any, *, by_name_first: bool = False) -> str:
-        forms = self._of("generic")
-        if by_name_first:
-            forms = [form for form in forms if not form.startswith("{value}")]
-        form = self._draw.choice(forms)
-        form = form.replace("{parameter}", spoken_name(name))
-        return form.replace("{value}", self._said(value, None))
-
-    def _said(self, value: Any, part: Part | None) -> str:
-        if isinstance(value, str):
-            return self._text(value, part)
-        if _is_nested(value, part):
-            return json.dumps(value, ensure_ascii=False)
-        if isinstance(value, list):
-            item = part.children[0] if part is not None and part.children else None
-            told = [self._said(one, item) for one in value]
-            return self._joined(told) if self._now(0.7) else ", ".join(told)
-        if isinstance(value, dict):
-            return self._object(value, part)
-        return json.dumps(value)
-
-    def _object(self, value: dict[str, Any], part: Part | None) -> str:
-        children = (
-            {} if part is None else {child.name: child for child in part.children}
-        )
-        keys = {children[k].concept: k for k in value if k in children}
-        if set(keys) == {"food", "quantity"}:  # a row of an order
-            form = self._draw.choice(self._of("each"))
-            name = self._said(value[keys["food"]], None)
-            form = form.replace("{quantity}", str(value[keys["quantity"]]))
-            return form.replace("{name}", name)
-        told = []
-        for name, inner in value.items():
-            clause = self._clause(children.get(name), name, inner)
-            # As it is, where it is not known that it is but a name of the schema's.
-            plain = name if part is None else spoken_name(name)
-            told.append(clause or f"{plain} {self._said(inner, None)}")
-        if part is None:
-            return f"({', '.join(told)})"
-        return (" " if self._now(0.7) else ", ").join(told)
-
-    def _text(self, value: str, part: Part | None) -> str:
-        """In quotation marks where it would not be seen how far it goes, or now and then."""
-        concept = None if part is None or part.concept is None else part.concept
-        known = concept is not None and not concepts()[concept].is_open
-        blank = re.search(r"[,;:?]" if known else r"[\s,.;:?]", value)
-        # What looks like one thing (a name, a date, a path) needs none.
-        needs = self._quoted or (blank and not known) or self._now(0.2)
-        mark = "'" if "'" not in value and not self._quoted and self._now(0.25) else '"'
-        return f"{mark}{value}{mark}" if needs else value
-
-
-def _plainly(value: Any, quoted: bool, simple: bool) -> str:
-    """In a list of `name = value`."""
-    if isinstance(value, str):
-        return f'"{value}"' if quoted or re.search(r"[\s,.;:?]", value) else value
-    if not simple and _is_nested(value):
-        return json.dumps(value, ensure_ascii=False)
-    if isinstance(value, list):
-        return ", ".join(_plainly(item, quoted, simple) for item in value)
-    if isinstance(value, dict):
-        inside = (f"{k} {_plainly(item, quoted, simple)}" for k, item in value.items())
-        return f"({', '.join(inside)})"
-    return json.dumps(value)
-
-
-def _is_nested(value: Any, part: Part | None = None) -> bool:
-    """Whether its parts, one after the other, would not say which are together: lists in a
-    list, and lists in an object for which there are no words.
-    """
-    if isinstance(value, dict):
-        return part is None and any(isinstance(v, list) for v in value.values())
-    return isinstance(value, list) and any(isinstance(v, list) for v in value)
-
-
-def spoken_name(name: str) -> str:
-    """`getHTTPStatus`, `get_status` -> `get HTTP status`, `get status`."""
-    words = re.sub(r"([a-z0-9])([A-Z])|([A-Z])([A-Z][a-z])", r"\1\3 \2\4", name)
-    parts = re.split(r"[_\s.\-/]+", words)
-    return " ".join(p if p.isupper() and len(p) > 1 else p.lower() for p in parts if p)
+        return [self._values.joined(parts)] if parts else []
 
 
 def _capital(text: str) -> str:

@@ -1,0 +1,63 @@
+"""The chat template that questions go through: one that shows tools, or none is asked."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from alia_ctx.data.chat import Conversation, RowError
+from alia_ctx.data.chat.probing import Shown, probe
+from alia_ctx.data.chat.template import ChatTemplate
+from alia_ctx.data.chat.turns import special_pattern
+from alia_ctx.data.tokens.tokenizer import HubTokenizer
+from alia_ctx.errors import ConfigError, Problem
+
+_SHIPPED = "chatml-tools"
+
+
+@dataclass(frozen=True)
+class ShowingTemplate:
+    """A template that shows tools, how it is called, and what a reader of the answers has to
+    know of it.
+    """
+
+    name: str
+    template: ChatTemplate
+    shown: Shown
+    notes: tuple[str, ...] = ()
+
+    def require(self, asked: Conversation) -> None:
+        """RowError where it leaves out results that the conversation goes on from."""
+        if not self.shown.results and any(m.role == "tool" for m in asked.messages):
+            remedy = f"take one that does, as {_SHIPPED}"
+            raise RowError("not_shown", f"the template shows no results; {remedy}")
+
+
+def template_with_tools(given: str | None, tokenizer: HubTokenizer) -> ShowingTemplate:
+    """`given`, as in `ChatTemplate`. None is the tokenizer's own, and the shipped one where
+    it has none or its own leaves tools out without a word: a model that is not shown the
+    tools calls none of them, which would look like its answer.
+
+    ConfigError where `given` leaves them out.
+    """
+    pattern = special_pattern(dict(tokenizer.special))
+
+    def probed(name: str) -> tuple[ChatTemplate, Shown]:
+        template = ChatTemplate(name, tokenizer)
+        return template, probe(template, pattern)
+
+    own = "tokenizer" if tokenizer.auto.chat_template else _SHIPPED
+    name, notes = given or own, []
+    template, shown = probed(name)
+    if not shown.tools and given is None:
+        notes.append(
+            f"its own chat template shows no tools, and {_SHIPPED} stands in for it"
+        )
+        name = _SHIPPED
+        template, shown = probed(name)
+    if not shown.tools:
+        rule = "shows the model no tools"
+        remedy = f"leave it out, or name a template that does, as {_SHIPPED}"
+        raise ConfigError("", [Problem("--template", given, rule, remedy)])
+    if not shown.system:
+        notes.append("its chat template leaves system prompts out")
+    return ShowingTemplate(name, template, shown, tuple(notes))

@@ -1,0 +1,105 @@
+"""Models whose own chat template leaves tools, results or system prompts out without a word."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from alia_ctx.data.chat import Conversation, Message, RowError, ToolCall
+from alia_ctx.errors import ConfigError
+from alia_ctx.evaluation.function_calling import read_cases
+from alia_ctx.workflow.call_generation import TransformersModel
+from alia_ctx.workflow.call_writer import CallSettings
+from tests.evaluation.function_calling.small_suite import write_suite
+from tests.evaluation.function_calling.test_evaluate_calls import alia, save_small
+
+SAID = (
+    "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n"
+    "{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+)
+TOOLS = "{% if tools %}{{ tools | tojson }}\n{% endif %}"
+ROLES = (
+    "{% for m in messages %}{% if m.role in ROLES %}{{ m.role }} {{ m.content }}\n"
+    "{% endif %}{% endfor %}{% if add_generation_prompt %}assistant {% endif %}"
+)
+
+
+def model_with(directory: Path, template: str) -> Path:
+    save_small(directory)
+    (directory / "chat_template.jinja").write_text(template)
+    return directory
+
+
+@pytest.fixture
+def suite(tmp_path: Path) -> Path:
+    return write_suite(tmp_path / "data")
+
+
+def asked(directory: Path, suite: Path, *words: Any) -> str:
+    out = directory.parent / "out"
+    where = ["--data", suite, "--output", out, "--limit", 1, "--max-new-tokens", 2]
+    return alia("evaluate-calls", directory, *where, "--categories", "multiple", *words)
+
+
+def test_the_shipped_one_stands_in_and_it_is_said(suite: Path, tmp_path: Path) -> None:
+    directory = model_with(tmp_path / "m", SAID)
+    table = asked(directory, suite)
+    assert "template chatml-tools" in table
+    assert "its own chat template shows no tools, and chatml-tools stands in" in table
+    model = TransformersModel(directory, CallSettings())
+    (case,) = read_cases(suite, ["multiple"], limit=1).cases
+    assert all(
+        f["name"].replace(".", "_") in model.prompt(case) for f in case.functions
+    )
+
+
+@pytest.mark.parametrize("as_file", [False, True])
+def test_one_that_is_named_is_refused(
+    as_file: bool, suite: Path, tmp_path: Path
+) -> None:
+    directory = model_with(tmp_path / "m", SAID)
+    named = tmp_path / "m" / "chat_template.jinja" if as_file else "tokenizer"
+    with pytest.raises(ConfigError, match="shows the model no tools"):
+        asked(directory, suite, "--template", named)
+    assert not (tmp_path / "out").exists()
+
+
+def test_one_that_shows_them_is_kept(suite: Path, tmp_path: Path) -> None:
+    directory = model_with(tmp_path / "m", TOOLS + SAID)
+    table = asked(directory, suite)
+    assert "template tokenizer" in table
+    assert "stands in" not in table
+
+
+def test_tools_that_a_system_prompt_hides_are_not_shown(tmp_path: Path) -> None:
+    hides = f"{{% if messages[0].role != 'system' %}}{TOOLS}{{% endif %}}{SAID}"
+    model = TransformersModel(model_with(tmp_path / "m", hides), CallSettings())
+    assert model.template == "chatml-tools"
+
+
+@pytest.mark.parametrize(
+    ("roles", "note"), [(["user", "system"], False), (["user", "tool"], True)]
+)
+def test_results_and_system_prompts(
+    roles: list[str], note: bool, tmp_path: Path
+) -> None:
+    """A conversation that goes on from results which the model does not see is refused."""
+    template = TOOLS + ROLES.replace("ROLES", json.dumps(roles))
+    model = TransformersModel(model_with(tmp_path / "m", template), CallSettings())
+    assert model.template == "tokenizer"
+    assert any("system prompts" in told for told in model.notes) is note
+    tools = '[{"type": "function", "function": {"name": "f", "parameters": {}}}]'
+    turns = (
+        Message("user", "x"),
+        Message("assistant", None, (ToolCall("f", "{}", "call00001"),)),
+        Message("tool", "7", name="f", call_id="call00001"),
+    )
+    assert model.conversation_ids(Conversation(turns[:1], tools))
+    if "tool" in roles:
+        assert model.conversation_ids(Conversation(turns, tools))
+    else:
+        with pytest.raises(RowError, match="shows no results"):
+            model.conversation_ids(Conversation(turns, tools))

@@ -1,0 +1,23 @@
+"""torchtitan's attention on a GPU keeps documents apart, to the bit, by either kernel."""
+
+from __future__ import annotations
+
+import importlib.util
+
+import pytest
+
+from tests.benchmarks.test_torchtitan_peer import separated
+
+pytestmark = [
+    pytest.mark.gpu(1),
+    pytest.mark.timeout(600),
+    pytest.mark.skipif(
+        importlib.util.find_spec("torchtitan") is None,
+        reason="torchtitan is not installed",
+    ),
+]
+
+
+@pytest.mark.parametrize("peer", ["torchtitan", "torchtitan_flash"])
+def test_documents_are_kept_apart(peer: str) -> None:
+    separated([peer])
