@@ -203,7 +203,9 @@ def test_an_earlier_release_states_less(seen: dict[str, Any]) -> None:
     ]
     assert data_rows(seen["fc of before"]) == expected
     assert "unused" not in seen["fc of before"]
-    assert "| training data | mine; of other stages not stated |" in seen["fc of before"]
+    assert (
+        "| training data | mine; of other stages not stated |" in seen["fc of before"]
+    )
     # and a stage that starts from it takes that along
     assert data_rows(seen["after it"])[:2] == expected
     assert len(data_rows(seen["after it"])) == 3

@@ -229,7 +229,12 @@ class PackPlan:
         """
         tokens, documents = self._consumed.of_rows(rows)
         return [
-            (name, int(tokens[n]), int(documents[n]), self._stores[n].weights is not None)
+            (
+                name,
+                int(tokens[n]),
+                int(documents[n]),
+                self._stores[n].weights is not None,
+            )
             for n, name in enumerate(self.sources)
             if tokens[n]
         ]
