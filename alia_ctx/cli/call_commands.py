@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
+from rich.markup import escape
 
 from alia_ctx.cli.arguments import path
 from alia_ctx.cli.output import print_json, print_whole, terminal_width
@@ -298,60 +299,39 @@ def _named_folder(text: str, models: dict[str, AnsweringModel]) -> tuple[str, Pa
 def _show(
     scored: dict[str, ScoredModel], content: dict[str, Any], markdown: bool
 ) -> None:
-    from alia_ctx.evaluation.function_calling import score_markdown, score_tables
+    from alia_ctx.evaluation.function_calling import (
+        LEGEND,
+        call_remarks,
+        score_markdown,
+        score_tables,
+    )
+    from alia_ctx.progress import say
 
     scores = {name: s.scores for name, s in scored.items()}
+    places = [line for name, model in scored.items() for line in _places(name, model)]
     width = None if markdown else terminal_width()
     if width is None:
-        typer.echo(f"# BFCL\n\n{score_markdown(scores)}\n\n[ ]: 95% intervals\n")
-    else:
-        for table in score_tables(scores, width):
-            print_whole(table)
-    for line in _remarks(scored, content):
-        typer.echo(line if width is not None else f"- {line}")
+        typer.echo(f"# BFCL\n\n{score_markdown(scores)}\n\n{LEGEND}\n")
+        for line in call_remarks(content):
+            typer.echo(f"- {line}")
+        for place in places:  # not for who reads the table, in a model card say
+            say(escape(place))
+        return
+    for table in score_tables(scores, width):
+        print_whole(table)
+    for line in [*call_remarks(content), *places]:
+        typer.echo(line)
 
 
-def _remarks(scored: dict[str, ScoredModel], content: dict[str, Any]) -> Iterator[str]:
-    """What is said below the table."""
+def _places(name: str, model: ScoredModel) -> Iterator[str]:
+    """Where a model's answers are, of several turns too where the table lacks them."""
     from alia_ctx.evaluation.function_calling import MULTI_TURN
     from alia_ctx.workflow.call_conversations import are_kept
 
-    asked = content["sizes"]
-    given = any(name in s.scores for s in scored.values() for name in MULTI_TURN)
-    elsewhere = ""
-    if given and not any(name in asked for name in MULTI_TURN):
-        elsewhere = "; conversations of several turns as they were scored elsewhere"
-    limit = content["limit"]
-    part = f", the first {limit} of each category" if limit else ""
-    yield f"data: BFCL {content['data']}, {content['cases']} cases{part}{elsewhere}"
-    for name, model in scored.items():
-        reasons: dict[str, int] = {}
-        for score in model.scores.values():
-            for reason, count in score.reasons:
-                reasons[reason] = reasons.get(reason, 0) + count
-        wrong = ", ".join(f"{reason} {count}" for reason, count in reasons.items())
-        yield f"{name}: template {model.template}; wrong: {wrong or 'nothing'}"
-        for note in model.notes:
-            yield f"{name}: {note}"
-        if model.unanswered:
-            count = sum(model.unanswered.values())
-            where = ", ".join(f"{key} {n}" for key, n in model.unanswered.items())
-            fault = f"; the first: {model.fault}" if model.fault else ""
-            yield (
-                f"{name}: {count} questions were not answered, as they do not fit, or the "
-                f"template or the server refuses them, and count as wrong ({where}){fault}"
-            )
-        if model.cut:
-            yield (
-                f"{name}: {model.cut} answers were cut, {model.no_room} of them by the "
-                "end of the context and the others at --max-new-tokens"
-            )
-        if are_kept(model.directory) and not any(n in model.scores for n in MULTI_TURN):
-            yield (
-                f"{name}: answers of several turns are kept there too; --bfcl-env brings "
-                "them into the table"
-            )
-        yield f"{name}: answers and scores in {model.directory}"
+    yield f"{name}: answers and scores in {model.directory}"
+    if are_kept(model.directory) and not any(n in model.scores for n in MULTI_TURN):
+        brings = "--bfcl-env brings them into the table"
+        yield f"{name}: answers of several turns are kept there too; {brings}"
 
 
 def _error(key: str, value: object, rule: str, remedy: str) -> ConfigError:

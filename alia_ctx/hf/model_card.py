@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 import yaml
 
 from alia_ctx.checkpoint.manifest import Manifest, StageLedger
+from alia_ctx.checkpoint.trained_sources import TrainedSource, trained_sources
 from alia_ctx.hf.rope_config import rope_parameters
 from alia_ctx.spec.rope import RopeSpec
 
@@ -18,6 +19,7 @@ _INHERITED = ("license", "license_name", "license_link", "language")
 _FENCE = re.compile(r" {0,3}(`{3,}(?=[^`]*$)|~{3,})(.*)")
 _HEADING = re.compile(r" {0,3}(#{1,6})(?=[ \t]|$)")
 _PICTURE = re.compile(r" {0,3}(!\[|<img\b)")
+_NOT_STATED = "not stated"
 _UNKNOWN = "not stated by the base model; to be completed by the author"
 
 
@@ -75,13 +77,17 @@ def model_card(
         facts |= {"license": "other", "license_link": legal[0]}
     if base is not None:
         facts["base_model"] = base
+    # Of the specification (hub-docs, modelcard.md): `datasets` takes ids of the Hub, and
+    # `license` is the model's; terms of the data have no place but the text.
+    if datasets := _distinct(source.dataset for source in _all_sources(manifest)):
+        facts["datasets"] = datasets
     model = manifest.model
     head = yaml.safe_dump(facts, sort_keys=False, allow_unicode=True).strip()
     rows = {
         "base model": base or "none: training began from random weights",
         "licence": facts.get("license", _UNKNOWN),
         "languages": _listed(facts.get("language")) or _UNKNOWN,
-        "training data": _listed(_sources(manifest)) or "none with alia-ctx",
+        "training data": _training_data(manifest),
         "layers": model.num_hidden_layers,
         "hidden size": model.hidden_size,
         "attention heads / KV heads": (
@@ -107,6 +113,7 @@ def model_card(
             *(f"| {name} | {value} |" for name, value in rows.items()),
             *("", "## Training ledger", ""),
             *_ledger_lines(manifest.ledger),
+            *_data_lines(manifest),
             *(("", "## Evaluation", "", *_below(evaluation)) if evaluation else ()),
             *(("", "## Serving", "", *serving) if serving else ()),
             "",
@@ -161,10 +168,59 @@ def _is_stated(value: Any) -> bool:
     return isinstance(value, str) and value.lower() not in ("", "null", "~")
 
 
-def _sources(manifest: Manifest) -> list[str]:
-    data = manifest.config.get("data")
-    sources = data.get("sources") if isinstance(data, Mapping) else None
-    return sorted(sources) if isinstance(sources, Mapping) else []
+def _all_sources(manifest: Manifest) -> list[TrainedSource]:
+    """Of all stages that say it, the oldest first."""
+    return [s for sources in trained_sources(manifest) for s in sources or ()]
+
+
+def _distinct(values: Iterable[str | None]) -> list[str]:
+    return list(dict.fromkeys(value for value in values if value))
+
+
+def _training_data(manifest: Manifest) -> str:
+    names = _distinct(source.name for source in _all_sources(manifest))
+    text = _cell(", ".join(names))
+    if None in trained_sources(manifest):
+        return f"{text}; of other stages {_NOT_STATED}" if text else _NOT_STATED
+    return text or "none with alia-ctx"
+
+
+def _data_lines(manifest: Manifest) -> Iterator[str]:
+    """What each stage was trained on, as far as the checkpoint states it."""
+    if not manifest.ledger:
+        return
+    yield from ("", "## Training data", "")
+    yield "| stage | source | licence of the source | tokens | documents |"
+    yield "|" + "---|" * 5
+    for entry, sources in zip(manifest.ledger, trained_sources(manifest), strict=True):
+        if sources is None:
+            yield f"| {_cell(entry.stage)} | not stated | not stated | {entry.tokens:,} | |"
+        for source in sources or ():
+            name = source.name
+            if source.dataset:
+                url = f"https://huggingface.co/datasets/{source.dataset}"
+                name = f"{name} ([{source.dataset}]({url}))"
+            cells = [entry.stage, name, source.licence or _NOT_STATED, *_counts(source)]
+            yield f"| {' | '.join(map(_cell, cells))} |"
+    yield ""
+    yield (
+        "Licences are those that the publishers of the sources state. A document counts "
+        "each time that it was begun, so again in each epoch."
+    )
+
+
+def _counts(source: TrainedSource) -> tuple[str, str]:
+    if source.tokens is None or source.documents is None:
+        return _NOT_STATED, _NOT_STATED
+    unit = "conversations" if source.of_conversations else "documents"
+    if source.documents == 1:
+        unit = unit.removesuffix("s")
+    return f"{source.tokens:,}", f"{source.documents:,} {unit}"
+
+
+def _cell(text: str) -> str:
+    """Text that stays in its cell of a table."""
+    return " ".join(text.split()).replace("|", r"\|")
 
 
 def _listed(value: Any) -> str:

@@ -11,6 +11,11 @@ from typing import Any
 
 from alia_ctx import checkpoint
 from alia_ctx.checkpoint.manifest import DamagedError, Manifest, StageLedger
+from alia_ctx.checkpoint.trained_sources import (
+    SOURCES,
+    recorded_sources,
+    trained_sources,
+)
 from alia_ctx.config.run import StageConfig
 from alia_ctx.data.documents.chat_spec import CHAT_TEMPLATE
 from alia_ctx.data.packing import PackedRow, PackPlan
@@ -47,7 +52,8 @@ class StageState:
 
     `history` holds the ledgers of the stages before, the oldest first; `parent` is the
     checkpoint that the stage started from, None for random weights. `extra` says what
-    that was, and what changed while the stage trained.
+    that was, what the stages before were trained on, and what changed while this one
+    trained.
     """
 
     ledger: StageLedger
@@ -128,7 +134,8 @@ def resume(
     )
     checkpoints.engine.load(path / checkpoint.STATE, with_optimizer=True)
     ledger = dataclasses.replace(manifest.ledger[-1], plan=plan.fingerprint)
-    extra = dict(manifest.extra)
+    before = trained_sources(manifest)[:-1]
+    extra = {**manifest.extra, SOURCES: recorded_sources(before)}
     if changed:
         change = {"after_update": manifest.update, "settings": changed}
         extra[CHANGES] = [*extra.get(CHANGES, ()), change]
@@ -217,7 +224,10 @@ def start_from(
         with mended_by_training(task.stage.init_from) if is_stage else nullcontext():
             raise DamagedError(problem)
     checkpoints.engine.load(path / checkpoint.STATE, with_optimizer=keep_optimizer)
-    extra = {STARTED_FROM: checkpoint_statement(manifest)}
+    extra = {
+        STARTED_FROM: checkpoint_statement(manifest),
+        SOURCES: recorded_sources(trained_sources(manifest)),
+    }
     if CHAT_TEMPLATE in manifest.extra:  # text after conversations does not undo them
         extra[CHAT_TEMPLATE] = manifest.extra[CHAT_TEMPLATE]
     return StageState(start.ledger, manifest.ledger, str(path), extra)

@@ -18,6 +18,11 @@ import numpy as np
 
 from alia_ctx import checkpoint
 from alia_ctx.checkpoint.manifest import Manifest
+from alia_ctx.checkpoint.trained_sources import (
+    SOURCES,
+    TrainedSource,
+    recorded_sources,
+)
 from alia_ctx.data.documents.chat_spec import CHAT_TEMPLATE
 from alia_ctx.data.packing import PackPlan, weigh_by_piece
 from alia_ctx.data.tokens import CONFIGURED, TOKENIZER
@@ -289,6 +294,7 @@ class StageTrainer:
             **manifest.extra,
             "precision": self.engine.precision_on_disk,
             PLAN: self.plan.statement.as_trained(),
+            SOURCES: [*manifest.extra.get(SOURCES, ()), *self._sources()],
         }
         if self.task.tokenizer is not None:
             extra[TOKENIZER] = self.task.tokenizer
@@ -299,6 +305,14 @@ class StageTrainer:
         if self.plan.of_conversations:
             extra[PLANNED] = {"updates": self.task.updates, "epochs": self.stage.epochs}
         return dataclasses.replace(manifest, extra=extra)
+
+    def _sources(self) -> list[Any]:
+        """What this stage has consumed, by source, for the manifest: a list of one."""
+        consumed = self.plan.consumed(self.state.ledger.rows)
+        sources = (TrainedSource(*counts) for counts in consumed)
+        return recorded_sources(
+            [tuple(source.with_terms(self.task.config) for source in sources)]
+        )
 
 
 def _diverged(

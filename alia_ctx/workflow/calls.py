@@ -113,6 +113,7 @@ class ScoredModel:
             "cut": self.cut,
             "no_room": self.no_room,
             "unanswered": self.unanswered,
+            "fault": self.fault,
             "notes": list(self.notes),
             "answers": str(self.directory),
         }

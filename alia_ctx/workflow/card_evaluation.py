@@ -8,18 +8,32 @@ from itertools import groupby
 from pathlib import Path
 
 from alia_ctx.errors import CheckpointError, DataError
-from alia_ctx.evaluation.function_calling import read_scores, score_markdown
+from alia_ctx.evaluation.function_calling import (
+    LEGEND,
+    call_remarks,
+    public_names,
+    read_scores,
+    score_markdown,
+)
 from alia_ctx.files import parse_json
 from alia_ctx.hf.model_card import fence_after
 from alia_ctx.identity import unsealed
 
+# What our own commands say of places on the disk, below what is meant for readers.
+_PLACE = re.compile(r"(?:- )?[^|]+: answers and scores in .+|results: \S*/\S*")
+# The head of the table of `evaluate-calls`, between whose first and last columns are names.
+_NAMES = re.compile(r"\| metric \| category \| (.+) \| ALIA-40b-fc card \|")
+# Absolute paths in JSON: whole texts, which may have blanks, and words of sentences.
+_TEXT = re.compile(r'"~?/(?:[^"\\]*/)?([^"/\\]+)"')
+_WORD = re.compile(r"(?<![\w.:/~-])~?/(?:[^\s/'\",:;()]+/)*([^\s/'\",:;()]+)")
 _DRAWN = re.compile("[\u2500-\u257f]")  # box drawing
 
 
 def card_evaluation(files: Sequence[Path]) -> str:
     """The contents of `files`, one after another. Markdown stays as it is; a table that a
     terminal draws is fenced as code; scores of `evaluate-calls` as JSON become its
-    table, and other JSON is fenced.
+    Markdown, and other JSON is fenced. A card is published: where answers and results
+    lie, and paths by which models are called or that JSON names, are left out.
 
     CheckpointError where one cannot be read as text; DataError where the scores in one are
     none; IdentityError where they were changed since they were written.
@@ -34,7 +48,7 @@ def card_evaluation(files: Sequence[Path]) -> str:
                 "Markdown"
             ) from error
         is_json = text.startswith(("{", "["))
-        texts.append(_of_json(text, file) if is_json else _fenced(text))
+        texts.append(_of_json(text, file) if is_json else _markdown(text))
     return "\n\n".join(texts)
 
 
@@ -42,7 +56,7 @@ def _of_json(text: str, file: Path) -> str:
     try:
         document = parse_json(text)
     except ValueError:  # Markdown may begin with a bracket
-        return _fenced(text)
+        return _markdown(text)
     try:
         scores = read_scores(document)
     except DataError as error:
@@ -52,8 +66,22 @@ def _of_json(text: str, file: Path) -> str:
             document, f"--evaluation {file}", "run `alia-ctx evaluate-calls` again"
         )
     if not scores:
+        text = _WORD.sub(r"\1", _TEXT.sub(r'"\1"', text))
         return f"```json\n{text}\n```"
-    return f"# BFCL\n\n{score_markdown(scores)}"
+    remarks = "\n".join(f"- {line}" for line in call_remarks(document))
+    return f"# BFCL\n\n{score_markdown(scores)}\n\n{LEGEND}\n\n{remarks}"
+
+
+def _markdown(text: str) -> str:
+    """Markdown of anyone's, without the places that our own commands name in theirs."""
+    lines = [line for line in text.splitlines() if not _PLACE.fullmatch(line)]
+    text = "\n".join(lines).rstrip()
+    for head in _NAMES.findall(text):
+        names = re.split(r"(?<!\\) \| ", head)
+        shown = public_names(names)
+        for name in sorted(names, key=len, reverse=True):
+            text = text.replace(name, shown[name])
+    return _fenced(text)
 
 
 def _fenced(text: str) -> str:

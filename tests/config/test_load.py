@@ -83,7 +83,7 @@ NEW = {
     "stage_to": None,
     "data": "continue",
     "drop_contaminated": False,
-    **{"instances": None, "licence": None, "chat": None},
+    **{"instances": None, "licence": None, "dataset": None, "chat": None},
     **{"epochs": None, "update_instances": None, "published": None},
     "loss_weighting": "token",
     "schedule": {"type": "constant", "warmup": 0.0, "min_learning_rate": 0.0},
@@ -288,7 +288,12 @@ KINDS = {
     "a store in place of files": (
         "data.sources.xlam.store=/x",
         "data.sources.xlam",
-        {"store": "/x", "instances": 59800, "licence": "cc-by-4.0"},
+        {
+            "store": "/x",
+            "instances": 59800,
+            "licence": "cc-by-4.0",
+            "dataset": "Salesforce/xlam-function-calling-60k",
+        },
     ),
     "a held-out store": (
         "evaluation.held_out.store=/x",

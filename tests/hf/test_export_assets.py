@@ -157,7 +157,8 @@ def test_the_card_says_what_it_was_made_from(base: Path) -> None:
         "base_model": "hf",
     }
     for said in (
-        "| training data | books, web |",
+        "| training data | not stated |",  # no plan, which would name the stage's own
+        "| long | not stated | not stated | 1,234,567 | |",
         "| languages | ca, es |",
         "| made from | checkpoint of stage long, update 5, run my-run |",
         "| long | 512 | linear, theta 10000, factor 4 |",
@@ -167,6 +168,7 @@ def test_the_card_says_what_it_was_made_from(base: Path) -> None:
     assert (out / "LICENSE").read_text() == "the licence"
     assert (out / "NOTICE.txt").exists()
     assert "/data" not in text  # no paths of the machine
+    assert "books" not in text  # a configuration may list what no stage read
 
 
 @pytest.mark.parametrize(

@@ -11,6 +11,7 @@ from rich.console import Console
 from alia_ctx.errors import CheckpointError, DataError
 from alia_ctx.evaluation.function_calling import (
     Score,
+    public_names,
     read_scores,
     score_markdown,
     score_table,
@@ -67,7 +68,8 @@ def test_scores_as_json_are_the_table_of_markdown(tmp_path: Path) -> None:
     }
     model = {"model": "a|b", "categories": categories}
     for document in ({"models": {"a|b": model}}, sealed({"model": 1}, model)):
-        assert of(tmp_path, json.dumps(document)) == f"# BFCL\n\n{MARKDOWN}"
+        text = of(tmp_path, json.dumps(document))
+        assert text.startswith(f"# BFCL\n\n{MARKDOWN}\n\n[ ]: 95% intervals\n")
     for text in ('{"loss": 3}', "[1, 2]", "{}", '{"models": {}}'):
         assert of(tmp_path, text) == f"```json\n{text}\n```"
         assert not read_scores(json.loads(text))
@@ -77,6 +79,50 @@ def test_scores_as_json_are_the_table_of_markdown(tmp_path: Path) -> None:
     for name in ("bytes", "none", "."):
         with pytest.raises(CheckpointError, match="cannot be read as text"):
             card_evaluation([tmp_path / name])
+
+
+# As `evaluate-calls` printed it before the places went to the terminal alone.
+OF_A_SERVED_MODEL = """# BFCL
+
+| metric | category | /home/ann/exports/granja | ALIA-40b-fc card |
+| --- | --- | ---: | ---: |
+| Multiple AST | Non-Live | 75.0 [30.1, 95.4] 3/4 | 94.5 |
+
+[ ]: 95% intervals
+
+- data: BFCL v4, 4 cases, the first 4 of each category
+- /home/ann/exports/granja: template the server's; wrong: no_call 1
+- /home/ann/exports/granja: answers and scores in evaluation/calls/_home_ann_granja
+"""
+
+
+def test_places_of_our_own_commands_are_left_out(tmp_path: Path) -> None:
+    text = of(tmp_path, OF_A_SERVED_MODEL)
+    assert "home" not in text and "answers and scores" not in text
+    assert "| metric | category | granja | ALIA-40b-fc card |" in text
+    assert "- data: BFCL v4, 4 cases, the first 4 of each category" in text
+    assert text.endswith("- granja: template the server's; wrong: no_call 1")
+    shown = "Table.\n\nfc was read through transformers\nresults: /scratch/ann/out/x\n"
+    assert of(tmp_path, shown) == "Table.\n\nfc was read through transformers"
+    own = "See /v1/chat/completions.\n\nresults: 3 of 4 and/or more"
+    assert of(tmp_path, own) == own
+    document = {
+        "notes": ["fc: /scratch/ann/text.txt: is short; see https://x.org/a/b, 3/4"],
+        "results": [{"made_from": {"/home/ann/my text": "/home/ann/my text/é.txt"}}],
+    }
+    text = of(tmp_path, json.dumps(document, ensure_ascii=False))
+    found = json.loads(text.removeprefix("```json\n").removesuffix("\n```"))
+    assert found == {
+        "notes": ["fc: text.txt: is short; see https://x.org/a/b, 3/4"],
+        "results": [{"made_from": {"my text": "é.txt"}}],
+    }
+
+
+def test_names_that_others_may_read() -> None:
+    names = ["BSC-LT/ALIA", "/a/fc/", "/b/fc", "fc", "~/fc", "./x", "..", "runs/hf/x"]
+    assert list(public_names(names).values()) == [
+        *("BSC-LT/ALIA", "fc", "fc (2)", "fc (3)", "fc (4)", "x", "..", "x (2)"),
+    ]
 
 
 def test_markdown_has_the_rows_of_the_table() -> None:

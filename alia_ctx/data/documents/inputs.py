@@ -5,6 +5,7 @@ from __future__ import annotations
 import fnmatch
 import glob
 import os
+import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -28,6 +29,7 @@ _FORMATS: dict[str, Format] = {
     ".pq": "parquet",
 }
 _NOT_FOLLOWED = "link to a directory, not followed"
+_HUB_ID = re.compile(r"(?:\w[\w.-]*/)?\w[\w.-]*", re.ASCII)
 # `init` writes it beside a configuration, which may lie among the text.
 _SCHEMA = "alia-ctx.schema.json"
 _ARCHIVES = (".zip", ".tar", ".tgz", ".7z", ".rar")
@@ -49,6 +51,7 @@ class SourceSpec:
     chat: the records are conversations, of which the assistant's turns are trained.
     instances, licence: how many documents are trained on, and under which terms, as the
     source's publisher states; `plan` shows them beside what is there.
+    dataset: its id on the Hugging Face Hub; model cards name it, and the licence.
     """
 
     inputs: list[str] = field(default_factory=list)
@@ -59,15 +62,18 @@ class SourceSpec:
     chat: ChatSpec | None = None
     instances: int | None = None
     licence: str | None = None
+    dataset: str | None = None
 
     def problems(self, key: str) -> list[Problem]:
         """Rules that this source breaks, missing files among them;
 
         `key` is its place in the configuration.
         """
+        named = self._name_problems(key)
         if self.store is not None:
-            return self._store_problems(key, self.store)
+            return named + self._store_problems(key, self.store)
         chat = self.chat.problems(f"{key}.chat") if self.chat is not None else []
+        chat = named + chat
         if not self.inputs:
             return [
                 *chat,
@@ -97,6 +103,18 @@ class SourceSpec:
                 Problem(f"{key}.inputs", self.inputs, str(error), "correct the path")
             )
         return problems
+
+    def _name_problems(self, key: str) -> list[Problem]:
+        if self.dataset is None or _HUB_ID.fullmatch(self.dataset):
+            return []
+        return [
+            Problem(
+                f"{key}.dataset",
+                self.dataset,
+                "is no id of the Hugging Face Hub",
+                "write it as ORGANISATION/NAME, without an address",
+            )
+        ]
 
     def _store_problems(self, key: str, store: str) -> list[Problem]:
         if self.chat is not None:

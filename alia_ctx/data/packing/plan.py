@@ -12,6 +12,7 @@ from pathlib import Path
 
 import numpy as np
 
+from alia_ctx.data.packing.consumed import Consumed
 from alia_ctx.data.packing.history import PlannedRows, Spans
 from alia_ctx.data.packing.instances import row_lengths
 from alia_ctx.data.packing.plan_files import (
@@ -59,6 +60,7 @@ class PackPlan:
         self._update_offsets = arrays.get("update_offsets")
         rows = {f.name: arrays[f.name] for f in fields(PackedRows)}
         self.packed = PackedRows(**rows)
+        self._consumed = Consumed(self.packed, self._base)
         self._lengths: np.ndarray | None = None
         if self.of_conversations:
             tokens = np.add.reduceat(
@@ -220,6 +222,22 @@ class PackPlan:
         """Positions with a target in all rows of an update; no token is read."""
         rows = self.rows_of_update(update)
         return int(self.predicted(slice(rows.start, rows.stop)).sum())
+
+    def consumed(self, rows: int) -> list[tuple[str, int, int, bool]]:
+        """Of each source that rows [0, rows) hold anything of: its name, tokens, documents
+        that begin there, and whether these are conversations (have loss weights).
+        """
+        tokens, documents = self._consumed.of_rows(rows)
+        return [
+            (
+                name,
+                int(tokens[n]),
+                int(documents[n]),
+                self._stores[n].weights is not None,
+            )
+            for n, name in enumerate(self.sources)
+            if tokens[n]
+        ]
 
     def extends(self, fingerprint: str) -> bool:
         """Whether the first rows and updates of this plan are, to the last bit, those of

@@ -14,6 +14,11 @@ from alia_ctx.evaluation.function_calling.cases import (
 from alia_ctx.evaluation.function_calling.checker import Verdict, check_calls
 from alia_ctx.evaluation.function_calling.ledger import AnswerLedger
 from alia_ctx.evaluation.function_calling.multi_turn import read_multi_turn
+from alia_ctx.evaluation.function_calling.remarks import (
+    LEGEND,
+    call_remarks,
+    public_names,
+)
 from alia_ctx.evaluation.function_calling.scores import (
     MULTI_TURN,
     ROWS,
@@ -31,6 +36,7 @@ from alia_ctx.evaluation.function_calling.tools import FunctionNames, tools_of
 
 __all__ = [
     "CATEGORIES",
+    "LEGEND",
     "MULTI_TURN",
     "ROWS",
     "Answer",
@@ -41,8 +47,10 @@ __all__ = [
     "FunctionNames",
     "Score",
     "Verdict",
+    "call_remarks",
     "calls_of",
     "check_calls",
+    "public_names",
     "read_cases",
     "read_multi_turn",
     "read_scores",

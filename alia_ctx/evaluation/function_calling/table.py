@@ -10,6 +10,7 @@ from rich.console import Console
 from rich.table import Table
 
 from alia_ctx.errors import DataError
+from alia_ctx.evaluation.function_calling.remarks import LEGEND, public_names
 from alia_ctx.evaluation.function_calling.scores import (
     ROWS,
     Joined,
@@ -20,7 +21,6 @@ from alia_ctx.evaluation.function_calling.scores import (
 
 _CARD = "ALIA-40b-fc card"
 _MOST_CASES = 2**53  # that a float counts
-_LEGEND = "[ ]: 95% intervals"
 Scores = Mapping[str, Mapping[str, Score]]  # model -> category -> score
 
 
@@ -29,7 +29,7 @@ def score_table(scores: Scores) -> Table:
     and right answers of all. A category whose row lacks another one stands below, by
     itself. No cell is folded.
     """
-    table = Table(title="BFCL", caption=f"card: of ALIA-40b-fc; {_LEGEND}")
+    table = Table(title="BFCL", caption=f"card: of ALIA-40b-fc; {LEGEND}")
     table.add_column("metric", no_wrap=True)
     table.add_column("category", no_wrap=True)
     for name in scores:
@@ -54,9 +54,10 @@ def score_tables(scores: Scores, width: int) -> list[Table]:
 
 
 def score_markdown(scores: Scores) -> str:
-    """The same table as Markdown."""
+    """The same table as Markdown, which is published: without paths as models' names."""
+    names = public_names(scores).values()
     lines: list[Sequence[str]] = [
-        ["metric", "category", *scores, _CARD],
+        ["metric", "category", *names, _CARD],
         ["---", "---", *(["---:"] * (len(scores) + 1))],
         *_rows(scores),
         *_alone(scores),

@@ -15,6 +15,7 @@ from alia_ctx.evaluation.function_calling import MULTI_TURN
 from alia_ctx.evaluation.function_calling.ledger import NAME
 from alia_ctx.identity import unsealed
 from alia_ctx.workflow import call_endpoint
+from alia_ctx.workflow.card_evaluation import card_evaluation
 from tests.evaluation.function_calling.server import answering, said, served
 from tests.evaluation.function_calling.small_suite import write_suite
 from tests.evaluation.function_calling.test_evaluate_calls import alia, right_reply
@@ -243,6 +244,50 @@ def test_a_name_that_a_server_answers_to_and_does_not_list(
         with pytest.raises(AliaError, match=pinned_to):
             alia("evaluate-calls", "--endpoint", url, *words)
     assert json.loads(shown)["models"][name]["rows"]
+
+
+def test_a_card_has_the_same_of_every_form(suite: Path, tmp_path: Path) -> None:
+    """Of Markdown, `--json` and the scores beside the answers: table, data, notes, counts
+    of questions without an answer; and no place on this machine.
+    """
+
+    def reply(body: dict[str, Any]) -> dict[str, Any] | int:
+        text = body["messages"][-1]["content"]
+        if text == "What time is it?":  # asked where a batch is refused
+            return said("Noon.")
+        return 400 if text == "irrelevance 1?" else right_reply(body)
+
+    name, kept = f"{tmp_path}/models/mine", tmp_path / "kept"
+    with served(reply, (name,)) as url:
+        words = [
+            "evaluate-calls",
+            name,
+            "--endpoint",
+            url,
+            "--data",
+            suite,
+            "--limit",
+            2,
+        ]
+        words += ["--categories", "irrelevance,multiple", "--output", kept]
+        printed = alia(*words)
+        (tmp_path / "scores.md").write_text(printed)
+        (tmp_path / "scores.json").write_text(alia(*words, "--json"))
+    card = card_evaluation([tmp_path / "scores.json"])
+    assert card == card_evaluation([tmp_path / "scores.md"]) == printed.strip()
+    for told in (
+        "| metric | category | mine | ALIA-40b-fc card |",
+        "[ ]: 95% intervals",
+        "cases, the first 2 of each category",
+        "- mine: template the server's; wrong: no_answer 1",
+        "- mine: 1 questions were not answered",
+        "(irrelevance 1); the first: the server answers 400",
+    ):
+        assert told in card, told
+    assert str(tmp_path) not in card and "kept" not in card
+    # The file beside the answers says of the data only how many cases were asked.
+    beside = card_evaluation([*kept.rglob("scores.json")])
+    assert beside == card.replace(", the first 2 of each category", "")
 
 
 @pytest.mark.parametrize("name", ["..", ".", "/".join(["directory"] * 40), "é/" * 90])

@@ -1,0 +1,86 @@
+"""What stands below the card's table: the data, what was asked of it, and what of a model's
+answers a reader has to know. Nothing of it is a place on a disk, as it is published.
+"""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Any
+
+from alia_ctx.evaluation.function_calling.scores import MULTI_TURN
+
+LEGEND = "[ ]: 95% intervals"
+# ORGANISATION/NAME is a model's name, whatever has more parts a place.
+_PATH = re.compile(r"[/~].*|\.{1,2}/.*|(?:[^/]+/){2,}.*", re.DOTALL)
+
+
+def public_names(names: Iterable[str]) -> dict[str, str]:
+    """Names of models as others may read them: of a path, by which a served model is
+    called, the last part, and the number of those that have it already.
+    """
+    shown: dict[str, str] = {}
+    for name in names:
+        last = name.rstrip("/").rpartition("/")[2]
+        plain = last if last and _PATH.fullmatch(name) else name
+        count = sum(other.partition(" (")[0] == plain for other in shown.values())
+        shown[name] = f"{plain} ({count + 1})" if count else plain
+    return shown
+
+
+def call_remarks(document: Mapping[str, Any]) -> list[str]:
+    """Of what `evaluate-calls --json` prints, or of a `scores.json`: a sentence each, as far
+    as they say it. Files of earlier releases lack why questions have no answer.
+    """
+    if "content" in document:
+        made_from, content = document.get("made_from", {}), document["content"]
+        document = {"models": {content["model"]: content}}
+        if {"data", "cases"} <= made_from.keys():
+            document["data"] = made_from["data"]["version"]
+            document["cases"] = len(made_from["cases"])
+    shown = public_names(document["models"])
+    lines = [*_of_data(document)]
+    for name, model in document["models"].items():
+        for line in _of_model(model):
+            # What a server says of a question may name its model.
+            said = line.replace(name, shown[name]) if name != shown[name] else line
+            lines.append(f"{shown[name]}: {said}")
+    return lines
+
+
+def _of_data(document: Mapping[str, Any]) -> Iterator[str]:
+    if "data" in document and "cases" in document:
+        limit = document.get("limit")
+        part = f", the first {limit} of each category" if limit else ""
+        elsewhere = ""
+        asked = document.get("sizes", MULTI_TURN)  # earlier releases do not say
+        scored = {
+            key for model in document["models"].values() for key in model["categories"]
+        }
+        if scored & set(MULTI_TURN) and not set(asked) & set(MULTI_TURN):
+            elsewhere = "; conversations of several turns as they were scored elsewhere"
+        yield f"data: BFCL {document['data']}, {document['cases']} cases{part}{elsewhere}"
+
+
+def _of_model(model: Mapping[str, Any]) -> Iterator[str]:
+    reasons: Counter[str] = Counter()
+    for category in model["categories"].values():
+        reasons.update(category.get("wrong", {}))
+    wrong = ", ".join(f"{reason} {count}" for reason, count in reasons.items())
+    template = str(model.get("template", "not stated")).rpartition("/")[2]
+    yield f"template {template}; wrong: {wrong or 'nothing'}"
+    yield from model.get("notes", ())
+    if unanswered := model.get("unanswered"):
+        count = sum(unanswered.values())
+        where = ", ".join(f"{key} {n}" for key, n in unanswered.items())
+        fault = f"; the first: {model['fault']}" if model.get("fault") else ""
+        yield (
+            f"{count} questions were not answered, as they do not fit, or the template or "
+            f"the server refuses them, and count as wrong ({where}){fault}"
+        )
+    if model.get("cut"):
+        yield (
+            f"{model['cut']} answers were cut, {model['no_room']} of them by the end of "
+            "the context and the others at --max-new-tokens"
+        )
