@@ -77,7 +77,7 @@ def model_card(
         facts |= {"license": "other", "license_link": legal[0]}
     if base is not None:
         facts["base_model"] = base
-    # Of the specification (hub-docs, modelcard.md): `datasets` takes ids of the Hub, and
+    # Of the Hub's specification of model cards: `datasets` takes ids of the Hub, and
     # `license` is the model's; terms of the data have no place but the text.
     if datasets := _distinct(source.dataset for source in _all_sources(manifest)):
         facts["datasets"] = datasets

@@ -294,7 +294,10 @@ class StageTrainer:
             **manifest.extra,
             "precision": self.engine.precision_on_disk,
             PLAN: self.plan.statement.as_trained(),
-            SOURCES: [*manifest.extra.get(SOURCES, ()), *self._sources()],
+            SOURCES: [
+                *manifest.extra.get(SOURCES, ()),
+                *_consumed(self.plan, self.task, self.state.ledger.rows),
+            ],
         }
         if self.task.tokenizer is not None:
             extra[TOKENIZER] = self.task.tokenizer
@@ -306,13 +309,11 @@ class StageTrainer:
             extra[PLANNED] = {"updates": self.task.updates, "epochs": self.stage.epochs}
         return dataclasses.replace(manifest, extra=extra)
 
-    def _sources(self) -> list[Any]:
-        """What this stage has consumed, by source, for the manifest: a list of one."""
-        consumed = self.plan.consumed(self.state.ledger.rows)
-        sources = (TrainedSource(*counts) for counts in consumed)
-        return recorded_sources(
-            [tuple(source.with_terms(self.task.config) for source in sources)]
-        )
+
+def _consumed(plan: PackPlan, task: StageTask, rows: int) -> list[Any]:
+    """What the first `rows` of a stage hold, by source, for its manifest: a list of one."""
+    sources = (TrainedSource(*counts) for counts in plan.consumed(rows))
+    return recorded_sources([tuple(s.with_terms(task.config) for s in sources)])
 
 
 def _diverged(

@@ -28,8 +28,8 @@ COUNT = {"text": 30, "mine": 20, "unused": 25, "other": 15}  # documents
 
 
 def write_runs(folder: Path) -> None:
-    """`run.yaml`: stage `base` of text, then `fc2` of conversations; `more.yaml`, another
-    run: stage `base` of another source, from the last checkpoint of the first run.
+    """`run.yaml`: stage `base` of text, then `fc2` of conversations; and
+    another run: stage `base` of another source, from the last checkpoint of the first.
     """
     path = write_run(folder)
     config = yaml.safe_load(path.read_text())

@@ -12,9 +12,11 @@ from typing import Any
 import pytest
 
 from alia_ctx.errors import AliaError
+from alia_ctx.evaluation.function_calling.ledger import NAME
+from alia_ctx.workflow import call_endpoint
 from tests.evaluation.function_calling.server import answering, said, served
 from tests.evaluation.function_calling.small_suite import write_suite
-from tests.evaluation.function_calling.test_evaluate_calls import alia
+from tests.evaluation.function_calling.test_evaluate_calls import alia, right_reply
 
 
 @pytest.fixture
@@ -55,3 +57,46 @@ def test_a_number_of_tokens_that_is_none(suite: Path, tmp_path: Path) -> None:
         words = ["--endpoint", url, "--data", suite, "--output", tmp_path / "out"]
         with pytest.raises(AliaError, match=r"no answer of OpenAI's form .*infinity"):
             alia("evaluate-calls", "model", *words)
+
+
+def test_one_server_however_its_address_is_written(suite: Path, tmp_path: Path) -> None:
+    words = ["--data", suite, "--output", tmp_path / "out", "--limit", 1]
+    with served(right_reply) as url:
+        alia("evaluate-calls", "--endpoint", url, *words)
+        kept = (tmp_path / "out" / "model" / NAME).read_bytes()
+        alia("evaluate-calls", "--endpoint", f"{url}/", *words)
+    assert (tmp_path / "out" / "model" / NAME).read_bytes() == kept
+
+
+def test_an_address_without_v1(suite: Path, tmp_path: Path) -> None:
+    options = ["--data", suite, "--output", tmp_path / "out"]
+    with answering(404, '{"detail": "Not Found"}') as url:
+        root = url.removesuffix("/v1")
+        for number, words in enumerate(([], ["model"])):
+            where = ["--output", tmp_path / f"out{number}", "--data", suite]
+            with pytest.raises(AliaError, match=f"most servers answer at {root}/v1"):
+                alia("evaluate-calls", *words, "--endpoint", root, *options)
+            with pytest.raises(AliaError) as error:
+                alia("evaluate-calls", *words, "--endpoint", f"{root}/v1", *where)
+            assert "most servers" not in str(error.value)
+
+
+def test_a_server_that_takes_too_long(
+    suite: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is asked once, as it goes on with what nobody waits for."""
+    asked: list[str] = []
+    over = threading.Event()
+
+    def waits(body: dict[str, Any]) -> dict[str, Any]:
+        asked.append(body["messages"][-1]["content"])
+        over.wait(60)
+        return said("late")
+
+    monkeypatch.setattr(call_endpoint, "_TIMEOUT_SECONDS", 0.5)
+    words = ["--data", suite, "--output", tmp_path / "out", "--batch-size", 1]
+    with served(waits) as url:
+        with pytest.raises(AliaError, match=r"does not answer \(timed out\).*are kept"):
+            alia("evaluate-calls", "--endpoint", url, *words)
+        over.set()
+    assert len(asked) == 1
