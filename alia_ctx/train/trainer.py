@@ -291,13 +291,9 @@ class StageTrainer:
     def _manifest(self) -> Manifest:
         manifest = self.state.manifest(self.task.model, self.task.config)
         extra = {
-            **manifest.extra,
+            **_with_consumed(manifest.extra, self.plan, self.task, self.state),
             "precision": self.engine.precision_on_disk,
             PLAN: self.plan.statement.as_trained(),
-            SOURCES: [
-                *manifest.extra.get(SOURCES, ()),
-                *_consumed(self.plan, self.task, self.state.ledger.rows),
-            ],
         }
         if self.task.tokenizer is not None:
             extra[TOKENIZER] = self.task.tokenizer
@@ -310,10 +306,15 @@ class StageTrainer:
         return dataclasses.replace(manifest, extra=extra)
 
 
-def _consumed(plan: PackPlan, task: StageTask, rows: int) -> list[Any]:
-    """What the first `rows` of a stage hold, by source, for its manifest: a list of one."""
-    sources = (TrainedSource(*counts) for counts in plan.consumed(rows))
-    return recorded_sources([tuple(s.with_terms(task.config) for s in sources)])
+def _with_consumed(
+    extra: Mapping[str, Any], plan: PackPlan, task: StageTask, state: StageState
+) -> dict[str, Any]:
+    """The facts of a manifest, in which what the stage has consumed of each source stands
+    behind what earlier stages did.
+    """
+    consumed = (TrainedSource(*counts) for counts in plan.consumed(state.ledger.rows))
+    stage = tuple(source.with_terms(task.config) for source in consumed)
+    return {**extra, SOURCES: [*extra.get(SOURCES, ()), *recorded_sources([stage])]}
 
 
 def _diverged(

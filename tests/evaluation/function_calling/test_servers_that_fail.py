@@ -30,7 +30,7 @@ def test_who_stops_waits_for_no_server(suite: Path, tmp_path: Path) -> None:
 
     def waits(_: dict[str, Any]) -> dict[str, Any]:
         asked.set()
-        over.wait(60)
+        over.wait(300)
         return said("late")
 
     with served(waits) as url:
@@ -40,9 +40,9 @@ def test_who_stops_waits_for_no_server(suite: Path, tmp_path: Path) -> None:
             [sys.executable, "-m", "alia_ctx.cli", *words], stderr=subprocess.PIPE
         )
         try:
-            assert asked.wait(60)
+            assert asked.wait(150)
             program.send_signal(signal.SIGINT)
-            _, told = program.communicate(timeout=20)
+            _, told = program.communicate(timeout=60)
         finally:
             program.kill()
             over.set()
@@ -90,7 +90,7 @@ def test_a_server_that_takes_too_long(
 
     def waits(body: dict[str, Any]) -> dict[str, Any]:
         asked.append(body["messages"][-1]["content"])
-        over.wait(60)
+        over.wait(300)
         return said("late")
 
     monkeypatch.setattr(call_endpoint, "_TIMEOUT_SECONDS", 0.5)
