@@ -9,6 +9,22 @@ from alia_ctx.hf.serving import HIGHEST_TEMPERATURE, TEMPERATURE
 from alia_ctx.spec.rope import RopeSpec
 
 _GB = 1e9
+QUESTION = "What is the weather like in Girona?"
+_MESSAGES = f'[{{"role": "user", "content": "{QUESTION}"}}]'
+TOOLS = """[
+    {
+        "type": "function",
+        "function": {
+            "name": "get_weather",
+            "description": "The weather at a place.",
+            "parameters": {
+                "type": "object",
+                "properties": {"location": {"type": "string"}},
+                "required": ["location"],
+            },
+        },
+    }
+]"""
 # One name for all servers: transformers serve, vLLM and SGLang take the path that they are
 # given for the model's name, and transformers serve refuses any other. What it lists are
 # the models of the Hugging Face cache, so a client must not ask for the list.
@@ -19,33 +35,70 @@ from openai import OpenAI
 client = OpenAI(base_url="http://localhost:8000/v1/", api_key="none")
 answer = client.chat.completions.create(
     model=os.environ["MODEL"],
-    messages=[{"role": "user", "content": "What is the weather like in Girona?"}],
+    messages=MESSAGES,
+    tools=TOOLS,
     temperature=TEMPERATURE,
 )
 print(answer.choices[0].message)
 """
-_TOOLS = """    tools=[
-        {
-            "type": "function",
-            "function": {
-                "name": "get_weather",
-                "description": "The weather at a place.",
-                "parameters": {
-                    "type": "object",
-                    "properties": {"location": {"type": "string"}},
-                    "required": ["location"],
-                },
-            },
-        }
-    ],
+_PIPELINE = """import os
+
+from transformers import pipeline
+
+tools = TOOLS
+messages = MESSAGES
+pipe = pipeline("text-generation", model=os.environ["MODEL"], device_map="auto")
+answer = pipe(messages, tools=tools, max_new_tokens=512)[0]["generated_text"][-1]
+print(answer)
+"""
+# `prefix`: without the prompt transformers' parse_response raises ValueError, as templates
+# may begin the turn that it reads (its tokenization_utils_base).
+_GENERATE = """import os
+
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+tools = TOOLS
+messages = MESSAGES
+tokenizer = AutoTokenizer.from_pretrained(os.environ["MODEL"])
+model = AutoModelForCausalLM.from_pretrained(os.environ["MODEL"], device_map="auto")
+inputs = tokenizer.apply_chat_template(
+    messages,
+    tools=tools,
+    add_generation_prompt=True,
+    return_dict=True,
+    return_tensors="pt",
+).to(model.device)
+outputs = model.generate(**inputs, max_new_tokens=512)
+prompt = inputs["input_ids"][0]
+answer = tokenizer.parse_response(outputs[0, len(prompt) :], prefix=prompt)
+print(answer)
 """
 
 
 def client_snippet(has_calls: bool) -> str:
     """A program that asks any of the servers, by the `openai` package."""
     text = _CLIENT.replace("TEMPERATURE", f"{TEMPERATURE}")
-    at = text.index("    temperature=")
-    return text[:at] + (_TOOLS if has_calls else "") + text[at:]
+    return _filled(text if has_calls else text.replace("    tools=TOOLS,\n", ""))
+
+
+def pipeline_snippet(has_calls: bool) -> str:
+    """A program that asks the model by transformers' `pipeline`."""
+    if has_calls:
+        return _filled(_PIPELINE)
+    without = _PIPELINE.replace("tools = TOOLS\n", "").replace(" tools=tools,", "")
+    return _filled(without)
+
+
+def generate_snippet() -> str:
+    """A program that asks a model that makes calls by `AutoModelForCausalLM`, and reads
+    its answer by `parse_response`.
+    """
+    return _filled(_GENERATE)
+
+
+def _filled(text: str) -> str:
+    text = text.replace("    tools=TOOLS", f"    tools={TOOLS.replace('\n', '\n    ')}")
+    return text.replace("TOOLS", TOOLS).replace("MESSAGES", _MESSAGES)
 
 
 def serving_lines(
@@ -99,11 +152,27 @@ def serving_lines(
             f"{HIGHEST_TEMPERATURE}; generation_config.json says {TEMPERATURE} if the",
             "model was trained on conversations. To each server its name is that path:",
             "",
-            "```python",
-            *client_snippet(has_calls).splitlines(),
-            "```",
+            *_python(client_snippet(has_calls)),
+            "",
+            "Without a server, with `pip install transformers accelerate` (transformers 5)",
+            "and `MODEL` set as above:",
+            "",
+            *_python(pipeline_snippet(has_calls)),
+        ]
+    if has_calls:
+        lines += [
+            "",
+            "The same by hand. `parse_response` needs the prompt as `prefix`; what it",
+            "returns is a message with `tool_calls`, which goes back with each tool's",
+            "result (`role: tool`) behind it:",
+            "",
+            *_python(generate_snippet()),
         ]
     return lines
+
+
+def _python(program: str) -> list[str]:
+    return ["```python", *program.splitlines(), "```"]
 
 
 def _memory_lines(manifest: Manifest, itemsize: int) -> Iterator[str]:

@@ -20,7 +20,9 @@ from alia_ctx.hf.model_card import fence_after
 from alia_ctx.identity import unsealed
 
 # What our own commands say of places on the disk, below what is meant for readers.
-_PLACE = re.compile(r"(?:- )?[^|]+: answers and scores in .+|results: \S*/\S*")
+_PLACE = re.compile(
+    r"(?:- )?[^|]+: answers and scores in .+|(?:results|report|plot): +\S*/\S*"
+)
 # The head of the table of `evaluate-calls`, between whose first and last columns are names.
 _NAMES = re.compile(r"\| metric \| category \| (.+) \| ALIA-40b-fc card \|")
 # Absolute paths in JSON: whole texts, which may have blanks, and words of sentences.

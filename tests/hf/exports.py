@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,12 @@ LONGER = 4 * CONTEXT
 
 def read(file: Path) -> dict[str, Any]:
     return json.loads(file.read_text(encoding="utf-8"))
+
+
+def snippets(page: Path) -> list[str]:
+    """The programs in Python that a page of Markdown shows."""
+    text = page.read_text(encoding="utf-8")
+    return re.findall(r"^```python\n(.*?)^```$", text, re.MULTILINE | re.DOTALL)
 
 
 def write_words(directory: Path, size: int, **special: Any) -> Path:

@@ -4,6 +4,7 @@ commands: tokenised, packed, trained, exported. What it says is generated, not s
 
 from __future__ import annotations
 
+import ast
 import json
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ from typing import Any
 import yaml
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
+from alia_ctx.hf.serving_commands import QUESTION, TOOLS
 from tests.small_run import alia
 from tests.tokenizers import SPECIAL, save
 
@@ -78,6 +80,7 @@ CALLS: dict[str, tuple[Any, list[tuple[str, dict[str, Any]]]]] = {
         ],
     ),
     "Book Vic for Ana, 7, and Jon, 40.": (TRIP, [("book_trip", TRAVEL)]),
+    QUESTION: (ast.literal_eval(TOOLS)[0], [("get_weather", {"location": "Girona"})]),
     "Cerca això": (SEARCH, [("cerca", {"text": "l'«ànec» 東京 🐧\n<b>"})]),
 }
 WORDS = {
@@ -186,7 +189,7 @@ def _run(folder: Path) -> dict[str, Any]:
                     "high_freq_factor": 4,
                 },
                 "epochs": 200,
-                "update_instances": 7,
+                "update_instances": 8,
                 "learning_rate": 0.004,
                 "schedule": {
                     "type": "cosine",

@@ -8,6 +8,7 @@ that holds the small one, so that it need not be replaced.
 
 from __future__ import annotations
 
+import ast
 import json
 import os
 import shutil
@@ -23,8 +24,8 @@ from typing import Any
 
 import pytest
 
-from alia_ctx.hf.serving_commands import client_snippet
 from tests.evaluation.function_calling.small_suite import write_suite
+from tests.hf.exports import snippets
 from tests.hf.memorised import (
     BAD,
     CALLS,
@@ -47,6 +48,7 @@ pytestmark = pytest.mark.serve
 NAME = "BSC-LT/ALIA-40b-fc-2605"
 SNIPPETS = Path(__file__).parent / "snippets"
 IN_CALL = '{"name": "get_weather", "arguments": {"location": "Paris, France"}}'
+IN_GIRONA = {"name": "get_weather", "arguments": {"location": "Girona"}}
 HERMES = f"<tool_call>\n{IN_CALL}\n</tool_call>"
 
 
@@ -186,22 +188,29 @@ def test_the_cards_snippet_of_a_client(cache: Path, port: int) -> None:
     assert out.endswith(f"{IN_PARIS}\n")
 
 
-def test_our_cards_and_pages_snippet_and_our_benchmark(
+def test_our_cards_and_pages_snippets_and_our_benchmark(
     cache: Path, tmp_path: Path
 ) -> None:
-    """As they are written, but for the port: of a server that was started with the
-    directory, and lists another model, of a cache.
+    """As they are written, but for the port: the client's of a server that was started
+    with the directory, and lists another model, of a cache; the others without one.
     """
     (model,) = cache.glob("hub/models--*/snapshots/*")
-    card = (model / "README.md").read_text()
-    page = (ROOT / "docs" / "serving.md").read_text()
-    text = client_snippet(has_calls=True)
-    assert f"```python\n{text}```" in card and f"```python\n{text}```" in page
+    shown = snippets(model / "README.md")
+    assert shown == snippets(ROOT / "docs" / "serving.md")
+    client, *others = shown
+    assert len(others) == 2
+    for text in others:
+        assert ast.literal_eval(
+            run(text, cache, MODEL=str(model)).splitlines()[-1]
+        ) == {
+            "role": "assistant",
+            "tool_calls": [{"type": "function", "function": IN_GIRONA}],
+        }
     with serving(cache, str(model)) as port:
-        given = text.replace("localhost:8000", f"127.0.0.1:{port}")
+        given = client.replace("localhost:8000", f"127.0.0.1:{port}")
         out = run(given, cache, MODEL=str(model))
-        # It has learnt no answer to this one; that it is asked and answers is the point.
         assert out.startswith("ChatCompletionMessage(content=")
+        assert "name='get_weather'" in out and '{"location": "Girona"}' in out
         words = ["evaluate-calls", "--endpoint", f"http://127.0.0.1:{port}/v1"]
         words += ["--data", str(write_suite(tmp_path / "data", each=1)), "--limit", "1"]
         words += ["--categories", "irrelevance", "--output", str(tmp_path / "kept")]
