@@ -71,7 +71,7 @@ def test_the_file_and_the_commands_lead_to_an_export(tmp_path: Path) -> None:
     [config] = re.findall(r"```yaml\n(.*?)```", section(), re.DOTALL)
     commands = re.findall(r"^ {4}(alia-ctx .+)$", section(), re.MULTILINE)
     assert [c.split()[1] for c in commands][-2:] == ["train", "export-hf"]
-    (tmp_path / "mine-fc.yaml").write_text(config)
+    (tmp_path / "mine.yaml").write_text(config)
     write_base(tmp_path / "models" / "mine")
     write_conversations(tmp_path / "calls" / "all.jsonl", 80)
     shim = tmp_path / "bin" / "alia-ctx"
@@ -93,7 +93,7 @@ def test_the_file_and_the_commands_lead_to_an_export(tmp_path: Path) -> None:
         check=False,
     )
     assert done.returncode == 0, done.stdout + done.stderr
-    assert "mine-fc.yaml: no problems" in done.stdout
+    assert "mine.yaml: no problems" in done.stdout
     out = tmp_path / "export" / "mine-fc"
     tokenizer = AutoTokenizer.from_pretrained(out)
     asked = [{"role": "user", "content": "Is it raining?"}]
