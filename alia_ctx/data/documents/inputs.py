@@ -69,14 +69,14 @@ class SourceSpec:
 
         `key` is its place in the configuration.
         """
-        named = self._name_problems(key)
+        problems = self._name_problems(key)
         if self.store is not None:
-            return named + self._store_problems(key, self.store)
-        chat = self.chat.problems(f"{key}.chat") if self.chat is not None else []
-        chat = named + chat
+            return [*problems, *self._store_problems(key, self.store)]
+        if self.chat is not None:
+            problems += self.chat.problems(f"{key}.chat")
         if not self.inputs:
             return [
-                *chat,
+                *problems,
                 Problem(
                     f"{key}.inputs",
                     [],
@@ -84,7 +84,6 @@ class SourceSpec:
                     f"list files: {SUPPORTED}",
                 ),
             ]
-        problems = chat
         if self.max_document_bytes < 1:
             problems.append(
                 Problem(

@@ -249,9 +249,8 @@ def _unusable(function: Function) -> Reason | None:
     schema = function.parameters
     try:
         write(function.tool())
-    except (ValueError, RecursionError) as error:
-        told = str(error) if isinstance(error, ValueError) else "nested too deeply"
-        return Reason("its parameters are no JSON", told)
+    except ValueError as error:
+        return Reason("its parameters are no JSON", str(error))
     if not isinstance(schema, dict) or schema.get("type", "object") != "object":
         return Reason("its parameters are no schema of an object")
     if not isinstance(schema.get("properties", {}), dict):

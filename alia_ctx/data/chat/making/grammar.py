@@ -152,7 +152,7 @@ class _Scene:
         )
         if self._draw.random() < 0.5:
             given = Call(function, {lacking: call.arguments[lacking]})
-            self._say(given, self._wording.given(function, given.arguments))
+            self._say([given], self._wording.given(function, given.arguments))
             self._calls([call])
             self._results([call])
         return [function, *self._drawn.others([function], least=0)]
@@ -179,17 +179,9 @@ class _Scene:
     # Turns.
 
     def _ask(self, calls: list[Call]) -> None:
-        for call in calls:
-            self._say_request(call)
-        if len(calls) > 1:  # one turn asks for all
-            turns = self._messages[-len(calls) :]
-            del self._messages[-len(calls) :], self._requests[-len(calls) :]
-            text = " ".join(turn.content or "" for turn in turns)
-            self._requests.append(Request(len(self._messages), tuple(calls)))
-            self._messages.append(Message("user", text))
-        self._calls(calls)
-        if self._draw.random() < 0.3:
-            self._results(calls)
+        """One turn, a sentence or some for each."""
+        said = [self._wording.request(c.function, c.arguments) for c in calls]
+        self._asked(calls, " ".join(said))
 
     def _ask_alike(self, function: Function, calls: list[Call]) -> None:
         """In one sentence: what the calls have in common is said once."""
@@ -203,19 +195,20 @@ class _Scene:
             {name: v for name, v in call.arguments.items() if name not in shared}
             for call in calls
         ]
-        text = self._wording.request_for_each(function, shared, each)
-        self._requests.append(Request(len(self._messages), tuple(calls)))
-        self._messages.append(Message("user", text))
+        self._asked(calls, self._wording.request_for_each(function, shared, each))
+
+    def _asked(self, calls: list[Call], text: str) -> None:
+        self._say(calls, text)
         self._calls(calls)
         if self._draw.random() < 0.3:
             self._results(calls)
 
     def _say_request(self, call: Call, *, follows: bool = False) -> None:
         text = self._wording.request(call.function, call.arguments, follows=follows)
-        self._say(call, text)
+        self._say([call], text)
 
-    def _say(self, call: Call, text: str) -> None:
-        self._requests.append(Request(len(self._messages), (call,)))
+    def _say(self, calls: list[Call], text: str) -> None:
+        self._requests.append(Request(len(self._messages), tuple(calls)))
         self._messages.append(Message("user", text))
 
     def _assistant(self, text: str) -> None:

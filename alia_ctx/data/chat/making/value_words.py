@@ -43,7 +43,7 @@ class ValueWords:
             return "".join(parts)
         return ", ".join(parts[:-1]) + self._words.and_ + parts[-1]
 
-    def clause(self, part: Part | None, name: str, value: Any) -> str | None:
+    def clause(self, part: Part | None, value: Any) -> str | None:
         """In the words of what the parameter means; None where that is not known."""
         if part is None or part.concept is None:
             return None
@@ -52,7 +52,7 @@ class ValueWords:
 
     def named(self, name: str, value: Any, *, by_name_first: bool = False) -> str:
         """A value by its parameter's name inside a sentence."""
-        forms = self._of("generic")
+        forms = self.forms("generic")
         if by_name_first:
             forms = [form for form in forms if not form.startswith("{value}")]
         form = self._draw.choice(forms)
@@ -68,7 +68,7 @@ class ValueWords:
         if isinstance(value, list):
             item = part.children[0] if part is not None and part.children else None
             told = [self.said(one, item) for one in value]
-            return self.joined(told) if self._now(0.7) else ", ".join(told)
+            return self.joined(told) if self.now(0.7) else ", ".join(told)
         if isinstance(value, dict):
             return self._object(value, part)
         return json.dumps(value)
@@ -79,19 +79,19 @@ class ValueWords:
         )
         keys = {children[k].concept: k for k in value if k in children}
         if set(keys) == {"food", "quantity"}:  # a row of an order
-            form = self._draw.choice(self._of("each"))
+            form = self._draw.choice(self.forms("each"))
             name = self.said(value[keys["food"]], None)
             form = form.replace("{quantity}", str(value[keys["quantity"]]))
             return form.replace("{name}", name)
         told = []
         for name, inner in value.items():
-            clause = self.clause(children.get(name), name, inner)
+            clause = self.clause(children.get(name), inner)
             # As it is, where it is not known that it is but a name of the schema's.
             plain = name if part is None else spoken_name(name)
             told.append(clause or f"{plain} {self.said(inner, None)}")
         if part is None:
             return f"({', '.join(told)})"
-        return (" " if self._now(0.7) else ", ").join(told)
+        return (" " if self.now(0.7) else ", ").join(told)
 
     def _text(self, value: str, part: Part | None) -> str:
         """In quotation marks where it would not be seen how far it goes, or now and then."""
@@ -99,14 +99,16 @@ class ValueWords:
         known = concept is not None and not concepts()[concept].is_open
         blank = re.search(r"[,;:?]" if known else r"[\s,.;:?]", value)
         # What looks like one thing (a name, a date, a path) needs none.
-        needs = self._quoted or (blank and not known) or self._now(0.2)
-        mark = "'" if "'" not in value and not self._quoted and self._now(0.25) else '"'
+        needs = self._quoted or (blank and not known) or self.now(0.2)
+        mark = "'" if "'" not in value and not self._quoted and self.now(0.25) else '"'
         return f"{mark}{value}{mark}" if needs else value
 
-    def _of(self, key: str) -> list[str]:
+    def forms(self, key: str) -> list[str]:
+        """Sentences, or parts of them, by what they are for."""
         return sentences(self._language)[key]
 
-    def _now(self, chance: float) -> bool:
+    def now(self, chance: float) -> bool:
+        """Drawn: whether it is so this time."""
         return self._draw.random() < chance
 
 

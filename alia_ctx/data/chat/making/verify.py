@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from typing import Any
 
 from alia_ctx.data.chat.checks import require_sound
@@ -71,17 +71,16 @@ def _unsaid(
         known = known_names(function.parameters)
     for name, value in arguments.items():
         part = None if talk is None else talk.parts.get(name)
-        said = (
-            is_said(value, text, known) if part is None else _is_said(value, part, text)
-        )
-        if not said:
+        if not _is_said(value, part, text, known):
             return f"does not say {name}={value!r}"
     return None
 
 
-def _is_said(value: Any, part: Part | None, text: str) -> bool:
+def _is_said(
+    value: Any, part: Part | None, text: str, known: Collection[str] | None = None
+) -> bool:
     if part is None:
-        return is_said(value, text)
+        return is_said(value, text, known)
     if isinstance(value, bool) and part.concept is not None:
         meant = _meanings(part.concept, value)
         return is_said(value, text) or any(stands_alone(m, text) for m in meant)

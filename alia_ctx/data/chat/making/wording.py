@@ -6,7 +6,7 @@ import random
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from alia_ctx.data.chat.making.catalogue import concepts, sentences
+from alia_ctx.data.chat.making.catalogue import concepts
 from alia_ctx.data.chat.making.functions import Function
 from alia_ctx.data.chat.making.languages import LANGUAGES
 from alia_ctx.data.chat.making.parts import Part
@@ -43,14 +43,14 @@ class Wording:
             return self._listed(
                 function, arguments, self._words.follow if follows else self._words.ask
             )
-        sentence = self._draw.choice(self._of("follow" if follows else "ask"))
+        sentence = self._draw.choice(self._values.forms("follow" if follows else "ask"))
         first, second = self._clauses(function, arguments)
         text = self._sentence(sentence, function, first)
         if second:
-            also = self._draw.choice(self._of("also"))
+            also = self._draw.choice(self._values.forms("also"))
             text = f"{text} {also.replace('{clauses}', second)}"
         if not follows and self._draw.random() < _BEFORE:
-            text = f"{self._draw.choice(self._of('before'))} {text}"
+            text = f"{self._draw.choice(self._values.forms('before'))} {text}"
         return text
 
     def request_for_each(
@@ -62,13 +62,13 @@ class Wording:
         """A turn that asks for calls of one function in one sentence: what they have in
         common is said once, and then what is of each. No value is a list or an object.
         """
-        sentence = self._draw.choice(self._of("ask"))
+        sentence = self._draw.choice(self._values.forms("ask"))
         common, last = self._phrase(function, shared)
         told = self._together(function, each) or self._one_by_one(function, each)
         clauses = " ".join(filter(None, [common, told, last]))
         text = self._sentence(sentence, function, clauses)
         if self._draw.random() < _BEFORE:
-            text = f"{self._draw.choice(self._of('before'))} {text}"
+            text = f"{self._draw.choice(self._values.forms('before'))} {text}"
         return text
 
     def _together(
@@ -79,7 +79,7 @@ class Wording:
         part = self._part(function, name)
         if others or part is None or part.concept is None or self._language == "eu":
             return None
-        if not self._now(_TOGETHER):
+        if not self._values.now(_TOGETHER):
             return None
         forms = concepts()[part.concept].clauses(self._language)
         values = self._values.joined(
@@ -93,7 +93,7 @@ class Wording:
             " ".join(filter(None, self._phrase(function, arguments)))
             for arguments in each
         ]
-        again = self._draw.choice(self._of("again"))
+        again = self._draw.choice(self._values.forms("again"))
         *before, end = parts
         return ", ".join(before) + again.replace("{clauses}", end)
 
@@ -112,15 +112,12 @@ class Wording:
         ((name, value),) = arguments.items()
         part = self._part(function, name)
         if isinstance(value, bool | list | dict):
-            clause = self._values.clause(part, name, value)
+            clause = self._values.clause(part, value)
             return f"{clause or self._values.named(name, value)}."
         return f"{self._values.said(value, part)}."
 
     def _is_of_words(self, function: Function) -> bool:
         return function.talk is not None and function.talk.noun is not None
-
-    def _of(self, key: str) -> list[str]:
-        return sentences(self._language)[key]
 
     def _part(self, function: Function, name: str) -> Part | None:
         return None if function.talk is None else function.talk.parts.get(name)
@@ -143,25 +140,27 @@ class Wording:
 
     def _do(self, function: Function) -> str:
         talk = function.talk
-        if talk is None or talk.verb is None or talk.noun is None or self._now(_RUN):
+        if (
+            talk is None
+            or talk.verb is None
+            or talk.noun is None
+            or self._values.now(_RUN)
+        ):
             name = spoken_name(function.name)
-            return self._draw.choice(self._of("run")).replace("{name}", name)
+            return self._draw.choice(self._values.forms("run")).replace("{name}", name)
         command, noun = talk.verb.commands, talk.noun.texts
         return f"{command[self._language]} {noun[self._language]}"
-
-    def _now(self, chance: float) -> bool:
-        return self._draw.random() < chance
 
     def _clauses(
         self, function: Function, arguments: Mapping[str, Any]
     ) -> tuple[str, str]:
         """What the first sentence says of the arguments, and what a second one does."""
         plain, named, lists, last = self._sorted_clauses(function, arguments)
-        if self._now(0.7):
+        if self._values.now(0.7):
             self._draw.shuffle(plain)
         plain += lists
-        between = ", " if self._now(0.3) else " "
-        if plain and len(plain) + len(named) > _MOST_IN_ONE and self._now(0.6):
+        between = ", " if self._values.now(0.3) else " "
+        if plain and len(plain) + len(named) > _MOST_IN_ONE and self._values.now(0.6):
             cut = self._draw.randint(1, min(len(plain), _MOST_IN_ONE))
             rest = [between.join(plain[cut:])] if plain[cut:] else []
             second = self._values.joined([*rest, *named])
@@ -183,8 +182,8 @@ class Wording:
         ands = tuple(words.and_.lstrip() for words in (self._words, LANGUAGES["en"]))
         for name, value in arguments.items():
             clause = None
-            if not self._now(_NAMED):
-                clause = self._values.clause(self._part(function, name), name, value)
+            if not self._values.now(_NAMED):
+                clause = self._values.clause(self._part(function, name), value)
             if clause is None:
                 named.append(self._values.named(name, value, by_name_first=has_lists))
             elif isinstance(value, list):
