@@ -222,10 +222,10 @@ def _models(
     batch_size: int,
 ) -> dict[str, AnsweringModel]:
     """Models by names that differ, as do their folders, in the order given."""
+    from alia_ctx.evaluation.model_names import names_apart
     from alia_ctx.workflow.call_endpoint import EndpointModel
     from alia_ctx.workflow.call_generation import TransformersModel
     from alia_ctx.workflow.calls import answers_folder
-    from alia_ctx.workflow.model_names import names_apart
 
     made: list[AnsweringModel] = []
     if endpoint is not None:
@@ -300,9 +300,8 @@ def _show(
     scored: dict[str, ScoredModel], content: dict[str, Any], markdown: bool
 ) -> None:
     from alia_ctx.evaluation.function_calling import (
-        LEGEND,
         call_remarks,
-        score_markdown,
+        calls_markdown,
         score_tables,
     )
     from alia_ctx.progress import say
@@ -311,9 +310,7 @@ def _show(
     places = [line for name, model in scored.items() for line in _places(name, model)]
     width = None if markdown else terminal_width()
     if width is None:
-        typer.echo(f"# BFCL\n\n{score_markdown(scores)}\n\n{LEGEND}\n")
-        for line in call_remarks(content):
-            typer.echo(f"- {line}")
+        typer.echo(calls_markdown(scores, content))
         for place in places:  # not for who reads the table, in a model card say
             say(escape(place))
         return

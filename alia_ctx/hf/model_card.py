@@ -194,7 +194,8 @@ def _data_lines(manifest: Manifest) -> Iterator[str]:
     yield "|" + "---|" * 5
     for entry, sources in zip(manifest.ledger, trained_sources(manifest), strict=True):
         if sources is None:
-            yield f"| {_cell(entry.stage)} | not stated | not stated | {entry.tokens:,} | |"
+            unknown = [entry.stage, _NOT_STATED, _NOT_STATED, f"{entry.tokens:,}"]
+            yield f"| {' | '.join(map(_cell, unknown))} | |"
         for source in sources or ():
             name = source.name
             if source.dataset:

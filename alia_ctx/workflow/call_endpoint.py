@@ -85,8 +85,8 @@ class EndpointModel:
                 return model
             rule = f"lists no models (status {status})"
             remedy = f"name MODEL ({_OF_TRANSFORMERS})"
-            if status == 404 and not self._path.endswith("/v1"):
-                remedy = f"most servers answer at {self._url}/v1; name that, or MODEL"
+            if told := self._elsewhere(status):
+                remedy = f"{told}, or MODEL"
             raise ConfigError("", [Problem("--endpoint", self._url, rule, remedy)])
         if model is None and len(listed) == 1:
             return listed[0]
@@ -190,14 +190,18 @@ class EndpointModel:
             OverflowError,
         ) as error:
             told = " ".join(data[:200].decode("utf-8", "replace").split())
-            remedy = "mend the server, and start again"
-            if status == 404 and not self._path.endswith("/v1"):
-                remedy = f"most servers answer at {self._url}/v1; name that"
+            remedy = self._elsewhere(status) or "mend the server, and start again"
             raise DataError(
                 f"{self._url}, case {case.id}: no answer of OpenAI's form ({error}: "
                 f"{told}); {remedy}: answers are kept"
             ) from error
         return Answer(text, calls, tokens=tokens, cut=cut)
+
+    def _elsewhere(self, status: int) -> str:
+        """What to do where nothing is at the address, if it lacks what most have."""
+        if status != 404 or self._path.endswith("/v1"):
+            return ""
+        return f"most servers answer at {self._url}/v1; name that"
 
     def _most_tokens(self) -> list[int | None]:
         """Most tokens of an answer to ask for, in turn, as long as it is refused."""

@@ -9,11 +9,9 @@ from pathlib import Path
 
 from alia_ctx.errors import CheckpointError, DataError
 from alia_ctx.evaluation.function_calling import (
-    LEGEND,
-    call_remarks,
+    calls_markdown,
     public_names,
     read_scores,
-    score_markdown,
 )
 from alia_ctx.files import parse_json
 from alia_ctx.hf.model_card import fence_after
@@ -70,8 +68,7 @@ def _of_json(text: str, file: Path) -> str:
     if not scores:
         text = _WORD.sub(r"\1", _TEXT.sub(r'"\1"', text))
         return f"```json\n{text}\n```"
-    remarks = "\n".join(f"- {line}" for line in call_remarks(document))
-    return f"# BFCL\n\n{score_markdown(scores)}\n\n{LEGEND}\n\n{remarks}"
+    return calls_markdown(scores, document)
 
 
 def _markdown(text: str) -> str:

@@ -16,6 +16,7 @@ from typing import Any
 from alia_ctx import checkpoint
 from alia_ctx.config.run import RANDOM, EngineConfig, RunConfig
 from alia_ctx.errors import CheckpointError, LayoutError
+from alia_ctx.evaluation.model_names import names_apart
 from alia_ctx.files import file_fingerprint
 from alia_ctx.host_memory import available_memory
 from alia_ctx.progress import say
@@ -28,7 +29,6 @@ from alia_ctx.train.rendezvous import World
 from alia_ctx.train.run_directory import mended_by_training
 from alia_ctx.train.stage_identity import checkpoint_statement
 from alia_ctx.workflow.chain import finished_checkpoint
-from alia_ctx.workflow.model_names import names_apart
 
 BASE = "base"
 

@@ -14,11 +14,7 @@ from alia_ctx.evaluation.function_calling.cases import (
 from alia_ctx.evaluation.function_calling.checker import Verdict, check_calls
 from alia_ctx.evaluation.function_calling.ledger import AnswerLedger
 from alia_ctx.evaluation.function_calling.multi_turn import read_multi_turn
-from alia_ctx.evaluation.function_calling.remarks import (
-    LEGEND,
-    call_remarks,
-    public_names,
-)
+from alia_ctx.evaluation.function_calling.remarks import call_remarks, public_names
 from alia_ctx.evaluation.function_calling.scores import (
     MULTI_TURN,
     ROWS,
@@ -27,6 +23,7 @@ from alia_ctx.evaluation.function_calling.scores import (
     summaries,
 )
 from alia_ctx.evaluation.function_calling.table import (
+    calls_markdown,
     read_scores,
     score_markdown,
     score_table,
@@ -36,7 +33,6 @@ from alia_ctx.evaluation.function_calling.tools import FunctionNames, tools_of
 
 __all__ = [
     "CATEGORIES",
-    "LEGEND",
     "MULTI_TURN",
     "ROWS",
     "Answer",
@@ -48,6 +44,7 @@ __all__ = [
     "Score",
     "Verdict",
     "call_remarks",
+    "calls_markdown",
     "calls_of",
     "check_calls",
     "public_names",

@@ -10,6 +10,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 from alia_ctx.evaluation.function_calling.scores import MULTI_TURN
+from alia_ctx.evaluation.model_names import names_apart
 
 LEGEND = "[ ]: 95% intervals"
 # ORGANISATION/NAME is a model's name, whatever has more parts a place.
@@ -20,13 +21,13 @@ def public_names(names: Iterable[str]) -> dict[str, str]:
     """Names of models as others may read them: of a path, by which a served model is
     called, the last part, and the number of those that have it already.
     """
-    shown: dict[str, str] = {}
-    for name in names:
-        last = name.rstrip("/").rpartition("/")[2]
-        plain = last if last and _PATH.fullmatch(name) else name
-        count = sum(other.partition(" (")[0] == plain for other in shown.values())
-        shown[name] = f"{plain} ({count + 1})" if count else plain
-    return shown
+    told = [*names]
+    last = [name.rstrip("/").rpartition("/")[2] for name in told]
+    plain = [
+        end if end and _PATH.fullmatch(name) else name
+        for name, end in zip(told, last, strict=True)
+    ]
+    return dict(zip(told, names_apart(plain), strict=True))
 
 
 def call_remarks(document: Mapping[str, Any]) -> list[str]:

@@ -10,7 +10,11 @@ from rich.console import Console
 from rich.table import Table
 
 from alia_ctx.errors import DataError
-from alia_ctx.evaluation.function_calling.remarks import LEGEND, public_names
+from alia_ctx.evaluation.function_calling.remarks import (
+    LEGEND,
+    call_remarks,
+    public_names,
+)
 from alia_ctx.evaluation.function_calling.scores import (
     ROWS,
     Joined,
@@ -66,6 +70,14 @@ def score_markdown(scores: Scores) -> str:
         f"| {' | '.join(cell.replace('|', r'\|') for cell in cells)} |"
         for cells in lines
     )
+
+
+def calls_markdown(scores: Scores, document: Mapping[str, Any]) -> str:
+    """The table as Markdown with its heading, and below it what `call_remarks` says of the
+    `document` that the scores are from.
+    """
+    remarks = "\n".join(f"- {line}" for line in call_remarks(document))
+    return f"# BFCL\n\n{score_markdown(scores)}\n\n{LEGEND}\n\n{remarks}"
 
 
 def read_scores(document: Any) -> dict[str, dict[str, Score]] | None:
