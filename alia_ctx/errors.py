@@ -11,7 +11,7 @@ from typing import Any
 @dataclass(frozen=True)
 class Problem:
     """One violated rule: `key` (dotted, as in the YAML), its `value`, the `rule`, and
-    the `remedy`.
+    the `remedy`. A `value` of None is one that was not given.
     """
 
     key: str
@@ -20,7 +20,8 @@ class Problem:
     remedy: str
 
     def __str__(self) -> str:
-        return f"{self.key}={_short(self.value)}: {self.rule}; {self.remedy}"
+        given = "" if self.value is None else f"={_short(self.value)}"
+        return f"{self.key}{given}: {self.rule}; {self.remedy}"
 
 
 def _short(value: object, limit: int = 120) -> str:

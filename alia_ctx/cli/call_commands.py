@@ -175,6 +175,7 @@ def evaluate_calls(
                     cases,
                     settings,
                     answers_folder(output or Path("evaluation/calls"), name),
+                    name=name,
                     multi_turn=turns.get(name),
                     program=program,
                     threads=batch_size,

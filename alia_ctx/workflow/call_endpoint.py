@@ -92,6 +92,8 @@ class EndpointModel:
             return listed[0]
         if model is None or (model not in listed and not self._answers_to(model)):
             rule = f"is not one of the models of {self._url}"
+            if model is None:
+                rule = f"is needed, as {self._url} has several models"
             remedy = f"there are {', '.join(listed[:8])} ({_OF_TRANSFORMERS})"
             raise ConfigError("", [Problem("MODEL", model, rule, remedy)])
         return model
@@ -108,34 +110,44 @@ class EndpointModel:
         that is how it was started, not how long they are.
         """
         for batch in batched(cases, self._concurrency):
-            answers = self._together(batch)
-            refusals = [answer.fault for answer in answers if answer.fault]
+            answers, error = self._together(batch)
+            if error is not None:
+                yield answers  # what the others have cost is not lost
+                raise error
+            refusals = [answer.fault for _, answer in answers if answer.fault]
             if len(refusals) == len(batch) and self.refusal():
                 raise DataError(
                     f"{self._url}, case {batch[0].id}: {refusals[0]}; correct how the "
                     "server is started (tools, context), or the model's name "
                     f"({_OF_TRANSFORMERS}); answers that are there are kept"
                 )
-            yield [(c.id, a) for c, a in zip(batch, answers, strict=True)]
+            yield answers
 
-    def _together(self, cases: Sequence[Case]) -> list[Answer]:
-        """The answers to cases that are all asked at once; the first error of them, when
-        the others have had a second to end.
+    def _together(
+        self, cases: Sequence[Case]
+    ) -> tuple[list[tuple[str, Answer]], AliaError | None]:
+        """The answers to cases that are all asked at once; with the first error of them,
+        those that came until a second later.
 
         Not by a pool: its threads are waited for, and one that hears nothing of its server
         would hold whoever wants to stop for ten minutes.
         """
-        answers: list[Future[Answer]] = []
+        asked: dict[str, Future[Answer]] = {}
         for case in cases:
-            answer: Future[Answer] = Future()
-            answers.append(answer)
+            answer = asked[case.id] = Future()
             words = (answer, self._answer, case)
             threading.Thread(target=_settle, args=words, daemon=True).start()
         try:
-            return [answer.result() for answer in answers]
-        except AliaError:
-            wait(answers, timeout=1)
-            raise
+            return [(name, answer.result()) for name, answer in asked.items()], None
+        except AliaError as error:
+            wait(asked.values(), timeout=1)
+            came = [
+                (name, answer.result())
+                for name, answer in asked.items()
+                if answer.done() and answer.exception() is None
+            ]
+            # What is refused may be for what ails the server.
+            return [(name, answer) for name, answer in came if not answer.fault], error
 
     def refusal(self) -> str:
         """Why the server refuses the shortest question with a tool, if it does."""

@@ -131,12 +131,22 @@ def answers_folder(output: Path, name: str) -> Path:
     return output / plain
 
 
+def _of_other_versions(scores: Mapping[str, Score], version: str) -> Iterator[str]:
+    """What a table says that joins categories of several releases of the benchmark."""
+    for other in sorted({score.version for score in scores.values()} - {version}):
+        yield (
+            f"conversations of several turns are those of BFCL {other}, the other "
+            f"questions of {version}"
+        )
+
+
 def evaluate_calls(
     model: AnsweringModel,
     data: CaseSet,
     settings: CallSettings,
     directory: Path,
     *,
+    name: str | None = None,
     multi_turn: Mapping[str, Score] | None = None,
     program: BenchmarkProgram | None = None,
     threads: int = 8,
@@ -145,6 +155,7 @@ def evaluate_calls(
     """Ask a model what it was not asked yet, or what was refused where it may have changed
     since, score all, and keep `scores.json`.
 
+    name: what it is called among others (default: its own name).
     multi_turn: scores of the categories of several turns that were made elsewhere.
     program: what asks these here, `threads` at a time.
     `progress` is told how many cases have an answer.
@@ -167,9 +178,9 @@ def evaluate_calls(
         if left:
             for batch in model.answers(left):
                 ledger.add(
-                    (name, answer)
-                    for name, answer in batch
-                    if ledger.answers.get(name) != answer  # refused as before
+                    (case, answer)
+                    for case, answer in batch
+                    if ledger.answers.get(case) != answer  # refused as before
                 )
                 done += len(batch)
                 progress(done)
@@ -185,21 +196,21 @@ def evaluate_calls(
         scores = score_answers(data.cases, ledger.answers, settings.names)
         asked = [ledger.answers[case.id] for case in data.cases]
         scored = ScoredModel(
-            model.name,
+            name or model.name,
             model.template,
             {**scores, **(multi_turn or {})},
             directory,
             sum(answer.cut for answer in asked),
             sum(a.cut and 0 < a.tokens < settings.max_new_tokens for a in asked),
             len(left),
-            model.notes,
+            (*model.notes, *_of_other_versions(multi_turn or {}, data.version)),
         )
         statement = {
             **made_with,
             "cases": [case.id for case in data.cases],
             "multi_turn": {
-                name: [score.right, score.total]
-                for name, score in (multi_turn or {}).items()
+                category: [score.right, score.total]
+                for category, score in (multi_turn or {}).items()
             },
         }
         content = json.loads(json.dumps(scored.to_json()))

@@ -74,8 +74,10 @@ class AnswerLedger:
                 AttributeError,
                 DataError,
             ) as error:
+                again = "remove that line and its question is asked again, or "
                 raise DataError(
-                    f"{self.path}, line {number}: is damaged ({error}); {remedy}"
+                    f"{self.path}, line {number}: is damaged ({error}); "
+                    f"{again if number > 1 else ''}{remedy}"
                 ) from error
         require_same(then, self._made_with, f"{self.path}", remedy)
         if len(whole) < len(data):  # only now that the file is known to be ours

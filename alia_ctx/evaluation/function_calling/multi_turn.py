@@ -15,7 +15,7 @@ from alia_ctx.errors import ConfigError, DataError, Problem
 from alia_ctx.evaluation.function_calling.scores import MULTI_TURN, NO_ANSWER, Score
 from alia_ctx.files import parse_json
 
-_FILE = re.compile(rf"BFCL_v\d+_({'|'.join(MULTI_TURN)})_score\.json")
+_FILE = re.compile(rf"BFCL_(v\d+)_({'|'.join(MULTI_TURN)})_score\.json")
 # What bfcl-eval keeps in place of answers where the server refused the request itself.
 _REFUSED = re.compile(r"Error during inference: Error code: 4(00|13|22)\b")
 
@@ -29,7 +29,7 @@ def read_multi_turn(directory: Path) -> dict[str, Score]:
     files: dict[str, list[Path]] = {}
     for file in sorted(directory.rglob("BFCL_v*_score.json")):
         if match := _FILE.fullmatch(file.name):
-            files.setdefault(match[1], []).append(file)
+            files.setdefault(match[2], []).append(file)
     problems = [
         Problem(
             "--multi-turn",
@@ -62,6 +62,7 @@ def _score(file: Path) -> Score:
             head["total_count"],
             tuple(Counter(reasons).most_common()),
             " ".join(refused[0].split())[:300] if refused else "",
+            file.name.split("_")[1],
         )
         if not isinstance(score.right, int) or score.right + len(wrong) != score.total:
             detail = f"{score.right} right and {len(wrong)} wrong of {score.total}"

@@ -72,12 +72,14 @@ class Score:
 
     Args:
         fault: why the first question without an answer has none.
+        version: of the benchmark's questions, where they are not those of the data.
     """
 
     right: int
     total: int
     reasons: tuple[tuple[str, int], ...] = ()
     fault: str = ""
+    version: str = ""
 
     @property
     def unanswered(self) -> int:

@@ -146,7 +146,5 @@ def test_a_file_without_cases(content: str, tmp_path: Path) -> None:
 
 def test_without_data_its_environment_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
-    with pytest.raises(
-        AliaError, match=r"--data=None: is needed.*`make venv-bfcl`, and"
-    ):
+    with pytest.raises(AliaError, match=r"--data: is needed.*`make venv-bfcl`, and"):
         read_cases(None)

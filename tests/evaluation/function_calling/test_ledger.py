@@ -66,8 +66,13 @@ def test_damage(tmp_path: Path) -> None:
         changed = list(lines)
         changed[number - 1] = changed[number - 1].replace(old, new, 1)
         path.write_text("".join(changed))
-        with pytest.raises(AliaError, match=f"line {number}: is damaged"):
+        with pytest.raises(AliaError, match=f"line {number}: is damaged") as error:
             AnswerLedger(tmp_path, MADE)
+        assert ("remove that line" in str(error.value)) == (number > 1)
+    del lines[1]
+    path.write_text("".join(lines))
+    whole_again = AnswerLedger(tmp_path, MADE)
+    assert len(whole_again.answers) == len(lines) - 1
     path.write_text('{"made_from"')
     with pytest.raises(AliaError, match="first line is not whole"):
         AnswerLedger(tmp_path, MADE)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import signal
 import subprocess
 import sys
@@ -100,3 +101,53 @@ def test_a_server_that_takes_too_long(
             alia("evaluate-calls", "--endpoint", url, *words)
         over.set()
     assert len(asked) == 1
+
+
+def test_what_came_before_a_server_failed_is_kept(suite: Path, tmp_path: Path) -> None:
+    """One of several at a time breaks; the others are not asked again."""
+    asked: list[str] = []
+    mended = threading.Event()
+
+    def breaks(body: dict[str, Any]) -> dict[str, Any] | int:
+        text = body["messages"][-1]["content"]
+        asked.append(text)
+        return 404 if text == "multiple 1?" and not mended.is_set() else said("No.")
+
+    words = ["evaluate-calls", "--data", suite, "--output", tmp_path / "out"]
+    words += ["--batch-size", 4, "--categories", "multiple,parallel"]
+    with served(breaks) as url:
+        with pytest.raises(AliaError, match=r"case multiple_1: .*are kept"):
+            alia(*words, "--endpoint", url)
+        mended.set()
+        alia(*words, "--endpoint", url)
+    assert sorted(asked) == [
+        "multiple 0?",
+        "multiple 1?",
+        "multiple 1?",
+        "parallel 0?",
+        "parallel 1?",
+    ]
+
+
+def test_a_server_that_stops_and_is_started_again(suite: Path, tmp_path: Path) -> None:
+    asked: list[str] = []
+    dead = [True]
+
+    def dies(body: dict[str, Any]) -> dict[str, Any] | int:
+        asked.append(body["messages"][-1]["content"])
+        return 404 if dead and len(asked) > 9 else right_reply(body)
+
+    words = ["--data", suite, "--output", tmp_path / "out", "--batch-size", 3]
+    with served(dies) as url:
+        with pytest.raises(AliaError, match=r"status 404.*answers are kept"):
+            alia("evaluate-calls", "--endpoint", url, *words)
+        kept = (tmp_path / "out" / "model" / NAME).read_text().count("\n") - 1
+        assert kept == 9
+        asked.clear()
+        dead.clear()  # it is well again
+        found = json.loads(alia("evaluate-calls", "--endpoint", url, *words, "--json"))
+    assert len(asked) == 26 - 9
+    assert {row["accuracy"] for row in found["models"]["model"]["rows"]} == {1, None}
+    elsewhere = pytest.raises(AliaError, match=r"model\.endpoint")  # another, maybe
+    with served(right_reply) as other, elsewhere:
+        alia("evaluate-calls", "--endpoint", other, *words)
