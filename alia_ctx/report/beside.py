@@ -19,16 +19,17 @@ def beside(facts: RunFacts) -> str:
 def _part(document: Beside) -> str:
     heading = f"<h3>{html.text(document.title)}</h3>"
     if document.differs:
-        why = f"Not shown, it is not of the model that is there now: {document.why_not}."
+        why = (
+            f"Not shown, it is not of the model that is there now: {document.why_not}."
+        )
         return heading + html.paragraph(why, "missing")
     said = [
         html.paragraph(f"{verdict.claim}: {verdict.answer}. {verdict.detail}", "small")
         for verdict in document.verdicts
     ]
+    said += [html.paragraph(note, "small") for note in document.notes]
     tables = [
-        html.table(
-            table.headings, table.rows, caption=table.caption, how=document.how
-        )
+        html.table(table.headings, table.rows, caption=table.caption, how=document.how)
         for table in document.tables
     ]
     return "".join([heading, *said, *tables])

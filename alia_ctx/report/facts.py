@@ -265,6 +265,7 @@ class Beside:
     how: str
     tables: Sequence[BesideTable] = ()
     verdicts: Sequence[Verdict] = ()
+    notes: Sequence[str] = ()
     differs: Sequence[str] = ()
 
     @property

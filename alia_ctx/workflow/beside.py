@@ -34,6 +34,7 @@ def write_beside(
         "how": document.how,
         "tables": [vars(table) for table in document.tables],
         "verdicts": [vars(verdict) for verdict in document.verdicts],
+        "notes": document.notes,
         "checkpoints": checkpoints,
     }
     write_json(folder / f"{name}.json", statement(content))
@@ -74,6 +75,7 @@ def _document(path: Path, content: Any, statements: Mapping[str, Any]) -> Beside
                 for table in _listed(content["tables"])
             ],
             verdicts=[_verdict(verdict) for verdict in _listed(content["verdicts"])],
+            notes=list(map(_text, _listed(content["notes"]))),
             differs=tuple(differing),
         )
     except (KeyError, TypeError, ValueError, AttributeError) as error:

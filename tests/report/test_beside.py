@@ -24,7 +24,7 @@ TABLE = BesideTable("Passkeys.", ["by", "163,840"], ROWS)
 
 def document(holds: bool | None = False) -> Beside:
     verdict = Verdict("Another program answers alike", holds, "0 of 10 against 10")
-    return Beside("By another program", "make it", [TABLE], [verdict])
+    return Beside("By another program", "make it", [TABLE], [verdict], ["A note."])
 
 
 def of(folder: Path, now: dict[str, object]) -> tuple[list[Beside], list[str]]:
@@ -39,6 +39,7 @@ def test_it_comes_back_and_stands_in_the_page(tmp_path: Path) -> None:
     facts = run(beside=read)
     reader = Reader(run_page(facts))
     assert ["transformers", "0 of 10"] in reader.rows
+    assert "A note." in reader.words
     assert "By another program" in reader.words
     assert "Does not hold: Another program answers alike" in summary(facts)
     assert "does not hold" not in summary(run(beside=[document(True)])).lower()
@@ -64,7 +65,7 @@ def test_of_another_checkpoint_it_is_named_alone(
         json.dumps(
             {
                 **{"title": "t", "how": "h", "tables": [], "verdicts": []},
-                **{"checkpoints": {}},
+                **{"checkpoints": {}, "notes": []},
                 **broken,
             }
         )
@@ -73,6 +74,7 @@ def test_of_another_checkpoint_it_is_named_alone(
             {"tables": [{"caption": "c", "headings": ["h"], "rows": [1]}]},
             {"verdicts": [{"claim": "c", "holds": "yes", "detail": "d"}]},
             {"checkpoints": []},
+            {"notes": "text"},
         )
     ],
 )
