@@ -220,7 +220,9 @@ class Steps:
     def _environment(self) -> dict[str, str]:
         root = str(Path(__file__).parents[2])
         paths = [root, *filter(None, [os.environ.get("PYTHONPATH")])]
-        return {**os.environ, "PYTHONPATH": os.pathsep.join(paths)}
+        # The commands work on what is here: the weights alone may come from the hub.
+        here = {"PYTHONPATH": os.pathsep.join(paths), "HF_HUB_OFFLINE": "1"}
+        return {**os.environ, **here}
 
     def note(self, command: str, seconds: float) -> None:
         """Append how long a command took to `times.jsonl`."""

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
 from pathlib import Path
 
 import pytest
@@ -13,6 +15,7 @@ from scripts.smollm2.starting import (
     choose_recompute,
     require_same_sizes,
 )
+from tests.paths import ROOT
 from tests.scripts.test_smollm2 import _model
 
 
@@ -72,3 +75,24 @@ def test_text_of_another_size_is_not_taken(tmp_path: Path) -> None:
     (tmp_path / "sizes.json").write_text("{")
     with pytest.raises(DataError, match=r"sizes\.json: is damaged .*--output"):
         require_same_sizes(tmp_path, {"characters": 3})
+
+
+@pytest.mark.parametrize("given, offline", [(None, "0"), ("1", "1"), ("0", "0")])
+def test_make_asks_the_hub_unless_that_is_forbidden(
+    given: str | None, offline: str, tmp_path: Path
+) -> None:
+    python = tmp_path / "python"
+    python.write_text("#!/bin/sh\necho offline=$HF_HUB_OFFLINE $*\n")
+    python.chmod(0o755)
+    environment = {n: v for n, v in os.environ.items() if n != "HF_HUB_OFFLINE"}
+    if given is not None:
+        environment["HF_HUB_OFFLINE"] = given
+    made = subprocess.run(
+        ["make", "-s", "-o", "setup", "smollm2", f"BIN={tmp_path}"],
+        cwd=ROOT,
+        env=environment,
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert made.stdout == f"offline={offline} -m scripts.smollm2\n"
