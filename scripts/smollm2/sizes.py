@@ -38,8 +38,8 @@ class Sizes:
 
     @property
     def text(self) -> dict[str, int | None]:
-        """What decides which text is written."""
-        names = ("characters", "manuals", "retrieval", "longest")
+        """What decides which text is written, and which base."""
+        names = ("characters", "manuals", "retrieval", "longest", "native")
         return {name: getattr(self, name) for name in names}
 
 

@@ -13,6 +13,7 @@ from alia_ctx.files import write_json
 from alia_ctx.progress import say
 from alia_ctx.workflow.planned import planned_stage, recomputed
 from scripts.smollm2.notes import read_note
+from scripts.smollm2.sizes import Sizes
 
 
 def choose_ranks(asked: int | None, devices: int) -> int:
@@ -71,7 +72,9 @@ def require_same_sizes(output: Path, asked: Mapping[str, int | None]) -> None:
             if stated.is_file()
             else None
         )
-        if there != asked:
+        # What earlier releases did not state was that of the whole.
+        whole = Sizes().text
+        if there is None or {n: there.get(n, whole.get(n)) for n in asked} != asked:
             raise DataError(
                 f"{output / 'text'}: was written with sizes {there or 'not stated'}, and "
                 f"{asked} are asked (--small or not); name another --output"

@@ -28,8 +28,9 @@ from alia_ctx.train.run_directory import metrics_file
 from alia_ctx.workflow.chain import run_directory
 from scripts.smollm2 import interruption
 from scripts.smollm2.notes import read_note
-from scripts.smollm2.sizes import CONFIG, Sizes
+from scripts.smollm2.sizes import CONFIG, CONTEXT, Sizes
 from scripts.smollm2.starting import choose_recompute, set_aside
+from scripts.smollm2.weights import with_context
 
 _AFTERWARDS = 40  # updates past the kill that the undisturbed stage is trained
 
@@ -49,9 +50,11 @@ class Steps:
     def prepare(self) -> None:
         """Import, check, tokens, and plans of rows."""
         if not (self.output / "base").is_dir():
-            weights = self.output / "hf"
+            weights = told = self.output / "hf"
+            if self.sizes.native != CONTEXT:
+                told = with_context(weights, self.sizes.native)
             self.command(
-                *("import-hf", weights, self.output / "base"),
+                *("import-hf", told, self.output / "base"),
                 hint=f"if the weights are at fault, remove {weights}: the next start "
                 "fetches them again",
             )

