@@ -56,7 +56,8 @@ class Proof:
         exported = steps.output / f"hf-{last}"
         if not exported.is_dir():
             steps.command("export-hf", newest, exported)
-        steps.command("verify", exported, newest)
+        hint = f"if it is of an earlier checkpoint, remove {exported}: the next start "
+        steps.command("verify", exported, newest, hint=hint + "exports it anew")
         compared = self._answers_of_transformers(exported)
         self._interruption()
         steps.command("report", *steps.settings)

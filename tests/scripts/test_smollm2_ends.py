@@ -6,10 +6,12 @@ from __future__ import annotations
 
 import errno
 import json
+import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
+import typer
 
 from alia_ctx.errors import DataError
 from alia_ctx.files import exclusive
@@ -17,6 +19,8 @@ from alia_ctx.report import run_page
 from scripts.smollm2 import __main__ as command
 from scripts.smollm2 import by_transformers, proof
 from scripts.smollm2.proof import Proof, evaluated, interrupted
+from scripts.smollm2.sizes import SMALL
+from scripts.smollm2.steps import Steps as RealSteps
 from tests.report.made_facts import bands, cells, run
 from tests.report.test_page import Reader
 
@@ -71,7 +75,7 @@ class Steps:
         self.stages, self.run = ["32k", "160k"], None
         self.given: list[str] = []
 
-    def command(self, *words: object, on_ranks: bool = False) -> None:
+    def command(self, *words: object, **options: object) -> None:
         self.given.append(str(words[0]))
 
     def newest(self, stage: str) -> Path:
@@ -106,6 +110,36 @@ def test_a_disagreement_ends_in_an_error_when_the_page_is_there(
             Proof(steps).prove()  # type: ignore[arg-type]
     assert steps.given[-1] == "report"
     assert written == ["passkeys-by-transformers", "interruption"]
+
+
+def test_a_command_that_fails_ends_with_its_status_after_a_hint(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """By programs in place of alia-ctx: one that fails, and one that prints no document."""
+    steps = RealSteps(tmp_path, 1, SMALL)
+
+    def runs(code: str) -> None:
+        program = [sys.executable, "-c", code]
+        monkeypatch.setattr(steps, "_python", lambda words, on_ranks: program)
+
+    runs("import sys; sys.exit(3)")
+    with pytest.raises(typer.Exit) as ended:
+        steps.command("import-hf", hint="remove the weights")
+    assert ended.value.exit_code == 3
+    assert "remove the weights" in capfd.readouterr().err
+    runs("import os; os.kill(os.getpid(), 9)")
+    with pytest.raises(typer.Exit) as ended:
+        steps.command("train")
+    assert ended.value.exit_code == 137
+    runs("import sys; print('why'); sys.exit(2)")
+    with pytest.raises(typer.Exit) as ended:
+        steps.document("evaluate")
+    assert ended.value.exit_code == 2 and "why" in capfd.readouterr().err
+    runs("print('{}'); print('and more')")
+    with pytest.raises(DataError, match="printed no document"):
+        steps.document("evaluate")
+    runs("print('{\"a\": 1}')")
+    assert steps.document("evaluate") == {"a": 1}
 
 
 INTERRUPTION: dict[str, Any] = {
