@@ -81,12 +81,12 @@ def require_same_manuals(directory: Path, manuals: Path | None) -> None:
     that are asked for now, or these are not there; says what it was written without.
     """
     if not (directory / "held-out.jsonl").is_file():
-        for name in FILES if manuals is not None else ():
-            if not (manuals / name).is_file():
-                raise DataError(
-                    f"{manuals}: has no {name}; name a folder with manuals as this "
-                    "recipe writes them (--manuals OUTPUT/text/debian)"
-                )
+        lacking = [n for n in FILES if manuals and not (manuals / n).is_file()]
+        if lacking:
+            raise DataError(
+                f"{manuals}: has no {lacking[0]}; name a folder with manuals as this "
+                "recipe writes them (--manuals OUTPUT/text/debian)"
+            )
         return
     note = directory / MADE_FROM
     remedy = (
