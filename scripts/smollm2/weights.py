@@ -118,12 +118,22 @@ def with_context(directory: Path, context: int) -> Path:
         part = told.with_name(f"{told.name}.part")
         shutil.rmtree(part, ignore_errors=True)  # of a start that was stopped
         part.mkdir()
-        for file in (f for f in directory.iterdir() if f.name != "config.json"):
-            (part / file.name).symlink_to(file.resolve())
+        # Folders hold the hub client's own notes.
+        files = [f for f in directory.iterdir() if f.is_file()]
+        for file in (f for f in files if f.name != "config.json"):
+            _link(file, part / file.name)
         config = read_note(directory / "config.json", {}, f"remove {directory}")
         write_json(part / "config.json", {**config, "max_position_embeddings": context})
         part.rename(told)
     return told
+
+
+def _link(file: Path, at: Path) -> None:
+    """Make `at` another name of a file, or where there are no links a copy."""
+    try:
+        at.hardlink_to(file.resolve())
+    except OSError:
+        shutil.copy2(file, at)
 
 
 def _from_hub(directory: Path) -> str | None:

@@ -87,6 +87,8 @@ def test_a_base_that_is_told_its_context_is_the_same_beside_it(tmp_path: Path) -
         "max_position_embeddings": 128
     }
     assert (told / "model.safetensors").samefile(tmp_path / "hf/model.safetensors")
+    # A directory to import may not point out of itself.
+    assert not any(file.is_symlink() for file in told.iterdir())
     kept = json.loads((tmp_path / "hf" / "config.json").read_text())
     assert kept["max_position_embeddings"] == 8192
 
