@@ -44,7 +44,7 @@ class Sizes:
 
 
 # What fits a laptop: the path is the same, the figures mean nothing. Its base is told to
-# know 128 tokens, as measuring the true 8,192 on a host takes longer than all the rest.
+# know 128 tokens, as measuring the true 8,192 alone takes many minutes on a host.
 SMALL = Sizes(
     characters=2_000_000,
     manuals=500_000,
