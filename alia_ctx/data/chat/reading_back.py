@@ -18,8 +18,8 @@ from alia_ctx.files import parse_json
 _TAG = re.compile(
     r"</?(?:tool_call|tool_response|tools|functioncall|TOOLCALL)>|\[/?TOOL_CALLS\]"
 )
-_OPEN = "<tool_call>"
-_CALL = re.compile(rf"{_OPEN}(.*?)</tool_call>|{_OPEN}(.*)", re.DOTALL)
+OPEN = "<tool_call>"
+_CALL = re.compile(rf"{OPEN}(.*?)</tool_call>|{OPEN}(.*)", re.DOTALL)
 
 
 def tag_in(value: Any) -> str | None:
@@ -32,28 +32,35 @@ def tag_in(value: Any) -> str | None:
 
 def hermes_calls(text: str) -> list[tuple[str, Any]]:
     """Names and arguments of the calls in a turn's text, by the rules of vLLM's hermes
-    parser: where one cannot be read there are none.
+    parser: ValueError where one cannot be read, as there are none then.
     """
-    calls = []
+    return [_call(closed or opened) for closed, opened in _CALL.findall(text)]
+
+
+def _call(text: str) -> tuple[str, Any]:
+    value = parse_json(text)
+    if not isinstance(value, dict) or not {"name", "arguments"} <= value.keys():
+        raise ValueError(f"a call without name and arguments: {text.strip()[:80]}")
+    if not isinstance(value["name"], str):
+        raise ValueError(f"a name that is no text: {text.strip()[:80]}")
+    return value["name"], value["arguments"]
+
+
+def _read(text: str) -> list[tuple[str, Any]]:
     try:
-        for closed, opened in _CALL.findall(text):
-            value = parse_json(closed or opened)
-            if not isinstance(value, dict) or not isinstance(value["name"], str):
-                return []
-            calls.append((value["name"], value["arguments"]))
-    except (ValueError, KeyError):
+        return hermes_calls(text)
+    except ValueError:
         return []
-    return calls
 
 
 def is_read_back(message: Message, text: str) -> bool:
     """Whether the calls that are read of `text`, a turn as it is rendered, are those of
     the message, in their order: 1 is no true, and no 1.0 either.
     """
-    if not message.calls and _OPEN not in text:
+    if not message.calls and OPEN not in text:
         return True
     made = [(call.name, plain(parse(call.arguments))) for call in message.calls]
-    return _written(hermes_calls(text)) == _written(made)
+    return _written(_read(text)) == _written(made)
 
 
 def _written(calls: list[tuple[str, Any]]) -> str:
@@ -66,7 +73,7 @@ def require_read_back(message: Message, text: str, number: int) -> None:
     """
     if is_read_back(message, text):
         return
-    found = [name for name, _ in hermes_calls(text)]
+    found = [name for name, _ in _read(text)]
     made = [call.name for call in message.calls]
     detail = (
         f"turn {number}: its calls ({_names(made)}), as the template writes them, are read "

@@ -22,10 +22,10 @@ from alia_ctx.data.chat.forms.calls import (
     looks_pythonic,
     pythonic_calls,
 )
+from alia_ctx.data.chat.reading_back import OPEN, hermes_calls
 from alia_ctx.errors import DataError
 from alia_ctx.files import parse_json
 
-_HERMES = re.compile(r"<tool_call>(.*?)</tool_call>|<tool_call>(.*)", re.DOTALL)
 # Llama 3's `<|python_tag|>` and `<function=name>` and Mistral's `[TOOL_CALLS]` as in the
 # chat templates of these models and their parsers in vLLM; a new call may follow each tag.
 _OTHER_TAGS = re.compile(
@@ -111,17 +111,16 @@ def calls_of(answer: Answer) -> Calls:
         if answer.tool_calls:
             calls = [(name, parse_json(given)) for name, given in answer.tool_calls]
             return Calls(tuple(calls), content=text)
-        if first := _HERMES.search(text):
-            tagged = _HERMES.findall(text)
-            calls = [_hermes(closed or open_) for closed, open_ in tagged]
+        if (start := text.find(OPEN)) >= 0:
+            calls = hermes_calls(text)
         else:
             first = _OTHER_TAGS.search(text)
+            start = first.start() if first else 0
             others = _other_calls(text)
             calls = [(call.name, parse_json(call.arguments)) for call in others]
     except (RowError, ValueError) as error:
         return Calls((), str(error))
-    before = text[: first.start()] if first else ""
-    return Calls(tuple(calls), content=before.strip() if calls else "")
+    return Calls(tuple(calls), content=text[:start].strip() if calls else "")
 
 
 def _other_calls(text: str) -> list[ToolCall]:
@@ -168,15 +167,6 @@ def _values(text: str) -> list[Any]:
 def _end_of_blank(text: str, start: int) -> int:
     match = _BETWEEN.match(text, start)
     return match.end() if match else start
-
-
-def _hermes(text: str) -> tuple[str, Any]:
-    value = parse_json(text)
-    if not isinstance(value, dict) or not {"name", "arguments"} <= value.keys():
-        raise ValueError(f"a call without name and arguments: {text.strip()[:80]}")
-    if not isinstance(value["name"], str):
-        raise ValueError(f"a name that is no text: {text.strip()[:80]}")
-    return value["name"], value["arguments"]
 
 
 def _json_calls(text: str) -> tuple[ToolCall, ...]:
