@@ -40,6 +40,14 @@ def _plain(value: object) -> object:
     return value
 
 
+def excerpt(data: bytes, most: int) -> str:
+    """The first `most` bytes of what another program says, as a line that a terminal can
+    show whatever they are.
+    """
+    text = " ".join(data[:most].decode("utf-8", "replace").split())
+    return "".join(letter if letter.isprintable() else "\ufffd" for letter in text)
+
+
 class Problems(list[Problem]):
     """Violated rules, collected so that all of them are reported at once."""
 

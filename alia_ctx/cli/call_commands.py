@@ -128,6 +128,7 @@ def evaluate_calls(
     """
     from alia_ctx.evaluation.function_calling import (
         MULTI_TURN,
+        are_the_benchmarks,
         read_cases,
     )
     from alia_ctx.progress import meter
@@ -185,6 +186,7 @@ def evaluate_calls(
     content = {
         "suite": suite,
         "data": cases.version,
+        "own": not are_the_benchmarks(cases.statement),
         "cases": total,
         "limit": limit,
         "sizes": {**cases.sizes, **(program.sizes if program else {})},
@@ -304,6 +306,7 @@ def _show(
         call_remarks,
         calls_markdown,
         score_tables,
+        suite_name,
     )
     from alia_ctx.progress import say
 
@@ -315,7 +318,7 @@ def _show(
         for place in places:  # not for who reads the table, in a model card say
             say(escape(place))
         return
-    for table in score_tables(scores, width):
+    for table in score_tables(scores, width, suite_name(content)):
         print_whole(table)
     for line in [*call_remarks(content), *places]:
         typer.echo(line)

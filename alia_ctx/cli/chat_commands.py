@@ -181,14 +181,19 @@ def make_tool_data(
         )
     typer.echo(
         f"{output}: {_counted(counts.written, 'conversation')} from "
-        f"{_counted(len(spec.of_part(found.functions)), 'function')}; "
-        f"{len(found.left_out):,} left out, "
+        f"{_counted(counts.functions, 'function')}; "
+        f"{len(counts.left_out):,} left out, "
         f"{_counted(counts.refused.total(), 'conversation')} refused"
     )
-    for line in making.counted(found.left_out):
+    for line in making.counted(counts.left_out):
         typer.echo(f"  {line}")
-    if found.left_out:
+    if counts.left_out:
         typer.echo(f"  all that is left out: {about}")
+    if names := counts.never_called:
+        typer.echo(
+            f"  {len(names):,} of {_counted(len(counts.offered), 'function')} that are "
+            f"offered are never called, as {names[0]}: all in {about} (never_called)"
+        )
     for line in counts.lacking(spec):
         typer.echo(f"  {line}")
     for reason, number in counts.refused.most_common(5):

@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import errno
 import os
+import sys
 from typing import Any
 
 import typer
@@ -37,6 +38,11 @@ def refusal(error: OSError) -> str | None:
     )
 
 
+def say_stopped() -> None:
+    """What a person hears who presses Ctrl-C."""
+    print("stopped; what is finished stays, start again to go on", file=sys.stderr)
+
+
 class Command(TyperCommand):
     """A command whose errors, with `--json`, are a document on standard output, in place of
     the one that it would have printed. On one of several ranks the first writes it, and
@@ -47,6 +53,10 @@ class Command(TyperCommand):
         try:
             with printed_at_the_end():
                 return super().invoke(ctx)
+        except KeyboardInterrupt:  # of which typer makes an exit without a word
+            if is_main():
+                say_stopped()
+            raise
         except (AliaError, OSError) as error:
             document = _document(error) if ctx.params.get("as_json") else None
             if document is None:

@@ -29,7 +29,7 @@ from alia_ctx.cli import (
     watch_commands,
 )
 from alia_ctx.cli.arguments import path
-from alia_ctx.cli.failing import Command, refusal
+from alia_ctx.cli.failing import Command, refusal, say_stopped
 from alia_ctx.cli.output import print_json, print_table
 from alia_ctx.config.evaluation import SCORES
 from alia_ctx.config.held_out import held_out_notes
@@ -387,7 +387,7 @@ def _run() -> None:
             raise
         _end(error, message, 2)
     except KeyboardInterrupt:
-        print("stopped; what is finished stays, start again to go on", file=sys.stderr)
+        say_stopped()  # as the program is loaded
         sys.exit(130)
 
 

@@ -55,11 +55,13 @@ class ChatFormat:
     header: what a turn begins with, as `<|im_start|>assistant\\n`.
     stop: the special token that ends it, None where none does.
     has_calls: calls are written as Hermes does.
+    shows_tools: a prompt has the tools at all.
     """
 
     header: str
     stop: str | None
     has_calls: bool
+    shows_tools: bool
 
 
 def write_chat_template(directory: Path, stated: Mapping[str, Any]) -> list[str]:
@@ -134,7 +136,9 @@ def read_chat_format(directory: Path) -> ChatFormat | None:
     calls = {"role": "assistant", "content": "", "tool_calls": _CALLS}
     called = _render(tokenizer, [question, calls], tools=_TOOLS) or ""
     written = regex.findall(rf"(?s){_DEFINITIONS}{OPEN}({_CALL}){CLOSE}", called)
-    return ChatFormat(header, max(stops, key=len, default=None), len(written) == 2)
+    offered = _render(tokenizer, [question], tools=_TOOLS, add_generation_prompt=True)
+    stop = max(stops, key=len, default=None)
+    return ChatFormat(header, stop, len(written) == 2, offered != prompt)
 
 
 def _common(*texts: str) -> str:
@@ -169,7 +173,7 @@ def complete(
     Returns the format, and what a person should hear.
     """
     chat = read_chat_format(directory)
-    if chat is None or not (stated or chat.has_calls):
+    if chat is None or (chat.stop is None and not (stated or chat.has_calls)):
         return chat, []
     special = HubTokenizer(directory).special
     file = directory / GENERATION_CONFIG
@@ -194,7 +198,9 @@ def complete(
         generation["do_sample"] = True  # or transformers would not heed it
         if chat.stop is None:
             notes.append("no special token ends a turn of its chat template")
-        if not chat.has_calls:
+        if not chat.shows_tools:
+            notes.append("its chat template shows no tools: it makes no calls")
+        elif not chat.has_calls:
             notes.append(
                 "its chat template does not write calls as Hermes does: give servers a "
                 "parser of their own"

@@ -182,11 +182,17 @@ def _memory_lines(manifest: Manifest, itemsize: int) -> Iterator[str]:
         2 * model.num_hidden_layers * model.num_key_value_heads * model.head_dim
     ) * itemsize
     yield (
-        f"The weights take {weights:,.1f} GB, keys and values {token:,} bytes a token: "
-        f"{token * context / _GB:,.1f} GB for one sequence of {context:,} tokens. Over "
+        f"The weights take {_size(weights)}, keys and values {token:,} bytes a token: "
+        f"{_size(token * context / _GB)} for one sequence of {context:,} tokens. Over "
         "several GPUs give vLLM `--tensor-parallel-size N`, SGLang `--tp N`, with N a "
         f"divisor of {model.num_key_value_heads}, the number of KV heads."
     )
+
+
+def _size(gigabytes: float) -> str:
+    if gigabytes < 0.1:
+        return f"{1000 * gigabytes:,.1f} MB"
+    return f"{gigabytes:,.1f} GB"
 
 
 def _rope_lines(rope: RopeSpec, context: int) -> Iterator[str]:
@@ -197,11 +203,17 @@ def _rope_lines(rope: RopeSpec, context: int) -> Iterator[str]:
         f"config.json describes the RoPE ({rope.type}): override nothing of it. The "
         f"length is given to each server, {context:,} tokens, as the model was trained."
     )
-    if rope.type in ("linear", "yarn"):
-        yield (
-            f"Without it vLLM multiplies a length by the factor of {rope.type}, and "
-            "promises a reach that was never trained."
-        )
+    # Linear multiplies max_position_embeddings, YaRN the original length.
+    of = rope.original_max_position_embeddings if rope.type == "yarn" else context
+    if rope.type in ("linear", "yarn") and of and rope.factor:
+        reach = int(of * rope.factor)
+        if reach > context:
+            yield (
+                f"Without it vLLM takes {of:,} times the factor of {rope.type}, and "
+                f"promises {reach:,} tokens, which were never trained."
+            )
+        elif reach < context:
+            yield f"Without it vLLM takes {of:,} times the factor, {reach:,} tokens."
     if rope.type == "dynamic":
         yield "Servers differ in what they make of it: see the head of this card."
 

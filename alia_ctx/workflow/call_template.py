@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
-from alia_ctx.data.chat import Conversation, RowError
+from alia_ctx.data.chat import Conversation, Message, RowError, ToolCall
 from alia_ctx.data.chat.probing import Shown, probe
 from alia_ctx.data.chat.template import ChatTemplate
 from alia_ctx.data.chat.turns import special_pattern
 from alia_ctx.data.tokens.tokenizer import HubTokenizer
 from alia_ctx.errors import ConfigError, Problem
+from alia_ctx.evaluation.function_calling import Answer, calls_of
 
 _SHIPPED = "chatml-tools"
 
@@ -30,6 +31,31 @@ class ShowingTemplate:
         if not self.shown.results and any(m.role == "tool" for m in asked.messages):
             remedy = f"take one that does, as {_SHIPPED}"
             raise RowError("not_shown", f"the template shows no results; {remedy}")
+
+
+_CALL = ToolCall("get_value", '{"n": 1}', "call00001")  # Mistral's want nine letters
+_ASKED = Conversation(
+    (Message("user", "a question"),),
+    '[{"type": "function", "function": {"name": "get_value", "description": "a function", '
+    '"parameters": {"type": "object", "properties": {"n": {"type": "integer"}}}}}]',
+)
+
+
+def _written_call(template: ChatTemplate) -> tuple[str, bool] | None:
+    """How a template writes a call, and whether it is read as that call; None where it
+    shows none.
+    """
+    turn = Message("assistant", None, (_CALL,))
+    try:
+        prompt = template.render(_ASKED, prompt=True)
+        text = template.render(replace(_ASKED, messages=(*_ASKED.messages, turn)))
+    except RowError:
+        return None
+    written = text.removeprefix(prompt).removesuffix(template.closing)
+    if not text.startswith(prompt) or _CALL.name not in written:
+        return None
+    calls = calls_of(Answer(written)).calls
+    return written, calls == ((_CALL.name, {"n": 1}),)
 
 
 def template_with_tools(given: str | None, tokenizer: HubTokenizer) -> ShowingTemplate:
@@ -60,4 +86,11 @@ def template_with_tools(given: str | None, tokenizer: HubTokenizer) -> ShowingTe
         raise ConfigError("", [Problem("--template", given, rule, remedy)])
     if not shown.system:
         notes.append("its chat template leaves system prompts out")
+    if (written := _written_call(template)) is not None:
+        text, known = written
+        if not known:
+            notes.append(
+                f"its chat template writes a call as {text!r}: answers in that form are "
+                "not read, and count as answers without calls"
+            )
     return ShowingTemplate(name, template, shown, tuple(notes))

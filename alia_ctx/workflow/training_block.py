@@ -21,6 +21,10 @@ if TYPE_CHECKING:
     from alia_ctx.mcore.engine import MegatronEngine
 
 
+# Of fp32 on the cores of a whole host; a GPU does more.
+_FASTEST_HOST_TFLOPS = 10
+
+
 def training_block(
     run: RunConfig,
     name: str,
@@ -43,6 +47,7 @@ def training_block(
     kept = f"the last {saving.keep_last} kept"
     if saving.keep_every:
         kept += f", each {saving.kept_for_good:,}th for good"
+    host = engine.device.type == "cpu"
     sinks = ", ".join(["metrics.jsonl", *run.metrics.sinks])
     return [
         f"run {run.name}, stage {name}",
@@ -69,7 +74,7 @@ def training_block(
         f"  saves   every {saving.every_updates:,} updates and at the end, {kept}: "
         f"{places.checkpoints(name)}",
         f"  numbers {sinks}: {places.stage(name)}",
-        f"  end     {_end_or_why(run, name, left, now or datetime.now(UTC))}",
+        f"  end     {_end_or_why(run, name, left, now or datetime.now(UTC), host)}",
     ]
 
 
@@ -105,19 +110,19 @@ def _rows_an_update(plan: PackPlan) -> str:
     return f"{most:,} row{plural}" if fewest == most else f"{fewest:,} to {most:,} rows"
 
 
-def _end_or_why(run: RunConfig, name: str, left: int, now: datetime) -> str:
+def _end_or_why(run: RunConfig, name: str, left: int, now: datetime, host: bool) -> str:
     """An estimate never stops a run: this is asked on one rank, and the others, which
     would wait for it, meet what is wrong with the log where all of them open it.
     """
     try:
-        return _end(run, name, left, now)
+        return _end(run, name, left, now, host)
     except (AliaError, OSError, KeyError, TypeError, ValueError) as error:
         return f"not known ({' '.join(str(error).split())})"
 
 
-def _end(run: RunConfig, name: str, left: int, now: datetime) -> str:
+def _end(run: RunConfig, name: str, left: int, now: datetime, host: bool) -> str:
     """When the updates that are left may be done, by what those before took, or by the
-    planner.
+    planner; not where it is asked of a GPU, as without `cluster`, and a host computes.
     """
     from alia_ctx.planner import duration
     from alia_ctx.train.metrics_log import read_lines
@@ -128,6 +133,8 @@ def _end(run: RunConfig, name: str, left: int, now: datetime) -> str:
     times = sorted(float(line["seconds"]) for line in lines[-64:] if "seconds" in line)
     if times:
         seconds, by = times[len(times) // 2], "by the updates so far"
+    elif host and run.cluster.peak_fp32_tflops > _FASTEST_HOST_TFLOPS:
+        return "no estimate yet: cluster describes a GPU, and a host computes"
     else:
         try:
             timing = planned_stage(run, name).timing

@@ -135,7 +135,21 @@ def test_a_template_whose_calls_are_others(tmp_path: Path) -> None:
     assert "response_template" not in read(out / "tokenizer_config.json")
     assert read(out / "generation_config.json")["eos_token_id"] == 2
     card = (out / "README.md").read_text()
+    assert "shows no tools: it makes no calls" in card and "hermes" not in card
+    shows = "{% for t in tools or [] %}{{ t.function.name }}{% endfor %}"
+    out = export(tmp_path / "other", shows + WITHOUT_CALLS, "tokenizer")
+    card = (out / "README.md").read_text()
     assert "a parser of their own" in card and "hermes" not in card
+
+
+def test_a_chat_template_s_stop_ends_turns_of_a_base_too(tmp_path: Path) -> None:
+    """Its card has programs that chat; how it is sampled stays its own."""
+    plain = WITHOUT_CALLS.replace("</s>", "<|im_end|>")
+    out = export(tmp_path, plain, None)
+    generation = read(out / "generation_config.json")
+    ends = HubTokenizer(out).special
+    assert generation["eos_token_id"] == [ends["<|im_end|>"], 2]
+    assert "temperature" not in generation and "do_sample" not in generation
 
 
 @pytest.mark.parametrize(

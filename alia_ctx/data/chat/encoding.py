@@ -12,6 +12,7 @@ import numpy as np
 
 from alia_ctx.data.chat.conversation import Conversation, RowError
 from alia_ctx.data.chat.probing import probe
+from alia_ctx.data.chat.reading_back import require_read_back
 from alia_ctx.data.chat.rendered_tokens import RenderedTokens
 from alia_ctx.data.chat.template import ChatTemplate
 from alia_ctx.data.chat.turns import render_turns, special_pattern
@@ -132,6 +133,12 @@ class ChatEncoder:
         self.shown.require(conversation)
         train_on = self.spec.train_on
         rendered = render_turns(conversation, self.template, self._pattern, train_on)
+        # Servers look for calls where a request has tools, and nowhere else.
+        if self.shown.hermes and conversation.tools is not None:
+            for turn in rendered.turns:
+                words = rendered.text[turn.start : turn.stop]
+                message = conversation.messages[turn.message]
+                require_read_back(message, words, turn.message)
         spelled = Counter(rendered.text[a:b] for a, b in rendered.spelled)
         ids, starts, stops = self._tokens.of(rendered, spelled)
         trained, called = np.zeros(ids.size, bool), np.zeros(ids.size, bool)

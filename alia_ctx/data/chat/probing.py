@@ -11,6 +11,7 @@ from dataclasses import dataclass, replace
 
 from alia_ctx.data.chat.conversation import Conversation, Message, RowError, ToolCall
 from alia_ctx.data.chat.json_text import write
+from alia_ctx.data.chat.reading_back import is_read_back
 from alia_ctx.data.chat.template import ChatTemplate
 
 _SYSTEM, _TOOL, _RESULT, _REASONING = (
@@ -50,6 +51,7 @@ class Shown:
     results: bool
     reasoning: bool
     beside_calls: str | None = None  # what it writes between calls or behind them
+    hermes: bool = False  # whether calls are read back by Hermes' tags
 
     def require(self, conversation: Conversation) -> None:
         """RowError where the conversation has what the template leaves out and the
@@ -113,7 +115,29 @@ def probe(template: ChatTemplate, special: re.Pattern[str]) -> Shown:
         results=shows(_RESULT, calling, both),
         reasoning=shows(_REASONING, Conversation((_ASK, thinking))),
         beside_calls=_beside_calls(template, special),
+        hermes=_writes_hermes(template),
     )
+
+
+def _writes_hermes(template: ChatTemplate) -> bool:
+    """Whether two calls, or one where a template refuses two, are read as Hermes writes
+    them: another form is none of its rules' to judge.
+    """
+    asked = Conversation((_ASK,), _TOOLS)
+    made = (
+        ToolCall(_TOOL, '{"x": [1, {"y": "z"}], "t": true}', "call00001"),
+        ToolCall(_TOOL, "{}", "call00002"),
+    )
+    for calls in (made, made[:1]):
+        turn = Message("assistant", None, calls)
+        try:
+            prompt = template.render(asked, prompt=True)
+            text = template.render(replace(asked, messages=(_ASK, turn)))
+        except RowError:
+            continue
+        if text.startswith(prompt) and is_read_back(turn, text[len(prompt) :]):
+            return True
+    return False
 
 
 _WORD = re.compile(r"[^\W\d_]+")

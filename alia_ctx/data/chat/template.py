@@ -17,9 +17,10 @@ from alia_ctx.errors import DataError
 from alia_ctx.files import checksum
 
 _SHIPPED = Path(__file__).parent / "templates"
+_ANSWER = "an answer"
 _PROBE = [
     {"role": "user", "content": "a question"},
-    {"role": "assistant", "content": "an answer"},
+    {"role": "assistant", "content": _ANSWER},
 ]
 
 
@@ -29,18 +30,22 @@ class ChatTemplate:
     def __init__(self, name: str, tokenizer: HubTokenizer) -> None:
         """`name`: `chatml-tools`, `tokenizer` (the tokenizer's own), or a path.
 
-        DataError where there is none, it is no Jinja, or it does not begin the
-        assistant's turn when asked to (`add_generation_prompt`): where its words begin
-        would not be known.
+        DataError where there is none, it is no Jinja, or where the assistant's words begin
+        is not known: it does not begin their turn when asked to (`add_generation_prompt`),
+        nor do they follow the question without a header, as in Mistral's.
         """
         self.name, self._tokenizer = name, tokenizer
         self._text = self._read()
-        probe = self._render(_PROBE[:1], None, prompt=False)
-        if self._render(_PROBE[:1], None, prompt=True) == probe:
-            raise DataError(
-                f"{self}: does not heed add_generation_prompt, so where the assistant's "
-                "words begin is not known; give a template that does"
-            )
+        asked = self._render(_PROBE[:1], None, prompt=False)
+        if self._render(_PROBE[:1], None, prompt=True) == asked:
+            answered = self._render(_PROBE, None, prompt=False)
+            said = answered.removeprefix(asked).lstrip()
+            if not (answered.startswith(asked) and said.startswith(_ANSWER)):
+                raise DataError(
+                    f"{self}: does not heed add_generation_prompt, so where the "
+                    "assistant's words begin is not known; give a template that does, as "
+                    f"{TEMPLATES[0]}"
+                )
 
     def __str__(self) -> str:
         return f"chat template {self.name}"
@@ -93,7 +98,7 @@ class ChatTemplate:
     def closing(self) -> str:
         """What the template writes behind the words of a turn that is the last."""
         text = self._render(_PROBE, None, prompt=False)
-        return text.rpartition(_PROBE[1]["content"])[2]
+        return text.rpartition(_ANSWER)[2]
 
     def render(self, conversation: Conversation, *, prompt: bool = False) -> str:
         """The text of a conversation; with `prompt`, up to where the assistant's next

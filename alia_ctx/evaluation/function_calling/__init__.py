@@ -14,7 +14,12 @@ from alia_ctx.evaluation.function_calling.cases import (
 from alia_ctx.evaluation.function_calling.checker import Verdict, check_calls
 from alia_ctx.evaluation.function_calling.ledger import AnswerLedger
 from alia_ctx.evaluation.function_calling.multi_turn import read_multi_turn
-from alia_ctx.evaluation.function_calling.remarks import call_remarks, public_names
+from alia_ctx.evaluation.function_calling.release import are_the_benchmarks
+from alia_ctx.evaluation.function_calling.remarks import (
+    call_remarks,
+    public_names,
+    suite_name,
+)
 from alia_ctx.evaluation.function_calling.scores import (
     MULTI_TURN,
     ROWS,
@@ -43,6 +48,7 @@ __all__ = [
     "FunctionNames",
     "Score",
     "Verdict",
+    "are_the_benchmarks",
     "call_remarks",
     "calls_markdown",
     "calls_of",
@@ -55,6 +61,7 @@ __all__ = [
     "score_markdown",
     "score_table",
     "score_tables",
+    "suite_name",
     "summaries",
     "tools_of",
 ]

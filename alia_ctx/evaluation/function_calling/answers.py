@@ -2,32 +2,46 @@
 
 Tagged text is read by the rules of vLLM's hermes parser, as a served model's clients get
 its calls: a call has `name` and `arguments`, whatever these are, and a text in which one
-is broken is a text without calls. Other forms (JSON of calls, `[Name(key=value)]`,
-glaive's and NVIDIA's tags) are read by the readers of training data.
+is broken is a text without calls. Other forms (JSON of calls, `[Name(key=value)]`, the
+tags of glaive, NVIDIA, Llama 3 and Mistral) are read by the readers of training data.
 """
 
 from __future__ import annotations
 
 import json
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from alia_ctx.data.chat import RowError, ToolCall
 from alia_ctx.data.chat.forms.calls import (
-    calls_from_json,
+    arguments_text,
+    call_from,
     literal,
     looks_pythonic,
     pythonic_calls,
 )
+from alia_ctx.data.chat.reading_back import OPEN, hermes_calls
 from alia_ctx.errors import DataError
 from alia_ctx.files import parse_json
 
-_HERMES = re.compile(r"<tool_call>(.*?)</tool_call>|<tool_call>(.*)", re.DOTALL)
+# Llama 3's `<|python_tag|>` and `<function=name>` and Mistral's `[TOOL_CALLS]` as in the
+# chat templates of these models and their parsers in vLLM; a new call may follow each tag.
 _OTHER_TAGS = re.compile(
-    r"<TOOLCALL>(.*?)(?:</TOOLCALL>|$)|<functioncall>(.*?)(?:</functioncall>|$)",
+    r"<TOOLCALL>(?P<nvidia>.*?)(?:</TOOLCALL>|$)"
+    r"|<functioncall>(?P<glaive>.*?)(?:</functioncall>|$)"
+    r"|<function=(?P<name>[^<>\s]+)>(?P<arguments>.*?)(?:</function>|(?=<function=)|$)"
+    r"|<\|python_tag\|>(?P<llama>.*?)(?=<\|python_tag\|>|<\|eo[tm]_id\|>|$)"
+    r"|\[TOOL_CALLS\](?P<mistral>.*?)(?=\[TOOL_CALLS\]|$)",
     re.DOTALL,
 )
+_OF_MISTRAL = re.compile(
+    r"\s*(?P<name>[^\s\[\]{}\"]+?)\s*(?:\[CALL_ID\]\s*\w+\s*)?(?:\[ARGS\])?\s*"
+    r"(?P<arguments>\{.*)",
+    re.DOTALL,
+)
+_BETWEEN = re.compile(r"[\s;,]*")
 
 
 @dataclass(frozen=True)
@@ -97,39 +111,62 @@ def calls_of(answer: Answer) -> Calls:
         if answer.tool_calls:
             calls = [(name, parse_json(given)) for name, given in answer.tool_calls]
             return Calls(tuple(calls), content=text)
-        if first := _HERMES.search(text):
-            tagged = _HERMES.findall(text)
-            calls = [_hermes(closed or open_) for closed, open_ in tagged]
+        if (start := text.find(OPEN)) >= 0:
+            calls = hermes_calls(text)
         else:
             first = _OTHER_TAGS.search(text)
+            start = first.start() if first else 0
             others = _other_calls(text)
             calls = [(call.name, parse_json(call.arguments)) for call in others]
     except (RowError, ValueError) as error:
         return Calls((), str(error))
-    before = text[: first.start()] if first else ""
-    return Calls(tuple(calls), content=before.strip() if calls else "")
+    return Calls(tuple(calls), content=text[:start].strip() if calls else "")
 
 
 def _other_calls(text: str) -> list[ToolCall]:
-    found: list[ToolCall] = []
+    tagged = [*_OTHER_TAGS.finditer(text)]
     bare = text.strip()
-    if tagged := _OTHER_TAGS.findall(text):
-        for parts in tagged:
-            found += calls_from_json("".join(parts))
-    elif looks_pythonic(bare):
-        found += pythonic_calls(bare)
-    elif bare.startswith(("[", "{")):
-        found += _json_calls(bare)
-    return found
+    if tagged:
+        return [call for match in tagged for call in _tagged(match)]
+    if looks_pythonic(bare):
+        return [*pythonic_calls(bare)]
+    return [*_json_calls(bare)] if bare.startswith(("[", "{")) else []
 
 
-def _hermes(text: str) -> tuple[str, Any]:
-    value = parse_json(text)
-    if not isinstance(value, dict) or not {"name", "arguments"} <= value.keys():
-        raise ValueError(f"a call without name and arguments: {text.strip()[:80]}")
-    if not isinstance(value["name"], str):
-        raise ValueError(f"a name that is no text: {text.strip()[:80]}")
-    return value["name"], value["arguments"]
+def _tagged(match: re.Match[str]) -> Sequence[ToolCall]:
+    """The calls of a tag."""
+    if match["name"]:
+        arguments = arguments_text(match["arguments"], match["name"])
+        return [ToolCall(match["name"], arguments)]
+    if match["mistral"] is not None and (named := _OF_MISTRAL.fullmatch(match[0][12:])):
+        return [ToolCall(named["name"], arguments_text(named["arguments"], ""))]
+    return [call_from(value) for value in _values(match[match.lastgroup or 0])]
+
+
+def _values(text: str) -> list[Any]:
+    """A JSON value or a literal of Python, of an array its values; or several objects, as
+    Llama 3 writes calls, with `;` or blanks between. RowError for what is neither.
+    """
+    try:
+        value = literal(text)
+        return value if isinstance(value, list) else [value]
+    except RowError:
+        values, place = [], _end_of_blank(text, 0)
+        try:
+            while place < len(text):
+                _, end = json.JSONDecoder().raw_decode(text, place)
+                values.append(parse_json(text[place:end]))
+                place = _end_of_blank(text, end)
+        except (ValueError, RecursionError):
+            values = []
+        if len(values) < 2:
+            raise
+        return values
+
+
+def _end_of_blank(text: str, start: int) -> int:
+    match = _BETWEEN.match(text, start)
+    return match.end() if match else start
 
 
 def _json_calls(text: str) -> tuple[ToolCall, ...]:
@@ -137,17 +174,17 @@ def _json_calls(text: str) -> tuple[ToolCall, ...]:
     names too. RowError or ValueError where it breaks off as calls do, or mixes both.
     """
     try:
-        value = literal(text)
+        values = _values(text)
     except RowError:
         if '"name"' in text and re.search(r'"(arguments|parameters)"\s*:', text):
             raise
         return ()
-    are_calls = [_is_call(v) for v in (value if isinstance(value, list) else [value])]
+    are_calls = [_is_call(value) for value in values]
     if not any(are_calls):
         return ()
     if not all(are_calls):
         raise ValueError(f"calls beside what is none: {text[:80]}")
-    return calls_from_json(text)
+    return tuple(call_from(value) for value in values)
 
 
 def _is_call(value: Any) -> bool:

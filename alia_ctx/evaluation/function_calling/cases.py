@@ -38,6 +38,7 @@ CATEGORIES: dict[str, tuple[str, ...]] = {
     "live_irrelevance": (),
 }
 _FILE = re.compile(r"BFCL_(v\d+)_(\w+)\.json")
+_FORM = "its form is in docs/function-calling-evaluation.md, or get the files anew"
 _GET = "`pip download --no-deps bfcl-eval`, unpack it, and name its bfcl_eval/data"
 
 
@@ -212,8 +213,10 @@ def _category(category: str, file: Path, seen: set[str]) -> list[Case]:
             )
             _require_known(case, needs_answers="relevance" not in category)
         except (KeyError, TypeError, ValueError, AttributeError) as error:
+            lacks = isinstance(error, KeyError) and error.args
+            told = f"has no {error.args[0]}" if lacks else str(error)
             raise DataError(
-                f"{file}, line {number}: is no BFCL case ({error!r}); {_GET} again"
+                f"{file}, line {number}: is no BFCL case ({told}); {_FORM}"
             ) from error
         if case.id in seen:
             raise DataError(f"{file}, line {number}: the id {case.id} is there twice")
@@ -224,7 +227,7 @@ def _category(category: str, file: Path, seen: set[str]) -> list[Case]:
 
 def _lines(file: Path) -> list[dict[str, Any]]:
     try:
-        text = file.read_text(encoding="utf-8")
+        text = file.read_text(encoding="utf-8-sig")
     except (OSError, UnicodeDecodeError) as error:
         raise DataError(f"{file}: cannot be read ({error}); {_GET} again") from error
     rows = []
@@ -252,22 +255,33 @@ def _require_known(case: Case, needs_answers: bool) -> None:
             isinstance(message["role"], str) and isinstance(message["content"], str)
         ):
             raise ValueError("a message without role and text")
-    tools = tools_of(case.functions, case.language)
-    # Half of a surrogate pair, which JSON can spell, is no text to a tokenizer.
-    json.dumps([case.messages, tools], ensure_ascii=False).encode()
     known = TYPES[case.language]
     for function in case.functions:
         for name, schema in function["parameters"]["properties"].items():
-            kinds = [schema["type"]]
-            kinds += [schema["items"]["type"]] if kinds[0] in WITH_ITEMS else []
+            kinds = [_kind(name, schema)]
+            if kinds[0] in WITH_ITEMS:
+                kinds.append(_kind(f"items of {name}", schema["items"]))
             if needs_answers and not set(kinds) <= set(known):
                 raise ValueError(f"{name} is of type {' of '.join(kinds)}")
         required = function["parameters"].get("required", [])
         if not isinstance(required, list):
             raise ValueError(f"required is no list: {required!r}")
+    tools = tools_of(case.functions, case.language)
+    # Half of a surrogate pair, which JSON can spell, is no text to a tokenizer.
+    json.dumps([case.messages, tools], ensure_ascii=False).encode()
     if needs_answers and (not case.accepted or not case.functions):
         raise ValueError("no accepted calls")
+    functions = {function["name"] for function in case.functions}
     for call in case.accepted or ():
-        ((_, parameters),) = call.items()
+        ((name, parameters),) = call.items()
+        if name not in functions:
+            raise ValueError(f"{name} is accepted, and is none of the functions")
         if not all(isinstance(values, list) for values in parameters.values()):
             raise ValueError("accepted values are no lists")
+
+
+def _kind(name: str, schema: dict[str, Any]) -> str:
+    kind = schema.get("type")
+    if not isinstance(kind, str):
+        raise ValueError(f"{name} has not one type by its name, but {kind!r}")
+    return kind

@@ -14,6 +14,7 @@ from alia_ctx.evaluation.function_calling.remarks import (
     LEGEND,
     call_remarks,
     public_names,
+    suite_name,
 )
 from alia_ctx.evaluation.function_calling.scores import (
     ROWS,
@@ -28,12 +29,12 @@ _MOST_CASES = 2**53  # that a float counts
 Scores = Mapping[str, Mapping[str, Score]]  # model -> category -> score
 
 
-def score_table(scores: Scores) -> Table:
+def score_table(scores: Scores, title: str = "BFCL") -> Table:
     """Rows in the card's order; of each model the accuracy in percent, its 95% interval,
     and right answers of all. A category whose row lacks another one stands below, by
     itself. No cell is folded.
     """
-    table = Table(title="BFCL", caption=f"card: of ALIA-40b-fc; {LEGEND}")
+    table = Table(title=title, caption=f"card: of ALIA-40b-fc; {LEGEND}")
     table.add_column("metric", no_wrap=True)
     table.add_column("category", no_wrap=True)
     for name in scores:
@@ -48,13 +49,13 @@ def score_table(scores: Scores) -> Table:
     return table
 
 
-def score_tables(scores: Scores, width: int) -> list[Table]:
+def score_tables(scores: Scores, width: int, title: str = "BFCL") -> list[Table]:
     """`score_table`, or where it is wider than `width` letters, one of each model."""
-    table = score_table(scores)
+    table = score_table(scores, title)
     console = Console(width=10_000)
     if console.measure(table).maximum <= width:
         return [table]
-    return [score_table({name: of_model}) for name, of_model in scores.items()]
+    return [score_table({name: one}, title) for name, one in scores.items()]
 
 
 def score_markdown(scores: Scores) -> str:
@@ -73,11 +74,13 @@ def score_markdown(scores: Scores) -> str:
 
 
 def calls_markdown(scores: Scores, document: Mapping[str, Any]) -> str:
-    """The table as Markdown with its heading, and below it what `call_remarks` says of the
+    """The table as Markdown with its suite_name, and below it what `call_remarks` says of the
     `document` that the scores are from.
     """
     remarks = "\n".join(f"- {line}" for line in call_remarks(document))
-    return f"# BFCL\n\n{score_markdown(scores)}\n\n{LEGEND}\n\n{remarks}"
+    return (
+        f"# {suite_name(document)}\n\n{score_markdown(scores)}\n\n{LEGEND}\n\n{remarks}"
+    )
 
 
 def read_scores(document: Any) -> dict[str, dict[str, Score]] | None:

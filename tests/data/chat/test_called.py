@@ -64,7 +64,7 @@ def called(encoder: ChatEncoder, talk: Conversation) -> list[str]:
     return [decode(run, clean_up_tokenization_spaces=False) for run in runs]
 
 
-@pytest.mark.parametrize("words", [None, "Let me look.", "I use <tool_call>\n{", "<"])
+@pytest.mark.parametrize("words", [None, "Let me look.", "I use </tool_call>\n{", "<"])
 @pytest.mark.parametrize(
     ("family", "header"),
     [

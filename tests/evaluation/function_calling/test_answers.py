@@ -44,6 +44,18 @@ ONE = [("f", {"a": 1})]
         ('{"name": "f", "parameters": {"a": 1}}', ONE),
         ('{"name": "f", "arguments": {"a": True}}', [("f", {"a": True})]),
         ("[f(a=1)]", ONE),
+        # Mistral's, before and since calls are named before their arguments.
+        (f"[TOOL_CALLS] [{CALL}, {CALL}]", ONE * 2),
+        ('[TOOL_CALLS]f[ARGS]{"a": 1}[TOOL_CALLS]f{"a": 1}', ONE * 2),
+        ('I look.[TOOL_CALLS]f[CALL_ID]abc123456[ARGS]{"a": 1}', ONE),
+        # Llama 3's.
+        ('<|python_tag|>{"name": "f", "parameters": {"a": 1}}', ONE),
+        (f"<|python_tag|>{CALL}; {CALL}<|eom_id|>", ONE * 2),
+        (f"{CALL}; {CALL}", ONE * 2),
+        (f"{CALL}\n{CALL}", ONE * 2),
+        ('<function=f>{"a": 1}</function>', ONE),
+        ('<function=f>{"a": 1}<function=f>{"a": 1}', ONE * 2),
+        ('{"temperature": 3}; {"temperature": 4}', []),
         ('[a.b(x="y, z", n=[1, 2])]', [("a.b", {"x": "y, z", "n": [1, 2]})]),
         ("There is no call here.", []),
         ("f(a=1) is what I would call.", []),

@@ -77,6 +77,9 @@ def test_no_data(tmp_path: Path) -> None:
         ('"role"', '"rule"', "line 1: is no BFCL case"),
         ("{", "[", "line 1: no JSON"),
         ('"integer"', '"rational"', "n is of type rational"),
+        ('"integer"', '["integer", "null"]', r"n has not one type .*\['integer"),
+        ('{"type": "integer", ', '{"anyOf": [], ', "n has not one type .* None"),
+        ('"type": "integer"', '"type": "array", "items": {}', "items of n has not"),
         ('"parameters"', '"params"', "line 1: is no BFCL case"),
         ("multiple_1", "multiple_0", "its ids are not those"),
         ('"id": "multiple_0"', '"id": 7', "its ids are not those"),
@@ -101,7 +104,17 @@ def test_damaged_files(old: str, new: str, message: str, tmp_path: Path) -> None
 
 
 @pytest.mark.parametrize(
-    "truth", [None, [], [{}], [{"f": {"n": 1}}], [{"f": {}, "g": {}}], ["f"], [1]]
+    "truth",
+    [
+        [{"get.values": {"n": [0]}}],
+        None,
+        [],
+        [{}],
+        [{"f": {"n": 1}}],
+        [{"f": {}, "g": {}}],
+        ["f"],
+        [1],
+    ],
 )
 def test_answers_that_are_none(truth: object, tmp_path: Path) -> None:
     folder = write_suite(tmp_path / "d", each=1)
@@ -109,6 +122,14 @@ def test_answers_that_are_none(truth: object, tmp_path: Path) -> None:
     file.write_text(json.dumps({"id": "multiple_0", "ground_truth": truth}))
     with pytest.raises(AliaError, match="line 1: is no BFCL case"):
         read_cases(folder)
+
+
+def test_a_mark_of_the_byte_order_is_no_damage(tmp_path: Path) -> None:
+    folder = write_suite(tmp_path / "d", each=1)
+    whole = read_cases(folder)
+    for file in folder.rglob("*.json"):
+        file.write_bytes(b"\xef\xbb\xbf" + file.read_bytes())
+    assert read_cases(folder).cases == whole.cases
 
 
 def test_the_same_case_twice(tmp_path: Path) -> None:

@@ -357,6 +357,7 @@ def test_a_page_that_is_no_server_s(
         (said(None, ("get_value", ' {"n": 1, "n": 0}\n')), None),
         ({"content": [{"type": "text", "text": "[get_value(n=0)]"}]}, None),
         ({"content": None}, "no_call"),
+        ({"function_call": {"name": "get_value", "arguments": '{"n": 0}'}}, None),
         ({"content": ["x"]}, AliaError),
         ({"tool_calls": ["x"]}, AliaError),
         ({"tool_calls": {"a": 1}}, AliaError),

@@ -14,7 +14,7 @@ import pytest
 
 from alia_ctx.errors import AliaError
 from alia_ctx.evaluation.function_calling.ledger import NAME
-from alia_ctx.workflow import call_endpoint
+from alia_ctx.workflow import openai_server
 from tests.evaluation.function_calling.server import answering, said, served
 from tests.evaluation.function_calling.small_suite import write_suite
 from tests.evaluation.function_calling.test_evaluate_calls import alia, right_reply
@@ -49,6 +49,7 @@ def test_who_stops_waits_for_no_server(suite: Path, tmp_path: Path) -> None:
             over.set()
     assert program.returncode == 130
     assert b"Traceback" not in told
+    assert told.endswith(b"stopped; what is finished stays, start again to go on\n")
 
 
 def test_a_number_of_tokens_that_is_none(suite: Path, tmp_path: Path) -> None:
@@ -94,39 +95,74 @@ def test_a_server_that_takes_too_long(
         over.wait(300)
         return said("late")
 
-    monkeypatch.setattr(call_endpoint, "_TIMEOUT_SECONDS", 0.5)
+    monkeypatch.setattr(openai_server, "_TIMEOUT_SECONDS", 0.5)
     words = ["--data", suite, "--output", tmp_path / "out", "--batch-size", 1]
     with served(waits) as url:
         with pytest.raises(AliaError, match=r"does not answer \(timed out\).*are kept"):
             alia("evaluate-calls", "--endpoint", url, *words)
         over.set()
-    assert len(asked) == 1
+    assert len(asked) == len(set(asked)) == 2  # the shortest one too
 
 
-def test_what_came_before_a_server_failed_is_kept(suite: Path, tmp_path: Path) -> None:
-    """One of several at a time breaks; the others are not asked again."""
+@pytest.mark.parametrize("broken", [404, {"content": ["x"]}, "silence"])
+def test_a_question_that_a_server_fails_with_holds_up_no_other(
+    broken: Any, suite: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is wrong, said, and asked again the next time; the others are not."""
     asked: list[str] = []
     mended = threading.Event()
 
     def breaks(body: dict[str, Any]) -> dict[str, Any] | int:
         text = body["messages"][-1]["content"]
         asked.append(text)
-        return 404 if text == "multiple 1?" and not mended.is_set() else said("No.")
+        if text == "multiple 1?" and not mended.is_set():
+            if broken != "silence":
+                return broken  # type: ignore[no-any-return]
+            mended.wait(60)
+        return said("Noon.") if text == "What time is it?" else right_reply(body)
+
+    if broken == "silence":
+        monkeypatch.setattr(openai_server, "_TIMEOUT_SECONDS", 2.0)
+    words = ["evaluate-calls", "--data", suite, "--output", tmp_path / "out"]
+    words += ["--batch-size", 4, "--categories", "multiple,parallel", "--json"]
+    with served(breaks) as url:
+        scored = json.loads(alia(*words, "--endpoint", url))["models"]["model"]
+        mended.set()
+        again = json.loads(alia(*words, "--endpoint", url))["models"]["model"]
+    assert scored["unanswered"] == {"multiple": 1}
+    assert scored["categories"]["multiple"]["right"] == 1
+    assert scored["categories"]["parallel"]["right"] == 2
+    assert "the server" in scored["fault"]
+    assert again["unanswered"] == {} and again["categories"]["multiple"]["right"] == 2
+    for text in ("multiple 0?", "parallel 0?", "parallel 1?"):
+        assert asked.count(text) == 1
+    assert asked.count("multiple 1?") == 2
+
+
+def test_what_came_before_a_server_went_down_is_kept(
+    suite: Path, tmp_path: Path
+) -> None:
+    """Of questions that were asked together too."""
+    asked: list[str] = []
+    down = threading.Event()
+
+    def breaks(body: dict[str, Any]) -> dict[str, Any] | int:
+        text = body["messages"][-1]["content"]
+        asked.append(text)
+        if text == "multiple 1?":
+            down.set()
+        return 404 if down.is_set() and "multiple 0" not in text else said("No.")
 
     words = ["evaluate-calls", "--data", suite, "--output", tmp_path / "out"]
-    words += ["--batch-size", 4, "--categories", "multiple,parallel"]
+    words += ["--batch-size", 2, "--categories", "multiple,parallel"]
     with served(breaks) as url:
         with pytest.raises(AliaError, match=r"case multiple_1: .*are kept"):
             alia(*words, "--endpoint", url)
-        mended.set()
-        alia(*words, "--endpoint", url)
-    assert sorted(asked) == [
-        "multiple 0?",
-        "multiple 1?",
-        "multiple 1?",
-        "parallel 0?",
-        "parallel 1?",
-    ]
+        down.clear()
+        asked.clear()
+        with pytest.raises(AliaError, match=r"case multiple_1: .*are kept"):
+            alia(*words, "--endpoint", url)
+    assert "multiple 0?" not in asked and "multiple 1?" in asked
 
 
 def test_a_server_that_stops_and_is_started_again(suite: Path, tmp_path: Path) -> None:

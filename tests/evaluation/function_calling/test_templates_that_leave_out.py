@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from alia_ctx.data.chat import Conversation, Message, RowError, ToolCall
-from alia_ctx.errors import ConfigError
+from alia_ctx.errors import ConfigError, DataError
 from alia_ctx.evaluation.function_calling import read_cases
 from alia_ctx.workflow.call_generation import TransformersModel
 from alia_ctx.workflow.call_writer import CallSettings
@@ -103,3 +103,45 @@ def test_results_and_system_prompts(
     else:
         with pytest.raises(RowError, match="shows no results"):
             model.conversation_ids(Conversation(turns, tools))
+
+
+MISTRAL = (  # as Mistral's: no header before an answer, tools before the last question
+    "{{ bos_token }}{% for m in messages %}"
+    "{% if m.role == 'system' %}[SYS] {{ m.content }}"
+    "{% elif m.role == 'user' %}"
+    "{% if tools and loop.last %}[AVAILABLE_TOOLS] {{ tools | tojson }}{% endif %}"
+    "[INST] {{ m.content }}[/INST]"
+    "{% elif m.tool_calls %}[TOOL_CALLS] [{% for c in m.tool_calls %}"
+    "{{ {'name': c.function.name, 'arguments': c.function.arguments} | tojson }}"
+    "{% endfor %}]{% else %} {{ m.content }}{% endif %}{% endfor %}"
+)
+FOREIGN = (
+    "{% for m in messages %}<|im_start|>{{ m.role }}\n{% for c in m.tool_calls or [] %}"
+    "[CRIDA]{{ c.function.name }}{{ c.function.arguments | tojson }}[/CRIDA]"
+    "{% endfor %}{{ m.content or '' }}<|im_end|>\n{% endfor %}"
+    "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+)
+HEADLESS = SAID.replace("{% if add", "{% if false and add")
+
+
+def test_one_without_a_header_of_answers_is_asked_as_it_is(
+    suite: Path, tmp_path: Path
+) -> None:
+    directory = model_with(tmp_path / "m", MISTRAL.replace("loop.last", "true"))
+    model = TransformersModel(directory, CallSettings())
+    assert (model.template, model.notes) == ("tokenizer", ())
+    (case,) = read_cases(suite, ["multiple"], limit=1).cases
+    assert model.prompt(case).endswith("[INST] multiple 0?[/INST]")
+
+
+def test_one_that_asks_for_no_answer_is_refused(suite: Path, tmp_path: Path) -> None:
+    directory = model_with(tmp_path / "m", TOOLS + HEADLESS)
+    with pytest.raises(DataError, match=r"does not heed.* give a .*chatml-tools"):
+        asked(directory, suite)
+
+
+def test_calls_in_a_form_that_is_not_read_are_told(suite: Path, tmp_path: Path) -> None:
+    directory = model_with(tmp_path / "m", TOOLS + FOREIGN)
+    table = asked(directory, suite)
+    assert r"writes a call as '[CRIDA]get_value" in table
+    assert "answers in that form are not read" in table

@@ -141,8 +141,11 @@ class Drawing:
         return calls if len(calls) > 1 else []
 
     def _value(self, function: Function, name: str, schema: Any) -> Any:
-        """Drawn once more where it is the default, as two truths often are."""
-        talk = function.talk
+        """Drawn once more where it is the default, as two truths often are, or is not
+        valid after all: a schema may say more than is read of it. NoValueError where it
+        stays so.
+        """
+        talk, fault = function.talk, None
         if talk is None:
             schema = inlined(schema, function.parameters)
         for _ in range(4):
@@ -150,6 +153,9 @@ class Drawing:
                 value = value_for(name, schema, self._language, self._draw)
             else:
                 value = value_of(talk.parts[name], self._language, self._draw)
-            if not is_default(value, schema):
+            fault = function.fault_of_value(name, value) if talk is None else None
+            if fault is None and not is_default(value, schema):
                 break
+        if fault is not None:
+            raise NoValueError(fault)
         return value

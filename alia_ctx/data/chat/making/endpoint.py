@@ -21,7 +21,7 @@ from alia_ctx.data.chat.conversation import Conversation, Message
 from alia_ctx.data.chat.making.grammar import MadeConversation, Request
 from alia_ctx.data.chat.making.languages import LANGUAGES
 from alia_ctx.data.chat.making.verify import request_fault
-from alia_ctx.errors import DataError
+from alia_ctx.errors import DataError, excerpt
 from alia_ctx.files import parse_json
 
 _TRIES = 3
@@ -100,7 +100,7 @@ class Endpoint:
                     self._answered.append(True)
                     return self._content(data)
                 if pause is None or status not in _BUSY:
-                    told = " ".join(data[:200].decode("utf-8", "replace").split())
+                    told = excerpt(data, 200)
                     raise DataError(
                         f"{self.url}: answers {status} ({told}); correct the address, "
                         f"the model's name or the key{self._kept()}"

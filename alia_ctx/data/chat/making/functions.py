@@ -21,6 +21,7 @@ from alia_ctx.data.chat.making.parts import Talk
 from alia_ctx.data.chat.making.python_source import functions_of_source
 from alia_ctx.data.chat.making.schemas import Invented, functions_like_real_ones
 from alia_ctx.data.chat.making.values import NoValueError, inlined
+from alia_ctx.data.chat.reading_back import tag_in
 from alia_ctx.errors import DataError
 from alia_ctx.files import parse_json
 
@@ -80,6 +81,25 @@ class Function:
         described = self.invented.parameters(language)
         told = self.invented.description(language)
         return replace(self, description=told, parameters=described)
+
+    def fault_of_value(self, name: str, value: Any) -> str | None:
+        """Why a value cannot be given for a parameter; None where it can be."""
+        if tag := tag_in({name: value}):
+            return f"{name} has {tag} in it, a tag of calls"
+        try:
+            for error in self._checker.iter_errors({name: value}):
+                if [*error.absolute_path][:1] == [name]:
+                    return f"{name}: {error.message}"
+        except Exception as broken:  # a pattern that is none, a reference to elsewhere
+            return f"its schema cannot be applied ({broken})"
+        return None
+
+    @cached_property
+    def _checker(self) -> Any:
+        import jsonschema
+
+        draft = jsonschema.Draft202012Validator
+        return draft(self.parameters, format_checker=draft.FORMAT_CHECKER)
 
     def in_share(self, share: float) -> bool:
         """Whether a function belongs to this share of all, whatever others there are."""
@@ -246,6 +266,8 @@ def _unusable(function: Function) -> Reason | None:
 
     if not function.description.strip():
         return Reason("it has no description")
+    if tag := tag_in(function.name):
+        return Reason("its name has a tag of calls in it", tag)
     schema = function.parameters
     try:
         write(function.tool())

@@ -13,11 +13,13 @@ from pathlib import Path
 from typing import Any
 
 from alia_ctx.data.chat.json_text import write
+from alia_ctx.data.chat.making.callable import that_can_be_called
 from alia_ctx.data.chat.making.drawing import Limits, NotMadeError
 from alia_ctx.data.chat.making.endpoint import Endpoint, worded
 from alia_ctx.data.chat.making.functions import FoundFunctions, Function
 from alia_ctx.data.chat.making.grammar import KINDS, Grammar, Kind
 from alia_ctx.data.chat.making.languages import LANGUAGES
+from alia_ctx.data.chat.making.left_out import Reason, counted
 from alia_ctx.data.chat.making.partial import Attempt, Partial
 from alia_ctx.data.chat.making.verify import fault_of
 from alia_ctx.errors import DataError
@@ -63,14 +65,47 @@ class MakeSpec:
 @dataclass
 class MadeCounts:
     """What was written, by kind and by language, how often each of these was tried, and
-    what was not written, by kind and reason.
+    what was not written, by kind and reason. `functions` is how many it was made of,
+    `left_out` what is none that can be called; `offered` and `called` are names.
     """
 
     written: int = 0
+    functions: int = 0
     kinds: Counter[str] = field(default_factory=Counter)
     languages: Counter[str] = field(default_factory=Counter)
     tried: Counter[str] = field(default_factory=Counter)
     refused: Counter[str] = field(default_factory=Counter)
+    left_out: dict[str, Reason] = field(default_factory=dict)
+    offered: dict[str, None] = field(default_factory=dict)  # in the order of the file
+    called: set[str] = field(default_factory=set)
+
+    @property
+    def never_called(self) -> list[str]:
+        """Functions that are offered, and called in no conversation."""
+        return [name for name in self.offered if name not in self.called]
+
+    def count_functions(self, record: str) -> None:
+        """Count what a record offers and calls."""
+        value = json.loads(record)
+        for tool in json.loads(value.get("tools") or "[]"):
+            self.offered[tool["function"]["name"]] = None
+        for message in value["messages"]:
+            for call in message.get("tool_calls") or []:
+                self.called.add(call["function"]["name"])
+
+    def to_json(self) -> dict[str, Any]:
+        """For `OUTPUT.json`."""
+        names = self.never_called
+        return {
+            "written": self.written,
+            # asdict would make a Counter of pairs of a Counter.
+            "kinds": dict(self.kinds),
+            "languages": dict(self.languages),
+            "tried": dict(self.tried),
+            "refused": dict(self.refused),
+            "never_called": {"count": len(names), "names": names},
+            "left_out": {where: str(why) for where, why in self.left_out.items()},
+        }
 
     def lacking(self, spec: MakeSpec) -> list[str]:
         """Kinds and languages that were asked for and never made, each with its cause."""
@@ -116,17 +151,26 @@ def make_tool_data(
 
     By grammar alone the same functions, spec and seed give the same bytes. With an endpoint
     `OUTPUT.partial` has what is made so far, until the output is whole: a start that was
-    stopped goes on behind it. Raises DataError where the functions do not serve for a kind
-    (two are needed to offer one beside another), where `OUTPUT.partial` is of something else,
-    and what the endpoint raises; the output is not written then.
+    stopped goes on behind it. Functions of which no call can be made are left out. Raises
+    DataError where these are all, where the others do not serve for a kind (two are needed
+    to offer one beside another), where `OUTPUT.partial` is of something else, and what the
+    endpoint raises; the output is not written then.
     """
-    functions = spec.of_part(found.functions)
+    known = that_can_be_called(found, spec.limits, spec.languages)
+    if not known.functions:
+        new = {w: why for w, why in known.left_out.items() if w not in found.left_out}
+        told = "".join(f"\n  {line}" for line in counted(new))
+        raise DataError(
+            f"no call could be made of {len(found.functions):,} functions; give other "
+            f"sources{told}"
+        )
+    functions = spec.of_part(known.functions)
     made_from: dict[str, Any] = {
         "functions": _fingerprint(functions),
         "spec": asdict(spec),
         "endpoint": None if endpoint is None else asdict(endpoint),
     }
-    counts = MadeCounts()
+    counts = MadeCounts(functions=len(functions), left_out=known.left_out)
     with ExitStack() as stack:
         partial = None
         if endpoint is not None:
@@ -139,10 +183,7 @@ def make_tool_data(
             stream.write(f"{record}\n".encode())
             if progress is not None:
                 progress(counts.written)
-    # asdict would make a Counter of pairs of a Counter.
-    told = dict(vars(counts))
-    left_out = {where: str(reason) for where, reason in found.left_out.items()}
-    content = {**told, "left_out": left_out, "checksum": file_checksum(output)}
+    content = {**counts.to_json(), "checksum": file_checksum(output)}
     write_json(output.with_name(f"{output.name}.json"), sealed(made_from, content))
     if partial is not None:
         partial.remove()
@@ -177,6 +218,7 @@ def _records(
             counts.written += 1
             counts.kinds[kind] += 1
             counts.languages[language] += 1
+            counts.count_functions(attempt.record)
             yield attempt.record
             continue
         counts.refused[f"{kind}: {attempt.refused}"[:120]] += 1

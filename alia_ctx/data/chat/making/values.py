@@ -13,6 +13,7 @@ from typing import Any
 
 from alia_ctx.data.chat.making.catalogue import pools
 from alia_ctx.data.chat.making.languages import LANGUAGES
+from alia_ctx.data.chat.reading_back import tag_in
 
 _NESTED = 2
 _DEEPEST = 8
@@ -37,8 +38,8 @@ def value_for(
         raise NoValueError(f"{name} refers to {schema['$ref']}")
     if "const" in schema:
         return schema["const"]
-    if isinstance(schema.get("enum"), list) and schema["enum"]:
-        return draw.choice([v for v in schema["enum"] if v is not None] or [None])
+    if isinstance(schema.get("enum"), list):
+        return draw.choice(_choices(name, schema["enum"]))
     if alternatives := _alternatives(schema):
         return _of_any(name, alternatives, language, draw, depth)
     kind = schema.get("type") or _kind_by_keys(schema)
@@ -59,6 +60,15 @@ def value_for(
     if kind == "object":
         return _named(name, schema, language, draw, depth)
     raise NoValueError(f"{name} is of the type {kind}")
+
+
+def _choices(name: str, enum: list[Any]) -> list[Any]:
+    """Those that calls can have: no tag of calls, and null where there is nothing else."""
+    usable = [value for value in enum if tag_in(value) is None]
+    if not usable:
+        told = f" but with {tag_in(enum)}, a tag of calls" if enum else ""
+        raise NoValueError(f"{name} has no choice{told}")
+    return [value for value in usable if value is not None] or usable
 
 
 def _alternatives(schema: dict[str, Any]) -> list[dict[str, Any]]:
@@ -138,20 +148,35 @@ def _array(
 def _named(
     name: str, schema: dict[str, Any], language: str, draw: random.Random, depth: int
 ) -> dict[str, Any]:
-    """An object: what is required of its properties, or all; or, of one whose names are
-    free, values of its kind by names that are drawn.
+    """An object: what is required of its properties, or all that can be made; or, of one
+    whose names are free, values of its kind by names that are drawn.
     """
     if properties := schema.get("properties"):
-        return {
-            key: value_for(key, part, language, draw, depth + 1)
-            for key, part in properties.items()
-            if key in (schema.get("required") or properties)
-        }
+        required = schema.get("required")
+        made: dict[str, Any] = {}
+        causes: list[NoValueError] = []
+        for key, part in properties.items():
+            if required and key not in required:
+                continue
+            try:
+                made[key] = value_for(key, part, language, draw, depth + 1)
+            except NoValueError as error:
+                if required:
+                    raise
+                causes.append(error)
+        if causes and not made:
+            raise causes[0]
+        return made
     values = schema.get("additionalProperties")
     if not isinstance(values, dict) or not values:
         raise NoValueError(f"{name} is an object without properties")
     options = _object(name, schema.get("propertyNames", {})).get("enum")
-    names = pools()["word"] if options is None else options
+    # Names are texts, whatever else the choices hold.
+    names = (
+        pools()["word"]
+        if options is None
+        else [name for name in options if isinstance(name, str)]
+    )
     low = max(1, int(schema.get("minProperties", 1)))
     high = min(len(names), int(schema.get("maxProperties", max(3, low))))
     if low > high:
@@ -247,7 +272,9 @@ def _integer(name: str, schema: dict[str, Any], draw: random.Random) -> int:
     least, most = int(-(-limits.low // step)), int(limits.high // step)
     least += limits.above and least * step == limits.low
     most -= limits.below and most * step == limits.high
-    return int(draw.randint(least, max(least, most)) * step)
+    if least > most:
+        raise NoValueError(f"{name} has no limits that a whole number keeps to")
+    return int(draw.randint(least, most) * step)
 
 
 def _text(name: str, schema: dict[str, Any], language: str, draw: random.Random) -> str:

@@ -14,6 +14,7 @@ from alia_ctx.data.chat.making.functions import Function
 from alia_ctx.data.chat.making.grammar import MadeConversation
 from alia_ctx.data.chat.making.parts import Part
 from alia_ctx.data.chat.making.values import is_said, known_names, stands_alone
+from alia_ctx.data.chat.reading_back import tag_in
 
 
 def fault_of(made: MadeConversation) -> str | None:
@@ -35,6 +36,10 @@ def fault_of(made: MadeConversation) -> str | None:
             said = f"{said}\n{message.content or ''}"
         for call in message.calls:
             arguments = plain(parse(call.arguments))
+            if tag := tag_in([call.name, arguments]):
+                return (
+                    f"turn {number}: {call.name} is called with {tag}, a tag of calls"
+                )
             if fault := _schema_fault(made.conversation, call.name, arguments):
                 return f"turn {number}: {fault}"
             if fault := _unsaid(functions.get(call.name), arguments, said):
