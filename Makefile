@@ -10,7 +10,7 @@ export TOKENIZERS_PARALLELISM ?= false
 help:
 	@echo "make demo   the whole job on real text: tokenise, pack, three stages, export, evaluate"
 	@echo "make test   linters, types and all tests"
-	@echo "make smollm2  a real model from 8,192 to 163,840 tokens; for one or two GPUs (SMOLLM2_ARGS=--small for a laptop)"
+	@echo "make smollm2  a real model from 8,192 to 163,840 tokens; run on two and on four GPUs (SMOLLM2_ARGS=--small: its path alone, on a laptop)"
 	@echo "make test-serve  what exports are served with, in an environment of its own"
 	@echo "make test-bfcl  our scorer of function calls against the benchmark's own, in an environment of its own"
 	@echo "make test-cluster  runs through a SLURM of two nodes on this machine, and over two networks (root; apt: slurm-wlm munge)"
@@ -29,6 +29,10 @@ setup: .venv/ready
 demo: setup
 	@$(BIN)/python scripts/demo.py
 
+# The weights are the hub's where it is within reach, unless the environment forbids it.
+ifeq ($(origin HF_HUB_OFFLINE),file)
+smollm2: export HF_HUB_OFFLINE := 0
+endif
 smollm2: setup
 	@$(BIN)/python -m scripts.smollm2 $(SMOLLM2_ARGS)
 

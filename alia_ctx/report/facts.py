@@ -9,7 +9,7 @@ from typing import Any
 
 from alia_ctx.evaluation.positions import PositionBands
 from alia_ctx.evaluation.retrieval import RetrievalScores
-from alia_ctx.evaluation.verdicts import Chain, Measured
+from alia_ctx.evaluation.verdicts import Chain, Measured, Verdict
 from alia_ctx.spec.execution import kernel_speed
 
 # What an evaluator is called -> the arguments of `alia-ctx evaluate` that make it.
@@ -245,6 +245,35 @@ class Result:
 
 
 @dataclass(frozen=True)
+class BesideTable:
+    """A table as whoever measured it made it: cells are text."""
+
+    caption: str
+    headings: Sequence[str]
+    rows: Sequence[Sequence[str]]
+
+
+@dataclass(frozen=True)
+class Beside:
+    """What was measured beside the run's comparison, made by the command `how`.
+
+    `differs` says why it is not of the model that is there now: then it is named and not
+    shown, and its verdicts are none of the run.
+    """
+
+    title: str
+    how: str
+    tables: Sequence[BesideTable] = ()
+    verdicts: Sequence[Verdict] = ()
+    notes: Sequence[str] = ()
+    differs: Sequence[str] = ()
+
+    @property
+    def why_not(self) -> str:
+        return "; ".join(self.differs[:3])
+
+
+@dataclass(frozen=True)
 class RunFacts:
     """A run as its files have it. `models` are those that results are shown of, the base
     first; `command` is what stands for CONFIG in commands, `target` in that of the page.
@@ -263,6 +292,7 @@ class RunFacts:
     problems: Sequence[str] = ()
     target: str = ""
     native: int = 0
+    beside: Sequence[Beside] = ()
 
     @property
     def chain(self) -> Chain:

@@ -6,6 +6,7 @@ from datetime import UTC, datetime
 
 import alia_ctx
 from alia_ctx.report import html, results, training
+from alia_ctx.report.beside import beside
 from alia_ctx.report.facts import RunFacts
 from alia_ctx.report.reality import reality
 from alia_ctx.report.verdicts import summary, verdicts
@@ -19,6 +20,7 @@ _SECTIONS = (
     ("passkey", "Passkeys"),
     ("ruler", "RULER"),
     ("leak", "Leaks"),
+    ("beside", "Beside"),
     ("speed", "Throughput"),
     ("faults", "Faults"),
     ("data", "Data"),
@@ -45,6 +47,7 @@ def run_page(facts: RunFacts, *, refresh: int | None = None) -> str:
         results.passkeys(facts),
         results.retrieval(facts),
         results.leak(facts),
+        beside(facts),
         training.speed(facts),
         training.faults(facts),
         training.data(facts),
@@ -102,4 +105,9 @@ def stale_results(facts: RunFacts) -> list[str]:
             f"{what} is not shown, {why}: {reasons}. "
             f"{facts.how('evaluate CONFIG')} measures it anew."
         )
-    return lines
+    return lines + [
+        f"{document.title} is not shown, it is not of the model that is there now: "
+        f"{document.why_not}. {document.how} measures it anew."
+        for document in facts.beside
+        if document.differs
+    ]

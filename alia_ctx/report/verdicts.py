@@ -12,8 +12,10 @@ from alia_ctx.report.facts import RunFacts
 
 
 def verdicts(facts: RunFacts) -> list[Verdict]:
-    """All that can be said, the end of training first."""
-    return [*_trained(facts), *map(_typeset, claims(facts.lines, facts.chain))]
+    """All that can be said, the end of training first, what others measured last."""
+    own = [*_trained(facts), *map(_typeset, claims(facts.lines, facts.chain))]
+    shown = [document for document in facts.beside if not document.differs]
+    return own + [_typeset(v) for document in shown for v in document.verdicts]
 
 
 def _typeset(verdict: Verdict) -> Verdict:

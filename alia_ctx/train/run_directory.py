@@ -27,6 +27,7 @@ class RunDirectory:
     stages/STAGE/metrics.jsonl        a line an update               train
     stages/STAGE/checkpoints/         update-00000100/ and so on     train
     evaluation/MODEL/NAME-CONTEXT.json what an evaluator found       evaluate
+    beside/NAME.json                  measured by other programs     those
     report/                           tables, plot, verdicts         report
     hf/STAGE/                         a Hugging Face directory       run
     hf/STAGE.made_from.json           what it was made from          run
@@ -62,6 +63,11 @@ class RunDirectory:
     @property
     def evaluations(self) -> Path:
         return self.root / "evaluation"
+
+    @property
+    def beside(self) -> Path:
+        """Documents of what other programs measured of the run, for its page."""
+        return self.root / "beside"
 
     @property
     def report(self) -> Path:

@@ -23,6 +23,7 @@ from alia_ctx.train.stage_identity import (
     STARTED_FROM,
     checkpoint_statement,
 )
+from alia_ctx.workflow.beside import read_beside
 from alia_ctx.workflow.mixture import mixture_of, sizes_of
 from alia_ctx.workflow.planned import planned_stage
 from alia_ctx.workflow.reading import read_json
@@ -72,6 +73,7 @@ def run_facts(
         problems,
         target or command,
         native,
+        read_beside(root, statements, problems),
     )
 
 

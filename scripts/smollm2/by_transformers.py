@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from functools import cache
 from multiprocessing import get_context
@@ -17,13 +17,16 @@ from pathlib import Path
 from typing import Any
 
 from alia_ctx.config.run import RunConfig
+from alia_ctx.errors import DataError
 from alia_ctx.evaluation.retrieval import (
     RetrievalScores,
     SampleRows,
     SampleSpec,
     passkey_specs,
 )
+from alia_ctx.evaluation.verdicts import Verdict
 from alia_ctx.progress import say
+from alia_ctx.report.facts import Beside, BesideTable
 from alia_ctx.workflow.evaluation_tasks import native_context, retrieval_settings
 
 
@@ -83,11 +86,71 @@ def compare(found: dict[str, list[int]], measured: Path) -> dict[str, Any]:
             sums[name] = [a + b for a, b in zip(sums[name], right, strict=True)]
     different = {c: [found[c], ours[c]] for c in found if found[c] != ours[c]}
     for length, sums in by_length.items():
-        (right, asked), (mine, _) = sums["transformers"], sums["measured"]
-        say(
-            f"passkey at {int(length):,}: transformers {right} of {asked}, measured {mine}"
-        )
+        say(f"passkey at {int(length):,}: {_both(sums)}")
     return {"by_length": by_length, "different": different}
+
+
+def _both(sums: Mapping[str, Sequence[int]]) -> str:
+    (right, asked), (mine, of) = sums["transformers"], sums["measured"]
+    return f"transformers {right} of {asked}, measured {mine} of {of}"
+
+
+def as_document(compared: Mapping[str, Any], how: str) -> Beside:
+    """The comparison for the page of the run, where `how` makes it again."""
+    by_length, different = compared["by_length"], compared["different"]
+    rows = [
+        [f"{int(length):,}", *(_counts(sums[n]) for n in ("transformers", "measured"))]
+        for length, sums in by_length.items()
+    ]
+    tables = [
+        BesideTable(
+            "Passkeys that `generate` of transformers answers from the export, greedy, "
+            "beside those measured here: right of asked, by length in tokens.",
+            ["length", "transformers", "measured"],
+            rows,
+        )
+    ]
+    if different:
+        cells = [
+            [f"{int(length):,}", f"{tenth}0%", *map(_counts, different[cell])]
+            for cell in different
+            for length, tenth in [cell.split(":")]
+        ]
+        heads = ["length", "depth", "transformers", "measured"]
+        tables.append(BesideTable("Where the two differ.", heads, cells))
+    detail = "; ".join(f"{int(n):,}: {_both(sums)}" for n, sums in by_length.items())
+    verdict = Verdict(
+        "The export answers passkeys in transformers as was measured",
+        not different if by_length else None,
+        detail or "none was asked",
+    )
+    return Beside("Passkeys by transformers", how, tables, [verdict])
+
+
+def _counts(counts: Sequence[int]) -> str:
+    return f"{counts[0]} of {counts[1]}"
+
+
+def require_agreement(compared: Mapping[str, Any], page: str) -> None:
+    """DataError where another program found something else than was measured, or where
+    there was nothing to find; `page` says where both stand.
+    """
+    if not compared["by_length"]:
+        raise DataError(
+            "transformers was asked for no passkey, so nothing is proven by it: none of "
+            "the lengths fits; take longer contexts"
+        )
+    if compared["different"]:
+        told = "; ".join(
+            f"passkey at {int(length):,}: {_both(compared['by_length'][length])}"
+            for length in dict.fromkeys(
+                c.partition(":")[0] for c in compared["different"]
+            )
+        )
+        raise DataError(
+            f"the export does not answer in transformers as was measured ({told}), see "
+            f"{page}; do not use it before it is known which of the two is wrong"
+        )
 
 
 # --- in a worker ----------------------------------------------------------------------

@@ -16,13 +16,83 @@ from typing import Any
 
 import psutil
 
+from alia_ctx.config.load import read_config
 from alia_ctx.errors import DataError
 from alia_ctx.progress import say
 from alia_ctx.train.metrics_log import read_lines
 from alia_ctx.train.run_directory import metrics_file
+from scripts.smollm2.notes import read_note
+from scripts.smollm2.sizes import CONFIG
 
+BEGUN = "interrupt.json"  # where the kill is to be, from when the stage is begun
+DONE = "interruption.json"  # what was found
 _COMPARED = ("loss", "gradient_norm")
 _TIME_OUT = 1800.0  # seconds until an update is in the log
+
+
+def choose_kill(output: Path, asked: int, ranks: int, settings: Sequence[str]) -> int:
+    """The update at which the first stage is to be killed, 0 for none: as `asked` (0: not
+    asked), or as an earlier start began it, which is taken up whether asked again or not.
+
+    DataError, before anything is made, where it cannot be done or could not take effect.
+    """
+    begun, done = output / BEGUN, output / DONE
+    if asked:
+        _require_possible(asked, ranks, settings)
+    if not begun.is_file():
+        if asked and done.is_file():
+            raise DataError(
+                f"{done}: is there already; leave --interrupt out, or name another "
+                "--output"
+            )
+        stage = output / "stages" / _first_stage(settings)[0]
+        if asked and stage.is_dir():
+            raise DataError(
+                f"{stage}: the stage was begun without --interrupt; move it away, or "
+                "leave --interrupt out"
+            )
+        return asked
+    was = read_note(begun, {"update": int, "ranks": int}, "name another --output")
+    if asked and asked != was["update"]:
+        raise DataError(
+            f"--interrupt {asked}: the stage is killed at update {was['update']} here; "
+            f"name --interrupt {was['update']}, or another --output"
+        )
+    if done.is_file():
+        if asked:
+            say(f"--interrupt {asked}: was done by an earlier start, see {done}")
+        return 0
+    if ranks != was["ranks"]:
+        raise DataError(
+            f"{begun}: the stage that is killed was begun by {was['ranks']} ranks, and "
+            f"now there are {ranks}; name --ranks {was['ranks']}, or another --output"
+        )
+    if not asked:
+        say(f"taking up the kill at update {was['update']} that an earlier start began")
+    return int(was["update"])
+
+
+def _require_possible(asked: int, ranks: int, settings: Sequence[str]) -> None:
+    _, updates, every = _first_stage(settings)
+    if ranks < 2:
+        raise DataError(
+            "--interrupt goes on with another layout, which takes --ranks 2 or more"
+        )
+    if not every <= asked < updates:
+        raise DataError(
+            f"--interrupt {asked}: the stage saves every {every} updates and has "
+            f"{updates}; name one from {every} to {updates - 1}"
+        )
+
+
+def _first_stage(settings: Sequence[str]) -> tuple[str, int, int]:
+    """Name and updates of the first stage, and how many are between two saves; from the
+    configuration as it is written, as the base that gives the sizes is not there yet.
+    """
+    raw = read_config(CONFIG, settings)
+    name, stage = next(iter(raw["stages"].items()))
+    updates = int(stage["tokens"]) // int(stage["update_tokens"])
+    return name, updates, int(raw["checkpoint"]["every_updates"])
 
 
 def kill_at(
@@ -59,18 +129,33 @@ def kill_at(
 
 
 def require_resumed(
-    stage: Path, before: Sequence[Mapping[str, Any]], kept: int
+    stage: Path, before: Sequence[Mapping[str, Any]], kept: int, cp: int
 ) -> None:
     """Raise DataError unless the log of a stage has, up to the update `kept`, the lines that
-    it had `before` it was killed: then these were not computed again.
+    it had `before` it was killed: then these were not computed again; and unless every
+    start past it says that it cut the rows in `cp` parts.
     """
-    now = {line["update"]: line["time"] for line in read_lines(metrics_file(stage))}
+    log = list(read_lines(metrics_file(stage)))
+    now = {line["update"]: line["time"] for line in log}
     was = {line["update"]: line["time"] for line in before}
     again = [u for u in range(1, kept + 1) if now.get(u) != was.get(u)]
     if again or not kept:
         raise DataError(
             f"{stage}: was killed with {kept} updates saved, and update "
             f"{again[0] if again else 1} was computed again; it was not resumed"
+        )
+    # The first line of each start has the layout.
+    layouts = {
+        line["update"]: (line.get("layout") or {}).get("cp")
+        for line in log
+        if line["update"] == kept + 1 or (line["update"] > kept and "layout" in line)
+    }
+    other = [update for update, found in layouts.items() if found != cp]
+    if other or not layouts:
+        raise DataError(
+            f"{stage}: went on after update {kept} by another layout than cp{cp} "
+            f"(update {other[0] if other else kept + 1}), so nothing can be compared; "
+            "name another --output"
         )
 
 

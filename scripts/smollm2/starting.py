@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -13,6 +12,8 @@ from alia_ctx.errors import DataError
 from alia_ctx.files import write_json
 from alia_ctx.progress import say
 from alia_ctx.workflow.planned import planned_stage, recomputed
+from scripts.smollm2.notes import read_note
+from scripts.smollm2.sizes import Sizes
 
 
 def choose_ranks(asked: int | None, devices: int) -> int:
@@ -62,12 +63,18 @@ def choose_recompute(
     return chosen
 
 
-def require_same_sizes(output: Path, asked: Mapping[str, int]) -> None:
+def require_same_sizes(output: Path, asked: Mapping[str, int | None]) -> None:
     """State how much text is written, and refuse another text that is there already."""
     stated = output / "sizes.json"
     if (output / "text").is_dir():
-        there = json.loads(stated.read_text()) if stated.is_file() else None
-        if there != asked:
+        there = (
+            read_note(stated, {}, f"name another --output, or remove {output / 'text'}")
+            if stated.is_file()
+            else None
+        )
+        # What earlier releases did not state was that of the whole.
+        whole = Sizes().text
+        if there is None or {n: there.get(n, whole.get(n)) for n in asked} != asked:
             raise DataError(
                 f"{output / 'text'}: was written with sizes {there or 'not stated'}, and "
                 f"{asked} are asked (--small or not); name another --output"

