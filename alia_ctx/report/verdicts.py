@@ -5,21 +5,16 @@ itself without far context.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import replace
 
 from alia_ctx.evaluation.verdicts import Verdict, claims
 from alia_ctx.report.facts import RunFacts
 
 
 def verdicts(facts: RunFacts) -> list[Verdict]:
-    """All that can be said, the end of training first."""
-    return [*_trained(facts), *map(_typeset, claims(facts.lines, facts.chain))]
-
-
-def _typeset(verdict: Verdict) -> Verdict:
-    return replace(
-        verdict, detail=verdict.detail.replace(" -> ", " → ").replace("+-", "±")
-    )
+    """All that can be said, the end of training first; the page and the report as text
+    have these.
+    """
+    return [*_trained(facts), *claims(facts.lines, facts.chain)]
 
 
 def summary(facts: RunFacts) -> str:
@@ -44,4 +39,5 @@ def _trained(facts: RunFacts) -> Iterator[Verdict]:
         skipped = int(stage.ledger["skipped_updates"]) if stage.ledger else 0
         detail = f"{stage.done:,} of {stage.updates:,} updates, {skipped} skipped"
         holds = True if stage.finished else None
-        yield Verdict(f"{stage.name} is trained to its end", holds, detail)
+        claim = f"{stage.name} is trained to its end"
+        yield Verdict(claim, holds, detail, stage.name)

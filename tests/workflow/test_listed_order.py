@@ -16,7 +16,7 @@ from alia_ctx.hf.convert import import_hf
 from tests.distributed import run_distributed
 from tests.hf_models import make_model
 from tests.small_run import VOCABULARY, write_run
-from tests.workflow.scenarios import Run
+from tests.workflow.scenarios import SMALL, Run
 
 MEASURED = ("evaluation.measure=[positions]",)
 
@@ -28,9 +28,17 @@ def scenarios(rank: int, folder: str) -> dict[str, Any]:
     seen["started"] = run.started
     config = run.config(*MEASURED)
     seen["lines"] = [line.name for line in workflow.standard_lines(config)]
-    page = [f"output={run.output}", *MEASURED]
+    page = [*SMALL, f"output={run.output}", *MEASURED]
     said = workflow.page_verdicts(root / "reversed" / "run.yaml", page)
     seen["claims"] = [verdict.claim for verdict in said]
+    seen["page"] = [str(verdict) for verdict in said]
+    report = (run.output / "report/report.md").read_text().splitlines()
+    seen["report"] = [
+        line[2:]
+        for line in report
+        if line.startswith(("- yes: ", "- NO: ", "- undecided: "))
+    ]
+    seen["for comparison"] = [line for line in report if "For comparison" in line]
     seen["exported"] = [
         file.parent.name for file in run.output.glob("hf/*/config.json")
     ]
@@ -88,6 +96,19 @@ def test_a_chain_is_trained_and_measured_from_its_base_on(seen: dict[str, Any]) 
     trained = [claim for claim in seen["claims"] if "trained to its end" in claim]
     assert trained == [f"{name} is trained to its end" for name in ("short", "long")]
     assert any("long is clearly better than base" in c for c in seen["claims"])
+
+
+def test_the_report_as_text_has_the_verdicts_of_the_page(seen: dict[str, Any]) -> None:
+    """Those of every stage, none against the base that was given more than its own."""
+    assert seen["report"] == seen["page"] and seen["page"]
+    for stage in ("short", "long"):
+        loses = f"{stage} loses at most 2% to base at positions"
+        assert any(loses in claim for claim in seen["claims"])
+    assert not any("given" in claim for claim in seen["claims"])
+    assert all(
+        "long against base, given 256" in line for line in seen["for comparison"]
+    )
+    assert len(seen["for comparison"]) == 2
 
 
 def test_a_file_in_order_goes_on_with_what_one_out_of_order_made(
