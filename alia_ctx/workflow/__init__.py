@@ -30,6 +30,8 @@ if TYPE_CHECKING:
         base_rope,
         compare_rope,
         left_out_ropes,
+        rope_in_words,
+        rope_notes,
     )
     from alia_ctx.workflow.doctor import examine
     from alia_ctx.workflow.evaluation import (
@@ -105,6 +107,8 @@ _MODULES = {
             "base_rope",
             "compare_rope",
             "left_out_ropes",
+            "rope_in_words",
+            "rope_notes",
         ),
         "workflow.doctor": ("examine",),
         "workflow.evaluation": (
@@ -241,6 +245,8 @@ __all__ = [
     "recompute",
     "report",
     "require_same_text",
+    "rope_in_words",
+    "rope_notes",
     "run_all",
     "run_status",
     "stale_results",
