@@ -65,6 +65,7 @@ def check_notes(run: RunConfig, names: Sequence[str]) -> Iterator[str]:
         unseen = [workflow.not_seen(run, name) for name in names or run.stages]
         yield from (*filter(None, unseen), *workflow.plan_notes(run, names))
         yield from workflow.constants_notes(run)
+        yield from workflow.epoch_notes(run, names)
     yield from workflow.gpu_notes(run, names)
     if not names:  # which may take a while to read
         yield from map(str, held_out_notes(run))

@@ -34,6 +34,7 @@ if TYPE_CHECKING:
         rope_notes,
     )
     from alia_ctx.workflow.doctor import examine
+    from alia_ctx.workflow.epochs import epoch_notes
     from alia_ctx.workflow.evaluation import (
         EVALUATORS,
         EvaluationTask,
@@ -111,6 +112,7 @@ _MODULES = {
             "rope_notes",
         ),
         "workflow.doctor": ("examine",),
+        "workflow.epochs": ("epoch_notes",),
         "workflow.evaluation": (
             "EVALUATORS",
             "EvaluationTask",
@@ -218,6 +220,7 @@ __all__ = [
     "compare_rope",
     "constants_notes",
     "draw_update",
+    "epoch_notes",
     "evaluation_task",
     "examine",
     "export",
