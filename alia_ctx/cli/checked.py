@@ -53,6 +53,7 @@ def check_notes(run: RunConfig, names: Sequence[str]) -> Iterator[str]:
         if note := dynamic_note(stage.rope, stage.context):
             yield f"stages.{name}.rope.type: {note}"
     yield from workflow.rope_notes(run, names)
+    yield from workflow.warmup_notes(run, names)
     if (base := workflow.base_to_import(run, names)) is not None:
         yield workflow.how_to_import(run, base)
     if run.root is not None and run.deferred(run.root):

@@ -60,6 +60,7 @@ if TYPE_CHECKING:
         plan_stages,
     )
     from alia_ctx.workflow.plans import not_seen, open_plan, pack
+    from alia_ctx.workflow.readiness import warmup_notes
     from alia_ctx.workflow.recomputing import recompute
     from alia_ctx.workflow.reporting import (
         keep_page,
@@ -155,6 +156,7 @@ _MODULES = {
             "open_plan",
             "pack",
         ),
+        "workflow.readiness": ("warmup_notes",),
         "workflow.recomputing": ("recompute",),
         "workflow.reporting": (
             "keep_page",
@@ -260,5 +262,6 @@ __all__ = [
     "tokenize",
     "train",
     "unknown_tokenizer",
+    "warmup_notes",
     "write_page",
 ]
