@@ -5,16 +5,14 @@ Every command reads a configuration first, and checks it as a whole.
 
 from __future__ import annotations
 
-import dataclasses
 import json
 import os
 import signal
 import sys
 import time
-from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from pathlib import Path
-from typing import Annotated, Any, NoReturn
+from typing import Annotated, NoReturn
 
 import typer
 
@@ -29,13 +27,14 @@ from alia_ctx.cli import (
     watch_commands,
 )
 from alia_ctx.cli.arguments import path
+from alia_ctx.cli.checked import NO_HELD_OUT, check_notes, stage_in_short
 from alia_ctx.cli.failing import Command, refusal, say_stopped
 from alia_ctx.cli.output import print_json, print_table
 from alia_ctx.config.evaluation import SCORES
 from alia_ctx.config.held_out import held_out_notes
 from alia_ctx.config.load import load_plan, load_run, require_stages
 from alia_ctx.config.run import RunConfig
-from alia_ctx.errors import AliaError, ConfigError, Problem
+from alia_ctx.errors import AliaError, ConfigError
 from alia_ctx.progress import is_main, loading
 
 app = typer.Typer(
@@ -69,13 +68,6 @@ StageNames = Annotated[
 AsJson = Annotated[bool, typer.Option("--json", help="As JSON, and nothing else.")]
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace what is there.")]
 
-_NO_HELD_OUT = Problem(
-    "evaluation.held_out",
-    None,
-    "there is no held-out text, which `evaluate`, `report` and `run` need",
-    "name some; `train` goes without",
-)
-
 
 @app.command()
 def check(
@@ -91,8 +83,8 @@ def check(
     from alia_ctx import workflow
 
     workflow.check_all(run, config, names)
-    budgets = {name: _budget(run, name) for name in names or run.stages}
-    notes = list(_check_notes(run, names))
+    budgets = {name: stage_in_short(run, name) for name in names or run.stages}
+    notes = list(check_notes(run, names))
     if as_json:
         print_json(
             {"config": str(config), "ok": True, "stages": budgets, "notes": notes}
@@ -103,59 +95,15 @@ def check(
             plural = "s" if of["epochs"] != 1 else ""
             size = f"{of['update_instances']} conversations"
             typer.echo(f"{name}: {of['epochs']} epoch{plural} in updates of {size}")
-            continue
-        typer.echo(
-            f"{name}: {of['updates']:,} updates of {of['rows']} x {of['context']:,} = "
-            f"{of['update_tokens']:,} tokens, {of['tokens']:,} in all"
-        )
+        else:
+            typer.echo(
+                f"{name}: {of['updates']:,} updates of {of['rows']} x {of['context']:,} = "
+                f"{of['update_tokens']:,} tokens, {of['tokens']:,} in all"
+            )
+        typer.echo(f"{name}: RoPE {of['rope']['words']}")
     for note in notes:
         typer.echo(f"note: {note}")
     typer.echo(f"{config}: no problems")
-
-
-def _budget(run: RunConfig, name: str) -> dict[str, Any]:
-    """What a stage trains on in all and in an update, as far as its settings say it."""
-    stage = run.stage(name)
-    shared = {"context": stage.context, "layout": dataclasses.asdict(stage.layout)}
-    shared |= {"epochs": stage.epochs, "update_instances": stage.update_instances}
-    if stage.update_instances is not None:
-        return shared
-    tokens = stage.rows_per_update * stage.context
-    return {
-        **shared,
-        "updates": stage.updates,
-        "rows": stage.rows_per_update,
-        "update_tokens": tokens,
-        "tokens": stage.updates * tokens,
-    }
-
-
-def _check_notes(run: RunConfig, names: Sequence[str]) -> Iterator[str]:
-    """What is no violation, and what a person should know."""
-    from alia_ctx import workflow
-    from alia_ctx.hf.rope_config import dynamic_note
-
-    for name in names or run.stages:
-        if unknown := workflow.unknown_tokenizer(run, name):
-            yield unknown
-        stage = run.stage(name)
-        if note := dynamic_note(stage.rope, stage.context):
-            yield f"stages.{name}.rope.type: {note}"
-    if (base := workflow.base_to_import(run, names)) is not None:
-        yield workflow.how_to_import(run, base)
-    if run.root is not None and run.deferred(run.root):
-        yield f"root {run.root} is not on this machine; files below it were not looked for"
-    if run.evaluation.held_out is None:
-        yield f"{_NO_HELD_OUT.key}: {_NO_HELD_OUT.rule}"
-    elif not run.deferred(run.output) and (few := workflow.few_held_out(run)):
-        yield few
-    if not run.deferred(run.output):
-        unseen = [workflow.not_seen(run, name) for name in names or run.stages]
-        yield from (*filter(None, unseen), *workflow.plan_notes(run, names))
-        yield from workflow.constants_notes(run)
-    yield from workflow.gpu_notes(run, names)
-    if not names:  # which may take a while to read
-        yield from map(str, held_out_notes(run))
 
 
 @app.command()
@@ -315,7 +263,7 @@ def run(config: Config, overrides: Overrides = None) -> None:
 
     loaded = load_run(config, overrides or (), read_text=True)
     if loaded.evaluation.held_out is None:
-        raise ConfigError("", [_NO_HELD_OUT])
+        raise ConfigError("", [NO_HELD_OUT])
     written = workflow.run_all(config, overrides or (), loaded)
     typer.echo(written.markdown.read_text(encoding="utf-8"))
     page = workflow.write_page([config], overrides or ())

@@ -102,6 +102,8 @@ def init(
             f"{proposal.reads.tokens:,} or {proposal.reads.other:,} tokens; "
             f"{begun.config} has the factor of either"
         )
+    if begun.epochs is not None:
+        typer.echo(f"note: {begun.epochs}")
     for key in begun.open_keys:
         typer.echo(f"to fill in: {key}")
     edit = f"edit {begun.config}, then " if begun.open_keys else ""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -216,7 +216,8 @@ class RunConfig:
     `hf_base` is the Hugging Face directory of the base: what the model's sizes are before
     the checkpoint is there that the first stage starts from, and what `run` makes it of.
     `notes` are what a reader of its report has to know, as of its data; nothing depends
-    on them.
+    on them. `stages` are in the order in which they are trained, wherever a file lists
+    them: each after the one that it starts from (`chain_order`).
     """
 
     name: str
@@ -236,6 +237,11 @@ class RunConfig:
     metrics: MetricsConfig = field(default_factory=MetricsConfig)
     launch: LaunchSpec = field(default_factory=LaunchSpec)
     notes: list[str] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        # Files that include others list stages in any order, and what was written as JSON
+        # has them by name; all that takes the first or the last stage reads them here.
+        object.__setattr__(self, "stages", chain_order(self.stages))
 
     def stage(self, name: str) -> StageConfig:
         """The stage called `name`; ConfigError lists the known ones."""
@@ -259,6 +265,22 @@ class RunConfig:
     def to_dict(self) -> dict[str, Any]:
         """The resolved configuration as plain containers, as it is stored with every checkpoint."""
         return dataclasses.asdict(self)
+
+
+def chain_order(stages: Mapping[str, StageConfig]) -> dict[str, StageConfig]:
+    """`stages`, each after the one that its `init_from` names; otherwise as they are, so
+    that stages of several chains, or branches of one, keep the order in which they stand.
+
+    A circle, which the rules refuse, is left as it stands.
+    """
+    ordered: dict[str, StageConfig] = {}
+    for name in stages:
+        chain: list[str] = []
+        while name in stages and name not in ordered and name not in chain:
+            chain.append(name)
+            name = stages[name].init_from
+        ordered |= {earlier: stages[earlier] for earlier in reversed(chain)}
+    return ordered
 
 
 def is_deferred(root: str | None, path: str | Path) -> bool:

@@ -88,3 +88,13 @@ def written(value: str) -> str:
         text, default_style='"', allow_unicode=True, width=_UNENDING
     )
     return line.rstrip("\n")
+
+
+def value_written(value: Any) -> str:
+    """A number, a flag or a text as it stands in YAML, numbers in full."""
+    if isinstance(value, bool):
+        return "true" if value else "false"
+    if isinstance(value, float):
+        short = f"{value:.12g}"
+        return short if float(short) == value else repr(value)
+    return str(value) if isinstance(value, int) else written(str(value))

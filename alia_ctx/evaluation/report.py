@@ -13,7 +13,7 @@ from rich.table import Table
 
 from alia_ctx.errors import DataError
 from alia_ctx.evaluation.positions import BandLoss, PositionBands
-from alia_ctx.evaluation.verdicts.claims import Results, Verdict, judge
+from alia_ctx.evaluation.verdicts.claims import Results, Verdict
 from alia_ctx.files import atomic_file
 
 _PLOT_TOKENS = 30  # a curve point of fewer tokens is noise and is not drawn
@@ -21,27 +21,19 @@ _PLOT_TOKENS = 30  # a curve point of fewer tokens is noise and is not drawn
 
 @dataclass(frozen=True)
 class Report:
-    """The files written and the verdicts in them; `holds` is true where every verdict is."""
+    """The files written and the verdicts in them."""
 
     markdown: Path
     json: Path
     plot: Path
     verdicts: tuple[Verdict, ...]
 
-    @property
-    def holds(self) -> bool:
-        return all(verdict.holds is True for verdict in self.verdicts)
-
 
 def write_report(
     results: Results,
     out_dir: str | Path,
+    verdicts: Sequence[Verdict],
     *,
-    base: str,
-    final: str,
-    baselines: Sequence[str] = (),
-    native: int | None = None,
-    reach: int | None = None,
     title: str = "Loss by position in the document",
     notes: Sequence[str] = (),
     made_from: Mapping[str, Any] | None = None,
@@ -49,26 +41,16 @@ def write_report(
     """Write `report.md`, `report.json` and `loss_by_position.png` in `out_dir`, over earlier ones.
 
     `results` maps a model's display name to its losses, in the order to show them.
-    `base` is judged against `final` inside the base's `native` context (default: the first
-    band), `baselines` (default: the base) at the positions past it, up to `reach`
-    (default: all), what `final` was trained at. `notes` are lines on how it was measured;
-    `made_from` states what each result was made from. DataError: a name is not among
-    the results, or their edges differ.
+    `verdicts` are what is said of them (`alia_ctx.evaluation.verdicts`). `notes` are lines
+    on how it was measured; `made_from` states what each result was made from. DataError
+    where the files cannot be written.
     """
-    verdicts = judge(
-        results,
-        base=base,
-        final=final,
-        baselines=baselines,
-        native=native,
-        reach=reach,
-    )
     out_dir = Path(out_dir)
     report = Report(
         out_dir / "report.md",
         out_dir / "report.json",
         out_dir / "loss_by_position.png",
-        verdicts,
+        tuple(verdicts),
     )
     data = {
         "title": title,

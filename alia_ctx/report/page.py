@@ -72,7 +72,7 @@ def verdict(facts: RunFacts) -> str:
     listed = "".join(
         f'<li><span class="tag {style[v.holds]}">{v.answer}</span> '
         f"<div>{html.text(v.claim)}. "
-        f'<span class="small">{html.text(v.detail)}</span></div></li>'
+        f'<span class="small">{html.text(_typeset(v.detail))}</span></div></li>'
         for v in verdicts(facts)
     )
     notes = [html.paragraph(note, "small") for note in facts.notes]
@@ -80,6 +80,10 @@ def verdict(facts: RunFacts) -> str:
     opening = f"<p><strong>{html.text(summary(facts))}</strong></p>"
     listing = f'<ul class="verdicts">{listed}</ul>'
     return html.section("verdict", "Verdict", opening, listing, *notes, *problems)
+
+
+def _typeset(detail: str) -> str:
+    return detail.replace(" -> ", " → ").replace("+-", "±")
 
 
 def _problems(facts: RunFacts) -> list[str]:

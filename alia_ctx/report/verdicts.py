@@ -5,23 +5,18 @@ itself without far context.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import replace
 
 from alia_ctx.evaluation.verdicts import Verdict, claims
 from alia_ctx.report.facts import RunFacts
 
 
 def verdicts(facts: RunFacts) -> list[Verdict]:
-    """All that can be said, the end of training first, what others measured last."""
-    own = [*_trained(facts), *map(_typeset, claims(facts.lines, facts.chain))]
+    """All that can be said, the end of training first, what others measured last; the page
+    and the report as text have these.
+    """
+    own = [*_trained(facts), *claims(facts.lines, facts.chain)]
     shown = [document for document in facts.beside if not document.differs]
-    return own + [_typeset(v) for document in shown for v in document.verdicts]
-
-
-def _typeset(verdict: Verdict) -> Verdict:
-    return replace(
-        verdict, detail=verdict.detail.replace(" -> ", " → ").replace("+-", "±")
-    )
+    return own + [verdict for document in shown for verdict in document.verdicts]
 
 
 def summary(facts: RunFacts) -> str:
@@ -46,4 +41,5 @@ def _trained(facts: RunFacts) -> Iterator[Verdict]:
         skipped = int(stage.ledger["skipped_updates"]) if stage.ledger else 0
         detail = f"{stage.done:,} of {stage.updates:,} updates, {skipped} skipped"
         holds = True if stage.finished else None
-        yield Verdict(f"{stage.name} is trained to its end", holds, detail)
+        claim = f"{stage.name} is trained to its end"
+        yield Verdict(claim, holds, detail, stage.name)

@@ -30,8 +30,11 @@ if TYPE_CHECKING:
         base_rope,
         compare_rope,
         left_out_ropes,
+        rope_in_words,
+        rope_notes,
     )
     from alia_ctx.workflow.doctor import examine
+    from alia_ctx.workflow.epochs import epoch_notes
     from alia_ctx.workflow.evaluation import (
         EVALUATORS,
         EvaluationTask,
@@ -57,6 +60,7 @@ if TYPE_CHECKING:
         plan_stages,
     )
     from alia_ctx.workflow.plans import not_seen, open_plan, pack
+    from alia_ctx.workflow.readiness import warmup_notes
     from alia_ctx.workflow.recomputing import recompute
     from alia_ctx.workflow.reporting import (
         keep_page,
@@ -105,8 +109,11 @@ _MODULES = {
             "base_rope",
             "compare_rope",
             "left_out_ropes",
+            "rope_in_words",
+            "rope_notes",
         ),
         "workflow.doctor": ("examine",),
+        "workflow.epochs": ("epoch_notes",),
         "workflow.evaluation": (
             "EVALUATORS",
             "EvaluationTask",
@@ -149,6 +156,7 @@ _MODULES = {
             "open_plan",
             "pack",
         ),
+        "workflow.readiness": ("warmup_notes",),
         "workflow.recomputing": ("recompute",),
         "workflow.reporting": (
             "keep_page",
@@ -214,6 +222,7 @@ __all__ = [
     "compare_rope",
     "constants_notes",
     "draw_update",
+    "epoch_notes",
     "evaluation_task",
     "examine",
     "export",
@@ -241,6 +250,8 @@ __all__ = [
     "recompute",
     "report",
     "require_same_text",
+    "rope_in_words",
+    "rope_notes",
     "run_all",
     "run_status",
     "stale_results",
@@ -251,5 +262,6 @@ __all__ = [
     "tokenize",
     "train",
     "unknown_tokenizer",
+    "warmup_notes",
     "write_page",
 ]

@@ -28,8 +28,9 @@ from alia_ctx.files import (
 )
 from alia_ctx.hf.assets import model_name
 from alia_ctx.hf.hub import model_directory
-from alia_ctx.spec.model import ModelSpec
+from alia_ctx.progress import say
 from alia_ctx.workflow.configuration_text import Delimiters, configuration_text
+from alia_ctx.workflow.epochs import REPEATS, estimated_tokens
 from alia_ctx.workflow.proposing import Proposal, propose
 
 _UNITS = {"": 1, "k": 1 << 10, "m": 1 << 20}
@@ -41,11 +42,14 @@ _WEIGHTS = ("*.safetensors", "pytorch_model*.bin")
 
 @dataclass(frozen=True)
 class Begun:
-    """What was written: the configuration, what it proposes, and what is left open in it."""
+    """What was written: the configuration, what it proposes, what is left open in it, and
+    how often the stages read the text, in words, where that could be estimated.
+    """
 
     config: Path
     proposal: Proposal
     open_keys: list[str]
+    epochs: str | None = None
 
 
 def begin(
@@ -90,27 +94,32 @@ def begin(
         raise ConfigError("", [Problem("--output", file, rule, remedy)])
     proposal = propose(directory, name, target, gpus, machine)
     schema = file.with_name(SCHEMA_FILE)
-    text = configuration_text(
+    tokenizer = None
+    if has_vocabulary(directory):
+        tokenizer = HubTokenizer(directory, proposal.base.model.architecture)
+    epochs = _epochs(proposal, text, tokenizer)
+    written = configuration_text(
         proposal,
-        _delimiters(directory, proposal.base.model),
+        None if tokenizer is None else _delimiters(directory, tokenizer.auto),
         file=str(file),
         schema=f"./{SCHEMA_FILE}",
         hub=hub,
         text=[_as_file(path) for path in text],
         held_out=[_as_file(path) for path in held_out],
+        epochs=epochs,
     )
-    open_keys = _open_keys(text, file)
+    open_keys = _open_keys(written, file)
     try:
         file.parent.mkdir(parents=True, exist_ok=True)
         with atomic_file(file) as stream:
-            stream.write(text.encode())
+            stream.write(written.encode())
         if not schema.exists() or is_ours(schema):
             write_json(schema, run_schema())
     except OSError as error:
         rule = f"cannot be written ({error.strerror or error})"
         problem = Problem("--output", file, rule, "choose another place")
         raise ConfigError("", [problem]) from error
-    return Begun(file, proposal, open_keys)
+    return Begun(file, proposal, open_keys, epochs)
 
 
 def parse_context(text: str) -> int:
@@ -155,13 +164,35 @@ def _require_writable(path: str, what: str) -> None:
             raise ConfigError("", [Problem(what, repr(path), rule, remedy)])
 
 
-def _delimiters(directory: Path, model: ModelSpec) -> Delimiters | None:
-    """What the tokenizer in the directory puts around a text, as transformers says it;
-    None where there is none, DataError where it is there and cannot be read.
+def _epochs(
+    proposal: Proposal, text: Sequence[str], tokenizer: HubTokenizer | None
+) -> str | None:
+    """How often the proposed stages read the text that is named; None where that cannot be
+    said.
     """
-    if not has_vocabulary(directory):
+    if not text or tokenizer is None:
         return None
-    tokenizer = HubTokenizer(directory, model.architecture).auto
+    say("estimating the tokens of the text")
+    there = estimated_tokens(text, tokenizer)
+    if there is None:
+        return None
+    wanted = sum(stage.stage.tokens or 0 for stage in proposal.stages)
+    times = wanted / there
+    words = (
+        f"the text has about {there:,} tokens, which the {wanted:,} tokens of "
+        f"{'all stages' if len(proposal.stages) > 1 else 'the stage'} read about "
+        f"{times:.2g} times"
+    )
+    if times <= REPEATS:
+        return f"{words}."
+    return (
+        f"{words}: beyond {REPEATS} times text brings less and less (arXiv 2305.16264); "
+        "lower `tokens`, or name more text."
+    )
+
+
+def _delimiters(directory: Path, tokenizer: Any) -> Delimiters:
+    """What the tokenizer in the directory puts around a text, as transformers says it."""
     first = tokenizer("a")["input_ids"][:1]
     bos, eos = tokenizer.bos_token_id, tokenizer.eos_token_id
     return Delimiters(

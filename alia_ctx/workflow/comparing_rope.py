@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from pathlib import Path
 
@@ -18,7 +18,9 @@ from alia_ctx.planner import (
     standard_choices,
     with_configured,
 )
-from alia_ctx.spec.rope import RopeSpec
+from alia_ctx.spec.rope import ROPE_TYPES, RopeSpec
+
+_KIND = ("type", "theta", "original_max_position_embeddings")
 
 
 def compare_rope(
@@ -77,3 +79,46 @@ def _as_read(run: RunConfig, rope: RopeSpec, context: int) -> tuple[RopeSpec, in
     """A published base with the tokens that it reads."""
     directory = None if run.hf_base is None else Path(run.hf_base)
     return rope, trained_length(directory, rope, context).tokens
+
+
+def rope_in_words(rope: RopeSpec) -> str:
+    """`yarn, theta 10,000, factor 8 of 1,024: reaches 8,192 tokens`: type, base, how far it is
+    stretched and what length that comes to.
+    """
+    words = f"{rope.type}, theta {rope.theta:,.12g}"
+    if rope.factor is not None:
+        words += f", factor {rope.factor:g}"
+    original = rope.original_max_position_embeddings
+    if original is None:
+        return words
+    words += f" of {original:,}"
+    if rope.factor is None or not ROPE_TYPES[rope.type].reaches:
+        return words
+    return f"{words}: reaches {int(original * rope.factor):,} tokens"
+
+
+def rope_notes(run: RunConfig, names: Sequence[str] = ()) -> Iterator[str]:
+    """Where a stage (default: each) has another kind of RoPE than the stage before it in
+    its chain: what that one learned of positions, this one has to learn anew. A larger
+    factor is what extends a context, and so is the first scaling of a plain RoPE.
+
+    A stage inherits no RoPE, and its own is laid over `stage_defaults`, so that a change
+    of one alone is easily made without being meant.
+    """
+    for name in names or run.stages:
+        stage = run.stage(name)
+        if stage.init_from not in run.stages:
+            continue
+        before, now = run.stages[stage.init_from].rope, stage.rope
+        changed = [k for k in _KIND if getattr(before, k) != getattr(now, k)]
+        if changed and before.type != "default":
+            told = ", ".join(
+                f"{key} {getattr(before, key)} in {stage.init_from}, "
+                f"{getattr(now, key)} here"
+                for key in changed
+            )
+            yield (
+                f"stages.{name}.rope: is of another kind than that of the stage before it "
+                f"({told}): what {stage.init_from} learned of positions is learned anew; "
+                "a stage's own rope goes before stage_defaults.rope"
+            )

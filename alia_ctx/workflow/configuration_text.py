@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import math
 import shlex
 import textwrap
 from collections.abc import Mapping, Sequence
@@ -12,11 +11,12 @@ from typing import Any
 
 from alia_ctx.config.placeholders import PLACEHOLDER
 from alia_ctx.config.run import StageConfig
-from alia_ctx.config.texts import written
-from alia_ctx.planner import RopeFigures, duration
+from alia_ctx.config.texts import value_written, written
+from alia_ctx.planner import duration
 from alia_ctx.planner.stage import StagePlan
 from alia_ctx.spec.cluster import ClusterSpec
-from alia_ctx.workflow.proposing import STEP, Proposal, ProposedStage
+from alia_ctx.workflow.proposing import SMALL, STEP, Proposal, ProposedStage
+from alia_ctx.workflow.rope_reasons import rope_reasons
 
 _WIDTH = 104  # of a comment
 _READS = ".txt .md .rst .json .jsonl .parquet, the first five also .gz .zst .xz .bz2"
@@ -44,12 +44,14 @@ def configuration_text(
     hub: str | None,
     text: Sequence[str] = (),
     held_out: Sequence[str] = (),
+    epochs: str | None = None,
 ) -> str:
     """The YAML of a proposal, to be written to `file`.
 
     delimiters: None where there is no tokenizer to say them. schema: where an editor finds
     the JSON schema. hub: the model's name on the hub, if it was given by that. text,
-    held_out: inputs; without any there is a placeholder.
+    held_out: inputs; without any there is a placeholder. epochs: how often the stages
+    read the text, where that could be estimated.
     """
     run, base = proposal.run, proposal.base
     lengths = [base.context, *(s.stage.context for s in proposal.stages)]
@@ -87,9 +89,10 @@ def configuration_text(
         "",
         *_machine(proposal),
         "",
+        *_optimizer(proposal),
         "checkpoint: {every_updates: 50, keep_last: 2}",
         "",
-        *_budget(proposal),
+        *_budget(proposal, epochs),
         "stages:",
     ]
     for stage in proposal.stages:
@@ -192,8 +195,32 @@ def _machine(proposal: Proposal) -> list[str]:
     ]
 
 
-def _budget(proposal: Proposal) -> list[str]:
+def _optimizer(proposal: Proposal) -> list[str]:
+    if not proposal.is_small:
+        return []
+    decay = proposal.run.optimizer.weight_decay
+    return [f"optimizer: {{weight_decay: {decay:g}}}   # as of SmolLM2-135M", ""]
+
+
+def _budget(proposal: Proposal, epochs: str | None) -> list[str]:
     of_one = proposal.stages[0].stage
+    size = f"{SMALL / 1e9:.1f} billion parameters"
+    how = (
+        [
+            f"Below {size}, nearer to the first, also a rate that falls in a line, 5% of the "
+            "updates to warm up, little decay of weights: what the first was trained with.",
+        ]
+        if proposal.is_small
+        else [
+            f"Above {size}, nearer to the second, a constant rate and the RoPE of each "
+            "stage's own length, as the second. With the first a falling rate was taken, and "
+            "YaRN with the last stage's factor from the first stage on was better than llama3 "
+            "(docs/smollm2.md): not tried with a model of this size."
+        ]
+    )
+    if epochs is not None:
+        how.append(epochs[0].upper() + epochs[1:])
+    lines = (w for line in how for w in textwrap.wrap(line, _WIDTH))
     return [
         "# Updates and learning rates lie between the two runs that this project knows, by "
         "the model's size:",
@@ -201,6 +228,7 @@ def _budget(proposal: Proposal) -> list[str]:
         "4,194,304 and 9e-7 (its model card).",
         f"# {of_one.updates:,} updates a stage are a beginning: ALIA's stages have 477 and "
         "8,984. How much text there is decides.",
+        *(f"# {line}" for line in lines),
     ]
 
 
@@ -219,7 +247,7 @@ def _stage(proposal: Proposal, proposed: ProposedStage) -> list[str]:
         f"  context: {stage.context}",
         *(
             f"  # {line}"
-            for reason in _rope_reasons(proposal, proposed)
+            for reason in rope_reasons(proposal, proposed)
             for line in textwrap.wrap(reason, _WIDTH, subsequent_indent="  ")
         ),
         f"  rope: {_flow(rope)}",
@@ -227,6 +255,7 @@ def _stage(proposal: Proposal, proposed: ProposedStage) -> list[str]:
         f"  update_tokens: {stage.update_tokens}   # {rows} "
         f"row{'s' if rows != 1 else ''} of {stage.context:,}",
         f"  learning_rate: {stage.learning_rate:.1e}",
+        *_schedule(stage),
         "  pack: {policy: best_fit, long_docs: split}",
     ]
     choice = proposed.choice
@@ -243,82 +272,11 @@ def _stage(proposal: Proposal, proposed: ProposedStage) -> list[str]:
     return [*lines, ""]
 
 
-def _rope_reasons(proposal: Proposal, proposed: ProposedStage) -> list[str]:
-    base, stage = proposal.base, proposed.stage
-    rope = stage.rope
-    if base.rope.type == "default":
-        lines = [
-            f"RoPE: the base has turned its pairs through {base.context:,} tokens. "
-            f"{_sentence(proposed.figures['unchanged'])}",
-            f"{rope.type} with factor {rope.factor:g} = {stage.context:,} / "
-            f"{base.context:,} "
-            + (
-                "is what ALIA-40b and Llama 3.1 were extended with:"
-                if rope.type == "llama3"
-                else "leaves fewer of them:"
-            ),
-        ]
-    else:
-        lines = [
-            f"RoPE: the base is scaled already ({base.rope.type}, factor "
-            f"{base.rope.factor:g}). {_what_was_done(proposal, stage)}:",
-            *_how_published(proposal, stage.context),
-        ]
-    others = [f for label, f in proposed.figures.items() if label != "unchanged"]
-    return [*lines, *(f"  {f.name}: {_sentence(f)}" for f in others)]
-
-
-def _what_was_done(proposal: Proposal, stage: StageConfig) -> str:
-    """How the RoPE of a stage came from that of a base that is scaled already."""
-    base, rope, context = proposal.base.rope, stage.rope, stage.context
-    if base.type == "dynamic":
-        by = "dynamic stretches by the length of the row itself, and is left as it is"
-        if rope.type != "dynamic":
-            by = (
-                "dynamic, left as it is, stretches by the length of the row itself; "
-                f"{rope.type} with factor {_scalar(rope.factor)} turns fewer pairs "
-                "further than they were trained"
-            )
-        return by
-    before, reads = base.require("factor"), proposal.reads.tokens
-    kept, now = "It keeps its type", rope.require("factor")
-    if now == before:
-        return f"{kept} and its factor, which reaches {context:,} tokens"
-    further = f"{before:g} x {context:,} / {reads:,}"
-    if math.isclose(now, before * context / reads):
-        grows = f"{context / reads:g} times as much, as the context grows"
-        return f"{kept}; the factor becomes {_scalar(now)} = {further}, {grows}"
-    original = rope.original_max_position_embeddings or reads
-    return (
-        f"{kept}; the factor becomes {_scalar(now)} = {context:,} / {original:,}, to reach "
-        f"the context, which {further} would not: its own reaches "
-        f"{round(original * before):,} of its {reads:,} tokens"
-    )
-
-
-def _how_published(proposal: Proposal, context: int) -> list[str]:
-    """Of a base whose length may be understood in two ways, both."""
-    base, reads = proposal.base, proposal.reads
-    if reads.other is None or base.rope.factor is None:
+def _schedule(stage: StageConfig) -> list[str]:
+    spec = stage.schedule
+    if spec.type == "constant":
         return []
-    otherwise = base.rope.factor * max(1.0, context / reads.other)
-    return [
-        f"Not known: whether the {base.context:,} tokens of its config.json are from before "
-        f"its factor, or what it reads with it. Taken here: it reads {reads.tokens:,}; the "
-        f"other reading is {reads.other:,}. In that case write factor: {_scalar(otherwise)}."
-    ]
-
-
-def _sentence(figures: RopeFigures) -> str:
-    reach = figures.first_negative
-    reaches = "it reaches them all" if reach is None else f"it reaches {reach:,}"
-    untrained = (
-        f"{figures.beyond_training} of {figures.pairs} pairs would turn up to "
-        f"x{figures.furthest:.2f} as far as they were trained"
-        if figures.beyond_training
-        else "no pair turns further than it was trained"
-    )
-    return f"At {figures.context:,} {untrained}; {reaches} by the heuristic."
+    return [f"  schedule: {{type: {spec.type}, warmup: {spec.warmup:g}}}"]
 
 
 def _layout(proposed: ProposedStage) -> str:
@@ -343,13 +301,4 @@ def _flag(value: bool) -> str:
 
 
 def _flow(values: Mapping[str, Any]) -> str:
-    return "{" + ", ".join(f"{k}: {_scalar(v)}" for k, v in values.items()) + "}"
-
-
-def _scalar(value: Any) -> str:
-    if isinstance(value, bool):
-        return _flag(value)
-    if isinstance(value, float):
-        short = f"{value:.12g}"
-        return short if float(short) == value else repr(value)
-    return str(value) if isinstance(value, int) else written(str(value))
+    return "{" + ", ".join(f"{k}: {value_written(v)}" for k, v in values.items()) + "}"

@@ -145,9 +145,11 @@ def _require_one_machine(run: RunConfig, stages: Sequence[str]) -> None:
 
 
 def _unfinished(run: RunConfig, stages: Sequence[str]) -> tuple[list[str], list[str]]:
-    """(the stages to train, a note for each that is finished)."""
+    """(the stages to train, a note for each that is finished), in the order of their
+    chain, as each job waits for the one before.
+    """
     names, notes = [], []
-    for name in stages or run.stages:
+    for name in (name for name in run.stages if not stages or name in stages):
         if check_trained(run, name, reading=True):
             notes.append(f"stage {name} is finished: no job")
         else:

@@ -35,6 +35,7 @@ from alia_ctx.planner.timeline import TRACE_MARK, Timeline, simulate
 from alia_ctx.spec.machines import MACHINES
 from alia_ctx.train.balance import assign_rows
 from alia_ctx.workflow.dry_running import counted_without_memory, expected_counts
+from alia_ctx.workflow.epochs import epochs_in_words, epochs_of
 from alia_ctx.workflow.mixture import mixture_tables
 from alia_ctx.workflow.planned import PackedStage, packed_stage, planning_sizes
 from alia_ctx.workflow.readiness import require_warmup
@@ -90,6 +91,7 @@ def plan_document(run: RunConfig, asked: PlanQuestion) -> dict[str, Any]:
             name: {
                 "plan": _in_numbers(stage.plan),
                 "note": stage.note,
+                "epochs": epochs_of(run, name),
                 "checkpoints": _kept(run, stage.plan),
                 "layouts": [
                     {**_in_numbers(c.plan), "usable": c.usable, "reason": c.reason}
@@ -216,7 +218,7 @@ class _Stage:
         plan, kept = self.plan, _kept(self.run, self.plan)
         return [
             *mixture_tables(self.run, self.name),
-            *([self.note] if self.note else []),
+            *filter(None, (self.note, epochs_in_words(self.run, self.name))),
             *(plan_table(plan, self.name, kept=kept), memory_table(plan)),
             counts_table(self.counts, self.name),
             choices_table(self.choices, limit=8),

@@ -13,7 +13,14 @@ from pathlib import Path
 
 from alia_ctx.config.base import Published, published
 from alia_ctx.config.layouts import first_choice
-from alia_ctx.config.run import DataConfig, EngineConfig, RunConfig, StageConfig
+from alia_ctx.config.run import (
+    DataConfig,
+    EngineConfig,
+    OptimizerConfig,
+    RunConfig,
+    ScheduleConfig,
+    StageConfig,
+)
 from alia_ctx.data.packing import PackSpec
 from alia_ctx.errors import ConfigError, Problem
 from alia_ctx.hf.trained_length import TrainedLength, trained_length
@@ -40,6 +47,10 @@ _UPDATES = 500  # of a stage; the card's first has 477
 # Two runs that are known: parameters, tokens of an update, learning rate. Of
 # SmolLM2-135M docs/smollm2.md, of ALIA-40b its model card.
 _SMALL, _LARGE = (134_515_008, 131_072, 4.0e-4), (40_433_885_184, 4_194_304, 9.0e-7)
+# Models nearer, by the logarithm of their parameters, to the first than to the second are
+# trained as the first was (docs/smollm2.md), all others as the second.
+SMALL = round(math.sqrt(_SMALL[0] * _LARGE[0]))
+SMALL_SCHEDULE, SMALL_DECAY = ScheduleConfig("linear", warmup=0.05), 0.01
 
 
 @dataclass(frozen=True)
@@ -75,6 +86,11 @@ class Proposal:
     def reads(self) -> TrainedLength:
         """Tokens that the base reads with its own RoPE."""
         return trained_length(self.directory, self.base.rope, self.base.context)
+
+    @property
+    def is_small(self) -> bool:
+        """Whether what was found with a small model is taken over."""
+        return _is_small(self.base.model)
 
     @property
     def fits(self) -> bool:
@@ -180,6 +196,24 @@ def budget(model: ModelSpec, context: int) -> tuple[int, float]:
     return max(1, round(tokens / context)) * context, float(f"{rate:.0e}")
 
 
+def _is_small(model: ModelSpec) -> bool:
+    return model.parameters() < SMALL
+
+
+def _choices(
+    base: Published, reads: int, context: int, target: int
+) -> dict[str, RopeSpec]:
+    """`rope_choices`; of a small base that is not scaled YaRN comes first, with the factor
+    of the last stage (`target` tokens) from the first stage on.
+    """
+    choices = rope_choices(base, reads, context)
+    if base.rope.type != "default" or not _is_small(base.model):
+        return choices
+    last = rope_choices(base, reads, target)
+    yarn = {"yarn": last["yarn"]} if {"yarn"} <= {*choices} & {*last} else {}
+    return {**yarn, **{k: v for k, v in choices.items() if k not in yarn}}
+
+
 def _counts(
     gpus: int | None, machine: str | None
 ) -> Iterator[tuple[int, str, ClusterSpec]]:
@@ -252,10 +286,13 @@ def _proposal(
         cluster=cluster,
         engine=engine,
     )
+    if _is_small(base.model):
+        optimizer = OptimizerConfig(weight_decay=SMALL_DECAY)
+        empty = dataclasses.replace(empty, optimizer=optimizer)
     stages: list[ProposedStage] = []
     for context in contexts(base.context, target):
         origin = stages[-1].name if stages else f"{empty.output}/base"
-        stages.append(_stage(empty, base, context, origin))
+        stages.append(_stage(empty, base, context, target, origin))
     run = dataclasses.replace(empty, stages={s.name: s.stage for s in stages})
     return Proposal(directory, base, run, stages, gpus, machine)
 
@@ -263,10 +300,12 @@ def _proposal(
 _HOST_ENGINE = EngineConfig(device="cpu", precision="fp32")
 
 
-def _stage(run: RunConfig, base: Published, context: int, origin: str) -> ProposedStage:
+def _stage(
+    run: RunConfig, base: Published, context: int, target: int, origin: str
+) -> ProposedStage:
     model, name = base.model, stage_name(context)
     reads = trained_length(Path(run.hf_base or "."), base.rope, base.context).tokens
-    choices = rope_choices(base, reads, context)
+    choices = _choices(base, reads, context, target)
     figures = {}
     for label, rope in {"unchanged": base.rope, **choices}.items():
         # A base that is scaled already cannot be asked beyond its factor.
@@ -296,6 +335,11 @@ def _stage(run: RunConfig, base: Published, context: int, origin: str) -> Propos
         ]
         raise ConfigError(f"{run.hf_base} cannot be extended", problems)
     chosen = min(possible, key=lambda label: figures[label].beyond_training)
+    measured = base.rope.type == "default" and _is_small(model)
+    if (
+        measured and "yarn" in possible
+    ):  # found by training goes before what is computed
+        chosen = "yarn"
     update_tokens, rate = budget(model, context)
     stage = StageConfig(
         init_from=origin,
@@ -305,6 +349,7 @@ def _stage(run: RunConfig, base: Published, context: int, origin: str) -> Propos
         update_tokens=update_tokens,
         learning_rate=rate,
         pack=PackSpec("best_fit", "split"),
+        schedule=SMALL_SCHEDULE if _is_small(model) else ScheduleConfig(),
     )
     choice = first_choice(run, stage, free=True)
     if not choice.usable and update_tokens < run.world_size(stage) * context:

@@ -4,7 +4,7 @@ its sources are tokenised.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 from alia_ctx import checkpoint
 from alia_ctx.config.budget import warmup_problems
@@ -17,6 +17,8 @@ from alia_ctx.workflow.chain import planned_updates, run_directory
 from alia_ctx.workflow.conversations import require_kept_out
 from alia_ctx.workflow.mixture import mixture_of
 from alia_ctx.workflow.stores import has_store, open_stores
+
+_SHORT = 50  # updates of a stage of which one is a share to know of
 
 
 def require_ready(run: RunConfig, name: str) -> None:
@@ -84,3 +86,23 @@ def require_warmup(run: RunConfig, name: str) -> None:
     problems = warmup_problems(f"stages.{name}.schedule", stage, updates)
     if problems:
         raise ConfigError(f"stage {name} has a warm-up that does not end", problems)
+
+
+def warmup_notes(run: RunConfig, names: Sequence[str] = ()) -> list[str]:
+    """Stages (default: all) so short that the first update of a warm-up, whose rate is 0 as
+    in transformers and Megatron, is a share of them to know of.
+    """
+    notes = []
+    for name in names or run.stages:
+        stage = run.stage(name)
+        if not stage.schedule.warmup:
+            continue
+        known = stage.update_instances is None
+        updates = stage.updates if known else planned_updates(run, name)
+        if updates is not None and updates <= _SHORT:
+            notes.append(
+                f"stages.{name}.schedule.warmup: the first of its {updates} updates "
+                "has a learning rate of 0, so that what it reads trains nothing; smaller "
+                "or more updates, or no warm-up, lose less"
+            )
+    return notes

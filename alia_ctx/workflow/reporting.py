@@ -50,21 +50,22 @@ def report(run: RunConfig) -> Report:
             f"{next(iter(run.stages.values())).init_from}: the base is not there any more, "
             "and nothing can be compared with it; restore it"
         )
-    base, final = by_role[Role.BASE], evaluations[-1].name
-    native, reach = task.native(), evaluations[-1].model.context
     return write_report(
         results,
         run_directory(run).report,
-        base=base,
-        final=final,
-        baselines=[by_role.get(Role.BASE_GIVEN_LONGER, base)],
-        native=native,
-        reach=reach,
+        # All of them, and the same as on the page, whatever else has a row in the table.
+        verdicts(run_facts(run, Path(run.output), "CONFIG")),
         title=f"{run.name}: loss by position in the document",
         made_from=made_from,
         notes=[
             *_ledger_notes(run),
-            *_cut_input_notes(results, base, final, native, reach),
+            *_given_longer_notes(
+                results,
+                by_role.get(Role.BASE_GIVEN_LONGER),
+                evaluations[-1].name,
+                task.native(),
+                evaluations[-1].model.context,
+            ),
         ],
     )
 
@@ -119,24 +120,29 @@ def _ledger_notes(run: RunConfig) -> list[str]:
     return notes
 
 
-def _cut_input_notes(
-    results: dict[str, PositionBands], base: str, final: str, native: int, reach: int
+def _given_longer_notes(
+    results: dict[str, PositionBands],
+    given: str | None,
+    final: str,
+    native: int,
+    reach: int,
 ) -> list[str]:
-    """The harder comparison, for information: the base shown every far token too, but
-    within blocks of its context. As far as the last stage sees all that is before.
+    """The last stage beside the base that was given more text than it can use, for
+    information: whatever can use it is better, so that no verdict is made of it.
     """
     notes = []
-    for start, stop in itertools.pairwise(results[base].edges):
-        if start < native or stop > reach:
+    for start, stop in itertools.pairwise(results[final].edges):
+        if given is None or start < native or stop > reach:
             continue
-        paired = paired_difference(results[base], results[final], start, stop)
+        paired = paired_difference(results[given], results[final], start, stop)
+        if not paired.documents:
+            continue
         error = known_error(paired.standard_error)
         known = "not known" if error is None else f"{error:.4f}"
         notes.append(
-            f"For comparison, at positions {start:,}-{stop - 1:,}: {final} with all of "
-            "the document before it against "
-            f"{base} with at most {native:,} tokens of it: {paired.difference:+.4f} "
-            f"nats a token (standard error {known})"
+            f"For comparison, at positions {start:,}-{stop - 1:,}: {final} against {given}: "
+            f"{paired.difference:+.4f} nats a token (standard error {known}); beyond its "
+            "own context a base loses, so that this says little of the stage"
         )
     return notes
 

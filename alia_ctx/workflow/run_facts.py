@@ -9,7 +9,7 @@ from typing import Any
 
 from alia_ctx import checkpoint
 from alia_ctx.checkpoint.manifest import Manifest
-from alia_ctx.config.run import RANDOM, RunConfig, StageConfig
+from alia_ctx.config.run import RANDOM, RunConfig
 from alia_ctx.config.schema import build_parts
 from alia_ctx.data.packing import read_statement
 from alia_ctx.errors import AliaError, ConfigError, DataError, Problem, Problems
@@ -137,19 +137,7 @@ def config_of(root: Path) -> RunConfig:
     parts = build_parts(RunConfig, {**newest.config, "output": str(root)}, problems)
     if problems:
         raise ConfigError(f"the configuration in {root} has problems", problems)
-    run = RunConfig(**parts)
-    # A manifest's names are sorted; the chain has the order in which they are trained.
-    order = sorted(run.stages, key=lambda name: chain_depth(run.stages, name))
-    return dataclasses.replace(run, stages={name: run.stages[name] for name in order})
-
-
-def chain_depth(stages: Mapping[str, StageConfig], name: str) -> int:
-    """How many of `stages` come before a stage in its chain."""
-    depth, seen = 0, {name}
-    while (name := stages[name].init_from) in stages and name not in seen:
-        depth += 1
-        seen.add(name)
-    return depth
+    return RunConfig(**parts)
 
 
 def _stage(run: RunConfig, places: RunDirectory, name: str) -> StageFacts:

@@ -36,7 +36,7 @@ from alia_ctx.workflow.queued import (
     submitted_config,
     submitted_jobs,
 )
-from alia_ctx.workflow.run_facts import chain_depth, config_of
+from alia_ctx.workflow.run_facts import config_of
 
 _RECENT = 20  # updates whose median speed is told
 _FAULTS_SHOWN = 5
@@ -175,9 +175,7 @@ def _with_all_stages(runs: Sequence[RunConfig]) -> RunConfig:
     """
     newest = runs[-1]
     stages = {name: stage for run in runs for name, stage in run.stages.items()}
-    order = sorted(stages, key=lambda name: chain_depth(stages, name))
-    if {*newest.stages} == {*stages}:
-        order = list(newest.stages)
+    order = newest.stages if {*newest.stages} == {*stages} else stages
     return replace(newest, stages={name: stages[name] for name in order})
 
 

@@ -22,6 +22,7 @@ from alia_ctx.evaluation import (
     paired_difference,
     write_report,
 )
+from alia_ctx.evaluation.verdicts import Chain, Measured, claims
 
 EDGES = (0, 4, 8)
 NAN = math.nan
@@ -299,16 +300,28 @@ def test_bands_are_near_or_far_by_the_base_s_own_context() -> None:
     assert len(short) == 1
 
 
-def test_every_baseline_has_to_be_beaten() -> None:
-    results = {
-        "base": evaluated(far=2.0),
-        "base, cut": evaluated(noise=1),
-        "last": evaluated(noise=2),
+def test_a_base_that_was_given_too_much_is_not_what_stages_are_held_against() -> None:
+    """Anything beats it: every stage is compared with the base in blocks of its own."""
+    near, far = EDGES[1], EDGES[-1]
+    measured = [
+        ("base", near, evaluated(noise=1)),
+        ("base", far, evaluated(far=2.0)),
+        ("middle", far, evaluated(noise=3, far=-0.5)),
+        ("last", far, evaluated(noise=2)),
+    ]
+    lines = [
+        Measured(f"{model} {n}", model, n, {"positions": bands.to_json()})
+        for model, n, bands in measured
+    ]
+    said = claims(lines, Chain("base", near, {"middle": far, "last": far}))
+    assert {(v.model, v.evaluator) for v in said} == {
+        ("middle", "positions"),
+        ("last", "positions"),
     }
-    _, against_base, against_cut = judge(
-        results, base="base", final="last", baselines=["base", "base, cut"]
-    )
-    assert (against_base.holds, against_cut.holds) == (True, False)
+    better = {
+        v.model: v.holds for v in said if "clearly better than base at" in v.claim
+    }
+    assert better == {"middle": True, "last": False}
 
 
 def test_too_few_documents_decide_nothing() -> None:
@@ -337,14 +350,11 @@ def test_the_report_is_whole(tmp_path: Path) -> None:
         "last": evaluated(noise=2, far=-0.5),
         "empty": PositionBands(EDGES),
     }
+    verdicts = judge(results, base="base | a", final="last")
     report = write_report(
-        results,
-        tmp_path / "out",
-        base="base | a",
-        final="last",
-        notes=["measured by hand"],
+        results, tmp_path / "out", verdicts, notes=["measured by hand"]
     )
-    assert report.holds
+    assert report.verdicts == verdicts
     text = report.markdown.read_text()
     assert (
         "base \\| a" in text

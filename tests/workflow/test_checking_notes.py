@@ -9,9 +9,11 @@ from typing import Any
 
 import pytest
 import torch
+from transformers import get_linear_schedule_with_warmup
 
 from alia_ctx.config.load import load_run
-from alia_ctx.workflow import gpu_notes
+from alia_ctx.train.schedule import stage_schedule
+from alia_ctx.workflow import gpu_notes, warmup_notes
 from alia_ctx.workflow.planned import idle_chunks, planned_stage, room_on_a_gpu
 from tests.small_run import write_run
 
@@ -144,3 +146,28 @@ def test_what_makes_room_is_tried_in_turn_and_gives_what_it_says(
     assert room_on_a_gpu(run, name, sizes[0])[1] == []
     _, (remedy,) = room_on_a_gpu(run, name, min(sizes) * 0.01)
     assert "raise tp, cp or pp" in remedy
+
+
+@pytest.mark.parametrize(
+    ("warmup", "updates", "said"),
+    [(0.2, 6, True), (1, 50, True), (0.2, 51, False), (0, 6, False)],
+)
+def test_a_first_update_that_trains_nothing_is_said_of_short_stages(
+    warmup: float, updates: int, said: bool, tmp_path: Path
+) -> None:
+    """By transformers' schedule, whose step 0 is the first update."""
+    schedule = {"type": "linear", "warmup": warmup}
+    path = write_run(tmp_path, schedule=schedule, tokens=512 * updates)
+    run = load_run(path, ["stages.long.schedule.warmup=0"])
+    notes = warmup_notes(run)
+    assert [f"first of its {updates} updates" in note for note in notes] == [
+        True
+    ] * said
+    if said:
+        weight = torch.nn.Parameter(torch.zeros(1))
+        optimizer = torch.optim.AdamW([weight], lr=run.stage("short").learning_rate)
+        upstream = get_linear_schedule_with_warmup(
+            optimizer, run.stage("short").schedule.warmup_updates(updates), updates
+        )
+        assert upstream.get_last_lr() == [0.0]
+        assert stage_schedule(run.stage("short")).rate(0) == 0.0

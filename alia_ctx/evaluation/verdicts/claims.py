@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import pairwise
 from typing import Any
 
@@ -29,11 +29,17 @@ Results = Mapping[str, PositionBands]
 
 @dataclass(frozen=True)
 class Verdict:
-    """A claim about the results; `holds` is None where it could not be decided."""
+    """A claim about the results; `holds` is None where it could not be decided.
+
+    `model` is whom it is about, `evaluator` whose result decides it; of what was trained
+    there is none.
+    """
 
     claim: str
     holds: bool | None
     detail: str
+    model: str = ""
+    evaluator: str = ""
 
     @property
     def answer(self) -> str:
@@ -64,12 +70,20 @@ class Chain:
 def claims(lines: Sequence[Measured], chain: Chain) -> list[Verdict]:
     """All that can be said of the models of a chain; `lines` have the base first, and of
     each model short contexts before long ones.
+
+    Losses are compared with those of the base at its own context, in blocks of that: a
+    base that is given more text than it can use is beaten by anything.
     """
+    by_evaluator = {
+        "positions": _positions(lines, chain),
+        "blocks": _blocks(lines, chain),
+        "passkey": _passkey(lines, chain),
+        "leak": _leak(lines),
+    }
     return [
-        *_positions(lines, chain),
-        *_blocks(lines, chain),
-        *_passkey(lines, chain),
-        *_leak(lines),
+        replace(verdict, evaluator=evaluator)
+        for evaluator, found in by_evaluator.items()
+        for verdict in found
     ]
 
 
@@ -97,7 +111,8 @@ def _positions(lines: Sequence[Measured], chain: Chain) -> Iterator[Verdict]:
         # A model is not judged where it was never trained.
         reach = chain.own(model) or base.edges[-1]
         pair = {chain.base: base, model: bands}
-        yield from judge(pair, base=chain.base, final=model, native=native, reach=reach)
+        said = judge(pair, base=chain.base, final=model, native=native, reach=reach)
+        yield from (replace(verdict, model=model) for verdict in said)
 
 
 def judge(
@@ -105,28 +120,22 @@ def judge(
     *,
     base: str,
     final: str,
-    baselines: Sequence[str] = (),
     native: int | None = None,
     reach: int | None = None,
 ) -> tuple[Verdict, ...]:
     """Compare `final` with the base in the bands within the base's `native` context
-    (default: the first band), and with each of `baselines` (default: the base) in those
-    past it, as far as `reach` (default: all).
+    (default: the first band), where it may not lose much, and in those past it, as far as
+    `reach` (default: all), where it has to be better.
 
     DataError: a name is not among the results, or their edges differ.
     """
-    _check_names(results, (base, final, *baselines))
+    _check_names(results, (base, final))
     edges = results[base].edges
     native = edges[1] if native is None else native
     reach = max(native, edges[-1] if reach is None else reach)
     bands = [(start, stop) for start, stop in pairwise(edges) if stop <= reach]
     near = [_no_worse(results, base, final, *b) for b in bands if b[0] < native]
-    far = [
-        _clearly_better(results, name, final, *band)
-        for name in baselines or (base,)
-        for band in bands
-        if band[0] >= native
-    ]
+    far = [_clearly_better(results, base, final, *b) for b in bands if b[0] >= native]
     return (*near, *far)
 
 
@@ -159,13 +168,12 @@ def _no_worse(
 
 
 def _clearly_better(
-    results: Results, baseline: str, final: str, start: int, stop: int
+    results: Results, base: str, final: str, start: int, stop: int
 ) -> Verdict:
     claim = (
-        f"{final} is clearly better than {baseline} at positions {start:,} to "
-        f"{stop - 1:,}"
+        f"{final} is clearly better than {base} at positions {start:,} to {stop - 1:,}"
     )
-    paired = paired_difference(results[baseline], results[final], start, stop)
+    paired = paired_difference(results[base], results[final], start, stop)
     if paired.documents < 2:
         return Verdict(claim, None, _too_few(paired.documents))
     gain, error = -paired.difference, known_error(paired.standard_error)
@@ -214,7 +222,7 @@ def _blocks(lines: Sequence[Measured], chain: Chain) -> Iterator[Verdict]:
                 why = (
                     _too_few(gain.documents) if few else _without_spread(gain.documents)
                 )
-                yield Verdict(claim, None, why)
+                yield Verdict(claim, None, why, line.model)
                 continue
             yield Verdict(
                 claim,
@@ -222,6 +230,7 @@ def _blocks(lines: Sequence[Measured], chain: Chain) -> Iterator[Verdict]:
                 f"{gain.gain:+.4f} +- {gain.error:.4f} nats a token over "
                 f"{gain.documents} documents: {gain.times:.1f} standard errors, against "
                 f"the same text in blocks of {gain.block:,} tokens",
+                line.model,
             )
 
 
@@ -243,11 +252,12 @@ def _passkey(lines: Sequence[Measured], chain: Chain) -> Iterator[Verdict]:
             right = score.share >= ANSWERS
             at = f"{length:,} tokens" + _times(length, native)
             if model == last and length <= longest:
-                yield Verdict(f"{last} finds the passkey in {at}", right, found)
+                claim = f"{last} finds the passkey in {at}"
+                yield Verdict(claim, right, found, last)
             elif model == base and length == native:
                 # What fails here too is not a matter of length.
                 claim = f"{base} finds the passkey in its own {length:,} tokens"
-                yield Verdict(claim, right, found)
+                yield Verdict(claim, right, found, base)
             elif model == base and length > native:
                 far = scores.score_farther(native, length)
                 yield _base_fails(base, far, length, native, control)
@@ -265,12 +275,12 @@ def _base_fails(
     )
     found = f"{far.right} of {far.samples} right{_interval(far)}"
     if not far.samples:
-        return Verdict(claim, None, "none was hidden there")
+        return Verdict(claim, None, "none was hidden there", base)
     if control is not None and control >= ANSWERS:
-        return Verdict(claim, far.share <= FAILS, found)
+        return Verdict(claim, far.share <= FAILS, found, base)
     # Who fails within the own context as well shows nothing by it.
     why = "was not measured" if control is None else f"is {control:.0%} right"
-    return Verdict(claim, None, f"{found}; its own context {why}")
+    return Verdict(claim, None, f"{found}; its own context {why}", base)
 
 
 def _times(length: int, native: int) -> str:
@@ -296,4 +306,5 @@ def _leak(lines: Sequence[Measured]) -> Iterator[Verdict]:
             f"{line.context:,} tokens",
             moved == 0,
             f"{moved:,} of {positions:,} positions of other documents moved",
+            line.model,
         )

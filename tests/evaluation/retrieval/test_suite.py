@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import re
+from collections import Counter
+from dataclasses import replace
 from typing import Any, get_args
 
 import numpy as np
@@ -97,6 +99,14 @@ def test_an_answer_that_nobody_measured_is_an_error() -> None:
         lost.scores(12)
     with pytest.raises(DataError, match="their answers would be cut off"):
         rows_of([SampleSpec("qa_1", "en", 5000, 0)])
+
+
+@pytest.mark.parametrize(("samples", "each"), [(3, 1), (8, 2), (10, 2), (20, 5)])
+def test_a_quarter_of_the_samples_lies_at_each_depth(samples: int, each: int) -> None:
+    settings = replace(SETTINGS, samples=samples)
+    specs = passkey_specs(settings, rows_of(), 4096, 4096)
+    cells = Counter((spec.length, spec.depth) for spec in specs)
+    assert {*cells.values()} == {each} and len({spec.depth for spec in specs}) == 10
 
 
 def test_the_passkey_grid_has_ten_depths_at_each_length() -> None:
