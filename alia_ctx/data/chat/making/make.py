@@ -23,7 +23,13 @@ from alia_ctx.data.chat.making.left_out import Reason, counted
 from alia_ctx.data.chat.making.partial import Attempt, Partial
 from alia_ctx.data.chat.making.verify import fault_of
 from alia_ctx.errors import DataError
-from alia_ctx.files import atomic_file, exclusive, file_checksum, write_json
+from alia_ctx.files import (
+    atomic_file,
+    exclusive,
+    file_checksum,
+    parse_json,
+    write_json,
+)
 from alia_ctx.identity import sealed
 
 # So many in a row that cannot be made are no accident.
@@ -86,8 +92,8 @@ class MadeCounts:
 
     def count_functions(self, record: str) -> None:
         """Count what a record offers and calls."""
-        value = json.loads(record)
-        for tool in json.loads(value.get("tools") or "[]"):
+        value = parse_json(record)
+        for tool in parse_json(value.get("tools") or "[]"):
             self.offered[tool["function"]["name"]] = None
         for message in value["messages"]:
             for call in message.get("tool_calls") or []:
