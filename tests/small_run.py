@@ -19,6 +19,14 @@ from tokenizers import Tokenizer, models, pre_tokenizers
 from alia_ctx.data.tokens.store import write_store
 
 VOCABULARY = 200
+LLAMA3 = {  # of the stage `long`
+    "type": "llama3",
+    "theta": 10000,
+    "factor": 4,
+    "original_max_position_embeddings": 64,
+    "low_freq_factor": 1,
+    "high_freq_factor": 4,
+}
 _MODEL = {
     "num_hidden_layers": 2,
     "hidden_size": 32,
@@ -51,19 +59,11 @@ def write_run(folder: Path, **stage: Any) -> Path:
         "pack": {"policy": "concat", "long_docs": "split"},
         **stage,
     }
-    rope = {
-        "type": "llama3",
-        "theta": 10000,
-        "factor": 4,
-        "original_max_position_embeddings": 64,
-        "low_freq_factor": 1,
-        "high_freq_factor": 4,
-    }
     long = {
         **short,
         "init_from": "short",
         "context": 256,
-        "rope": rope,
+        "rope": LLAMA3,
         "tokens": 256 * 3 * 4,
         "update_tokens": 800,
         "pack": {"policy": "best_fit", "long_docs": "split"},

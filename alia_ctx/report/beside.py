@@ -19,10 +19,7 @@ def beside(facts: RunFacts) -> str:
 def _part(document: Beside) -> str:
     heading = f"<h3>{html.text(document.title)}</h3>"
     if document.differs:
-        why = (
-            f"Not shown, it is not of the model that is there now: {document.why_not}."
-        )
-        return heading + html.paragraph(why, "missing")
+        return heading + html.paragraph(f"Not shown, {document.why_not}.", "missing")
     said = [
         html.paragraph(f"{verdict.claim}: {verdict.answer}. {verdict.detail}", "small")
         for verdict in document.verdicts

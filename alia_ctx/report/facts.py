@@ -270,7 +270,9 @@ class Beside:
 
     @property
     def why_not(self) -> str:
-        return "; ".join(self.differs[:3])
+        """Why it is not shown, where it `differs`."""
+        reasons = "; ".join(self.differs[:3])
+        return f"it is not of the model that is there now: {reasons}"
 
 
 @dataclass(frozen=True)

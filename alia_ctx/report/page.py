@@ -110,8 +110,8 @@ def stale_results(facts: RunFacts) -> list[str]:
             f"{facts.how('evaluate CONFIG')} measures it anew."
         )
     return lines + [
-        f"{document.title} is not shown, it is not of the model that is there now: "
-        f"{document.why_not}. {document.how} measures it anew."
+        f"{document.title} is not shown, {document.why_not}. {document.how} measures it "
+        "anew."
         for document in facts.beside
         if document.differs
     ]

@@ -119,6 +119,14 @@ class RopeSpec:
             return problems
         return _frequency_problems(self, key, head_dim, context)
 
+    @property
+    def reach(self) -> int | None:
+        """Tokens that factor x original length comes to, of a type that this bounds."""
+        original = self.original_max_position_embeddings
+        if original is None or not self.factor or not ROPE_TYPES[self.type].reaches:
+            return None
+        return int(original * self.factor)
+
     def _out_of_range(self, key: str, context: int) -> list[Problem]:
         problems = []
         if self.factor is not None and self.factor < 1:
@@ -140,18 +148,17 @@ class RopeSpec:
                     "use the length that the base model was trained at",
                 )
             )
-        elif original is not None and self.factor and ROPE_TYPES[self.type].reaches:
-            reach = int(original * self.factor)
-            if reach < context:
-                problems.append(
-                    Problem(
-                        f"{key}.factor",
-                        self.factor,
-                        f"reaches {reach} = {original} x {self.factor:g} tokens, the "
-                        f"context is {context}",
-                        f"use a factor of {context / original:g} or more",
-                    )
+        elif (reach := self.reach) is not None and reach < context:
+            assert original is not None
+            problems.append(
+                Problem(
+                    f"{key}.factor",
+                    self.factor,
+                    f"reaches {reach} = {original} x {self.factor:g} tokens, the "
+                    f"context is {context}",
+                    f"use a factor of {context / original:g} or more",
                 )
+            )
         for name in ("attention_factor", "beta_fast", "beta_slow"):
             value = getattr(self, name)
             if value is not None and not value > 0:

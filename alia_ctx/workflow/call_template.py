@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 from alia_ctx.data.chat import Conversation, Message, RowError, ToolCall
-from alia_ctx.data.chat.probing import Shown, probe
+from alia_ctx.data.chat.probing import Shown, probe, turn_as_written
 from alia_ctx.data.chat.template import ChatTemplate
 from alia_ctx.data.chat.turns import special_pattern
 from alia_ctx.data.tokens.tokenizer import HubTokenizer
@@ -41,21 +41,18 @@ _ASKED = Conversation(
 )
 
 
-def _written_call(template: ChatTemplate) -> tuple[str, bool] | None:
-    """How a template writes a call, and whether it is read as that call; None where it
-    shows none.
+def _unread_call(template: ChatTemplate) -> str | None:
+    """How a template writes a call, where that is not read as this call; None where it is,
+    or it shows none.
     """
     turn = Message("assistant", None, (_CALL,))
-    try:
-        prompt = template.render(_ASKED, prompt=True)
-        text = template.render(replace(_ASKED, messages=(*_ASKED.messages, turn)))
-    except RowError:
+    written = (turn_as_written(template, _ASKED, turn) or "").removesuffix(
+        template.closing
+    )
+    if _CALL.name not in written:
         return None
-    written = text.removeprefix(prompt).removesuffix(template.closing)
-    if not text.startswith(prompt) or _CALL.name not in written:
-        return None
-    calls = calls_of(Answer(written)).calls
-    return written, calls == ((_CALL.name, {"n": 1}),)
+    is_read = calls_of(Answer(written)).calls == ((_CALL.name, {"n": 1}),)
+    return None if is_read else written
 
 
 def template_with_tools(given: str | None, tokenizer: HubTokenizer) -> ShowingTemplate:
@@ -86,11 +83,9 @@ def template_with_tools(given: str | None, tokenizer: HubTokenizer) -> ShowingTe
         raise ConfigError("", [Problem("--template", given, rule, remedy)])
     if not shown.system:
         notes.append("its chat template leaves system prompts out")
-    if (written := _written_call(template)) is not None:
-        text, known = written
-        if not known:
-            notes.append(
-                f"its chat template writes a call as {text!r}: answers in that form are "
-                "not read, and count as answers without calls"
-            )
+    if unread := _unread_call(template):
+        notes.append(
+            f"its chat template writes a call as {unread!r}: answers in that form are "
+            "not read, and count as answers without calls"
+        )
     return ShowingTemplate(name, template, shown, tuple(notes))

@@ -18,7 +18,7 @@ from alia_ctx.planner import (
     standard_choices,
     with_configured,
 )
-from alia_ctx.spec.rope import ROPE_TYPES, RopeSpec
+from alia_ctx.spec.rope import RopeSpec
 
 _KIND = ("type", "theta", "original_max_position_embeddings")
 
@@ -92,9 +92,7 @@ def rope_in_words(rope: RopeSpec) -> str:
     if original is None:
         return words
     words += f" of {original:,}"
-    if rope.factor is None or not ROPE_TYPES[rope.type].reaches:
-        return words
-    return f"{words}: reaches {int(original * rope.factor):,} tokens"
+    return words if rope.reach is None else f"{words}: reaches {rope.reach:,} tokens"
 
 
 def rope_notes(run: RunConfig, names: Sequence[str] = ()) -> Iterator[str]:

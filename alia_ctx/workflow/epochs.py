@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 
 import numpy as np
@@ -69,19 +69,23 @@ def _usable(run: RunConfig, name: str, source: str) -> int:
 
 
 def epochs_in_words(run: RunConfig, name: str) -> str:
-    """`32k: by its end text was read 3.1 times`; nothing where it is not known."""
-    read = epochs_of(run, name)
+    """`32k: by its end its text was read: code 3.1 times`; nothing where it is not known."""
+    return _in_words(name, epochs_of(run, name))
+
+
+def _in_words(name: str, read: Mapping[str, float]) -> str:
     told = ", ".join(f"{source} {times:.3g} times" for source, times in read.items())
     return f"{name}: by its end its text was read: {told}" if told else ""
 
 
 def epoch_notes(run: RunConfig, names: Sequence[str] = ()) -> list[str]:
     """Stages (default: all) that read a source more often than brings much."""
+    reads = {name: epochs_of(run, name) for name in names or run.stages}
     return [
-        f"{epochs_in_words(run, name)}; beyond {REPEATS} times text brings less and less: "
+        f"{_in_words(name, read)}; beyond {REPEATS} times text brings less and less: "
         f"take more text, or lower stages.{name}.tokens"
-        for name in names or run.stages
-        if max(epochs_of(run, name).values(), default=0.0) > REPEATS
+        for name, read in reads.items()
+        if max(read.values(), default=0.0) > REPEATS
     ]
 
 

@@ -210,8 +210,10 @@ def _choices(
     if base.rope.type != "default" or not _is_small(base.model):
         return choices
     last = rope_choices(base, reads, target)
-    yarn = {"yarn": last["yarn"]} if {"yarn"} <= {*choices} & {*last} else {}
-    return {**yarn, **{k: v for k, v in choices.items() if k not in yarn}}
+    if "yarn" not in choices or "yarn" not in last:
+        return choices
+    del choices["yarn"]
+    return {"yarn": last["yarn"], **choices}
 
 
 def _counts(
@@ -335,10 +337,8 @@ def _stage(
         ]
         raise ConfigError(f"{run.hf_base} cannot be extended", problems)
     chosen = min(possible, key=lambda label: figures[label].beyond_training)
-    measured = base.rope.type == "default" and _is_small(model)
-    if (
-        measured and "yarn" in possible
-    ):  # found by training goes before what is computed
+    # What was found by training goes before what is computed.
+    if base.rope.type == "default" and _is_small(model) and "yarn" in possible:
         chosen = "yarn"
     update_tokens, rate = budget(model, context)
     stage = StageConfig(

@@ -90,7 +90,8 @@ def _first_stage(settings: Sequence[str]) -> tuple[str, int, int]:
     configuration as it is written, as the base that gives the sizes is not there yet.
     """
     raw = read_config(CONFIG, settings)
-    name, stage = next(iter(raw["stages"].items()))
+    stages = raw["stages"]
+    name, stage = next(s for s in stages.items() if s[1]["init_from"] not in stages)
     updates = int(stage["tokens"]) // int(stage["update_tokens"])
     return name, updates, int(raw["checkpoint"]["every_updates"])
 

@@ -11,16 +11,8 @@ import yaml
 from typer.testing import CliRunner
 
 from alia_ctx.cli.run_commands import app
-from tests.small_run import write_run
+from tests.small_run import LLAMA3, write_run
 
-LLAMA3 = {
-    "type": "llama3",
-    "theta": 10000,
-    "factor": 4,
-    "original_max_position_embeddings": 64,
-    "low_freq_factor": 1,
-    "high_freq_factor": 4,
-}
 YARN = {
     "type": "yarn",
     "theta": 10000,

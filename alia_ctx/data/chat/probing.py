@@ -119,6 +119,20 @@ def probe(template: ChatTemplate, special: re.Pattern[str]) -> Shown:
     )
 
 
+def turn_as_written(
+    template: ChatTemplate, asked: Conversation, turn: Message
+) -> str | None:
+    """What a template writes of an assistant's turn behind its prompt, with what closes it;
+    None where it refuses the turn, or writes the prompt otherwise before it.
+    """
+    try:
+        prompt = template.render(asked, prompt=True)
+        text = template.render(replace(asked, messages=(*asked.messages, turn)))
+    except RowError:
+        return None
+    return text[len(prompt) :] if text.startswith(prompt) else None
+
+
 def _writes_hermes(template: ChatTemplate) -> bool:
     """Whether two calls, or one where a template refuses two, are read as Hermes writes
     them: another form is none of its rules' to judge.
@@ -130,12 +144,8 @@ def _writes_hermes(template: ChatTemplate) -> bool:
     )
     for calls in (made, made[:1]):
         turn = Message("assistant", None, calls)
-        try:
-            prompt = template.render(asked, prompt=True)
-            text = template.render(replace(asked, messages=(_ASK, turn)))
-        except RowError:
-            continue
-        if text.startswith(prompt) and is_read_back(turn, text[len(prompt) :]):
+        written = turn_as_written(template, asked, turn)
+        if written is not None and is_read_back(turn, written):
             return True
     return False
 
@@ -206,15 +216,9 @@ class _Called:
             for (name, key, value), identity in zip(marks, ids, strict=True)
         )
         turn = Message("assistant", _SAID if words else None, made)
-        asked = Conversation((_ASK,), _TOOLS)
-        try:
-            prompt = template.render(asked, prompt=True)
-            text = template.render(replace(asked, messages=(_ASK, turn)))
-        except RowError:
+        text = turn_as_written(template, Conversation((_ASK,), _TOOLS), turn)
+        if text is None:
             return None
-        if not text.startswith(prompt):
-            return None
-        text = text[len(prompt) :]
         spans = []
         for parts, identity in zip(marks, ids, strict=True):
             if not all(part in text for part in parts):

@@ -138,7 +138,7 @@ def _tagged(match: re.Match[str]) -> Sequence[ToolCall]:
     if match["name"]:
         arguments = arguments_text(match["arguments"], match["name"])
         return [ToolCall(match["name"], arguments)]
-    if match["mistral"] is not None and (named := _OF_MISTRAL.fullmatch(match[0][12:])):
+    if named := _OF_MISTRAL.fullmatch(match["mistral"] or ""):
         return [ToolCall(named["name"], arguments_text(named["arguments"], ""))]
     return [call_from(value) for value in _values(match[match.lastgroup or 0])]
 

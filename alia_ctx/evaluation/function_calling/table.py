@@ -74,7 +74,7 @@ def score_markdown(scores: Scores) -> str:
 
 
 def calls_markdown(scores: Scores, document: Mapping[str, Any]) -> str:
-    """The table as Markdown with its suite_name, and below it what `call_remarks` says of the
+    """The table as Markdown with its heading, and below it what `call_remarks` says of the
     `document` that the scores are from.
     """
     remarks = "\n".join(f"- {line}" for line in call_remarks(document))
