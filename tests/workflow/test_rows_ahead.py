@@ -66,7 +66,7 @@ def measured(engine: Engine, rows: Rows) -> tuple[PositionBands, list[int]]:
     made = measure(
         engine,  # type: ignore[arg-type]
         rows,
-        lambda: PositionBands((4,)),
+        lambda: PositionBands((0, 4)),
         lambda rows_done, of: done.append(rows_done),
     )
     return made, done
