@@ -168,7 +168,8 @@ def run_all(options: argparse.Namespace) -> list[dict[str, Any]]:
     card = torch.cuda.get_device_name() if DEVICE == "cuda" else "a host"
     for length in options.lengths:
         for kind in options.rows:
-            shape = Shape(*options.heads, offsets_of(kind, length))
+            heads, groups = options.heads
+            shape = Shape(heads, groups, offsets_of(kind, length))
             norms: list[torch.Tensor] = []
             for name in options.kernels:
                 result = {

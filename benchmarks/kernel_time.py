@@ -66,7 +66,7 @@ def kernels_of(step: Callable[[], object]) -> list[tuple[str, float, float]]:
         (e.name, e.time_range.start, e.time_range.end)
         for e in profiler.events()
         # "Optimizer.step#" spans kernels
-        if e.device_type == torch.autograd.DeviceType.CUDA and "#" not in e.name
+        if e.device_type == torch.profiler.DeviceType.CUDA and "#" not in e.name
     ]
 
 

@@ -127,8 +127,9 @@ def main() -> None:
     parser.add_argument("--one", nargs=4)
     options = parser.parse_args()
     if options.one:
-        way, *shape = options.one
-        print(json.dumps(measure(way, *map(int, shape), options.threads)))
+        way, tokens, words, hidden = options.one
+        sizes = int(tokens), int(words), int(hidden)
+        print(json.dumps(measure(way, *sizes, options.threads)))
         return
     import torch
 

@@ -110,7 +110,7 @@ def llama(task: Task, attention: str, *, liger: bool, fp32_gradients: bool) -> S
         max_position_embeddings=task.context,
         tie_word_embeddings=spec.tie_word_embeddings,
         use_cache=False,
-        attn_implementation=attention,
+        attn_implementation=attention,  # type: ignore[call-arg]
     )
     dtype = torch.bfloat16 if device().type == "cuda" else torch.float32
     torch.set_default_dtype(dtype)

@@ -63,10 +63,10 @@ def packed(
     ends = [*offsets, len(q)] if offsets[-1] < len(q) else list(offsets)
     outputs = []
     for start, stop in pairwise(ends):
-        parts = [x[start:stop] for x in (q, k, v)]
+        own_q, own_k, own_v = (x[start:stop] for x in (q, k, v))
         if rope is not None:
-            parts[:2] = [rotate(x, rope, len(q)) for x in parts[:2]]
-        outputs.append(causal(*parts, q.shape[-1] ** -0.5))
+            own_q, own_k = (rotate(x, rope, len(q)) for x in (own_q, own_k))
+        outputs.append(causal(own_q, own_k, own_v, q.shape[-1] ** -0.5))
     return torch.cat(outputs)
 
 

@@ -108,7 +108,9 @@ def of(engine: MegatronEngine) -> InputOffload:
 
 def main() -> None:
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
-    attention_kernels.tiles = functools.partial(attention_reference.tiles, size=512)
+    attention_kernels.tiles = (  # type: ignore[attr-defined]
+        functools.partial(attention_reference.tiles, size=512)
+    )
     attention_reference.BLOCK_KEYS = 1024
     with Distributed(EngineConfig()):
         found = {

@@ -74,7 +74,10 @@ def train(
             recompute=recompute,
         )
         results = [engine.train_update(rows(model.vocab_size), RATE)]
-        norms = [exact_norm(parameter.main_grad) for parameter in engine.parameters()]
+        norms = [
+            exact_norm(parameter.main_grad)  # type: ignore[attr-defined]
+            for parameter in engine.parameters()
+        ]
         results += [
             engine.train_update(rows(model.vocab_size), RATE)
             for _ in range(UPDATES - 1)

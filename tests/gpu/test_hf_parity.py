@@ -91,7 +91,7 @@ def make_llama(context: int = CONTEXT) -> Any:
         bos_token_id=1,
         eos_token_id=2,
         pad_token_id=3,
-        attn_implementation="repeated_sdpa",
+        attn_implementation="repeated_sdpa",  # type: ignore[call-arg]
     )
     torch.manual_seed(7)
     model = LlamaForCausalLM(config)

@@ -5,7 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 
-from alia_ctx.nn.linear_cross_entropy import IGNORE, vocab_parallel_loss
+from alia_ctx.data.packing import IGNORE
+from alia_ctx.nn.linear_cross_entropy import vocab_parallel_loss
 
 pytestmark = pytest.mark.gpu(1)
 
