@@ -17,6 +17,7 @@ import numpy as np
 from alia_ctx.report.html import text as escaped
 
 _WIDTH, _HEIGHT = 5.2, 3.3  # inches of 72 points
+_LEVEL_LABELS = 7  # beside one another below a figure; more stand upright
 # Placeholder -> variable of the page's style.
 _INK, _MUTED, _LINE = "#010101", "#020202", "#030303"
 _SERIES = [f"#0{n}0{n}0{n}" for n in range(4, 10)]
@@ -195,10 +196,13 @@ def heat_map(
         axes.set_xticks(
             [n + 0.5 for n in range(len(lengths))], [f"{n:,}" for n in lengths]
         )
+        if len(lengths) > _LEVEL_LABELS:
+            axes.tick_params(axis="x", labelrotation=90)
         axes.set_yticks([n + 0.5 for n in range(len(depths))], depths)
         axes.set(xlabel="length of the text (tokens)", ylabel="depth of the needle")
 
-    return _svg(name, draw, height=1.1 + 0.25 * len(depths))
+    upright = 0.4 if len(lengths) > _LEVEL_LABELS else 0.0
+    return _svg(name, draw, height=1.1 + upright + 0.25 * len(depths))
 
 
 def _square(x: int, y: int, colour: tuple[float, float, float]) -> Any:

@@ -42,7 +42,7 @@ caption span { position:sticky; left:.6rem; display:block;
 th, td { padding:.35rem .5rem; text-align:right; white-space:nowrap;
   border-bottom:1px solid var(--line); vertical-align:top; }
 th:first-child, td:first-child { text-align:left; position:sticky; left:0;
-  background:var(--card); white-space:normal; min-width:7rem; }
+  background:var(--card); white-space:normal; min-width:9rem; }
 th { font-weight:600; } td.words, th.words { text-align:left; white-space:normal;
   min-width:12rem; }
 .verdicts { list-style:none; padding:0; }
@@ -109,7 +109,7 @@ def table(
 
     body = "".join(f"<tr>{cells('td', row)}</tr>" for row in rows)
     return (
-        f'<div class="scroll" tabindex="0"><table><caption><span>{text(caption)}'
+        f'<div class="scroll" tabindex="0"><table><caption><span>{_sentence(caption)}'
         f"{_again(how)}</span></caption><thead><tr>{cells('th', headings)}</tr></thead>"
         f"<tbody>{body}</tbody></table></div>"
     )
@@ -117,7 +117,8 @@ def table(
 
 def figure(svg: str, caption: str, how: str) -> str:
     return (
-        f"<figure>{svg}<figcaption>{text(caption)}{_again(how)}</figcaption></figure>"
+        f"<figure>{svg}<figcaption>{_sentence(caption)}{_again(how)}"
+        "</figcaption></figure>"
     )
 
 
@@ -129,6 +130,12 @@ def missing(what: str, how: str) -> str:
     return (
         f'<p class="missing">{text(what)}: not measured. Make it with {code(how)}.</p>'
     )
+
+
+def _sentence(caption: str) -> str:
+    """A caption that more is said behind, so with its full stop."""
+    ended = not caption or caption.rstrip().endswith((".", "!", "?", ":"))
+    return text(caption if ended else f"{caption.rstrip()}.")
 
 
 def _again(how: str) -> str:

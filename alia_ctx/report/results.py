@@ -91,7 +91,10 @@ def far_context(facts: RunFacts) -> str:
                 f"{result.content['block']:,}",
                 _band(band["first"], band["last"]),
                 band["documents"],
-                _gain(band["gain"], band["standard_error"]),
+                # There the block is all that is before: nothing was measured.
+                "0 (one block)"
+                if band["last"] <= result.content["block"]
+                else _gain(band["gain"], band["standard_error"]),
                 _ratio(band["gain"], band["standard_error"]),
             ]
             for result in blocks

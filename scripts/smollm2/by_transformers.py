@@ -104,7 +104,7 @@ def as_document(compared: Mapping[str, Any], how: str) -> Beside:
     ]
     tables = [
         BesideTable(
-            "Passkeys that `generate` of transformers answers from the export, greedy, "
+            "Passkeys that generate of transformers answers from the export, greedy, "
             "beside those measured here: right of asked, by length in tokens.",
             ["length", "transformers", "measured"],
             rows,
