@@ -8,15 +8,19 @@
 Peers, each in processes of its own, in turn, `--rounds` times over and the first once more
 at the end, which shows how far the cards have moved:
 
-- `ours`: the product's engine, as `gpu_step.py` has it: bf16, gradients added up in fp32;
+- `ours`: the product's engine, as `gpu_step.py` has it: bf16, gradients added up in fp32,
+  the attention kernel that it takes by itself; `ours_flash4` with FlashAttention 4,
   `ours_te` on TransformerEngine's layers, `ours_fp8_current` and `ours_fp8_blockwise`
   with all their products in FP8.
 - `transformers`: `LlamaForCausalLM` as it comes, torch's attention (cuDNN's kernel first),
   gradients in bf16.
 - `liger`: the same with Liger's kernels (RMS norm, RoPE, SwiGLU, fused loss).
-- `liger_fp32`: that, with gradients added up in fp32 as each is made, as ours are.
-- `liger_flash4`: `liger_fp32` with the attention kernel that ours takes, which knows the
-  documents of a packed row; what is left is all but attention.
+- `liger_fp32`: that, with gradients added up in fp32, as ours are: on one GPU as each is
+  made; on several, where FSDP2 keeps gradients as it keeps weights, by fp32 weights that
+  are cast to bf16 in each step.
+- `liger_flash4`: `liger_fp32` with FlashAttention 4, which knows the documents of a packed
+  row. Beside `ours_flash4` what is left is all but attention; `ours` may take another
+  kernel, which its row says.
 - `megatron_te`: Megatron-Core's own GPT with TransformerEngine's layers and attention in
   its DistributedDataParallel; with `_fp8_current` and `_fp8_blockwise` by its own FP8.
 - `torchtitan`: its own Llama 3 as it comes but for compilation, which its pages advise
@@ -67,8 +71,8 @@ from benchmarks.process_ranks import RankGroup
 from benchmarks.torchtitan_peer import import_for_any_torch
 
 KNOWS_DOCUMENTS = (
-    *("ours", "ours_te", "ours_fp8_current", "ours_fp8_blockwise"),
-    *("liger_flash4", "torchtitan"),
+    *("ours", "ours_flash4", "ours_te", "ours_fp8_current", "ours_fp8_blockwise"),
+    *("liger_flash4", "torchtitan", "torchtitan_flash"),
 )
 WARM_UP = 2
 
