@@ -54,8 +54,8 @@ from alia_ctx.spec.layout import Layout
 from benchmarks import gpu_program
 from benchmarks.gpu_products import LOCAL, Products
 from benchmarks.gpu_program import Parser, at_least, parsed
-from benchmarks.gpu_step import ROPE, alia_stack, draw_on_device, matrix_rate
-from benchmarks.kernel_time import kernels_of
+from benchmarks.gpu_step import ROPE, alia_stack, draw_on_device
+from benchmarks.kernel_time import kernels_of, matrix_rate
 
 GIB = 2**30
 VOCABULARY = 8192
@@ -92,11 +92,13 @@ class Case:
             raise ValueError(
                 f"recomputation is one of {', '.join(get_args(Recompute))}"
             )
-        numbers = [int(context), int(layers), *map(int, rows)]
-        if min(numbers) < 1:
+        case = cls(
+            *(Layout(**{n: s for n, s in sizes.items() if n != "dp"}), int(context)),
+            *(int(layers), recompute, int(rows[0]) if rows else 1, sizes.get("dp", 1)),
+        )
+        if min(case.context, case.layers, case.rows) < 1:
             raise ValueError("context, layers and rows are 1 or more")
-        dp = sizes.pop("dp", 1)
-        return cls(Layout(**sizes), *numbers[:2], recompute, *numbers[2:], dp=dp)
+        return case
 
     def problem(self, world: int) -> str | None:
         """Why it is no case of `world` GPUs, or of the model."""

@@ -38,9 +38,10 @@ documents apart.
 
 Each result is a line of `--out`, written as it comes. While one peer is measured the next
 one's processes import what they need. A peer that fails, hangs or is not installed is a
-line with the reason. The sizes are the same for all, and it is checked: parameters are
-counted. Weights are random, so losses are near ln(vocabulary) and are printed to show
-that all did the work. `--profile` also says where a step's time on the GPU goes.
+line with the reason, and the program ends with status 1. The sizes are the same for all,
+and it is checked: parameters are counted. Weights are random, so losses are near
+ln(vocabulary) and are printed to show that all did the work. `--profile` also says where
+a step's time on the GPU goes.
 """
 
 from __future__ import annotations
@@ -63,8 +64,10 @@ import torch.distributed as dist
 from alia_ctx.config.run import EngineConfig
 from alia_ctx.mcore.runtime import Distributed
 from alia_ctx.spec.model import ModelSpec
-from benchmarks.gpu_step import Case, alia_stack, make_row, matrix_rate
-from benchmarks.kernel_time import NAMES, profile_step
+from benchmarks import gpu_program
+from benchmarks.gpu_program import Parser, at_least, existing_file, new_file
+from benchmarks.gpu_step import ROWS, Case, alia_stack, make_row
+from benchmarks.kernel_time import NAMES, matrix_rate, profile_step
 from benchmarks.pages import read_results, table, write_result
 from benchmarks.peers import PEERS, Task, device
 from benchmarks.process_ranks import RankGroup
@@ -155,9 +158,8 @@ def run_here(options: argparse.Namespace) -> None:
 
 def run_all(options: argparse.Namespace) -> list[dict[str, Any]]:
     """Each peer in its turn; results, which are also written as they come."""
-    chosen = [p for p in options.peers if options.row == "one" or p in KNOWS_DOCUMENTS]
-    turns = chosen * options.rounds
-    turns += chosen[:1] if len(chosen) > 1 else []
+    turns = options.peers * options.rounds
+    turns += options.peers[:1] if len(options.peers) > 1 else []
     arguments = [
         *("--layers", str(options.layers), "--context", str(options.context)),
         *("--vocabulary", str(options.vocabulary), "--row", options.row),
@@ -257,36 +259,50 @@ def print_tables(results: list[dict[str, Any]]) -> None:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser()
-    parser.add_argument("--layers", type=int, default=2)
-    parser.add_argument("--context", type=int, default=32_768)
-    parser.add_argument("--vocabulary", type=int, default=8192)
-    parser.add_argument("--row", choices=("one", "web"), default="one")
-    parser.add_argument("--peers", nargs="+", choices=PEERS, default=list(PEERS))
-    parser.add_argument("--repeats", type=int, default=5)
-    parser.add_argument("--rounds", type=int, default=1)
-    parser.add_argument("--ranks", type=int, default=1, help="GPUs of this machine")
+    parser = Parser()
+    number = at_least(1)
+    parser.add_argument("--layers", type=number, default=2)
+    parser.add_argument("--context", type=number, default=32_768)
+    parser.add_argument("--vocabulary", type=number, default=8192)
+    parser.add_argument("--row", choices=ROWS, default="one")
+    parser.add_argument("--peers", nargs="+", choices=PEERS)
+    parser.add_argument("--repeats", type=number, default=5)
+    parser.add_argument("--rounds", type=number, default=1)
+    parser.add_argument("--ranks", type=number, default=1, help="GPUs of this machine")
     parser.add_argument(
         "--profile", action="store_true", help="one more step, by class of kernel"
     )
-    parser.add_argument("--out", type=Path, help="a line of JSON for each result")
+    parser.add_argument("--out", type=new_file, help="a line of JSON for each result")
     parser.add_argument(
-        "--limit", type=float, default=120.0, help="seconds that a peer may take"
+        "--limit",
+        type=at_least(1, float),
+        default=120.0,
+        help="seconds that a peer may take",
     )
-    parser.add_argument("--table", type=Path, help="print a file's tables")
+    parser.add_argument("--table", type=existing_file, help="print a file's tables")
     parser.add_argument("--in-process", choices=PEERS)
     parser.add_argument(
         "--width",
-        type=int,
+        type=number,
         help="a small stack of this hidden size, to try it anywhere",
     )
     options = parser.parse_args()
     if options.table:
-        print_tables(read_results(options.table))
-    elif options.in_process:
+        parser.read(options.table, lambda file: print_tables(read_results(file)))
+        return
+    if options.width and options.width % 16:
+        parser.error("--width: 8 heads of an even size make a multiple of 16")
+    able = [p for p in PEERS if options.row == "one" or p in KNOWS_DOCUMENTS]
+    options.peers = options.peers or able
+    if unable := [p for p in options.peers if p not in able]:
+        parser.error(f"--row {options.row}: {', '.join(unable)} know no documents")
+    if options.in_process:
         run_here(options)
-    else:
-        print_tables(run_all(options))
+        return
+    parser.require_gpus_or_none(options.ranks)
+    results = run_all(options)
+    print_tables(results)
+    gpu_program.end(r["peer"] for r in results if "skipped" in r)
 
 
 if __name__ == "__main__":

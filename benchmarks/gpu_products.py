@@ -33,9 +33,9 @@ class Products:
         """
         asked = (layers, fp8, offload, mlp_chunks, tp_chunks)
         together = [p for p in (cls(*parts) for parts in product(*asked)) if p._fits]
-        for place, values in enumerate(asked):
+        for place in (1, 4, 0, 2, 3):  # first what asks something of the others
             taken = {astuple(p)[place] for p in together}
-            for value in values:
+            for value in asked[place]:
                 if value not in taken:
                     raise ValueError(
                         f"{cls._words(place, value)} goes with none of --layers "
