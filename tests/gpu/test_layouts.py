@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import importlib.util
 import json
 import os
 import subprocess
@@ -14,6 +13,7 @@ from typing import Any
 
 import pytest
 
+from tests.gpu.installed import is_installed
 from tests.gpu.layouts import OF_TE
 from tests.paths import ROOT
 
@@ -60,7 +60,7 @@ def results(ranks: int) -> dict[str, Any]:
 def test_a_layout_trains_as_one_gpu_does(
     layout: str, precision: str, part: str
 ) -> None:
-    if precision in OF_TE and importlib.util.find_spec("transformer_engine") is None:
+    if precision in OF_TE and not is_installed("te"):
         pytest.skip("TransformerEngine is not installed")
     expected = results(1)[f"single {precision}{part}"]
     got = results(2)[f"{layout} {precision}{part}"]

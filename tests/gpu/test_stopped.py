@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -64,23 +65,36 @@ def stopped(arguments: list[str]) -> tuple[int, str]:
 def stop_and_go_on(folder: Path, device: str) -> None:
     """Begun as TP2, told to stop, gone on as CP2; beside one GPU undisturbed."""
     single, two = folder / "single", folder / "two"
-    done = alia(*packed(single, device), timeout=200)
+    with ThreadPoolExecutor(1) as beside:
+        alone = beside.submit(undisturbed, single, device)
+        train = [*packed(two, device), "cluster.ranks_per_node=2"]
+        before = stop_and_resume(train, two)
+        compare(alone.result(), before, metrics(two))
+
+
+def undisturbed(folder: Path, device: str) -> list[dict[str, Any]]:
+    """The log of the same stage on one GPU."""
+    done = alia(*packed(folder, device), timeout=200)
     assert done.returncode == 0, done.stderr
-    train = [*packed(two, device), "cluster.ranks_per_node=2"]
+    return metrics(folder)
+
+
+def stop_and_resume(train: list[str], folder: Path) -> list[dict[str, Any]]:
+    """The log as it was when the stage had stopped, which then goes on to its end."""
 
     status, said = stopped([*train, "stages.short.layout.tp=2"])
     assert status == REQUEUE, said
     words = f"stopped by SIGTERM after update {STOP}; saved, start again to go on"
     assert words in said
     assert "Traceback" not in said
-    checkpoints = checkpoint.list_checkpoints(two / "out/stages/short/checkpoints")
+    checkpoints = checkpoint.list_checkpoints(folder / "out/stages/short/checkpoints")
     assert [checkpoint.update_of(c) for c in checkpoints][-1] == STOP
-    before = metrics(two)
+    before = metrics(folder)
     assert [line["update"] for line in before] == list(range(1, STOP + 1))
 
     done = alia(*train, "stages.short.layout.cp=2", ranks=2, timeout=200)
     assert done.returncode == 0, done.stderr
-    compare(metrics(single), before, metrics(two))
+    return before
 
 
 def compare(
