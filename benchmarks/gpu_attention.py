@@ -15,7 +15,8 @@ FLOPs are those that the causal mask and the documents let through, 4 forward an
 backward a pair, head and dimension (the backward recomputes the scores: 5 products
 against 2); the useful count of `model.py` leaves that recomputation out. Output and
 gradients are compared, by their norms a token, with those of the first contender. A
-result is a line of `--out`, written as it comes.
+result is a line of `--out`, written as it comes. Where any was left out the program ends
+with status 1.
 """
 
 from __future__ import annotations
@@ -42,9 +43,11 @@ from alia_ctx.nn.attention_kernels import (
     resolve_kernel,
     varlen_attention,
 )
+from benchmarks import gpu_program
+from benchmarks.gpu_program import Parser, at_least, existing_file, new_file
 from benchmarks.pages import print_skipped, read_results, table, write_result
 from benchmarks.row_attention_peers import sdpa, te_attention, te_backend, te_forward
-from benchmarks.row_placement import offsets_of, pairs
+from benchmarks.row_placement import KINDS, offsets_of, pairs
 
 DIM = 128
 SCALE = DIM**-0.5
@@ -53,7 +56,7 @@ DTYPE = torch.bfloat16 if DEVICE == "cuda" else torch.float32
 KERNELS = ("flash4", "flash3", "flash2", "torch_varlen", "reference")
 SDPA = ("FLASH_ATTENTION", "CUDNN_ATTENTION", "MATH")
 CONTENDERS = (*KERNELS, *(f"sdpa {name.lower()}" for name in SDPA), "TransformerEngine")
-ROWS = ("one", "mixed", "web", "short")
+ROWS = ("one", "mixed", "web", "short")  # by default
 # [t, h, d] or [t, h*d] of queries [t, h, d], keys and values [t, g, d].
 Forward = Callable[[torch.Tensor, torch.Tensor, torch.Tensor], torch.Tensor]
 
@@ -238,24 +241,40 @@ def print_table(results: list[dict[str, Any]]) -> None:
 
 def main() -> None:
     on_gpu = [c for c in CONTENDERS if c not in ("reference", "sdpa math")]
-    parser = argparse.ArgumentParser()
+    parser = Parser()
+    number = at_least(1)
     parser.add_argument("--kernels", nargs="+", choices=CONTENDERS, default=on_gpu)
-    parser.add_argument("--lengths", nargs="+", type=int, default=[32_768, 163_840])
-    parser.add_argument("--rows", nargs="+", default=list(ROWS))
+    parser.add_argument("--lengths", nargs="+", type=number, default=[32_768, 163_840])
+    parser.add_argument("--rows", nargs="+", choices=KINDS, default=list(ROWS))
     parser.add_argument(
-        "--heads", nargs=2, type=int, default=[16, 2], help="query and key/value heads"
+        "--heads",
+        nargs=2,
+        type=number,
+        default=[16, 2],
+        help="query and key/value heads",
     )
-    parser.add_argument("--repeats", type=int, default=10)
+    parser.add_argument("--repeats", type=number, default=10)
     parser.add_argument(
-        "--seconds", type=float, default=4.0, help="of repeats of one figure"
+        "--seconds",
+        type=at_least(0, float),
+        default=4.0,
+        help="of repeats of one figure",
     )
-    parser.add_argument("--out", type=Path, help="a line of JSON for each result")
-    parser.add_argument("--table", type=Path, help="print a file's tables")
+    parser.add_argument("--out", type=new_file, help="a line of JSON for each result")
+    parser.add_argument("--table", type=existing_file, help="print a file's tables")
     options = parser.parse_args()
     if options.table:
-        print_table(read_results(options.table))
-    else:
-        print_table(run_all(options))
+        parser.read(options.table, lambda file: print_table(read_results(file)))
+        return
+    if options.heads[0] % options.heads[1]:
+        parser.error("--heads: key/value heads divide those of queries")
+    results = run_all(options)
+    print_table(results)
+    gpu_program.end(
+        f"{r['contender']} ({r['length']}, {r['row']})"
+        for r in results
+        if "skipped" in r
+    )
 
 
 if __name__ == "__main__":

@@ -18,7 +18,7 @@ on a small row, whose output and gradients must be those of a dense fp32 computa
 that is missing, or cannot do a row, is skipped with its reason in the file. All ranks
 agree on that. Each result is written as it comes; a method that hangs or ends the
 processes is recorded so, and the rest goes on in new ones. The same command again goes
-on where it was.
+on where it was. Where any was left out the program ends with status 1.
 """
 
 from __future__ import annotations
@@ -46,6 +46,8 @@ from alia_ctx.config.run import EngineConfig
 from alia_ctx.mcore.runtime import Distributed
 from alia_ctx.nn.attention_kernels import Kernel, resolve_kernel
 from alia_ctx.nn.key_value_exchange import open_channels
+from benchmarks import gpu_program
+from benchmarks.gpu_program import Parser, at_least, existing_file, new_file, parsed
 from benchmarks.process_ranks import run_ranks
 from benchmarks.row_attention import (
     DEVICE,
@@ -61,7 +63,7 @@ from benchmarks.row_attention import (
     UnableError,
 )
 from benchmarks.row_attention_peers import METHODS
-from benchmarks.row_placement import offsets_of, pairs
+from benchmarks.row_placement import offsets_of, pairs, row_of
 from benchmarks.row_results import Record, print_table
 
 TOLERANCE = 0.02  # of the norm, from dense fp32: bf16 has 8 bits, and is rounded often
@@ -342,32 +344,56 @@ def run_apart(options: argparse.Namespace) -> None:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser()
-    parser.add_argument("--ranks", type=int, default=1, help="GPUs of this machine")
-    parser.add_argument("--row", action="append", default=[])
+    parser = Parser()
+    parser.add_argument(
+        "--ranks", type=at_least(1), default=1, help="GPUs of this machine"
+    )
+    parser.add_argument("--row", action="append", type=parsed(row_of), default=[])
     parser.add_argument(
         "--methods", nargs="+", choices=list(METHODS), default=list(METHODS)
     )
-    parser.add_argument("--kernel", default="auto", help="of the first four methods")
-    parser.add_argument("--repeats", type=int, default=10)
     parser.add_argument(
-        "--seconds", type=float, default=4.0, help="of repeats of one figure"
+        "--kernel",
+        choices=gpu_program.choices("attention"),
+        default="auto",
+        help="of the first four methods",
     )
-    parser.add_argument("--out", type=Path)
-    parser.add_argument("--limit", type=float, default=3600.0, help="seconds")
+    parser.add_argument("--repeats", type=at_least(1), default=10)
     parser.add_argument(
-        "--silence", type=float, default=120.0, help="seconds that a method may take"
+        "--seconds",
+        type=at_least(0, float),
+        default=4.0,
+        help="of repeats of one figure",
     )
-    parser.add_argument("--table", type=Path, help="print a file's tables")
+    parser.add_argument("--out", type=new_file)
+    parser.add_argument(
+        "--limit", type=at_least(1, float), default=3600.0, help="seconds"
+    )
+    parser.add_argument(
+        "--silence",
+        type=at_least(1, float),
+        default=120.0,
+        help="seconds that a method may take",
+    )
+    parser.add_argument("--table", type=existing_file, help="print a file's tables")
     options = parser.parse_args()
     if options.table:
-        print_table(json.loads(options.table.read_text()))
+        parser.read(options.table, lambda f: print_table(json.loads(f.read_text())))
     elif not options.row or not options.out:
         parser.error("--row and --out say what to measure, --table what to print")
     elif "RANK" in os.environ:
+        parser.require_gpus_or_none(gpu_program.world_size())
         run_here(options)
     else:
+        parser.require_gpus_or_none(options.ranks)
         run_apart(options)
+        rows = json.loads(options.out.read_text())["rows"]
+        gpu_program.end(
+            f"{method} ({row})"
+            for row in options.row
+            for method in options.methods
+            if "skipped" in rows[row]["methods"][method]
+        )
 
 
 if __name__ == "__main__":

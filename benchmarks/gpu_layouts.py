@@ -6,7 +6,8 @@ memory, communication that nothing hides, and what the planner says of each.
         --case tp4:32768:8:none --case tp2cp2:32768:8:none --case cp4:32768:4:none:4
 
 A case is layout:context:layers:recompute[:rows], rows in an update and data-parallel
-rank (default 1), each one document. With several `--layers` and `--fp8` each runs with each
+rank (default 1), each one document. The layout names all of the GPUs, data-parallel ranks
+as well: `tp2dp2` is of four. With several `--layers` and `--fp8` each runs with each
 that go together, and with several `--tp-chunks` (`engine.tp_overlap_chunks`) each case
 whose tp is above 1. The vocabulary is cut from 256,000 to 8,192, so that
 layers fill the memory and not the embedding. Random weights, random tokens; bf16 with
@@ -18,6 +19,9 @@ FLOPs of all products with weights and of the attention that the causal mask let
 through, without what is recomputed, over the rate of an 8192^3 bf16 product in the same
 process. Exposed communication: the time, of one profiled update on rank 0, in which a
 NCCL kernel runs and no other kernel does. Waiting for a slower rank is in it.
+
+A case for which the memory does not suffice, or that the engine refuses, is recorded so,
+and the program ends with status 1.
 """
 
 from __future__ import annotations
@@ -30,7 +34,7 @@ import statistics
 import sys
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 import torch
@@ -40,14 +44,18 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from alia_ctx.config.run import EngineConfig, OptimizerConfig
 from alia_ctx.data.packing import PackedRow
+from alia_ctx.errors import AliaError
 from alia_ctx.mcore.engine import MegatronEngine
 from alia_ctx.mcore.runtime import Distributed
 from alia_ctx.planner.stage import StagePlan, plan_stage
 from alia_ctx.spec.cluster import ClusterSpec
+from alia_ctx.spec.execution import Recompute
 from alia_ctx.spec.layout import Layout
+from benchmarks import gpu_program
 from benchmarks.gpu_products import LOCAL, Products
-from benchmarks.gpu_step import ROPE, alia_stack, draw_on_device, matrix_rate
-from benchmarks.kernel_time import kernels_of
+from benchmarks.gpu_program import Parser, at_least, parsed
+from benchmarks.gpu_step import ROPE, alia_stack, draw_on_device
+from benchmarks.kernel_time import kernels_of, matrix_rate
 
 GIB = 2**30
 VOCABULARY = 8192
@@ -60,18 +68,51 @@ class Case:
     layers: int
     recompute: str
     rows: int = 1
+    dp: int = 1
 
     @classmethod
     def parse(cls, text: str) -> Case:
-        layout, context, layers, recompute, *rows = text.split(":")
-        sizes = {name: int(n) for name, n in re.findall(r"([a-z]+)(\d+)", layout)}
-        sizes.pop("dp", None)
-        return cls(
-            Layout(**sizes), int(context), int(layers), recompute, *map(int, rows)
+        """ValueError where the text is no case."""
+        layout, *fields = text.split(":")
+        if len(fields) not in (3, 4):
+            raise ValueError("a case is layout:context:layers:recompute[:rows]")
+        parts = re.findall(r"([a-z]+)(\d+)", layout)
+        sizes = {name: int(size) for name, size in parts}
+        if (
+            "".join(name + size for name, size in parts) != layout
+            or not sizes.keys() <= {"tp", "cp", "pp", "dp"}
+            or len(sizes) < max(1, len(parts))
+            or min(sizes.values()) < 1
+        ):
+            raise ValueError(
+                "a layout is tp, cp, pp and dp with sizes, as tp2cp2 or dp4"
+            )
+        context, layers, recompute, *rows = fields
+        if recompute not in get_args(Recompute):
+            raise ValueError(
+                f"recomputation is one of {', '.join(get_args(Recompute))}"
+            )
+        case = cls(
+            *(Layout(**{n: s for n, s in sizes.items() if n != "dp"}), int(context)),
+            *(int(layers), recompute, int(rows[0]) if rows else 1, sizes.get("dp", 1)),
         )
+        if min(case.context, case.layers, case.rows) < 1:
+            raise ValueError("context, layers and rows are 1 or more")
+        return case
+
+    def problem(self, world: int) -> str | None:
+        """Why it is no case of `world` GPUs, or of the model."""
+        if (named := self.layout.model_ranks * self.dp) != world:
+            return (
+                f"is of {named} GPUs and there are {world}; data-parallel ranks are named "
+                "too, as tp2dp2"
+            )
+        model = alia_stack(self.layers, VOCABULARY)
+        found = self.layout.problems("layout", model, self.context, world)
+        return "; ".join(map(str, found)) or None
 
     def data_parallel(self, world: int) -> int:
-        return world // (self.layout.tp * self.layout.pp * self.layout.cp)
+        return self.layout.data_parallel(world)
 
     def tokens(self, world: int) -> int:
         """Of an update on `world` GPUs."""
@@ -140,6 +181,7 @@ def measure(
         products.tp_chunks,
     )
     return {
+        "ranks": world,
         "documents": case.rows * dp,
         "kernel": engine.kernel,
         "layers": engine.layers.words,
@@ -191,40 +233,67 @@ def _union(spans: list[tuple[float, float]]) -> list[tuple[float, float]]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser()
-    parser.add_argument("--case", action="append", required=True)
-    parser.add_argument("--repeats", type=int, default=3)
-    parser.add_argument("--out", type=Path, required=True)
-    parser.add_argument("--layers", nargs="+", default=["local"])
-    parser.add_argument("--fp8", nargs="+", default=["off"])
-    parser.add_argument("--tp-chunks", nargs="+", type=int, default=[1])
+    parser = Parser()
+    parser.add_argument("--case", action="append", required=True, type=parsed(_named))
+    parser.add_argument("--repeats", type=at_least(1), default=3)
+    parser.add_argument("--out", type=gpu_program.new_file, required=True)
+    parser.add_argument(
+        "--layers", nargs="+", choices=gpu_program.choices("layers"), default=["local"]
+    )
+    parser.add_argument(
+        "--fp8", nargs="+", choices=gpu_program.choices("fp8"), default=["off"]
+    )
+    parser.add_argument("--tp-chunks", nargs="+", type=at_least(1), default=[1])
     options = parser.parse_args()
+    runs = runs_of(parser, options, gpu_program.world_size())
+    parser.require_gpus(gpu_program.world_size())
     results: dict[str, Any] = {}
     with Distributed(EngineConfig()):
         rate = torch.tensor(matrix_rate(), device="cuda")
         dist.all_reduce(rate, dist.ReduceOp.MIN)  # of the slowest GPU
         card = torch.cuda.get_device_name()
-        combinations = Products.of(
-            options.layers, options.fp8, tp_chunks=options.tp_chunks
-        )
-        runs = [(text, products) for text in options.case for products in combinations]
-        for text, products in runs:
-            case = Case.parse(text)
-            if products.tp_chunks > 1 and case.layout.tp == 1:
-                continue
+        for text, (case, products) in runs.items():
             try:
                 result = measure(case, options.repeats, float(rate), products)
+            # Ranks of a layout do the same, so that all of them get here.
             except torch.OutOfMemoryError as error:
-                # Ranks of a layout do the same, so that all of them get here.
                 result = {"out of memory": str(error).partition(".")[0]}
-            if len(combinations) > 1:
-                text = f"{text} {products}"
+            except AliaError as error:
+                result = {"refused": str(error)}
             results[text] = {"card": card, "matrix_tflops": float(rate), **result}
             gc.collect()
             torch.cuda.empty_cache()
             if dist.get_rank() == 0:
                 options.out.write_text(json.dumps(results))
                 print(text, json.dumps(results[text]), flush=True)
+    gpu_program.end(text for text in runs if "seconds" not in results[text])
+
+
+def _named(text: str) -> tuple[str, Case]:
+    return text, Case.parse(text)
+
+
+def runs_of(
+    parser: Parser, options: argparse.Namespace, world: int
+) -> dict[str, tuple[Case, Products]]:
+    """What is to be measured, by its name in the file; ends here where it makes no sense."""
+    try:
+        combinations = Products.of(
+            options.layers, options.fp8, tp_chunks=options.tp_chunks
+        )
+    except ValueError as error:
+        parser.error(str(error))
+    runs = {}
+    for text, case in options.case:
+        if (problem := case.problem(world)) is not None:
+            parser.error(f"--case {text}: {problem}")
+        fitting = [p for p in combinations if p.tp_chunks == 1 or case.layout.tp > 1]
+        if not fitting:
+            parser.error(f"--case {text}: --tp-chunks above 1 are of tp above 1")
+        for products in fitting:
+            name = f"{text} {products}" if len(combinations) > 1 else text
+            runs[name] = case, products
+    return runs
 
 
 if __name__ == "__main__":

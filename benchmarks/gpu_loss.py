@@ -12,16 +12,19 @@ memory" is a result too.
 
 from __future__ import annotations
 
-import argparse
 import statistics
+import sys
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
 
 import torch
 import torch.distributed as dist
 
 from alia_ctx.nn.linear_cross_entropy import vocab_parallel_loss
+from benchmarks.gpu_program import Parser, at_least
 
 HIDDEN = 8192
 Run = Callable[[torch.Tensor, torch.Tensor, torch.Tensor], torch.Tensor]
@@ -86,11 +89,13 @@ def measure(
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser()
-    parser.add_argument("--tokens", nargs="*", type=int, default=[8192, 20_480])
-    parser.add_argument("--words", nargs="*", type=int, default=[64_000, 256_000])
-    parser.add_argument("--repeats", type=int, default=5)
+    parser = Parser()
+    number = at_least(1)
+    parser.add_argument("--tokens", nargs="+", type=number, default=[8192, 20_480])
+    parser.add_argument("--words", nargs="+", type=number, default=[64_000, 256_000])
+    parser.add_argument("--repeats", type=number, default=5)
     options = parser.parse_args()
+    parser.require_gpus()
     start_group()
     print(
         f"{torch.cuda.get_device_name()}, torch {torch.__version__}, CUDA {torch.version.cuda}\n"

@@ -29,8 +29,11 @@ WITH_OPTIMIZER, GRADIENTS_ALONE = 18, 6
 
 class GradientsAlone(StageOptimizer):
     """fp32 gradients as the stage's optimizer keeps them, and neither main weights nor
-    moments: what a rank holds beside its share of them, where many ranks share. It never
-    steps.
+    moments: what a rank holds beside its share of them, where many ranks share.
+
+    All that is not the step itself goes on as in training: gradients reduced bucket by
+    bucket to the rank that would step them, and weights gathered from there, beside the
+    computation where `overlap` says so. Nothing is stepped and no norm is formed.
     """
 
     def __init__(
@@ -41,16 +44,27 @@ class GradientsAlone(StageOptimizer):
         *,
         overlap: bool,
     ) -> None:
-        self.constants, self._gathers_late, self._communication = constants, False, 0.0
-        settings = DistributedDataParallelConfig(grad_reduce_in_fp32=True)
+        self.constants, self._gathers_late = constants, overlap
+        self._communication = 0.0
+        settings = DistributedDataParallelConfig(
+            use_distributed_optimizer=True,
+            overlap_grad_reduce=overlap,
+            overlap_param_gather=overlap,
+            grad_reduce_in_fp32=True,
+        )
         self.chunk = DistributedDataParallel(config, settings, module)
         config.finalize_model_grads_func = self._reduce_gradients
+        if overlap:
+            config.no_sync_func = self.chunk.no_sync
+            config.param_sync_func = self.chunk.start_param_sync
 
     def begin_update(self) -> None:
         self.chunk.zero_grad_buffer()
 
     def step_if_finite(self, loss: float, learning_rate: float) -> float:
-        """No step, and no norm."""
+        """No step, and no norm; the weights are gathered where no forward does it."""
+        if not self._gathers_late:
+            self.chunk.start_param_sync()
         return 0.0
 
 

@@ -8,15 +8,19 @@
 Peers, each in processes of its own, in turn, `--rounds` times over and the first once more
 at the end, which shows how far the cards have moved:
 
-- `ours`: the product's engine, as `gpu_step.py` has it: bf16, gradients added up in fp32;
+- `ours`: the product's engine, as `gpu_step.py` has it: bf16, gradients added up in fp32,
+  the attention kernel that it takes by itself; `ours_flash4` with FlashAttention 4,
   `ours_te` on TransformerEngine's layers, `ours_fp8_current` and `ours_fp8_blockwise`
   with all their products in FP8.
 - `transformers`: `LlamaForCausalLM` as it comes, torch's attention (cuDNN's kernel first),
   gradients in bf16.
 - `liger`: the same with Liger's kernels (RMS norm, RoPE, SwiGLU, fused loss).
-- `liger_fp32`: that, with gradients added up in fp32 as each is made, as ours are.
-- `liger_flash4`: `liger_fp32` with the attention kernel that ours takes, which knows the
-  documents of a packed row; what is left is all but attention.
+- `liger_fp32`: that, with gradients added up in fp32, as ours are: on one GPU as each is
+  made; on several, where FSDP2 keeps gradients as it keeps weights, by fp32 weights that
+  are cast to bf16 in each step.
+- `liger_flash4`: `liger_fp32` with FlashAttention 4, which knows the documents of a packed
+  row. Beside `ours_flash4` what is left is all but attention; `ours` may take another
+  kernel, which its row says.
 - `megatron_te`: Megatron-Core's own GPT with TransformerEngine's layers and attention in
   its DistributedDataParallel; with `_fp8_current` and `_fp8_blockwise` by its own FP8.
 - `torchtitan`: its own Llama 3 as it comes but for compilation, which its pages advise
@@ -34,9 +38,10 @@ documents apart.
 
 Each result is a line of `--out`, written as it comes. While one peer is measured the next
 one's processes import what they need. A peer that fails, hangs or is not installed is a
-line with the reason. The sizes are the same for all, and it is checked: parameters are
-counted. Weights are random, so losses are near ln(vocabulary) and are printed to show
-that all did the work. `--profile` also says where a step's time on the GPU goes.
+line with the reason, and the program ends with status 1. The sizes are the same for all,
+and it is checked: parameters are counted. Weights are random, so losses are near
+ln(vocabulary) and are printed to show that all did the work. `--profile` also says where
+a step's time on the GPU goes.
 """
 
 from __future__ import annotations
@@ -59,16 +64,18 @@ import torch.distributed as dist
 from alia_ctx.config.run import EngineConfig
 from alia_ctx.mcore.runtime import Distributed
 from alia_ctx.spec.model import ModelSpec
-from benchmarks.gpu_step import Case, alia_stack, make_row, matrix_rate
-from benchmarks.kernel_time import NAMES, profile_step
+from benchmarks import gpu_program
+from benchmarks.gpu_program import Parser, at_least, existing_file, new_file
+from benchmarks.gpu_step import ROWS, Case, alia_stack, make_row
+from benchmarks.kernel_time import NAMES, matrix_rate, profile_step
 from benchmarks.pages import read_results, table, write_result
 from benchmarks.peers import PEERS, Task, device
 from benchmarks.process_ranks import RankGroup
 from benchmarks.torchtitan_peer import import_for_any_torch
 
 KNOWS_DOCUMENTS = (
-    *("ours", "ours_te", "ours_fp8_current", "ours_fp8_blockwise"),
-    *("liger_flash4", "torchtitan"),
+    *("ours", "ours_flash4", "ours_te", "ours_fp8_current", "ours_fp8_blockwise"),
+    *("liger_flash4", "torchtitan", "torchtitan_flash"),
 )
 WARM_UP = 2
 
@@ -151,9 +158,8 @@ def run_here(options: argparse.Namespace) -> None:
 
 def run_all(options: argparse.Namespace) -> list[dict[str, Any]]:
     """Each peer in its turn; results, which are also written as they come."""
-    chosen = [p for p in options.peers if options.row == "one" or p in KNOWS_DOCUMENTS]
-    turns = chosen * options.rounds
-    turns += chosen[:1] if len(chosen) > 1 else []
+    turns = options.peers * options.rounds
+    turns += options.peers[:1] if len(options.peers) > 1 else []
     arguments = [
         *("--layers", str(options.layers), "--context", str(options.context)),
         *("--vocabulary", str(options.vocabulary), "--row", options.row),
@@ -253,36 +259,50 @@ def print_tables(results: list[dict[str, Any]]) -> None:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser()
-    parser.add_argument("--layers", type=int, default=2)
-    parser.add_argument("--context", type=int, default=32_768)
-    parser.add_argument("--vocabulary", type=int, default=8192)
-    parser.add_argument("--row", choices=("one", "web"), default="one")
-    parser.add_argument("--peers", nargs="+", choices=PEERS, default=list(PEERS))
-    parser.add_argument("--repeats", type=int, default=5)
-    parser.add_argument("--rounds", type=int, default=1)
-    parser.add_argument("--ranks", type=int, default=1, help="GPUs of this machine")
+    parser = Parser()
+    number = at_least(1)
+    parser.add_argument("--layers", type=number, default=2)
+    parser.add_argument("--context", type=number, default=32_768)
+    parser.add_argument("--vocabulary", type=number, default=8192)
+    parser.add_argument("--row", choices=ROWS, default="one")
+    parser.add_argument("--peers", nargs="+", choices=PEERS)
+    parser.add_argument("--repeats", type=number, default=5)
+    parser.add_argument("--rounds", type=number, default=1)
+    parser.add_argument("--ranks", type=number, default=1, help="GPUs of this machine")
     parser.add_argument(
         "--profile", action="store_true", help="one more step, by class of kernel"
     )
-    parser.add_argument("--out", type=Path, help="a line of JSON for each result")
+    parser.add_argument("--out", type=new_file, help="a line of JSON for each result")
     parser.add_argument(
-        "--limit", type=float, default=120.0, help="seconds that a peer may take"
+        "--limit",
+        type=at_least(1, float),
+        default=120.0,
+        help="seconds that a peer may take",
     )
-    parser.add_argument("--table", type=Path, help="print a file's tables")
+    parser.add_argument("--table", type=existing_file, help="print a file's tables")
     parser.add_argument("--in-process", choices=PEERS)
     parser.add_argument(
         "--width",
-        type=int,
+        type=number,
         help="a small stack of this hidden size, to try it anywhere",
     )
     options = parser.parse_args()
     if options.table:
-        print_tables(read_results(options.table))
-    elif options.in_process:
+        parser.read(options.table, lambda file: print_tables(read_results(file)))
+        return
+    if options.width and options.width % 16:
+        parser.error("--width: 8 heads of an even size make a multiple of 16")
+    able = [p for p in PEERS if options.row == "one" or p in KNOWS_DOCUMENTS]
+    options.peers = options.peers or able
+    if unable := [p for p in options.peers if p not in able]:
+        parser.error(f"--row {options.row}: {', '.join(unable)} know no documents")
+    if options.in_process:
         run_here(options)
-    else:
-        print_tables(run_all(options))
+        return
+    parser.require_gpus_or_none(options.ranks)
+    results = run_all(options)
+    print_tables(results)
+    gpu_program.end(r["peer"] for r in results if "skipped" in r)
 
 
 if __name__ == "__main__":

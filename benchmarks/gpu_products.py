@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass
 from itertools import product
 
 
@@ -29,13 +29,28 @@ class Products:
         tp_chunks: Sequence[int] = (1,),
     ) -> list[Products]:
         """Those that go together: only TransformerEngine's layers have FP8, and only
-        Megatron-Core's chunks.
+        Megatron-Core's chunks. ValueError where a value goes with none of the others.
         """
-        every = product(layers, fp8, offload, mlp_chunks, tp_chunks)
-        return [p for p in (cls(*parts) for parts in every) if p._go_together]
+        asked = (layers, fp8, offload, mlp_chunks, tp_chunks)
+        together = [p for p in (cls(*parts) for parts in product(*asked)) if p._fits]
+        for place in (1, 4, 0, 2, 3):  # first what asks something of the others
+            taken = {astuple(p)[place] for p in together}
+            for value in asked[place]:
+                if value not in taken:
+                    raise ValueError(
+                        f"{cls._words(place, value)} goes with none of --layers "
+                        f"{' '.join(layers)}, --fp8 {' '.join(fp8)}: FP8 is of te (or "
+                        "auto), chunks of tensor-parallel layers of local"
+                    )
+        return together
+
+    @staticmethod
+    def _words(place: int, value: object) -> str:
+        names = ("--layers", "--fp8", "--offload", "--mlp-chunk", "--tp-chunks")
+        return f"{names[place]} {value}"
 
     @property
-    def _go_together(self) -> bool:
+    def _fits(self) -> bool:
         if self.layers == "local":
             return self.fp8 == "off"
         return self.tp_chunks == 1
@@ -45,6 +60,20 @@ class Products:
         chunk = f":{self.mlp_chunk}" if self.mlp_chunk else ""
         overlap = f":tp-chunks-{self.tp_chunks}" if self.tp_chunks > 1 else ""
         return f"{self.layers}:{self.fp8}{away}{chunk}{overlap}"
+
+    @classmethod
+    def parse(cls, text: str) -> Products:
+        """What `str` wrote; ValueError where it is none."""
+        layers, fp8, *others = text.split(":")
+        found: dict[str, object] = {}
+        for other in others:
+            if other == "offload":
+                found["offload"] = "on"
+            elif other.startswith("tp-chunks-"):
+                found["tp_chunks"] = int(other.removeprefix("tp-chunks-"))
+            else:
+                found["mlp_chunk"] = int(other)
+        return cls(layers, fp8, **found)  # type: ignore[arg-type]
 
 
 LOCAL = Products("local")

@@ -25,7 +25,8 @@ Causal MFU: FLOPs of all products with weights (head included) and of the attent
 the causal mask and the documents let through, forward and backward, over compute time,
 over the rate of an 8192^3 bf16 product of random
 numbers in the same process: the better of one measurement right before the steps and
-one right after. Recomputation is not counted as useful work.
+one right after. Recomputation is not counted as useful work. A case that did not run is
+said, and the program ends with status 1.
 
 Weights are drawn on the GPU here: the engine's own draw is on the host, the same on
 every machine, and slow.
@@ -43,7 +44,7 @@ import sys
 import zlib
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 import torch
@@ -52,13 +53,14 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from alia_ctx.config.run import EngineConfig, OptimizerConfig
 from alia_ctx.data.packing import PackedRow
-from alia_ctx.errors import AliaError
 from alia_ctx.mcore.engine import MegatronEngine
 from alia_ctx.mcore.model import is_norm
 from alia_ctx.mcore.runtime import Distributed
+from alia_ctx.spec.execution import Recompute
 from alia_ctx.spec.layout import Layout
 from alia_ctx.spec.model import ModelSpec
 from alia_ctx.spec.rope import RopeSpec
+from benchmarks import gpu_program
 from benchmarks.gpu_observed import (
     Memory,
     Told,
@@ -67,7 +69,10 @@ from benchmarks.gpu_observed import (
     print_profile,
 )
 from benchmarks.gpu_products import LOCAL, Products
+from benchmarks.gpu_program import Parser, at_least, choices, parsed
+from benchmarks.kernel_time import matrix_rate
 
+ROWS = ("one", "web")
 ROPE = RopeSpec("llama3", 1e4, 40.0, 4096, low_freq_factor=1.0, high_freq_factor=4.0)
 
 
@@ -80,8 +85,20 @@ class Case:
 
     @classmethod
     def parse(cls, text: str) -> Case:
-        layers, context, *rest = text.split(":")
-        return cls(int(layers), int(context), *rest)
+        """ValueError where the text is no case."""
+        fields = text.split(":")
+        if len(fields) not in (3, 4):
+            raise ValueError("a case is layers:context:recompute[:row]")
+        layers, context, recompute, *row = fields
+        if min(int(layers), int(context)) < 1:
+            raise ValueError("layers and context are 1 or more")
+        if recompute not in get_args(Recompute):
+            raise ValueError(
+                f"recomputation is one of {', '.join(get_args(Recompute))}"
+            )
+        if not set(row) <= set(ROWS):
+            raise ValueError(f"a row is one of {', '.join(ROWS)}")
+        return cls(int(layers), int(context), recompute, *row)
 
     def __str__(self) -> str:
         return f"{self.layers}:{self.context}:{self.recompute}:{self.row}"
@@ -124,25 +141,6 @@ def make_row(case: Case, vocabulary: int) -> PackedRow:
     return PackedRow.from_documents(
         [generator.integers(0, vocabulary, n) for n in lengths], case.context
     )
-
-
-def matrix_rate(size: int = 8192, repeats: int = 110) -> float:
-    """TFLOP/s of a bf16 product of random square matrices:
-
-    median of single products after a warm-up.
-    """
-    a, b = (
-        torch.randn(size, size, device="cuda", dtype=torch.bfloat16) for _ in range(2)
-    )
-    times = []
-    for _ in range(repeats):
-        start, stop = (torch.cuda.Event(enable_timing=True) for _ in range(2))
-        start.record()
-        a @ b
-        stop.record()
-        stop.synchronize()
-        times.append(start.elapsed_time(stop) / 1e3)
-    return 2 * size**3 / statistics.median(times[10:]) / 1e12
 
 
 def draw_on_device(module: torch.nn.Module, model: ModelSpec, *_: Any) -> None:
@@ -269,17 +267,25 @@ def print_tables(results: list[dict[str, Any]]) -> None:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser()
-    parser.add_argument("--case", action="append", required=True)
-    parser.add_argument("--vocabulary", type=int, default=8192)
+    parser = Parser()
+    parser.add_argument(
+        "--case", action="append", required=True, type=parsed(Case.parse)
+    )
+    parser.add_argument("--vocabulary", type=at_least(1), default=8192)
     parser.add_argument("--model", choices=STACKS, default="alia")
-    parser.add_argument("--repeats", type=int, default=3)
-    parser.add_argument("--attention", default="auto")
-    parser.add_argument("--layers", nargs="+", default=["auto"])
-    parser.add_argument("--fp8", nargs="+", default=["off"])
+    parser.add_argument("--repeats", type=at_least(1), default=3)
+    parser.add_argument("--attention", choices=choices("attention"), default="auto")
+    parser.add_argument(
+        "--layers", nargs="+", choices=choices("layers"), default=["auto"]
+    )
+    parser.add_argument("--fp8", nargs="+", choices=choices("fp8"), default=["off"])
     parser.add_argument("--offload", nargs="+", choices=["off", "on"], default=["off"])
     parser.add_argument(
-        "--mlp-chunk", nargs="+", type=int, default=[0], help="tokens; 0 is a row"
+        "--mlp-chunk",
+        nargs="+",
+        type=at_least(0),
+        default=[0],
+        help="tokens; 0 is a row",
     )
     parser.add_argument(
         "--gradients-alone",
@@ -298,13 +304,15 @@ def main() -> None:
         "--in-process", action="store_true", help="run the one case here and print JSON"
     )
     options = parser.parse_args()
-    combinations = Products.of(
-        options.layers, options.fp8, options.offload, options.mlp_chunk
-    )
-    if any(options.mlp_chunk) and not all(
-        Case.parse(case).recompute == "full" for case in options.case
-    ):
+    try:
+        combinations = Products.of(
+            options.layers, options.fp8, options.offload, options.mlp_chunk
+        )
+    except ValueError as error:
+        parser.error(str(error))
+    if any(options.mlp_chunk) and any(c.recompute != "full" for c in options.case):
         parser.error("--mlp-chunk does nothing in cases without full recomputation")
+    parser.require_gpus()
     if options.gradients_alone:
         leave_out_the_optimizer()
     if options.in_process:
@@ -313,6 +321,7 @@ def main() -> None:
     if len(combinations) > 1:
         combinations.append(combinations[0])
     results: list[dict[str, Any]] = []
+    failed: list[str] = []
     with contextlib.ExitStack() as entered:
         if options.one_process:  # one process group for all
             entered.enter_context(Distributed(EngineConfig()))
@@ -324,21 +333,23 @@ def main() -> None:
                     results.append(run(options, case, products))
                     line = json.dumps(results[-1])
                     print(f"{words}: {line}", file=sys.stderr, flush=True)
-                except (RuntimeError, AliaError) as error:
+                except Exception as error:  # each package refuses in its own way
                     print(f"{words}: did not run ({error})", flush=True)
+                    failed.append(words)
                 # After the error, whose frames hold the engine.
                 gc.collect()
                 torch.cuda.empty_cache()
     if results:
         print_tables(results)
+    gpu_program.end(failed)
 
 
 def run_here(
-    options: argparse.Namespace, case: str, products: Products
+    options: argparse.Namespace, case: Case, products: Products
 ) -> dict[str, Any]:
     """Measure in this process."""
     return measure(
-        Case.parse(case),
+        case,
         options.vocabulary,
         options.repeats,
         options.attention,
@@ -349,10 +360,17 @@ def run_here(
 
 
 def run_apart(
-    options: argparse.Namespace, case: str, products: Products
+    options: argparse.Namespace, case: Case, products: Products
 ) -> dict[str, Any]:
     """Measure in a process of its own."""
-    arguments = ["--case", case, "--layers", products.layers, "--fp8", products.fp8]
+    arguments = [
+        "--case",
+        str(case),
+        "--layers",
+        products.layers,
+        "--fp8",
+        products.fp8,
+    ]
     arguments += ["--offload", products.offload]
     arguments += ["--mlp-chunk", str(products.mlp_chunk)]
     if options.gradients_alone:

@@ -1,9 +1,10 @@
 """Where the GPU's time of a step goes, by class of kernel: torch.profiler's kernels, told
-apart by their names.
+apart by their names. And the rate of one product, which a step is held against.
 """
 
 from __future__ import annotations
 
+import statistics
 from collections.abc import Callable, Iterable
 
 import torch
@@ -94,3 +95,22 @@ def profile_step(
     whole = (max(k[2] for k in kernels) - min(k[1] for k in kernels)) / 1e3
     most = longest(kernels)[:12]
     return by_class(kernels, whole), [[name[:110], *sums] for name, *sums in most]
+
+
+def matrix_rate(size: int = 8192, repeats: int = 110) -> float:
+    """TFLOP/s of a bf16 product of random square matrices:
+
+    median of single products after a warm-up.
+    """
+    a, b = (
+        torch.randn(size, size, device="cuda", dtype=torch.bfloat16) for _ in range(2)
+    )
+    times = []
+    for _ in range(repeats):
+        start, stop = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+        start.record()
+        a @ b
+        stop.record()
+        stop.synchronize()
+        times.append(start.elapsed_time(stop) / 1e3)
+    return 2 * size**3 / statistics.median(times[10:]) / 1e12

@@ -62,12 +62,16 @@ def device() -> torch.device:
     return torch.device("cpu")
 
 
-def ours(task: Task, layers: str = "local", fp8: str = "off") -> Step:
+def ours(
+    task: Task, layers: str = "local", fp8: str = "off", attention: str = "auto"
+) -> Step:
     """The product's engine; as many data-parallel ranks as there are. It holds weights and
-    gradients alone, as the others do.
+    gradients alone, as the others do, reduces and gathers them as in training, and takes
+    no optimizer step.
     """
     leave_out_the_optimizer()
     settings = EngineConfig(
+        attention=attention,  # type: ignore[arg-type]
         layers=layers,  # type: ignore[arg-type]
         fp8=fp8,  # type: ignore[arg-type]
         fp8_bf16_layers=0,
@@ -78,14 +82,46 @@ def ours(task: Task, layers: str = "local", fp8: str = "off") -> Step:
     )
 
     def run() -> float:
-        return engine.reduce_losses(engine.accumulate_gradients([task.row]))[0]
+        return engine.train_update([task.row], 0.0).loss
 
     words = f"{engine.kernel}, {engine.layers.words}, FP8 {engine.fp8}"
     return Step(run, sum(p.numel() for p in engine.parameters()), words)
 
 
 def llama(task: Task, attention: str, *, liger: bool, fp32_gradients: bool) -> Step:
-    """transformers' Llama, in bf16, sharded by FSDP2 where there are several ranks."""
+    """transformers' Llama, its products in bf16, sharded by FSDP2 where there are several
+    ranks.
+    """
+    sharded = dist.is_initialized() and dist.get_world_size() > 1
+    model = build_llama(
+        task, attention, liger=liger, fp32_weights=sharded and fp32_gradients
+    )
+    parameters = sum(p.numel() for p in model.parameters())
+    if sharded:
+        shard(model)
+    # FSDP2 calls no hook of accumulation; it keeps gradients in the weights' own format.
+    sums = add_up_in_fp32(model) if fp32_gradients and not sharded else []
+    tokens, positions = task.tokens, positions_of(task.row)
+
+    def run() -> float:
+        for total in sums:
+            total.zero_()
+        model.zero_grad(set_to_none=True)
+        with _cudnn_first():
+            loss = model(tokens, position_ids=positions, labels=tokens).loss
+            loss.backward()
+        return float(loss.detach())
+
+    words = {"cute_by_document": "FlashAttention 4"}.get(attention, attention)
+    if sharded and fp32_gradients:
+        words += ", weights in fp32"
+    return Step(run, parameters, words)
+
+
+def build_llama(
+    task: Task, attention: str, *, liger: bool, fp32_weights: bool
+) -> torch.nn.Module:
+    """transformers' Llama with random weights in bf16 (fp32 on a host) or in fp32."""
     from transformers import LlamaConfig, LlamaForCausalLM
 
     if liger:
@@ -112,39 +148,29 @@ def llama(task: Task, attention: str, *, liger: bool, fp32_gradients: bool) -> S
         use_cache=False,
         attn_implementation=attention,  # type: ignore[call-arg]
     )
-    dtype = torch.bfloat16 if device().type == "cuda" else torch.float32
-    torch.set_default_dtype(dtype)
-    with device():
-        model = LlamaForCausalLM(config)
-    torch.set_default_dtype(torch.float32)
-    parameters = sum(p.numel() for p in model.parameters())
-    sharded = dist.is_initialized() and dist.get_world_size() > 1
-    if sharded:
-        _shard(model)
-    # FSDP2 gives gradients that it has reduced in fp32; hooks of accumulation see none.
-    sums = add_up_in_fp32(model) if fp32_gradients and not sharded else []
-    tokens, positions = task.tokens, positions_of(task.row)
-
-    def run() -> float:
-        for total in sums:
-            total.zero_()
-        model.zero_grad(set_to_none=True)
-        with _cudnn_first():
-            loss = model(tokens, position_ids=positions, labels=tokens).loss
-            loss.backward()
-        return float(loss.detach())
-
-    return Step(run, parameters, attention)
+    on_gpu = device().type == "cuda"
+    torch.set_default_dtype(
+        torch.bfloat16 if on_gpu and not fp32_weights else torch.float32
+    )
+    try:
+        with device():
+            return LlamaForCausalLM(config)
+    finally:
+        torch.set_default_dtype(torch.float32)
 
 
-def _shard(model: torch.nn.Module) -> None:
+def shard(model: torch.nn.Module) -> None:
+    """FSDP2, a layer a unit: weights gathered in bf16, gradients reduced in fp32 and kept as
+    the weights are. Of fp32 weights both are then in fp32, as FSDP2's documentation has
+    it; of bf16 ones each reduced gradient is rounded.
+    """
     from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
 
     policy = MixedPrecisionPolicy(
         param_dtype=torch.bfloat16, reduce_dtype=torch.float32
     )
-    for layer in model.model.layers:
-        fully_shard(layer, mp_policy=policy)
+    for layer in model.model.layers:  # type: ignore[union-attr]
+        fully_shard(layer, mp_policy=policy)  # type: ignore[arg-type]
     fully_shard(model, mp_policy=policy)
 
 
@@ -180,7 +206,7 @@ def add_up_in_fp32(model: torch.nn.Module) -> list[torch.Tensor]:
 
 
 def register_flash4(task: Task) -> str:
-    """transformers' attention by flash4, each document on its own."""
+    """transformers' attention by FlashAttention 4, each document on its own."""
     from flash_attn.cute import flash_attn_varlen_func
     from transformers import AttentionInterface
 
@@ -314,6 +340,7 @@ PEERS: dict[str, Callable[[Task], Step]] = {
     "liger_flash4": lambda task: llama(
         task, register_flash4(task), liger=True, fp32_gradients=True
     ),
+    "ours_flash4": functools.partial(ours, attention="flash4"),
     "ours_te": functools.partial(ours, layers="te"),
     "megatron_te": megatron_te,
     "ours_fp8_current": functools.partial(ours, layers="te", fp8="current"),

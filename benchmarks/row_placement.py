@@ -9,6 +9,7 @@ import numpy as np
 from benchmarks.attention_work import web_lengths
 
 PADDING = -1
+KINDS = ("one", "8k", "short", "web", "mixed")
 
 
 def offsets_of(kind: str, length: int) -> np.ndarray:
@@ -30,6 +31,14 @@ def offsets_of(kind: str, length: int) -> np.ndarray:
     while (left := length - sum(lengths)) > 0:
         lengths.append(min(left, draw()))
     return np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64)
+
+
+def row_of(text: str) -> str:
+    """The text, where it names a row, length:documents; else ValueError."""
+    length, _, kind = text.partition(":")
+    if not length.isdigit() or int(length) < 1 or kind not in KINDS:
+        raise ValueError(f"a row is length:documents, these one of {', '.join(KINDS)}")
+    return text
 
 
 def pairs(offsets: np.ndarray) -> float:

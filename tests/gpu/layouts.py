@@ -14,7 +14,6 @@ in FP8.
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import sys
 import tempfile
@@ -31,6 +30,7 @@ from alia_ctx.mcore.runtime import Distributed
 from alia_ctx.spec.layout import Layout
 from alia_ctx.spec.model import ModelSpec
 from tests.engine import CONTEXT, MODEL, ROPE, save, train
+from tests.gpu.installed import is_installed
 from tests.mcore.linears import differences
 
 # Heads of 64, which every kernel has; 250 words are no multiple of 4.
@@ -81,8 +81,8 @@ def main(out: Path) -> None:
                 for precision in ("fp32", "bf16")
                 for tokens, chunks in LINEARS
             }
-        is_there = importlib.util.find_spec("transformer_engine") is not None
-        for name_of_kind, kind in (KINDS | (OF_TE if is_there else {})).items():
+        kinds = KINDS | (OF_TE if is_installed("te") else {})
+        for name_of_kind, kind in kinds.items():
             states: dict[str, Path] = {}
             folder = Path(_agreed(tempfile.mkdtemp()))
             for name, layout in layouts.items():

@@ -14,11 +14,11 @@ import pytest
 import torch
 from torch import Tensor
 
-from alia_ctx.errors import LayoutError
 from alia_ctx.mcore.attention import RowGeometry, attend, row_geometry
 from alia_ctx.nn.attention_kernels import Kernel, resolve_kernel
 from alia_ctx.nn.context_parallel import Balance
 from tests.dense import ALIA_160K
+from tests.gpu.installed import PACKAGES, is_installed
 
 pytestmark = pytest.mark.gpu(1)
 
@@ -27,11 +27,18 @@ DIM = 128
 TOLERANCE = 3 * 2**-9
 
 
+# The GPUs' generations that a kernel is made for; the others are for all.
+GENERATIONS = {"flash3": (9,), "flash4": (9, 10, 11)}
+
+
 def kernel_or_skip(name: str) -> Kernel:
-    try:
-        return resolve_kernel(name, "cuda")
-    except LayoutError as error:
-        pytest.skip(str(error))
+    """Skips where a kernel is not installed or for other GPUs; fails where it is broken."""
+    if name in PACKAGES and not is_installed(name):
+        pytest.skip(f"{name} is not installed")
+    generation = torch.cuda.get_device_capability()[0]
+    if generation not in GENERATIONS.get(name, (generation,)):
+        pytest.skip(f"{name} is not made for GPUs of generation {generation}")
+    return resolve_kernel(name, "cuda")
 
 
 def random_inputs(tokens: int, heads: int, groups: int, seed: int = 0) -> list[Tensor]:

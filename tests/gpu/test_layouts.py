@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import importlib.util
 import json
 import os
 import subprocess
@@ -14,6 +13,7 @@ from typing import Any
 
 import pytest
 
+from tests.gpu.installed import is_installed
 from tests.gpu.layouts import OF_TE
 from tests.paths import ROOT
 
@@ -23,14 +23,23 @@ pytestmark = [pytest.mark.gpu(2), pytest.mark.timeout(900)]
 # step of a gradient whose sign is rounding, so later updates agree less. In bf16 every
 # sum over ranks is rounded to 2**-9 once more. In FP8 each rank scales by what it holds, and
 # 3 bits of a fraction are rounded otherwise.
+FP32, BF16, FP8 = (1e-6, 1e-4), (2e-3, 1e-2), (1e-2, 3e-2)
+# Of the gradient's norm. A loss is mostly the logarithm of the vocabulary, which no rounding
+# moves; a norm is all of what does move. On hosts the layouts here are apart by up to 2e-6 and
+# 2e-5 in fp32 (losses by 4e-9 and 4e-7), by 1e-4 and 6e-3 in bf16 (1e-5 and 1e-4): five to
+# twenty times that, as a GPU also adds in no fixed order. In FP8 a factor is off by 4 to 7%
+# at random (E4M3, E5M2: 2**-4 and 2**-3 at most, by the square root of 3), which over the
+# entries of a gradient adds to its norm in quadrature, below 1%, and more in the smallest
+# weights; later updates have learnt other things, as in `test_te.py` (FP8_LEARNT).
+FP32_NORMS, BF16_NORMS, FP8_NORMS = (1e-5, 2e-4), (2e-3, 3e-2), (3e-2, 1e-1)
 TOLERANCE = {
-    "fp32": (1e-6, 1e-4),
-    "bf16": (2e-3, 1e-2),
-    "away": (2e-3, 1e-2),
-    "overlap": (1e-6, 1e-4),
-    "overlap16": (2e-3, 1e-2),
-    "te": (2e-3, 1e-2),
-    "fp8": (1e-2, 3e-2),
+    "fp32": (FP32, FP32_NORMS),
+    "bf16": (BF16, BF16_NORMS),
+    "away": (BF16, BF16_NORMS),
+    "overlap": (FP32, FP32_NORMS),
+    "overlap16": (BF16, BF16_NORMS),
+    "te": (BF16, BF16_NORMS),
+    "fp8": (FP8, FP8_NORMS),
 }
 
 
@@ -60,17 +69,17 @@ def results(ranks: int) -> dict[str, Any]:
 def test_a_layout_trains_as_one_gpu_does(
     layout: str, precision: str, part: str
 ) -> None:
-    if precision in OF_TE and importlib.util.find_spec("transformer_engine") is None:
+    if precision in OF_TE and not is_installed("te"):
         pytest.skip("TransformerEngine is not installed")
     expected = results(1)[f"single {precision}{part}"]
     got = results(2)[f"{layout} {precision}{part}"]
-    first, later = TOLERANCE[precision]
+    of_losses, of_norms = TOLERANCE[precision]
     print(f"\n{layout} {precision}{part}: {got}\n against {expected}")
     for number, (ours, single) in enumerate(zip(got, expected, strict=True)):
         assert ours[2] == single[2]
-        tolerance = first if number == 0 and not part else later
-        assert ours[0] == pytest.approx(single[0], rel=tolerance)
-        assert ours[1] == pytest.approx(single[1], rel=10 * tolerance)
+        later = number > 0 or part != ""
+        assert ours[0] == pytest.approx(single[0], rel=of_losses[later])
+        assert ours[1] == pytest.approx(single[1], rel=of_norms[later])
 
 
 def test_linear_layers_in_chunks_are_upstreams_to_the_bit() -> None:

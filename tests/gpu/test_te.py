@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import importlib.util
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
+from tests.gpu.installed import is_installed
 from tests.gpu.test_step import BF16
 from tests.mcore.test_state import tensors
 from tests.module_result import result_of
@@ -17,8 +17,7 @@ pytestmark = [
     pytest.mark.gpu(1),
     pytest.mark.timeout(600),
     pytest.mark.skipif(
-        importlib.util.find_spec("transformer_engine") is None,
-        reason="TransformerEngine is not installed",
+        not is_installed("te"), reason="TransformerEngine is not installed"
     ),
 ]
 

@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-import importlib.util
-
 import pytest
 
 from tests.benchmarks.test_torchtitan_peer import separated
+from tests.gpu.installed import is_installed
 
 pytestmark = [
     pytest.mark.gpu(1),
     pytest.mark.timeout(600),
     pytest.mark.skipif(
-        importlib.util.find_spec("torchtitan") is None,
-        reason="torchtitan is not installed",
+        not is_installed("torchtitan"), reason="torchtitan is not installed"
     ),
 ]
 
