@@ -54,8 +54,9 @@ from alia_ctx.spec.layout import Layout
 from benchmarks import gpu_program
 from benchmarks.gpu_products import LOCAL, Products
 from benchmarks.gpu_program import Parser, at_least, parsed
-from benchmarks.gpu_step import ROPE, alia_stack, draw_on_device
+from benchmarks.gpu_step import ROPE, draw_on_device
 from benchmarks.kernel_time import kernels_of, matrix_rate
+from benchmarks.stacks import alia_stack
 
 GIB = 2**30
 VOCABULARY = 8192

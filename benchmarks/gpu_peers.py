@@ -66,11 +66,12 @@ from alia_ctx.mcore.runtime import Distributed
 from alia_ctx.spec.model import ModelSpec
 from benchmarks import gpu_program
 from benchmarks.gpu_program import Parser, at_least, existing_file, new_file
-from benchmarks.gpu_step import ROWS, Case, alia_stack, make_row
+from benchmarks.gpu_step import ROWS, Case, make_row
 from benchmarks.kernel_time import NAMES, matrix_rate, profile_step
 from benchmarks.pages import read_results, table, write_result
 from benchmarks.peers import PEERS, Task, device
 from benchmarks.process_ranks import RankGroup
+from benchmarks.stacks import alia_stack
 from benchmarks.torchtitan_peer import import_for_any_torch
 
 KNOWS_DOCUMENTS = (

@@ -7,6 +7,8 @@ by item, and a profile.
     python benchmarks/gpu_step.py --layers local te --fp8 off current blockwise \
         --one-process --case 2:32768:none --case 1:163840:none
     python benchmarks/gpu_step.py --offload off on --one-process --case 4:163840:full
+    python benchmarks/gpu_step.py --model DIRECTORY --layers local te --fp8 off current \
+        --case 8:65536:none
 
 A case is layers:context:recompute[:row], the row `one` document (default) or `web`:
 half of it one document, the rest of lengths like filtered web text. With several
@@ -17,8 +19,9 @@ stack are: none keeps bf16 (`engine.fp8_bf16_layers=0`). Each run is in a proces
 own, or with `--one-process` all in this one, through the product's engine in bf16 with
 fp32 gradients and optimizer state; one row an update, random tokens. The vocabulary is
 cut from 256,000 to 8,192, or embedding and head would take the room of five layers; with
-`--vocabulary 256000` they do. The optimizer's step is timed apart: under data
-parallelism each rank steps its share only. With `--gradients-alone` there is neither step
+`--vocabulary 256000` they do. `--model` takes a Hugging Face directory as well, of whose
+config.json the sizes are; its vocabulary is whole unless one is named. The optimizer's step
+is timed apart: under data parallelism each rank steps its share only. With `--gradients-alone` there is neither step
 nor state: a rank holds 6 bytes a parameter for 18, as where many share the rest.
 
 Causal MFU: FLOPs of all products with weights (head included) and of the attention that
@@ -71,6 +74,7 @@ from benchmarks.gpu_observed import (
 from benchmarks.gpu_products import LOCAL, Products
 from benchmarks.gpu_program import Parser, at_least, choices, parsed
 from benchmarks.kernel_time import matrix_rate
+from benchmarks.stacks import model_name, stack_of
 
 ROWS = ("one", "web")
 ROPE = RopeSpec("llama3", 1e4, 40.0, 4096, low_freq_factor=1.0, high_freq_factor=4.0)
@@ -104,35 +108,6 @@ class Case:
         return f"{self.layers}:{self.context}:{self.recompute}:{self.row}"
 
 
-def alia_stack(layers: int, vocabulary: int) -> ModelSpec:
-    return ModelSpec(
-        num_hidden_layers=layers,
-        hidden_size=8192,
-        intermediate_size=24_576,
-        num_attention_heads=64,
-        num_key_value_heads=8,
-        head_dim=128,
-        vocab_size=vocabulary,
-    )
-
-
-def smollm2(layers: int, vocabulary: int) -> ModelSpec:
-    """SmolLM2-135M's sizes; all of it has 30 layers and a vocabulary of 49,152."""
-    return ModelSpec(
-        num_hidden_layers=layers,
-        hidden_size=576,
-        intermediate_size=1536,
-        num_attention_heads=9,
-        num_key_value_heads=3,
-        head_dim=64,
-        vocab_size=vocabulary,
-        tie_word_embeddings=True,
-    )
-
-
-STACKS = {"alia": alia_stack, "smollm2": smollm2}
-
-
 def make_row(case: Case, vocabulary: int) -> PackedRow:
     generator = np.random.default_rng(0)
     lengths = [case.context] if case.row == "one" else [case.context // 2]
@@ -156,7 +131,7 @@ def draw_on_device(module: torch.nn.Module, model: ModelSpec, *_: Any) -> None:
 
 def measure(
     case: Case,
-    vocabulary: int,
+    vocabulary: int | None,
     repeats: int,
     attention: str,
     profile: bool,
@@ -175,7 +150,7 @@ def measure(
     with Distributed(settings):
         rates = [matrix_rate()]
         torch.cuda.empty_cache()
-        model = STACKS[stack](case.layers, vocabulary)
+        model = stack_of(stack)(case.layers, vocabulary)
         engine = MegatronEngine(
             model,
             ROPE,
@@ -186,7 +161,7 @@ def measure(
             recompute=case.recompute,
             initializer=draw_on_device,
         )
-        row, memory = make_row(case, vocabulary), Memory(engine)
+        row, memory = make_row(case, model.vocab_size), Memory(engine)
         words = f"{case} {products}"
         told.say(f"{words}: the engine stands")
         peaks = peaks_of_a_step(engine, row)  # two steps, which warm up
@@ -269,10 +244,19 @@ def print_tables(results: list[dict[str, Any]]) -> None:
 def main() -> None:
     parser = Parser()
     parser.add_argument(
-        "--case", action="append", required=True, type=parsed(Case.parse)
+        "--case",
+        action="append",
+        required=True,
+        type=parsed(Case.parse),
+        help="layers:context:recompute, with :web a row like web text",
     )
-    parser.add_argument("--vocabulary", type=at_least(1), default=8192)
-    parser.add_argument("--model", choices=STACKS, default="alia")
+    parser.add_argument("--vocabulary", type=at_least(1))
+    parser.add_argument(
+        "--model",
+        type=parsed(model_name),
+        default="alia",
+        help="alia, smollm2, or a Hugging Face directory",
+    )
     parser.add_argument("--repeats", type=at_least(1), default=3)
     parser.add_argument("--attention", choices=choices("attention"), default="auto")
     parser.add_argument(
@@ -376,7 +360,8 @@ def run_apart(
     if options.gradients_alone:
         arguments.append("--gradients-alone")
     for name in ("vocabulary", "model", "repeats", "attention"):
-        arguments += [f"--{name}", str(getattr(options, name))]
+        if (value := getattr(options, name)) is not None:
+            arguments += [f"--{name}", str(value)]
     if options.profile:
         arguments.append("--profile")
     command = [sys.executable, __file__, *arguments, "--in-process"]

@@ -23,8 +23,9 @@ from alia_ctx.mcore.attention import RowGeometry, attend, row_geometry
 from alia_ctx.nn.attention_kernels import Kernel, VarlenSpec, varlen_attention
 from alia_ctx.nn.context_parallel import Balance
 from alia_ctx.nn.key_value_exchange import exchange_key_values
-from benchmarks.gpu_step import ROPE, alia_stack
+from benchmarks.gpu_step import ROPE
 from benchmarks.row_placement import even_share
+from benchmarks.stacks import alia_stack
 
 HEADS, GROUPS, DIM = 64, 8, 128
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"  # a trial of the program
