@@ -106,7 +106,8 @@ def test_two_ranks_each_in_turn(tmp_path: Path) -> None:
     done = subprocess.run(
         command, cwd=ROOT, capture_output=True, text=True, timeout=500, check=False
     )
-    assert done.returncode == 0, done.stderr[-3000:]
+    assert done.returncode == 1, done.stderr[-3000:]
+    assert "did not run: megatron_te" in done.stderr
     results = [json.loads(line) for line in out.read_text().splitlines()]
     assert [r["peer"] for r in results] == [
         "ours",
@@ -175,8 +176,9 @@ def test_kernels_on_a_host(tmp_path: Path) -> None:
         timeout=300,
         check=False,
     )
-    assert done.returncode == 0, done.stderr[-3000:]
+    assert done.returncode == 1, done.stderr[-3000:]
     results = [json.loads(line) for line in out.read_text().splitlines()]
+    assert "did not run: flash4 (256, one), sdpa math (256, mixed), " in done.stderr
     found = {(r["row"], r["contender"]): r for r in results}
     assert max(found["one", "sdpa math"]["differs"]) < 1e-5
     assert "documents" in found["mixed", "sdpa math"]["skipped"]
