@@ -22,7 +22,8 @@ cut from 256,000 to 8,192, or embedding and head would take the room of five lay
 `--vocabulary 256000` they do. `--model` takes a Hugging Face directory as well, of whose
 config.json the sizes are; its vocabulary is whole unless one is named. The optimizer's step
 is timed apart: under data parallelism each rank steps its share only. With
-`--gradients-alone` there is neither step nor state: a rank holds 6 bytes a parameter for 18, as where many share the rest.
+`--gradients-alone` there is neither step nor state: a rank holds 6 bytes a parameter for 18,
+as where many share the rest.
 
 Causal MFU: FLOPs of all products with weights (head included) and of the attention that
 the causal mask and the documents let through, forward and backward, over compute time,
