@@ -14,7 +14,8 @@ from transformers import get_linear_schedule_with_warmup
 from alia_ctx.config.load import load_run
 from alia_ctx.train.schedule import stage_schedule
 from alia_ctx.workflow import gpu_notes, warmup_notes
-from alia_ctx.workflow.planned import idle_chunks, planned_stage, room_on_a_gpu
+from alia_ctx.workflow.idle_settings import idle_settings
+from alia_ctx.workflow.planned import planned_stage, room_on_a_gpu
 from tests.small_run import write_run
 
 
@@ -72,8 +73,7 @@ def test_a_stage_without_room_on_this_gpu_is_said_before_it_trains(
 
     monkeypatch.setattr(shutil, "which", lambda name: f"/usr/bin/{name}")
     monkeypatch.setattr(software, "gpu_memory_gib", lambda: memory_gib)
-    monkeypatch.setattr(software, "kernel_notes", lambda *_: [])
-    monkeypatch.setattr(software, "layer_notes", lambda *_: [])
+    monkeypatch.setattr(software, "gpu_notes", lambda *_: [])
     run: Any = load_run(write_run(tmp_path))
     notes = gpu_notes(run)
     if said is None:
@@ -92,8 +92,7 @@ def test_a_host_without_the_memory_for_offloading_is_said(
     full = [*asked, *(f"stages.{s}.recompute=full" for s in load_run(path).stages)]
     monkeypatch.setattr(shutil, "which", lambda name: f"/usr/bin/{name}")
     monkeypatch.setattr(software, "gpu_memory_gib", lambda: 40.0)
-    monkeypatch.setattr(software, "kernel_notes", lambda *_: [])
-    monkeypatch.setattr(software, "layer_notes", lambda *_: [])
+    monkeypatch.setattr(software, "gpu_notes", lambda *_: [])
     assert gpu_notes(load_run(path, full)) == [], "there is room"
     monkeypatch.setattr(software, "host_memory_gib", lambda: 0.0)
     notes = gpu_notes(load_run(path, full))
@@ -109,7 +108,7 @@ def test_chunks_of_a_stage_that_has_none_are_said_on_any_machine(
     asked = ["engine.mlp_chunk_tokens=8", "engine.layers=local"]
     first, *others = load_run(path).stages
     run = load_run(path, [*asked, f"stages.{first}.recompute=full"])
-    assert idle_chunks(run, first) is None
+    assert idle_settings(run, [first]) == []
     notes = gpu_notes(run)
     assert len(notes) == len(others) > 0
     for name, note in zip(others, notes, strict=True):
