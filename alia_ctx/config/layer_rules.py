@@ -43,8 +43,8 @@ def layer_problems(
     engine: EngineConfig, model: ModelSpec | None, stages: Mapping[str, StageConfig]
 ) -> list[Problem]:
     """What of `engine.layers`, `fp8`, `fp8_bf16_layers`, `mlp_chunk_tokens` and
-    `tp_overlap_chunks` cannot be on any machine. What this one has is found where a stage starts, as it may not be the
-    one that trains.
+    `tp_overlap_chunks` cannot be on any machine. What this one has is found where a stage
+    starts, as it may not be the one that trains.
     """
     problems = Problems()
     problems.need(

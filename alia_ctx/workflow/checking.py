@@ -16,8 +16,8 @@ from alia_ctx.data.tokens import TokenStore, vocabulary_problems
 from alia_ctx.errors import AliaError, ConfigError, Problem, Problems
 from alia_ctx.hf import assets, targets
 from alia_ctx.workflow.chain import run_directory
-from alia_ctx.workflow.plan_work import check_stage
 from alia_ctx.workflow.idle_settings import idle_settings
+from alia_ctx.workflow.plan_work import check_stage
 from alia_ctx.workflow.planned import planned_stage, room_on_a_gpu
 from alia_ctx.workflow.readiness import require_ready
 from alia_ctx.workflow.stores import require_same_text, text_sources

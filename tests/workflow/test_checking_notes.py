@@ -11,7 +11,9 @@ import pytest
 import torch
 from transformers import get_linear_schedule_with_warmup
 
+from alia_ctx.cluster import software
 from alia_ctx.config.load import load_run
+from alia_ctx.nn import attention_kernels
 from alia_ctx.train.schedule import stage_schedule
 from alia_ctx.workflow import gpu_notes, warmup_notes
 from alia_ctx.workflow.idle_settings import idle_settings
@@ -29,10 +31,15 @@ def test_a_machine_without_gpus_needs_no_kernel(tmp_path: Path) -> None:
         (
             "auto",
             "bf16",
-            "by torch_varlen, about half as fast as the best: .*flash4 needs",
+            "attention: torch_varlen, about half as fast as the best here: .*flash4 needs",
+        ),
+        (
+            "torch_varlen",
+            "bf16",
+            "torch_varlen, about half .*: engine.attention=torch_v",
         ),
         ("flash4", "bf16", "engine.attention=flash4: .*install flash-attn-4"),
-        ("auto", "fp32", "by reference, many times slower .*: .*precision=bf16"),
+        ("auto", "fp32", "attention: reference, many times slower .*precision=bf16"),
     ],
 )
 def test_a_slower_kernel_is_said_before_the_queue(
@@ -48,6 +55,8 @@ def test_a_slower_kernel_is_said_before_the_queue(
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda: (9, 0))
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 0)
+    monkeypatch.setattr(attention_kernels, "try_kernel", lambda *_: None)
+    monkeypatch.setattr(software, "packages", lambda: [])
     for module in ("flash_attn_interface", "flash_attn", "flash_attn.cute"):
         monkeypatch.setitem(sys.modules, module, None)
     run: Any = load_run(
@@ -69,8 +78,6 @@ def test_a_stage_without_room_on_this_gpu_is_said_before_it_trains(
 ) -> None:
     import re
 
-    from alia_ctx.cluster import software
-
     monkeypatch.setattr(shutil, "which", lambda name: f"/usr/bin/{name}")
     monkeypatch.setattr(software, "gpu_memory_gib", lambda: memory_gib)
     monkeypatch.setattr(software, "gpu_notes", lambda *_: [])
@@ -86,8 +93,6 @@ def test_a_stage_without_room_on_this_gpu_is_said_before_it_trains(
 def test_a_host_without_the_memory_for_offloading_is_said(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from alia_ctx.cluster import software
-
     path, asked = write_run(tmp_path), ["engine.offload_activations=true"]
     full = [*asked, *(f"stages.{s}.recompute=full" for s in load_run(path).stages)]
     monkeypatch.setattr(shutil, "which", lambda name: f"/usr/bin/{name}")
