@@ -8,6 +8,7 @@ is all that most of them catch. `guard` makes the former look like the latter.
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import importlib
 import importlib.abc
@@ -66,6 +67,10 @@ _OF_TRANSFORMERS = (
     *("accelerate", "deepspeed", "scipy", "sklearn", "soundfile"),
     *("torchao", "torchaudio", "torchvision"),
 )
+# Those that are imported where they are found, outside of any `try`, by whom: hidden before
+# where they do not import. megatron/core/optimizer/__init__.py imports emerging_optimizers
+# by its metadata alone (`hidden_have_no_version`).
+_SOUGHT = {"transformers": _OF_TRANSFORMERS, "megatron": ("emerging_optimizers",)}
 # What takes seconds to import, or prints, and computes nothing of ours. wandb is a sink,
 # which is left out with a word where it fails (train/sinks.py).
 _NOT_TRIED = ("deepspeed", "tensorflow", "tensorrt_llm", "wandb")
@@ -86,7 +91,8 @@ class HalfInstalled:
 def guard() -> None:
     """From now on a guarded package that does not import is a missing one to whoever
     imports it: any error becomes ModuleNotFoundError, with the error as its cause. Before
-    transformers is imported, its packages that do not import are hidden.
+    transformers or Megatron-Core is imported, what it would import wherever it finds it is
+    hidden where it does not import.
     """
     if not any(isinstance(finder, _Guard) for finder in sys.meta_path):
         sys.meta_path.insert(0, _Guard())
@@ -106,6 +112,24 @@ def hide_all_of_gpus() -> None:
     take the norm of the gradients from TransformerEngine or Apex.
     """
     hide(_OF_GPUS)
+
+
+@contextlib.contextmanager
+def hidden_have_no_version() -> Iterator[None]:
+    """Within it what is hidden states no version either, to those who ask for nothing else."""
+    ask = importlib.metadata.version
+
+    def version(distribution_name: str) -> str:
+        package = distribution_name.replace("-", "_")
+        if package in _GUARDED and sys.modules.get(package, guard) is None:
+            raise importlib.metadata.PackageNotFoundError(distribution_name)
+        return ask(distribution_name)
+
+    importlib.metadata.version = version
+    try:
+        yield
+    finally:
+        importlib.metadata.version = ask
 
 
 def reason(error: BaseException) -> str:
@@ -194,8 +218,8 @@ class _Guard(importlib.abc.MetaPathFinder):
         path: Sequence[str] | None,
         target: ModuleType | None = None,
     ) -> importlib.machinery.ModuleSpec | None:
-        if fullname == "transformers":
-            hide(_broken_beside_transformers())
+        if fullname in _SOUGHT:
+            hide([*_broken(_SOUGHT[fullname])])
         if fullname.partition(".")[0] not in _GUARDED:
             return None
         spec = _found(fullname, path, target)
@@ -228,8 +252,8 @@ def _as_if_missing(name: str, step: Callable[[Any], Any]) -> Callable[[Any], Any
     return watched
 
 
-def _broken_beside_transformers() -> Iterator[str]:
-    for name in _OF_TRANSFORMERS:
+def _broken(names: Iterable[str]) -> Iterator[str]:
+    for name in names:
         if name in _NOT_TRIED or name in sys.modules:
             continue
         if _why_not(name) is not None:
