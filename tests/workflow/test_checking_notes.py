@@ -175,3 +175,62 @@ def test_a_first_update_that_trains_nothing_is_said_of_short_stages(
         )
         assert upstream.get_last_lr() == [0.0]
         assert stage_schedule(run.stage("short")).rate(0) == 0.0
+
+
+@pytest.mark.parametrize(
+    ("settings", "said"),
+    [
+        (
+            ["engine.tp_overlap_chunks=4", "engine.layers=local"],
+            "tp_overlap_chunks=4 does",
+        ),
+        (
+            ["engine.fp8_bf16_layers=30"],
+            "fp8_bf16_layers=30 does nothing with .*fp8=off",
+        ),
+        (
+            ["engine.context_split=zigzag"],
+            "context_split=zigzag does nothing with cp=1",
+        ),
+        (["engine.overlap_communication=false"], "go to no other rank"),
+        (["engine.layers=auto", "engine.device=cpu"], "layers=auto does .*device=cpu"),
+        (
+            ["engine.layers=auto", "engine.precision=fp32"],
+            "layers=auto .*precision=fp32",
+        ),
+        (["engine.offload_activations=true", "engine.device=cpu"], "brings nothing"),
+        (
+            [
+                "engine.mlp_chunk_tokens=1000000",
+                "engine.layers=local",
+                "{recompute}=full",
+            ],
+            "mlp_chunk_tokens=1000000 does nothing, as a rank has",
+        ),
+        ([], None),
+    ],
+)
+def test_settings_of_the_engine_without_effect_are_said(
+    settings: list[str], said: str | None, tmp_path: Path
+) -> None:
+    import re
+
+    path = write_run(tmp_path)
+    first = next(iter(load_run(path).stages))
+    base = ["cluster.ranks_per_node=1", "cluster.nodes=1"]
+    asked = [s.format(recompute=f"stages.{first}.recompute") for s in settings]
+    notes = idle_settings(load_run(path, [*base, *asked]), [first])
+    if said is None:
+        assert notes == []
+    else:
+        [note] = notes
+        assert re.search(said, note)
+
+
+def test_chunks_below_a_tile_are_said(tmp_path: Path) -> None:
+    path = write_run(tmp_path)
+    first = next(iter(load_run(path).stages))
+    asked = ["engine.tp_overlap_chunks=1000000", "engine.layers=local"]
+    asked += ["cluster.ranks_per_node=2", f"stages.{first}.layout.tp=2"]
+    [note] = idle_settings(load_run(path, asked), [first])
+    assert "chunks of 1 of a rank's" in note and "2 to 8 chunks are meant" in note
