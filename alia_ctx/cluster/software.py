@@ -4,12 +4,13 @@ enough.
 
 from __future__ import annotations
 
-import importlib.metadata
+import contextlib
 import os
 import platform
 import resource
 import shutil
 from collections.abc import Iterator
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
@@ -19,7 +20,9 @@ from alia_ctx.cluster.findings import Finding, broken, good, weak
 from alia_ctx.errors import LayoutError
 from alia_ctx.host_memory import available_memory
 from alia_ctx.nn.attention_kernels import Heads, choose_kernel
+from alia_ctx.nn.dtypes import DTYPES
 from alia_ctx.nn.layer_choice import choose_layers
+from alia_ctx.optional_packages import half_installed, installed_version, reason
 from alia_ctx.spec.execution import Fp8, Precision, kernel_speed
 from alia_ctx.spec.model import ModelSpec
 
@@ -30,21 +33,74 @@ Device = Literal["auto", "cpu", "cuda"]
 _SHARED_MEMORY = 1 << 30
 
 
-def software(
-    device: Device = "auto",
-    layers_asked: str = "local",
-    fp8: Fp8 = "off",
-    precision: Precision = "bf16",
-) -> Iterator[Finding]:
-    """What this process is made of. The arguments are settings of the run's engine."""
+@dataclass(frozen=True)
+class Needs:
+    """What a run asks of the programs: settings of its engine, its model, and the tensor
+    parallelism of its stages; without a model those of no run in particular.
+    """
+
+    device: Device = "auto"
+    attention: str = "auto"
+    layers: str = "local"
+    fp8: Fp8 = "off"
+    precision: Precision = "bf16"
+    model: ModelSpec | None = None
+    tp: tuple[int, ...] = (1,)
+
+    @property
+    def device_type(self) -> str:
+        """What its ranks compute on here: `cuda` or `cpu`."""
+        on_gpu = self.device != "cpu" and torch.cuda.is_available()
+        return "cuda" if on_gpu else "cpu"
+
+    def heads(self) -> Iterator[Heads]:
+        """What a kernel is tried with: each stage's, or heads as many models have them."""
+        if self.model is None:
+            yield Heads(8, 1, 128, DTYPES[self.precision])
+            return
+        for tp in sorted({*self.tp}):
+            yield Heads.of(self.model, self.precision, tp)
+
+
+def software(needs: Needs) -> Iterator[Finding]:
+    """What this process is made of."""
     yield good("python", f"{platform.python_version()} on {platform.release()}")
     for package, tested in TESTED.items():
         yield version(package, tested)
-    yield cuda(device)
-    yield kernel()
-    if torch.cuda.is_available():
-        yield layers(layers_asked, fp8, precision)
+    yield from packages()
+    yield cuda(needs.device)
+    with _own_gpu():
+        yield from kernel(needs)
+        yield layers(needs)
     yield from limits()
+
+
+@contextlib.contextmanager
+def _own_gpu() -> Iterator[None]:
+    """Within it what is tried runs on this rank's GPU, as all of a node would on the first."""
+    local = int(os.environ.get("LOCAL_RANK", "0"))
+    if torch.cuda.is_available() and local < torch.cuda.device_count():
+        with torch.cuda.device(local):
+            yield
+    else:
+        yield
+
+
+def packages() -> Iterator[Finding]:
+    """Optional packages that are there and do not import, which nothing is computed with."""
+    on_gpu = torch.cuda.is_available()
+    for broken_one in half_installed():
+        words = f"{broken_one.module} does not import ({broken_one.reason})"
+        # What is compiled on a GPU, the rotation among it, needs it; all else does without.
+        if broken_one.module == "triton" and on_gpu:
+            remedy = "install the triton that this torch asks for"
+            yield broken("packages", words, remedy)
+            continue
+        remedy = f"it is left out: reinstall {broken_one.distribution} for torch "
+        remedy += f"{torch.__version__}, or uninstall it"
+        if not on_gpu:
+            remedy += "; it may import where there is a GPU"
+        yield weak("packages", words, remedy)
 
 
 def gpu_memory_gib() -> float | None:
@@ -113,9 +169,8 @@ def _why_no_gpu() -> tuple[str, str]:
 
 def version(package: str, tested: str) -> Finding:
     """Whether an installed package is of the release that was tested."""
-    try:
-        installed = importlib.metadata.version(package)
-    except importlib.metadata.PackageNotFoundError:
+    installed = installed_version(package)
+    if installed is None:
         return broken(package, "is not installed", f"pip install {package}=={tested}")
     if installed.partition("+")[0] == tested:
         return good(package, installed)
@@ -123,65 +178,71 @@ def version(package: str, tested: str) -> Finding:
     return weak(package, f"{installed}; tested was {tested}", remedy)
 
 
-def kernel() -> Finding:
-    """Which attention kernel `auto` takes here, and whether there are faster ones."""
-    device = "cuda" if torch.cuda.is_available() else "cpu"
+def kernel(needs: Needs) -> Iterator[Finding]:
+    """Which attention kernel training takes here, tried as training tries it, and whether
+    there are faster ones: one finding, or one for each tensor parallelism that has another.
+    """
+    found: dict[Finding, list[Heads]] = {}
+    for heads in needs.heads():
+        found.setdefault(_kernel(needs, heads), []).append(heads)
+    for finding, of in found.items():
+        words = ", ".join(f"{h.queries} heads over {h.groups}" for h in of)
+        suffix = f" (for {words} a rank)" if len(found) > 1 else ""
+        yield replace(finding, words=finding.words + suffix)
+
+
+def _kernel(needs: Needs, heads: Heads) -> Finding:
+    asked, device = needs.attention, needs.device_type
     try:
-        choice = choose_kernel("auto", device)
+        choice = choose_kernel(asked, device, heads)
     except LayoutError as error:
-        reason = " ".join(str(error).split())
-        return broken("attention", reason, "install flash-attn-4[cu13] (docs/gpu.md)")
+        words = f"engine.attention={asked}: {' '.join(str(error).split())}"
+        return broken("attention", words, _GUIDE)
+    except RuntimeError as error:  # a GPU without memory, or one that does not answer
+        return weak("attention", f"{_NOT_TRIED} ({reason(error)})", _BUSY)
     name = choice.kernel.name
     if device == "cpu":
         return good("attention", f"{name}, for tests and small models")
     if not choice.passed_over:
         return good("attention", f"{name}, of the fastest for this GPU")
     why = f"{name}, {kernel_speed(name)} here: {'; '.join(choice.passed_over)}"
-    return weak("attention", why, "install what is missing (docs/gpu.md)")
+    return weak("attention", why, _GUIDE)
 
 
-def kernel_notes(asked: str, model: ModelSpec, precision: Precision) -> list[str]:
-    """That faster attention kernels than the one for `engine.attention` are not taken, and
-    why, or that it is not there or not made for the precision; nothing without a GPU.
-    """
-    if not torch.cuda.is_available():
-        return []
-    try:
-        heads = Heads.of(model, precision)
-        choice = choose_kernel(asked, "cuda", heads, trial=False)
-    except LayoutError as error:
-        return [f"engine.attention={asked}: {error}"]
-    name = choice.kernel.name
-    return [
-        f"attention here is by {name}, {kernel_speed(name)}: {why}"
-        for why in choice.passed_over
-    ]
+_GUIDE = "see docs/gpu.md"
+_NOT_TRIED = "could not be tried"
+_BUSY = "see `nvidia-smi` for who holds the GPU, and look again"
 
 
-def layers(asked: str, fp8: Fp8, precision: Precision) -> Finding:
+def layers(needs: Needs) -> Finding:
     """Whose layers `engine.layers` takes here, and why not TransformerEngine's."""
+    settings = (needs.layers, needs.fp8, needs.precision, needs.device_type)
     try:
-        choice = choose_layers(asked, fp8, precision, "cuda")
+        choice = choose_layers(*settings)
     except LayoutError as error:
-        return broken("layers", " ".join(str(error).split()), "see docs/gpu.md")
+        return broken("layers", " ".join(str(error).split()), _GUIDE)
+    except RuntimeError as error:
+        return weak("layers", f"{_NOT_TRIED} ({reason(error)})", _BUSY)
     if choice.passed_over:
         why = f"{choice.words}'s own: {'; '.join(choice.passed_over)}"
-        return weak("layers", why, "install what is missing (docs/gpu.md)")
-    fp8_words = "" if fp8 == "off" else f", FP8 ({fp8})"
+        return weak("layers", why, _GUIDE)
+    fp8_words = "" if needs.fp8 == "off" else f", FP8 ({needs.fp8})"
     return good("layers", f"{choice.words}'s{fp8_words}")
 
 
-def layer_notes(asked: str, fp8: Fp8, precision: Precision) -> list[str]:
-    """That TransformerEngine's layers are not taken though `engine.layers` allows it, and
-    why, or that they are asked for and not there; nothing without a GPU.
+def gpu_notes(needs: Needs) -> list[str]:
+    """Of a run that trains on the GPU of this machine: by which kernel and whose layers,
+    tried as training tries them, and what is better or missing; nothing without a GPU.
     """
-    if not torch.cuda.is_available():
+    if needs.device_type != "cuda":
         return []
-    try:
-        choice = choose_layers(asked, fp8, precision, "cuda", trial=False)
-    except LayoutError as error:
-        return [str(error)]
-    return [f"layers here are {choice.words}'s own: {w}" for w in choice.passed_over]
+    found = [*kernel(needs)]
+    if needs.layers != "local" or needs.fp8 != "off":
+        found.append(layers(needs))
+    found += packages()
+    return [
+        f"here {f.name}: {f.words}{f'; {f.remedy}' if f.remedy else ''}" for f in found
+    ]
 
 
 def limits() -> Iterator[Finding]:

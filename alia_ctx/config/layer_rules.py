@@ -1,4 +1,6 @@
-"""Which settings of the layers go together: whose they are, and FP8 in their products."""
+"""Which settings of the engine go together: device, precision, attention kernel, whose the
+layers are, and FP8 in their products.
+"""
 
 from __future__ import annotations
 
@@ -6,18 +8,52 @@ from collections.abc import Mapping
 
 from alia_ctx.config.run import EngineConfig, StageConfig
 from alia_ctx.errors import Problem, Problems
-from alia_ctx.spec.execution import fp8_problem
+from alia_ctx.spec.execution import (
+    KERNELS_OF_HOSTS,
+    PRECISIONS_OF_GPU_KERNELS,
+    fp8_problem,
+)
 from alia_ctx.spec.model import ModelSpec
+
+
+def kernel_problems(engine: EngineConfig) -> list[Problem]:
+    """What no attention kernel of that name can do on any machine."""
+    problems = Problems()
+    key, value = "engine.attention", str(engine.attention)
+    if value in KERNELS_OF_HOSTS:
+        return problems
+    problems.need(
+        engine.precision in PRECISIONS_OF_GPU_KERNELS,
+        key,
+        value,
+        f"computes in 16 bits, and engine.precision={engine.precision}",
+        f"set engine.precision=bf16, or {key}=reference",
+    )
+    problems.need(
+        engine.device != "cpu",
+        key,
+        value,
+        f"needs a GPU, and engine.device={engine.device}",
+        f"set engine.device=auto, or leave {key} out",
+    )
+    return problems
 
 
 def layer_problems(
     engine: EngineConfig, model: ModelSpec | None, stages: Mapping[str, StageConfig]
 ) -> list[Problem]:
-    """What of `engine.layers`, `fp8`, `mlp_chunk_tokens` and `tp_overlap_chunks` cannot be
-    on any machine. What this one has is found where a stage starts, as it may not be the
-    one that trains.
+    """What of `engine.layers`, `fp8`, `fp8_bf16_layers`, `mlp_chunk_tokens` and
+    `tp_overlap_chunks` cannot be on any machine. What this one has is found where a stage
+    starts, as it may not be the one that trains.
     """
     problems = Problems()
+    problems.need(
+        engine.fp8_bf16_layers >= 0,
+        "engine.fp8_bf16_layers",
+        engine.fp8_bf16_layers,
+        "is no number of layers",
+        f"the default is {EngineConfig.fp8_bf16_layers}; 0 spares none",
+    )
     chunk = engine.mlp_chunk_tokens
     problems.need(
         chunk is None or engine.layers == "local",
@@ -51,7 +87,7 @@ def layer_problems(
     rule = f"needs a GPU, and engine.device={engine.device}"
     remedy = f"set engine.device=auto, or leave {key} out"
     problems.need(engine.device != "cpu", key, value, rule, remedy)
-    if engine.fp8 == "off" or model is None:
+    if engine.fp8 == "off" or engine.fp8_bf16_layers < 0 or model is None:
         return problems
     for name, stage in stages.items():
         if min(stage.layout.tp, stage.layout.pp) < 1:

@@ -22,6 +22,7 @@ from torch import Tensor
 from alia_ctx.errors import LayoutError
 from alia_ctx.nn.attention_reference import Tile, blocked_attention, tiles
 from alia_ctx.nn.dtypes import DTYPES
+from alia_ctx.optional_packages import reason
 from alia_ctx.spec.execution import Precision
 from alia_ctx.spec.model import ModelSpec
 
@@ -85,7 +86,7 @@ class Kernel:
 @dataclass(frozen=True)
 class KernelChoice:
     """A kernel, and why no faster one of this GPU was taken: a line each, with package and
-    remedy; none where it is as fast as any, or was asked for by name.
+    remedy, or that this one was asked for by name; none where it is as fast as any.
     """
 
     kernel: Kernel
@@ -143,8 +144,10 @@ def choose_kernel(
     takes `reference`, slower by orders of magnitude, in fp32 alone, which no other has.
     With `heads` a kernel of the GPU has to compute a short document of them, forward and
     backward, before it is taken (but for `trial=False`): what it cannot do it says here
-    and not in the first update. Raises LayoutError with package and remedy if the kernel
-    is unknown, not installed, or not made for the device or the heads.
+    and not in the first update. A slower one that is asked for by name is said with
+    `heads` too, without looking whether a faster one is there. Raises LayoutError with
+    package and remedy if the kernel is unknown, not installed, or not made for the device
+    or the heads.
     """
     if name == "auto":
         if device_type == "cuda":
@@ -159,7 +162,24 @@ def choose_kernel(
         raise LayoutError(
             f"attention kernel {name} needs a GPU and this is {device_type}; use reference or auto"
         )
-    return KernelChoice(source.load_for(heads, trial))
+    kernel = source.load_for(heads, trial)
+    if heads is None or device_type != "cuda":
+        return KernelChoice(kernel)
+    return KernelChoice(kernel, _named_though_slower(name, heads))
+
+
+def _named_though_slower(name: str, heads: Heads) -> tuple[str, ...]:
+    """That a kernel is not of the fastest for this GPU and these heads; none where it is."""
+    special = _SPECIAL.get(torch.cuda.get_device_capability()[0], ())
+    if name == "reference":
+        if heads.dtype not in _HALF:
+            return (_only_half(heads.dtype),)
+    elif not special or name in special:
+        return ()
+    faster = (
+        f", which takes {' or '.join(special)} where it is there" if special else ""
+    )
+    return (f"engine.attention={name} asks for it; set engine.attention=auto{faster}",)
 
 
 def _fastest(heads: Heads | None, trial: bool) -> KernelChoice:
@@ -241,7 +261,7 @@ class _Source:
             # errors of any type while it is imported.
             raise LayoutError(
                 f"attention kernel {self.name} needs {self.module}.{self.function} "
-                f"({type(error).__name__}: {' '.join(str(error).split())}); {self.remedy}"
+                f"({reason(error)}); {self.remedy}"
             ) from error
         return Kernel(self.name, self.adapt(function))
 
@@ -343,7 +363,8 @@ _KERNELS = {
     source.name: source
     for source in (
         _Source("flash4", "flash_attn.cute", "flash_attn_varlen_func",
-                "install flash-attn-4 (Hopper and Blackwell) or name another kernel", _adapt_flash),
+                "install flash-attn-4[cu13] (Hopper and Blackwell; docs/gpu.md) or name "
+                "another kernel", _adapt_flash),
         _Source("flash3", "flash_attn_interface", "flash_attn_varlen_func",
                 "build the hopper/ folder of flash-attention, or name another "
                 "kernel", _adapt_flash),

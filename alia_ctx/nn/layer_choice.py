@@ -14,8 +14,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import importlib
-import importlib.metadata
-import sys
+import re
 from dataclasses import dataclass
 from typing import Any
 
@@ -23,6 +22,12 @@ import torch
 from torch import Tensor
 
 from alia_ctx.errors import LayoutError
+from alia_ctx.optional_packages import (
+    hide,
+    hide_all_of_gpus,
+    installed_version,
+    reason,
+)
 from alia_ctx.spec.execution import Fp8, Layers, Precision
 
 PACKAGE = "transformer_engine"
@@ -31,6 +36,16 @@ EXTENSION = "transformer_engine_torch"
 # The release whose modules were built and compared (tests/mcore/test_te_names.py); what
 # Megatron-Core 0.19.2 asks a later one for is of other layers than ours.
 OLDEST = (2, 12)
+# What Megatron-Core derives its layers from while it is imported
+# (megatron/core/extensions/transformer_engine.py).
+BASES = (
+    "DotProductAttention",
+    "GroupedLinear",
+    "LayerNorm",
+    "LayerNormLinear",
+    "Linear",
+    "RMSNorm",
+)
 REMEDY = (
     'pip install --no-build-isolation "alia-ctx[te]" on the GPU machine (docs/gpu.md), '
     "or set engine.layers=local"
@@ -58,40 +73,45 @@ class LayerChoice:
 
 
 def hide_where_unusable() -> None:
-    """Make `import transformer_engine`, and its extension of torch, fail as if they were not
-    installed, unless there is a GPU and it imports whole. Call it before Megatron-Core is
-    imported.
+    """Make imports of what computes on GPUs alone fail as if it were not installed: on a
+    host all of it, on a GPU TransformerEngine and its extension of torch, unless they are
+    of a release that is taken and whole. Call it before Megatron-Core is imported.
 
-    Megatron-Core catches ImportError alone, in one place ModuleNotFoundError alone: a
-    build for another torch raises others, the extension without its package misses
-    symbols, and no layers could be computed at all. On a host it would take kernels of a
-    GPU for the norm of the gradients.
+    Where one of the two is missing the other misses symbols, and where a part is missing
+    Megatron-Core derives its layers from what is not there: no layers could be computed at
+    all. What else is broken is no one's base, and Megatron-Core goes on without
+    (`alia_ctx.optional_packages`).
     """
-    if not torch.cuda.is_available() or isinstance(_engine(), str):
-        packages = (PACKAGE, EXTENSION)
-        for name in [name for name in sys.modules if name.split(".")[0] in packages]:
-            del sys.modules[name]
-        # An import of what is None here raises ModuleNotFoundError.
-        sys.modules.update(dict.fromkeys(packages))  # type: ignore[arg-type]
+    if not torch.cuda.is_available():
+        hide_all_of_gpus()
+    elif isinstance(_engine(), str):
+        hide((PACKAGE, EXTENSION))
 
 
 @functools.cache
 def _engine() -> Any:
     """TransformerEngine's module for torch, or why there is none, in words."""
-    try:
-        version = importlib.metadata.version(PACKAGE)
-    except importlib.metadata.PackageNotFoundError:
+    version = installed_version(PACKAGE)
+    if version is None:
         return f"{PACKAGE} is not installed"
+    release = re.match(r"(?:\d+!)?(\d+)(?:\.(\d+))?", version)
+    if release is None:
+        return f"{PACKAGE} states {version!r}, which is no version"
+    if tuple(int(part or 0) for part in release.groups()) < OLDEST:
+        oldest = ".".join(map(str, OLDEST))
+        return f"{PACKAGE} {version} is older than {oldest}"
     try:
+        package = importlib.import_module(PACKAGE)
         module = importlib.import_module(f"{PACKAGE}.pytorch")
     except Exception as error:
         # Half an installation, or one for another torch or CUDA, fails with errors of
         # any type.
-        words = " ".join(str(error).split())[:300]
-        return f"{PACKAGE} {version} does not import ({type(error).__name__}: {words})"
-    if tuple(int(part) for part in version.split(".")[:2]) < OLDEST:
-        oldest = ".".join(map(str, OLDEST))
-        return f"{PACKAGE} {version} is older than {oldest}"
+        return f"{PACKAGE} {version} does not import ({reason(error)})"
+    lacking = [name for name in BASES if not hasattr(module, name)]
+    if not hasattr(package, "__version__"):  # Megatron-Core reads it as it is imported
+        lacking.append("__version__")
+    if lacking:
+        return f"{PACKAGE} {version} is there in part: it has no {', '.join(lacking)}"
     return module
 
 
@@ -109,7 +129,7 @@ def choose_layers(
         return LayerChoice("local")
     why = _unusable(fp8, precision, device_type, trial)
     if why is None:
-        return LayerChoice("te", importlib.metadata.version(PACKAGE))
+        return LayerChoice("te", installed_version(PACKAGE) or "")
     if asked == "auto" and fp8 == "off":
         silent = device_type != "cuda"
         return LayerChoice("local", passed_over=() if silent else (why,))

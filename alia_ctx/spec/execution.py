@@ -18,6 +18,11 @@ Layers = Literal["te", "local"]
 # tensor, found as it is cast (current), or one for each block of 128 numbers (blockwise).
 Fp8 = Literal["off", "current", "blockwise"]
 
+# Of `engine.attention`: what any device computes, in any precision. The others are kernels
+# of GPUs, which compute in 16 bits alone.
+KERNELS_OF_HOSTS = ("auto", "reference")
+PRECISIONS_OF_GPU_KERNELS: tuple[Precision, ...] = ("bf16",)
+
 # FP8 products take numbers of tokens and widths that are multiples of this
 # (transformer_engine.pytorch.quantization, get_align_size_for_quantization).
 FP8_MULTIPLE = 16

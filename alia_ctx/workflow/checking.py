@@ -16,8 +16,9 @@ from alia_ctx.data.tokens import TokenStore, vocabulary_problems
 from alia_ctx.errors import AliaError, ConfigError, Problem, Problems
 from alia_ctx.hf import assets, targets
 from alia_ctx.workflow.chain import run_directory
+from alia_ctx.workflow.idle_settings import idle_settings
 from alia_ctx.workflow.plan_work import check_stage
-from alia_ctx.workflow.planned import idle_chunks, planned_stage, room_on_a_gpu
+from alia_ctx.workflow.planned import planned_stage, room_on_a_gpu
 from alia_ctx.workflow.readiness import require_ready
 from alia_ctx.workflow.stores import require_same_text, text_sources
 
@@ -151,17 +152,17 @@ def gpu_notes(run: RunConfig, names: Sequence[str] = ()) -> list[str]:
     on a machine with GPUs, of attention kernel, layers and memory there.
     """
     stages = names or list(run.stages)
-    idle = [*filter(None, (idle_chunks(run, name) for name in stages))]
+    idle = idle_settings(run, stages)
     if shutil.which("nvidia-smi") is None:
         return idle
     # Imports torch, for whose seconds a machine without GPUs need not wait.
-    from alia_ctx.cluster.software import gpu_memory_gib, kernel_notes, layer_notes
+    from alia_ctx.cluster import software
+    from alia_ctx.workflow.doctor import needs_of
 
-    engine, there = run.engine, gpu_memory_gib()
+    there = software.gpu_memory_gib()
     return [
         *idle,
-        *kernel_notes(engine.attention, run.model, engine.precision),
-        *layer_notes(engine.layers, engine.fp8, engine.precision),
+        *software.gpu_notes(needs_of(run, stages)),
         *(_without_room(run, stages, there) if there else ()),
         *_without_host_memory(run, stages),
     ]

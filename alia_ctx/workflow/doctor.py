@@ -24,7 +24,7 @@ from alia_ctx.cluster.links import (
     ports,
     stragglers,
 )
-from alia_ctx.cluster.software import software
+from alia_ctx.cluster.software import Needs, software
 from alia_ctx.config.run import EngineConfig, RunConfig
 from alia_ctx.errors import AliaError
 from alia_ctx.host_memory import total_memory
@@ -55,7 +55,7 @@ def examine(
     is called with each broken finding of this rank by itself, at once.
     """
     engine = run.engine if run is not None else EngineConfig()
-    own = list(_own(engine))
+    own = list(_own(needs_of(run)))
     for finding in own:
         if finding.verdict == "broken":
             tell(finding)
@@ -85,9 +85,21 @@ def examine(
         return [*own, finding]
 
 
-def _own(engine: EngineConfig) -> Iterator[Finding]:
+def needs_of(run: RunConfig | None, stages: Sequence[str] = ()) -> Needs:
+    """What a run, or these of its stages, asks of the programs; without one the defaults."""
+    if run is None:
+        return Needs()
+    engine = run.engine
+    return Needs(
+        *(engine.device, engine.attention, engine.layers, engine.fp8, engine.precision),
+        run.model,
+        tuple(run.stage(name).layout.tp for name in stages or run.stages),
+    )
+
+
+def _own(needs: Needs) -> Iterator[Finding]:
     """What this rank finds by itself; whatever is wrong with its GPU, it is a finding."""
-    yield from software(engine.device, engine.layers, engine.fp8, engine.precision)
+    yield from software(needs)
     try:
         yield from gpu_health(int(os.environ.get("LOCAL_RANK", "0")))
     except RuntimeError as error:

@@ -110,19 +110,6 @@ def planned_stage(run: RunConfig, name: str) -> StagePlan:
     )
 
 
-def idle_chunks(run: RunConfig, name: str) -> str | None:
-    """That `engine.mlp_chunk_tokens` does nothing in a stage, where it is set and that is so:
-    not refused, as another stage of the run may have it.
-    """
-    chunk, mode = run.engine.mlp_chunk_tokens, run.stage(name).recompute
-    if chunk is None or mode == "full":
-        return None
-    return (
-        f"stage {name}: engine.mlp_chunk_tokens={chunk} does nothing with recompute={mode}; "
-        f"set stages.{name}.recompute=full, or leave it out"
-    )
-
-
 def room_on_a_gpu(run: RunConfig, name: str, there: float) -> tuple[str, list[str]]:
     """Planned memory of a stage beside the `there` GiB of a GPU, in words, and, where it
     may have no room, what gives it some. AliaError where it cannot be planned.

@@ -15,7 +15,8 @@ from alia_ctx.errors import AliaError
 from alia_ctx.spec.model import ModelSpec
 from alia_ctx.train.trainer import StageTrainer
 from alia_ctx.workflow.chain import run_directory
-from alia_ctx.workflow.planned import idle_chunks, planned_stage, room_on_a_gpu
+from alia_ctx.workflow.idle_settings import idle_settings
+from alia_ctx.workflow.planned import planned_stage, room_on_a_gpu
 
 if TYPE_CHECKING:
     from alia_ctx.mcore.engine import MegatronEngine
@@ -66,7 +67,7 @@ def training_block(
             f"          not by TransformerEngine's: {why}"
             for why in engine.layers.passed_over
         ),
-        *(f"          {note}" for note in (idle_chunks(run, name),) if note),
+        *(f"          {note}" for note in idle_settings(run, [name])),
         *_memory(run, name, engine),
         f"  plan    {plan.updates:,} updates of {_rows_an_update(plan)}; in all "
         f"{len(plan):,} rows, {tokens:,} tokens: {plan.directory}",

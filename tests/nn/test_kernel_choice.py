@@ -102,8 +102,7 @@ def test_a_faster_kernel_that_is_there_in_part_is_no_surprise(
     flash3, flash4 = choice.passed_over
     assert flash3.startswith("attention kernel flash3 needs") and "hopper/" in flash3
     assert type(error).__name__ in flash4 and "install flash-attn-4" in flash4
-    # What is asked for by name is no surprise, and what is as fast as any neither.
-    assert choose_kernel("torch_varlen", "cuda").passed_over == ()
+    # What is as fast as any is no surprise.
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda: (8, 0))
     assert choose_kernel("auto", "cuda").passed_over == ()
 
@@ -124,7 +123,44 @@ def test_fp32_on_a_gpu_is_computed_by_the_one_kernel_that_has_it(
             LayoutError, match=f"{name}: .*float32.*attention=reference"
         ):
             choose_kernel(name, "cuda", heads)
-    assert choose_kernel("reference", "cuda", heads).passed_over == ()
+    assert choose_kernel("reference", "cuda", heads).passed_over == (why,)
+
+
+@pytest.mark.parametrize(
+    ("generation", "name", "faster"),
+    [
+        (9, "torch_varlen", "flash3 or flash4"),
+        (9, "flash2", "flash3 or flash4"),
+        (9, "reference", "flash3 or flash4"),
+        (10, "torch_varlen", "flash4"),
+        (9, "flash3", None),
+        (9, "flash4", None),
+        (8, "flash2", None),
+        (12, "torch_varlen", None),
+        (8, "reference", ""),
+    ],
+)
+def test_a_slower_kernel_that_is_asked_for_by_name_is_said(
+    generation: int,
+    name: str,
+    faster: str | None,
+    monkeypatch: pytest.MonkeyPatch,
+    modules: Any,
+) -> None:
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda: (generation, 0))
+    for module in ("flash_attn_interface", "flash_attn", "flash_attn.cute"):
+        modules(module, flash_attn_varlen_func=lambda *a, **k: None)
+    modules("torch.nn.attention.varlen", varlen_attn=lambda *a, **k: None)
+    heads = Heads(4, 2, 64, torch.bfloat16)
+    choice = choose_kernel(name, "cuda", heads, trial=False)
+    assert choice.kernel.name == name
+    if faster is None:
+        assert choice.passed_over == ()
+    else:
+        [why] = choice.passed_over
+        assert why.startswith(f"engine.attention={name} asks for it; set engine.att")
+        assert faster in why and ("where it is there" in why) == bool(faster)
+    assert choose_kernel("reference", "cpu", heads).passed_over == (), "of a host"
 
 
 def test_heads_that_a_kernel_does_not_compute_are_told_before_training() -> None:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-import importlib.metadata
+import importlib.util
+import re
 import subprocess
 import sys
 import types
@@ -62,7 +63,7 @@ def installed(monkeypatch: pytest.MonkeyPatch) -> Any:
     def put(module: Any) -> None:
         trial = layer_choice.try_layer
         monkeypatch.setattr(layer_choice, "_engine", lambda: module)
-        monkeypatch.setattr(importlib.metadata, "version", lambda name: "2.14.1")
+        monkeypatch.setattr(layer_choice, "installed_version", lambda name: "2.14.1")
         monkeypatch.setattr(
             layer_choice, "try_layer", lambda m, fp8, device: trial(m, fp8, "cpu")
         )
@@ -146,15 +147,53 @@ def test_an_old_or_broken_package_is_named(
     assert engine().startswith(
         "transformer_engine 2.14.1 does not import (OSError: libcublas.so.13"
     )
-    (package / "__init__.py").write_text("")
-    (package / "pytorch.py").write_text("")
+    (package / "__init__.py").write_text("__version__ = '2.20.2'")
+    (package / "pytorch.py").write_text("Linear = None")
     for name in [n for n in sys.modules if n.startswith("transformer_engine")]:
         monkeypatch.delitem(sys.modules, name)
     (info / "METADATA").write_text("Name: transformer_engine\nVersion: 2.9.0\n")
     importlib.invalidate_caches()
     assert engine() == "transformer_engine 2.9.0 is older than 2.12"
-    (info / "METADATA").write_text("Name: transformer_engine\nVersion: 2.20.2\n")
-    assert isinstance(engine(), types.ModuleType)
+    for version, said in {
+        "2.13+cu13": None,
+        "2.20.2": None,
+        "3": None,
+        "1": "transformer_engine 1 is older than 2.12",
+        "2.9.0+cu13": "transformer_engine 2.9.0+cu13 is older than 2.12",
+        "2": "transformer_engine 2 is older than 2.12",
+        "unknown": "transformer_engine states 'unknown', which is no version",
+    }.items():
+        (info / "METADATA").write_text(
+            f"Name: transformer_engine\nVersion: {version}\n"
+        )
+        (package / "pytorch.py").write_text(
+            "".join(f"{name} = None\n" for name in layer_choice.BASES)
+        )
+        if said is None:
+            assert isinstance(engine(), types.ModuleType)
+            del sys.modules["transformer_engine.pytorch"]
+            lost, *left = layer_choice.BASES
+            importlib.invalidate_caches()
+            (package / "pytorch.py").write_text("\n".join(f"{n} = 0" for n in left))
+            assert str(engine()).endswith(f"is there in part: it has no {lost}")
+            del sys.modules["transformer_engine.pytorch"]
+        else:
+            assert engine() == said
+    (info / "METADATA").write_text("Name: transformer_engine\n")
+    assert engine() == "transformer_engine is not installed", "no version, no release"
+    for name in [n for n in sys.modules if n.startswith("transformer_engine")]:
+        monkeypatch.delitem(sys.modules, name)
+
+
+def test_what_megatron_derives_its_layers_from_is_looked_for() -> None:
+    """Against the source of Megatron-Core that is installed."""
+    found = importlib.util.find_spec("megatron")
+    assert found is not None and found.submodule_search_locations
+    folder = Path(found.submodule_search_locations[0], "core/extensions")
+    text = (folder / "transformer_engine.py").read_text()
+    bases = set(re.findall(r"^ *class \w+\(.*?te\.pytorch\.([A-Z]\w*)", text, re.M))
+    built = set(re.findall(r"te\.pytorch\.([A-Z]\w*)", text))
+    assert bases and bases <= set(layer_choice.BASES) <= built
 
 
 @pytest.mark.long

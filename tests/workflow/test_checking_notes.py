@@ -11,10 +11,13 @@ import pytest
 import torch
 from transformers import get_linear_schedule_with_warmup
 
+from alia_ctx.cluster import software
 from alia_ctx.config.load import load_run
+from alia_ctx.nn import attention_kernels
 from alia_ctx.train.schedule import stage_schedule
 from alia_ctx.workflow import gpu_notes, warmup_notes
-from alia_ctx.workflow.planned import idle_chunks, planned_stage, room_on_a_gpu
+from alia_ctx.workflow.idle_settings import idle_settings
+from alia_ctx.workflow.planned import planned_stage, room_on_a_gpu
 from tests.small_run import write_run
 
 
@@ -28,10 +31,15 @@ def test_a_machine_without_gpus_needs_no_kernel(tmp_path: Path) -> None:
         (
             "auto",
             "bf16",
-            "by torch_varlen, about half as fast as the best: .*flash4 needs",
+            "attention: torch_varlen, about half as fast as the best here: .*flash4 needs",
+        ),
+        (
+            "torch_varlen",
+            "bf16",
+            "torch_varlen, about half .*: engine.attention=torch_v",
         ),
         ("flash4", "bf16", "engine.attention=flash4: .*install flash-attn-4"),
-        ("auto", "fp32", "by reference, many times slower .*: .*precision=bf16"),
+        ("auto", "fp32", "attention: reference, many times slower .*precision=bf16"),
     ],
 )
 def test_a_slower_kernel_is_said_before_the_queue(
@@ -47,6 +55,8 @@ def test_a_slower_kernel_is_said_before_the_queue(
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda: (9, 0))
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 0)
+    monkeypatch.setattr(attention_kernels, "try_kernel", lambda *_: None)
+    monkeypatch.setattr(software, "packages", lambda: [])
     for module in ("flash_attn_interface", "flash_attn", "flash_attn.cute"):
         monkeypatch.setitem(sys.modules, module, None)
     run: Any = load_run(
@@ -68,12 +78,9 @@ def test_a_stage_without_room_on_this_gpu_is_said_before_it_trains(
 ) -> None:
     import re
 
-    from alia_ctx.cluster import software
-
     monkeypatch.setattr(shutil, "which", lambda name: f"/usr/bin/{name}")
     monkeypatch.setattr(software, "gpu_memory_gib", lambda: memory_gib)
-    monkeypatch.setattr(software, "kernel_notes", lambda *_: [])
-    monkeypatch.setattr(software, "layer_notes", lambda *_: [])
+    monkeypatch.setattr(software, "gpu_notes", lambda *_: [])
     run: Any = load_run(write_run(tmp_path))
     notes = gpu_notes(run)
     if said is None:
@@ -86,14 +93,11 @@ def test_a_stage_without_room_on_this_gpu_is_said_before_it_trains(
 def test_a_host_without_the_memory_for_offloading_is_said(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from alia_ctx.cluster import software
-
     path, asked = write_run(tmp_path), ["engine.offload_activations=true"]
     full = [*asked, *(f"stages.{s}.recompute=full" for s in load_run(path).stages)]
     monkeypatch.setattr(shutil, "which", lambda name: f"/usr/bin/{name}")
     monkeypatch.setattr(software, "gpu_memory_gib", lambda: 40.0)
-    monkeypatch.setattr(software, "kernel_notes", lambda *_: [])
-    monkeypatch.setattr(software, "layer_notes", lambda *_: [])
+    monkeypatch.setattr(software, "gpu_notes", lambda *_: [])
     assert gpu_notes(load_run(path, full)) == [], "there is room"
     monkeypatch.setattr(software, "host_memory_gib", lambda: 0.0)
     notes = gpu_notes(load_run(path, full))
@@ -109,7 +113,7 @@ def test_chunks_of_a_stage_that_has_none_are_said_on_any_machine(
     asked = ["engine.mlp_chunk_tokens=8", "engine.layers=local"]
     first, *others = load_run(path).stages
     run = load_run(path, [*asked, f"stages.{first}.recompute=full"])
-    assert idle_chunks(run, first) is None
+    assert idle_settings(run, [first]) == []
     notes = gpu_notes(run)
     assert len(notes) == len(others) > 0
     for name, note in zip(others, notes, strict=True):
@@ -171,3 +175,62 @@ def test_a_first_update_that_trains_nothing_is_said_of_short_stages(
         )
         assert upstream.get_last_lr() == [0.0]
         assert stage_schedule(run.stage("short")).rate(0) == 0.0
+
+
+@pytest.mark.parametrize(
+    ("settings", "said"),
+    [
+        (
+            ["engine.tp_overlap_chunks=4", "engine.layers=local"],
+            "tp_overlap_chunks=4 does",
+        ),
+        (
+            ["engine.fp8_bf16_layers=30"],
+            "fp8_bf16_layers=30 does nothing with .*fp8=off",
+        ),
+        (
+            ["engine.context_split=zigzag"],
+            "context_split=zigzag does nothing with cp=1",
+        ),
+        (["engine.overlap_communication=false"], "go to no other rank"),
+        (["engine.layers=auto", "engine.device=cpu"], "layers=auto does .*device=cpu"),
+        (
+            ["engine.layers=auto", "engine.precision=fp32"],
+            "layers=auto .*precision=fp32",
+        ),
+        (["engine.offload_activations=true", "engine.device=cpu"], "brings nothing"),
+        (
+            [
+                "engine.mlp_chunk_tokens=1000000",
+                "engine.layers=local",
+                "{recompute}=full",
+            ],
+            "mlp_chunk_tokens=1000000 does nothing, as a rank has",
+        ),
+        ([], None),
+    ],
+)
+def test_settings_of_the_engine_without_effect_are_said(
+    settings: list[str], said: str | None, tmp_path: Path
+) -> None:
+    import re
+
+    path = write_run(tmp_path)
+    first = next(iter(load_run(path).stages))
+    base = ["cluster.ranks_per_node=1", "cluster.nodes=1"]
+    asked = [s.format(recompute=f"stages.{first}.recompute") for s in settings]
+    notes = idle_settings(load_run(path, [*base, *asked]), [first])
+    if said is None:
+        assert notes == []
+    else:
+        [note] = notes
+        assert re.search(said, note)
+
+
+def test_chunks_below_a_tile_are_said(tmp_path: Path) -> None:
+    path = write_run(tmp_path)
+    first = next(iter(load_run(path).stages))
+    asked = ["engine.tp_overlap_chunks=1000000", "engine.layers=local"]
+    asked += ["cluster.ranks_per_node=2", f"stages.{first}.layout.tp=2"]
+    [note] = idle_settings(load_run(path, asked), [first])
+    assert "chunks of 1 of a rank's" in note and "2 to 8 chunks are meant" in note

@@ -16,6 +16,7 @@ from alia_ctx.data.tokens.tokenizer_files import (
 )
 from alia_ctx.errors import DataError
 from alia_ctx.files import checksum, file_fingerprint
+from alia_ctx.optional_packages import guard
 
 _NAMED = ("bos", "eos", "unk", "sep", "pad", "cls", "mask")
 _PROBES = (
@@ -211,6 +212,7 @@ def _load(directory: Path, model_type: str | None) -> Any:
             "directory"
         )
     _check_packages(directory)
+    guard()
     from transformers import AutoConfig, AutoTokenizer
 
     try:

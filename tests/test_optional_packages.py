@@ -1,0 +1,193 @@
+"""Packages that are there in part: fakes in a folder of their own, each in a process."""
+
+from __future__ import annotations
+
+import ast
+import importlib.util
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from alia_ctx import optional_packages
+from tests.paths import ROOT
+from tests.small_run import write_run
+
+ALL = sorted(optional_packages._GUARDED)
+# What Megatron-Core cannot do without, or we and torch require ourselves.
+REQUIRED = {
+    *("absl", "megatron", "omegaconf", "packaging", "psutil", "sentencepiece"),
+    *("torch", "tqdm", "transformers", "yaml"),
+}
+
+
+def fake(folder: Path, name: str, body: str, version: str = "9.9.9") -> None:
+    """A package called `name` whose import runs `body`."""
+    package = folder / name
+    package.mkdir(parents=True)
+    (package / "__init__.py").write_text(body)
+    info = folder / f"{name}-{version}.dist-info"
+    info.mkdir()
+    stated = f"Metadata-Version: 2.1\nName: {name}\nVersion: {version}\n"
+    (info / "METADATA").write_text(stated)
+    (info / "top_level.txt").write_text(f"{name}\n")
+
+
+def python(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, *arguments],
+        cwd=ROOT,
+        env={
+            "PYTHONPATH": f"{folder}:{ROOT}",
+            "PATH": "/usr/bin:/bin",
+            "HOME": str(folder),
+            "CUDA_VISIBLE_DEVICES": "",
+        },
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=300,
+    )
+
+
+def sought(root: Path) -> Iterator[str]:
+    """What a tree of sources imports in a `try`, by its first name."""
+    for path in root.rglob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if not isinstance(node, ast.Try):
+                continue
+            for inner in (i for line in node.body for i in ast.walk(line)):
+                if isinstance(inner, ast.Import):
+                    yield from (alias.name.partition(".")[0] for alias in inner.names)
+                elif isinstance(inner, ast.ImportFrom) and not inner.level:
+                    yield str(inner.module).partition(".")[0]
+
+
+@pytest.mark.filterwarnings("ignore::SyntaxWarning")
+def test_every_package_that_megatron_tries_is_guarded() -> None:
+    """Against the source of Megatron-Core that is installed."""
+    found = importlib.util.find_spec("megatron")
+    assert found is not None and found.submodule_search_locations
+    names = {*sought(Path(found.submodule_search_locations[0], "core"))}
+    assert {"transformer_engine", "flash_attn", "apex", "triton"} <= names
+    assert names - {*sys.stdlib_module_names} - REQUIRED - {*ALL} == set()
+
+
+ENGINE = (
+    "import alia_ctx.mcore.engine, alia_ctx.mcore.model\n"
+    "from megatron.core.optimizer import clip_grads\n"
+    "print(clip_grads.l2_norm_impl.__module__)\n"
+)
+TRANSFORMERS = (
+    "import alia_ctx.hf, torch\n"
+    "from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig\n"
+    "config = LlamaConfig(hidden_size=32, intermediate_size=64, num_hidden_layers=1,\n"
+    "    num_attention_heads=2, vocab_size=100)\n"
+    "model = AutoModelForCausalLM.from_config(config)\n"
+    "print(model.generate(torch.arange(5)[None], max_new_tokens=2).shape[1])\n"
+)
+
+
+@pytest.mark.long
+@pytest.mark.parametrize(
+    "error", ["RuntimeError", "OSError", "ImportError", "AttributeError"]
+)
+def test_all_of_them_may_be_broken_at_once(error: str, tmp_path: Path) -> None:
+    for name in ALL:
+        if name not in ("triton", "cuda"):  # torch's own, which is there
+            fake(tmp_path, name, f"raise {error}('{name}: undefined\\nsymbol')")
+    done = python(tmp_path, "-c", ENGINE + TRANSFORMERS)
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert done.stdout.split() == ["megatron.core.utils", "7"]
+
+
+@pytest.mark.long
+def test_broken_ones_are_missing_to_megatron_on_a_gpu_too(tmp_path: Path) -> None:
+    """A pretended GPU: none is hidden beforehand, and each is imported by Megatron-Core."""
+    for name in ("flash_attn", "flash_attn_3", "apex", "amp_C", "deep_ep", "flash_mla"):
+        fake(
+            tmp_path,
+            name,
+            f"print('{name}')\nraise OSError('{name}: undefined symbol')",
+        )
+    program = (
+        "import torch\n"
+        "torch.cuda.is_available = lambda: True\n"
+        "torch.cuda.get_device_capability = lambda *a: (9, 0)\n"
+        "import alia_ctx.mcore\n"
+        "from megatron.core.transformer import attention\n"
+        "from megatron.core import utils\n"
+        "print(attention.HAVE_FA3, attention.HAVE_FA4, attention.HAVE_FMLA)\n"
+    )
+    done = python(tmp_path, "-c", program)
+    assert done.returncode == 0, done.stderr[-2000:]
+    *tried, last = done.stdout.strip().splitlines()
+    assert {"flash_attn", "flash_attn_3", "apex", "flash_mla"} <= {*tried}
+    assert last == "False False False"
+
+
+@pytest.mark.long
+def test_doctor_names_package_error_and_remedy(tmp_path: Path) -> None:
+    fake(tmp_path / "fakes", "flash_attn", "raise RuntimeError('cuda.so: undefined')")
+    fake(tmp_path / "fakes", "apex", "")
+    run = write_run(tmp_path)
+    done = python(tmp_path / "fakes", "-m", "alia_ctx.cli", "doctor", str(run))
+    assert done.returncode == 0, done.stdout + done.stderr
+    [line] = [line for line in done.stdout.splitlines() if " packages: " in line]
+    assert line.startswith("weak")
+    assert "flash_attn does not import (RuntimeError: cuda.so: undefined)" in line
+    assert "reinstall flash_attn 9.9.9 for torch" in line
+
+
+def test_what_is_whole_and_what_is_not_there_is_no_finding(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.syspath_prepend(tmp_path)
+    optional_packages._distributions.cache_clear()
+    fake(tmp_path, "nixl", "x = 1")
+    fake(tmp_path, "quart", "import a_package_that_is_not_there")
+    (tmp_path / "fla").mkdir()  # left behind: a name space without anything
+    names = ["nixl", "quart", "fla", "tilelang"]
+    for name in names:
+        monkeypatch.delitem(sys.modules, name, raising=False)
+    monkeypatch.setitem(sys.modules, "quart", None)  # type: ignore[arg-type]
+    [found] = optional_packages.half_installed(names)
+    assert (found.module, found.distribution) == ("quart", "quart 9.9.9")
+    assert found.reason.startswith("ModuleNotFoundError: No module named 'a_package")
+    assert sys.modules["quart"] is None, "hidden as before"
+    for name in names:
+        monkeypatch.delitem(sys.modules, name, raising=False)
+    optional_packages._distributions.cache_clear()
+
+
+def test_a_module_below_a_whole_package_fails_alone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As flash-attn-4 without its compiler beside flash-attn 2."""
+    optional_packages.guard()
+    monkeypatch.syspath_prepend(tmp_path)
+    for name in [n for n in sys.modules if n.partition(".")[0] == "flash_attn"]:
+        monkeypatch.delitem(sys.modules, name)
+    fake(tmp_path, "flash_attn", "def flash_attn_varlen_func(): ...")
+    (tmp_path / "flash_attn/cute.py").write_text("{}['sm_90a']")
+    import flash_attn  # type: ignore[import-not-found]
+
+    with pytest.raises(ModuleNotFoundError, match="KeyError: 'sm_90a'") as caught:
+        import flash_attn.cute  # type: ignore[import-not-found]
+    assert isinstance(caught.value.__cause__, KeyError)
+    assert optional_packages.reason(caught.value) == "KeyError: 'sm_90a'"
+    assert flash_attn.flash_attn_varlen_func() is None
+    [found] = optional_packages.half_installed(["flash_attn"])
+    assert found.module == "flash_attn.cute"
+    for name in [n for n in sys.modules if n.partition(".")[0] == "flash_attn"]:
+        monkeypatch.delitem(sys.modules, name)
+
+
+def test_it_is_set_up_once() -> None:
+    optional_packages.guard()
+    optional_packages.guard()
+    guards = [f for f in sys.meta_path if isinstance(f, optional_packages._Guard)]
+    assert len(guards) == 1 and os.path.isfile(optional_packages.__file__)
