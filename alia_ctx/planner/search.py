@@ -14,6 +14,7 @@ from alia_ctx.planner.workload import RECOMPUTE_MODES, RowSizes
 from alia_ctx.spec.cluster import ClusterSpec
 from alia_ctx.spec.execution import (
     GPU_LOSS_CHUNK,
+    AskedLayers,
     Fp8,
     Precision,
     Recompute,
@@ -73,6 +74,7 @@ def suggest_layouts(
     fp8_bf16_layers: int = 0,
     mlp_chunk_tokens: int | None = None,
     tp_overlap_chunks: int = 1,
+    layers: AskedLayers = "local",
 ) -> list[LayoutChoice]:
     """All layouts that divide model, row and world: first the usable ones, fastest first,
     then why the others fall, the least too large first.
@@ -105,6 +107,7 @@ def suggest_layouts(
         fp8_bf16_layers=fp8_bf16_layers,
         mlp_chunk_tokens=mlp_chunk_tokens,
         tp_overlap_chunks=tp_overlap_chunks,
+        layers=layers,
     )
     modes = list(
         product(

@@ -24,7 +24,7 @@ from alia_ctx.planner.timing import (
 )
 from alia_ctx.planner.workload import RowSizes, Workload
 from alia_ctx.spec.cluster import ClusterSpec
-from alia_ctx.spec.execution import GPU_LOSS_CHUNK, Fp8, Precision, Recompute
+from alia_ctx.spec.execution import GPU_LOSS_CHUNK, AskedLayers, Fp8, Precision, Recompute
 from alia_ctx.spec.layout import Layout
 from alia_ctx.spec.model import ModelSpec
 from alia_ctx.spec.rope import RopeSpec
@@ -179,6 +179,7 @@ def plan_stage(
     fp8_bf16_layers: int = 0,
     mlp_chunk_tokens: int | None = None,
     tp_overlap_chunks: int = 1,
+    layers: AskedLayers = "local",
 ) -> StagePlan:
     """Plan a stage of `tokens` tokens in rows of `context`, `update_tokens` an update, on
     `world_size` GPUs; the rest is as in `Workload`.
@@ -205,6 +206,7 @@ def plan_stage(
         fp8_bf16_layers,
         mlp_chunk_tokens,
         tp_overlap_chunks,
+        layers,
     )
     work.check()
     return plan_of(work, cluster, rope_reach(rope, model.head_dim, context))
