@@ -52,6 +52,12 @@ class Measured:
         return replace(MACHINES[name], ranks_per_node=self.gpus, overhead_gib=0.0)
 
     @property
+    def tight_machine(self) -> ClusterSpec:
+        """A card of this run's peak alone, with the guess of overhead."""
+        machine = replace(self.machine, overhead_gib=ClusterSpec().overhead_gib)
+        return replace(machine, memory_gib=1.002 * (self.gib or 0.0))
+
+    @property
     def products(self) -> Products:
         return Products(
             self.layers, self.fp8, self.offload, self.mlp_chunk, self.tp_chunks

@@ -20,10 +20,9 @@ _FP32 = 4
 # Bytes of a number in FP8. With a scale a block, forms that run along 128 numbers have one
 # in fp32 for as many.
 _FP8_BYTES = {"off": 0.0, "current": 1.0, "blockwise": 1.0 + _FP32 / 128}
-# What cuBLAS works in where TransformerEngine calls it on Hopper (`cpp_extensions/gemm.py`),
-# and as much for each of torch's two libraries (cuBLAS and cuBLASLt).
+# What cuBLAS works in where TransformerEngine calls it on Hopper (`cpp_extensions/gemm.py`).
+# What torch's own calls take, twice as much, is among the guess of overhead.
 _TE_WORKSPACE = 32 << 20
-TORCH_WORKSPACES = 2 * _TE_WORKSPACE
 
 
 def layer_activations(work: Workload) -> tuple[int, int]:

@@ -15,7 +15,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from alia_ctx.planner.layer_memory import (
-    TORCH_WORKSPACES,
     cast_weight_bytes,
     gathered_bytes,
     halved_bytes,
@@ -103,7 +102,6 @@ def rank_memory(work: Workload, pipeline_rank: int, overhead_gib: float) -> Rank
         "weights": parameters * work.bytes,
         "gradients": parameters * _FP32,
         "optimizer": optimizer_bytes(work, parameters),
-        "workspaces": TORCH_WORKSPACES,
         "gathered inputs": gathered_bytes(work),
         "TransformerEngine's buffers": te_bytes(work) if work.te_layers else 0,
     }

@@ -260,8 +260,9 @@ def _stage(proposal: Proposal, proposed: ProposedStage) -> list[str]:
     ]
     choice = proposed.choice
     if choice.usable:
+        doubt = f"; it {choice.reason}" if choice.reason else ""
         lines += [
-            f"  # The planner's first: {_layout(proposed)}.",
+            f"  # The planner's first: {_layout(proposed)}{doubt}.",
             "  layout: auto",
         ]
     else:

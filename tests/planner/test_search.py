@@ -51,18 +51,23 @@ def every_plan(world: int, cluster: ClusterSpec) -> list[StagePlan]:
 
 
 @pytest.mark.parametrize(("world", "gib"), [(16, 64), (32, 48), (64, 40)])
-def test_the_first_is_the_fastest_of_all_that_can_be_used(world: int, gib: int) -> None:
+def test_the_first_is_the_simplest_of_those_that_are_as_fast_as_the_fastest(
+    world: int, gib: int
+) -> None:
     cluster = replace(NODES, memory_gib=gib)
     first = suggest_layouts(
         ALIA, LONG, 32_768, world, *SIZES, cluster=cluster, offload=None
     )[0]
     usable = [
-        plan.timing.total
+        (plan.timing.total, plan.work.layout.model_ranks)
         for plan in every_plan(world, cluster)
         if plan.fits and not plan.idle_ranks and plan.work.layout.tp <= 4
     ]
-    assert first.usable
-    assert first.plan.timing.total == min(usable)
+    fastest = min(usable)[0]
+    assert first.fits and first.plan.timing.total <= 1.05 * fastest
+    assert first.layout.model_ranks == min(
+        ranks for seconds, ranks in usable if seconds <= 1.05 * fastest
+    )
 
 
 def test_offloading_is_taken_where_nothing_fits_without() -> None:
