@@ -46,6 +46,7 @@ from alia_ctx.planner.stage import StagePlan, plan_stage
 from alia_ctx.planner.workload import RowSizes
 from alia_ctx.spec.cluster import ClusterSpec
 from alia_ctx.spec.layout import Layout
+from alia_ctx.spec.model import ModelSpec
 from benchmarks.gpu_products import LOCAL, Products
 from benchmarks.gpu_step import ROPE, alia_stack, draw_on_device, matrix_rate
 from benchmarks.kernel_time import kernels_of
@@ -83,11 +84,14 @@ class Case:
         cluster: ClusterSpec,
         products: Products = LOCAL,
         packed: RowSizes | None = None,
+        model: ModelSpec | None = None,
     ) -> StagePlan:
-        """What the planner says of it on the GPUs of one node."""
+        """What the planner says of it on the GPUs of one node; of ALIA's layers, or of
+        another model.
+        """
         world = cluster.ranks_per_node
         return plan_stage(
-            alia_stack(self.layers, VOCABULARY),
+            model or alia_stack(self.layers, VOCABULARY),
             ROPE,
             self.context,
             self.layout,

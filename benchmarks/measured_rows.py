@@ -19,6 +19,7 @@ from alia_ctx.spec.cluster import ClusterSpec
 from alia_ctx.spec.machines import MACHINES
 from benchmarks.gpu_layouts import Case
 from benchmarks.gpu_products import Products
+from benchmarks.gpu_step import smollm2
 
 ROWS = Path(__file__).parents[1] / "docs/benchmarks/planner-rows.json"
 # What the constants of time are for: kernels that reach two thirds of the peak.
@@ -44,6 +45,7 @@ class Measured:
     state: str = "all"
     documents: int = 1
     pairs: int | None = None
+    model: str = "alia"
 
     @property
     def machine(self) -> ClusterSpec:
@@ -66,7 +68,7 @@ class Measured:
     @property
     def words(self) -> str:
         """What tells it from other rows."""
-        parts = [self.case]
+        parts = [self.case] + ["SmolLM2-135M"] * (self.model == "smollm2")
         parts += ["TE"] * (self.layers == "te")
         parts += [f"FP8 {self.fp8}"] * (self.fp8 != "off")
         parts += ["inputs on the host"] * (self.offload == "on")
@@ -81,7 +83,8 @@ class Measured:
         packed = None
         if self.pairs is not None:
             packed = RowSizes(case.context, case.context, self.pairs)
-        return case.planned(cluster or self.machine, self.products, packed)
+        model = smollm2(case.layers, 49_152) if self.model == "smollm2" else None
+        return case.planned(cluster or self.machine, self.products, packed, model)
 
     def planned_gib(self) -> float:
         """Of the tensors, without what this run did not hold."""

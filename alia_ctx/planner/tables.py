@@ -225,9 +225,11 @@ def assumptions_table(
         table.add_row(f"cluster.{field.name}", f"{value:g}", shown)
     peak = f"{cluster.peak_flops(precision) / 1e12:g}e12 FLOP/s a GPU"
     table.add_row("engine.precision", f"{precision}: {peak}", "")
+    notes = [f"Both efficiencies: {speeds_from(cluster)}."]
     if fp8 != "off":
-        table.add_row("engine.fp8", f"{fp8}: {_FP8_MEASURED}", "")
-    table.add_row("efficiencies", speeds_from(cluster), "")
+        table.add_row("engine.fp8", fp8, "")
+        notes.append(f"FP8: {_FP8_MEASURED}.")
+    table.caption, table.caption_justify = "\n".join(notes), "left"
     return table
 
 
