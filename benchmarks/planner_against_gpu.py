@@ -30,7 +30,9 @@ def to_fit(rows: Iterable[Measured]) -> list[Measured]:
     """The half that constants of time are fitted to; others are quoted. FP8 and slower
     kernels have figures of their own.
     """
-    plain = [row for row in rows if row.seconds and row.fp8 == "off" and row.kernel in FAST]
+    plain = [
+        row for row in rows if row.seconds and row.fp8 == "off" and row.kernel in FAST
+    ]
     return plain[::2]
 
 

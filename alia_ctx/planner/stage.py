@@ -24,7 +24,13 @@ from alia_ctx.planner.timing import (
 )
 from alia_ctx.planner.workload import RowSizes, Workload
 from alia_ctx.spec.cluster import ClusterSpec
-from alia_ctx.spec.execution import GPU_LOSS_CHUNK, AskedLayers, Fp8, Precision, Recompute
+from alia_ctx.spec.execution import (
+    GPU_LOSS_CHUNK,
+    AskedLayers,
+    Fp8,
+    Precision,
+    Recompute,
+)
 from alia_ctx.spec.layout import Layout
 from alia_ctx.spec.model import ModelSpec
 from alia_ctx.spec.rope import RopeSpec

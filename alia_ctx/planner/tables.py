@@ -225,7 +225,7 @@ def assumptions_table(
         table.add_row(f"cluster.{field.name}", f"{value:g}", shown)
     peak = f"{cluster.peak_flops(precision) / 1e12:g}e12 FLOP/s a GPU"
     table.add_row("engine.precision", f"{precision}: {peak}", "")
-    notes = [f"Both efficiencies: {speeds_from(cluster)}."]
+    notes = [f"Both efficiencies are {speeds_from(cluster)}."]
     if fp8 != "off":
         table.add_row("engine.fp8", fp8, "")
         notes.append(f"FP8: {_FP8_MEASURED}.")

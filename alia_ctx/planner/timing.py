@@ -12,7 +12,8 @@ from __future__ import annotations
 from dataclasses import dataclass, fields
 from typing import Literal
 
-from alia_ctx.planner.memory import layer_activations, rank_parameters
+from alia_ctx.planner.layer_memory import layer_activations
+from alia_ctx.planner.memory import rank_parameters
 from alia_ctx.planner.workload import Workload
 from alia_ctx.spec.cluster import ClusterSpec
 from alia_ctx.spec.layout import Layout

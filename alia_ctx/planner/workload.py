@@ -8,7 +8,13 @@ from functools import cached_property
 from typing import get_args
 
 from alia_ctx.errors import ConfigError, LayoutError, Problems
-from alia_ctx.spec.execution import GPU_LOSS_CHUNK, AskedLayers, Fp8, Precision, Recompute
+from alia_ctx.spec.execution import (
+    GPU_LOSS_CHUNK,
+    AskedLayers,
+    Fp8,
+    Precision,
+    Recompute,
+)
 from alia_ctx.spec.layout import Layout
 from alia_ctx.spec.model import ModelSpec
 

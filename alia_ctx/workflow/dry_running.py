@@ -12,7 +12,8 @@ from dataclasses import replace
 
 from alia_ctx.errors import AliaError
 from alia_ctx.planner import StagePlan
-from alia_ctx.planner.memory import layer_activations, optimizer_bytes
+from alia_ctx.planner.layer_memory import layer_activations
+from alia_ctx.planner.memory import optimizer_bytes
 
 
 def counted_without_memory(plans: Sequence[StagePlan]) -> list[dict[str, int]]:

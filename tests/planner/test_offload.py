@@ -98,9 +98,7 @@ def test_an_mlp_in_chunks(chunk: int) -> None:
     """
     rank = planned(mlp_chunk_tokens=chunk).memory[0]
     c, f, keys = min(chunk, T), 24_576, 2 * 8 * 128
-    of_chunk = max(
-        5 * c * f * 2 + H * f * 2, 2 * c * f * 2 + c * H * 2 + 3 * H * f * 2
-    )
+    of_chunk = max(5 * c * f * 2 + H * f * 2, 2 * c * f * 2 + c * H * 2 + 3 * H * f * 2)
     mlp = T * H * 2 + c * H * 2 + of_chunk
     attention = T * H * (4 + 2 * 2) + T * keys * (2 + 4) - 2 * T * H * 2 + T * H * 2
     saved = 4 * T * H * 2 + 2 * T * H * 2 + T * 64 * 4

@@ -214,7 +214,11 @@ def test_what_may_fit_is_taken_after_all_that_fits_and_only_then() -> None:
     arguments: Any = (ALIA, LONG, 32_768, 64, *SIZES)
     free = replace(NODES, overhead_gib=0.0)
     smallest = min(
-        (c for c in suggest_layouts(*arguments, cluster=free, recompute="none") if c.fits),
+        (
+            c
+            for c in suggest_layouts(*arguments, cluster=free, recompute="none")
+            if c.fits
+        ),
         key=lambda choice: choice.plan.fullest.total,
     )
     tight = replace(NODES, memory_gib=smallest.plan.fullest.total * 1.0001)
