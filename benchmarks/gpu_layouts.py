@@ -48,9 +48,11 @@ from alia_ctx.errors import AliaError
 from alia_ctx.mcore.engine import MegatronEngine
 from alia_ctx.mcore.runtime import Distributed
 from alia_ctx.planner.stage import StagePlan, plan_stage
+from alia_ctx.planner.workload import RowSizes
 from alia_ctx.spec.cluster import ClusterSpec
 from alia_ctx.spec.execution import Recompute
 from alia_ctx.spec.layout import Layout
+from alia_ctx.spec.model import ModelSpec
 from benchmarks import gpu_program
 from benchmarks.gpu_products import LOCAL, Products
 from benchmarks.gpu_program import Parser, at_least, parsed
@@ -119,11 +121,19 @@ class Case:
         """Of an update on `world` GPUs."""
         return self.context * self.rows * self.data_parallel(world)
 
-    def planned(self, cluster: ClusterSpec, tp_chunks: int = 1) -> StagePlan:
-        """What the planner says of it on the GPUs of one node."""
+    def planned(
+        self,
+        cluster: ClusterSpec,
+        products: Products = LOCAL,
+        packed: RowSizes | None = None,
+        model: ModelSpec | None = None,
+    ) -> StagePlan:
+        """What the planner says of it on the GPUs of one node; of ALIA's layers, or of
+        another model.
+        """
         world = cluster.ranks_per_node
         return plan_stage(
-            alia_stack(self.layers, VOCABULARY),
+            model or alia_stack(self.layers, VOCABULARY),
             ROPE,
             self.context,
             self.layout,
@@ -132,7 +142,12 @@ class Case:
             self.tokens(world),
             recompute=self.recompute,  # type: ignore[arg-type]
             cluster=cluster,
-            tp_overlap_chunks=tp_chunks,
+            offload=products.offload == "on",
+            packed=packed,
+            fp8=products.fp8,  # type: ignore[arg-type]
+            mlp_chunk_tokens=products.mlp_chunk or None,
+            tp_overlap_chunks=products.tp_chunks,
+            layers=products.layers,  # type: ignore[arg-type]
         )
 
 
@@ -179,7 +194,7 @@ def measure(
     )
     planned = case.planned(
         ClusterSpec(ranks_per_node=world, memory_gib=80, overhead_gib=0),
-        products.tp_chunks,
+        products,
     )
     return {
         "ranks": world,

@@ -1,142 +1,103 @@
-"""The planner's seconds and memory beside what `gpu_layouts.py` measured.
+"""The planner's memory and seconds beside all that GPUs measured (`measured_rows.py`).
 
-    python benchmarks/planner_against_gpu.py docs/benchmarks/gpu-several.json
-    python benchmarks/planner_against_gpu.py docs/benchmarks/gpu-several.json \
-        --beside docs/benchmarks/gpu-two.json
+    python benchmarks/planner_against_gpu.py [--fit]
 
-Two constants of a machine, `cluster.efficiency` and `cluster.attention_efficiency`, are
-fitted to every second row of the first file (least squares of the logarithm of seconds
-over a grid of 0.01) and quoted on the others, beside the defaults of `H100-80`; on rows
-`--beside` it as well, which are in no fit.
-
-How many GPUs a row is of stands in it since `gpu_layouts.py` writes it; `--ranks` says it
-of a file from before. Rows that ran out of memory are left out, and so are rows in FP8,
-whose products the defaults know nothing of; both are listed.
+prints the table of docs/benchmarks/gpu-several.md: both by the constants of the cards' files
+in configs/clusters/. `--fit` searches for the two constants anew: least squares of the
+logarithm of seconds over a grid of 0.01, on every second row in bf16 with FlashAttention 3
+or 4, of both cards together.
 """
 
 from __future__ import annotations
 
+import argparse
 import itertools
-import json
 import math
 import sys
-from dataclasses import dataclass, replace
+from collections.abc import Iterable, Sequence
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
-from alia_ctx.planner.stage import StagePlan
-from alia_ctx.spec.cluster import ClusterSpec
-from benchmarks.gpu_layouts import Case
-from benchmarks.gpu_products import LOCAL, Products
-from benchmarks.gpu_program import Parser, at_least, existing_file
+from benchmarks.measured_rows import FAST, Measured, measured_rows
+
+# The aims, of memory and of time.
+GIB, SECONDS = 0.05, 0.15
 
 
-@dataclass(frozen=True)
-class Row:
-    """A case of `gpu_layouts.py` and what it took."""
-
-    name: str
-    case: Case
-    tp_chunks: int
-    ranks: int
-    seconds: float
-    gib: float
-
-    @classmethod
-    def of(cls, name: str, measured: dict[str, Any], ranks: int | None) -> Row:
-        """ValueError where it cannot be told what was measured."""
-        text, _, words = name.partition(" ")
-        products = Products.parse(words) if words else LOCAL
-        world = measured.get("ranks", ranks)
-        if world is None:
-            raise ValueError("it does not say of how many GPUs it is; give --ranks")
-        if ranks not in (None, world):
-            raise ValueError(f"it is of {world} GPU(s), and --ranks says {ranks}")
-        case = Case.parse(text)
-        if (problem := case.problem(world)) is not None:
-            raise ValueError(problem)
-        return cls(
-            *(name, case, measured.get("tp_chunks", products.tp_chunks), world),
-            *(float(measured["seconds"]), float(measured["peak_gib"])),
-        )
-
-    def planned(self, constants: tuple[float, float] | None = None) -> StagePlan:
-        """By (efficiency, attention_efficiency), or the defaults."""
-        cluster = ClusterSpec(ranks_per_node=self.ranks, memory_gib=80, overhead_gib=0)
-        if constants is not None:
-            cluster = replace(
-                cluster, efficiency=constants[0], attention_efficiency=constants[1]
-            )
-        return self.case.planned(cluster, self.tp_chunks)
+def to_fit(rows: Iterable[Measured]) -> list[Measured]:
+    """The half that constants of time are fitted to; others are quoted. FP8 and slower
+    kernels have figures of their own.
+    """
+    plain = [
+        row for row in rows if row.seconds and row.fp8 == "off" and row.kernel in FAST
+    ]
+    return plain[::2]
 
 
-def fit(rows: list[Row]) -> tuple[float, float]:
-    """(efficiency, attention_efficiency) that are nearest to rows' measured seconds."""
-    steps = [n / 100 for n in range(40, 81)]
+def fit(rows: Sequence[Measured]) -> tuple[float, float]:
+    """(efficiency, attention_efficiency) that are nearest to the rows' seconds."""
 
     def misfit(pair: tuple[float, float]) -> float:
         return sum(
-            math.log(row.planned(pair).timing.total / row.seconds) ** 2 for row in rows
+            math.log(seconds(row, *pair) / row.seconds) ** 2
+            for row in rows
+            if row.seconds
         )
 
+    steps = [n / 100 for n in range(48, 73)]
     return min(itertools.product(steps, steps), key=misfit)
 
 
-def rows_of(parser: Parser, file: Path, ranks: int | None) -> list[Row]:
-    """The rows of a file; ends here where one cannot be read, and lists those left out."""
-    measured: dict[str, dict[str, Any]] = parser.read(
-        file, lambda path: dict(json.loads(path.read_text()))
+def seconds(row: Measured, efficiency: float, attention: float) -> float:
+    """The planner's, by another pair of constants."""
+    cluster = replace(
+        row.machine, efficiency=efficiency, attention_efficiency=attention
     )
-    rows = []
-    for name, result in measured.items():
-        if "seconds" not in result:
-            print(f"{name}: not measured ({'; '.join(map(str, result.values()))})\n")
-        elif result.get("fp8", "off") != "off":
-            print(f"{name}: left out, as it is in FP8\n")
-        else:
-            try:
-                rows.append(Row.of(name, result, ranks))
-            except (ValueError, KeyError) as error:
-                parser.error(f"{file}: {name}: {error}")
-    if not rows:
-        parser.error(f"{file}: it has no row that was measured")
-    return rows
+    return row.planned_seconds(cluster)
+
+
+def missed(row: Measured) -> list[str]:
+    """The aims that the planner misses on a row, in words."""
+    words = []
+    if row.gib and abs(row.planned_gib() / row.gib - 1) > GIB:
+        words.append("memory missed")
+    if row.seconds and abs(row.planned_seconds() / row.seconds - 1) > SECONDS:
+        words.append("time missed")
+    return words
+
+
+def table() -> Iterable[str]:
+    """Lines of a table in Markdown, a row each."""
+    rows = measured_rows()
+    fitted = to_fit(rows)
+    yield "| card | case | GiB | planned | seconds | planned | |"
+    yield "| --- | --- | ---: | ---: | ---: | ---: | --- |"
+    for row in rows:
+        gib = took = there = planned = ""
+        if row.gib:
+            there, ours = f"{row.gib:.1f}", row.planned_gib()
+            gib = f"{ours:.1f} ({ours / row.gib - 1:+.1%})"
+        if row.seconds:
+            took, ours = f"{row.seconds:.3g}", row.planned_seconds()
+            planned = f"{ours:.3g} ({ours / row.seconds - 1:+.1%})"
+        card = f"{row.gpus} {row.card}"
+        notes = ", ".join([*missed(row), *["fitted"] * (row in fitted)])
+        yield (
+            f"| {card} | {row.words} | {there} | {gib} | {took} | {planned} | {notes} |"
+        )
 
 
 def main() -> None:
-    parser = Parser(description=__doc__.splitlines()[0] if __doc__ else None)
-    parser.add_argument("file", type=existing_file, help="what gpu_layouts.py wrote")
-    parser.add_argument(
-        "--beside", type=existing_file, help="another one, in no fit", nargs="+"
-    )
-    parser.add_argument(
-        "--ranks", type=at_least(1), help="GPUs, of a file that does not say it"
-    )
-    options = parser.parse_args()
-    rows = rows_of(parser, options.file, options.ranks)
-    beside = [
-        row
-        for file in options.beside or ()
-        for row in rows_of(parser, file, options.ranks)
-    ]
-    fitted = rows[::2]
-    constants = fit(fitted)
-    print(
-        f"fitted to every second row: efficiency {constants[0]}, attention {constants[1]}\n"
-    )
-    print("| case | GiB | planned | seconds | by the defaults | by the fit | |")
-    print("| --- | ---: | ---: | ---: | ---: | ---: | --- |")
-    for row in (*rows, *beside):
-        usual, own = row.planned(), row.planned(constants).timing.total
-        gib, s = row.gib, row.seconds
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--fit", action="store_true")
+    if parser.parse_args().fit:
+        pair = fit(to_fit(measured_rows()))
         print(
-            f"| {row.name} | {gib:.1f} | {usual.fullest.total:.1f} "
-            f"({usual.fullest.total / gib - 1:+.1%}) | {s:.2f} "
-            f"| {usual.timing.total:.2f} ({usual.timing.total / s - 1:+.0%}) "
-            f"| {own:.2f} ({own / s - 1:+.0%}) | {'fitted' if row in fitted else ''} |"
+            f"fitted to every second row: efficiency {pair[0]}, attention {pair[1]}\n"
         )
+    print("\n".join(table()))
 
 
 if __name__ == "__main__":

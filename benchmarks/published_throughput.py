@@ -63,8 +63,9 @@ def page() -> str:
             section("Quoted", "quoted"),
             section("Ours", "ours"),
             f"With {h200.efficiency} and {h200.attention_efficiency}, the constants of "
-            "`configs/clusters/h200.yaml`, which were fitted to the first four of\n"
-            "these, the errors are "
+            "`configs/clusters/h200.yaml` and `h100-80.yaml`,\n"
+            "fitted to rows of this engine alone ([gpu-several.md](gpu-several.md#the-planner-"
+            "against-this)), the errors of these are "
             + ", ".join(f"{row.error(h200):+.1%}" for row in rows_of("ours"))
             + ".\n",
             section("NVIDIA", "NVIDIA"),

@@ -88,7 +88,8 @@ def init(
     for stage in proposal.stages:
         rope, choice = stage.stage.rope, stage.choice
         factor = f" x{rope.factor:g}" if rope.factor else ""
-        layout = "layout auto" if choice.usable else f"note: {choice.reason}"
+        layout = "layout auto" if choice.usable else "note"
+        layout += f": {choice.reason}" if choice.reason else ""
         typer.echo(
             f"{stage.name}: {stage.stage.context:,} tokens, RoPE {rope.type}{factor}, "
             f"{stage.stage.updates:,} updates of {stage.stage.update_tokens:,} tokens, "

@@ -52,6 +52,9 @@ _BACKEND = "cpu:fake,meta:fake"
 class DryRun:
     """The first rank of a layout: of its pipeline, and of the ranks that cut a row, where it
     collects the keys and values of the whole row.
+
+    Its layers are Megatron-Core's own, in `precision`: TransformerEngine's, and so products
+    in FP8, cannot be built without a GPU. Who asks with them is told of a rank in bf16.
     """
 
     model: ModelSpec

@@ -12,8 +12,18 @@ cuts them, b bytes of a number.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
+from alia_ctx.planner.layer_memory import (
+    cast_weight_bytes,
+    gathered_bytes,
+    halved_bytes,
+    hidden_bytes,
+    layer_activations,
+    rope_bytes,
+    te_bytes,
+    working_bytes,
+)
 from alia_ctx.planner.workload import Workload
 from alia_ctx.spec.model import ModelSpec
 
@@ -48,6 +58,14 @@ class RankMemory:
         return max(sum(self.items.values()), sum(self.step_items.values()))
 
     @property
+    def without_guesses(self) -> float:
+        """The same of what is counted alone: tensors, without items called a guess."""
+        return max(
+            sum(gib for name, gib in items.items() if "(guess)" not in name)
+            for items in (self.items, self.step_items)
+        )
+
+    @property
     def largest(self) -> str:
         """Name of the largest item of the larger peak."""
         items = self.peak_items
@@ -70,10 +88,13 @@ def rank_memory(work: Workload, pipeline_rank: int, overhead_gib: float) -> Rank
     saved, collected = layer_activations(work)
     layers = in_flight * work.layers_per_stage
     once = 1 if work.recompute == "full" else layers
-    offloaded = 0
+    offloaded = sent = 0
+    if pipeline_rank < work.layout.pp - 1:
+        # Upstream keeps what a row gave to the next rank until the row's backward.
+        sent = in_flight * hidden_bytes(work)
     if work.offload and work.recompute == "full":
         away, layers = _inputs(work, pipeline_rank, in_flight)
-        offloaded = away * saved
+        offloaded, sent = away * saved, 0  # that is among the inputs here
     elif work.offload:
         offloaded = layers * (saved + collected)
         layers = once = min(layers, _LAYERS_HERE)
@@ -81,18 +102,24 @@ def rank_memory(work: Workload, pipeline_rank: int, overhead_gib: float) -> Rank
         "weights": parameters * work.bytes,
         "gradients": parameters * _FP32,
         "optimizer": optimizer_bytes(work, parameters),
+        "gathered inputs": gathered_bytes(work),
+        "TransformerEngine's buffers": te_bytes(work) if work.te_layers else 0,
     }
     fp8_layers = work.fp8_layers(pipeline_rank)
     sizes = {
         **kept,
         "activations": layers * saved
-        - min(layers, in_flight * fp8_layers) * _halved_bytes(work),
-        "FP8 copies of weights": _cast_weight_bytes(work, fp8_layers, in_flight),
+        - min(layers, in_flight * fp8_layers) * halved_bytes(work),
+        "FP8 copies of weights": cast_weight_bytes(work, fp8_layers, in_flight),
         "collected keys and values": once * collected,
+        "hidden states sent on": sent,
+        "RoPE's cos and sin": rope_bytes(work),
         **_passing_bytes(work, pipeline_rank),
     }
     stepping = {**kept, "AdamW temporaries": _temporary_bytes(work, parameters)}
     guess = {"overhead (guess)": overhead_gib}
+    if work.layers == "auto" and not work.te_layers:
+        guess["TransformerEngine, if installed (guess)"] = te_bytes(work) / GIB
     return RankMemory(
         pipeline_rank,
         parameters,
@@ -164,123 +191,17 @@ def saved_bytes(work: Workload, parameters: int) -> int:
     return (weights + parameters * 3 * _FP32) // share
 
 
-def layer_activations(work: Workload) -> tuple[int, int]:
-    """(bytes saved for backward by a layer, bytes of the keys and values it attends to);
-
-    a test counts them.
-    """
-    model, tp, b = work.model, work.layout.tp, work.bytes
-    t = work.local_tokens
-    s_hidden = t // tp * model.hidden_size * b
-    query = t * model.query_size // tp * b
-    collected = work.context * 2 * model.key_value_size // tp * b
-    if work.recompute == "full":
-        return s_hidden, collected
-    statistics = t * model.num_attention_heads // tp * _FP32
-    # Inputs of both norms and their outputs; rotated queries; the attention's output,
-    # with cp > 1 that of each chunk and of both joined; its log-sum-exp.
-    saved = 4 * s_hidden + (2 if work.layout.cp == 1 else 3) * query + statistics
-    if model.qk_norm:
-        # The product of Q, K and V, as the keys' norm keeps a view of it; the queries in
-        # order, which are theirs; 1/rms of each head.
-        product = t * (model.query_size + 2 * model.key_value_size) // tp * b
-        heads = model.num_attention_heads + model.num_key_value_heads
-        saved += product + query + t * heads // tp * _FP32
-    return saved + (0 if work.recompute == "selective" else _mlp_bytes(work)), collected
-
-
-def _mlp_bytes(work: Workload) -> int:
-    """Gate and up projections, and their product, which the down projection keeps."""
-    return (
-        work.local_tokens
-        * 3
-        * work.model.intermediate_size
-        // work.layout.tp
-        * work.bytes
-    )
-
-
-def _halved_bytes(work: Workload) -> int:
-    """What a layer of FP8 products saves less: the norms' outputs and the MLP's product are
-    kept for the gradients of weights in the byte that they are cast to. The projection
-    behind the attention keeps what the attention keeps anyway.
-    """
-    if work.recompute == "full":
-        return 0
-    hidden = work.local_tokens // work.layout.tp * work.model.hidden_size
-    if work.recompute == "selective":
-        return hidden
-    return 2 * hidden + _mlp_bytes(work) // 3 // work.bytes
-
-
-def _cast_weight_bytes(work: Workload, layers: int, in_flight: int) -> int:
-    """Weights in FP8, as they are and transposed (Hopper's products take one form only):
-    each row in flight keeps its own from its forward to its backward, but for those that
-    are computed again.
-    """
-    if not layers:
-        return 0
-    model, tp = work.model, work.layout.tp
-    mlp = 3 * model.hidden_size * model.intermediate_size // tp
-    attention = 2 * model.hidden_size * (model.query_size + model.key_value_size) // tp
-    kept = {"none": attention + mlp, "selective": attention, "full": 0}[work.recompute]
-    again = {"none": 0, "selective": mlp, "full": attention + mlp}[work.recompute]
-    return 2 * (in_flight * layers * kept + again)
-
-
 def _passing_bytes(work: Workload, pipeline_rank: int) -> dict[str, int]:
     """The larger of two peaks while all activations are saved: the loss's, and that of the
     backward of the layer before it, when what the loss held is gone but for the gradient
     of the hidden states.
     """
-    hidden = work.local_tokens // work.layout.tp * work.model.hidden_size * work.bytes
     layer = {
-        "working memory": _working_bytes(work),
-        "gradient of hidden states": hidden,
+        "working memory": working_bytes(work, pipeline_rank),
+        "gradient of hidden states": hidden_bytes(work),
     }
     head = _head_bytes(work, pipeline_rank)
     return max(layer, head, key=lambda items: sum(items.values()))
-
-
-def _working_bytes(work: Workload) -> int:
-    """What backward of one layer holds beside the saved: what it recomputes, and the
-    larger of two peaks.
-
-    The MLP's peak has the gradients of gate and up (that of their product takes the room
-    of the product, which was saved and is gone), the regathered input and its gradient;
-    the attention's has dQ in fp32, as FlashAttention accumulates it, and the gradients
-    of all collected keys and values.
-    """
-    model, tp, t, b = work.model, work.layout.tp, work.local_tokens, work.bytes
-    mlp = _mlp_bytes(work) * 2 // 3 + 2 * t * model.hidden_size * b
-    chunk = work.mlp_chunk_tokens if work.recompute == "full" else None
-    if chunk is not None:
-        mlp = _chunk_bytes(work, min(chunk, t))
-    query = t * model.query_size // tp
-    keys = work.context * 2 * model.key_value_size // tp
-    if work.fp8 != "off":  # the gradients of gate and up in FP8, in both forms
-        mlp += _mlp_bytes(work) * 2 // 3 // b * 2
-    attention = query * (_FP32 + 2 * b) + 2 * keys * b
-    recomputed = {
-        "none": 0,
-        "selective": _mlp_bytes(work),
-        "full": layer_activations(
-            replace(work, recompute="none" if chunk is None else "selective")
-        )[0],
-    }
-    return recomputed[work.recompute] + max(mlp, attention)
-
-
-def _chunk_bytes(work: Workload, chunk: int) -> int:
-    """The MLP's peak where it goes in chunks (`alia_ctx/mcore/chunked_mlp.py`): of one chunk
-    what the whole would save and form, and of all tokens the gradient of its input;
-    beside them its weights' gradients before they are added.
-    """
-    model, tp = work.model, work.layout.tp
-    of_chunk = _mlp_bytes(work) * 5 // 3 * chunk // work.local_tokens
-    hidden = (2 * chunk + work.local_tokens // tp) * model.hidden_size
-    weights = 3 * model.hidden_size * model.intermediate_size // tp
-    return of_chunk + (hidden + weights) * work.bytes
 
 
 def _head_bytes(work: Workload, pipeline_rank: int) -> dict[str, int]:

@@ -14,6 +14,7 @@ from alia_ctx.planner.workload import RECOMPUTE_MODES, RowSizes
 from alia_ctx.spec.cluster import ClusterSpec
 from alia_ctx.spec.execution import (
     GPU_LOSS_CHUNK,
+    AskedLayers,
     Fp8,
     Precision,
     Recompute,
@@ -24,11 +25,17 @@ from alia_ctx.spec.model import ModelSpec
 from alia_ctx.spec.rope import RopeSpec
 
 _NEAR = 1.5  # what needs more than so many times the memory is no near miss
+# Layouts whose times are nearer than this are not told apart: of one model on one and two
+# GPUs the planner's errors differ by up to a tenth, of TP2 and DP2 by a twentieth
+# (docs/benchmarks/gpu-several.md). With FP8 no layout was measured: its aim of 15% holds.
+_ALIKE, _ALIKE_IN_FP8 = 1.05, 1.15
 
 
 @dataclass(frozen=True)
 class LayoutChoice:
-    """A layout that was tried: `reason` is empty where it can be used."""
+    """A layout that was tried: `reason` is empty where it fits and can be used. What may
+    fit can be used too, and `reason` says what stands in doubt.
+    """
 
     layout: Layout
     recompute: Recompute
@@ -36,8 +43,13 @@ class LayoutChoice:
     reason: str
 
     @property
-    def usable(self) -> bool:
+    def fits(self) -> bool:
+        """Whether it can be used without a doubt about its memory."""
         return not self.reason
+
+    @property
+    def usable(self) -> bool:
+        return self.fits or (self.plan.may_fit and not _obstacle(self.plan))
 
     @property
     def offload(self) -> bool:
@@ -73,9 +85,14 @@ def suggest_layouts(
     fp8_bf16_layers: int = 0,
     mlp_chunk_tokens: int | None = None,
     tp_overlap_chunks: int = 1,
+    layers: AskedLayers = "local",
 ) -> list[LayoutChoice]:
-    """All layouts that divide model, row and world: first the usable ones, fastest first,
-    then why the others fall, the least too large first.
+    """All layouts that divide model, row and world: first those that fit, fastest first,
+    then those that may, then why the others fall, the least too large first.
+
+    The very first is, of those that fit and whose times the planner cannot tell from the
+    fastest's, the one that cuts the model and its rows least: what it gains is not from
+    messages that are taken to cost nothing, or memory that nobody has measured.
 
     Each layout appears once, with the recomputation that is fastest among those that
     fit (where none does, the one that needs least memory). Data-parallel ranks may
@@ -105,6 +122,7 @@ def suggest_layouts(
         fp8_bf16_layers=fp8_bf16_layers,
         mlp_chunk_tokens=mlp_chunk_tokens,
         tp_overlap_chunks=tp_overlap_chunks,
+        layers=layers,
     )
     modes = list(
         product(
@@ -117,7 +135,7 @@ def suggest_layouts(
         _best_mode(start, layout, modes)
         for layout in _layouts(model, contexts, world_size)
     ]
-    return sorted(choices, key=_rank)
+    return _simplest_first(sorted(choices, key=_rank))
 
 
 def best_by_count(
@@ -141,7 +159,8 @@ def best_by_count(
         if choices is None:
             choices = suggest_layouts(*at, **shared)  # type: ignore[arg-type]
         best = choices[0]
-        fallen = [choice for choice in choices[1:] if not choice.plan.fits]
+        fallen = [choice for choice in choices[1:] if not choice.usable]
+        fallen = [choice for choice in fallen if not choice.plan.fits]
         if best.usable:
             seconds = best.plan.timing.total
             fallen = [
@@ -158,11 +177,26 @@ def powers_of_two(most: int) -> list[int]:
     return sorted({2**n for n in range(most.bit_length()) if 2**n <= most} | {most})
 
 
-def _rank(choice: LayoutChoice) -> tuple[bool, bool, float]:
+def _rank(choice: LayoutChoice) -> tuple[int, float]:
     plan = choice.plan
     if choice.usable:
-        return False, False, plan.timing.total
-    return True, plan.fits, _excess(plan)
+        return 0 if choice.fits else 1, plan.timing.total
+    return 3 if plan.fits else 2, _excess(plan)
+
+
+def _simplest_first(choices: list[LayoutChoice]) -> list[LayoutChoice]:
+    """`choices`, sorted, with the simplest of the first ones that are alike before them."""
+    if not choices or not choices[0].fits:
+        return choices
+    fastest = choices[0].plan
+    alike = _ALIKE if fastest.work.fp8 == "off" else _ALIKE_IN_FP8
+    near = [
+        choice
+        for choice in choices
+        if choice.fits and choice.plan.timing.total <= alike * fastest.timing.total
+    ]
+    simplest = min(near, key=lambda choice: choice.layout.model_ranks)
+    return [simplest, *(choice for choice in choices if choice is not simplest)]
 
 
 def _excess(plan: StagePlan) -> float:
@@ -203,13 +237,20 @@ def _best_mode(
         for recompute, offload in modes
     ]
     by_time = sorted(plans, key=lambda plan: plan.timing.total)
-    plan = next((p for p in by_time if p.fits), None) or min(by_time, key=_excess)
+    plan = (
+        next((p for p in by_time if p.fits), None)
+        or next((p for p in by_time if p.may_fit), None)
+        or min(by_time, key=_excess)
+    )
     return LayoutChoice(layout, plan.work.recompute, plan, _reason(plan))
 
 
 def _reason(plan: StagePlan) -> str:
-    if not plan.fits:
-        return plan.verdict
+    return _obstacle(plan) if plan.fits else plan.verdict
+
+
+def _obstacle(plan: StagePlan) -> str:
+    """Why a layout cannot be used, its memory apart."""
     if plan.idle_ranks:
         return (
             f"{plan.idle_ranks} of {plan.work.data_parallel} data-parallel ranks "

@@ -24,7 +24,13 @@ from alia_ctx.planner.timing import (
 )
 from alia_ctx.planner.workload import RowSizes, Workload
 from alia_ctx.spec.cluster import ClusterSpec
-from alia_ctx.spec.execution import GPU_LOSS_CHUNK, Fp8, Precision, Recompute
+from alia_ctx.spec.execution import (
+    GPU_LOSS_CHUNK,
+    AskedLayers,
+    Fp8,
+    Precision,
+    Recompute,
+)
 from alia_ctx.spec.layout import Layout
 from alia_ctx.spec.model import ModelSpec
 from alia_ctx.spec.rope import RopeSpec
@@ -87,27 +93,46 @@ class StagePlan:
         return sum(self.host_items.values())
 
     @property
+    def _host_fits(self) -> bool:
+        return self.host_gib <= self.cluster.host_memory_gib
+
+    @property
     def fits(self) -> bool:
-        """Whether GPUs and hosts have the memory."""
-        return (
-            self.fullest.total <= self.cluster.memory_gib
-            and self.host_gib <= self.cluster.host_memory_gib
+        """Whether GPUs and hosts have the memory, guesses among it."""
+        return self.fullest.total <= self.cluster.memory_gib and self._host_fits
+
+    @property
+    def may_fit(self) -> bool:
+        """Whether GPUs have memory for all that is counted, though not for the guesses too."""
+        counted = max(
+            (self._rank_memory(rank) for rank in (0, self.work.layout.pp - 1)),
+            key=lambda rank: rank.without_guesses,
         )
+        room = counted.without_guesses <= self.cluster.memory_gib
+        return room and self._host_fits and not self.fits
 
     @property
     def verdict(self) -> str:
-        """One line: fits or not, the fullest rank and its largest item."""
+        """One line: fits, may fit or not, the fullest rank and its largest item."""
         rank, cluster = self.fullest, self.cluster
-        if self.host_gib > cluster.host_memory_gib and rank.total <= cluster.memory_gib:
+        if not self._host_fits and rank.total <= cluster.memory_gib:
             largest = max(self.host_items, key=lambda name: self.host_items[name])
             return (
                 f"does not fit: {self.host_gib:.1f} of {cluster.host_memory_gib:g} GiB of "
                 f"a node's host memory; the largest item is {largest} with "
                 f"{self.host_items[largest]:.1f} GiB"
             )
+        if self.may_fit:
+            guesses = rank.total - rank.without_guesses
+            return (
+                f"may fit: {rank.without_guesses:.1f} of {cluster.memory_gib:g} GiB on "
+                f"pipeline rank {rank.pipeline_rank} are counted, and {guesses:.1f} more, "
+                f"{rank.total:.1f}, are a guess (CUDA, NCCL, fragmentation: "
+                "cluster.overhead_gib)"
+            )
+        word = "fits" if self.fits else "does not fit"
         return (
-            f"{'fits' if self.fits else 'does not fit'}: {rank.total:.1f} of "
-            f"{cluster.memory_gib:g} GiB on pipeline "
+            f"{word}: {rank.total:.1f} of {cluster.memory_gib:g} GiB on pipeline "
             f"rank {rank.pipeline_rank}; the largest item is {rank.largest} with "
             f"{rank.peak_items[rank.largest]:.1f} GiB"
         )
@@ -179,6 +204,7 @@ def plan_stage(
     fp8_bf16_layers: int = 0,
     mlp_chunk_tokens: int | None = None,
     tp_overlap_chunks: int = 1,
+    layers: AskedLayers = "local",
 ) -> StagePlan:
     """Plan a stage of `tokens` tokens in rows of `context`, `update_tokens` an update, on
     `world_size` GPUs; the rest is as in `Workload`.
@@ -205,6 +231,7 @@ def plan_stage(
         fp8_bf16_layers,
         mlp_chunk_tokens,
         tp_overlap_chunks,
+        layers,
     )
     work.check()
     return plan_of(work, cluster, rope_reach(rope, model.head_dim, context))

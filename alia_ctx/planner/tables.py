@@ -13,6 +13,7 @@ from alia_ctx.planner.stage import StagePlan
 from alia_ctx.spec.cluster import ClusterSpec
 from alia_ctx.spec.execution import Fp8, Precision
 from alia_ctx.spec.layout import Layout
+from alia_ctx.spec.machines import speeds_from
 
 
 def plan_table(
@@ -49,6 +50,7 @@ def _size_lines(plan: StagePlan) -> dict[str, str]:
         "layout": (
             f"{_layout(work.layout)}, dp={work.data_parallel} on {work.world_size} "
             f"GPUs, {work.precision}"
+            + ("" if work.fp8 == "off" else f", products of layers in FP8 ({work.fp8})")
         ),
         "recompute": work.recompute + (", offloaded" if work.offload else ""),
         "update": f"{update}{asked}, {share}",
@@ -223,10 +225,18 @@ def assumptions_table(
         table.add_row(f"cluster.{field.name}", f"{value:g}", shown)
     peak = f"{cluster.peak_flops(precision) / 1e12:g}e12 FLOP/s a GPU"
     table.add_row("engine.precision", f"{precision}: {peak}", "")
+    notes = [f"Both efficiencies are {speeds_from(cluster)}."]
     if fp8 != "off":
-        words = "memory from reading the code, time as in bf16: neither was measured"
-        table.add_row("engine.fp8", f"{fp8}: {words}", "")
+        table.add_row("engine.fp8", fp8, "")
+        notes.append(f"FP8: {_FP8_MEASURED}.")
+    table.caption, table.caption_justify = "\n".join(notes), "left"
     return table
+
+
+_FP8_MEASURED = (
+    "memory and time by what one H100 measured (docs/planner.md); on several GPUs, and with "
+    "recomputation, not measured"
+)
 
 
 def duration(seconds: float) -> str:

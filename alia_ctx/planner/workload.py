@@ -8,7 +8,13 @@ from functools import cached_property
 from typing import get_args
 
 from alia_ctx.errors import ConfigError, LayoutError, Problems
-from alia_ctx.spec.execution import GPU_LOSS_CHUNK, Fp8, Precision, Recompute
+from alia_ctx.spec.execution import (
+    GPU_LOSS_CHUNK,
+    AskedLayers,
+    Fp8,
+    Precision,
+    Recompute,
+)
 from alia_ctx.spec.layout import Layout
 from alia_ctx.spec.model import ModelSpec
 
@@ -45,13 +51,14 @@ class Workload:
         packed: the rows of its pack plan: those of conversations are as long as their
             update needs. None takes rows of the context and one document a row, which
             is the most that there can be.
-        fp8: whether the layers' products are in FP8, of any scaling; it counts in
-            memory, and the time is taken to be that of bf16.
+        fp8: whether, and how scaled, the layers' products are in FP8.
         fp8_bf16_layers: first layers that are not, and as many last ones.
         mlp_chunk_tokens: tokens of a row whose MLP exists at a time where layers are
             recomputed in full; None takes all.
         tp_overlap_chunks: parts of a row's tokens whose messages between tensor-parallel
             ranks go beside each other's products.
+        layers: whose layers; `auto` is TransformerEngine's where they are installed, which
+            is not known here.
     """
 
     model: ModelSpec
@@ -70,6 +77,7 @@ class Workload:
     fp8_bf16_layers: int = 0
     mlp_chunk_tokens: int | None = None
     tp_overlap_chunks: int = 1
+    layers: AskedLayers = "local"
 
     def check(self) -> None:
         """Raise ConfigError or LayoutError with all that is wrong."""
@@ -163,6 +171,11 @@ class Workload:
             update_tokens=self.rows_per_update * tokens,
             packed=RowSizes(tokens, tokens, self.packed.pairs),
         )
+
+    @property
+    def te_layers(self) -> bool:
+        """Whether the layers are certain to be TransformerEngine's: no others have FP8."""
+        return self.layers == "te" or self.fp8 != "off"
 
     @property
     def layers_per_stage(self) -> int:

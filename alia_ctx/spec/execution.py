@@ -14,6 +14,8 @@ Precision = Literal["fp32", "bf16"]
 Recompute = Literal["none", "selective", "full"]
 # Who computes a layer's products and norms: TransformerEngine, or Megatron-Core itself.
 Layers = Literal["te", "local"]
+# As they are asked for: `auto` takes TransformerEngine's where they are installed.
+AskedLayers = Literal["auto", "te", "local"]
 # How the products of the layers are scaled where they are computed in FP8: a scale a
 # tensor, found as it is cast (current), or one for each block of 128 numbers (blockwise).
 Fp8 = Literal["off", "current", "blockwise"]

@@ -10,6 +10,30 @@ from __future__ import annotations
 
 from alia_ctx.spec.cluster import ClusterSpec
 
+# (efficiency, attention_efficiency), fitted to every second row that this engine took on
+# H100 of 80 GB and H200 with FlashAttention 3 or 4 (docs/benchmarks/planner-rows.json).
+MEASURED_ON_HOPPER = (0.56, 0.63)
+
+
+def speeds_from(cluster: ClusterSpec) -> str:
+    """Where a cluster's two shares of the peak are from, in words."""
+    default = ClusterSpec()
+    pair = cluster.efficiency, cluster.attention_efficiency
+    if pair == MEASURED_ON_HOPPER:
+        return (
+            "fitted to this engine's runs on H100 of 80 GB and H200 with FlashAttention 3 "
+            "or 4, in bf16 (docs/benchmarks/gpu-several.md); without such a kernel attention "
+            "takes twice as long"
+        )
+    if pair == (default.efficiency, default.attention_efficiency):
+        return (
+            "the defaults, fitted to published runs of others (docs/planner.md), and not to "
+            "this card: on H100 and H200 with FlashAttention 3 or 4 this engine takes "
+            "{:g} and {:g} (configs/clusters/h100-80.yaml)".format(*MEASURED_ON_HOPPER)
+        )
+    return "as the configuration says"
+
+
 MACHINES: dict[str, ClusterSpec] = {
     # BSC, accelerated partition: NVLink 4, one NDR200 card a GPU, 512 GiB a node.
     "marenostrum5": ClusterSpec(
@@ -22,26 +46,28 @@ MACHINES: dict[str, ClusterSpec] = {
         host_memory_gib=512,
         host_gb_per_s=40,
     ),
-    # DGX H100: NVLink 4, one NDR400 card a GPU, 2 TiB a node.
+    # DGX H100: NVLink 4, one NDR400 card a GPU, 2 TiB a node. Efficiencies as of the H200
+    # below, whose chip it has: fitted to rows of both.
     "h100-80": ClusterSpec(
         ranks_per_node=8,
         memory_gib=79,
         peak_tflops=989,
         peak_fp32_tflops=67,
+        efficiency=MEASURED_ON_HOPPER[0],
+        attention_efficiency=MEASURED_ON_HOPPER[1],
         node_gb_per_s=300,
         network_gb_per_s=40,
         host_memory_gib=2048,
         host_gb_per_s=40,
     ),
-    # DGX H200. Memory and efficiencies were measured on one with FlashAttention 4
-    # (docs/benchmarks/gpu.md, docs/planner.md).
+    # DGX H200. Memory was measured on one, efficiencies on both cards.
     "h200": ClusterSpec(
         ranks_per_node=8,
         memory_gib=139.8,
         peak_tflops=989,
         peak_fp32_tflops=67,
-        efficiency=0.63,
-        attention_efficiency=0.62,
+        efficiency=MEASURED_ON_HOPPER[0],
+        attention_efficiency=MEASURED_ON_HOPPER[1],
         node_gb_per_s=300,
         network_gb_per_s=40,
         host_memory_gib=2048,

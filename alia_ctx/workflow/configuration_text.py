@@ -15,6 +15,7 @@ from alia_ctx.config.texts import value_written, written
 from alia_ctx.planner import duration
 from alia_ctx.planner.stage import StagePlan
 from alia_ctx.spec.cluster import ClusterSpec
+from alia_ctx.spec.machines import speeds_from
 from alia_ctx.workflow.proposing import SMALL, STEP, Proposal, ProposedStage
 from alia_ctx.workflow.rope_reasons import rope_reasons
 
@@ -188,8 +189,12 @@ def _machine(proposal: Proposal) -> list[str]:
         if proposal.gpus
         else proposal.machine
     )
+    speeds = textwrap.wrap(
+        f"Both efficiencies that the planner takes are {speeds_from(cluster)}.", _WIDTH
+    )
     return [
         f"# Planned for {who}; `alia-ctx plan --on` knows other machines.",
+        *(f"# {line}" for line in speeds if proposal.gpus),
         f"cluster: {_flow(words)}",
         f"engine: {{device: {run.engine.device}, precision: {run.engine.precision}}}",
     ]
@@ -260,8 +265,9 @@ def _stage(proposal: Proposal, proposed: ProposedStage) -> list[str]:
     ]
     choice = proposed.choice
     if choice.usable:
+        doubt = f"; it {choice.reason}" if choice.reason else ""
         lines += [
-            f"  # The planner's first: {_layout(proposed)}.",
+            f"  # The planner's first: {_layout(proposed)}{doubt}.",
             "  layout: auto",
         ]
     else:

@@ -32,7 +32,7 @@ from alia_ctx.planner import (
     suggest_layouts,
 )
 from alia_ctx.planner.timeline import TRACE_MARK, Timeline, simulate
-from alia_ctx.spec.machines import MACHINES
+from alia_ctx.spec.machines import MACHINES, speeds_from
 from alia_ctx.train.balance import assign_rows
 from alia_ctx.workflow.dry_running import counted_without_memory, expected_counts
 from alia_ctx.workflow.epochs import epochs_in_words, epochs_of
@@ -42,6 +42,9 @@ from alia_ctx.workflow.readiness import require_warmup
 
 _DRAWN = 8  # data-parallel ranks of a time line: more than that nobody looks at
 _SHOWN = 40  # layouts of a search
+_COUNTED_IN_BF16 = (
+    "in bf16 on both sides: the FP8 figures of the plan are not what was counted"
+)
 
 
 @dataclass(frozen=True)
@@ -85,6 +88,7 @@ def plan_document(run: RunConfig, asked: PlanQuestion) -> dict[str, Any]:
     stages = {name: _Stage(run, name, asked) for name in asked.stages or run.stages}
     document: dict[str, Any] = {
         "cluster": dataclasses.asdict(run.cluster),
+        "efficiencies": speeds_from(run.cluster),
         "precision": run.engine.precision,
         "fp8": run.engine.fp8,
         "stages": {
@@ -119,6 +123,7 @@ def plan_document(run: RunConfig, asked: PlanQuestion) -> dict[str, Any]:
             document["stages"][name]["dry_run"] = {
                 "planned": planned,
                 "counted": counts,
+                "of": "bf16" if plan.work.fp8 != "off" else plan.work.precision,
             }
     return document
 
@@ -134,9 +139,11 @@ def _in_numbers(plan: StagePlan) -> dict[str, Any]:
         "recompute": work.recompute,
         "offload": work.offload,
         "fits": plan.fits,
+        "may_fit": plan.may_fit,
         "verdict": plan.verdict,
         "memory_gib": {
             "total": plan.fullest.total,
+            "without_guesses": plan.fullest.without_guesses,
             "pipeline_rank": plan.fullest.pipeline_rank,
             **plan.fullest.peak_items,
         },
@@ -162,7 +169,11 @@ def _dry_run_table(stages: Sequence[_Stage]) -> Table:
     counted.
     """
     plans = [stage.plan for stage in stages]
-    table = Table(title="One rank, built on meta tensors and counted")
+    title = "One rank, built on meta tensors and counted"
+    if any(plan.work.fp8 != "off" for plan in plans):
+        # TransformerEngine's layers, which alone have FP8, know no meta tensors.
+        title += f"; {_COUNTED_IN_BF16}"
+    table = Table(title=title)
     for heading in ("stage", "", "planned", "counted", "difference"):
         left = heading in ("stage", "")
         table.add_column(heading, justify="left" if left else "right")

@@ -94,6 +94,11 @@ class Proposal:
 
     @property
     def fits(self) -> bool:
+        return all(stage.choice.fits for stage in self.stages)
+
+    @property
+    def usable(self) -> bool:
+        """Whether it fits, or may: guesses of memory stand in doubt."""
         return all(stage.choice.usable for stage in self.stages)
 
 
@@ -126,10 +131,12 @@ def propose(
     counts = _counts(gpus, machine)
     first = next(counts)
     proposal = _proposal(directory, name, base, target, *first)
+    if gpus and proposal.usable:
+        return proposal
     tried = proposal
     while not tried.fits and (more := next(counts, None)) is not None:
         tried = _proposal(directory, name, base, target, *more)
-    if gpus and not proposal.fits:
+    if gpus:
         stage = next(s for s in proposal.stages if not s.choice.usable)
         remedy = f"take {tried.gpus} GPUs" if tried.fits else "take a shorter --context"
         rule = f"no layout can be used for {stage.name}: {stage.choice.reason}"

@@ -4,9 +4,7 @@ start, in words and with status 2; what did not run ends them with status 1.
 
 from __future__ import annotations
 
-import json
 import sys
-from pathlib import Path
 from types import ModuleType
 from typing import Any
 
@@ -21,7 +19,6 @@ from benchmarks import (
     gpu_peers,
     gpu_program,
     gpu_step,
-    planner_against_gpu,
 )
 from benchmarks.gpu_products import Products
 from tests.paths import ROOT
@@ -100,8 +97,6 @@ WRONG: list[tuple[ModuleType, tuple[str, ...], str]] = [
         "liger know no documents",
     ),
     (gpu_peers, ("--rounds", "0"), "0 is below 1"),
-    (planner_against_gpu, (), "required: file"),
-    (planner_against_gpu, ("pyproject.toml",), "is no file of this program's results"),
 ]
 
 
@@ -217,54 +212,3 @@ def test_a_layout_names_all_of_its_gpus() -> None:
 )
 def test_names_of_products_can_be_read(products: Products) -> None:
     assert Products.parse(str(products)) == products
-
-
-def table_of(
-    tmp_path: Path,
-    rows: dict[str, dict[str, Any]],
-    patch: pytest.MonkeyPatch,
-    *arguments: str,
-) -> Any:
-    file = tmp_path / "rows.json"
-    file.write_text(json.dumps(rows))
-    patch.setattr(planner_against_gpu, "fit", lambda _: (0.51, 0.64))  # seconds
-    return run(planner_against_gpu, (str(file), *arguments), patch)
-
-
-def test_the_planner_is_asked_of_as_many_gpus_as_were_measured(
-    tmp_path: Path,
-    capsys: pytest.CaptureFixture[str],
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    """docs/benchmarks/gpu-several.md: 53.3 and 33.9 GiB on two cards, 60.5 on four."""
-    rows = {
-        "dp2:32768:3:none": {"ranks": 2, "seconds": 1.152, "peak_gib": 53.3},
-        "tp2:32768:3:none local:off:tp-chunks-8": {
-            **{"ranks": 2, "seconds": 0.611, "peak_gib": 33.9}
-        },
-        "dp4:32768:4:none": {"ranks": 4, "seconds": 1.492, "peak_gib": 60.5491},
-        "tp2:32768:9:none": {"ranks": 2, "out of memory": "CUDA"},
-        "tp2:32768:3:none te:current": {"ranks": 2, "seconds": 1.0, "fp8": "current"},
-    }
-    assert table_of(tmp_path, rows, monkeypatch) is None
-    said = capsys.readouterr().out
-    assert "| dp2:32768:3:none | 53.3 | 54.2 (+1.7%) |" in said
-    assert "| dp4:32768:4:none | 60.5 | 61.5 (+1.5%) |" in said
-    chunks = next(li for li in said.splitlines() if "tp-chunks-8" in li)
-    assert "| 33.9 | 34.3 (+1.2%) | 0.61 | 0.68" in chunks  # 0.70 in one
-    assert "tp2:32768:9:none: not measured (2; CUDA)" in said
-    assert "te:current: left out, as it is in FP8" in said
-
-
-def test_a_file_that_does_not_say_of_how_many_gpus_it_is_is_refused(
-    tmp_path: Path,
-    capsys: pytest.CaptureFixture[str],
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    old = {"dp2:32768:3:none": {"seconds": 1.152, "peak_gib": 53.3}}
-    assert table_of(tmp_path, old, monkeypatch) == 2
-    assert "of how many GPUs it is; give --ranks" in capsys.readouterr().err
-    assert table_of(tmp_path, old, monkeypatch, "--ranks", "4") == 2
-    assert "is of 2 GPUs and there are 4" in capsys.readouterr().err
-    assert table_of(tmp_path, old, monkeypatch, "--ranks", "2") is None
-    assert "54.2 (+1.7%)" in capsys.readouterr().out

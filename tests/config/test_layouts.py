@@ -82,7 +82,7 @@ def test_where_nothing_fits_it_says_how_many_gpus_would_do(tmp_path: Path) -> No
     path = write_run(tmp_path)
     one = load(path, AUTO, "cluster.ranks_per_node=1")
     modes = ("none", "selective", "full")
-    needed = min(suggested(one, mode).plan.fullest.total for mode in modes)
+    needed = min(suggested(one, mode).plan.fullest.without_guesses for mode in modes)
     small = f"cluster.memory_gib={0.9 * needed}"
     said = refused(path, AUTO, "cluster.ranks_per_node=1", small)
     assert "stages.long.layout=auto: no layout of 1 GPUs can be used" in said

@@ -10,7 +10,8 @@ import torch
 
 from alia_ctx.config.run import EngineConfig, OptimizerConfig
 from alia_ctx.data.packing import PackedRow
-from alia_ctx.planner.memory import layer_activations, rank_parameters
+from alia_ctx.planner.layer_memory import layer_activations
+from alia_ctx.planner.memory import rank_parameters
 from alia_ctx.planner.workload import Workload
 from alia_ctx.spec.layout import Layout
 from alia_ctx.spec.model import ModelSpec

@@ -4,36 +4,43 @@ from __future__ import annotations
 
 import pytest
 
-from alia_ctx.spec.cluster import ClusterSpec
-from benchmarks.gpu_layouts import Case
+from benchmarks.measured_rows import Measured, measured_rows
 
-# docs/benchmarks/gpu-several.md (four H100) and gpu.md (one H200; the larger of its peaks)
-MEASURED = {
-    "tp4:32768:12:none": (4, 63.1),
-    "tp2cp2:32768:8:none": (4, 52.3),
-    "cp4:32768:6:none": (4, 52.8),
-    "dp4:32768:4:none": (4, 60.5),
-    "tp2pp2:32768:8:none:4": (4, 59.3),
-    "tp4:32768:12:full": (4, 47.7),
-    "tp4:163840:3:none": (4, 46.4),
-    "tp2cp2:163840:3:none": (4, 50.1),
-    "cp4:163840:3:none": (4, 56.5),
-    "tp4:163840:4:full": (4, 33.0),
-    "tp2cp2:163840:4:full": (4, 36.2),
-    "cp4:163840:4:full": (4, 44.0),
-    "dp1:32768:6:none": (1, 127.6),
-    "dp1:32768:8:full": (1, 126.6),
-    "dp1:163840:2:none": (1, 121.5),
-    "dp1:163840:4:full": (1, 118.7),
-}
+ROWS = [row for row in measured_rows() if row.gib is not None]
 
 
-@pytest.mark.parametrize("case", MEASURED)
-def test_memory_is_within_five_percent_of_what_gpus_measured(case: str) -> None:
-    ranks, peak = MEASURED[case]
-    asked = Case.parse(case)
-    plan = asked.planned(
-        ClusterSpec(ranks_per_node=ranks, memory_gib=200, overhead_gib=0)
-    )
-    # Too little would be worse than too much: a plan that fits must fit.
-    assert -0.015 <= plan.fullest.total / peak - 1 <= 0.05
+def test_every_kind_of_run_is_among_the_rows() -> None:
+    """So that none can be left out because it is missed."""
+    kinds = {
+        (row.card, row.gpus > 1, row.layers, row.fp8, row.offload, bool(row.mlp_chunk))
+        for row in ROWS
+    }
+    assert {
+        ("H100", True, "local", "off", "off", False),
+        ("H100", False, "te", "off", "off", False),
+        ("H100", False, "te", "current", "off", False),
+        ("H100", False, "te", "blockwise", "off", False),
+        ("H200", True, "te", "off", "off", False),
+        ("H200", False, "local", "off", "on", True),
+    } <= kinds
+    # Of another model than the rows that the formulas were looked at with.
+    assert [row.model for row in ROWS].count("smollm2") == 2
+    assert {row.tp_chunks for row in ROWS} == {1, 2, 4, 8} and len(ROWS) == 45
+
+
+@pytest.mark.parametrize("row", ROWS, ids=lambda row: f"{row.where} {row.words}")
+def test_memory_is_within_one_percent_of_what_gpus_measured(row: Measured) -> None:
+    """The aim was five. Nearly all is low by what cuBLAS works in, 0.06 GiB, which is in the
+    guess of overhead.
+    """
+    assert row.gib is not None
+    assert -0.01 <= row.planned_gib() / row.gib - 1 <= 0.002
+
+
+@pytest.mark.parametrize("row", ROWS, ids=lambda row: f"{row.where} {row.words}")
+def test_what_ran_on_a_card_is_never_said_not_to_fit(row: Measured) -> None:
+    """Not even on a card of just that peak."""
+    if row.state != "all":
+        return  # it had no optimizer, and what has one may not fit
+    plan = row.planned(row.tight_machine)
+    assert plan.may_fit and plan.verdict.startswith("may fit")

@@ -89,15 +89,18 @@ def test_a_host_that_lacks_the_memory_is_said() -> None:
 
 @pytest.mark.parametrize("chunk", [8192, 16_384, 2 * T])
 def test_an_mlp_in_chunks(chunk: int) -> None:
-    """Of a layer: what its attention part saves, and the larger of two peaks. The MLP's:
-    gate, up, product, and gradients of the first two, of a chunk; input of the chunk and
-    its gradient; that of all tokens; the weights' gradients. The attention's: queries,
-    dQ in fp32 and the output's gradient; gradients of keys and values, and themselves.
+    """Of a layer: what its attention part saves and its output, which stands until it is
+    through, and the larger of two peaks. The MLP's: gradient of all its input, and of a chunk
+    its output with gate, up, product, the gradients of all three and a weight's, or gradients
+    of gate and up, their input's and all weights'. The attention's, when the MLP's norm and
+    its input are gone and the gradient that came is still there: dQ in fp32 and bf16, the
+    output's gradient; those of keys and values in bf16 and fp32.
     """
     rank = planned(mlp_chunk_tokens=chunk).memory[0]
     c, f, keys = min(chunk, T), 24_576, 2 * 8 * 128
-    mlp = 5 * c * f * 2 + (2 * c + T) * H * 2 + 3 * H * f * 2
-    attention = T * H * (4 + 2 * 2) + 2 * T * keys * 2
+    of_chunk = max(5 * c * f * 2 + H * f * 2, 2 * c * f * 2 + c * H * 2 + 3 * H * f * 2)
+    mlp = T * H * 2 + c * H * 2 + of_chunk
+    attention = T * H * (4 + 2 * 2) + T * keys * (2 + 4) - 2 * T * H * 2 + T * H * 2
     saved = 4 * T * H * 2 + 2 * T * H * 2 + T * 64 * 4
     expected = saved + max(mlp, attention)
     assert rank.items["working memory"] * GIB == pytest.approx(expected)
@@ -115,7 +118,7 @@ def test_chunks_count_with_full_recomputation_alone() -> None:
         )
         return plan.memory[0].total
 
-    assert memory("full", 8192) < memory("full", None) - 30
+    assert memory("full", 8192) < memory("full", None) - 25
     for recompute in ("none", "selective"):
         assert memory(recompute, 8192) == memory(recompute, None)
 

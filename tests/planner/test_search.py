@@ -24,7 +24,9 @@ from alia_ctx.planner import (
 from alia_ctx.planner.memory import GIB
 from alia_ctx.spec.cluster import ClusterSpec
 from alia_ctx.spec.layout import Layout
+from alia_ctx.spec.machines import MACHINES
 from alia_ctx.spec.model import ModelSpec
+from alia_ctx.spec.rope import RopeSpec
 from tests.planner.test_planner import ALIA, LONG, LONGEST, plan_32k, shown, tiny
 
 NODES = ClusterSpec(ranks_per_node=4)
@@ -51,18 +53,23 @@ def every_plan(world: int, cluster: ClusterSpec) -> list[StagePlan]:
 
 
 @pytest.mark.parametrize(("world", "gib"), [(16, 64), (32, 48), (64, 40)])
-def test_the_first_is_the_fastest_of_all_that_can_be_used(world: int, gib: int) -> None:
+def test_the_first_is_the_simplest_of_those_that_are_as_fast_as_the_fastest(
+    world: int, gib: int
+) -> None:
     cluster = replace(NODES, memory_gib=gib)
     first = suggest_layouts(
         ALIA, LONG, 32_768, world, *SIZES, cluster=cluster, offload=None
     )[0]
     usable = [
-        plan.timing.total
+        (plan.timing.total, plan.work.layout.model_ranks)
         for plan in every_plan(world, cluster)
         if plan.fits and not plan.idle_ranks and plan.work.layout.tp <= 4
     ]
-    assert first.usable
-    assert first.plan.timing.total == min(usable)
+    fastest = min(usable)[0]
+    assert first.fits and first.plan.timing.total <= 1.05 * fastest
+    assert first.layout.model_ranks == min(
+        ranks for seconds, ranks in usable if seconds <= 1.05 * fastest
+    )
 
 
 def test_offloading_is_taken_where_nothing_fits_without() -> None:
@@ -187,3 +194,37 @@ def test_a_small_job_takes_seconds() -> None:
     )
     text = shown(plan_table(plan))
     assert "0.0 hours" not in text and (" ms" in text or " s" in text)
+
+
+def test_fp8_takes_no_layout_that_only_its_memory_would_pay_for() -> None:
+    """Of two H100, rows of 65,536: in bf16 two data-parallel ranks are first. FP8 leaves
+    more room, and what it does under tensor parallelism nobody has measured.
+    """
+    model = ModelSpec(24, 2048, 8192, 16, 4, 128, 128_000)
+    cluster = replace(MACHINES["h100-80"], ranks_per_node=2)
+    rope = RopeSpec("default", 500_000.0)
+    arguments: Any = (model, rope, 65_536, 2, 327_680_000, 655_360)
+    for fp8 in ("off", "current"):
+        first = suggest_layouts(*arguments, cluster=cluster, layers="te", fp8=fp8)[0]
+        assert first.layout == Layout() and first.fits
+
+
+def test_what_may_fit_is_taken_after_all_that_fits_and_only_then() -> None:
+    """The card has room for what is counted, and not for the guess of overhead."""
+    arguments: Any = (ALIA, LONG, 32_768, 64, *SIZES)
+    free = replace(NODES, overhead_gib=0.0)
+    smallest = min(
+        (
+            c
+            for c in suggest_layouts(*arguments, cluster=free, recompute="none")
+            if c.fits
+        ),
+        key=lambda choice: choice.plan.fullest.total,
+    )
+    tight = replace(NODES, memory_gib=smallest.plan.fullest.total * 1.0001)
+    choices = suggest_layouts(*arguments, cluster=tight, recompute="none")
+    assert not any(choice.fits for choice in choices)
+    assert choices[0].usable and choices[0].plan.may_fit
+    assert choices[0].reason.startswith("may fit") and "a guess" in choices[0].reason
+    roomy = replace(tight, memory_gib=tight.memory_gib + 5)
+    assert suggest_layouts(*arguments, cluster=roomy, recompute="none")[0].fits

@@ -1,0 +1,53 @@
+"""The planner's seconds beside what GPUs measured, by constants fitted to half of the rows."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+
+from alia_ctx.spec.cluster import ClusterSpec
+from alia_ctx.spec.machines import MACHINES, MEASURED_ON_HOPPER, speeds_from
+from benchmarks.measured_rows import FAST, Measured, measured_rows
+from benchmarks.planner_against_gpu import SECONDS, fit, missed, to_fit
+
+ROWS = [row for row in measured_rows() if row.seconds is not None]
+FITTED = to_fit(measured_rows())
+QUOTED = [row for row in ROWS if row not in FITTED]
+
+
+@pytest.mark.long
+def test_the_constants_were_fitted_to_half_of_the_rows() -> None:
+    assert fit(FITTED) == MEASURED_ON_HOPPER
+
+
+def test_cards_of_one_chip_have_one_pair_of_constants() -> None:
+    """Or the plan would have one rent the card that somebody measured on a better day."""
+    for name in ("h100-80", "h200"):
+        machine = MACHINES[name]
+        pair = machine.efficiency, machine.attention_efficiency
+        assert pair == MEASURED_ON_HOPPER
+        assert "this engine's runs" in speeds_from(machine)
+
+
+def test_what_was_measured_on_no_card_is_said_to_be_the_defaults() -> None:
+    assert "not to this card" in speeds_from(MACHINES["marenostrum5"])
+    own = replace(ClusterSpec(), efficiency=0.5)
+    assert speeds_from(own) == "as the configuration says"
+
+
+@pytest.mark.parametrize("row", QUOTED, ids=lambda row: f"{row.where} {row.words}")
+def test_time_of_rows_that_were_not_fitted(row: Measured) -> None:
+    assert row.seconds is not None
+    if row.kernel in FAST:
+        assert abs(row.planned_seconds() / row.seconds - 1) < SECONDS
+    else:  # attention takes twice as long: the constants are not for it
+        assert row.planned_seconds() / row.seconds - 1 < -SECONDS
+
+
+def test_the_rows_that_miss_the_aim_are_known() -> None:
+    """One of short rows, where an update's own work shows, and the other kernel."""
+    assert [row.words for row in measured_rows() if missed(row)] == [
+        "cp4:32768:6:none",
+        "dp1:32768:5:none, torch_varlen",
+    ]
