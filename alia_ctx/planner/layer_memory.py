@@ -20,7 +20,8 @@ _FP32 = 4
 # Bytes of a number in FP8. With a scale a block, forms that run along 128 numbers have one
 # in fp32 for as many.
 _FP8_BYTES = {"off": 0.0, "current": 1.0, "blockwise": 1.0 + _FP32 / 128}
-# What cuBLAS works in where TransformerEngine calls it on Hopper (`transformer_engine.pytorch.cpp_extensions.gemm`).
+# What cuBLAS works in where TransformerEngine calls it on Hopper
+# (`transformer_engine.pytorch.cpp_extensions.gemm`).
 # What torch's own calls take, twice as much, is among the guess of overhead.
 _TE_WORKSPACE = 32 << 20
 
