@@ -3,7 +3,7 @@
 A layer's backward is followed through its states: the down projection, SwiGLU, gate and up,
 the attention. Each has what was formed and not yet used, less what was saved and is used
 up. The largest is the peak. What TransformerEngine's layers keep is from their source
-(2.12: `module/linear.py`, `module/layernorm_linear.py`, `module/base.py`).
+(2.12: `transformer_engine.pytorch.module.linear`, `.layernorm_linear` and `.base`).
 
 Letters: t tokens of a row on a CP rank, s = t/tp where sequence parallelism cuts them, b
 bytes of a number.
@@ -20,7 +20,8 @@ _FP32 = 4
 # Bytes of a number in FP8. With a scale a block, forms that run along 128 numbers have one
 # in fp32 for as many.
 _FP8_BYTES = {"off": 0.0, "current": 1.0, "blockwise": 1.0 + _FP32 / 128}
-# What cuBLAS works in where TransformerEngine calls it on Hopper (`cpp_extensions/gemm.py`).
+# What cuBLAS works in where TransformerEngine calls it on Hopper
+# (`transformer_engine.pytorch.cpp_extensions.gemm`).
 # What torch's own calls take, twice as much, is among the guess of overhead.
 _TE_WORKSPACE = 32 << 20
 
