@@ -129,7 +129,7 @@ BROKEN = {
     ),
     "fewer layers than none": (
         ["engine.layers=auto", "engine.fp8=current", "engine.fp8_bf16_layers=-1"],
-        ["the first and last -1 of 48 layers"],
+        ["engine.fp8_bf16_layers=-1: is no number of layers"],
     ),
     "widths for fp8": (
         ["engine.layers=te", "engine.fp8=current", "model.intermediate_size=24_544"],
