@@ -9,10 +9,6 @@ import time
 from typing import Any
 
 import torch
-from megatron.core.distributed import (
-    DistributedDataParallel,
-    DistributedDataParallelConfig,
-)
 from megatron.core.transformer.transformer_config import TransformerConfig
 
 from alia_ctx.config.run import OptimizerConfig
@@ -44,19 +40,8 @@ class GradientsAlone(StageOptimizer):
         *,
         overlap: bool,
     ) -> None:
-        self.constants, self._gathers_late = constants, overlap
-        self._communication = 0.0
-        settings = DistributedDataParallelConfig(
-            use_distributed_optimizer=True,
-            overlap_grad_reduce=overlap,
-            overlap_param_gather=overlap,
-            grad_reduce_in_fp32=True,
-        )
-        self.chunk = DistributedDataParallel(config, settings, module)
-        config.finalize_model_grads_func = self._reduce_gradients
-        if overlap:
-            config.no_sync_func = self.chunk.no_sync
-            config.param_sync_func = self.chunk.start_param_sync
+        self.constants = constants
+        self._wrap(module, config, overlap)
 
     def begin_update(self) -> None:
         self.chunk.zero_grad_buffer()

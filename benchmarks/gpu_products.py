@@ -61,19 +61,5 @@ class Products:
         overlap = f":tp-chunks-{self.tp_chunks}" if self.tp_chunks > 1 else ""
         return f"{self.layers}:{self.fp8}{away}{chunk}{overlap}"
 
-    @classmethod
-    def parse(cls, text: str) -> Products:
-        """What `str` wrote; ValueError where it is none."""
-        layers, fp8, *others = text.split(":")
-        found: dict[str, object] = {}
-        for other in others:
-            if other == "offload":
-                found["offload"] = "on"
-            elif other.startswith("tp-chunks-"):
-                found["tp_chunks"] = int(other.removeprefix("tp-chunks-"))
-            else:
-                found["mlp_chunk"] = int(other)
-        return cls(layers, fp8, **found)  # type: ignore[arg-type]
-
 
 LOCAL = Products("local")

@@ -15,7 +15,7 @@ from alia_ctx.data.packing import PackSpec
 from alia_ctx.data.tokens import SpecialTokens
 from alia_ctx.errors import ConfigError, Problem
 from alia_ctx.spec.cluster import ClusterSpec
-from alia_ctx.spec.execution import Fp8, Precision, Recompute
+from alia_ctx.spec.execution import AskedLayers, Fp8, Precision, Recompute
 from alia_ctx.spec.launch import LaunchSpec
 from alia_ctx.spec.layout import Layout
 from alia_ctx.spec.model import ModelSpec
@@ -47,7 +47,7 @@ class EngineConfig:
     attention: Literal[
         "auto", "flash4", "flash3", "flash2", "torch_varlen", "reference"
     ] = "auto"
-    layers: Literal["auto", "te", "local"] = "local"
+    layers: AskedLayers = "local"
     fp8: Fp8 = "off"
     fp8_bf16_layers: int = 1
     loss_chunk_tokens: int | None = None

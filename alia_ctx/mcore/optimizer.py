@@ -52,15 +52,7 @@ class StageOptimizer:
         overlap: bool,
     ) -> None:
         self.constants = constants
-        self._gathers_late = overlap
-        self._communication = 0.0
-        settings = DistributedDataParallelConfig(
-            use_distributed_optimizer=True,
-            overlap_grad_reduce=overlap,
-            overlap_param_gather=overlap,
-            grad_reduce_in_fp32=True,
-        )
-        self.chunk = DistributedDataParallel(config, settings, module)
+        self._wrap(module, config, overlap)
         self.upstream = get_megatron_optimizer(
             MegatronOptimizerConfig(
                 optimizer="adam",
@@ -86,8 +78,22 @@ class StageOptimizer:
         )
         self.owned = OwnedRange(self._distributed)
         self._apply_constants()
-        config.finalize_model_grads_func = self._reduce_gradients
         config.grad_scale_func = self.upstream.scale_loss
+
+    def _wrap(
+        self, module: torch.nn.Module, config: TransformerConfig, overlap: bool
+    ) -> None:
+        """Set `chunk`, and the hooks by which upstream's schedules reduce and gather."""
+        self._gathers_late = overlap
+        self._communication = 0.0
+        settings = DistributedDataParallelConfig(
+            use_distributed_optimizer=True,
+            overlap_grad_reduce=overlap,
+            overlap_param_gather=overlap,
+            grad_reduce_in_fp32=True,
+        )
+        self.chunk = DistributedDataParallel(config, settings, module)
+        config.finalize_model_grads_func = self._reduce_gradients
         if overlap:
             config.no_sync_func = self.chunk.no_sync
             config.param_sync_func = self.chunk.start_param_sync

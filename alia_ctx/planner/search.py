@@ -159,8 +159,7 @@ def best_by_count(
         if choices is None:
             choices = suggest_layouts(*at, **shared)  # type: ignore[arg-type]
         best = choices[0]
-        fallen = [choice for choice in choices[1:] if not choice.usable]
-        fallen = [choice for choice in fallen if not choice.plan.fits]
+        fallen = [c for c in choices[1:] if not c.usable and not c.plan.fits]
         if best.usable:
             seconds = best.plan.timing.total
             fallen = [

@@ -179,9 +179,7 @@ def _share_saved_by_fp8(
     layers = work.fp8_layers(pipeline_rank)
     if not layers or not matrices:
         return 0.0
-    last, head = pipeline_rank == work.layout.pp - 1, 0.0
-    if last and direction == "forward":
-        head = work.context * 6.0 * work.model.embedding_parameters()
+    head = work.context * _head_flops(work, pipeline_rank, direction)
     saved = _PRODUCTS_SHARE * (1.0 - _FP8_PRODUCTS[work.fp8])
     return saved * layers / work.layers_per_stage * (1.0 - head / matrices)
 
@@ -196,11 +194,11 @@ def _row_flops(
     forms its gradients in the forward (`alia_ctx/nn/linear_cross_entropy.py`).
     """
     model, pp = work.model, work.layout.pp
-    head = 6.0 * model.embedding_parameters()
-    linear = (model.linear_flops_per_token() - head) / 3 / pp  # of a forward
+    of_layers = model.linear_flops_per_token() - _head_flops(work, pp - 1, "forward")
+    linear = of_layers / 3 / pp  # of a forward
     scores = _attention_flops(work, pairs) / 3 / pp
     if direction == "forward":
-        own = head if pipeline_rank == pp - 1 else 0.0
+        own = _head_flops(work, pipeline_rank, direction)
         return work.context * (linear + own), scores
     again = 2.0 * linear
     if work.recompute == "full":
@@ -209,6 +207,13 @@ def _row_flops(
         # The MLP's three products, run once more.
         again += 6.0 * work.layers_of_rank * model.hidden_size * model.intermediate_size
     return work.context * again, 2.5 * scores
+
+
+def _head_flops(work: Workload, pipeline_rank: int, direction: Direction) -> float:
+    """Of a token, where the head is: all of them are the forward's, as is the loss."""
+    if pipeline_rank < work.layout.pp - 1 or direction == "backward":
+        return 0.0
+    return 6.0 * work.model.embedding_parameters()
 
 
 def _tensor_seconds(

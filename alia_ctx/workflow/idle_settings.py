@@ -28,14 +28,13 @@ def _idle_everywhere(engine: EngineConfig) -> Iterator[str]:
             "engine.fp8=off; set engine.fp8, or leave it out"
         )
     if engine.layers == "auto" and engine.fp8 == "off":
+        why = ""
         if engine.device == "cpu":
             why, remedy = "engine.device=cpu", "engine.device=auto"
-        else:
-            why, remedy = (
-                f"engine.precision={engine.precision}",
-                "engine.precision=bf16",
-            )
-        if engine.device == "cpu" or engine.precision != "bf16":
+        elif engine.precision != "bf16":
+            why = f"engine.precision={engine.precision}"
+            remedy = "engine.precision=bf16"
+        if why:
             yield (
                 f"engine.layers=auto does nothing with {why}, which TransformerEngine's "
                 f"layers do not have; set {remedy}, or leave it out"

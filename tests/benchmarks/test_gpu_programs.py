@@ -20,7 +20,6 @@ from benchmarks import (
     gpu_program,
     gpu_step,
 )
-from benchmarks.gpu_products import Products
 from tests.paths import ROOT
 
 LAYOUTS = ("--out", "out.json", "--case")
@@ -204,11 +203,3 @@ def test_a_layout_names_all_of_its_gpus() -> None:
     assert "is of 8 GPUs and there are 4" in str(case.problem(4))
     # Heads: 8 of keys and values on 16 ranks.
     assert "layout.tp" in str(gpu_layouts.Case.parse("tp16:128:1:none").problem(16))
-
-
-@pytest.mark.parametrize(
-    "products",
-    [Products(), Products("local", tp_chunks=8), Products("te", "current", "on", 512)],
-)
-def test_names_of_products_can_be_read(products: Products) -> None:
-    assert Products.parse(str(products)) == products

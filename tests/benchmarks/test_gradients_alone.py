@@ -34,11 +34,10 @@ def update_of(rank: int, alone: bool, overlap: bool) -> tuple[dict[Call, int], f
         return made(*arguments, **{**options, "overlap": overlap})
 
     with pytest.MonkeyPatch.context() as patch, Distributed(EngineConfig()):
-        for module in (optimizer_module, gpu_observed):
-            settings = functools.partial(
-                module.DistributedDataParallelConfig, bucket_size=BUCKET
-            )
-            patch.setattr(module, "DistributedDataParallelConfig", settings)
+        settings = functools.partial(
+            optimizer_module.DistributedDataParallelConfig, bucket_size=BUCKET
+        )
+        patch.setattr(optimizer_module, "DistributedDataParallelConfig", settings)
         patch.setattr(engine_module, "StageOptimizer", on_a_gpu)
         engine = make_engine(Layout(), precision="bf16")
         rows = rows_of(0)[rank::2]

@@ -3,10 +3,6 @@
 from __future__ import annotations
 
 import functools
-import json
-import os
-import subprocess
-import sys
 import tempfile
 from pathlib import Path
 from typing import Any
@@ -15,7 +11,7 @@ import pytest
 
 from tests.gpu.installed import is_installed
 from tests.gpu.layouts import OF_TE
-from tests.paths import ROOT
+from tests.gpu.programs import results_of
 
 pytestmark = [pytest.mark.gpu(2), pytest.mark.timeout(900)]
 
@@ -47,20 +43,7 @@ TOLERANCE = {
 def results(ranks: int) -> dict[str, Any]:
     with tempfile.TemporaryDirectory() as folder:
         out = Path(folder) / "results.json"
-        done = subprocess.run(
-            [
-                *(sys.executable, "-m", "alia_ctx.cli.launch", "--standalone"),
-                *(f"--nproc-per-node={ranks}", "-m", "tests.gpu.layouts", str(out)),
-            ],
-            cwd=ROOT,
-            env={**os.environ, "NCCL_NVLS_ENABLE": "0"},
-            capture_output=True,
-            text=True,
-            timeout=600,
-            check=False,
-        )
-        assert done.returncode == 0, done.stderr[-4000:]
-        return dict(json.loads(out.read_text()))
+        return results_of("tests.gpu.layouts", out, ranks=ranks, timeout=600)
 
 
 @pytest.mark.parametrize("precision", TOLERANCE)

@@ -2,42 +2,20 @@
 
 from __future__ import annotations
 
-import json
-import os
-import subprocess
-import sys
-from pathlib import Path
 from typing import Any
 
 import pytest
 
 from tests.gpu.pairs import PRECISIONS, SHARED
-from tests.paths import ROOT
+from tests.gpu.programs import results_of
 
 pytestmark = [pytest.mark.gpu(2), pytest.mark.timeout(600)]
 
 
-def results_of(out: Path) -> dict[str, Any]:
-    """What `tests.gpu.pairs` writes."""
-    done = subprocess.run(
-        [
-            *(sys.executable, "-m", "alia_ctx.cli.launch", "--standalone"),
-            *("--nproc-per-node=2", "-m", "tests.gpu.pairs", str(out)),
-        ],
-        cwd=ROOT,
-        env={**os.environ, "NCCL_NVLS_ENABLE": "0"},
-        capture_output=True,
-        text=True,
-        timeout=300,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr[-4000:]
-    return dict(json.loads(out.read_text()))
-
-
 @pytest.fixture(scope="module")
 def found(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
-    return results_of(tmp_path_factory.mktemp("pairs") / "results.json")
+    out = tmp_path_factory.mktemp("pairs") / "results.json"
+    return results_of("tests.gpu.pairs", out, ranks=2, timeout=300)
 
 
 def no_leak(counts: dict[str, Any], layout: str) -> None:
