@@ -4,7 +4,8 @@ docs/benchmarks/planner-rows.json has a row for each configuration that was meas
 `case` as `gpu_layouts.py` has it, layers and settings as its `Products`. `gib` is the peak
 of tensors, `seconds` those of an update or, of one GPU's steps, of forward and backward.
 `state: gradients` is a run without main weights and moments; `pairs` the query-key pairs of
-a row of several documents.
+a row of several documents. `later` rows were measured when the planner stood as it is: nothing
+in it was fitted to them.
 """
 
 from __future__ import annotations
@@ -46,6 +47,7 @@ class Measured:
     documents: int = 1
     pairs: int | None = None
     model: str = "alia"
+    later: bool = False
 
     @property
     def machine(self) -> ClusterSpec:

@@ -31,7 +31,9 @@ def to_fit(rows: Iterable[Measured]) -> list[Measured]:
     kernels have figures of their own.
     """
     plain = [
-        row for row in rows if row.seconds and row.fp8 == "off" and row.kernel in FAST
+        row
+        for row in rows
+        if row.seconds and row.fp8 == "off" and row.kernel in FAST and not row.later
     ]
     return plain[::2]
 

@@ -12,7 +12,7 @@ from alia_ctx.spec.cluster import ClusterSpec
 
 # (efficiency, attention_efficiency), fitted to every second row that this engine took on
 # H100 of 80 GB and H200 with FlashAttention 3 or 4 (docs/benchmarks/planner-rows.json).
-MEASURED_ON_HOPPER = (0.56, 0.63)
+MEASURED_ON_HOPPER = (0.55, 0.64)
 
 
 def speeds_from(cluster: ClusterSpec) -> str:

@@ -14,6 +14,7 @@ from benchmarks.planner_against_gpu import SECONDS, fit, missed, to_fit
 ROWS = [row for row in measured_rows() if row.seconds is not None]
 FITTED = to_fit(measured_rows())
 QUOTED = [row for row in ROWS if row not in FITTED]
+LATER = [row for row in ROWS if row.later]
 
 
 @pytest.mark.long
@@ -42,12 +43,16 @@ def test_time_of_rows_that_were_not_fitted(row: Measured) -> None:
     if row.kernel in FAST:
         assert abs(row.planned_seconds() / row.seconds - 1) < SECONDS
     else:  # attention takes twice as long: the constants are not for it
-        assert row.planned_seconds() / row.seconds - 1 < -SECONDS
+        assert row.planned_seconds() / row.seconds - 1 < -0.12
+
+
+def test_rows_that_were_measured_later_are_within_a_tenth() -> None:
+    """No half of one series: layouts, FP8 and recomputation that nothing had been fitted to."""
+    errors = [row.planned_seconds() / (row.seconds or 0) - 1 for row in LATER]
+    assert len(LATER) == 18 and all(abs(error) < 0.1 for error in errors)
+    assert {row.gpus for row in LATER} == {1, 2, 4}
 
 
 def test_the_rows_that_miss_the_aim_are_known() -> None:
-    """One of short rows, where an update's own work shows, and the other kernel."""
-    assert [row.words for row in measured_rows() if missed(row)] == [
-        "cp4:32768:6:none",
-        "dp1:32768:5:none, torch_varlen",
-    ]
+    """One of short rows, where an update's own work shows."""
+    assert [row.words for row in measured_rows() if missed(row)] == ["cp4:32768:6:none"]
