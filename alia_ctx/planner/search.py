@@ -84,7 +84,6 @@ def suggest_layouts(
     fp8: Fp8 = "off",
     fp8_bf16_layers: int = 0,
     mlp_chunk_tokens: int | None = None,
-    tp_overlap_chunks: int = 1,
     layers: AskedLayers = "local",
 ) -> list[LayoutChoice]:
     """All layouts that divide model, row and world: first those that fit, fastest first,
@@ -121,7 +120,6 @@ def suggest_layouts(
         fp8=fp8,
         fp8_bf16_layers=fp8_bf16_layers,
         mlp_chunk_tokens=mlp_chunk_tokens,
-        tp_overlap_chunks=tp_overlap_chunks,
         layers=layers,
     )
     modes = list(

@@ -203,7 +203,6 @@ def plan_stage(
     fp8: Fp8 = "off",
     fp8_bf16_layers: int = 0,
     mlp_chunk_tokens: int | None = None,
-    tp_overlap_chunks: int = 1,
     layers: AskedLayers = "local",
 ) -> StagePlan:
     """Plan a stage of `tokens` tokens in rows of `context`, `update_tokens` an update, on
@@ -230,7 +229,6 @@ def plan_stage(
         fp8,
         fp8_bf16_layers,
         mlp_chunk_tokens,
-        tp_overlap_chunks,
         layers,
     )
     work.check()
