@@ -1,10 +1,10 @@
 """Machines that a run may be placed on, by name: what `configs/clusters/` says of them.
 
-Memory is what torch reports of the GPU, a little less than its name says; peaks are dense
-bf16, and fp32 without tensor cores, of NVIDIA's data sheets (H100 and H200 SXM: 989 and 67
-10^12 FLOP/s; A100: 312 and 19.5), as is the speed of its memory (H100 3,350, H200 4,800, A100
-2,039 GB/s; of MareNostrum 5's card we have no data sheet, it is taken for an H100's); links are two thirds of NVLink and four fifths of the network
-card that a GPU has to itself.
+Memory is what torch reports of the GPU, a little less than its name says. Of NVIDIA's data
+sheets are the peaks, dense bf16 and fp32 without tensor cores (H100 and H200 SXM: 989 and 67
+10^12 FLOP/s; A100: 312 and 19.5), and the speed of memory (3,350, 4,800 and 2,039 GB/s; of
+MareNostrum 5's card we have no sheet: it is taken for an H100). Links are two thirds of NVLink
+and four fifths of the network card that a GPU has to itself.
 """
 
 from __future__ import annotations

@@ -74,10 +74,14 @@ def test_one_and_four_rows_of_one_gpu() -> None:
     assert once - 0.035 < timing.step < once - 0.018
     assert timing.data_parallel == 0
     # That much of the optimizer, on a step of five layers (docs/benchmarks/gpu.md): 5%.
-    [row] = [r for r in measured_rows() if "20 documents" in r.words and ":5:" in r.case]
+    [row] = [
+        r for r in measured_rows() if "20 documents" in r.words and ":5:" in r.case
+    ]
     plan = row.planned()
     _, optimizer = once_seconds(plan.work, plan.cluster, 0)
-    assert optimizer / ((row.seconds or 0) + optimizer) == pytest.approx(0.05, abs=0.006)
+    assert optimizer / ((row.seconds or 0) + optimizer) == pytest.approx(
+        0.05, abs=0.006
+    )
 
 
 def test_short_rows_of_several_gpus_are_no_longer_missed() -> None:

@@ -48,7 +48,9 @@ def test_all_that_layers_gather_and_scatter_is_waited_for(
 
 def at_once(row: Measured) -> Measured:
     """The same step in one chunk, on the same cards."""
-    [other] = [r for r in ROWS if replace(row, tp_chunks=1, gib=r.gib, seconds=r.seconds) == r]
+    [other] = [
+        r for r in ROWS if replace(row, tp_chunks=1, gib=r.gib, seconds=r.seconds) == r
+    ]
     return other
 
 
@@ -68,7 +70,11 @@ def test_chunks_neither_change_a_plan_nor_the_layouts_that_it_offers(
     tmp_path: Path,
 ) -> None:
     path = write_run(tmp_path)
-    asked = ["engine.layers=local", "cluster.ranks_per_node=2", "stages.long.layout.tp=2"]
+    asked = [
+        "engine.layers=local",
+        "cluster.ranks_per_node=2",
+        "stages.long.layout.tp=2",
+    ]
     at_a_time, cut = (
         load_run(path, [*asked, f"engine.tp_overlap_chunks={n}"], stages=["long"])
         for n in (1, 4)
