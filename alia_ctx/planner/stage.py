@@ -8,12 +8,11 @@ from dataclasses import dataclass
 from functools import cached_property
 
 from alia_ctx.errors import ConfigError
+from alia_ctx.planner.host import host_items
 from alia_ctx.planner.memory import (
     GIB,
     RankMemory,
     rank_memory,
-    rank_parameters,
-    saved_bytes,
 )
 from alia_ctx.planner.rope_reach import RopeReach, rope_reach
 from alia_ctx.planner.timing import (
@@ -71,22 +70,8 @@ class StagePlan:
 
     @cached_property
     def host_items(self) -> dict[str, float]:
-        """GiB of a node's host memory by item: a copy of what its ranks own while it is
-        written, offloaded activations, and the processes. Inputs of recomputed layers
-        have memory for rows of the context (`alia_ctx/mcore/offloading.py`).
-        """
-        ranks = min(self.cluster.ranks_per_node, self.work.world_size)
-        parameters = max(
-            rank_parameters(self.work, rank) for rank in (0, self.work.layout.pp - 1)
-        )
-        full = self.work.recompute == "full"
-        away = self.work if full else self.work.in_longest_rows
-        items = {
-            "copy for a save": saved_bytes(self.work, parameters) / GIB,
-            "offloaded activations": rank_memory(away, 0, 0.0).offloaded,
-            "processes (guess)": self.cluster.host_overhead_gib,
-        }
-        return {name: ranks * gib for name, gib in items.items() if gib}
+        """GiB of the host memory of the node that needs most, by item."""
+        return host_items(self.work, self.cluster)
 
     @property
     def host_gib(self) -> float:
