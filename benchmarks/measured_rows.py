@@ -2,11 +2,10 @@
 
 docs/benchmarks/planner-rows.json has a row for each configuration that was measured:
 `case` as `gpu_layouts.py` has it, layers and settings as its `Products`. `gib` is the peak
-of tensors, `seconds` those of an update or, of one GPU's steps, of forward and backward.
-(`gpu-several.md`'s but for its bare step are whole updates.)
+of tensors, `seconds` those of an update (`UPDATES`), elsewhere of forward and backward.
 `state: gradients` is a run without main weights and moments; `pairs` the query-key pairs of
-a row of several documents. `later` rows were measured when the planner stood as it is: nothing
-in it was fitted to them.
+a row of several documents. No constant of the planner was fitted to `later` rows, which were
+measured afterwards.
 """
 
 from __future__ import annotations

@@ -22,9 +22,10 @@ ALIA = ModelSpec(LAYERS, H, 24_576, 64, 8, 128, 8192)
 def planned(
     layout: Layout, dp: int, node: int, rows: int = 1, recompute: str = "full"
 ) -> StagePlan:
-    update = rows * dp * T
+    world, update = layout.model_ranks * dp, rows * dp * T
     return plan_stage(
-        *(ALIA, LONGEST, T, layout, layout.model_ranks * dp, update, update, recompute),  # type: ignore[arg-type]
+        *(ALIA, LONGEST, T, layout, world, update, update),
+        recompute=recompute,  # type: ignore[arg-type]
         cluster=ClusterSpec(ranks_per_node=node, host_overhead_gib=0),
         offload=True,
     )
