@@ -47,8 +47,8 @@ BASES = (
     "RMSNorm",
 )
 REMEDY = (
-    'pip install --no-build-isolation "alia-ctx[te]" on the GPU machine (docs/gpu.md), '
-    "or set engine.layers=local"
+    'pip install --no-build-isolation "transformer-engine[core_cu13,pytorch]==2.12.0" on '
+    "the GPU machine (docs/gpu-software.md), or set engine.layers=local"
 )
 # Of the norm, relative. bf16 rounds to 2**-9; E4M3 keeps three bits of the fraction, E5M2
 # two, and both factors of a product are rounded.

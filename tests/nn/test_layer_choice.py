@@ -83,7 +83,7 @@ def test_auto_takes_what_works(installed: Any) -> None:
 @pytest.mark.parametrize(
     "module,said",
     [
-        ("transformer_engine is not installed", "alia-ctx[te]"),
+        ("transformer_engine is not installed", "transformer-engine[core_cu13,pytorch]==2.12.0"),
         (Wrong, "error of 0.05"),
         (Breaks, "RuntimeError: CUDA error: no kernel image"),
     ],
