@@ -141,6 +141,7 @@ def test_transformer_engine_s_peers_are_of_one_model() -> None:
     recipes = {
         "ours_te": "off",
         "megatron_te": "off",
+        "megatron_te_flash": "off",
         "megatron_te_fp8_current": "Float8CurrentScaling",
         "megatron_te_fp8_blockwise": "Float8BlockScaling",
     }
@@ -152,6 +153,11 @@ def test_transformer_engine_s_peers_are_of_one_model() -> None:
         assert first == second
         # They rotate by other frequencies, and in 8 bits; ln 128 is 4.85.
         assert first == pytest.approx(found["ours_te"]["losses"][0], rel=0.01)
+    kernels = {name: found[name]["kernel"] for name in recipes}
+    assert kernels["megatron_te"] == "transformer_engine, cuDNN, FP8 off"
+    assert kernels["megatron_te_flash"].startswith(
+        "transformer_engine, flash-attn 3.0.0b1,"
+    )
 
 
 @pytest.mark.slow
