@@ -169,7 +169,7 @@ def cluster_of(card: str, world: int) -> tuple[str, ClusterSpec]:
     are from: a file's name in configs/clusters/, or "defaults".
     """
     name = _MACHINES.get(card, "defaults")
-    machine = MACHINES.get(name, ClusterSpec(memory_gib=80))
+    machine = MACHINES.get(name, ClusterSpec())
     return name, replace(machine, ranks_per_node=world, overhead_gib=0.0)
 
 

@@ -34,15 +34,20 @@ class Products:
         """
         asked = (layers, fp8, offload, mlp_chunks, tp_chunks)
         together = [p for p in (cls(*parts) for parts in product(*asked)) if p._fits]
-        for place in (1, 4, 3, 0, 2):  # first what asks something of the others
-            taken = {astuple(p)[place] for p in together}
-            for value in asked[place]:
-                if value not in taken:
-                    raise ValueError(
-                        f"{cls._words(place, value)} goes with none of --layers "
-                        f"{' '.join(layers)}, --fp8 {' '.join(fp8)}: FP8 is of te (or "
-                        "auto), chunks of the MLP and of tensor-parallel layers of local"
-                    )
+        alone = [
+            (place, value)
+            for place in (1, 4, 3, 0, 2)  # first what asks something of the others
+            for value in asked[place]
+            if value not in {astuple(p)[place] for p in together}
+        ]
+        if alone:
+            defaults = astuple(cls())
+            place, value = min(alone, key=lambda pair: pair[1] == defaults[pair[0]])
+            raise ValueError(
+                f"{cls._words(place, value)} goes with none of --layers "
+                f"{' '.join(layers)}, --fp8 {' '.join(fp8)}: FP8 is of te (or auto), "
+                "chunks of the MLP and of tensor-parallel layers of local"
+            )
         return together
 
     @staticmethod
