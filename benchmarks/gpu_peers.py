@@ -269,12 +269,14 @@ def _print_setting(setting: Setting, results: list[dict[str, Any]]) -> None:
         )
     if lines:
         print(table(COLUMNS, lines))
-    profiled = {p: rounds[0] for p, rounds in measured.items() if rounds[0]["classes"]}
+    profiled = {
+        result["peer"]: result for result in reversed(results) if result.get("classes")
+    }
     if profiled:
         print("\nMilliseconds of a profiled step on the first GPU:\n")
         rows = [
             [peer, *(f"{result['classes'][name]:.1f}" for name in NAMES)]
-            for peer, result in profiled.items()
+            for peer, result in reversed(profiled.items())
         ]
         print(table(("peer", *NAMES), rows))
     skipped = {r["peer"]: r["skipped"] for r in results if "skipped" in r}
