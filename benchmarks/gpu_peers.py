@@ -244,7 +244,7 @@ def _print_setting(setting: Setting, results: list[dict[str, Any]]) -> None:
     }
     words = f"{setting['ranks']} x {setting['card']}, torch {setting['torch']}, "
     if "layers" in setting:
-        words += f"{setting['layers']} layers, "
+        words += f"layers {setting['layers']}, "
     words += f"{setting['context']:,} tokens a row"
     if "row" in setting:
         words += {"one": ", one document"}.get(setting["row"], ", packed documents")

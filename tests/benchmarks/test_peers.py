@@ -55,6 +55,13 @@ def test_table_of_steps(capsys: pytest.CaptureFixture[str]) -> None:
     assert "| liger | a kernel | 1.250 | 0.0% | 26,214 | 280 | 40.0% | 1.250 |" in said
     assert "| ours | " + " | ".join(["2.0"] * len(NAMES)) + " |" in said
     assert "- megatron_te: not installed" in said
+    # Of a round without a profile the other's is shown.
+    known = {"layers": 2, "row": "web"}
+    profiled = step("ours", [1.0], classes=dict.fromkeys(NAMES, 3.0), **known)
+    gpu_peers.print_tables([step("ours", [1.0], **known), profiled])
+    said = capsys.readouterr().out
+    assert "torch 2, layers 2, 32,768 tokens a row, packed documents." in said
+    assert "| ours | " + " | ".join(["3.0"] * len(NAMES)) + " |" in said
 
 
 def test_models_of_two_sizes_are_no_comparison() -> None:
