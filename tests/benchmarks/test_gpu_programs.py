@@ -45,8 +45,18 @@ WRONG: list[tuple[ModuleType, tuple[str, ...], str]] = [
     ),
     (
         gpu_step,
-        ("--mlp-chunk", "8", "--case", "1:128:none"),
+        ("--layers", "local", "--mlp-chunk", "8", "--case", "1:128:none"),
         "without full recomputation",
+    ),
+    (
+        gpu_step,
+        ("--mlp-chunk", "8", "--case", "1:128:full"),
+        "--mlp-chunk 8 goes with none of --layers auto",
+    ),
+    (
+        gpu_step,
+        ("--layers", "te", "--mlp-chunk", "0", "8", "--case", "1:128:full"),
+        "--mlp-chunk 8 goes with none of --layers te",
     ),
     (gpu_layouts, (*LAYOUTS, "foo:128:1:none"), "a layout is tp, cp, pp and dp"),
     (gpu_layouts, (*LAYOUTS, "none:128:1:none"), "a layout is tp, cp, pp and dp"),
