@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from alia_ctx import optional_packages
-from tests.paths import ROOT
+from tests.paths import ROOT, python_path
 from tests.small_run import write_run
 
 ALL = sorted(optional_packages._GUARDED)
@@ -41,8 +41,8 @@ def python(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
         [sys.executable, *arguments],
         cwd=ROOT,
         env={
-            "PYTHONPATH": f"{folder}:{ROOT}",
-            "PATH": "/usr/bin:/bin",
+            **os.environ,
+            "PYTHONPATH": python_path(folder),
             "HOME": str(folder),
             "CUDA_VISIBLE_DEVICES": "",
         },
