@@ -65,10 +65,12 @@ _OF_MEGATRON = (
     "tensorflow",  # tensorboard's
 )
 # transformers imports these where it finds them, without trying whether they import
-# (utils/import_utils.py): a torchvision for another torch ends every AutoModel.
+# (utils/import_utils.py): a torchvision for another torch ends every AutoModel. torchdistx
+# is torch's, torch_xla accelerate's.
 _OF_TRANSFORMERS = (
-    *("accelerate", "deepspeed", "scipy", "sklearn", "soundfile"),
-    *("torchao", "torchaudio", "torchvision"),
+    *("accelerate", "deepspeed", "hqq", "scipy", "sklearn", "soundfile", "soxr"),
+    *("torch_mlu", "torch_musa", "torch_npu", "torch_xla", "torchao", "torchaudio"),
+    *("torchdistx", "torchvision"),
 )
 # What single commands of ours need, who say so where it is not there; sinks of metrics.
 _OF_OURS = (

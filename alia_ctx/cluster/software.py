@@ -5,6 +5,7 @@ enough.
 from __future__ import annotations
 
 import contextlib
+import importlib.util
 import os
 import platform
 import resource
@@ -94,14 +95,20 @@ def _own_gpu() -> Iterator[None]:
 
 
 def packages() -> Iterator[Finding]:
-    """Optional packages that are there and do not import, which nothing is computed with."""
-    on_gpu = torch.cuda.is_available()
+    """Optional packages that are there and do not import, which nothing is computed with; and
+    triton where it is not there, as it is not optional.
+    """
+    on_gpu, needs_triton = (
+        torch.cuda.is_available(),
+        "install the triton that this torch asks for",
+    )
+    if importlib.util.find_spec("triton") is None:
+        yield broken("triton", "is not installed", needs_triton)
     for broken_one in half_installed():
         words = f"{broken_one.module} does not import ({broken_one.reason})"
-        # What is compiled on a GPU, the rotation among it, needs it; all else does without.
-        if broken_one.module == "triton" and on_gpu:
-            remedy = "install the triton that this torch asks for"
-            yield broken("packages", words, remedy)
+        # Megatron-Core imports it in no `try`; what is compiled on a GPU needs it too.
+        if broken_one.module == "triton":
+            yield broken("triton", words, needs_triton)
             continue
         remedy = f"it is left out: reinstall {broken_one.distribution} for torch "
         remedy += f"{torch.__version__}, or uninstall it"
