@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import importlib.util
 import json
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -123,6 +124,7 @@ def fail_on_one(rank: int, out: Path) -> list[str]:
                 broken, True, gpu_context_parallel.resolve_kernel("auto", "cpu")
             ),
             lambda: 1 / rank,
+            lambda: sys.exit("needs CUDA"),
         ):
             try:
                 gpu_context_parallel.together(action)
@@ -138,6 +140,7 @@ def test_ranks_agree_to_skip(tmp_path: Path) -> None:
     assert first == second
     assert first[0] == "RuntimeError: no kernel for this (rank 1)"
     assert first[1] == "ZeroDivisionError: division by zero"
+    assert first[2] == "SystemExit: needs CUDA"
 
 
 def wrong_answers(rank: int) -> str:

@@ -77,7 +77,8 @@ class NoNumberBackward(Works):
 
     class LayerNormLinear(Works.LayerNormLinear):
         def forward(self, x: torch.Tensor) -> torch.Tensor:
-            scale = Changed.apply(self.layer_norm_weight, float("nan"))  # type: ignore[no-untyped-call]
+            apply: Any = Changed.apply
+            scale = apply(self.layer_norm_weight, float("nan"))
             x = torch.nn.functional.rms_norm(x, (x.shape[-1],), scale, 1e-5)
             return x @ self._weight().T
 
