@@ -203,7 +203,10 @@ def run_all(options: argparse.Namespace, setting: Setting) -> list[dict[str, Any
                 }
                 try:
                     result |= measure(name, shape, norms, options)
-                except Exception as error:  # each package refuses in its own way
+                except (
+                    Exception,
+                    SystemExit,
+                ) as error:  # each package refuses in its own way
                     words = " ".join(str(error).split())[:300]
                     result["skipped"] = f"{type(error).__name__}: {words}"
                 results.append(result)

@@ -153,7 +153,7 @@ def together(action: Callable[[], Any]) -> Any:
     try:
         value = action()
         synchronize()
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         lines = (str(error).strip() or "no message").splitlines()
         kind = "" if isinstance(error, UnableError) else f"{type(error).__name__}: "
         problem = kind + " ".join(lines[:2])[:300]

@@ -6,6 +6,7 @@ import argparse
 import importlib.util
 import json
 import os
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -183,6 +184,7 @@ def fail_on_one(rank: int, out: Path) -> list[str]:
                 broken, True, resolve_kernel("auto", "cpu")
             ),
             lambda: 1 / rank,
+            lambda: sys.exit("needs CUDA"),
         ):
             try:
                 gpu_context_parallel.together(action)
@@ -198,6 +200,7 @@ def test_ranks_agree_to_skip(tmp_path: Path) -> None:
     assert first == second
     assert first[0] == "RuntimeError: no kernel for this (rank 1)"
     assert first[1] == "ZeroDivisionError: division by zero"
+    assert first[2] == "SystemExit: needs CUDA"
 
 
 def wrong_answers(rank: int) -> str:
