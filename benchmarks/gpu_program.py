@@ -104,9 +104,18 @@ class Parser(argparse.ArgumentParser):
             self.refuse(f"needs {ranks} GPU(s), and torch finds {found}")
 
     def require_gpus_or_none(self, ranks: int) -> None:
-        """That, in a program that can be tried on a host."""
+        """That, in a program that can be tried on a host: there it says that it is none of a
+        GPU's, whose sizes take hours on a processor.
+        """
         if torch.cuda.is_available():
             self.require_gpus(ranks)
+        elif "RANK" not in os.environ:  # its ranks say nothing more
+            print(
+                "torch finds no GPU: a trial on the processor, whose figures say nothing of "
+                "one and which takes small sizes alone",
+                file=sys.stderr,
+                flush=True,
+            )
 
     def read(self, file: Path, read: Callable[[Path], Any]) -> Any:
         """What `read` makes of a file of results; ends here where it is none."""
