@@ -27,7 +27,7 @@ from alia_ctx.spec.rope import RopeSpec
 _NEAR = 1.5  # what needs more than so many times the memory is no near miss
 # Layouts whose times are nearer than this are not told apart: of one model on one and two
 # GPUs the planner's errors differ by up to a tenth, of TP2 and DP2 by a twentieth
-# (docs/benchmarks/gpu-several.md). With FP8 no layout was measured: its aim of 15% holds.
+# (docs/benchmarks/gpu-several.md). With FP8 two layouts were measured: its aim of 15% holds.
 _ALIKE, _ALIKE_IN_FP8 = 1.05, 1.15
 
 
@@ -84,7 +84,6 @@ def suggest_layouts(
     fp8: Fp8 = "off",
     fp8_bf16_layers: int = 0,
     mlp_chunk_tokens: int | None = None,
-    tp_overlap_chunks: int = 1,
     layers: AskedLayers = "local",
 ) -> list[LayoutChoice]:
     """All layouts that divide model, row and world: first those that fit, fastest first,
@@ -121,7 +120,6 @@ def suggest_layouts(
         fp8=fp8,
         fp8_bf16_layers=fp8_bf16_layers,
         mlp_chunk_tokens=mlp_chunk_tokens,
-        tp_overlap_chunks=tp_overlap_chunks,
         layers=layers,
     )
     modes = list(

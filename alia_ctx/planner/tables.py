@@ -67,6 +67,7 @@ def _time_lines(plan: StagePlan, mfu: float) -> dict[str, str]:
         "cp": timing.context_parallel,
         "dp": timing.data_parallel,
         "offload": timing.offload,
+        "step": timing.step,
         "pipeline idle": timing.pipeline_idle,
     }
     shares = ", ".join(f"{name} {duration(s)}" for name, s in parts.items() if s)
@@ -234,8 +235,8 @@ def assumptions_table(
 
 
 _FP8_MEASURED = (
-    "memory and time by what one H100 measured (docs/planner.md); on several GPUs, and with "
-    "recomputation, not measured"
+    "memory and time by what one H100 measured; right to 6% on one and two GPUs, with "
+    "recomputation among them (docs/planner.md); on more not measured"
 )
 
 

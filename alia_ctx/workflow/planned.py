@@ -111,18 +111,18 @@ def planned_stage(run: RunConfig, name: str) -> StagePlan:
 
 
 def room_on_a_gpu(run: RunConfig, name: str, there: float) -> tuple[str, list[str]]:
-    """Planned memory of a stage beside the `there` GiB of a GPU, in words, and, where it
-    may have no room, what gives it some. AliaError where it cannot be planned.
+    """Whether a stage fits the `there` GiB of a GPU, in the words of `plan`, and, where it may
+    not or does not, what gives it room. AliaError where it cannot be planned.
     """
-    needed = planned_stage(run, name).fullest.total
-    words = f"{needed:.1f} GiB a GPU by the planner, of {there:.1f}"
-    if needed <= there:
+    run = replace(run, cluster=replace(run.cluster, memory_gib=there))
+    plan = planned_stage(run, name)
+    words = f"{plan.gpu_verdict} (by the planner)"
+    if plan.fits_gpus:
         return words, []
-    words += ": it may run out"
     for settings, other in _smaller(run, name):
-        less = planned_stage(other, name).fullest.total
-        if less <= there:
-            return words, [f"{' '.join(settings)} takes {less:.1f}"]
+        less = planned_stage(other, name)
+        if less.fits_gpus:
+            return words, [f"{' '.join(settings)} takes {less.fullest.total:.1f}"]
     return words, ["recomputation is not enough; raise tp, cp or pp (alia-ctx plan)"]
 
 

@@ -54,5 +54,7 @@ def test_rows_that_were_measured_later_are_within_a_tenth() -> None:
 
 
 def test_the_rows_that_miss_the_aim_are_known() -> None:
-    """One of short rows, where an update's own work shows."""
-    assert [row.words for row in measured_rows() if missed(row)] == ["cp4:32768:6:none"]
+    """By a kernel that takes twice as long for attention."""
+    assert [row.words for row in measured_rows() if missed(row)] == [
+        "dp1:32768:5:none, torch_varlen"
+    ]
