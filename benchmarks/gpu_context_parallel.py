@@ -300,6 +300,7 @@ def run_apart(parser: Parser, options: argparse.Namespace) -> None:
         Record.forget_begun(options.out)
     except ValueError as error:
         parser.refuse(str(error))
+    gpu_program.note_trial()
     while True:
         ended = run_ranks(
             [__file__, *sys.argv[1:]],

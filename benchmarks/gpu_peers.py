@@ -332,6 +332,7 @@ def main() -> None:
     parser.require_gpus_or_none(options.ranks)
     setting = setting_of(options)
     parser.require_setting(options.out, "peer", setting)
+    gpu_program.note_trial()
     results = run_all(options, setting)
     print_tables(results)
     gpu_program.end(r["peer"] for r in results if "skipped" in r)

@@ -82,6 +82,19 @@ def absent_file(text: str) -> Path:
     return path
 
 
+def note_trial() -> None:
+    """Say that a program which can be tried on a host does so: a job without its GPUs would
+    compute for hours.
+    """
+    if not torch.cuda.is_available():
+        print(
+            "torch finds no GPU: a trial on the processor, whose figures say nothing of one "
+            "and which takes small sizes alone",
+            file=sys.stderr,
+            flush=True,
+        )
+
+
 class Parser(argparse.ArgumentParser):
     """Says what is wrong once, from the first of several ranks, and ends with status 2."""
 
@@ -104,18 +117,9 @@ class Parser(argparse.ArgumentParser):
             self.refuse(f"needs {ranks} GPU(s), and torch finds {found}")
 
     def require_gpus_or_none(self, ranks: int) -> None:
-        """That, in a program that can be tried on a host: there it says that it is none of a
-        GPU's, whose sizes take hours on a processor.
-        """
+        """That, in a program that can be tried on a host."""
         if torch.cuda.is_available():
             self.require_gpus(ranks)
-        elif "RANK" not in os.environ:  # its ranks say nothing more
-            print(
-                "torch finds no GPU: a trial on the processor, whose figures say nothing of "
-                "one and which takes small sizes alone",
-                file=sys.stderr,
-                flush=True,
-            )
 
     def read(self, file: Path, read: Callable[[Path], Any]) -> Any:
         """What `read` makes of a file of results; ends here where it is none."""

@@ -215,15 +215,13 @@ def test_a_layout_names_all_of_its_gpus() -> None:
     assert "layout.tp" in str(gpu_layouts.Case.parse("tp16:128:1:none").problem(16))
 
 
-def test_a_trial_on_a_host_is_said_once(
+def test_a_trial_on_a_host_is_said(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """As a job without its GPUs would compute on the processor to its end."""
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    monkeypatch.delenv("RANK", raising=False)
-    gpu_program.Parser().require_gpus_or_none(2)
+    gpu_program.note_trial()
     said = capsys.readouterr().err
     assert said.count("\n") == 1 and said.startswith("torch finds no GPU: a trial")
-    monkeypatch.setenv("RANK", "1")
-    gpu_program.Parser().require_gpus_or_none(2)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    gpu_program.note_trial()
     assert not capsys.readouterr().err
