@@ -127,9 +127,10 @@ class Case:
         products: Products = LOCAL,
         packed: RowSizes | None = None,
         model: ModelSpec | None = None,
+        attention: str = "auto",
     ) -> StagePlan:
         """What the planner says of it on the GPUs of one node; of ALIA's layers, or of
-        another model.
+        another model; by one of the fast attention kernels, or the one that is named.
         """
         world = cluster.ranks_per_node
         return plan_stage(
@@ -148,6 +149,7 @@ class Case:
             mlp_chunk_tokens=products.mlp_chunk or None,
             tp_overlap_chunks=products.tp_chunks,
             layers=products.layers,  # type: ignore[arg-type]
+            attention=attention,
         )
 
 

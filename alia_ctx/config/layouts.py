@@ -14,7 +14,7 @@ from alia_ctx.config.draft import Draft
 from alia_ctx.config.run import RunConfig, StageConfig
 from alia_ctx.data.packing import shortest_row
 from alia_ctx.errors import CheckpointError, ConfigError, Problems
-from alia_ctx.spec.execution import loss_chunk_tokens
+from alia_ctx.spec.execution import PRECISIONS_OF_GPU_KERNELS, loss_chunk_tokens
 from alia_ctx.spec.layout import Layout
 
 # The planner is imported where it is asked: most configurations give their layouts.
@@ -108,7 +108,21 @@ def search_settings(run: RunConfig, stage: StageConfig) -> dict[str, Any]:
         "mlp_chunk_tokens": run.engine.mlp_chunk_tokens,
         "tp_overlap_chunks": run.engine.tp_overlap_chunks,
         "layers": run.engine.layers,
+        "attention": _gpu_kernel(run),
     }
+
+
+def _gpu_kernel(run: RunConfig) -> str:
+    """The attention kernel of a run's GPUs, as far as its configuration says: in fp32 there
+    is one alone. `auto` on hosts, whose speed the cluster has; a device of `auto` may be one.
+    """
+    engine = run.engine
+    if engine.device == "cpu" or not run.cluster.is_of_gpus:
+        return "auto"
+    fast = engine.precision in PRECISIONS_OF_GPU_KERNELS
+    if engine.attention == "auto" and engine.device == "cuda" and not fast:
+        return "reference"
+    return engine.attention
 
 
 def first_choice(run: RunConfig, stage: StageConfig, *, free: bool) -> LayoutChoice:

@@ -27,8 +27,9 @@ from alia_ctx.spec.rope import RopeSpec
 _NEAR = 1.5  # what needs more than so many times the memory is no near miss
 # Layouts whose times are nearer than this are not told apart: of one model on one and two
 # GPUs the planner's errors differ by up to a tenth, of TP2 and DP2 by a twentieth
-# (docs/benchmarks/gpu-several.md). With FP8 no layout was measured: its aim of 15% holds.
-_ALIKE, _ALIKE_IN_FP8 = 1.05, 1.15
+# (docs/benchmarks/gpu-several.md). In FP8 too: it moves the error of a case by 3.4% at most,
+# and of TP2 and DP2 the errors differ by less than in bf16's first series.
+_ALIKE = 1.05
 
 
 @dataclass(frozen=True)
@@ -86,6 +87,7 @@ def suggest_layouts(
     mlp_chunk_tokens: int | None = None,
     tp_overlap_chunks: int = 1,
     layers: AskedLayers = "local",
+    attention: str = "auto",
 ) -> list[LayoutChoice]:
     """All layouts that divide model, row and world: first those that fit, fastest first,
     then those that may, then why the others fall, the least too large first.
@@ -123,6 +125,7 @@ def suggest_layouts(
         mlp_chunk_tokens=mlp_chunk_tokens,
         tp_overlap_chunks=tp_overlap_chunks,
         layers=layers,
+        attention=attention,
     )
     modes = list(
         product(
@@ -188,14 +191,39 @@ def _simplest_first(choices: list[LayoutChoice]) -> list[LayoutChoice]:
     if not choices or not choices[0].fits:
         return choices
     fastest = choices[0].plan
-    alike = _ALIKE if fastest.work.fp8 == "off" else _ALIKE_IN_FP8
     near = [
         choice
         for choice in choices
-        if choice.fits and choice.plan.timing.total <= alike * fastest.timing.total
+        if choice.fits and choice.plan.timing.total <= _ALIKE * fastest.timing.total
     ]
     simplest = min(near, key=lambda choice: choice.layout.model_ranks)
     return [simplest, *(choice for choice in choices if choice is not simplest)]
+
+
+def why_first(choices: Sequence[LayoutChoice]) -> str:
+    """Why the first of `suggest_layouts`' choices is first, and how much slower than the
+    fastest that can be used; empty where it is the fastest, or none can be used.
+    """
+    usable = [choice for choice in choices if choice.usable]
+    if not usable:
+        return ""
+    first, fastest = choices[0], min(usable, key=lambda c: c.plan.timing.total)
+    slower = first.plan.timing.total / fastest.plan.timing.total - 1
+    if slower <= 0:
+        return ""
+    at = fastest.layout
+    words = (
+        f"The first row is not the fastest: tp={at.tp} cp={at.cp} pp={at.pp} with "
+        f"{fastest.recompute}{' + offload' if fastest.offload else ''} is planned to take "
+        f"{slower / (1 + slower):.1%} less, "
+    )
+    if fastest.fits:
+        return words + (
+            f"and of those that fit and are within {_ALIKE - 1:.0%} of the fastest the one "
+            "that cuts model and rows least is first, as by so much the planner's errors of "
+            "layouts differ."
+        )
+    return words + "and what may fit comes after all that fits."
 
 
 def _excess(plan: StagePlan) -> float:

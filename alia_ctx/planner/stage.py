@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from functools import cached_property
 
 from alia_ctx.errors import ConfigError
+from alia_ctx.planner.kernels import why_untimed
 from alia_ctx.planner.memory import (
     GIB,
     RankMemory,
@@ -143,6 +144,13 @@ class StagePlan:
         return max(0, self.work.data_parallel - self.work.rows_per_update)
 
     @property
+    def untimed(self) -> str:
+        """Why there is no estimate of its time, in words: then `timing` is that of a kernel
+        it is not computed by. Empty where there is one.
+        """
+        return why_untimed(self.work.attention)
+
+    @property
     def seconds(self) -> float:
         """Seconds of training for the stage at the estimated time of an update."""
         return self.timing.total * self.work.updates
@@ -205,6 +213,7 @@ def plan_stage(
     mlp_chunk_tokens: int | None = None,
     tp_overlap_chunks: int = 1,
     layers: AskedLayers = "local",
+    attention: str = "auto",
 ) -> StagePlan:
     """Plan a stage of `tokens` tokens in rows of `context`, `update_tokens` an update, on
     `world_size` GPUs; the rest is as in `Workload`.
@@ -232,6 +241,7 @@ def plan_stage(
         mlp_chunk_tokens,
         tp_overlap_chunks,
         layers,
+        attention,
     )
     work.check()
     return plan_of(work, cluster, rope_reach(rope, model.head_dim, context))

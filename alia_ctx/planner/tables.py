@@ -7,8 +7,9 @@ from dataclasses import fields
 
 from rich.table import Table
 
+from alia_ctx.planner.kernels import SPEED_ON_HOPPER, speed_words
 from alia_ctx.planner.rope_reach import plain_bases
-from alia_ctx.planner.search import GpuCount, LayoutChoice
+from alia_ctx.planner.search import GpuCount, LayoutChoice, why_first
 from alia_ctx.planner.stage import StagePlan
 from alia_ctx.spec.cluster import ClusterSpec
 from alia_ctx.spec.execution import Fp8, Precision
@@ -74,6 +75,10 @@ def _time_lines(plan: StagePlan, mfu: float) -> dict[str, str]:
         f"{duration(timing.total)} an update ({timing.mfu:.0%} MFU), "
         f"{duration(plan.seconds)}, {_node_hours(plan)}: {shares}"
     )
+    if plan.untimed:
+        estimate = f"none: {plan.untimed}"
+    elif slower := speed_words(plan.cluster, plan.work.attention):
+        estimate += f"; {slower}"
     documents = "one document a row"
     if plan.masked_share is not None:
         documents = (
@@ -163,7 +168,21 @@ def choices_table(choices: Sequence[LayoutChoice], limit: int = 20) -> Table:
         table.add_row(
             *_layout_cells(choice), *_figure_cells(choice), choice.reason or "fits"
         )
+    _notes_under(table, why_first(choices), _without_times(choices))
     return table
+
+
+def _without_times(choices: Sequence[LayoutChoice]) -> str:
+    """Why a table has no times, where it has none."""
+    why = choices[0].plan.untimed if choices else ""
+    return f"No times: {why}. The order is that of a fast kernel." if why else ""
+
+
+def _notes_under(table: Table, *notes: str) -> None:
+    table.caption, table.caption_justify = (
+        "\n".join(filter(None, notes)) or None,
+        "left",
+    )
 
 
 def counts_table(counts: Sequence[GpuCount], name: str = "stage") -> Table:
@@ -175,8 +194,9 @@ def counts_table(counts: Sequence[GpuCount], name: str = "stage") -> Table:
     _columns(table, "GPUs", *left, *_FIGURES, "stage", "node-hours", "remark")
     for count in counts:
         best = count.best
-        time = duration(best.plan.seconds) if best.usable else "-"
-        hours = _node_hours(best.plan, "") if best.usable else "-"
+        timed = best.usable and not best.plan.untimed
+        time = duration(best.plan.seconds) if timed else "-"
+        hours = _node_hours(best.plan, "") if timed else "-"
         table.add_section()
         remark = best.reason or "fits"
         cells = (*_layout_cells(best), *_figure_cells(best))
@@ -184,6 +204,7 @@ def counts_table(counts: Sequence[GpuCount], name: str = "stage") -> Table:
         for miss in count.misses:
             cells = (*_layout_cells(miss), *_figure_cells(miss))
             table.add_row("", *cells, "-", "-", miss.reason)
+    _notes_under(table, _without_times([count.best for count in counts]))
     return table
 
 
@@ -205,15 +226,15 @@ def _layout_cells(choice: LayoutChoice) -> tuple[str, ...]:
 
 def _figure_cells(choice: LayoutChoice) -> tuple[str, ...]:
     plan = choice.plan
-    return (
-        duration(plan.timing.total),
-        f"{plan.timing.mfu:.0%}",
-        f"{plan.fullest.total:.1f}",
-    )
+    times = duration(plan.timing.total), f"{plan.timing.mfu:.0%}"
+    return *(("-", "-") if plan.untimed else times), f"{plan.fullest.total:.1f}"
 
 
 def assumptions_table(
-    cluster: ClusterSpec, precision: Precision = "bf16", fp8: Fp8 = "off"
+    cluster: ClusterSpec,
+    precision: Precision = "bf16",
+    fp8: Fp8 = "off",
+    attention: str = "auto",
 ) -> Table:
     """What the estimates take for granted, and the setting of each."""
     table = Table(title="Assumed; alia_ctx/spec/cluster.py says where each is from")
@@ -229,13 +250,18 @@ def assumptions_table(
     if fp8 != "off":
         table.add_row("engine.fp8", fp8, "")
         notes.append(f"FP8: {_FP8_MEASURED}.")
-    table.caption, table.caption_justify = "\n".join(notes), "left"
+    if slower := speed_words(cluster, attention):
+        table.add_row("engine.attention", attention, "")
+        source = f" ({_SLOWER_MEASURED})" if attention in SPEED_ON_HOPPER else ""
+        notes.append(f"{slower[0].upper()}{slower[1:]}{source}.")
+    _notes_under(table, *notes)
     return table
 
 
+_SLOWER_MEASURED = "beside the fastest kernel on one H100, docs/benchmarks/gpu.md"
 _FP8_MEASURED = (
-    "memory and time by what one H100 measured (docs/planner.md); on several GPUs, and with "
-    "recomputation, not measured"
+    "memory and time by what one H100 measured; with recomputation, and on TP2 and DP2, within "
+    "9% of what was measured afterwards (docs/planner.md); under CP and PP not measured"
 )
 
 

@@ -59,6 +59,8 @@ class Workload:
             ranks go beside each other's products.
         layers: whose layers; `auto` is TransformerEngine's where they are installed, which
             is not known here.
+        attention: the kernel of a GPU that computes attention, where it is known; `auto` is
+            one as fast as the cluster's `attention_efficiency` has it.
     """
 
     model: ModelSpec
@@ -78,6 +80,7 @@ class Workload:
     mlp_chunk_tokens: int | None = None
     tp_overlap_chunks: int = 1
     layers: AskedLayers = "local"
+    attention: str = "auto"
 
     def check(self) -> None:
         """Raise ConfigError or LayoutError with all that is wrong."""

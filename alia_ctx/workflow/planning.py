@@ -37,6 +37,7 @@ from alia_ctx.train.balance import assign_rows
 from alia_ctx.workflow.dry_running import counted_without_memory, expected_counts
 from alia_ctx.workflow.epochs import epochs_in_words, epochs_of
 from alia_ctx.workflow.mixture import mixture_tables
+from alia_ctx.workflow.plan_numbers import plan_numbers
 from alia_ctx.workflow.planned import PackedStage, packed_stage, planning_sizes
 from alia_ctx.workflow.readiness import require_warmup
 
@@ -77,8 +78,10 @@ def plan_stages(run: RunConfig, asked: PlanQuestion) -> list[Any]:
         tables += stage.tables()
     if asked.dry_run:
         tables.append(_dry_run_table(stages))
-    engine = run.engine
-    tables.append(assumptions_table(run.cluster, engine.precision, engine.fp8))
+    engine, work = run.engine, stages[0].plan.work
+    tables.append(
+        assumptions_table(run.cluster, engine.precision, engine.fp8, work.attention)
+    )
     return tables
 
 
@@ -93,12 +96,12 @@ def plan_document(run: RunConfig, asked: PlanQuestion) -> dict[str, Any]:
         "fp8": run.engine.fp8,
         "stages": {
             name: {
-                "plan": _in_numbers(stage.plan),
+                "plan": plan_numbers(stage.plan),
                 "note": stage.note,
                 "epochs": epochs_of(run, name),
                 "checkpoints": _kept(run, stage.plan),
                 "layouts": [
-                    {**_in_numbers(c.plan), "usable": c.usable, "reason": c.reason}
+                    {**plan_numbers(c.plan), "usable": c.usable, "reason": c.reason}
                     for c in stage.choices[:_SHOWN]
                 ],
                 "counts": [
@@ -106,7 +109,7 @@ def plan_document(run: RunConfig, asked: PlanQuestion) -> dict[str, Any]:
                         "gpus": count.gpus,
                         "usable": count.best.usable,
                         "reason": count.best.reason,
-                        "plan": _in_numbers(count.best.plan),
+                        "plan": plan_numbers(count.best.plan),
                     }
                     for count in stage.counts
                 ],
@@ -126,42 +129,6 @@ def plan_document(run: RunConfig, asked: PlanQuestion) -> dict[str, Any]:
                 "of": "bf16" if plan.work.fp8 != "off" else plan.work.precision,
             }
     return document
-
-
-def _in_numbers(plan: StagePlan) -> dict[str, Any]:
-    work, timing = plan.work, plan.timing
-    return {
-        "layout": dataclasses.asdict(work.layout),
-        "data_parallel": work.data_parallel,
-        "gpus": work.world_size,
-        "nodes": plan.nodes,
-        "precision": work.precision,
-        "recompute": work.recompute,
-        "offload": work.offload,
-        "fits": plan.fits,
-        "may_fit": plan.may_fit,
-        "verdict": plan.verdict,
-        "memory_gib": {
-            "total": plan.fullest.total,
-            "without_guesses": plan.fullest.without_guesses,
-            "pipeline_rank": plan.fullest.pipeline_rank,
-            **plan.fullest.peak_items,
-        },
-        "host_gib": plan.host_items,
-        "checkpoint_gib": plan.checkpoint_gib,
-        "updates": work.updates,
-        "rows_per_update": work.rows_per_update,
-        "row_tokens": work.row_tokens,
-        "tokens_per_update": work.tokens_per_update,
-        "update_seconds": {
-            **{name: s for name, s in vars(timing).items() if name != "mfu"},
-            "total": timing.total,
-        },
-        "mfu": timing.mfu,
-        "seconds": plan.seconds,
-        "node_hours": plan.node_hours,
-        "masked_share": plan.masked_share,
-    }
 
 
 def _dry_run_table(stages: Sequence[_Stage]) -> Table:
@@ -360,6 +327,14 @@ def simulated_update(run: RunConfig, name: str, ranks: int = 1) -> Timeline:
 
 def _simulated(stage: _Stage, drawn: int) -> Timeline:
     plan, work = stage.plan, stage.plan.work
+    if plan.untimed:
+        problem = Problem(
+            "engine.attention",
+            work.attention,
+            f"no update can be simulated: {plan.untimed}",
+            "set engine.precision=bf16 and engine.attention=auto for a time line of those",
+        )
+        raise ConfigError("", [problem])
     pairs = [work.causal_pairs] * work.rows_per_update
     if (packed := stage.packed) is not None:
         first, last = packed.update_offsets[:2].tolist()
