@@ -59,11 +59,15 @@ class LayoutChoice:
 
 @dataclass(frozen=True)
 class GpuCount:
-    """So many GPUs: their best layout, usable or not, and the near misses."""
+    """So many GPUs: their best layout, usable or not, and the near misses.
+
+    way_out: where none is usable, settings that give one, and it.
+    """
 
     gpus: int
     best: LayoutChoice
     misses: tuple[LayoutChoice, ...]
+    way_out: tuple[str, LayoutChoice] | None = None
 
 
 def suggest_layouts(

@@ -193,19 +193,25 @@ def counts_table(counts: Sequence[GpuCount], name: str = "stage") -> Table:
     left = ("layout", "recompute", "dp", "rows a rank")
     _columns(table, "GPUs", *left, *_FIGURES, "stage", "node-hours", "remark")
     for count in counts:
-        best = count.best
-        timed = best.usable and not best.plan.untimed
-        time = duration(best.plan.seconds) if timed else "-"
-        hours = _node_hours(best.plan, "") if timed else "-"
         table.add_section()
-        remark = best.reason or "fits"
-        cells = (*_layout_cells(best), *_figure_cells(best))
-        table.add_row(f"{count.gpus:,}", *cells, time, hours, remark)
+        gpus = f"{count.gpus:,}"
+        table.add_row(gpus, *_count_cells(count.best, count.best.reason or "fits"))
+        if count.way_out is not None:
+            settings, choice = count.way_out
+            remark = f"{choice.reason or 'fits'} with {settings}"
+            table.add_row("", *_count_cells(choice, remark))
         for miss in count.misses:
             cells = (*_layout_cells(miss), *_figure_cells(miss))
             table.add_row("", *cells, "-", "-", miss.reason)
     _notes_under(table, _without_times([count.best for count in counts]))
     return table
+
+
+def _count_cells(choice: LayoutChoice, remark: str) -> tuple[str, ...]:
+    timed = choice.usable and not choice.plan.untimed
+    time = duration(choice.plan.seconds) if timed else "-"
+    hours = _node_hours(choice.plan, "") if timed else "-"
+    return *_layout_cells(choice), *_figure_cells(choice), time, hours, remark
 
 
 _FIGURES = ("an update", "MFU", "GiB")

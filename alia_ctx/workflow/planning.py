@@ -11,10 +11,9 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from rich.table import Table
-
-from alia_ctx.config.layouts import search_settings
-from alia_ctx.config.run import RunConfig
+from alia_ctx.config.layouts import choose, search_settings
+from alia_ctx.config.room import remedy, way_out
+from alia_ctx.config.run import RunConfig, StageConfig
 from alia_ctx.errors import AliaError, ConfigError, DataError, Problem
 from alia_ctx.files import require_replaceable, write_json
 from alia_ctx.planner import (
@@ -34,18 +33,24 @@ from alia_ctx.planner import (
 from alia_ctx.planner.timeline import TRACE_MARK, Timeline, simulate
 from alia_ctx.spec.machines import MACHINES, speeds_from
 from alia_ctx.train.balance import assign_rows
-from alia_ctx.workflow.dry_running import counted_without_memory, expected_counts
+from alia_ctx.workflow.dry_running import (
+    counted_without_memory,
+    dry_run_table,
+    expected_counts,
+)
 from alia_ctx.workflow.epochs import epochs_in_words, epochs_of
 from alia_ctx.workflow.mixture import mixture_tables
 from alia_ctx.workflow.plan_numbers import plan_numbers
-from alia_ctx.workflow.planned import PackedStage, packed_stage, planning_sizes
+from alia_ctx.workflow.planned import (
+    PackedStage,
+    packed_stage,
+    planning_sizes,
+    room_in_words,
+)
 from alia_ctx.workflow.readiness import require_warmup
 
 _DRAWN = 8  # data-parallel ranks of a time line: more than that nobody looks at
 _SHOWN = 40  # layouts of a search
-_COUNTED_IN_BF16 = (
-    "in bf16 on both sides: the FP8 figures of the plan are not what was counted"
-)
 
 
 @dataclass(frozen=True)
@@ -77,7 +82,7 @@ def plan_stages(run: RunConfig, asked: PlanQuestion) -> list[Any]:
     for stage in stages:
         tables += stage.tables()
     if asked.dry_run:
-        tables.append(_dry_run_table(stages))
+        tables.append(dry_run_table({s.name: s.plan for s in stages}))
     engine, work = run.engine, stages[0].plan.work
     tables.append(
         assumptions_table(run.cluster, engine.precision, engine.fp8, work.attention)
@@ -131,32 +136,6 @@ def plan_document(run: RunConfig, asked: PlanQuestion) -> dict[str, Any]:
     return document
 
 
-def _dry_run_table(stages: Sequence[_Stage]) -> Table:
-    """Of the first pipeline rank of each stage's layout: what the plan says, and what was
-    counted.
-    """
-    plans = [stage.plan for stage in stages]
-    title = "One rank, built on meta tensors and counted"
-    if any(plan.work.fp8 != "off" for plan in plans):
-        # TransformerEngine's layers, which alone have FP8, know no meta tensors.
-        title += f"; {_COUNTED_IN_BF16}"
-    table = Table(title=title)
-    for heading in ("stage", "", "planned", "counted", "difference"):
-        left = heading in ("stage", "")
-        table.add_column(heading, justify="left" if left else "right")
-    for stage, plan, counts in zip(
-        stages, plans, counted_without_memory(plans), strict=True
-    ):
-        name = stage.name
-        for figure, planned in expected_counts(plan).items():
-            counted = counts[figure]
-            off = f"{counted / planned - 1:+.2%}" if planned else "-"
-            words = figure.replace("_", " ")
-            table.add_row(name, words, f"{planned:,}", f"{counted:,}", off)
-            name = ""
-    return table
-
-
 def _on_machine(run: RunConfig, asked: PlanQuestion) -> RunConfig:
     """`run` on the nodes and the number of GPUs that are asked about."""
     if asked.gpus is not None and asked.gpus < 1:
@@ -196,7 +175,8 @@ class _Stage:
         plan, kept = self.plan, _kept(self.run, self.plan)
         return [
             *mixture_tables(self.run, self.name),
-            *filter(None, (self.note, epochs_in_words(self.run, self.name))),
+            *filter(None, (self.note, self.room)),
+            *filter(None, (epochs_in_words(self.run, self.name),)),
             *(plan_table(plan, self.name, kept=kept), memory_table(plan)),
             counts_table(self.counts, self.name),
             choices_table(self.choices, limit=8),
@@ -224,10 +204,10 @@ class _Stage:
             *self.model, *self.sizes, **self._shared, offload=offload
         )
 
-    @property
+    @cached_property
     def counts(self) -> list[GpuCount]:
-        """The best layout of 1, 2, 4, ... GPUs."""
-        return best_by_count(
+        """The best layout of 1, 2, 4, ... GPUs, or what gives them one."""
+        counts = best_by_count(
             *self.model,
             powers_of_two(self.sizes[0]),
             *self.sizes[1:],
@@ -235,6 +215,54 @@ class _Stage:
             **self._shared,
             offload=self.run.engine.offload_activations,
         )
+        return [
+            dataclasses.replace(count, way_out=self._way_out(count.gpus))
+            if not count.best.usable
+            else count
+            for count in counts
+        ]
+
+    def _way_out(self, gpus: int) -> tuple[str, LayoutChoice] | None:
+        room = way_out(self.run, self.name, gpus, self._choose)
+        return None if room is None else (" ".join(room.settings), room.choice)
+
+    def _choose(
+        self, run: RunConfig, stage: StageConfig, gpus: int, free: bool
+    ) -> LayoutChoice:
+        """As `choices`, of a run, a stage and GPUs that are changed."""
+        if stage.context != self.stage.context:
+            return choose(run, stage, gpus, free)
+        sizes = self.sizes[1:]
+        if stage != self.stage and stage.tokens and stage.update_tokens:
+            sizes = stage.tokens, stage.update_tokens
+        return suggest_layouts(
+            *(run.model, stage.rope, stage.context, gpus, *sizes),
+            **search_settings(run, stage),
+            packed=self._shared["packed"],
+            recompute=None if free else stage.recompute,
+            offload=run.engine.offload_activations,
+        )[0]
+
+    @property
+    def room(self) -> str:
+        """A line that says what gives the stage room, where it has none."""
+        gpus = self.sizes[0]
+        if not self._open and not self.plan.fits and not self.plan.may_fit:
+            ranks = min(gpus, self.run.cluster.ranks_per_node)
+            nodes = -(-gpus // ranks)
+            cluster = dataclasses.replace(
+                self.run.cluster, nodes=nodes, ranks_per_node=ranks
+            )
+            own = dataclasses.replace(
+                self.stage, nodes=nodes if self.stage.nodes else None
+            )
+            stages = {**self.run.stages, self.name: own}
+            run = dataclasses.replace(self.run, cluster=cluster, stages=stages)
+            return f"{self.name} has no room: {room_in_words(run, self.name)}"
+        if self._open and not self.choices[0].usable:
+            words = remedy(self.run, self.name, gpus, self._choose)
+            return f"{self.name} has no room: {words}"
+        return ""
 
     @cached_property
     def _open(self) -> str:
