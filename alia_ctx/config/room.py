@@ -34,7 +34,7 @@ class Room:
 
     def __str__(self) -> str:
         layout, plan = self.choice.layout, self.choice.plan
-        doubt = f"; it {self.choice.reason}" if self.choice.reason else ""
+        doubt = "" if self.choice.fits else ", a guess of overhead among it: it may fit"
         return (
             f"set {' '.join(self.settings)} (tp={layout.tp} cp={layout.cp} pp={layout.pp} "
             f"with recompute={self.choice.recompute} then takes {plan.fullest.total:.1f} of "
@@ -135,19 +135,20 @@ def remedy(
     """`way_out` in words, with how many GPUs would do without it."""
     stage, see = run.stage(name), "`alia-ctx plan` has the layouts and why others fall"
     ways = [str(room)] if (room := way_out(run, name, gpus, choose, opened)) else []
-    free = "recompute" in opened
     for doubling in range(1, _MOST_DOUBLINGS + 1):
-        if choose(run, stage, gpus << doubling, free).usable:
-            key = f"stages.{name}.nodes" if stage.nodes else "cluster.nodes"
-            key += "" if "layout" in opened else f", stages.{name}.layout=auto"
-            ways.append(f"take {gpus << doubling} GPUs ({key})")
+        choice = choose(run, stage, gpus << doubling, True)
+        if choice.usable:
+            keys = [f"stages.{name}.nodes" if stage.nodes else "cluster.nodes"]
+            keys += [f"stages.{name}.layout=auto"] * ("layout" not in opened)
+            keys += _stage_settings(stage, name, choice, {"layout", *opened})
+            ways.append(f"take {gpus << doubling} GPUs ({', '.join(keys)})")
             break
     if ways:
         return f"{', or '.join(ways)}; {see}"
     context = stage.context // 2
     while context >= _SHORTEST:
         shorter = replace(stage, context=context)
-        if choose(run, shorter, gpus, free).usable:
+        if choose(run, shorter, gpus, True).usable:
             return f"a context of {context:,} has room on as many; {see}"
         context //= 2
     lacks = "`alia-ctx plan` says what each layout lacks"

@@ -129,7 +129,9 @@ def room_in_words(run: RunConfig, name: str) -> str:
     """
     for settings, other in smaller(run, name):
         less = planned_stage(other, name)
-        if less.fits:
+        room = less.fullest.total <= less.cluster.memory_gib
+        # What a save copies is on the host with any of them.
+        if room and (less.fits or not less.work.offload):
             return f"{' '.join(settings)} takes {less.fullest.total:.1f}"
     gpus = run.world_size(run.stage(name))
     on_others = remedy(run, name, gpus, choose, opened=())

@@ -259,10 +259,14 @@ class _Stage:
             stages = {**self.run.stages, self.name: own}
             run = dataclasses.replace(self.run, cluster=cluster, stages=stages)
             return f"{self.name} has no room: {room_in_words(run, self.name)}"
-        if self._open and not self.choices[0].usable:
+        if not self._open or self.choices[0].fits:
+            return ""
+        if not self.choices[0].usable:
             words = remedy(self.run, self.name, gpus, self._choose)
             return f"{self.name} has no room: {words}"
-        return ""
+        room = way_out(self.run, self.name, gpus, self._choose)
+        sure = room is not None and room.choice.fits
+        return f"{self.name} may lack room: {room}" if sure else ""
 
     @cached_property
     def _open(self) -> str:
