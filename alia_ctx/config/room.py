@@ -44,7 +44,7 @@ class Room:
 
 def roomier(run: RunConfig) -> Iterator[tuple[list[str], RunConfig]]:
     """(settings, `run` with them) that take less of a GPU's memory in layers that are
-    recomputed in full, at hardly any time, the cheapest first: their inputs on the host, the
+    recomputed in full, with as many products, the cheapest first: their inputs on the host, the
     MLP of Megatron-Core's own layers in chunks, and both. Nothing for hosts.
     """
     engine = run.engine
