@@ -5,7 +5,7 @@ export OMP_NUM_THREADS ?= 1
 export HF_HUB_OFFLINE ?= 1
 export TOKENIZERS_PARALLELISM ?= false
 
-.PHONY: help setup demo smollm2 test test-serve test-bfcl test-cluster fast lint format wheel clean venv-tf4 venv-serve venv-bfcl
+.PHONY: help setup setup-gpu demo smollm2 test test-serve test-bfcl test-cluster fast lint format wheel clean venv-tf4 venv-serve venv-bfcl
 
 help:
 	@echo "make demo   the whole job on real text: tokenise, pack, three stages, export, evaluate"
@@ -19,12 +19,16 @@ help:
 	@echo "make lint   linters and types"
 	@echo "make wheel  the package as dist/alia_ctx-VERSION-py3-none-any.whl"
 	@echo "make setup  only the virtual environment in .venv"
+	@echo "make setup-gpu  the same with the releases that GPUs were measured with, and FlashAttention 4"
 	@echo "make clean  remove what the demo made; .venv stays"
 
 setup: .venv/ready
 
-.venv/ready: scripts/setup.sh pyproject.toml constraints.txt
+.venv/ready: scripts/setup.sh pyproject.toml constraints.txt launch/constraints-gpu.txt
 	@bash scripts/setup.sh
+
+setup-gpu:
+	@grep -qsx gpu .venv/ready && $(MAKE) -s setup || bash scripts/setup.sh gpu
 
 demo: setup
 	@$(BIN)/python scripts/demo.py

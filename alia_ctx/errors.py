@@ -1,4 +1,6 @@
-"""The errors that a user can cause, each naming what is wrong and what to do about it."""
+"""The errors that a user can cause, each naming what is wrong and what to do about it, and
+requests to stop.
+"""
 
 from __future__ import annotations
 
@@ -69,6 +71,14 @@ class Problems(list[Problem]):
     def counted(self) -> str:
         """`1 problem`, `3 problems`."""
         return f"{len(self)} problem{'s' if len(self) != 1 else ''}"
+
+
+class StopRequest(BaseException):
+    """A request from outside to stop, on its way out of whatever was being done."""
+
+
+# What nobody holds up who guards against the errors of other packages.
+STOP_REQUESTS = (KeyboardInterrupt, StopRequest)
 
 
 class AliaError(Exception):

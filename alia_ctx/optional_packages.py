@@ -3,7 +3,8 @@
 Megatron-Core, transformers and our own table of kernels use packages where they can be
 imported. A build for another torch, or half an installation, raises errors of any type
 (OSError, RuntimeError, AttributeError) where a missing package raises ImportError, which
-is all that most of them catch. `guard` makes the former look like the latter.
+is all that most of them catch, or asks the program to end (SystemExit). `guard` makes the
+former look like the latter.
 """
 
 from __future__ import annotations
@@ -19,6 +20,8 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from types import ModuleType
 from typing import Any
+
+from alia_ctx.errors import STOP_REQUESTS
 
 # What computes on GPUs alone: name, and which modules of it are asked for where that is
 # not itself. Megatron-Core 0.19.2 asks for all of them in a `try`
@@ -62,19 +65,41 @@ _OF_MEGATRON = (
     "tensorflow",  # tensorboard's
 )
 # transformers imports these where it finds them, without trying whether they import
-# (utils/import_utils.py): a torchvision for another torch ends every AutoModel.
+# (utils/import_utils.py): a torchvision for another torch ends every AutoModel. torchdistx
+# is torch's, torch_xla accelerate's.
 _OF_TRANSFORMERS = (
-    *("accelerate", "deepspeed", "scipy", "sklearn", "soundfile"),
-    *("torchao", "torchaudio", "torchvision"),
+    *("accelerate", "deepspeed", "hqq", "scipy", "sklearn", "soundfile", "soxr"),
+    *("torch_mlu", "torch_musa", "torch_npu", "torch_xla", "torchao", "torchaudio"),
+    *("torchdistx", "torchvision"),
+)
+# transformers asks these for their version where it finds them, and imports those without
+# metadata for it (`_is_package_available`): a checkout on PYTHONPATH, the rest of an
+# uninstall, a folder that was carried without its dist-info.
+_ASKED_FOR_THEIR_VERSION = (
+    *("accelerate", "auto_round", "bitsandbytes", "compressed_tensors", "fla"),
+    *("flash_attn", "flute", "fp_quant", "gguf", "hqq", "kernels", "liger_kernel"),
+    *("mamba_ssm", "mistral_common", "onnxruntime", "openvino", "optimum", "peft"),
+    *("quark", "qutlass", "schedulefree", "sudachipy", "torchao", "torchcodec"),
+    *("torchvision", "triton", "vptq"),
+)
+# What single commands of ours need, who say so where it is not there; sinks of metrics.
+_OF_OURS = (
+    *("babel", "jsonschema", "mlflow", "py3langid", "sentencepiece", "tensorboard"),
+    "wandb",
 )
 # Those that are imported where they are found, outside of any `try`, by whom: hidden before
 # where they do not import. megatron/core/optimizer/__init__.py imports emerging_optimizers
 # by its metadata alone (`hidden_have_no_version`).
 _SOUGHT = {"transformers": _OF_TRANSFORMERS, "megatron": ("emerging_optimizers",)}
-# What takes seconds to import, or prints, and computes nothing of ours. wandb is a sink,
-# which is left out with a word where it fails (train/sinks.py).
-_NOT_TRIED = ("deepspeed", "tensorflow", "tensorrt_llm", "wandb")
-_GUARDED = frozenset((*_OF_GPUS, *_OF_MEGATRON, *_OF_TRANSFORMERS))
+# What takes seconds to import, or prints, and computes nothing of ours; and what is named by
+# whoever needs it.
+_NOT_TRIED = ("deepspeed", "tensorflow", "tensorrt_llm", *_OF_OURS)
+_GUARDED = frozenset(
+    (
+        *(*_OF_GPUS, *_OF_MEGATRON, *_OF_TRANSFORMERS, *_OF_OURS),
+        *_ASKED_FOR_THEIR_VERSION,
+    )
+)
 
 
 @dataclass(frozen=True)
@@ -133,10 +158,11 @@ def hidden_have_no_version() -> Iterator[None]:
 
 
 def reason(error: BaseException) -> str:
-    """Why an import failed, in a line: type and words of what was raised first."""
+    """Why an import failed, in a line: type and words, if any, of what was raised first."""
     while isinstance(error, ModuleNotFoundError) and error.__cause__ is not None:
         error = error.__cause__
-    return f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"
+    words = " ".join(str(error).split())[:300]
+    return f"{type(error).__name__}: {words}" if words else type(error).__name__
 
 
 def installed_version(distribution: str) -> str | None:
@@ -160,7 +186,7 @@ def half_installed(names: Sequence[str] = ()) -> list[HalfInstalled]:
             del sys.modules[name]
         for module in _OF_GPUS.get(name) or (name,):
             if module not in sys.modules and (why := _why_not(module)) is not None:
-                found.append(HalfInstalled(module, _distribution(name), why))
+                found.append(HalfInstalled(module, distribution_of(name), why))
                 break  # what is below it fails alike
         if hidden:
             hide([name])
@@ -172,7 +198,9 @@ def _why_not(module: str) -> str | None:
     try:
         if _spec(module) is not None:
             importlib.import_module(module)
-    except Exception as error:
+    except STOP_REQUESTS:
+        raise
+    except BaseException as error:
         return reason(error)
     return None
 
@@ -197,11 +225,16 @@ def _found(
     return None
 
 
-def _distribution(package: str) -> str:
-    """`flash-attn 2.8.3`; of several, as flash_attn has, all."""
-    names = _distributions().get(package, ())
-    versions = {name: installed_version(name) for name in names}
-    return ", ".join(f"{n} {v or ''}".strip() for n, v in versions.items()) or package
+def distribution_of(module: str) -> str:
+    """`flash-attn 2.8.3`: what a module is of, with the version; of several, as flash_attn
+    has, all. Without metadata the name of its package, with the version that it states.
+    """
+    package = module.partition(".")[0]
+    versions = {n: installed_version(n) for n in _distributions().get(package, ())}
+    if not versions:
+        stated = getattr(sys.modules.get(package), "__version__", None)
+        versions = {package: stated if isinstance(stated, str) else None}
+    return ", ".join(f"{name} {v or ''}".strip() for name, v in versions.items())
 
 
 @functools.cache
@@ -220,6 +253,8 @@ class _Guard(importlib.abc.MetaPathFinder):
     ) -> importlib.machinery.ModuleSpec | None:
         if fullname in _SOUGHT:
             hide([*_broken(_SOUGHT[fullname])])
+        if fullname == "transformers":
+            hide([*_broken(_without_metadata(_ASKED_FOR_THEIR_VERSION))])
         if fullname.partition(".")[0] not in _GUARDED:
             return None
         spec = _found(fullname, path, target)
@@ -243,13 +278,22 @@ def _as_if_missing(name: str, step: Callable[[Any], Any]) -> Callable[[Any], Any
     def watched(argument: Any) -> Any:
         try:
             return step(argument)
-        except ModuleNotFoundError:
+        except (ModuleNotFoundError, *STOP_REQUESTS):
             raise
-        except Exception as error:
+        except BaseException as error:
             words = f"{name} is there and does not import ({reason(error)})"
             raise ModuleNotFoundError(words, name=name) from error
 
     return watched
+
+
+def _without_metadata(names: Iterable[str]) -> Iterator[str]:
+    """Those that are there and state no version but in themselves."""
+    for name in names:
+        if _found(name, None) is None or installed_version(name) is not None:
+            continue
+        if not _distributions().get(name):
+            yield name
 
 
 def _broken(names: Iterable[str]) -> Iterator[str]:

@@ -15,15 +15,16 @@ FLOPs are those that the causal mask and the documents let through, 4 forward an
 backward a pair, head and dimension (the backward recomputes the scores: 5 products
 against 2); the useful count of `model.py` leaves that recomputation out. Output and
 gradients are compared, by their norms a token, with those of the first contender. A
-result is a line of `--out`, written as it comes. Where any was left out the program ends
-with status 1.
+result is a line of `--out`, written as it comes with the setting it was measured under; a
+file of another setting (card, torch, heads, first contender, `--repeats`, `--seconds`) is
+refused before anything starts, and `--table` prints a table for each. Where any was left
+out the program ends with status 1.
 """
 
 from __future__ import annotations
 
 import argparse
 import contextlib
-import gc
 import statistics
 import sys
 import time
@@ -46,8 +47,10 @@ from alia_ctx.nn.attention_kernels import (
 from benchmarks import gpu_program
 from benchmarks.gpu_program import Parser, at_least, existing_file, new_file
 from benchmarks.pages import print_skipped, read_results, table, write_result
-from benchmarks.row_attention_peers import sdpa, te_attention, te_backend, te_forward
+from benchmarks.row_attention_peers import sdpa, te_attention, te_forward
 from benchmarks.row_placement import KINDS, offsets_of, pairs
+from benchmarks.settings import Setting, by_setting
+from benchmarks.te_backends import te_backend
 
 DIM = 128
 SCALE = DIM**-0.5
@@ -166,9 +169,25 @@ def measure(
     }
 
 
-def run_all(options: argparse.Namespace) -> list[dict[str, Any]]:
+# What results have in common that one table compares; the first contender is the one that
+# the others differ from.
+SETTING = ("card", "torch", "heads", "first", "repeats", "seconds")
+
+
+def setting_of(options: argparse.Namespace) -> Setting:
+    """That of this run."""
+    return {
+        "card": torch.cuda.get_device_name() if DEVICE == "cuda" else "a host",
+        "torch": torch.__version__,
+        "heads": options.heads,
+        "first": options.kernels[0],
+        "repeats": options.repeats,
+        "seconds": options.seconds,
+    }
+
+
+def run_all(options: argparse.Namespace, setting: Setting) -> list[dict[str, Any]]:
     results = []
-    card = torch.cuda.get_device_name() if DEVICE == "cuda" else "a host"
     for length in options.lengths:
         for kind in options.rows:
             heads, groups = options.heads
@@ -176,9 +195,7 @@ def run_all(options: argparse.Namespace) -> list[dict[str, Any]]:
             norms: list[torch.Tensor] = []
             for name in options.kernels:
                 result = {
-                    "card": card,
-                    "torch": torch.__version__,
-                    "heads": options.heads,
+                    **setting,
                     "length": length,
                     "row": kind,
                     "documents": shape.documents,
@@ -186,14 +203,15 @@ def run_all(options: argparse.Namespace) -> list[dict[str, Any]]:
                 }
                 try:
                     result |= measure(name, shape, norms, options)
-                except Exception as error:  # each package refuses in its own way
+                except (
+                    Exception,
+                    SystemExit,
+                ) as error:  # each package refuses in its own way
                     words = " ".join(str(error).split())[:300]
                     result["skipped"] = f"{type(error).__name__}: {words}"
                 results.append(result)
                 write_result(result, options.out)
-                gc.collect()
-                if DEVICE == "cuda":
-                    torch.cuda.empty_cache()
+                gpu_program.forget_case()
     return results
 
 
@@ -204,12 +222,19 @@ COLUMNS = (
 
 
 def print_table(results: list[dict[str, Any]]) -> None:
-    """Markdown: TFLOP/s of each contender on each row, and who was left out."""
-    first = results[0]
-    heads = (
-        f"{first['heads'][0]} query and {first['heads'][1]} key/value heads of {DIM}"
-    )
-    print(f"{first['card']}, torch {first['torch']}; {heads}; TFLOP/s.\n")
+    """Markdown, for each setting: TFLOP/s of each contender on each row, and who was left
+    out.
+    """
+    for number, (setting, own) in enumerate(by_setting(results, SETTING)):
+        if number:
+            print()
+        _print_setting(setting, own)
+
+
+def _print_setting(setting: Setting, results: list[dict[str, Any]]) -> None:
+    queries, keys = setting["heads"]
+    heads = f"{queries} query and {keys} key/value heads of {DIM}"
+    print(f"{setting['card']}, torch {setting['torch']}; {heads}; TFLOP/s.\n")
     measured = [r for r in results if "skipped" not in r]
     best: dict[tuple[int, str], float] = {}
     alone: dict[tuple[int, str], float] = {}
@@ -264,11 +289,13 @@ def main() -> None:
     parser.add_argument("--table", type=existing_file, help="print a file's tables")
     options = parser.parse_args()
     if options.table:
-        parser.read(options.table, lambda file: print_table(read_results(file)))
+        parser.read(options.table, lambda f: print_table(read_results(f, "contender")))
         return
     if options.heads[0] % options.heads[1]:
         parser.error("--heads: key/value heads divide those of queries")
-    results = run_all(options)
+    setting = setting_of(options)
+    parser.require_setting(options.out, "contender", setting)
+    results = run_all(options, setting)
     print_table(results)
     gpu_program.end(
         f"{r['contender']} ({r['length']}, {r['row']})"

@@ -12,13 +12,15 @@ lets through, 4 forward and 10 backward a pair, head and dimension. Rotation is 
 
 Methods: ours, ours with a zigzag's cuts, a gather of all keys, Ulysses (all four on one
 kernel); torch's context_parallel over SDPA; TransformerEngine's DotProductAttention by
-point-to-point, all-gather and all-to-all; ring-flash-attn's zigzag ring and its gather.
+point-to-point, all-gather and all-to-all, with the kernel that it chooses (cuDNN's on
+Hopper) and, `flash`, by FlashAttention; ring-flash-attn's zigzag ring and its gather.
 Each holds the tokens that it wants where it wants them, and its forms are tried in turn
 on a small row, whose output and gradients must be those of a dense fp32 computation; one
 that is missing, or cannot do a row, is skipped with its reason in the file. All ranks
 agree on that. Each result is written as it comes; a method that hangs or ends the
 processes is recorded so, and the rest goes on in new ones. The same command again goes
-on where it was. Where any was left out the program ends with status 1.
+on where it was; a file of another setting (GPUs, card, torch, kernel, `--repeats`,
+`--seconds`) is refused. Where any was left out the program ends with status 1.
 """
 
 from __future__ import annotations
@@ -26,11 +28,9 @@ from __future__ import annotations
 import argparse
 import contextlib
 import gc
-import json
 import os
 import statistics
 import sys
-import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -43,11 +43,19 @@ import torch.distributed as dist
 from torch import Tensor
 
 from alia_ctx.config.run import EngineConfig
+from alia_ctx.errors import AliaError
 from alia_ctx.mcore.runtime import Distributed
 from alia_ctx.nn.attention_kernels import Kernel, resolve_kernel
 from alia_ctx.nn.key_value_exchange import open_channels
 from benchmarks import gpu_program
-from benchmarks.gpu_program import Parser, at_least, existing_file, new_file, parsed
+from benchmarks.gpu_program import (
+    REFUSED,
+    Parser,
+    at_least,
+    existing_file,
+    new_file,
+    parsed,
+)
 from benchmarks.process_ranks import run_ranks
 from benchmarks.row_attention import (
     DEVICE,
@@ -56,7 +64,6 @@ from benchmarks.row_attention import (
     GROUPS,
     HEADS,
     SCALE,
-    Attention,
     Maker,
     Method,
     Row,
@@ -65,6 +72,7 @@ from benchmarks.row_attention import (
 from benchmarks.row_attention_peers import METHODS
 from benchmarks.row_placement import offsets_of, pairs, row_of
 from benchmarks.row_results import Record, print_table
+from benchmarks.row_timing import both_of, forward_of, seconds, synchronize
 
 TOLERANCE = 0.02  # of the norm, from dense fp32: bf16 has 8 bits, and is rounded often
 
@@ -144,8 +152,8 @@ def together(action: Callable[[], Any]) -> Any:
     problem, value = None, None
     try:
         value = action()
-        _synchronize()
-    except Exception as error:
+        synchronize()
+    except (Exception, SystemExit) as error:
         lines = (str(error).strip() or "no message").splitlines()
         kind = "" if isinstance(error, UnableError) else f"{type(error).__name__}: "
         problem = kind + " ".join(lines[:2])[:300]
@@ -168,53 +176,10 @@ def prepared(maker: Maker, row: Row) -> Iterator[Method]:
 
 def _synchronize_or_end(problem: str) -> None:
     try:
-        _synchronize()
+        synchronize()
     except RuntimeError:
         print(problem, file=sys.stderr, flush=True)
         os._exit(70)
-
-
-def _synchronize() -> None:
-    if DEVICE == "cuda":
-        torch.cuda.synchronize()
-
-
-def seconds(step: Callable[[], object], repeats: int, budget: float) -> list[float]:
-    """Of each repeat, the slowest rank's; as many as `budget` seconds have room for, three
-    at least and `repeats` at most.
-    """
-    step()
-    times: list[float] = []
-    while len(times) < repeats + 1:
-        dist.all_reduce(torch.zeros(1, device=DEVICE))
-        _synchronize()
-        began = time.perf_counter()
-        step()
-        _synchronize()
-        taken = torch.tensor(time.perf_counter() - began, device=DEVICE)
-        dist.all_reduce(taken, dist.ReduceOp.MAX)
-        times.append(float(taken))
-        if len(times) >= 4 and sum(times) > budget:
-            break
-    return times[1:]  # the first is of the warm-up
-
-
-def _forward(attention: Attention, leaves: list[Tensor]) -> Callable[[], object]:
-    def step() -> None:
-        with torch.no_grad():
-            attention(*leaves)
-
-    return step
-
-
-def _both(
-    attention: Attention, leaves: list[Tensor], gradient: Tensor
-) -> Callable[[], object]:
-    def step() -> None:
-        output = attention(*leaves)
-        torch.autograd.grad(output, leaves, gradient.view_as(output))
-
-    return step
 
 
 def time_method(
@@ -229,8 +194,8 @@ def time_method(
         leaves, gradient = own_part(method, values)
         own = norms(method, found(method, leaves, gradient), row.length)
         timing = options.repeats, options.seconds
-        one = seconds(_forward(method.forward, leaves), *timing)
-        two = seconds(_both(method.forward, leaves, gradient), *timing)
+        one = seconds(forward_of(method.forward, leaves), *timing)
+        two = seconds(both_of(method.forward, leaves, gradient), *timing)
         computed_by = method.describe()
     ahead, whole = statistics.median(one), statistics.median(two)
     flops = HEADS * DIM * pairs(row.offsets) / row.cp
@@ -251,9 +216,10 @@ def time_method(
 class Program:
     """All rows and methods that the record does not have yet, on one rank."""
 
-    def __init__(self, options: argparse.Namespace, record: Record) -> None:
-        self.options, self.record = options, record
-        self.kernel = resolve_kernel(options.kernel, DEVICE)
+    def __init__(
+        self, options: argparse.Namespace, record: Record, kernel: Kernel
+    ) -> None:
+        self.options, self.record, self.kernel = options, record, kernel
         self.usable: dict[tuple[str, bool], Maker] = {}
 
     def run(self) -> None:
@@ -283,9 +249,7 @@ class Program:
             except UnableError as error:
                 result = {"skipped": str(error)}
             self.record.finish(name, method, result)
-            gc.collect()
-            if DEVICE == "cuda":
-                torch.cuda.empty_cache()
+            gpu_program.forget_case()
 
     def reference(self, row: Row, values: list[Tensor]) -> list[Tensor]:
         with METHODS["ours"][0](row) as method:
@@ -309,24 +273,33 @@ class Program:
         raise UnableError("; ".join(dict.fromkeys(reasons)))
 
 
-def run_here(options: argparse.Namespace) -> None:
+def run_here(parser: Parser, options: argparse.Namespace) -> None:
     """As one of the ranks."""
     with Distributed(EngineConfig(timeout_minutes=options.silence / 60)):
         open_channels(dist.group.WORLD, DEVICE)
-        card = torch.cuda.get_device_name() if DEVICE == "cuda" else "a host"
-        setting = {
-            "cp": dist.get_world_size(),
-            "card": card,
-            "torch": torch.__version__,
-        }
-        record = Record.open(options.out, setting, writes=dist.get_rank() == 0)
+        try:
+            kernel = resolve_kernel(options.kernel, DEVICE)
+            setting = {
+                "cp": dist.get_world_size(),
+                "card": torch.cuda.get_device_name() if DEVICE == "cuda" else "a host",
+                "torch": torch.__version__,
+                "kernel": kernel.name,
+                "repeats": options.repeats,
+                "seconds": options.seconds,
+            }
+            record = Record.open(options.out, setting, writes=dist.get_rank() == 0)
+        except (AliaError, ValueError) as error:  # on all ranks alike
+            parser.refuse(str(error))
         dist.barrier()  # all have read it
-        Program(options, record).run()
+        Program(options, record, kernel).run()
 
 
-def run_apart(options: argparse.Namespace) -> None:
+def run_apart(parser: Parser, options: argparse.Namespace) -> None:
     """In as many processes as there are ranks, anew after each that a method ends."""
-    Record.forget_begun(options.out)
+    try:
+        Record.forget_begun(options.out)
+    except ValueError as error:
+        parser.refuse(str(error))
     while True:
         ended = run_ranks(
             [__file__, *sys.argv[1:]],
@@ -340,6 +313,8 @@ def run_apart(options: argparse.Namespace) -> None:
         if ended.problem is None:
             return
         if not Record.blame(options.out, ended.problem):
+            if ended.status == REFUSED:  # the first rank has said why
+                sys.exit(REFUSED)
             sys.exit(f"the ranks {ended.problem}, and no method had begun")
 
 
@@ -378,16 +353,16 @@ def main() -> None:
     parser.add_argument("--table", type=existing_file, help="print a file's tables")
     options = parser.parse_args()
     if options.table:
-        parser.read(options.table, lambda f: print_table(json.loads(f.read_text())))
+        parser.read(options.table, lambda f: print_table(Record.read(f)))
     elif not options.row or not options.out:
         parser.error("--row and --out say what to measure, --table what to print")
     elif "RANK" in os.environ:
         parser.require_gpus_or_none(gpu_program.world_size())
-        run_here(options)
+        run_here(parser, options)
     else:
         parser.require_gpus_or_none(options.ranks)
-        run_apart(options)
-        rows = json.loads(options.out.read_text())["rows"]
+        run_apart(parser, options)
+        rows = Record.read(options.out)["rows"]
         gpu_program.end(
             f"{method} ({row})"
             for row in options.row

@@ -12,27 +12,30 @@ that go together, and with several `--tp-chunks` (`engine.tp_overlap_chunks`) ea
 whose tp is above 1. The vocabulary is cut from 256,000 to 8,192, so that
 layers fill the memory and not the embedding. Random weights, random tokens; bf16 with
 fp32 gradients and optimizer state that the data-parallel ranks share (context-parallel
-ranks are among them, as in Megatron).
+ranks are among them, as in Megatron). An update of one row shows what an update does once
+(the optimizer's step, and gradients zeroed, scaled, reduced), which more rows share: cases
+of different rows are not comparable a GPU.
 
 tokens/s is over the whole update: forward, backward, reduction, optimizer's step. MFU:
 FLOPs of all products with weights and of the attention that the causal mask lets
 through, without what is recomputed, over the rate of an 8192^3 bf16 product in the same
 process. Exposed communication: the time, of one profiled update on rank 0, in which a
-NCCL kernel runs and no other kernel does. Waiting for a slower rank is in it.
+NCCL kernel runs and no other kernel does. Waiting for a slower rank is in it. The planner
+takes the constants of the card's file in configs/clusters/, and its defaults where there is
+none; `planned_by` says which.
 
 A case for which the memory does not suffice, or that the engine refuses, is recorded so,
-and the program ends with status 1.
+and the program ends with status 1. `--out` is of one run: a file that is there is refused.
 """
 
 from __future__ import annotations
 
 import argparse
-import gc
 import json
 import re
 import statistics
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, get_args
 
@@ -52,6 +55,7 @@ from alia_ctx.planner.workload import RowSizes
 from alia_ctx.spec.cluster import ClusterSpec
 from alia_ctx.spec.execution import Recompute
 from alia_ctx.spec.layout import Layout
+from alia_ctx.spec.machines import MACHINES
 from alia_ctx.spec.model import ModelSpec
 from benchmarks import gpu_program
 from benchmarks.gpu_products import LOCAL, Products
@@ -153,6 +157,24 @@ class Case:
         )
 
 
+# Machines of `alia_ctx.spec.machines` by the whole name that torch has for their GPU: cards on
+# PCIe and parts of a card, which are slower, have other names.
+_MACHINES = {
+    "NVIDIA A100-SXM4-80GB": "a100-80",
+    "NVIDIA H100 80GB HBM3": "h100-80",
+    "NVIDIA H200": "h200",
+}
+
+
+def cluster_of(card: str, world: int) -> tuple[str, ClusterSpec]:
+    """A host of `world` such cards, without the guess of overhead, and where its constants
+    are from: a file's name in configs/clusters/, or "defaults".
+    """
+    name = _MACHINES.get(card, "defaults")
+    machine = MACHINES.get(name, ClusterSpec())
+    return name, replace(machine, ranks_per_node=world, overhead_gib=0.0)
+
+
 def measure(
     case: Case, repeats: int, rate: float, products: Products = LOCAL
 ) -> dict[str, Any]:
@@ -194,10 +216,8 @@ def measure(
     flops = tokens * model.linear_flops_per_token() + case.rows * dp * (
         model.attention_flops([case.context])
     )
-    planned = case.planned(
-        ClusterSpec(ranks_per_node=world, memory_gib=80, overhead_gib=0),
-        products,
-    )
+    planned_by, cluster = cluster_of(torch.cuda.get_device_name(), world)
+    planned = case.planned(cluster, products)
     return {
         "ranks": world,
         "documents": case.rows * dp,
@@ -212,6 +232,7 @@ def measure(
         "tflops_per_gpu": flops / seconds / world / 1e12,
         "mfu": flops / seconds / world / 1e12 / rate,
         "peak_gib": float(peak),
+        "planned_by": planned_by,
         "planned_gib": planned.fullest.total,
         "planned_seconds": planned.timing.total,
         "exposed": exposed_communication(engine, rows),
@@ -254,7 +275,7 @@ def main() -> None:
     parser = Parser()
     parser.add_argument("--case", action="append", required=True, type=parsed(_named))
     parser.add_argument("--repeats", type=at_least(1), default=3)
-    parser.add_argument("--out", type=gpu_program.new_file, required=True)
+    parser.add_argument("--out", type=gpu_program.absent_file, required=True)
     parser.add_argument(
         "--layers", nargs="+", choices=gpu_program.choices("layers"), default=["local"]
     )
@@ -278,9 +299,13 @@ def main() -> None:
                 result = {"out of memory": str(error).partition(".")[0]}
             except AliaError as error:
                 result = {"refused": str(error)}
-            results[text] = {"card": card, "matrix_tflops": float(rate), **result}
-            gc.collect()
-            torch.cuda.empty_cache()
+            results[text] = {
+                "card": card,
+                "torch": torch.__version__,
+                "matrix_tflops": float(rate),
+                **result,
+            }
+            gpu_program.forget_case()
             if dist.get_rank() == 0:
                 options.out.write_text(json.dumps(results))
                 print(text, json.dumps(results[text]), flush=True)

@@ -36,7 +36,9 @@ several ranks, all that reduces gradients and gathers weights; the optimizer's s
 part of any figure. A packed row (`--row web`) is given only to those that keep its
 documents apart.
 
-Each result is a line of `--out`, written as it comes. While one peer is measured the next
+Each result is a line of `--out`, written as it comes with the setting it was measured under;
+a file of another setting (card, GPUs, torch, sizes, `--repeats`) is refused before anything
+starts, and `--table` prints a table for each. While one peer is measured the next
 one's processes import what they need. A peer that fails, hangs or is not installed is a
 line with the reason, and the program ends with status 1. The sizes are the same for all,
 and it is checked: parameters are counted. Weights are random, so losses are near
@@ -71,6 +73,8 @@ from benchmarks.kernel_time import NAMES, matrix_rate, profile_step
 from benchmarks.pages import read_results, table, write_result
 from benchmarks.peers import PEERS, Task, device
 from benchmarks.process_ranks import RankGroup
+from benchmarks.row_attention import UnableError
+from benchmarks.settings import Setting, by_setting, card_here
 from benchmarks.stacks import alia_stack
 from benchmarks.torchtitan_peer import import_for_any_torch
 
@@ -103,15 +107,9 @@ def measure(peer: str, task: Task, profiled: bool) -> dict[str, Any]:
                 losses.append(loss)
         peak = torch.cuda.max_memory_allocated() / 2**30 if on_gpu else 0.0
         classes, kernels = profile_step(step.run) if profiled and on_gpu else ({}, [])
-        card = torch.cuda.get_device_name() if on_gpu else "a host"
-        ranks = dist.get_world_size()
     return {
         "peer": peer,
-        "kernel": step.kernel,
-        "card": card,
-        "ranks": ranks,
-        "torch": torch.__version__,
-        "context": task.context,
+        "kernel": step.describe(),
         "parameters": step.parameters,
         "seconds": seconds,
         "loss": losses[0],
@@ -152,12 +150,29 @@ def run_here(options: argparse.Namespace) -> None:
     case = Case(options.layers, options.context, "none", options.row)
     row = make_row(case, options.vocabulary)
     task = Task(model, row, options.context, options.repeats)
-    result = measure(peer, task, options.profile)
+    try:
+        result = measure(peer, task, options.profile)
+    except (*gpu_program.REFUSALS, UnableError) as error:
+        # On one rank alone the others may wait for it; their end is the group's.
+        sys.exit(gpu_program.one_line(error))
     if int(os.environ.get("RANK", "0")) == 0:
         print(json.dumps(result))
 
 
-def run_all(options: argparse.Namespace) -> list[dict[str, Any]]:
+# What results have in common that one table compares.
+SETTING = (
+    *("ranks", "card", "torch", "layers", "context", "row", "vocabulary", "width"),
+    "repeats",
+)
+
+
+def setting_of(options: argparse.Namespace) -> Setting:
+    """That of this run."""
+    here = {"card": card_here(), "torch": torch.__version__}
+    return {n: here[n] if n in here else getattr(options, n) for n in SETTING}
+
+
+def run_all(options: argparse.Namespace, setting: Setting) -> list[dict[str, Any]]:
     """Each peer in its turn; results, which are also written as they come."""
     turns = options.peers * options.rounds
     turns += options.peers[:1] if len(options.peers) > 1 else []
@@ -184,7 +199,7 @@ def run_all(options: argparse.Namespace) -> list[dict[str, Any]]:
                 waiting[number + 1] = prepare(turns[number + 1])
             if peer not in failed:
                 group.go()
-                results.append(_result(peer, group, options.limit))
+                results.append(setting | _result(peer, group, options.limit))
                 if "skipped" in results[-1]:
                     failed.add(peer)  # once is enough
                 write_result(results[-1], options.out)
@@ -207,22 +222,33 @@ COLUMNS = (
 
 
 def print_tables(results: list[dict[str, Any]]) -> None:
-    """Markdown: the peers, their time by class of kernel, and who was not measured."""
+    """Markdown, for each setting: the peers, their time by class of kernel, and who was not
+    measured.
+    """
+    if all("skipped" in result for result in results):
+        sys.exit("no peer was measured")
+    for number, (setting, own) in enumerate(by_setting(results, SETTING)):
+        if number:
+            print()
+        _print_setting(setting, own)
+
+
+def _print_setting(setting: Setting, results: list[dict[str, Any]]) -> None:
     measured: dict[str, list[dict[str, Any]]] = {}
     for result in results:
         if "skipped" not in result:
             measured.setdefault(result["peer"], []).append(result)
-    if not measured:
-        sys.exit("no peer was measured")
     medians = {
         peer: statistics.median(s for r in rounds for s in r["seconds"])
         for peer, rounds in measured.items()
     }
-    some = next(iter(measured.values()))[0]
-    print(
-        f"{some['ranks']} x {some['card']}, torch {some['torch']}, "
-        f"{some['context']:,} tokens a row.\n"
-    )
+    words = f"{setting['ranks']} x {setting['card']}, torch {setting['torch']}, "
+    if "layers" in setting:
+        words += f"layers {setting['layers']}, "
+    words += f"{setting['context']:,} tokens a row"
+    if "row" in setting:
+        words += {"one": ", one document"}.get(setting["row"], ", packed documents")
+    print(f"{words}.\n")
     lines = []
     for peer, rounds in measured.items():
         middle, first = medians[peer], rounds[0]
@@ -233,7 +259,7 @@ def print_tables(results: list[dict[str, Any]]) -> None:
             [
                 *(peer, first["kernel"], f"{middle:.3f}"),
                 f"{(max(every) - min(every)) / middle:.1%}",
-                f"{first['context'] / middle:,.0f}",
+                f"{setting['context'] / middle:,.0f}",
                 f"{tflops:,.0f}",
                 f"{tflops / rate:.1%}" if rate else "",
                 f"{middle / medians['ours']:.3f}" if "ours" in medians else "",
@@ -241,13 +267,16 @@ def print_tables(results: list[dict[str, Any]]) -> None:
                 f"{first['loss']:.3f}",
             ]
         )
-    print(table(COLUMNS, lines))
-    profiled = {p: rounds[0] for p, rounds in measured.items() if rounds[0]["classes"]}
+    if lines:
+        print(table(COLUMNS, lines))
+    profiled = {
+        result["peer"]: result for result in reversed(results) if result.get("classes")
+    }
     if profiled:
         print("\nMilliseconds of a profiled step on the first GPU:\n")
         rows = [
             [peer, *(f"{result['classes'][name]:.1f}" for name in NAMES)]
-            for peer, result in profiled.items()
+            for peer, result in reversed(profiled.items())
         ]
         print(table(("peer", *NAMES), rows))
     skipped = {r["peer"]: r["skipped"] for r in results if "skipped" in r}
@@ -256,7 +285,7 @@ def print_tables(results: list[dict[str, Any]]) -> None:
     for peer, reason in skipped.items():
         print(f"- {peer}: {reason}")
     counts = {rounds[0]["parameters"] for rounds in measured.values()}
-    assert len(counts) == 1, f"the peers have models of different sizes: {counts}"
+    assert len(counts) < 2, f"the peers have models of different sizes: {counts}"
 
 
 def main() -> None:
@@ -289,7 +318,7 @@ def main() -> None:
     )
     options = parser.parse_args()
     if options.table:
-        parser.read(options.table, lambda file: print_tables(read_results(file)))
+        parser.read(options.table, lambda f: print_tables(read_results(f, "peer")))
         return
     if options.width and options.width % 16:
         parser.error("--width: 8 heads of an even size make a multiple of 16")
@@ -301,7 +330,9 @@ def main() -> None:
         run_here(options)
         return
     parser.require_gpus_or_none(options.ranks)
-    results = run_all(options)
+    setting = setting_of(options)
+    parser.require_setting(options.out, "peer", setting)
+    results = run_all(options, setting)
     print_tables(results)
     gpu_program.end(r["peer"] for r in results if "skipped" in r)
 

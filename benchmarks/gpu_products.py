@@ -29,19 +29,25 @@ class Products:
         tp_chunks: Sequence[int] = (1,),
     ) -> list[Products]:
         """Those that go together: only TransformerEngine's layers have FP8, and only
-        Megatron-Core's chunks. ValueError where a value goes with none of the others.
+        Megatron-Core's have chunks, of the MLP and of tensor-parallel layers. ValueError
+        where a value goes with none of the others.
         """
         asked = (layers, fp8, offload, mlp_chunks, tp_chunks)
         together = [p for p in (cls(*parts) for parts in product(*asked)) if p._fits]
-        for place in (1, 4, 0, 2, 3):  # first what asks something of the others
-            taken = {astuple(p)[place] for p in together}
-            for value in asked[place]:
-                if value not in taken:
-                    raise ValueError(
-                        f"{cls._words(place, value)} goes with none of --layers "
-                        f"{' '.join(layers)}, --fp8 {' '.join(fp8)}: FP8 is of te (or "
-                        "auto), chunks of tensor-parallel layers of local"
-                    )
+        alone = [
+            (place, value)
+            for place in (1, 4, 3, 0, 2)  # first what asks something of the others
+            for value in asked[place]
+            if value not in {astuple(p)[place] for p in together}
+        ]
+        if alone:
+            defaults = astuple(cls())
+            place, value = min(alone, key=lambda pair: pair[1] == defaults[pair[0]])
+            raise ValueError(
+                f"{cls._words(place, value)} goes with none of --layers "
+                f"{' '.join(layers)}, --fp8 {' '.join(fp8)}: FP8 is of te (or auto), "
+                "chunks of the MLP and of tensor-parallel layers of local"
+            )
         return together
 
     @staticmethod
@@ -53,7 +59,7 @@ class Products:
     def _fits(self) -> bool:
         if self.layers == "local":
             return self.fp8 == "off"
-        return self.tp_chunks == 1
+        return self.tp_chunks == 1 and not self.mlp_chunk
 
     def __str__(self) -> str:
         away = "" if self.offload == "off" else ":offload"

@@ -6,6 +6,7 @@ the end (status 1).
 from __future__ import annotations
 
 import argparse
+import gc
 import os
 import sys
 from collections.abc import Callable, Iterable
@@ -15,7 +16,11 @@ from typing import Any, NoReturn, get_args, get_type_hints
 import torch
 
 from alia_ctx.config.run import EngineConfig
+from alia_ctx.errors import AliaError
+from benchmarks.pages import read_results
+from benchmarks.settings import Setting, by_setting, require_same
 
+REFUSED = 2  # the status, where nothing has been measured
 _ENGINE = get_type_hints(EngineConfig)
 
 
@@ -67,6 +72,16 @@ def new_file(text: str) -> Path:
     return path
 
 
+def absent_file(text: str) -> Path:
+    """A type of option: a file that is not there yet, in a folder that is."""
+    path = new_file(text)
+    if path.exists():
+        raise argparse.ArgumentTypeError(
+            f"{text} is there already and would be overwritten; name another file"
+        )
+    return path
+
+
 class Parser(argparse.ArgumentParser):
     """Says what is wrong once, from the first of several ranks, and ends with status 2."""
 
@@ -80,7 +95,7 @@ class Parser(argparse.ArgumentParser):
     def _end(self, words: str) -> NoReturn:
         if os.environ.get("RANK", "0") == "0":
             print(words, file=sys.stderr, flush=True)
-        sys.exit(2)
+        sys.exit(REFUSED)
 
     def require_gpus(self, ranks: int = 1) -> None:
         """End here where this machine shows fewer GPUs than there are ranks."""
@@ -89,9 +104,18 @@ class Parser(argparse.ArgumentParser):
             self.refuse(f"needs {ranks} GPU(s), and torch finds {found}")
 
     def require_gpus_or_none(self, ranks: int) -> None:
-        """That, in a program that can be tried on a host."""
+        """That, in a program that can be tried on a host: there it says that it is none of a
+        GPU's, whose sizes take hours on a processor.
+        """
         if torch.cuda.is_available():
             self.require_gpus(ranks)
+        elif "RANK" not in os.environ:  # its ranks say nothing more
+            print(
+                "torch finds no GPU: a trial on the processor, whose figures say nothing of "
+                "one and which takes small sizes alone",
+                file=sys.stderr,
+                flush=True,
+            )
 
     def read(self, file: Path, read: Callable[[Path], Any]) -> Any:
         """What `read` makes of a file of results; ends here where it is none."""
@@ -99,6 +123,40 @@ class Parser(argparse.ArgumentParser):
             return read(file)
         except (ValueError, KeyError, TypeError, IndexError) as error:
             self.error(f"{file} is no file of this program's results ({error!r})")
+
+    def require_setting(self, file: Path | None, key: str, setting: Setting) -> None:
+        """End here where a file of JSON lines has results of another setting, or of another
+        program: without `key`.
+        """
+        if file is None or not file.exists() or not file.stat().st_size:
+            return
+        results = self.read(file, lambda path: read_results(path, key))
+        for known, _ in by_setting(results, list(setting)):
+            try:
+                require_same(file, known, setting)
+            except ValueError as error:
+                self.refuse(str(error))
+
+
+# What a case or a peer says where it cannot run here; of anything else the traceback is shown.
+REFUSALS = (AliaError, ImportError, torch.OutOfMemoryError)
+
+
+def one_line(error: BaseException) -> str:
+    """What an error says, with its type where that is not of this project."""
+    words = " ".join(str(error).split())
+    return words if isinstance(error, AliaError) else f"{type(error).__name__}: {words}"
+
+
+def forget_case() -> None:
+    """Free the memory of a case whose objects are gone, and what was compiled for it. dynamo
+    compiles a function for eight shapes, and from the ninth on in one process runs it as
+    Python, so that later cases would be slower for the earlier ones' sake.
+    """
+    gc.collect()
+    torch.compiler.reset()
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
 
 
 def world_size() -> int:

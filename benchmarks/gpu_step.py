@@ -13,8 +13,9 @@ by item, and a profile.
 A case is layers:context:recompute[:row], the row `one` document (default) or `web`:
 half of it one document, the rest of lengths like filtered web text. With several
 `--layers`, `--fp8`, `--offload` and `--mlp-chunk` each case runs with each that go together,
-the first of them measured once more at its end; `of the first` is the first's time over a
-row's, and the last row's says how far the card itself moved. In FP8 all layers of the
+the first of them measured once more at its end; `of the first` is a row's time over the
+first's, and the last row's says how far the card itself moved. Chunks of the MLP are of
+`--layers local`. In FP8 all layers of the
 stack are: none keeps bf16 (`engine.fp8_bf16_layers=0`). Each run is in a process of its
 own, or with `--one-process` all in this one, through the product's engine in bf16 with
 fp32 gradients and optimizer state; one row an update, random tokens. The vocabulary is
@@ -40,7 +41,6 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import gc
 import json
 import statistics
 import subprocess
@@ -78,6 +78,7 @@ from benchmarks.kernel_time import matrix_rate
 from benchmarks.stacks import model_name, stack_of
 
 ROWS = ("one", "web")
+REFUSAL = "refused: "  # what begins the last line of a run that says why it cannot be
 ROPE = RopeSpec("llama3", 1e4, 40.0, 4096, low_freq_factor=1.0, high_freq_factor=4.0)
 
 
@@ -219,7 +220,7 @@ def print_tables(results: list[dict[str, Any]]) -> None:
             f"| {layers} | {int(context):,} | {recompute} | {r['documents']} "
             f"| {r['kernel']} | {r['layers']} | {r['fp8']} | {r['offload']} "
             f"| {r['MLP chunk']} | {r['seconds']:.3f} | {r['spread']:.1%} "
-            f"| {first[r['case']] / r['seconds']:.3f} "
+            f"| {r['seconds'] / first[r['case']]:.3f} "
             f"| {r['tokens_per_second']:,.0f} | {r['tflops']:.0f} | "
             f"{r['matrix_tflops']:.0f} | {r['mfu']:.1%} "
             f"| {r['optimizer_seconds']:.3f} | {r['losses'][-1]:.4f} |"
@@ -301,7 +302,12 @@ def main() -> None:
     if options.gradients_alone:
         leave_out_the_optimizer()
     if options.in_process:
-        print(json.dumps(run_here(options, options.case[0], combinations[0])))
+        try:
+            result = run_here(options, options.case[0], combinations[0])
+        except gpu_program.REFUSALS as error:
+            print(REFUSAL + gpu_program.one_line(error))
+            sys.exit(1)
+        print(json.dumps(result))
         return
     if len(combinations) > 1:
         combinations.append(combinations[0])
@@ -318,12 +324,14 @@ def main() -> None:
                     results.append(run(options, case, products))
                     line = json.dumps(results[-1])
                     print(f"{words}: {line}", file=sys.stderr, flush=True)
-                except Exception as error:  # each package refuses in its own way
+                except (
+                    Exception,
+                    SystemExit,
+                ) as error:  # each package refuses in its own way
                     print(f"{words}: did not run ({error})", flush=True)
                     failed.append(words)
                 # After the error, whose frames hold the engine.
-                gc.collect()
-                torch.cuda.empty_cache()
+                gpu_program.forget_case()
     if results:
         print_tables(results)
     gpu_program.end(failed)
@@ -367,9 +375,12 @@ def run_apart(
         arguments.append("--profile")
     command = [sys.executable, __file__, *arguments, "--in-process"]
     done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=False)
+    last = done.stdout.rstrip("\n").rpartition("\n")[2]
     if done.returncode:
-        raise RuntimeError(f"exit status {done.returncode}; see stderr")
-    result: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
+        words = f"exit status {done.returncode}; see stderr"
+        refused = last.startswith(REFUSAL)
+        raise RuntimeError(last.removeprefix(REFUSAL) if refused else words)
+    result: dict[str, Any] = json.loads(last)
     return result
 
 

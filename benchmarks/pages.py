@@ -45,9 +45,14 @@ def write_result(result: dict[str, Any], out: Path | None) -> None:
             file.write(line + "\n")
 
 
-def read_results(file: Path) -> list[dict[str, Any]]:
-    """What `write_result` wrote."""
-    return [json.loads(line) for line in file.read_text().splitlines()]
+def read_results(file: Path, key: str) -> list[dict[str, Any]]:
+    """What `write_result` wrote of a program whose results all have `key`; ValueError where
+    another program did, or none.
+    """
+    results = [json.loads(line) for line in file.read_text().splitlines()]
+    if not results or not all(isinstance(r, dict) and key in r for r in results):
+        raise ValueError(f"not every line has its {key!r}")
+    return results
 
 
 def print_skipped(skipped: Iterable[tuple[str, str, str]]) -> None:

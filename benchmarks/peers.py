@@ -19,6 +19,7 @@ from alia_ctx.spec.layout import Layout
 from alia_ctx.spec.model import ModelSpec
 from benchmarks.gpu_observed import leave_out_the_optimizer
 from benchmarks.gpu_step import ROPE, draw_on_device
+from benchmarks.te_backends import require_flash, te_backend
 
 
 @dataclass(frozen=True)
@@ -48,12 +49,12 @@ class Task:
 @dataclass(frozen=True)
 class Step:
     """A peer made ready: `run` makes a step, forward, backward and reduction, and says its
-    loss.
+    loss; `describe`, asked after it has run, what computes it.
     """
 
     run: Callable[[], float]
     parameters: int
-    kernel: str
+    describe: Callable[[], str]
 
 
 def device() -> torch.device:
@@ -85,7 +86,7 @@ def ours(
         return engine.train_update([task.row], 0.0).loss
 
     words = f"{engine.kernel}, {engine.layers.words}, FP8 {engine.fp8}"
-    return Step(run, sum(p.numel() for p in engine.parameters()), words)
+    return Step(run, sum(p.numel() for p in engine.parameters()), lambda: words)
 
 
 def llama(task: Task, attention: str, *, liger: bool, fp32_gradients: bool) -> Step:
@@ -115,7 +116,7 @@ def llama(task: Task, attention: str, *, liger: bool, fp32_gradients: bool) -> S
     words = {"cute_by_document": "FlashAttention 4"}.get(attention, attention)
     if sharded and fp32_gradients:
         words += ", weights in fp32"
-    return Step(run, parameters, words)
+    return Step(run, parameters, lambda: words)
 
 
 def build_llama(
@@ -238,13 +239,16 @@ def register_flash4(task: Task) -> str:
     return "cute_by_document"
 
 
-def megatron_te(task: Task, fp8: str = "off") -> Step:
+def megatron_te(task: Task, fp8: str = "off", attention: str = "auto") -> Step:
     """Megatron-Core's own GPT on TransformerEngine's layers and attention, in its own
     DistributedDataParallel with fp32 gradients, to which the layers' products add theirs.
 
     `fp8` by its own recipes: one scale a tensor from its present values, or a block's.
+    `attention` is its own setting (`attention_backend`): "auto", or "flash", by which it
+    sets the variables of TransformerEngine in this process; UnableError where another
+    kernel computes then.
     """
-    import transformer_engine
+    import transformer_engine  # noqa: F401  # ImportError here, not deep in Megatron-Core
     from megatron.core.distributed import (
         DistributedDataParallel,
         DistributedDataParallelConfig,
@@ -254,6 +258,7 @@ def megatron_te(task: Task, fp8: str = "off") -> Step:
         get_gpt_layer_with_transformer_engine_spec,
     )
     from megatron.core.transformer import TransformerConfig
+    from megatron.core.transformer.enums import AttnBackend
 
     ranks, spec = Ranks(Layout(), 0), task.model
     recipes = {
@@ -282,6 +287,7 @@ def megatron_te(task: Task, fp8: str = "off") -> Step:
         gradient_accumulation_fusion=False,
         # Weights are cast to FP8 in each step, as where each row is an update.
         disable_parameter_transpose_cache=True,
+        attention_backend=AttnBackend[attention],
         **recipes[fp8],
     )
     model = GPTModel(
@@ -311,12 +317,13 @@ def megatron_te(task: Task, fp8: str = "off") -> Step:
     def run() -> float:
         chunk.zero_grad_buffer()
         loss = chunk(tokens, positions, None, labels=labels).float().mean()
+        if attention == "flash":
+            require_flash()
         loss.backward()
         chunk.finish_grad_sync()
         return float(loss.detach())
 
-    version = transformer_engine.__version__
-    return Step(run, parameters, f"TransformerEngine {version}, FP8 {fp8}")
+    return Step(run, parameters, lambda: f"{te_backend()}, FP8 {fp8}")
 
 
 def torchtitan(task: Task, attention: str, weights: str = "float32") -> Step:
@@ -343,6 +350,7 @@ PEERS: dict[str, Callable[[Task], Step]] = {
     "ours_flash4": functools.partial(ours, attention="flash4"),
     "ours_te": functools.partial(ours, layers="te"),
     "megatron_te": megatron_te,
+    "megatron_te_flash": functools.partial(megatron_te, attention="flash"),
     "ours_fp8_current": functools.partial(ours, layers="te", fp8="current"),
     "megatron_te_fp8_current": functools.partial(megatron_te, fp8="current"),
     "ours_fp8_blockwise": functools.partial(ours, layers="te", fp8="blockwise"),

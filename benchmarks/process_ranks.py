@@ -24,10 +24,13 @@ _GRACE = 10.0  # seconds that ranks may take to end after the first that failed
 
 @dataclass(frozen=True)
 class Ended:
-    """How a command ended: what went wrong, if anything, and the first rank's output."""
+    """How a command ended: what went wrong, if anything, the first rank's output, and the
+    status of the first rank that failed by itself (0 where none did).
+    """
 
     problem: str | None
     output: str
+    status: int = 0
 
 
 class RankGroup:
@@ -104,7 +107,10 @@ class RankGroup:
         if failed:
             last = said[failed[0]].strip().rsplit("\n", 1)[-1]
             problem = f"{problem}: rank {failed[0]}: {last or 'no message'}"
-        return Ended(problem, (self._folder / "0.out").read_text(errors="replace"))
+        output = (self._folder / "0.out").read_text(errors="replace")
+        return Ended(
+            problem, output, self._started[failed[0]].returncode if failed else 0
+        )
 
     def _kill(self) -> None:
         for process in self._started:

@@ -9,11 +9,9 @@ from __future__ import annotations
 
 import contextlib
 import functools
-import importlib
 import sys
 import types
 from collections.abc import Callable, Iterator
-from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
 import numpy as np
@@ -37,14 +35,12 @@ from benchmarks.row_attention import (
     ulysses,
 )
 from benchmarks.row_placement import dual_chunks, even_share, padded
-
-
-def _words(name: str) -> str:
-    try:
-        return f"{name} {version(name)}"
-    except PackageNotFoundError:  # a folder on the path
-        return name
-
+from benchmarks.te_backends import (
+    flash_alone,
+    package_words,
+    require_flash,
+    te_backend,
+)
 
 Forward = Callable[[Tensor, Tensor, Tensor], Tensor]
 
@@ -122,9 +118,14 @@ def _groups(communication: str, cp: int, rank: int) -> Any:
 
 @contextlib.contextmanager
 def transformer_engine(
-    row: Row, *, communication: str = "p2p", fill_attends: bool = False
+    row: Row,
+    *,
+    communication: str = "p2p",
+    fill_attends: bool = False,
+    flash: bool = False,
 ) -> Iterator[Method]:
-    """DotProductAttention, one document as `bshd`, several as `thd` with `cu_seqlens`.
+    """DotProductAttention, one document as `bshd`, several as `thd` with `cu_seqlens`; with
+    the kernel that it chooses, or with `flash` by FlashAttention alone.
 
     Under context parallelism each document is filled up to a multiple of 2*cp. The fill
     is left out by `cu_seqlens_*_padded`, or with `fill_attends` counted to the
@@ -146,7 +147,18 @@ def transformer_engine(
     fill = f", {bounds[-1] - row.length} tokens filled up"
     fill += " that attend" if fill_attends else ""
     form = "thd" if row.documents > 1 else "bshd"
-    yield Method(forward, tokens, lambda: f"{te_backend()}, {form}{fill}")
+
+    def by_flash(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        out = forward(q, k, v)
+        require_flash()
+        return out
+
+    with flash_alone() if flash else contextlib.nullcontext():
+        yield Method(
+            by_flash if flash else forward,
+            tokens,
+            lambda: f"{te_backend()}, {form}{fill}",
+        )
 
 
 def te_attention(heads: int, groups: int, several: bool) -> Any:
@@ -208,19 +220,6 @@ def thd_options(
     return options
 
 
-def te_backend() -> str:
-    """What DotProductAttention chose in its last call: it keeps that in its module."""
-    package = "transformer_engine.pytorch.attention.dot_product_attention"
-    chosen = importlib.import_module(package)._attention_backends
-    if chosen.get("use_fused_attention"):
-        kernel = "cuDNN"
-    elif chosen.get("use_flash_attention"):
-        kernel = f"flash-attn {chosen.get('flash_attention_backend')}"
-    else:
-        kernel = "unfused"
-    return f"{_words('transformer_engine')}, {kernel}"
-
-
 # ring-flash-attn --------------------------------------------------------------------------
 
 
@@ -238,7 +237,7 @@ def _ring_flash_attn() -> Any:
 
 
 def _ring_words() -> str:
-    return f"{_words('ring-flash-attn')}, {_words('flash-attn')}"
+    return f"{package_words('ring-flash-attn')}, {package_words('flash-attn')}"
 
 
 @contextlib.contextmanager
@@ -304,10 +303,13 @@ def _torch(backend: str) -> tuple[Maker, ...]:
     )
 
 
-def _te(communication: str) -> tuple[Maker, ...]:
+def _te(communication: str, *, flash: bool = False) -> tuple[Maker, ...]:
     return tuple(
         functools.partial(
-            transformer_engine, communication=communication, fill_attends=attends
+            transformer_engine,
+            communication=communication,
+            fill_attends=attends,
+            flash=flash,
         )
         for attends in (False, True)
     )
@@ -325,6 +327,10 @@ METHODS: dict[str, tuple[Maker, ...]] = {
     "TransformerEngine all_gather": _te("all_gather"),
     "TransformerEngine a2a": _te("a2a"),
     "TransformerEngine a2a+p2p": _te("a2a+p2p"),
+    **{
+        f"TransformerEngine {communication}, flash": _te(communication, flash=True)
+        for communication in ("p2p", "all_gather", "a2a")
+    },
     "ring-flash-attn zigzag": (ring_zigzag,),
     "ring-flash-attn llama3": (ring_llama3,),
 }

@@ -11,11 +11,14 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.pages import print_skipped, table
+from benchmarks.settings import require_same
+
+_PARTS = ("setting", "begun", "rows")
 
 
 @dataclass
 class Record:
-    """What has been measured under one setting (GPUs, card, torch).
+    """What has been measured under one setting (GPUs, card, torch, kernel, repeats).
 
     Every rank has the same; the one that `writes` keeps the file at `path`.
     """
@@ -26,15 +29,27 @@ class Record:
 
     @classmethod
     def open(cls, path: Path, setting: dict[str, Any], *, writes: bool) -> Record:
-        """That of the file, or a new one. ValueError where the file has another setting."""
+        """That of the file, or a new one. ValueError where the file has another setting, or
+        is another program's.
+        """
         content: dict[str, Any] = {"setting": setting, "begun": None, "rows": {}}
         if path.exists():
-            content = json.loads(path.read_text())
-            if content["setting"] != setting:
-                raise ValueError(
-                    f"{path} is of {content['setting']} and this is {setting}; name another"
-                )
+            content = cls.read(path)
+            require_same(path, content["setting"], setting)
         return cls(path, content, writes)
+
+    @staticmethod
+    def read(path: Path) -> dict[str, Any]:
+        """A file's content; ValueError where it is none of this program's."""
+        try:
+            content = json.loads(path.read_text())
+        except ValueError:
+            content = None
+        if not isinstance(content, dict) or content.keys() != {*_PARTS}:
+            raise ValueError(
+                f"{path} is no file of this program's results; name another"
+            )
+        return content
 
     def missing(self, row: str, methods: list[str]) -> list[str]:
         """The methods that have no result for a row yet, in their order."""
@@ -56,16 +71,16 @@ class Record:
 
     @classmethod
     def forget_begun(cls, path: Path) -> None:
-        """Of a run that was killed: what now ends the processes is not its method."""
+        """Of a run that was killed: what now ends the processes is not its method. ValueError
+        as of `read`.
+        """
         if path.exists():
-            cls(
-                path, json.loads(path.read_text()) | {"begun": None}, writes=True
-            )._write()
+            cls(path, cls.read(path) | {"begun": None}, writes=True)._write()
 
     @classmethod
     def blame(cls, path: Path, problem: str) -> bool:
         """Record that the method at work has ended the processes; whether there is one."""
-        content = json.loads(path.read_text()) if path.exists() else {"begun": None}
+        content = cls.read(path) if path.exists() else {"begun": None}
         if content["begun"] is None:
             return False
         row, method = content["begun"]
@@ -88,7 +103,10 @@ COLUMNS = (
 def print_table(content: dict[str, Any]) -> None:
     """Markdown of a record: a table of what was measured, a list of what was not."""
     setting = content["setting"]
-    print(f"{setting['cp']} x {setting['card']}, torch {setting['torch']}.\n")
+    words = f"{setting['cp']} x {setting['card']}, torch {setting['torch']}"
+    if "kernel" in setting:
+        words += f", our methods on {setting['kernel']}"
+    print(f"{words}.\n")
     lines, skipped = [], []
     for row, results in content["rows"].items():
         length, kind = row.split(":")

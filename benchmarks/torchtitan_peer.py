@@ -80,7 +80,7 @@ def make(
 
     version = importlib.metadata.version("torchtitan")
     words = f"torchtitan {version}, {attention}, {weights} weights"
-    return Step(run, parameters, words)
+    return Step(run, parameters, lambda: words)
 
 
 def build(

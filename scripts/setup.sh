@@ -1,5 +1,6 @@
 #!/usr/bin/env bash
-# Make .venv with Python 3.12 or 3.13 and everything that pyproject.toml names, pinned by constraints.txt.
+# Make .venv with Python 3.12 or 3.13 and everything that pyproject.toml names, pinned by constraints.txt,
+# or with the argument `gpu` by launch/constraints-gpu.txt, and FlashAttention 4. Made once, it stays of its kind.
 # Needs any one of: a Python >= 3.12, pyenv with such a version, or uv (or a Python that can install uv).
 # Everything is kept below the checkout.
 set -euo pipefail
@@ -40,6 +41,14 @@ find_uv() {
     return 1
 }
 
+kind=${1:-$(cat .venv/ready 2>/dev/null || true)}
+if [ "$kind" = gpu ]; then
+    wanted=(-c launch/constraints-gpu.txt -e '.[dev,demo,languages]' 'flash-attn-4[cu13]>=4.0.0b36')
+else
+    kind=host
+    wanted=(-c constraints.txt -e '.[dev,demo,languages]')
+fi
+
 python=$(find_python || true)
 uv=$(find_uv "$python" || true)
 if [ -z "$python" ] && [ -z "$uv" ]; then
@@ -50,10 +59,10 @@ log "Python: ${python:-3.12, fetched by uv}; installing into .venv (about 5 GB w
 
 if [ -n "$uv" ]; then
     [ -x .venv/bin/python ] && suits .venv/bin/python || "$uv" venv -q --clear --seed --python "${python:-3.12}" .venv
-    "$uv" pip install -q --python .venv/bin/python -c constraints.txt -e '.[dev,demo,languages]'
+    "$uv" pip install -q --python .venv/bin/python "${wanted[@]}"
 else
     [ -x .venv/bin/python ] && suits .venv/bin/python || "$python" -m venv --clear .venv
-    .venv/bin/pip install -q --no-cache-dir -c constraints.txt -e '.[dev,demo,languages]'
+    .venv/bin/pip install -q --no-cache-dir "${wanted[@]}"
 fi
-touch .venv/ready
+echo "$kind" > .venv/ready
 log "ready"

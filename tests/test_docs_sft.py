@@ -16,7 +16,7 @@ import torch
 import yaml
 from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
 
-from tests.paths import ROOT
+from tests.paths import ROOT, python_path
 from tests.tokenizers import byte_level, save
 
 PAGE = ROOT / "docs" / "sft.md"
@@ -84,7 +84,7 @@ def test_the_file_and_the_commands_lead_to_an_export(tmp_path: Path) -> None:
         env={
             **os.environ,
             "PATH": f"{shim.parent}:{os.environ['PATH']}",
-            "PYTHONPATH": str(ROOT),
+            "PYTHONPATH": python_path(),
             "OMP_NUM_THREADS": "1",
         },
         capture_output=True,

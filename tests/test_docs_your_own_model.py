@@ -18,7 +18,7 @@ import pytest
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from tests.paths import ROOT
+from tests.paths import ROOT, python_path
 from tests.text_data import write_jsonl
 from tests.tokenizers import byte_level, save, with_template
 
@@ -84,7 +84,7 @@ def test_the_page_leads_to_an_evaluated_export(tmp_path: Path) -> None:
     environment = {
         **os.environ,
         "PATH": f"{shims}:{os.environ['PATH']}",
-        "PYTHONPATH": str(ROOT),
+        "PYTHONPATH": python_path(),
         "OMP_NUM_THREADS": "1",
     }
     with subprocess.Popen(

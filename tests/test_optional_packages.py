@@ -3,17 +3,24 @@
 from __future__ import annotations
 
 import ast
+import importlib
 import importlib.util
 import os
+import re
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from alia_ctx import optional_packages
-from tests.paths import ROOT
+from alia_ctx.cli.stopping import Stopped
+from alia_ctx.data.chat.making.functions import require_jsonschema
+from alia_ctx.data.tokens.tokenizer import HubTokenizer
+from alia_ctx.errors import DataError
+from tests.paths import ROOT, python_path
 from tests.small_run import write_run
 
 ALL = sorted(optional_packages._GUARDED)
@@ -25,10 +32,12 @@ REQUIRED = {
 
 
 def fake(folder: Path, name: str, body: str, version: str = "9.9.9") -> None:
-    """A package called `name` whose import runs `body`."""
+    """A package called `name` whose import runs `body`; without a version no metadata."""
     package = folder / name
     package.mkdir(parents=True)
     (package / "__init__.py").write_text(body)
+    if not version:
+        return
     info = folder / f"{name}-{version}.dist-info"
     info.mkdir()
     stated = f"Metadata-Version: 2.1\nName: {name}\nVersion: {version}\n"
@@ -41,8 +50,8 @@ def python(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
         [sys.executable, *arguments],
         cwd=ROOT,
         env={
-            "PYTHONPATH": f"{folder}:{ROOT}",
-            "PATH": "/usr/bin:/bin",
+            **os.environ,
+            "PYTHONPATH": python_path(folder),
             "HOME": str(folder),
             "CUDA_VISIBLE_DEVICES": "",
         },
@@ -93,7 +102,11 @@ TRANSFORMERS = (
 
 @pytest.mark.long
 @pytest.mark.parametrize(
-    "error", ["RuntimeError", "OSError", "ImportError", "AttributeError"]
+    "error",
+    [
+        *("RuntimeError", "OSError", "ImportError", "AttributeError"),
+        *("SystemExit", "type('Panic', (BaseException,), {})"),
+    ],
 )
 def test_all_of_them_may_be_broken_at_once(error: str, tmp_path: Path) -> None:
     for name in ALL:
@@ -102,6 +115,32 @@ def test_all_of_them_may_be_broken_at_once(error: str, tmp_path: Path) -> None:
     done = python(tmp_path, "-c", ENGINE + TRANSFORMERS)
     assert done.returncode == 0, done.stderr[-2000:]
     assert done.stdout.split() == ["megatron.core.utils", "7"]
+
+
+@pytest.mark.long
+@pytest.mark.parametrize(
+    ("version", "ends"),
+    [("9.9.9", "raise SystemExit"), ("", "raise OSError('lib.so.12')")],
+    ids=["metadata", "folder alone"],
+)
+def test_whatever_transformers_looks_for_may_end_the_program(
+    version: str, ends: str, tmp_path: Path
+) -> None:
+    """Against its source as it is installed: what is not there by chance is asked for too."""
+    found = importlib.util.find_spec("transformers.utils.import_utils")
+    assert found is not None and found.origin
+    text = Path(found.origin).read_text(encoding="utf-8")
+    asked = {
+        name.partition(".")[0]
+        for name in re.findall(r'_is_package_available\(\s*"([\w.]+)"', text)
+    }
+    assert {"torchvision", "peft", "hqq"} <= asked and len(asked) > 100
+    for name in sorted(asked):
+        # What this process has hidden may be there.
+        if name not in sys.modules and importlib.util.find_spec(name) is None:
+            fake(tmp_path, name, ends, version)
+    done = python(tmp_path, "-c", TRANSFORMERS)
+    assert (done.returncode, done.stdout.split()) == (0, ["7"]), done.stderr[-2000:]
 
 
 @pytest.mark.long
@@ -140,6 +179,77 @@ def test_doctor_names_package_error_and_remedy(tmp_path: Path) -> None:
     assert line.startswith("weak")
     assert "flash_attn does not import (RuntimeError: cuda.so: undefined)" in line
     assert "reinstall flash_attn 9.9.9 for torch" in line
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("name", ["torchvision", "apex", "transformer_engine"])
+def test_a_package_that_ends_the_program_does_not_end_ours(
+    name: str, tmp_path: Path
+) -> None:
+    """With status 0 and in silence, so that `check && submit` would go on."""
+    fake(tmp_path / "fakes", name, "import sys\nsys.exit()")
+    run = write_run(tmp_path)
+    done = python(tmp_path / "fakes", "-m", "alia_ctx.cli", "doctor", str(run))
+    assert done.returncode == 0, done.stdout + done.stderr
+    [line] = [line for line in done.stdout.splitlines() if " packages: " in line]
+    assert line.startswith("weak") and f"{name}" in line and "(SystemExit)" in line
+    done = python(tmp_path / "fakes", "-m", "alia_ctx.cli", "check", str(run))
+    assert (done.returncode, "no problems" in done.stdout) == (0, True), done.stderr
+
+
+@pytest.mark.long
+def test_triton_alone_cannot_be_left_out(tmp_path: Path) -> None:
+    """Megatron-Core imports it in no `try`."""
+    fake(tmp_path / "fakes", "triton", "raise type('Panic', (BaseException,), {})('!')")
+    done = python(tmp_path / "fakes", "-m", "alia_ctx.cli", "doctor")
+    [line] = [line for line in done.stdout.splitlines() if " triton: " in line]
+    assert line.startswith("broken triton: triton does not import (Panic: !); install")
+    assert "Traceback" not in done.stderr
+    run = write_run(tmp_path)
+    done = python(
+        *(tmp_path / "fakes", "-m", "alia_ctx.cli", "train", str(run)),
+        *("--stage", "short"),
+    )
+    assert done.returncode == 2 and "Traceback" not in done.stderr, done.stderr
+    assert "Megatron-Core does not import (Panic: !); reinstall triton" in done.stderr
+
+
+def test_requests_to_stop_pass_an_import(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    optional_packages.guard()
+    monkeypatch.syspath_prepend(tmp_path)
+    for name, raised in (
+        ("nixl", "raise KeyboardInterrupt"),
+        ("quart", "from alia_ctx.cli.stopping import Stopped\nraise Stopped(15)"),
+    ):
+        fake(tmp_path, name, raised)
+        monkeypatch.delitem(sys.modules, name, raising=False)
+        stop = KeyboardInterrupt if name == "nixl" else Stopped
+        with pytest.raises(stop):
+            importlib.import_module(name)
+        with pytest.raises(stop):
+            optional_packages.half_installed([name])
+
+
+@pytest.mark.parametrize("name", ["jsonschema", "sentencepiece"])
+def test_what_single_commands_need_is_named_by_them(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = tmp_path / "model"
+    folder.mkdir()
+    (folder / "tokenizer.model").write_bytes(b"\x0a\x0b")
+    ask: dict[str, Callable[[], Any]] = {
+        "jsonschema": require_jsonschema,
+        "sentencepiece": lambda: HubTokenizer(folder).auto,
+    }
+    monkeypatch.syspath_prepend(tmp_path)
+    fake(tmp_path, name, "raise SystemExit('too old')")
+    with monkeypatch.context() as patch:
+        for loaded in [n for n in sys.modules if n.partition(".")[0] == name]:
+            patch.delitem(sys.modules, loaded)
+        with pytest.raises(DataError, match=rf"{name}.*SystemExit: too old.*pip inst"):
+            ask[name]()
 
 
 def test_what_is_whole_and_what_is_not_there_is_no_finding(

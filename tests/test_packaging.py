@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 import alia_ctx
-from tests.paths import ROOT
+from tests.paths import ROOT, given_path
 
 SOURCES = ["alia_ctx", "configs", "launch"]
 FILES = ["pyproject.toml", "README.md", "LICENSE", "Makefile", "constraints.txt"]
@@ -23,12 +23,12 @@ CLEAN = shutil.ignore_patterns("__pycache__", "*.egg-info")
 
 def run(*command: str | Path, cwd: Path) -> str:
     """Output of a command without this checkout on Python's path."""
-    hidden = {"PYTHONPATH", "PYTHONHOME", "VIRTUAL_ENV"}
+    hidden = {"PYTHONHOME", "VIRTUAL_ENV"}
     variables = {name: v for name, v in os.environ.items() if name not in hidden}
     done = subprocess.run(
         [str(word) for word in command],
         cwd=cwd,
-        env={**variables, "COLUMNS": "120"},
+        env={**variables, "PYTHONPATH": given_path(), "COLUMNS": "120"},
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,

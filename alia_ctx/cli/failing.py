@@ -14,6 +14,7 @@ from typer.core import TyperCommand
 
 from alia_ctx.cli.output import print_json, printed_at_the_end
 from alia_ctx.errors import AliaError
+from alia_ctx.optional_packages import reason
 from alia_ctx.progress import is_main
 
 # What a file system answers: a fault of the place, none of the program.
@@ -57,6 +58,11 @@ class Command(TyperCommand):
             if is_main():
                 say_stopped()
             raise
+        except SystemExit as error:
+            # None of ours, which ends by typer.Exit. Passed on it would end a command that
+            # has done nothing with the status of one that has, and without a word.
+            words = f"a package asked this program to end ({reason(error)})"
+            raise RuntimeError(words) from error
         except (AliaError, OSError) as error:
             document = _document(error) if ctx.params.get("as_json") else None
             if document is None:

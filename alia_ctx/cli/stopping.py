@@ -10,11 +10,11 @@ import sys
 from contextlib import suppress
 from typing import Any, NoReturn
 
+from alia_ctx.errors import StopRequest
 
-class Stopped(BaseException):
-    """A request to stop, on its way out of whatever was being done: contexts on the way
-    take down what is theirs.
-    """
+
+class Stopped(StopRequest):
+    """That of a signal: contexts on the way take down what is theirs."""
 
     def __init__(self, number: int) -> None:
         super().__init__(number)

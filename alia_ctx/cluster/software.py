@@ -5,6 +5,7 @@ enough.
 from __future__ import annotations
 
 import contextlib
+import importlib.util
 import os
 import platform
 import resource
@@ -26,8 +27,14 @@ from alia_ctx.optional_packages import half_installed, installed_version, reason
 from alia_ctx.spec.execution import Fp8, Precision, kernel_speed
 from alia_ctx.spec.model import ModelSpec
 
-# What constraints.txt pins, and with what all tests run.
-TESTED = {"torch": "2.13.0", "megatron-core": "0.19.2", "transformers": "5.23.0"}
+# By what ranks compute on: what constraints.txt pins, with which the tests of hosts run, and
+# what every figure of a GPU was measured with (docs/gpu-software.md).
+TESTED: dict[str, dict[str, str]] = {
+    "cpu": {"torch": "2.13.0", "megatron-core": "0.19.2", "transformers": "5.23.0"},
+    "cuda": {"torch": "2.11.0", "megatron-core": "0.19.2", "transformers": "5.17.0"},
+}
+_WHERE = {"cpu": "hosts", "cuda": "GPUs"}
+_BY = {"cpu": "make test", "cuda": "pytest tests/gpu"}
 _FILES = 4096
 Device = Literal["auto", "cpu", "cuda"]
 _SHARED_MEMORY = 1 << 30
@@ -70,8 +77,9 @@ class Needs:
 def software(needs: Needs) -> Iterator[Finding]:
     """What this process is made of."""
     yield good("python", f"{platform.python_version()} on {platform.release()}")
-    for package, tested in TESTED.items():
-        yield version(package, tested)
+    wanted = "cuda" if needs.device == "cuda" else needs.device_type
+    for package in TESTED[wanted]:
+        yield version(package, wanted)
     yield from packages()
     yield cuda(needs.device)
     with _own_gpu():
@@ -92,14 +100,20 @@ def _own_gpu() -> Iterator[None]:
 
 
 def packages() -> Iterator[Finding]:
-    """Optional packages that are there and do not import, which nothing is computed with."""
-    on_gpu = torch.cuda.is_available()
+    """Optional packages that are there and do not import, which nothing is computed with; and
+    triton where it is not there, as it is not optional.
+    """
+    on_gpu, needs_triton = (
+        torch.cuda.is_available(),
+        "install the triton that this torch asks for",
+    )
+    if importlib.util.find_spec("triton") is None:
+        yield broken("triton", "is not installed", needs_triton)
     for broken_one in half_installed():
         words = f"{broken_one.module} does not import ({broken_one.reason})"
-        # What is compiled on a GPU, the rotation among it, needs it; all else does without.
-        if broken_one.module == "triton" and on_gpu:
-            remedy = "install the triton that this torch asks for"
-            yield broken("packages", words, remedy)
+        # Megatron-Core imports it in no `try`; what is compiled on a GPU needs it too.
+        if broken_one.module == "triton":
+            yield broken("triton", words, needs_triton)
             continue
         remedy = f"it is left out: reinstall {broken_one.distribution} for torch "
         remedy += f"{torch.__version__}, or uninstall it"
@@ -172,15 +186,25 @@ def _why_no_gpu() -> tuple[str, str]:
     )
 
 
-def version(package: str, tested: str) -> Finding:
-    """Whether an installed package is of the release that was tested."""
-    installed = installed_version(package)
+def version(package: str, device_type: str) -> Finding:
+    """Whether an installed package is of the release that was tested with what ranks
+    compute on, `cuda` or `cpu`.
+    """
+    installed, tested = installed_version(package), TESTED[device_type][package]
     if installed is None:
         return broken(package, "is not installed", f"pip install {package}=={tested}")
-    if installed.partition("+")[0] == tested:
-        return good(package, installed)
-    remedy = f"install {tested}, or run `make test` with this one first"
-    return weak(package, f"{installed}; tested was {tested}", remedy)
+    release = installed.partition("+")[0]
+    on = [_WHERE[device] for device in TESTED if TESTED[device][package] == release]
+    words = f"{installed}, tested on {' and '.join(on)}" if on else installed
+    if release == tested:
+        return good(package, words)
+    words += f"; on {_WHERE[device_type]} {tested} was"
+    remedy = f"install {tested} to train on {_WHERE[device_type]}"
+    if device_type == "cuda":
+        remedy += " (make setup-gpu; docs/gpu-software.md)"
+    elif on:
+        remedy = f"keep it for GPUs; {remedy}"
+    return weak(package, words, f"{remedy}, or run `{_BY[device_type]}` with this one")
 
 
 def kernel(needs: Needs) -> Iterator[Finding]:

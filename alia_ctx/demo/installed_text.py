@@ -24,6 +24,7 @@ from itertools import chain, zip_longest
 from pathlib import Path
 
 from alia_ctx.errors import DataError
+from alia_ctx.optional_packages import guard, reason
 
 # Romance languages and Basque: the demo's tokenizer and tables should speak its first
 # users' languages.
@@ -99,11 +100,13 @@ def _messages(file: Path, language: str) -> Iterator[str]:
 
     fuzzy ones are left out.
     """
+    guard()
     try:
         from babel.messages.pofile import read_po
     except ImportError as error:
         raise DataError(
-            f"reading translations needs {error.name}: pip install 'alia-ctx[demo]'"
+            f"reading translations needs {error.name} ({reason(error)}): "
+            "pip install 'alia-ctx[demo]'"
         ) from error
     with (
         file.open("rb") as stream,

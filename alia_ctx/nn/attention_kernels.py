@@ -2,7 +2,8 @@
 
 Every kernel here aligns the causal mask at the bottom right: where a document has fewer
 queries than keys, its last query sees its last key. FlashAttention does so since 2.1
-(its README), torch's varlen attention is the same kernel. Shapes: Tq queries, Tk keys,
+(its README), torch's varlen attention is the same kernel; which one is installed shows in
+what it computes (`try_kernel`). Shapes: Tq queries, Tk keys,
 h query heads, g key/value heads (h a multiple of g), d head_dim.
 """
 
@@ -19,10 +20,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from alia_ctx.errors import LayoutError
+from alia_ctx.errors import STOP_REQUESTS, LayoutError
+from alia_ctx.nn import kernel_trial
 from alia_ctx.nn.attention_reference import Tile, blocked_attention, tiles
 from alia_ctx.nn.dtypes import DTYPES
-from alia_ctx.optional_packages import reason
+from alia_ctx.optional_packages import distribution_of, reason
 from alia_ctx.spec.execution import Precision
 from alia_ctx.spec.model import ModelSpec
 
@@ -76,11 +78,17 @@ Attend = Callable[[Tensor, Tensor, Tensor, VarlenSpec, float], Tensor]
 class Kernel:
     """A kernel that can run on this machine;
 
-    `attend(q, k, v, spec, softmax_scale)` is differentiable.
+    `attend(q, k, v, spec, softmax_scale)` is differentiable and comes from `module`.
     """
 
     name: str
     attend: Attend
+    module: str = ""
+
+    @property
+    def made_by(self) -> str:
+        """`flash-attn 2.8.3, `: package and version, to begin what is said of it."""
+        return f"{distribution_of(self.module)}, " if self.module else ""
 
 
 @dataclass(frozen=True)
@@ -142,12 +150,12 @@ def choose_kernel(
 
     `auto` takes the fastest importable one on a GPU and `reference` on a CPU. On a GPU it
     takes `reference`, slower by orders of magnitude, in fp32 alone, which no other has.
-    With `heads` a kernel of the GPU has to compute a short document of them, forward and
-    backward, before it is taken (but for `trial=False`): what it cannot do it says here
-    and not in the first update. A slower one that is asked for by name is said with
-    `heads` too, without looking whether a faster one is there. Raises LayoutError with
-    package and remedy if the kernel is unknown, not installed, or not made for the device
-    or the heads.
+    With `heads` a kernel has to compute short documents of them on the GPU as a dense
+    computation does, forward and backward, before it is taken (but for `trial=False`): what
+    it cannot do, or does wrong, is said here and not in the first update. A slower one that
+    is asked for by name is said with `heads` too, without looking whether a faster one is
+    there. Raises LayoutError with package and remedy if the kernel is unknown, not
+    installed, not made for the device or the heads, or wrong.
     """
     if name == "auto":
         if device_type == "cuda":
@@ -162,9 +170,9 @@ def choose_kernel(
         raise LayoutError(
             f"attention kernel {name} needs a GPU and this is {device_type}; use reference or auto"
         )
-    kernel = source.load_for(heads, trial)
     if heads is None or device_type != "cuda":
-        return KernelChoice(kernel)
+        return KernelChoice(source.load())
+    kernel = source.load_for(heads, trial)
     return KernelChoice(kernel, _named_though_slower(name, heads))
 
 
@@ -195,7 +203,8 @@ def _fastest(heads: Heads | None, trial: bool) -> KernelChoice:
         faster = () if name in special else special
         return KernelChoice(kernel, tuple(missing[other] for other in faster))
     if heads is not None and heads.dtype not in _HALF:
-        return KernelChoice(_KERNELS["reference"].load(), (_only_half(heads.dtype),))
+        reference = _KERNELS["reference"].load_for(heads, trial)
+        return KernelChoice(reference, (_only_half(heads.dtype),))
     raise LayoutError(
         "no attention kernel for this GPU:\n  " + "\n  ".join(missing.values())
     )
@@ -218,28 +227,37 @@ def _only_half(dtype: torch.dtype) -> str:
 
 
 def try_kernel(kernel: Kernel, heads: Heads, device: torch.device | str) -> None:
-    """Compute a document of 16 tokens of `heads`, forward and backward; LayoutError with what
-    the kernel says where it cannot.
+    """Compute a few short documents of `heads`, forward and backward, and hold output and
+    gradients against a dense computation; LayoutError with the kernel's package and what is
+    wrong, or what the kernel says, where it does not pass.
     """
-    offsets = np.array([0, 16])
-    shapes = [(16, count, heads.dim) for count in (heads.queries, *2 * (heads.groups,))]
+    what = f"{heads.queries} heads of {heads.dim} over {heads.groups}"
+    offsets = (np.array(kernel_trial.QUERY_OFFSETS), np.array(kernel_trial.KEY_OFFSETS))
     try:
-        query, key, value = (
-            torch.zeros(shape, dtype=heads.dtype, device=device, requires_grad=True)
-            for shape in shapes
+        spec = VarlenSpec.build(*offsets, device)
+        wrong = kernel_trial.wrong_results(
+            lambda q, k, v: kernel.attend(q, k, v, spec, heads.dim**-0.5),
+            heads.queries,
+            heads.groups,
+            heads.dim,
+            heads.dtype,
+            device,
         )
-        spec = VarlenSpec.build(offsets, offsets, device)
-        kernel.attend(query, key, value, spec, heads.dim**-0.5).sum().backward()
-    except torch.OutOfMemoryError:
+    except (*STOP_REQUESTS, torch.OutOfMemoryError):
         raise  # it says nothing of the kernel
-    except Exception as error:
-        # Each package refuses in its own way: assertions, errors of its compiler.
-        words = " ".join(str(error).split())[:300]
+    except BaseException as error:
+        # Each package refuses in its own way: assertions, errors of its compiler, an exit
+        # where it imports what it needs as it is called.
         raise LayoutError(
-            f"attention kernel {kernel.name} does not compute {heads.queries} heads of "
-            f"{heads.dim} over {heads.groups} ({type(error).__name__}: {words}); name "
-            "another kernel (engine.attention)"
+            f"attention kernel {kernel.name} does not compute {what} "
+            f"({kernel.made_by}{reason(error)}); name another kernel (engine.attention)"
         ) from error
+    if wrong is not None:
+        raise LayoutError(
+            f"attention kernel {kernel.name} computes {what} wrongly "
+            f"({kernel.made_by}{wrong}); install another release of it, or set "
+            "engine.attention (auto takes what computes right)"
+        )
 
 
 @dataclass(frozen=True)
@@ -256,21 +274,23 @@ class _Source:
     def load(self) -> Kernel:
         try:
             function = getattr(importlib.import_module(self.module), self.function)
-        except Exception as error:
+        except STOP_REQUESTS:
+            raise
+        except BaseException as error:
             # A package that is there in part, or built for another torch, fails with
-            # errors of any type while it is imported.
+            # errors of any type while it is imported, or asks the program to end.
             raise LayoutError(
                 f"attention kernel {self.name} needs {self.module}.{self.function} "
                 f"({reason(error)}); {self.remedy}"
             ) from error
-        return Kernel(self.name, self.adapt(function))
+        return Kernel(self.name, self.adapt(function), self.module)
 
     def load_for(self, heads: Heads | None, trial: bool) -> Kernel:
-        """The kernel, where it is one of a GPU's and computes `heads`."""
+        """The kernel for a GPU, where it computes `heads` there."""
         kernel = self.load()
-        if heads is None or not self.needs_cuda:
+        if heads is None:
             return kernel
-        if heads.dtype not in _HALF:
+        if self.needs_cuda and heads.dtype not in _HALF:
             raise LayoutError(
                 f"attention kernel {self.name}: {_only_half(heads.dtype)} or "
                 "engine.attention=reference"

@@ -21,7 +21,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from alia_ctx.errors import LayoutError
+from alia_ctx.errors import STOP_REQUESTS, LayoutError
 from alia_ctx.optional_packages import (
     hide,
     hide_all_of_gpus,
@@ -47,8 +47,8 @@ BASES = (
     "RMSNorm",
 )
 REMEDY = (
-    'pip install --no-build-isolation "alia-ctx[te]" on the GPU machine (docs/gpu.md), '
-    "or set engine.layers=local"
+    'pip install --no-build-isolation "transformer-engine[core_cu13,pytorch]==2.12.0" on '
+    "the GPU machine (docs/gpu-software.md), or set engine.layers=local"
 )
 # Of the norm, relative. bf16 rounds to 2**-9; E4M3 keeps three bits of the fraction, E5M2
 # two, and both factors of a product are rounded.
@@ -103,9 +103,11 @@ def _engine() -> Any:
     try:
         package = importlib.import_module(PACKAGE)
         module = importlib.import_module(f"{PACKAGE}.pytorch")
-    except Exception as error:
+    except STOP_REQUESTS:
+        raise
+    except BaseException as error:
         # Half an installation, or one for another torch or CUDA, fails with errors of
-        # any type.
+        # any type, or asks the program to end.
         return f"{PACKAGE} {version} does not import ({reason(error)})"
     lacking = [name for name in BASES if not hasattr(module, name)]
     if not hasattr(package, "__version__"):  # Megatron-Core reads it as it is imported
@@ -164,42 +166,64 @@ def _unusable(
 
 def try_layer(module: Any, fp8: Fp8, device: torch.device | str) -> str | None:
     """Compute a norm and a product by `module`, TransformerEngine's for torch, forward and
-    backward, and compare with torch; what is wrong, or None.
+    backward, the weight's gradient as one of its own and as added to the fp32 one, and
+    compare with torch; what is wrong, or None. Moves no global generator.
     """
+    moved = [torch.cuda.current_device()] if torch.device(device).type == "cuda" else []
     try:
-        generator = torch.Generator(device).manual_seed(0)
-        x, weight, scale, gradient = (
-            torch.randn(shape, generator=generator, device=device).bfloat16()
-            for shape in ((128, 1, 256), (512, 256), (256,), (128, 1, 512))
-        )
-        layer = module.LayerNormLinear(
-            256,
-            512,
-            normalization="RMSNorm",
-            bias=False,
-            params_dtype=torch.bfloat16,
-            device=device,
-        )
-        with torch.no_grad():
-            layer.weight.copy_(weight)
-            layer.layer_norm_weight.copy_(scale)
-        x = x.requires_grad_()
-        with fp8_products(module, fp8):
-            output = layer(x)
-        output.backward(gradient)
-        ours = (output, x.grad, layer.weight.grad, layer.layer_norm_weight.grad)
-        expected = _by_torch(x.detach(), weight, scale, gradient)
-        errors = [_relative(a, b) for a, b in zip(ours, expected, strict=True)]
-    except torch.OutOfMemoryError:
+        with torch.enable_grad(), torch.random.fork_rng(moved):
+            for fused in (False, True):
+                errors = _errors(module, fp8, device, fused)
+                # Written so that a NaN is wrong.
+                wrong = [n for n, e in errors.items() if not e <= _TRIAL_ERROR[fp8]]
+                if wrong:
+                    words = ", ".join(f"{name} {errors[name]:.3g}" for name in wrong)
+                    return (
+                        f"{PACKAGE} computes a layer wrongly here (relative error of "
+                        f"{words}; {_TRIAL_ERROR[fp8]:g} is allowed)"
+                    )
+    except (*STOP_REQUESTS, torch.OutOfMemoryError):
         raise  # it says nothing of the layers
-    except Exception as error:
-        words = " ".join(str(error).split())[:300]
-        return (
-            f"{PACKAGE} does not compute a layer here ({type(error).__name__}: {words})"
-        )
-    if not max(errors) < _TRIAL_ERROR[fp8]:
-        return f"{PACKAGE} computes a layer with an error of {max(errors):.3g} here"
+    except BaseException as error:
+        return f"{PACKAGE} does not compute a layer here ({reason(error)})"
     return None
+
+
+def _errors(
+    module: Any, fp8: Fp8, device: torch.device | str, fused: bool
+) -> dict[str, float]:
+    """Of each result of a layer, against torch, relative to its norm; `fused` adds the
+    weight's gradient to `main_grad`, as training does, which is not empty before.
+    """
+    generator = torch.Generator(device).manual_seed(0)
+    x, weight, scale, gradient, before = (
+        torch.randn(shape, generator=generator, device=device).bfloat16()
+        for shape in ((128, 1, 256), (512, 256), (256,), (128, 1, 512), (512, 256))
+    )
+    layer = module.LayerNormLinear(
+        256,
+        512,
+        normalization="RMSNorm",
+        bias=False,
+        params_dtype=torch.bfloat16,
+        device=device,
+        fuse_wgrad_accumulation=fused,
+    )
+    with torch.no_grad():
+        layer.weight.copy_(weight)
+        layer.layer_norm_weight.copy_(scale)
+    if fused:
+        layer.weight.main_grad = before.float()
+    x = x.requires_grad_()
+    with fp8_products(module, fp8):
+        output = layer(x)
+    output.backward(gradient)
+    of_weight = layer.weight.main_grad - before if fused else layer.weight.grad
+    ours = (output, x.grad, of_weight, layer.layer_norm_weight.grad)
+    expected = _by_torch(x.detach(), weight, scale, gradient)
+    names = ("output", "input's gradient", "weight's gradient", "norm's gradient")
+    errors = map(_relative, ours, expected)
+    return dict(zip(names, errors, strict=True))
 
 
 def fp8_products(module: Any, fp8: Fp8) -> contextlib.AbstractContextManager[Any]:
@@ -228,5 +252,6 @@ def _by_torch(
 
 
 def _relative(ours: Tensor | None, expected: Tensor) -> float:
-    assert ours is not None
+    if ours is None or ours.shape != expected.shape:
+        return 1.0
     return float((ours.detach().float() - expected).norm() / expected.norm())

@@ -10,7 +10,7 @@ from typing import Any, Protocol
 
 from alia_ctx.config.rules import sink_problems
 from alia_ctx.config.run import Sink
-from alia_ctx.errors import ConfigError, Problem
+from alia_ctx.errors import STOP_REQUESTS, ConfigError, Problem
 from alia_ctx.files import atomic_file
 
 
@@ -52,7 +52,9 @@ def open_sinks(
                     sink, makers[sink](directory, run, stage, config, update), notice
                 )
             )
-        except Exception as error:  # of any library
+        except STOP_REQUESTS:
+            raise
+        except BaseException as error:  # of any library, some of which end programs
             remedy = f"set it up ({_SETUP[sink]}), or leave it out"
             problem = Problem(
                 "metrics.sinks", sink, f"does not start ({_first_line(error)})", remedy
@@ -92,7 +94,9 @@ class _Optional:
             return
         try:
             action(self._writer)
-        except Exception as error:  # of any library
+        except STOP_REQUESTS:
+            raise
+        except BaseException as error:  # as above
             self._writer = None
             self._notice(
                 f"{self._name} failed ({_first_line(error)}); metrics.jsonl has what "

@@ -183,8 +183,9 @@ def _to_be_written(run: RunConfig, stage: str) -> float:
 
 
 def _cannot_take_part(findings: Iterable[Finding]) -> bool:
-    """Whether a rank could not be one of a process group."""
-    return any(f.verdict == "broken" and f.name in ("cuda", "gpu") for f in findings)
+    """Whether a rank could not be one of a process group, whose code imports triton."""
+    parts = ("cuda", "gpu", "triton")
+    return any(f.verdict == "broken" and f.name in parts for f in findings)
 
 
 def _links(

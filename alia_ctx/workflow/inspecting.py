@@ -28,6 +28,7 @@ from alia_ctx.data.packing import (
 from alia_ctx.data.tokens import TokenStore, document_places
 from alia_ctx.data.tokens.tokenizer import HubTokenizer
 from alia_ctx.errors import DataError
+from alia_ctx.optional_packages import guard, reason
 from alia_ctx.progress import say
 from alia_ctx.workflow.plans import contamination, repeats
 from alia_ctx.workflow.stores import open_stores
@@ -180,7 +181,11 @@ def _told(
         tokenizer = HubTokenizer(run.tokenizer, run.model.architecture).auto
     except DataError as error:
         return f"languages are not told: {error}"
-    import py3langid  # type: ignore[import-not-found,unused-ignore]
+    guard()
+    try:
+        import py3langid  # type: ignore[import-not-found,unused-ignore]
+    except ImportError as error:
+        return f"languages are not told: py3langid does not import ({reason(error)})"
 
     languages = {}
     for name, store in stores.items():

@@ -7,6 +7,7 @@ from __future__ import annotations
 import contextlib
 import itertools
 import math
+import os
 import sys
 import types
 from collections.abc import Iterator
@@ -16,6 +17,49 @@ import torch
 import torch.distributed as dist
 import torch.distributed.nn.functional as differentiable
 from torch import Tensor
+
+
+def untouched() -> dict[str, Any]:
+    """`_attention_backends` as its module begins."""
+    return {
+        "use_flash_attention": None,
+        "flash_attention_backend": None,
+        "use_fused_attention": None,
+        "use_unfused_attention": None,
+        "backend_selection_requires_update": False,
+    }
+
+
+BACKENDS = untouched()
+INSTALLED = {"flash": True}
+
+
+def choose(*, pad_between_seqs: bool = False) -> None:
+    """TransformerEngine 2.12's choice on Hopper of what its variables let it take, kept for as
+    long as the arguments are the same (`get_attention_backend`, and what calls it).
+    """
+    if BACKENDS.get("attention_params") != [pad_between_seqs]:
+        BACKENDS["attention_params"] = [pad_between_seqs]
+        BACKENDS["backend_selection_requires_update"] = True
+    if BACKENDS["backend_selection_requires_update"]:
+        wanted = {
+            name: bool(int(os.getenv(f"NVTE_{name}_ATTN", "1")))
+            for name in ("FLASH", "FUSED", "UNFUSED")
+        }
+        flash = wanted["FLASH"] and INSTALLED["flash"] and not pad_between_seqs
+        fused = wanted["FUSED"]
+        BACKENDS.update(
+            use_flash_attention=flash
+            and not fused,  # fused is preferred from Hopper on
+            flash_attention_backend="3.0.0b1" if flash else None,
+            use_fused_attention=fused,
+            use_unfused_attention=wanted["UNFUSED"] and not flash and not fused,
+            backend_selection_requires_update=False,
+        )
+    if not any(BACKENDS[f"use_{n}_attention"] for n in ("flash", "fused", "unfused")):
+        raise ValueError(
+            "No dot product attention backend is available for the provided inputs."
+        )
 
 
 class DotProductAttention(torch.nn.Module):
@@ -73,6 +117,7 @@ class DotProductAttention(torch.nn.Module):
         pad_between_seqs: bool | None = None,
     ) -> Tensor:
         q, k, v = query_layer, key_layer, value_layer
+        choose(pad_between_seqs=bool(pad_between_seqs))
         if self.form == "bshd":
             assert self.mask == "causal" and q.dim() == 4 and len(q) == 1
             q, k, v = q[0], k[0], v[0]
@@ -144,7 +189,9 @@ def transformer_engine() -> Iterator[None]:
     path = "transformer_engine.pytorch.attention.dot_product_attention"
     leaf = types.ModuleType(path)
     vars(inner)["DotProductAttention"] = DotProductAttention
-    vars(leaf)["_attention_backends"] = {"use_fused_attention": True}
+    vars(leaf)["_attention_backends"] = BACKENDS
+    BACKENDS.clear()
+    BACKENDS.update(untouched())
     modules = {m.__name__: m for m in (top, inner, leaf)}
     modules |= {name: types.ModuleType(name) for name in [path.rsplit(".", 1)[0]]}
     before = {name: sys.modules.get(name) for name in modules}

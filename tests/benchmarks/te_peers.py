@@ -1,6 +1,6 @@
 """The peers on TransformerEngine's layers over its stand-in, in a process of its own:
 Megatron-Core looks for the package while it is imported. Attention is Megatron-Core's own
-dense one: the stand-in has none.
+dense one, beside TransformerEngine's choice of a backend (`te_attention.choose`).
 
     python -m tests.benchmarks.te_peers
 
@@ -9,19 +9,21 @@ Prints one JSON line; `test_peers.py` reads it.
 
 from __future__ import annotations
 
+import importlib
 import json
+import os
 import sys
 from typing import Any
 
 import torch
 
 from alia_ctx.nn import layer_choice
+from tests.benchmarks import te_attention
 from tests.mcore import te_stand_in
 
 te_stand_in.install()
 layer_choice.hide_where_unusable = lambda: None
 
-import transformer_engine  # noqa: E402
 from megatron.core.models.gpt import gpt_layer_specs  # noqa: E402
 from megatron.core.transformer.dot_product_attention import (  # noqa: E402
     DotProductAttention,
@@ -45,16 +47,25 @@ MODEL = ModelSpec(
     vocab_size=WORDS,
 )
 
-transformer_engine.__version__ = "stand-in"
+module = "transformer_engine.pytorch.attention.dot_product_attention"
+importlib.import_module(module)._attention_backends = te_attention.BACKENDS
 engine.choose_layers = lambda asked, *ignored: layer_choice.LayerChoice(
     "te" if asked == "te" else "local", "stand-in"
 )
+
+
+class Attention(DotProductAttention):
+    def forward(self, *arguments: Any, **options: Any) -> Any:
+        te_attention.choose()
+        return super().forward(*arguments, **options)
+
+
 original = gpt_layer_specs.get_gpt_layer_with_transformer_engine_spec
 
 
 def with_dense_attention(*arguments: Any, **options: Any) -> Any:
     layer = original(*arguments, **options)
-    layer.submodules.self_attention.submodules.core_attention = DotProductAttention
+    layer.submodules.self_attention.submodules.core_attention = Attention
     return layer
 
 
@@ -67,6 +78,11 @@ def main() -> None:
     with Distributed(EngineConfig()):
         for name in sys.argv[1:]:
             te_stand_in.PRODUCTS.clear()
+            # Each has a process of its own otherwise.
+            for variable in [v for v in os.environ if v.startswith("NVTE_")]:
+                del os.environ[variable]
+            te_attention.BACKENDS.clear()
+            te_attention.BACKENDS.update(te_attention.untouched())
             step = PEERS[name](task)
             torch.manual_seed(0)
             losses = [step.run() for _ in range(2)]
@@ -75,7 +91,7 @@ def main() -> None:
                 "losses": losses,
                 "recipes": recipes,
                 "parameters": step.parameters,
-                "kernel": step.kernel,
+                "kernel": step.describe(),
             }
     print(json.dumps(found))
 

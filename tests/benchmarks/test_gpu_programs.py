@@ -45,8 +45,18 @@ WRONG: list[tuple[ModuleType, tuple[str, ...], str]] = [
     ),
     (
         gpu_step,
-        ("--mlp-chunk", "8", "--case", "1:128:none"),
+        ("--layers", "local", "--mlp-chunk", "8", "--case", "1:128:none"),
         "without full recomputation",
+    ),
+    (
+        gpu_step,
+        ("--mlp-chunk", "8", "--case", "1:128:full"),
+        "--mlp-chunk 8 goes with none of --layers auto",
+    ),
+    (
+        gpu_step,
+        ("--layers", "te", "--mlp-chunk", "0", "8", "--case", "1:128:full"),
+        "--mlp-chunk 8 goes with none of --layers te",
     ),
     (gpu_layouts, (*LAYOUTS, "foo:128:1:none"), "a layout is tp, cp, pp and dp"),
     (gpu_layouts, (*LAYOUTS, "none:128:1:none"), "a layout is tp, cp, pp and dp"),
@@ -203,3 +213,17 @@ def test_a_layout_names_all_of_its_gpus() -> None:
     assert "is of 8 GPUs and there are 4" in str(case.problem(4))
     # Heads: 8 of keys and values on 16 ranks.
     assert "layout.tp" in str(gpu_layouts.Case.parse("tp16:128:1:none").problem(16))
+
+
+def test_a_trial_on_a_host_is_said_once(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """As a job without its GPUs would compute on the processor to its end."""
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.delenv("RANK", raising=False)
+    gpu_program.Parser().require_gpus_or_none(2)
+    said = capsys.readouterr().err
+    assert said.count("\n") == 1 and said.startswith("torch finds no GPU: a trial")
+    monkeypatch.setenv("RANK", "1")
+    gpu_program.Parser().require_gpus_or_none(2)
+    assert not capsys.readouterr().err

@@ -55,6 +55,13 @@ def test_table_of_steps(capsys: pytest.CaptureFixture[str]) -> None:
     assert "| liger | a kernel | 1.250 | 0.0% | 26,214 | 280 | 40.0% | 1.250 |" in said
     assert "| ours | " + " | ".join(["2.0"] * len(NAMES)) + " |" in said
     assert "- megatron_te: not installed" in said
+    # Of a round without a profile the other's is shown.
+    known = {"layers": 2, "row": "web"}
+    profiled = step("ours", [1.0], classes=dict.fromkeys(NAMES, 3.0), **known)
+    gpu_peers.print_tables([step("ours", [1.0], **known), profiled])
+    said = capsys.readouterr().out
+    assert "torch 2, layers 2, 32,768 tokens a row, packed documents." in said
+    assert "| ours | " + " | ".join(["3.0"] * len(NAMES)) + " |" in said
 
 
 def test_models_of_two_sizes_are_no_comparison() -> None:
@@ -141,6 +148,7 @@ def test_transformer_engine_s_peers_are_of_one_model() -> None:
     recipes = {
         "ours_te": "off",
         "megatron_te": "off",
+        "megatron_te_flash": "off",
         "megatron_te_fp8_current": "Float8CurrentScaling",
         "megatron_te_fp8_blockwise": "Float8BlockScaling",
     }
@@ -152,6 +160,11 @@ def test_transformer_engine_s_peers_are_of_one_model() -> None:
         assert first == second
         # They rotate by other frequencies, and in 8 bits; ln 128 is 4.85.
         assert first == pytest.approx(found["ours_te"]["losses"][0], rel=0.01)
+    kernels = {name: found[name]["kernel"] for name in recipes}
+    assert kernels["megatron_te"] == "transformer_engine, cuDNN, FP8 off"
+    assert kernels["megatron_te_flash"].startswith(
+        "transformer_engine, flash-attn 3.0.0b1,"
+    )
 
 
 @pytest.mark.slow

@@ -5,6 +5,8 @@ from __future__ import annotations
 import argparse
 import importlib.util
 import json
+import os
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +17,8 @@ import torch.distributed as dist
 
 from alia_ctx.config.run import EngineConfig
 from alia_ctx.mcore.runtime import Distributed
-from benchmarks import gpu_context_parallel, row_attention_peers
+from alia_ctx.nn.attention_kernels import resolve_kernel
+from benchmarks import gpu_context_parallel, row_attention_peers, te_backends
 from benchmarks.row_attention import UnableError, ours
 from benchmarks.row_results import Record, print_table
 from tests.benchmarks import attention_stand_ins, te_attention
@@ -25,10 +28,11 @@ ROWS = ["256:one", "400:web"]
 OWN = ["ours", "ours, zigzag", "gather", "ulysses"]
 TORCH = ["torch, cuDNN", "torch, flash"]
 TE = [f"TransformerEngine {c}" for c in ("p2p", "all_gather", "a2a", "a2a+p2p")]
+TE_FLASH = [f"TransformerEngine {c}, flash" for c in ("p2p", "all_gather", "a2a")]
 RING = ["ring-flash-attn zigzag", "ring-flash-attn llama3"]
 
 
-def measure(rank: int, out: Path, methods: list[str]) -> None:
+def measure(rank: int, out: Path, methods: list[str], flash: bool = True) -> None:
     options = argparse.Namespace(
         **{"row": ROWS, "methods": methods, "kernel": "auto", "repeats": 1},
         **{"seconds": 0.0, "out": out},
@@ -44,13 +48,17 @@ def measure(rank: int, out: Path, methods: list[str]) -> None:
     gpu_context_parallel.offsets_of = lambda kind, _: np.array(bounds[kind])
     with Distributed(EngineConfig()):
         record = Record.open(out, {"cp": dist.get_world_size()}, writes=rank == 0)
+        kernel = resolve_kernel("auto", "cpu")
         dist.barrier()
+        te_attention.INSTALLED["flash"] = flash
         with te_attention.transformer_engine():
-            gpu_context_parallel.Program(options, record).run()
+            gpu_context_parallel.Program(options, record, kernel).run()
 
 
-def results(out: Path, ranks: int, methods: list[str]) -> dict[str, dict[str, Any]]:
-    run_distributed(measure, ranks, out, methods)
+def results(
+    out: Path, ranks: int, methods: list[str], flash: bool = True
+) -> dict[str, dict[str, Any]]:
+    run_distributed(measure, ranks, out, methods, flash)
     rows = json.loads(out.read_text())["rows"]
     return {row: rows[row]["methods"] for row in ROWS}
 
@@ -97,6 +105,59 @@ def test_transformer_engine_is_asked_as_its_pages_say(
         assert "skipped" in web[f"TransformerEngine {communication}"]
 
 
+@pytest.mark.slow
+def test_transformer_engine_by_flash_attention(tmp_path: Path) -> None:
+    """Beside what it chooses itself, before and after. FlashAttention takes no filled-up
+    places, so that these are counted to the documents.
+    """
+    methods = [TE[0], *TE_FLASH, TE[2]]
+    found = results(tmp_path / "out.json", 2, methods)
+    for row in ROWS:
+        for method in (TE[0], TE[2]):
+            assert_measured(found[row][method])
+            assert "cuDNN" in found[row][method]["computed_by"]
+        for method in (TE_FLASH[0], TE_FLASH[2]):
+            assert_measured(found[row][method])
+            assert "flash-attn 3.0.0b1" in found[row][method]["computed_by"]
+    assert_measured(found["256:one"][TE_FLASH[1]])
+    assert "not supported" in found["400:web"][TE_FLASH[1]]["skipped"]
+    assert "that attend" not in found["400:web"][TE[0]]["computed_by"]
+    assert "that attend" in found["400:web"][TE_FLASH[0]]["computed_by"]
+
+
+@pytest.mark.slow
+def test_without_flash_attention_nothing_else_is_taken_for_it(tmp_path: Path) -> None:
+    for found in results(
+        tmp_path / "out.json", 2, [TE[0], TE_FLASH[0]], False
+    ).values():
+        assert_measured(found[TE[0]])
+        assert "No dot product attention" in found[TE_FLASH[0]]["skipped"]
+
+
+def test_another_backend_than_asked_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As from a release that would read other variables."""
+    monkeypatch.setattr(te_backends, "FLASH_ALONE", {"NVTE_OTHER": "1"})
+    with te_attention.transformer_engine(), te_backends.flash_alone():
+        te_attention.choose()
+        with pytest.raises(UnableError, match=r"asked for, and it is .*cuDNN"):
+            te_backends.require_flash()
+
+
+def test_the_choice_is_left_as_it_was(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("NVTE_FUSED_ATTN", "1")
+    monkeypatch.delenv("NVTE_FLASH_ATTN", raising=False)
+    with te_attention.transformer_engine():
+        te_attention.choose()
+        with te_backends.flash_alone():
+            te_attention.choose()
+            te_backends.require_flash()
+            assert te_backends.te_backend().endswith("flash-attn 3.0.0b1")
+        te_attention.choose()
+        assert te_backends.te_backend().endswith("cuDNN")
+    assert os.environ["NVTE_FUSED_ATTN"] == "1"
+    assert "NVTE_FLASH_ATTN" not in os.environ
+
+
 @pytest.mark.skipif(
     importlib.util.find_spec("ring_flash_attn") is None,
     reason="ring-flash-attn is not installed",
@@ -120,9 +181,10 @@ def fail_on_one(rank: int, out: Path) -> list[str]:
     with Distributed(EngineConfig()):
         for action in (
             lambda: gpu_context_parallel.try_small(
-                broken, True, gpu_context_parallel.resolve_kernel("auto", "cpu")
+                broken, True, resolve_kernel("auto", "cpu")
             ),
             lambda: 1 / rank,
+            lambda: sys.exit("needs CUDA"),
         ):
             try:
                 gpu_context_parallel.together(action)
@@ -138,6 +200,7 @@ def test_ranks_agree_to_skip(tmp_path: Path) -> None:
     assert first == second
     assert first[0] == "RuntimeError: no kernel for this (rank 1)"
     assert first[1] == "ZeroDivisionError: division by zero"
+    assert first[2] == "SystemExit: needs CUDA"
 
 
 def wrong_answers(rank: int) -> str:
@@ -148,7 +211,7 @@ def wrong_answers(rank: int) -> str:
         return ours(type(row)(other, row.kernel))
 
     with Distributed(EngineConfig()):
-        kernel = gpu_context_parallel.resolve_kernel("auto", "cpu")
+        kernel = resolve_kernel("auto", "cpu")
         with pytest.raises(UnableError) as caught:
             gpu_context_parallel.try_small(blind, True, kernel)
     return str(caught.value)
@@ -172,10 +235,10 @@ def usable(rank: int, out: Path) -> tuple[bool, int, str]:
     row_attention_peers.METHODS.update(
         {"two": (broken, ours), "none": (broken, broken)}
     )
-    options = argparse.Namespace(kernel="auto")
     with Distributed(EngineConfig()):
         record = Record.open(out, {"cp": 1}, writes=False)
-        program = gpu_context_parallel.Program(options, record)
+        kernel = resolve_kernel("auto", "cpu")
+        program = gpu_context_parallel.Program(argparse.Namespace(), record, kernel)
         taken = [program.usable_form("two", several=False) is ours for _ in range(2)]
         count = len(tried)
         with pytest.raises(UnableError) as caught:
@@ -219,8 +282,13 @@ def test_table(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert not Record.blame(path, "ended with status 1")
     assert Record.open(path, setting, writes=False).missing("32768:web", ["new"])
     Record.forget_begun(tmp_path / "none.json")
-    with pytest.raises(ValueError, match="name another"):
-        Record.open(path, setting | {"cp": 4}, writes=False)
+    for other, words in (
+        ({"cp": 4}, "cp 2 there and 4 here"),
+        ({"kernel": "flash3"}, "kernel not said there and flash3 here"),
+        ({"card": "another", "torch": "3"}, "torch 2 there and 3 here"),
+    ):
+        with pytest.raises(ValueError, match=f"{words}.*name another"):
+            Record.open(path, setting | other, writes=False)
     capsys.readouterr()
     print_table(json.loads(path.read_text()))
     said = capsys.readouterr().out

@@ -8,8 +8,10 @@ import errno
 import os
 
 import pytest
+import typer
 
 from alia_ctx.cli import run_commands
+from alia_ctx.cli.failing import Command
 
 REFUSALS = (
     *("ENOSPC", "EDQUOT", "EACCES", "EPERM", "EROFS", "EIO", "ESTALE", "ETIMEDOUT"),
@@ -52,3 +54,29 @@ def test_a_fault_of_the_program_keeps_its_traceback(
     monkeypatch.setattr(run_commands, "app", app)
     with pytest.raises(type(error), match=str(error)):
         run_commands.main()
+
+
+@pytest.mark.parametrize("status", [None, 0, 3, "needs CUDA"])
+def test_a_package_that_ends_the_program_is_a_fault(status: object) -> None:
+    """Whatever status it asks for: nothing was done, and nothing would be said."""
+    app = typer.Typer()
+
+    @app.command(cls=Command)
+    def examine() -> None:
+        raise SystemExit(status)
+
+    with pytest.raises(RuntimeError, match=r"asked this program to end \(SystemExit"):
+        app([], standalone_mode=True)
+
+
+@pytest.mark.parametrize(("status", "expected"), [(0, 0), (3, 3)])
+def test_an_end_of_ours_keeps_its_status(status: int, expected: int) -> None:
+    app = typer.Typer()
+
+    @app.command(cls=Command)
+    def examine() -> None:
+        raise typer.Exit(status)
+
+    with pytest.raises(SystemExit) as ended:
+        app([])
+    assert ended.value.code == expected

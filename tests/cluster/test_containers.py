@@ -18,6 +18,7 @@ from tests.paths import ROOT
 
 CONTAINERFILE = ROOT / "launch" / "Containerfile"
 APPTAINER = ROOT / "launch" / "apptainer.def"
+MEASURED = ROOT / "launch" / "constraints-gpu.txt"
 
 
 def pip_lines(path: Path) -> list[str]:
@@ -41,16 +42,40 @@ def test_what_is_installed_is_pinned_and_known() -> None:
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     kernels = [shlex.split(line)[-1] for line in pip_lines(CONTAINERFILE)[2:]]
     assert kernels == project["optional-dependencies"]["gpu"], "each in its own line"
-    pinned = {
-        re.sub(r"[-_.]+", "-", name).lower()
-        for name in re.findall(
-            r"^([\w.-]+)==", (ROOT / "constraints.txt").read_text(), re.MULTILINE
-        )
+    for file in (ROOT / "constraints.txt", MEASURED):
+        pinned = pins(file)
+        for requirement in project["dependencies"]:
+            name = re.split(r"[<>=!~;\[ ]", requirement)[0].lower().replace("_", "-")
+            assert name in pinned, f"{name} has no line in {file.name}"
+    option = f"-c {MEASURED.relative_to(ROOT)}"
+    assert all(option in line for line in pip_lines(CONTAINERFILE))
+
+
+def pins(file: Path) -> dict[str, str]:
+    lines = re.findall(r"^([\w.-]+)==(\S+)$", file.read_text(), re.MULTILINE)
+    return {re.sub(r"[-_.]+", "-", name).lower(): version for name, version in lines}
+
+
+def test_what_is_pinned_for_gpus_is_what_was_measured() -> None:
+    """As the page on software has it, release by release."""
+    page = (ROOT / "docs" / "gpu-software.md").read_text()
+    rows = re.findall(
+        r"^\| ([\w, -]+) \| (\d\S*)(?: \([^|]*|, with ([^|]*))? \|", page, re.MULTILINE
+    )
+    measured = {
+        name: version.partition("+")[0].rstrip(",") for name, version, _ in rows
     }
-    for requirement in project["dependencies"]:
-        name = re.split(r"[<>=!~;\[ ]", requirement)[0].lower().replace("_", "-")
-        assert name in pinned, f"{name} has no line in constraints.txt"
-    assert all("-c constraints.txt" in line for line in pip_lines(CONTAINERFILE))
+    more = re.findall(
+        r"([a-z][\w-]+) (\d[\w.]*)", " ".join(with_ for *_, with_ in rows)
+    )
+    pinned = pins(MEASURED)
+    assert {"torch", "transformers", "flash-attn-4", "transformer-engine"} <= {
+        *measured
+    }
+    assert {"nvidia-cutlass-dsl", "quack-kernels"} <= {name for name, _ in more}
+    for name, version in [*measured.items(), *more]:
+        if name in pinned:  # peers and what is on no index are not
+            assert re.match(rf"{re.escape(version)}(\.|$)", pinned[name]), name
 
 
 def build(recipe: Path, folder: Path, fails: str) -> subprocess.CompletedProcess[str]:
@@ -117,8 +142,10 @@ def test_the_requirements_resolve_without_a_network(line: str, tmp_path: Path) -
     for name in ("alia_ctx", "configs", "launch"):
         clean = shutil.ignore_patterns("__pycache__")
         shutil.copytree(ROOT / name, source / name, ignore=clean)
-    for name in ("pyproject.toml", "constraints.txt", "README.md", "LICENSE"):
+    for name in ("pyproject.toml", "README.md", "LICENSE"):
         shutil.copy(ROOT / name, source)
+    # The releases of this environment, which is a host's.
+    shutil.copy(ROOT / "constraints.txt", source / MEASURED.relative_to(ROOT))
     words = [*shlex.split(line)[1:], "--dry-run", "--no-index"]
     done = subprocess.run(
         [sys.executable, "-m", "pip", *words],

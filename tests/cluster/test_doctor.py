@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.metadata
 import os
 import re
 import shutil
@@ -72,21 +71,74 @@ def test_two_ranks_look_together_and_name_the_slow_one(tmp_path: Path) -> None:
 # -- without ranks -----------------------------------------------------------------------
 
 
-def test_what_was_tested_is_what_is_pinned() -> None:
+def test_what_was_tested_on_hosts_is_what_is_pinned() -> None:
     text = (ROOT / "constraints.txt").read_text()
     pinned = dict(re.findall(r"^([\w-]+)==([\w.]+)", text, re.MULTILINE))
-    assert {name: pinned[name] for name in software.TESTED} == software.TESTED
+    tested = software.TESTED["cpu"]
+    assert {name: pinned[name] for name in tested} == tested
+
+
+def test_what_was_tested_on_gpus_is_what_their_page_says() -> None:
+    """In the table of what was measured, and in the file that installs it."""
+    text = (ROOT / "docs" / "gpu-software.md").read_text()
+    table = dict(
+        re.findall(r"^\| ([\w-]+) \| ([\w.]+)(?:\+\w+)? \|", text, re.MULTILINE)
+    )
+    file = (ROOT / "launch" / "constraints-gpu.txt").read_text()
+    installed = dict(re.findall(r"^([\w-]+)==([\w.]+)", file, re.MULTILINE))
+    tested = software.TESTED["cuda"]
+    assert {name: installed[name] for name in tested} == tested
+    for name, release in tested.items():
+        assert f"{release}.".startswith(f"{table[name]}."), name
+    assert tested.keys() == software.TESTED["cpu"].keys()
 
 
 @pytest.mark.parametrize(
-    ("installed", "verdict"),
-    [("2.13.0", "good"), ("2.13.0+cu130", "good"), ("2.14.0", "weak")],
-)
-def test_another_release_than_tested_is_weak(
-    installed: str, verdict: str, monkeypatch: pytest.MonkeyPatch
+    ("installed", "device", "verdict", "said"),
+    [
+        ("2.13.0", "cpu", "good", "2.13.0, tested on hosts"),
+        ("2.13.0+cu130", "cpu", "good", "2.13.0+cu130, tested on hosts"),
+        ("2.11.0+cu130", "cuda", "good", "2.11.0+cu130, tested on GPUs"),
+        ("2.13.0", "cuda", "weak", "2.13.0, tested on hosts; on GPUs 2.11.0 was; "
+         "install 2.11.0 to train on GPUs (make setup-gpu; docs/gpu-software.md), or run "
+         "`pytest tests/gpu`"),
+        ("2.11.0+cu130", "cpu", "weak", "2.11.0+cu130, tested on GPUs; on hosts 2.13.0 "
+         "was; keep it for GPUs; install 2.13.0 to train on hosts, or run `make test`"),
+        ("2.14.0", "cpu", "weak", "2.14.0; on hosts 2.13.0 was; install 2.13.0 to"),
+        ("2.14.0", "cuda", "weak", "2.14.0; on GPUs 2.11.0 was; install 2.11.0 to"),
+        (None, "cuda", "broken", "is not installed; pip install torch==2.11.0"),
+    ],
+)  # fmt: skip
+def test_a_release_is_held_against_that_of_its_device(
+    installed: str | None,
+    device: str,
+    verdict: str,
+    said: str,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(importlib.metadata, "version", lambda name: installed)
-    assert software.version("torch", "2.13.0").verdict == verdict
+    monkeypatch.setattr(software, "installed_version", lambda name: installed)
+    finding = software.version("torch", device)
+    assert finding.verdict == verdict
+    assert f"{finding.words}; {finding.remedy}".startswith(said)
+
+
+@pytest.mark.parametrize(
+    ("device", "gpus", "wanted"),
+    [("auto", False, "cpu"), ("auto", True, "cuda"), ("cpu", True, "cpu"),
+     ("cuda", False, "cuda")],
+)  # fmt: skip
+def test_the_set_is_that_of_the_device_in_use(
+    device: Any, gpus: bool, wanted: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[str] = []
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: gpus)
+    monkeypatch.setattr(
+        software, "version", lambda _, kind: asked.append(kind) or good("torch", "")
+    )
+    findings = software.software(software.Needs(device=device))
+    for _ in range(1 + len(software.TESTED[wanted])):
+        next(findings)
+    assert {*asked} == {wanted}
 
 
 @pytest.mark.parametrize(

@@ -16,6 +16,7 @@ from alia_ctx.config.run import EngineConfig
 from alia_ctx.errors import LayoutError
 from alia_ctx.nn import attention_kernels
 from alia_ctx.nn.attention_kernels import Heads, choose_kernel
+from alia_ctx.nn.attention_reference import blocked_attention, tiles
 from alia_ctx.spec.model import ModelSpec
 
 MODEL = ModelSpec(
@@ -34,14 +35,14 @@ def hopper(monkeypatch: pytest.MonkeyPatch) -> None:
     """flash3 refuses heads of less than two groups, and torch's computes all there are."""
 
     def attend(
-        q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, *_: Any, **__: Any
+        q: Any, k: Any, v: Any, cu_q: Any, cu_k: Any, *_: Any, scale: float, **__: Any
     ) -> Any:
-        share = q.shape[1] // k.shape[1]
-        return q + k.repeat_interleave(share, 1) + v.repeat_interleave(share, 1)
+        return blocked_attention(q, k, v, tiles(cu_q.numpy(), cu_k.numpy()), scale)
 
-    def narrow(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, **_: Any) -> Any:
+    def narrow(q: Any, k: Any, v: Any, **options: Any) -> Any:
         assert k.shape[1] >= 2, "two groups at least"
-        return attend(q, k, v)
+        bounds = options["cu_seqlens_q"], options["cu_seqlens_k"]
+        return attend(q, k, v, *bounds, scale=options["softmax_scale"])
 
     trial = attention_kernels.try_kernel
     monkeypatch.setattr(

@@ -17,7 +17,7 @@ from alia_ctx.errors import AliaError, ConfigError
 from alia_ctx.workflow.queued import own_user
 from alia_ctx.workflow.standing import run_status
 from tests.cluster.launched import SLURM, cluster, commands, options
-from tests.paths import ROOT
+from tests.paths import python_path
 from tests.small_run import write_run
 
 
@@ -301,7 +301,7 @@ def test_answers_of_the_queue_are_read_whatever_the_locale(
     plain = {"LC_ALL": "POSIX", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}
     done = subprocess.run(
         [sys.executable, "-c", program],
-        env={**os.environ, "PYTHONPATH": str(ROOT), **plain},
+        env={**os.environ, "PYTHONPATH": python_path(), **plain},
         capture_output=True,
         text=True,
         check=False,

@@ -21,7 +21,7 @@ from alia_ctx.config.load import load_run
 from tests.cluster.slow_cli import GATE, allow
 from tests.cluster.slurm import Slurm, missing
 from tests.distributed import run_distributed
-from tests.paths import ROOT
+from tests.paths import ROOT, python_path
 from tests.small_run import metrics, state_checksums, write_run
 
 pytestmark = [
@@ -74,7 +74,7 @@ def configure(folder: Path, **launch: Any) -> Path:
             "python": str(python),
             "environment": {
                 GATE: str(folder / "allowed"),
-                "PYTHONPATH": str(ROOT),
+                "PYTHONPATH": python_path(),
                 "OMP_NUM_THREADS": "1",
             },
             **launch,

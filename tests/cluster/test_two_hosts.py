@@ -16,7 +16,7 @@ from tests.cluster.machines import Machines, missing
 from tests.cluster.slow_cli import GATE, allow
 from tests.cluster.slurm import wait_for
 from tests.distributed import run_distributed
-from tests.paths import ROOT
+from tests.paths import ROOT, python_path
 from tests.small_run import alia, metrics, state_checksums, write_run
 from tests.train.runs import last, numbers, train
 
@@ -63,7 +63,7 @@ def start(
         ]
         environment = {
             **os.environ,
-            "PYTHONPATH": str(ROOT),
+            "PYTHONPATH": python_path(),
             "OMP_NUM_THREADS": "1",
             "GLOO_SOCKET_IFNAME": "data0",
             GATE: str(path.parent / "allowed"),

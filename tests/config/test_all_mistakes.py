@@ -14,7 +14,7 @@ import yaml
 from alia_ctx.config.load import load_run, require_stages
 from alia_ctx.errors import ConfigError
 from alia_ctx.workflow.starting import load_on_all_ranks
-from tests.paths import ROOT
+from tests.paths import python_path
 from tests.small_run import write_run
 
 
@@ -118,7 +118,7 @@ def test_a_wrong_stage_is_refused_before_torch_is_loaded(
         text=True,
         timeout=120,
         cwd=tmp_path,
-        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        env={**os.environ, "PYTHONPATH": python_path()},
     )
     assert (done.returncode, done.stdout) == (2, "False\n"), done.stderr
     assert "--stage=middle: there is no such stage" in done.stderr

@@ -9,7 +9,8 @@ fp32, as the fast ones have no fp32. `away` is bf16 with inputs of layers on the
 the MLP in chunks; `overlap` and `overlap16` are fp32 and bf16 with tensor-parallel
 layers in chunks, and `linears` those layers against upstream's (`tests/mcore/linears.py`).
 Where TransformerEngine is installed its layers run too, in bf16 and
-in FP8.
+in FP8. Of each layout and kind `seen` is what the first rank did, as a layout or a setting
+that does nothing trains like one GPU too.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ import sys
 import tempfile
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import torch
 import torch.distributed as dist
@@ -29,7 +31,7 @@ from alia_ctx.mcore.engine import MegatronEngine
 from alia_ctx.mcore.runtime import Distributed
 from alia_ctx.spec.layout import Layout
 from alia_ctx.spec.model import ModelSpec
-from tests.engine import CONTEXT, MODEL, ROPE, save, train
+from tests.engine import CONTEXT, MODEL, ROPE, save, tokens_passing, train
 from tests.gpu.installed import is_installed
 from tests.mcore.linears import differences
 
@@ -69,6 +71,49 @@ def engine_of(layout: Layout, kind: dict[str, Any]) -> MegatronEngine:
     )
 
 
+class Seen:
+    """What an engine does from now on, on this rank.
+
+    tokens: of a row in its MLPs; products: of those in its first product at once; gathers:
+        begun in chunks, in a forward of that product. Of the first layer, the largest.
+    away: inputs of layers that were on the host at a time.
+    """
+
+    def __init__(self, engine: MegatronEngine) -> None:
+        self.engine = engine
+        self.passed = tokens_passing(engine)
+        self.products: list[int] = []
+        self.gathers: list[int] = []
+        first = engine.module.decoder.layers[0].mlp.linear_fc1
+        first.register_forward_pre_hook(self._enter)
+        first.register_forward_hook(self._leave)
+
+    def _enter(self, _: Any, inputs: Any) -> None:
+        self.products.append(len(inputs[0]))
+        self._watch = mock.patch.object(
+            dist, "all_gather_into_tensor", wraps=dist.all_gather_into_tensor
+        )
+        self._calls = self._watch.start()
+
+    def _leave(self, *_: Any) -> None:
+        self._watch.stop()
+        self.gathers.append(self._calls.call_count)
+
+    def report(self) -> dict[str, Any]:
+        context = self.engine.passes.forward_context
+        pool = getattr(getattr(context, "__self__", None), "buffers", None)
+        return {
+            "layers": len(self.engine.module.decoder.layers),
+            "parameters": sum(p.numel() for p in self.engine.parameters()),
+            "by": self.engine.layers.words,
+            "kernel": self.engine.kernel,
+            "tokens": max(self.passed),
+            "products": max(self.products),
+            "gathers": max(self.gathers),
+            "away": 0 if pool is None else pool.most,
+        }
+
+
 def main(out: Path) -> None:
     results: dict[str, Any] = {}
     with Distributed(EngineConfig()):
@@ -87,7 +132,9 @@ def main(out: Path) -> None:
             folder = Path(_agreed(tempfile.mkdtemp()))
             for name, layout in layouts.items():
                 engine = engine_of(layout, kind)
+                seen = Seen(engine)
                 results[f"{name} {name_of_kind}"] = train(engine, range(3), RATE)
+                results[f"{name} {name_of_kind} seen"] = seen.report()
                 states[name] = folder / name / STATE
                 save(engine, states[name])
                 results[f"{name} {name_of_kind} on"] = train(engine, range(3, 5), RATE)

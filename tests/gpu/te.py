@@ -23,7 +23,7 @@ from alia_ctx.mcore.runtime import Distributed
 from alia_ctx.spec.layout import Layout
 from alia_ctx.spec.model import ModelSpec
 from tests.dense import ALIA_160K
-from tests.engine import save
+from tests.engine import save, tokens_passing
 from tests.gpu.steps import canonical, exact_norm
 
 MODEL = ModelSpec(
@@ -61,6 +61,16 @@ def make(
     return MegatronEngine(MODEL, ALIA_160K, context, Layout(), settings, constants)
 
 
+def added_in_products(engine: MegatronEngine) -> int:
+    """Weights whose last gradient was added to the fp32 one by the product that formed it:
+    TransformerEngine marks them.
+    """
+    return sum(
+        bool(getattr(parameter, "grad_added_to_main_grad", False))
+        for parameter in engine.module.parameters()
+    )
+
+
 def norms(engine: MegatronEngine, context: int = EVEN) -> dict[str, float]:
     """Of each weight's gradient, by the name that a checkpoint has for it."""
     engine.accumulate_gradients([row(context)])
@@ -86,6 +96,7 @@ def compare(layers: str, fp8: str = "off") -> dict[str, Any]:
         "passed over": engine.layers.passed_over,
         "measured": token_losses(engine),
         "norms": norms(engine),
+        "added in products": added_in_products(engine),
         "losses": learn(engine),
     }
     del engine
@@ -112,9 +123,17 @@ def padded() -> dict[str, Any]:
     for multiple in (1, 16):
         engine = make("te", context=ODD)
         engine.passes.padding.multiple = multiple
+        passed = tokens_passing(engine)
         found[multiple] = {"norms": norms(engine, ODD), "losses": learn(engine, ODD, 3)}
+        found[multiple]["tokens"] = sorted(set(passed))
         del engine
     return found
+
+
+def not_fused() -> dict[str, Any]:
+    """Gradients that are added after: with activations on the host."""
+    engine = make("te", offload=True)
+    return {"norms": norms(engine), "added in products": added_in_products(engine)}
 
 
 def main() -> None:
@@ -124,7 +143,7 @@ def main() -> None:
             "te": compare("auto"),
             "current": compare("te", "current"),
             "blockwise": compare("te", "blockwise"),
-            "not fused": norms(make("te", offload=True)),
+            "not fused": not_fused(),
             "padded": padded(),
         }
         go_on(Path(sys.argv[1]))

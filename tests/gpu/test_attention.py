@@ -15,7 +15,8 @@ import torch
 from torch import Tensor
 
 from alia_ctx.mcore.attention import RowGeometry, attend, row_geometry
-from alia_ctx.nn.attention_kernels import Kernel, resolve_kernel
+from alia_ctx.nn import kernel_trial
+from alia_ctx.nn.attention_kernels import Heads, Kernel, resolve_kernel, try_kernel
 from alia_ctx.nn.context_parallel import Balance
 from tests.dense import ALIA_160K
 from tests.gpu.installed import PACKAGES, is_installed
@@ -151,6 +152,23 @@ def test_a_document_never_changes_another(name: str) -> None:
     after = run(inputs, rows, kernel)[0]
     assert torch.equal(before[:1000], after[:1000])
     assert torch.equal(before[3000:], after[3000:])
+
+
+@pytest.mark.parametrize("heads", [(64, 8, 128), (8, 1, 128), (4, 4, 64), (1, 1, 64)])
+@pytest.mark.parametrize("name", KERNELS)
+def test_it_passes_the_trial_with_room(
+    name: str, heads: tuple[int, int, int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Within what is allowed above, a third of what the trial allows."""
+    kernel, before = kernel_or_skip(name), torch.cuda.get_rng_state()
+    monkeypatch.setitem(kernel_trial.TOLERANCE, torch.bfloat16, TOLERANCE)
+    try_kernel(kernel, Heads(*heads, torch.bfloat16), "cuda")
+    assert torch.equal(before, torch.cuda.get_rng_state())
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
+def test_the_reference_passes_the_trial(dtype: torch.dtype) -> None:
+    try_kernel(resolve_kernel("reference", "cuda"), Heads(16, 2, DIM, dtype), "cuda")
 
 
 def test_a_layer_does_not_wait_for_the_device() -> None:

@@ -65,6 +65,59 @@ def test_a_layout_trains_as_one_gpu_does(
         assert ours[1] == pytest.approx(single[1], rel=of_norms[later])
 
 
+IN_FP32 = ("fp32", "overlap")  # by the reference kernel, as the fast ones have none
+# Of ranks that share a layout's work: layers, tokens of a row of 64, part of the parameters.
+SHARES = {
+    "dp2": (4, 64, 1.0),
+    "cp2": (4, 32, 1.0),
+    "tp2": (4, 32, 0.5),
+    "pp2": (2, 64, 0.5),
+}
+
+
+@pytest.mark.parametrize("precision", TOLERANCE)
+@pytest.mark.parametrize("layout", SHARES)
+def test_two_gpus_do_each_a_part(layout: str, precision: str) -> None:
+    """As a layout that is not made trains like one GPU too, and so does a setting that does
+    nothing; of what is set each has its effect, on one GPU as on two.
+    """
+    if precision in OF_TE and not is_installed("te"):
+        pytest.skip("TransformerEngine is not installed")
+    single, seen = (
+        results(ranks)[f"{name} {precision} seen"]
+        for ranks, name in ((1, "single"), (2, layout))
+    )
+    print(f"\n{layout} {precision}: {seen}\n against {single}")
+    layers, tokens, share = SHARES[layout]
+    assert (single["layers"], single["tokens"]) == (4, 64)
+    assert (seen["layers"], seen["tokens"]) == (layers, tokens)
+    assert seen["parameters"] == pytest.approx(share * single["parameters"], rel=0.01)
+    for each in (single, seen):
+        assert (each["kernel"] == "reference") == (precision in IN_FP32)
+        assert each["by"].startswith("TransformerEngine") == (precision in OF_TE)
+        assert (each["away"] > 0) == (precision == "away")
+    in_chunks = {"tp2": 10}.get(layout, 20)  # of a tp rank's share
+    if precision == "away":
+        assert (single["products"], seen["products"]) == (20, in_chunks)
+    else:
+        assert (single["products"], seen["products"]) == (64, tokens)
+    if precision not in OF_TE:  # theirs gather inside the product
+        chunks = 3 if layout == "tp2" and precision.startswith("overlap") else 0
+        assert (single["gathers"], seen["gathers"]) == (0, chunks)
+
+
+@pytest.mark.parametrize(("precision", "other"), [("bf16", "fp32"), ("fp8", "te")])
+@pytest.mark.parametrize("layout", ["single", *SHARES])
+def test_another_precision_computes_something_else(
+    layout: str, precision: str, other: str
+) -> None:
+    if other in OF_TE and not is_installed("te"):
+        pytest.skip("TransformerEngine is not installed")
+    found = results(1 if layout == "single" else 2)
+    first = [found[f"{layout} {each}"][0][0] for each in (precision, other)]
+    assert first[0] != first[1]
+
+
 def test_linear_layers_in_chunks_are_upstreams_to_the_bit() -> None:
     """Of whole numbers, whose sums are exact in any order."""
     for case, apart in results(2)["linears"].items():

@@ -88,11 +88,9 @@ def test_fp32_update_equals_the_cpu(exact: Result) -> None:
 
 
 def test_bf16_update_equals_the_cpu() -> None:
-    compare(
-        train("bf16", "auto", on_gpu=True),
-        train("bf16", "reference", on_gpu=False),
-        BF16,
-    )
+    ours = train("bf16", "auto", on_gpu=True)
+    assert ours["kernel"] != "reference"
+    compare(ours, train("bf16", "reference", on_gpu=False), BF16)
 
 
 def test_bf16_loss_is_near_fp32(exact: Result) -> None:
@@ -100,33 +98,44 @@ def test_bf16_loss_is_near_fp32(exact: Result) -> None:
     assert ours["losses"][0] == pytest.approx(
         exact["losses"][0], rel=BF16["first loss"]
     )
+    assert ours["losses"][0] != exact["losses"][0], "nothing was rounded to bf16"
 
 
 @pytest.mark.parametrize("recompute", ["selective", "full"])
 def test_recomputation_changes_nothing(recompute: str) -> None:
     """The first update bit for bit: forward and recomputation run the same kernels on
-    the same inputs.
+    the same inputs. What is computed again is, of each of two rows, and is not kept.
 
     The kernels add up dQ by atomics, in an order that varies, so gradients and all that
     follows from them may differ.
     """
     plain = train("bf16", "auto", on_gpu=True)
     again = train("bf16", "auto", on_gpu=True, recompute=recompute)
+    assert forwards(plain) == (2, 2)
+    assert forwards(again) == {"selective": (2, 4), "full": (4, 4)}[recompute]
+    assert again["counted"]["kept"] < 0.8 * plain["counted"]["kept"]
     assert again["losses"][0] == plain["losses"][0]
     compare(again, plain, BF16)
+
+
+def forwards(result: Result) -> tuple[int, int]:
+    """Of the layer and of its MLP."""
+    return result["counted"]["layers"], result["counted"]["mlps"]
 
 
 def test_offloaded_activations_change_nothing() -> None:
     plain = train("bf16", "auto", on_gpu=True)
     again = train("bf16", "auto", on_gpu=True, offload=True)
+    assert forwards(again) == forwards(plain)
+    # All of a megabyte or more leaves but what the next operation takes.
+    assert again["counted"]["kept"] < 0.5 * plain["counted"]["kept"]
     assert again["losses"][0] == plain["losses"][0]
     compare(again, plain, BF16)
 
 
 def test_overlapped_communication_changes_nothing() -> None:
-    """Several buckets, so that weights are gathered one bucket ahead of the forward;
-
-    the head has one of its own.
+    """Several buckets, so that weights are gathered one bucket ahead of the forward, and
+    reduced while the backward goes on; the head has one of its own.
     """
     wide = {
         "num_hidden_layers": 3,
@@ -140,6 +149,12 @@ def test_overlapped_communication_changes_nothing() -> None:
         train("bf16", "auto", on_gpu=True, model=json.dumps(wide), overlap=overlap)
         for overlap in (False, True)
     )
+    at_once, beside = plain["counted"], overlapped["counted"]
+    assert at_once["buckets"] == 1
+    assert at_once["reduced_before_the_end"] == at_once["gathered_in_forward"] == 0
+    assert beside["buckets"] > 2
+    assert beside["reduced_before_the_end"] == beside["buckets"]
+    assert beside["gathered_in_forward"] == beside["buckets"]
     assert overlapped["losses"][0] == plain["losses"][0]
     assert overlapped["losses"][1:] == pytest.approx(
         plain["losses"][1:], rel=BF16["later losses"]

@@ -61,7 +61,10 @@ def test_bf16_is_that_of_the_local_layers(found: dict[str, Any], way: str) -> No
 def test_gradients_added_in_the_product_are_those_added_after(
     found: dict[str, Any],
 ) -> None:
-    assert found["te"]["norms"] == pytest.approx(found["not fused"], rel=BF16["norms"])
+    fused, after = found["te"], found["not fused"]
+    assert fused["norms"] == pytest.approx(after["norms"], rel=BF16["norms"])
+    # Four products in each of two layers.
+    assert (fused["added in products"], after["added in products"]) == (8, 0)
 
 
 @pytest.mark.parametrize("fp8", ["current", "blockwise"])
@@ -74,6 +77,10 @@ def test_fp8_is_near_bf16_and_learns_as_much(found: dict[str, Any], fp8: str) ->
     learnt = first - bf16["losses"][-1]
     assert learnt > 0.5
     assert scaled["losses"] == pytest.approx(bf16["losses"], abs=FP8_LEARNT * learnt)
+
+
+def test_scales_of_blocks_are_others(found: dict[str, Any]) -> None:
+    assert found["blockwise"]["losses"][0] != found["current"]["losses"][0]
 
 
 @pytest.mark.parametrize("fp8", ["current", "blockwise"])
@@ -91,6 +98,7 @@ def test_rows_that_fp8_cannot_take_are_padded(found: dict[str, Any], fp8: str) -
 
 def test_padding_touches_nothing(found: dict[str, Any]) -> None:
     plain, padded = found["padded"]["1"], found["padded"]["16"]
+    assert (plain["tokens"], padded["tokens"]) == ([264], [272])
     assert padded["losses"] == pytest.approx(plain["losses"], rel=EXACT)
     assert padded["norms"] == pytest.approx(plain["norms"], rel=EXACT)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import os
 import re
 import subprocess
 import sys
@@ -13,10 +14,11 @@ from typing import Any
 import pytest
 import torch
 
+from alia_ctx.cli.stopping import Stopped
 from alia_ctx.errors import LayoutError
 from alia_ctx.nn import layer_choice
 from alia_ctx.nn.layer_choice import choose_layers, try_layer
-from tests.paths import ROOT
+from tests.paths import ROOT, python_path
 
 
 class Works:
@@ -35,6 +37,7 @@ class Works:
 
         def __init__(self, inputs: int, outputs: int, **options: Any) -> None:
             super().__init__()
+            self.fused = options["fuse_wgrad_accumulation"]
             dtype = options["params_dtype"]
             self.weight = torch.nn.Parameter(torch.empty(outputs, inputs, dtype=dtype))
             self.layer_norm_weight = torch.nn.Parameter(torch.ones(inputs, dtype=dtype))
@@ -42,7 +45,54 @@ class Works:
         def forward(self, x: torch.Tensor) -> torch.Tensor:
             size = (x.shape[-1],)
             x = torch.nn.functional.rms_norm(x, size, self.layer_norm_weight, 1e-5)
-            return x @ self.weight.T * self.factor
+            return x @ self._weight().T * self.factor
+
+        def _weight(self) -> torch.Tensor:
+            """The one whose gradient goes to `grad`, or, fused, to `main_grad`."""
+            if not self.fused:
+                return self.weight
+            weight = self.weight.detach().requires_grad_()
+            weight.register_hook(self.add)
+            return weight
+
+        def add(self, gradient: torch.Tensor) -> None:
+            self.weight.main_grad += gradient  # type: ignore[attr-defined]
+
+
+class Changed(torch.autograd.Function):
+    """The numbers forward; backward their gradients times a factor."""
+
+    @staticmethod
+    def forward(ctx: Any, x: torch.Tensor, factor: float) -> torch.Tensor:
+        ctx.factor = factor
+        return x.clone()
+
+    @staticmethod
+    def backward(ctx: Any, gradient: torch.Tensor) -> Any:
+        return gradient * ctx.factor, None
+
+
+class NoNumberBackward(Works):
+    """All but the last of the gradients are right, which the greatest error would hide."""
+
+    class LayerNormLinear(Works.LayerNormLinear):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            apply: Any = Changed.apply
+            scale = apply(self.layer_norm_weight, float("nan"))
+            x = torch.nn.functional.rms_norm(x, (x.shape[-1],), scale, 1e-5)
+            return x @ self._weight().T
+
+
+class ReplacesTheSum(Works):
+    class LayerNormLinear(Works.LayerNormLinear):
+        def add(self, gradient: torch.Tensor) -> None:
+            self.weight.main_grad.copy_(gradient)  # type: ignore[attr-defined,operator]
+
+
+class Ends(Works):
+    class LayerNormLinear(Works.LayerNormLinear):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            raise SystemExit
 
 
 class Wrong(Works):
@@ -83,8 +133,11 @@ def test_auto_takes_what_works(installed: Any) -> None:
 @pytest.mark.parametrize(
     "module,said",
     [
-        ("transformer_engine is not installed", "alia-ctx[te]"),
-        (Wrong, "error of 0.05"),
+        ("transformer_engine is not installed", "transformer-engine[core_cu13"),
+        (Wrong, "error of output 0.05"),
+        (NoNumberBackward, "error of norm's gradient nan; 0.02 is allowed"),
+        (ReplacesTheSum, "error of weight's gradient 0."),
+        (Ends, "does not compute a layer here (SystemExit)"),
         (Breaks, "RuntimeError: CUDA error: no kernel image"),
     ],
 )
@@ -120,14 +173,64 @@ def test_fp8_that_a_gpu_does_not_have(installed: Any) -> None:
     assert choose_layers("te", "current", "bf16", "cuda", trial=False).name == "te"
 
 
-def test_memory_that_runs_out_says_nothing_of_the_layers() -> None:
+@pytest.mark.parametrize(
+    "error", [torch.OutOfMemoryError("full"), KeyboardInterrupt(), Stopped(15)]
+)
+def test_memory_that_runs_out_says_nothing_of_the_layers(error: BaseException) -> None:
     class Full(Works):
         class LayerNormLinear(Works.LayerNormLinear):
             def forward(self, x: torch.Tensor) -> torch.Tensor:
-                raise torch.OutOfMemoryError("full")
+                raise error
 
-    with pytest.raises(torch.OutOfMemoryError):
+    with pytest.raises(type(error)):
         try_layer(Full, "off", "cpu")
+
+
+def test_no_global_generator_moves() -> None:
+    class Draws(Works):
+        class LayerNormLinear(Works.LayerNormLinear):
+            def forward(self, x: torch.Tensor) -> torch.Tensor:
+                torch.randn(3)
+                return super().forward(x)
+
+    before = torch.get_rng_state()
+    with torch.no_grad():
+        assert try_layer(Draws, "off", "cpu") is None
+    assert torch.equal(before, torch.get_rng_state())
+
+
+@pytest.mark.parametrize("fp8", ["off", "current"])
+def test_a_stand_in_with_fused_gradients_passes(
+    fp8: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It adds to `main_grad` as TransformerEngine does, and rounds to FP8."""
+    from tests.mcore.te_stand_in import CONTENT, Module
+
+    recipes, module = Module("recipe"), Module("pytorch")
+    recipes.__dict__.update(CONTENT["transformer_engine.common.recipe"])
+    module.__dict__.update(CONTENT["transformer_engine.pytorch"])
+    monkeypatch.setitem(sys.modules, "transformer_engine.common.recipe", recipes)
+    assert try_layer(module, fp8, "cpu") is None
+
+
+@pytest.mark.parametrize(
+    ("raised", "said"),
+    [
+        ("raise SystemExit(3)", "SystemExit: 3"),
+        ("import sys; sys.exit()", "SystemExit"),
+        ("class Panic(BaseException): ...\nraise Panic('out')", "Panic: out"),
+        ("assert False", "AssertionError"),
+    ],
+)
+def test_a_package_that_ends_the_program_is_named(
+    raised: str, said: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    (tmp_path / "transformer_engine.py").write_text(raised)
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.delitem(sys.modules, "transformer_engine", raising=False)
+    monkeypatch.setattr(layer_choice, "installed_version", lambda name: "2.14.1")
+    told = layer_choice._engine.__wrapped__()
+    assert told == f"transformer_engine 2.14.1 does not import ({said})"
 
 
 def test_an_old_or_broken_package_is_named(
@@ -217,7 +320,11 @@ def test_megatron_computes_on_a_host_beside_a_broken_package(tmp_path: Path) -> 
     done = subprocess.run(
         [sys.executable, "-c", program],
         cwd=ROOT,
-        env={"PYTHONPATH": f"{tmp_path}:{ROOT}", "PATH": "/usr/bin:/bin"},
+        env={
+            **os.environ,
+            "PYTHONPATH": python_path(tmp_path),
+            "CUDA_VISIBLE_DEVICES": "",
+        },
         capture_output=True,
         text=True,
         check=False,

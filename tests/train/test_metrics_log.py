@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import json
 import os
+import re
 import tempfile
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -33,9 +34,11 @@ class Breaks:
     def __init__(self, *about: object) -> None:
         self.steps: list[int] = []
 
+    error: BaseException = ConnectionError("gone\nand more")
+
     def write(self, step: int, values: Mapping[str, float]) -> None:
         if self.steps:
-            raise ConnectionError("gone\nand more")
+            raise self.error
         self.steps.append(step)
 
     def close(self) -> None:
@@ -56,17 +59,36 @@ def test_a_writer_that_fails_is_left_out_and_said_once(
     ]
 
 
-def test_a_writer_that_does_not_start_is_a_mistake_with_a_remedy(
+def test_a_writer_that_ends_the_program_ends_itself(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    said: list[str] = []
+    monkeypatch.setattr(sinks, "_TensorBoard", Breaks)
+    monkeypatch.setattr(Breaks, "error", SystemExit(0))
+    [sink] = open_sinks(["tensorboard"], tmp_path, "run", "stage", {}, said.append)
+    for step in (1, 2, 3):
+        sink.write(step, {"loss": 1.0})
+    [words] = said
+    assert words.startswith("tensorboard failed (SystemExit: 0)")
+    monkeypatch.setattr(Breaks, "error", KeyboardInterrupt())
+    [sink] = open_sinks(["tensorboard"], tmp_path, "run", "stage", {}, said.append)
+    sink.write(1, {})
+    with pytest.raises(KeyboardInterrupt):
+        sink.write(2, {})
+
+
+@pytest.mark.parametrize("error", [RuntimeError, SystemExit])
+def test_a_writer_that_does_not_start_is_a_mistake_with_a_remedy(
+    error: type[BaseException], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     def refuse(*about: object) -> None:
-        raise RuntimeError("no key")
+        raise error("no key")
 
     monkeypatch.setattr(sinks, "_TensorBoard", refuse)
-    with pytest.raises(
-        ConfigError,
-        match=r"metrics.sinks=tensorboard: does not start \(RuntimeError: no key\); set it up",
-    ):
+    said = (
+        f"metrics.sinks=tensorboard: does not start ({error.__name__}: no key); set it"
+    )
+    with pytest.raises(ConfigError, match=re.escape(said)):
         open_sinks(["tensorboard"], tmp_path, "run", "stage", {}, print)
 
 

@@ -16,7 +16,7 @@ from alia_ctx.data.tokens.tokenizer_files import (
 )
 from alia_ctx.errors import DataError
 from alia_ctx.files import checksum, file_fingerprint
-from alia_ctx.optional_packages import guard
+from alia_ctx.optional_packages import guard, reason
 
 _NAMED = ("bos", "eos", "unk", "sep", "pad", "cls", "mask")
 _PROBES = (
@@ -211,8 +211,8 @@ def _load(directory: Path, model_type: str | None) -> Any:
             f"{directory}: no such tokenizer directory; give a local Hugging Face "
             "directory"
         )
-    _check_packages(directory)
     guard()
+    _check_packages(directory)
     from transformers import AutoConfig, AutoTokenizer
 
     try:
@@ -242,8 +242,8 @@ def _check_packages(directory: Path) -> None:
             except ImportError as error:
                 name = needed.removeprefix("google.")
                 raise DataError(
-                    f"{path}: needs the package {name} to be read; `pip install {name}`"
-                    ", or save the tokenizer with a tokenizer.json"
+                    f"{path}: needs the package {name} to be read ({reason(error)}); "
+                    f"`pip install {name}`, or save the tokenizer with a tokenizer.json"
                 ) from error
 
 

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from tests.data.chat.tokenizers import save_chat_tokenizer
-from tests.paths import ROOT
+from tests.paths import python_path
 from tests.processes import are_gone, children_of
 
 _SCRIPT = """
@@ -37,7 +37,7 @@ def test_workers_end_with_a_killed_parent(tmp_path: Path) -> None:
     script.write_text(_SCRIPT)
     process = subprocess.Popen(
         [sys.executable, str(script), str(rows), str(tokenizer), str(tmp_path / "out")],
-        env={**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"},
+        env={**os.environ, "PYTHONPATH": python_path(), "OMP_NUM_THREADS": "1"},
         stdout=subprocess.PIPE,
         text=True,
     )

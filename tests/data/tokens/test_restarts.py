@@ -18,7 +18,7 @@ from alia_ctx.data.documents import SourceSpec
 from alia_ctx.data.tokens import TokenStore, tokenize_source
 from alia_ctx.errors import DataError
 from tests.data.tokens.stores import SHARD, files_of
-from tests.paths import ROOT
+from tests.paths import python_path
 from tests.processes import are_gone, children_of
 
 
@@ -90,7 +90,7 @@ if __name__ == "__main__":
 
 
 def _start(script: Path, *arguments: Path) -> subprocess.Popen[str]:
-    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    environment = {**os.environ, "PYTHONPATH": python_path(), "OMP_NUM_THREADS": "1"}
     command = [sys.executable, str(script), *map(str, arguments)]
     return subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, text=True)
 
@@ -192,7 +192,7 @@ def _killed(
     argument = json.dumps([list(spec.inputs), str(tokenizer), str(out), options])
     done = subprocess.run(
         [sys.executable, "-c", code, argument],
-        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        env={**os.environ, "PYTHONPATH": python_path()},
         check=False,
         timeout=300,
     )

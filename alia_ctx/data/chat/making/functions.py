@@ -24,6 +24,7 @@ from alia_ctx.data.chat.making.values import NoValueError, inlined
 from alia_ctx.data.chat.reading_back import tag_in
 from alia_ctx.errors import DataError
 from alia_ctx.files import parse_json
+from alia_ctx.optional_packages import guard, reason
 
 _SUFFIXES = (".json", ".yaml", ".yml")
 _SOURCES = (
@@ -124,13 +125,14 @@ class FoundFunctions:
 
 
 def require_jsonschema() -> None:
-    """DataError where the package is not there."""
+    """DataError where the package is not there, or does not import."""
+    guard()
     try:
         import jsonschema  # noqa: F401
     except ImportError as error:
         raise DataError(
             "made calls are validated with the package jsonschema, which is not "
-            "installed; `pip install jsonschema`"
+            f"installed or does not import ({reason(error)}); `pip install jsonschema`"
         ) from error
 
 
