@@ -151,7 +151,6 @@ class Case:
             packed=packed,
             fp8=products.fp8,  # type: ignore[arg-type]
             mlp_chunk_tokens=products.mlp_chunk or None,
-            tp_overlap_chunks=products.tp_chunks,
             layers=products.layers,  # type: ignore[arg-type]
             attention=attention,
         )

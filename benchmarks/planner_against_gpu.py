@@ -85,7 +85,8 @@ def table() -> Iterable[str]:
             took, ours = f"{row.seconds:.3g}", row.planned_seconds()
             planned = f"{ours:.3g} ({ours / row.seconds - 1:+.1%})"
         card = f"{row.gpus} {row.card}"
-        notes = ", ".join([*missed(row), *["fitted"] * (row in fitted)])
+        marks = ["fitted"] * (row in fitted) + ["later"] * row.later
+        notes = ", ".join([*missed(row), *marks])
         yield (
             f"| {card} | {row.words} | {there} | {gib} | {took} | {planned} | {notes} |"
         )

@@ -5,7 +5,6 @@ It takes the ranks that torchrun or srun started, and finds a layout for them.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -16,7 +15,7 @@ import typer
 from alia_ctx.cli.arguments import path
 from alia_ctx.cli.output import print_json, print_table
 from alia_ctx.config.evaluation import EvaluationConfig, RetrievalConfig
-from alia_ctx.config.load import load_run, require_stages
+from alia_ctx.config.load import given_of, load_run, require_stages
 from alia_ctx.config.schema import build
 from alia_ctx.errors import AliaError, ConfigError, Problem, Problems
 from alia_ctx.progress import is_main, loading
@@ -199,12 +198,9 @@ def evaluate(
                 key = "evaluation.held_out" if option == "--text" else "tokenizer"
                 shown = ", ".join(map(str, value)) if isinstance(value, list) else value
                 raise _error(option, shown, "is for models without a run", f"set {key}")
-        changes = [
-            f"evaluation.retrieval.{k}={json.dumps(v)}" for k, v in given.items()
-        ]
-        changes += [] if documents is None else [f"evaluation.documents={documents}"]
-        changes += [f"engine.precision={precision}"] if precision else []
         configured = load_run(config, overrides or (), stages=stage or ())
+        options = {**given, "documents": documents, "precision": precision}
+        changes = given_of(config, overrides or ()).with_options(options)
         run = load_run(config, [*(overrides or ()), *changes], stages=stage or ())
         measured = names or run.evaluation.measure
         chosen = _evaluators(measured, retrieval or _asks(given, measured))

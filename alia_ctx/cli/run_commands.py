@@ -32,7 +32,7 @@ from alia_ctx.cli.failing import Command, refusal, say_stopped
 from alia_ctx.cli.output import print_json, print_table
 from alia_ctx.config.evaluation import SCORES
 from alia_ctx.config.held_out import held_out_notes
-from alia_ctx.config.load import load_plan, load_run, require_stages
+from alia_ctx.config.load import given_of, load_plan, load_run, require_stages
 from alia_ctx.config.run import RunConfig
 from alia_ctx.errors import AliaError, ConfigError
 from alia_ctx.progress import is_main, loading
@@ -117,7 +117,10 @@ def plan(
     ] = None,
     on: Annotated[
         str | None,
-        typer.Option(help="Machine in place of the cluster's: h100-80, h200, ..."),
+        typer.Option(
+            help="Machine in place of the file's cluster: h100-80, h200, ...; overrides of "
+            "cluster hold."
+        ),
     ] = None,
     search: Annotated[
         bool, typer.Option("--search", help="Only the layouts, offloading among them.")
@@ -140,8 +143,12 @@ def plan(
     from alia_ctx import workflow
     from alia_ctx.planner import duration
 
-    run, open_layouts = load_plan(config, overrides or (), stages=stage or ())
-    asked = workflow.PlanQuestion(stage or (), gpus, on, open_layouts, search, dry_run)
+    own = overrides or ()
+    run, open_layouts = load_plan(config, own, stages=stage or (), machine=on)
+    given = given_of(config, own, machine=on)
+    asked = workflow.PlanQuestion(
+        stage or (), gpus, open_layouts, search, dry_run, given
+    )
     timeline = None if trace is None else workflow.draw_update(run, asked, trace)
     more = timeline is None or search or dry_run  # a trace by itself is all of it
     if as_json:

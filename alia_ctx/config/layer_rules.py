@@ -14,6 +14,7 @@ from alia_ctx.spec.execution import (
     fp8_problem,
 )
 from alia_ctx.spec.model import ModelSpec
+from alia_ctx.spec.token_chunks import TILE, most_chunks
 
 
 def kernel_problems(engine: EngineConfig) -> list[Problem]:
@@ -69,6 +70,7 @@ def layer_problems(
         "TransformerEngine's linear layers are not cut into chunks",
         "set engine.layers=local, or leave it at 1",
     )
+    problems += _chunk_problems(engine.tp_overlap_chunks, stages)
     key, value = "engine.layers", str(engine.layers)
     if engine.fp8 != "off":
         key, value = "engine.fp8", str(engine.fp8)
@@ -96,4 +98,26 @@ def layer_problems(
         if broken is not None:
             rule, remedy = broken
             problems.add(key, value, f"stage {name}: {rule}", remedy)
+    return problems
+
+
+def _chunk_problems(count: int, stages: Mapping[str, StageConfig]) -> list[Problem]:
+    """Stages whose rows, which are whole tiles, cannot be cut into `count` chunks of at least
+    one. Shorter rows of the same stage go in fewer chunks; stages of few tokens, as tests have
+    them, in chunks below a tile.
+    """
+    problems = Problems()
+    for name, stage in stages.items():
+        layout = stage.layout
+        if min(layout.tp, layout.cp) < 1 or layout.tp == 1:
+            continue
+        own = stage.context // layout.cp // layout.tp
+        if own >= 2 * TILE and count > most_chunks(own):
+            problems.add(
+                "engine.tp_overlap_chunks",
+                count,
+                f"stage {name}: a rank has {own:,} tokens of a row, {most_chunks(own)} tiles "
+                f"of the {TILE} that a kernel multiplies at once",
+                f"set 2 to 8, {most_chunks(own)} at most, or leave it at 1",
+            )
     return problems

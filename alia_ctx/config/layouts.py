@@ -106,7 +106,6 @@ def search_settings(run: RunConfig, stage: StageConfig) -> dict[str, Any]:
         "fp8": run.engine.fp8,
         "fp8_bf16_layers": run.engine.fp8_bf16_layers,
         "mlp_chunk_tokens": run.engine.mlp_chunk_tokens,
-        "tp_overlap_chunks": run.engine.tp_overlap_chunks,
         "layers": run.engine.layers,
         "attention": _gpu_kernel(run),
     }

@@ -30,9 +30,11 @@ from alia_ctx.config.base import (
     with_facts_of_checkpoint,
 )
 from alia_ctx.config.draft import Draft
+from alia_ctx.config.given import Given
 from alia_ctx.config.held_out import held_out_problems
 from alia_ctx.config.layouts import unstated, with_layouts, without_auto
 from alia_ctx.config.merging import lay_over, under_every_stage
+from alia_ctx.config.named_machine import on_machine, replaced_by
 from alia_ctx.config.placeholders import (
     with_placeholders,
     without_open,
@@ -103,14 +105,33 @@ def load_plan(
     *,
     stages: Collection[str] = (),
     over: Sequence[Path] = (),
+    machine: str | None = None,
 ) -> tuple[RunConfig, set[str]]:
     """A run as far as a plan of `stages` (default: all) needs it, and the stages that
     leave their layout open.
 
     No text, tokenizer, origin or place is looked for, and no layout is refused: the
-    plan says what is wrong with it. Otherwise as `load_run`.
+    plan says what is wrong with it. The cluster of `machine`, a name, is taken in place
+    of the file's, below the overrides. Otherwise as `load_run`.
     """
-    return _load(path, overrides, stages, planning=True, over=over)
+    return _load(path, overrides, stages, planning=True, over=over, machine=machine)
+
+
+def given_of(
+    path: str | Path, overrides: Sequence[str], *, machine: str | None = None
+) -> Given:
+    """What the command line gives beside the file; as for `load_plan`, which has accepted it."""
+    document = _read_file(Path(path), ())
+    given = _read_overrides(overrides, document)
+    replaced = "" if machine is None else replaced_by(document, machine, given)
+    stages = read_config(path, overrides, machine=machine).get("stages")
+    items = stages.items() if isinstance(stages, Mapping) else ()
+    recomputing = (
+        name
+        for name, stage in items
+        if isinstance(stage, Mapping) and stage.get("recompute") is not None
+    )
+    return Given(given, frozenset(recomputing), replaced)
 
 
 def _load(
@@ -121,8 +142,10 @@ def _load(
     read_text: bool = False,
     planning: bool = False,
     over: Sequence[Path] = (),
+    machine: str | None = None,
 ) -> tuple[RunConfig, set[str]]:
-    raw, open_keys = without_placeholders(read_config(path, overrides, over=over))
+    read = read_config(path, overrides, over=over, machine=machine)
+    raw, open_keys = without_placeholders(read)
     if planning:
         raw = without_open(raw)
     problems = Problems()
@@ -172,16 +195,23 @@ def _keys(raw: object, *place: str) -> tuple[str, ...] | None:
 
 
 def read_config(
-    path: str | Path, overrides: Sequence[str] = (), *, over: Sequence[Path] = ()
+    path: str | Path,
+    overrides: Sequence[str] = (),
+    *,
+    over: Sequence[Path] = (),
+    machine: str | None = None,
 ) -> dict[str, Any]:
-    """What `path` says with its includes, the files `over` it, overrides and stage
-    defaults, as plain containers; nothing is checked but that it can be read.
+    """What `path` says with its includes, the files `over` it, a named machine in place of
+    its cluster, overrides and stage defaults, as plain containers; nothing is checked but
+    that it can be read.
 
     ConfigError names the file that cannot be.
     """
     document = _read_file(Path(path), ())
     for file in over:
         document = lay_over(document, _read_file(Path(file), ()))
+    if machine is not None:
+        document = on_machine(document, machine)
     merged = lay_over(document, _read_overrides(overrides, document))
     merged = under_every_stage(merged.pop("stage_defaults", {}), merged)
     try:

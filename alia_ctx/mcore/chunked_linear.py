@@ -39,8 +39,8 @@ from torch import Tensor
 
 from alia_ctx.errors import LayoutError
 from alia_ctx.spec.execution import Layers
+from alia_ctx.spec.token_chunks import chunk_tokens
 
-_TILE = 128  # rows of a kernel's tile: others at a chunk's end would be computed for nothing
 _UNDER_WAY = 2
 
 Message = tuple[Tensor, dist.Work]
@@ -106,9 +106,7 @@ def chunks_of(tokens: int, count: int) -> list[slice]:
     """`tokens` cut into at most `count` slices of one length, but for the last: whole tiles
     where a slice is longer than one.
     """
-    length = max(1, -(-tokens // count))
-    if length > _TILE:
-        length = -(-length // _TILE) * _TILE
+    length = chunk_tokens(tokens, count)
     return [slice(at, min(at + length, tokens)) for at in range(0, tokens, length)]
 
 

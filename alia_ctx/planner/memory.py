@@ -84,19 +84,18 @@ def rank_memory(work: Workload, pipeline_rank: int, overhead_gib: float) -> Rank
     the most loaded CP and DP rank is taken (CP rank 0 collects the whole row).
     """
     parameters = rank_parameters(work, pipeline_rank)
-    in_flight = min(max(1, work.rows_per_rank[1]), work.layout.pp - pipeline_rank)
+    in_flight = _in_flight(work, pipeline_rank)
     saved, collected = layer_activations(work)
     layers = in_flight * work.layers_per_stage
     once = 1 if work.recompute == "full" else layers
-    offloaded = sent = 0
+    sent = 0
     if pipeline_rank < work.layout.pp - 1:
         # Upstream keeps what a row gave to the next rank until the row's backward.
         sent = in_flight * hidden_bytes(work)
     if work.offload and work.recompute == "full":
-        away, layers = _inputs(work, pipeline_rank, in_flight)
-        offloaded, sent = away * saved, 0  # that is among the inputs here
+        # What is sent on is among the inputs here.
+        layers, sent = _inputs_here(work, pipeline_rank, in_flight), 0
     elif work.offload:
-        offloaded = layers * (saved + collected)
         layers = once = min(layers, _LAYERS_HERE)
     kept = {
         "weights": parameters * work.bytes,
@@ -126,23 +125,50 @@ def rank_memory(work: Workload, pipeline_rank: int, overhead_gib: float) -> Rank
         in_flight,
         {**_in_gib(sizes), **guess},
         {**_in_gib(stepping), **guess},
-        offloaded / GIB,
+        offloaded_bytes(work, pipeline_rank) / GIB,
     )
 
 
-def _inputs(work: Workload, pipeline_rank: int, in_flight: int) -> tuple[int, int]:
-    """Of the inputs of recomputed layers (on the host, on the GPU); `alia_ctx/nn/input_offload.py`.
+def offloaded_bytes(work: Workload, pipeline_rank: int) -> int:
+    """Activations of a rank that wait in host memory: inputs of recomputed layers, which have
+    memory for rows of the context (`alia_ctx/mcore/offloading.py`), or all that the longest
+    rows save, with a whole row's keys and values, of which CP ranks see all or a part.
+    """
+    if not work.offload:
+        return 0
+    if work.recompute == "full":
+        return _inputs_away(work, pipeline_rank) * layer_activations(work)[0]
+    layers = _in_flight(work, pipeline_rank) * work.layers_per_stage
+    return layers * sum(layer_activations(work.in_longest_rows))
 
-    The last one of a row that is alone stays. So does what a row in flight got from the
-    pipeline rank before, the input of the first layer, and what it gave to the rank after:
-    upstream keeps both until the row's backward. Host memory is locked at the start for as
-    many rows as the rank could have in flight, and not for an update's alone.
+
+def _in_flight(work: Workload, pipeline_rank: int) -> int:
+    """Rows between their forward and their backward, 1F1B."""
+    return min(max(1, work.rows_per_rank[1]), work.layout.pp - pipeline_rank)
+
+
+def _inputs_away(work: Workload, pipeline_rank: int) -> int:
+    """Inputs of recomputed layers that are on the host at a time, as
+    `alia_ctx/mcore/offloading.py` locks memory for them at the start: for as many rows as the
+    rank could have in flight, and not for an update's alone. The last one of a row that is
+    alone stays, and that of the first layer behind another pipeline rank.
+    """
+    own, rows = (
+        work.layers_per_stage - (pipeline_rank > 0),
+        work.layout.pp - pipeline_rank,
+    )
+    return own * rows if rows > 1 else max(0, own - 1)
+
+
+def _inputs_here(work: Workload, pipeline_rank: int, in_flight: int) -> int:
+    """Inputs of recomputed layers that are on the GPU at a time: two on their way, and what
+    each row in flight got from the pipeline rank before and gave to the one after, which
+    upstream keeps until the row's backward.
     """
     first, last = pipeline_rank == 0, pipeline_rank == work.layout.pp - 1
-    own, rows = work.layers_per_stage - (not first), work.layout.pp - pipeline_rank
-    away = own * rows if rows > 1 else max(0, own - 1)
+    own = work.layers_per_stage - (not first)
     passed = in_flight * ((not first) + (not last))
-    return away, min(own * in_flight, _LAYERS_HERE) + passed
+    return min(own * in_flight, _LAYERS_HERE) + passed
 
 
 def _in_gib(sizes: dict[str, int]) -> dict[str, float]:

@@ -27,8 +27,8 @@ from alia_ctx.spec.rope import RopeSpec
 _NEAR = 1.5  # what needs more than so many times the memory is no near miss
 # Layouts whose times are nearer than this are not told apart: of one model on one and two
 # GPUs the planner's errors differ by up to a tenth, of TP2 and DP2 by a twentieth
-# (docs/benchmarks/gpu-several.md). In FP8 too: it moves the error of a case by 3.4% at most,
-# and of TP2 and DP2 the errors differ by less than in bf16's first series.
+# (docs/benchmarks/gpu-several.md). In FP8 too: it moves the error of a case by 2.5% at most,
+# and of TP2 and DP2 the errors differ by 4.1%.
 _ALIKE = 1.05
 
 
@@ -89,7 +89,6 @@ def suggest_layouts(
     fp8: Fp8 = "off",
     fp8_bf16_layers: int = 0,
     mlp_chunk_tokens: int | None = None,
-    tp_overlap_chunks: int = 1,
     layers: AskedLayers = "local",
     attention: str = "auto",
 ) -> list[LayoutChoice]:
@@ -127,7 +126,6 @@ def suggest_layouts(
         fp8=fp8,
         fp8_bf16_layers=fp8_bf16_layers,
         mlp_chunk_tokens=mlp_chunk_tokens,
-        tp_overlap_chunks=tp_overlap_chunks,
         layers=layers,
         attention=attention,
     )

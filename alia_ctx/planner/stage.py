@@ -8,13 +8,12 @@ from dataclasses import dataclass
 from functools import cached_property
 
 from alia_ctx.errors import ConfigError
+from alia_ctx.planner.host import host_items
 from alia_ctx.planner.kernels import why_untimed
 from alia_ctx.planner.memory import (
     GIB,
     RankMemory,
     rank_memory,
-    rank_parameters,
-    saved_bytes,
 )
 from alia_ctx.planner.rope_reach import RopeReach, rope_reach
 from alia_ctx.planner.timing import (
@@ -72,22 +71,8 @@ class StagePlan:
 
     @cached_property
     def host_items(self) -> dict[str, float]:
-        """GiB of a node's host memory by item: a copy of what its ranks own while it is
-        written, offloaded activations, and the processes. Inputs of recomputed layers
-        have memory for rows of the context (`alia_ctx/mcore/offloading.py`).
-        """
-        ranks = min(self.cluster.ranks_per_node, self.work.world_size)
-        parameters = max(
-            rank_parameters(self.work, rank) for rank in (0, self.work.layout.pp - 1)
-        )
-        full = self.work.recompute == "full"
-        away = self.work if full else self.work.in_longest_rows
-        items = {
-            "copy for a save": saved_bytes(self.work, parameters) / GIB,
-            "offloaded activations": rank_memory(away, 0, 0.0).offloaded,
-            "processes (guess)": self.cluster.host_overhead_gib,
-        }
-        return {name: ranks * gib for name, gib in items.items() if gib}
+        """GiB of the host memory of the node that needs most, by item."""
+        return host_items(self.work, self.cluster)
 
     @property
     def host_gib(self) -> float:
@@ -100,40 +85,62 @@ class StagePlan:
     @property
     def fits(self) -> bool:
         """Whether GPUs and hosts have the memory, guesses among it."""
-        return self.fullest.total <= self.cluster.memory_gib and self._host_fits
+        return self.fits_gpus and self._host_fits
 
     @property
     def may_fit(self) -> bool:
         """Whether GPUs have memory for all that is counted, though not for the guesses too."""
-        counted = max(
-            (self._rank_memory(rank) for rank in (0, self.work.layout.pp - 1)),
-            key=lambda rank: rank.without_guesses,
+        return self._may_fit_gpus and self._host_fits
+
+    @property
+    def fits_gpus(self) -> bool:
+        """Whether GPUs have the memory, guesses among it."""
+        return self.fullest.total <= self.cluster.memory_gib
+
+    @property
+    def _may_fit_gpus(self) -> bool:
+        return (
+            self._counted.without_guesses <= self.cluster.memory_gib
+            and not self.fits_gpus
         )
-        room = counted.without_guesses <= self.cluster.memory_gib
-        return room and self._host_fits and not self.fits
+
+    @cached_property
+    def _counted(self) -> RankMemory:
+        """The pipeline rank that needs most of what is counted."""
+        ends = {0, self.work.layout.pp - 1}
+        ranks = map(self._rank_memory, sorted(ends))
+        return max(ranks, key=lambda rank: rank.without_guesses)
 
     @property
     def verdict(self) -> str:
-        """One line: fits, may fit or not, the fullest rank and its largest item."""
-        rank, cluster = self.fullest, self.cluster
-        if not self._host_fits and rank.total <= cluster.memory_gib:
-            largest = max(self.host_items, key=lambda name: self.host_items[name])
+        """One line: fits, may fit or not, the fullest rank and its largest item, or the hosts'
+        where they alone are too small.
+        """
+        if self._host_fits or not (self.fits_gpus or self._may_fit_gpus):
+            return self.gpu_verdict
+        largest = max(self.host_items, key=lambda name: self.host_items[name])
+        return (
+            f"does not fit: {self.host_gib:.1f} of {self.cluster.host_memory_gib:g} GiB of "
+            f"a node's host memory; the largest item is {largest} with "
+            f"{self.host_items[largest]:.1f} GiB"
+        )
+
+    @property
+    def gpu_verdict(self) -> str:
+        """The same of GPUs' memory alone."""
+        rank, there = self.fullest, round(self.cluster.memory_gib, 1)
+        if self._may_fit_gpus:
+            counted = self._counted
+            guesses = counted.total - counted.without_guesses
             return (
-                f"does not fit: {self.host_gib:.1f} of {cluster.host_memory_gib:g} GiB of "
-                f"a node's host memory; the largest item is {largest} with "
-                f"{self.host_items[largest]:.1f} GiB"
-            )
-        if self.may_fit:
-            guesses = rank.total - rank.without_guesses
-            return (
-                f"may fit: {rank.without_guesses:.1f} of {cluster.memory_gib:g} GiB on "
-                f"pipeline rank {rank.pipeline_rank} are counted, and {guesses:.1f} more, "
-                f"{rank.total:.1f}, are a guess (CUDA, NCCL, fragmentation: "
+                f"may fit: {counted.without_guesses:.1f} of {there:g} GiB on "
+                f"pipeline rank {counted.pipeline_rank} are counted, and {guesses:.1f} more, "
+                f"{counted.total:.1f}, are a guess (CUDA, NCCL, fragmentation: "
                 "cluster.overhead_gib)"
             )
-        word = "fits" if self.fits else "does not fit"
+        word = "fits" if self.fits_gpus else "does not fit"
         return (
-            f"{word}: {rank.total:.1f} of {cluster.memory_gib:g} GiB on pipeline "
+            f"{word}: {rank.total:.1f} of {there:g} GiB on pipeline "
             f"rank {rank.pipeline_rank}; the largest item is {rank.largest} with "
             f"{rank.peak_items[rank.largest]:.1f} GiB"
         )
@@ -211,7 +218,6 @@ def plan_stage(
     fp8: Fp8 = "off",
     fp8_bf16_layers: int = 0,
     mlp_chunk_tokens: int | None = None,
-    tp_overlap_chunks: int = 1,
     layers: AskedLayers = "local",
     attention: str = "auto",
 ) -> StagePlan:
@@ -239,7 +245,6 @@ def plan_stage(
         fp8,
         fp8_bf16_layers,
         mlp_chunk_tokens,
-        tp_overlap_chunks,
         layers,
         attention,
     )

@@ -68,6 +68,7 @@ def _time_lines(plan: StagePlan, mfu: float) -> dict[str, str]:
         "cp": timing.context_parallel,
         "dp": timing.data_parallel,
         "offload": timing.offload,
+        "step": timing.step,
         "pipeline idle": timing.pipeline_idle,
     }
     shares = ", ".join(f"{name} {duration(s)}" for name, s in parts.items() if s)
@@ -266,8 +267,8 @@ def assumptions_table(
 
 _SLOWER_MEASURED = "beside the fastest kernel on one H100, docs/benchmarks/gpu.md"
 _FP8_MEASURED = (
-    "memory and time by what one H100 measured; with recomputation, and on TP2 and DP2, within "
-    "9% of what was measured afterwards (docs/planner.md); under CP and PP not measured"
+    "memory and time by what one H100 measured; right to 6% on one and two GPUs, with "
+    "recomputation among them (docs/planner.md); on more not measured"
 )
 
 

@@ -17,6 +17,7 @@ from alia_ctx.planner.timing import (
     RowTime,
     boundary_seconds,
     data_parallel_seconds,
+    once_seconds,
     row_time,
 )
 from alia_ctx.planner.workload import Workload
@@ -28,6 +29,7 @@ TRACE_MARK = "simulated by alia-ctx plan, not measured"
 _PARTS = (
     ("matrices", "matrices"),
     ("attention", "attention"),
+    ("gradients", "gradients added"),
     ("tensor_parallel", "tensor parallel messages"),
     ("context_parallel", "keys and values"),
     ("offload", "offloaded activations"),
@@ -215,7 +217,7 @@ def _reduction(
     ranks: Sequence[_Pipeline], numbers: Sequence[int], pp_rank: int
 ) -> Iterator[Event]:
     """The reduction of a pipeline rank's gradients and the gathering of its weights, on the
-    lanes of messages of the data-parallel ranks `numbers`.
+    lanes of messages of the data-parallel ranks `numbers`, and between them the step.
 
     All ranks take part from beginning to end. With overlap the reduction runs beside the
     last row's backward, as far as that hides it on each of them; of the gathering, what
@@ -228,12 +230,14 @@ def _reduction(
         for rank, (backward, _) in zip(ranks, hidden, strict=True)
     )
     left = max(0.0, gathering - min(forward for _, forward in hidden))
+    step = sum(once_seconds(ranks[0].work, ranks[0].cluster, pp_rank))
     for number in numbers:
         lane = (number, pp_rank, "messages")
         if reduction:
             yield Event(lane, "gradients' reduction", start, reduction)
+        yield Event((number, pp_rank, "compute"), "step", start + reduction, step)
         if left:
-            yield Event(lane, "weights' gathering", start + reduction, left)
+            yield Event(lane, "weights' gathering", start + reduction + step, left)
 
 
 def _parts(times: RowTime) -> Iterator[tuple[str, float]]:

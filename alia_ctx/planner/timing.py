@@ -2,9 +2,11 @@
 
 Products with weights run at one share of the GPU's peak in the precision that is computed
 in, and attention at another. What the engine waits for is added: tensor parallelism's
-collectives (of those that go in chunks, one chunk), keys and values, copies of offloaded
-activations. Of the gradients' reduction and the weights' gathering only what the last
-backward and the first forward do not hide counts.
+collectives, keys and values, copies of offloaded activations. Of the gradients' reduction
+and the weights' gathering only what the last backward and the first forward do not hide
+counts. What is done number by number with gradients, weights and the optimizer's state
+goes at the speed of the GPU's memory: a row's gradients are added to the update's, and once
+an update they are zeroed and scaled, and the optimizer steps.
 """
 
 from __future__ import annotations
@@ -22,11 +24,23 @@ from alia_ctx.spec.layout import Layout
 _GIGA = 1e9
 Direction = Literal["forward", "backward"]
 # Sequence parallelism's all-gathers and reduce-scatters of a layer: 4 forward; backward 4,
-# and 2 that gather inputs again. Recomputation repeats those of the forward. The chunks of
-# `alia_ctx/mcore/chunked_linear.py` overlap those of a forward, and the 2 of a backward that
-# gather gradients.
-_FORWARD, _BACKWARD, _BACKWARD_IN_CHUNKS = 4, 6, 2
+# and 2 that gather inputs again. Recomputation repeats those of the forward.
+#
+# `engine.tp_overlap_chunks` is no part of this. A chunk that is sent goes beside products,
+# which take longer for it, as both want the same processors. On two and four H200, in seven
+# runs of the same step with and without chunks (docs/benchmarks/planner-rows.json), chunks
+# took from 1.2% less to 2.4% more time: of what would be hidden if products took no longer,
+# the share that is nearest to all of them is below none (-0.19).
+_FORWARD, _BACKWARD = 4, 6
 _COLLECTIVES = {"none": 0, "selective": 2, "full": _FORWARD}
+# Bytes that a GPU's memory reads and writes for a parameter. In bf16 a row's gradient is read
+# and added in fp32 (10; `main_grad.add_` of upstream's hook). Once an update the sum is
+# zeroed (4) and scaled (8), all of it on each rank; and for what a rank owns the norm is formed
+# twice (8), AdamW's eight passes are made (80: `alia_ctx/mcore/adam.py`), and the main weight
+# is rounded to bf16 (6). One H200, three ALIA layers: 0.053 s an update by this; by what one
+# and four rows took 0.083, in which for 23 to 29 ms nothing runs. Of five layers the
+# optimizer is 5% of a step's profile, as here (docs/benchmarks/gpu.md).
+_SUM, _ZEROED_AND_SCALED, _NORMS_AND_ADAMW, _ROUNDED = 8, 12, 88, 6
 # Products in FP8, from the profiles of one step of TransformerEngine's layers on one H100
 # (docs/benchmarks/gpu.md, beside other programs; 32,768 tokens, products 8,192 and more
 # wide): in bf16 products take 448.3 of the 500.8 ms that are not attention's; in FP8 they
@@ -47,10 +61,11 @@ class RowTime:
     tensor_parallel: float
     context_parallel: float
     offload: float
+    gradients: float
 
     @property
     def compute(self) -> float:
-        return self.matrices + self.attention
+        return self.matrices + self.attention + self.gradients
 
     @property
     def total(self) -> float:
@@ -62,7 +77,8 @@ class Timing:
     """Seconds of an update on the slowest rank.
 
     `mfu` is useful FLOPs over the peak of all GPUs in that time; `data_parallel` is what
-    nothing hides.
+    nothing hides; `step` is what is done once, whatever the rows: gradients zeroed and
+    scaled, their norm, the optimizer's step.
     """
 
     compute: float
@@ -72,6 +88,7 @@ class Timing:
     pipeline_idle: float
     mfu: float
     offload: float = 0.0
+    step: float = 0.0
 
     @property
     def total(self) -> float:
@@ -82,6 +99,7 @@ class Timing:
             + self.data_parallel
             + self.pipeline_idle
             + self.offload
+            + self.step
         )
 
 
@@ -117,7 +135,7 @@ def update_time(
     matrix_speed: float = 1.0,
 ) -> Timing:
     """Time of an update: 1F1B over the rows of the busiest data-parallel rank, then what is
-    left of the gradients' reduction.
+    left of the gradients' reduction, and the step.
 
     Two things that this engine does not do, for comparisons with others: `interleaved`
     parts of the layers on each pipeline rank, and products with weights at
@@ -134,7 +152,8 @@ def update_time(
     compute = forward.compute + backward.compute
     tensor = forward.tensor_parallel + backward.tensor_parallel
     context = forward.context_parallel + backward.context_parallel
-    total = rows * row + idle + data
+    step = sum(once_seconds(work, cluster, last))
+    total = rows * row + idle + data + step
     return Timing(
         rows * compute,
         rows * tensor,
@@ -143,6 +162,7 @@ def update_time(
         idle,
         seconds_at_mfu(work, cluster, 1.0) / total,
         rows * (forward.offload + backward.offload),
+        step,
     )
 
 
@@ -162,13 +182,38 @@ def row_time(
     products = matrices / (peak * cluster.efficiency * matrix_speed)
     products *= 1.0 - _share_saved_by_fp8(work, pipeline_rank, direction, matrices)
     scores = attention / (peak * attention_share(cluster, work.attention))
+    added = 0.0
+    if direction == "backward":
+        moved = rank_parameters(work, pipeline_rank) * (work.bytes + _SUM)
+        added = moved / _memory_speed(cluster)
     return RowTime(
         products,
         scores,
-        _tensor_seconds(work, cluster, direction, products),
+        _tensor_seconds(work, cluster, direction),
         _context_seconds(work, cluster, direction),
-        _offload_seconds(work, cluster, products + scores),
+        _offload_seconds(work, cluster, products + scores + added),
+        added,
     )
+
+
+def once_seconds(
+    work: Workload, cluster: ClusterSpec, pipeline_rank: int
+) -> tuple[float, float]:
+    """Seconds of an update on a pipeline rank, whatever its rows: (gradients are zeroed and
+    scaled, the optimizer steps on what the rank owns).
+    """
+    parameters = rank_parameters(work, pipeline_rank)
+    owned = parameters / (work.data_parallel * work.layout.cp)
+    rounded = _ROUNDED if work.precision == "bf16" else 0
+    speed = _memory_speed(cluster)
+    return (
+        parameters * _ZEROED_AND_SCALED / speed,
+        owned * (_NORMS_AND_ADAMW + rounded) / speed,
+    )
+
+
+def _memory_speed(cluster: ClusterSpec) -> float:
+    return _GIGA * cluster.memory_gb_per_s
 
 
 def _share_saved_by_fp8(
@@ -218,22 +263,13 @@ def _head_flops(work: Workload, pipeline_rank: int, direction: Direction) -> flo
 
 
 def _tensor_seconds(
-    work: Workload, cluster: ClusterSpec, direction: Direction, products: float
+    work: Workload, cluster: ClusterSpec, direction: Direction
 ) -> float:
-    """What nothing is taken to hide of the collectives in a row's layers, whose products
-    take `products` seconds. Of those that go in k chunks one chunk is waited for, and what
-    the products are too short for.
-    """
+    """The collectives in a row's layers, which nothing is taken to hide."""
     tp, again = work.layout.tp, _COLLECTIVES[work.recompute]
     moved = (tp - 1) / tp * work.local_tokens * work.model.hidden_size * work.bytes
-    each = work.layers_of_rank * moved / _bandwidth(cluster, tp)
-    if direction == "forward":
-        whole, in_chunks = 0.0, _FORWARD * each
-    else:
-        whole = (_BACKWARD - _BACKWARD_IN_CHUNKS) * each
-        in_chunks = (_BACKWARD_IN_CHUNKS + again) * each
-    waited = in_chunks / work.tp_overlap_chunks
-    return whole + max(waited, in_chunks - products)
+    count = _FORWARD if direction == "forward" else _BACKWARD + again
+    return count * work.layers_of_rank * moved / _bandwidth(cluster, tp)
 
 
 def _context_seconds(

@@ -55,8 +55,6 @@ class Workload:
         fp8_bf16_layers: first layers that are not, and as many last ones.
         mlp_chunk_tokens: tokens of a row whose MLP exists at a time where layers are
             recomputed in full; None takes all.
-        tp_overlap_chunks: parts of a row's tokens whose messages between tensor-parallel
-            ranks go beside each other's products.
         layers: whose layers; `auto` is TransformerEngine's where they are installed, which
             is not known here.
         attention: the kernel of a GPU that computes attention, where it is known; `auto` is
@@ -78,7 +76,6 @@ class Workload:
     fp8: Fp8 = "off"
     fp8_bf16_layers: int = 0
     mlp_chunk_tokens: int | None = None
-    tp_overlap_chunks: int = 1
     layers: AskedLayers = "local"
     attention: str = "auto"
 

@@ -31,6 +31,8 @@ class ClusterSpec:
             all else that a layer does beside attention included.
         attention_efficiency: Share of the peak that the attention kernel reaches,
             masked work not counted.
+        memory_gb_per_s: 10^9 bytes/s of a GPU's own memory on the data sheet of the H100 SXM;
+            none that we have is of the 64 GB card.
         overhead_gib: GiB that CUDA, NCCL and fragmentation hold beside the tensors.
         node_gb_per_s: 10^9 bytes/s per GPU and direction between GPUs of a node:
             two thirds of NVLink 4's 450.
@@ -52,8 +54,9 @@ class ClusterSpec:
     memory_gib: float = 64.0
     peak_tflops: float = 989.0
     peak_fp32_tflops: float = 67.0
-    efficiency: float = 0.51
-    attention_efficiency: float = 0.43
+    efficiency: float = 0.57
+    attention_efficiency: float = 0.42
+    memory_gb_per_s: float = 3350.0
     overhead_gib: float = 5.0
     node_gb_per_s: float = 300.0
     network_gb_per_s: float = 20.0
@@ -106,6 +109,7 @@ _POSITIVE = {
     "memory_gib": "see the GPU's data sheet",
     "peak_tflops": "see the GPU's data sheet",
     "peak_fp32_tflops": "see the GPU's data sheet",
+    "memory_gb_per_s": "see the GPU's data sheet",
     "node_gb_per_s": "give GB/s per GPU and direction",
     "network_gb_per_s": "give GB/s per GPU and direction",
     "host_memory_gib": "give the memory of a node",

@@ -1,9 +1,10 @@
 """Machines that a run may be placed on, by name: what `configs/clusters/` says of them.
 
-Memory is what torch reports of the GPU, a little less than its name says; peaks are dense
-bf16, and fp32 without tensor cores, of NVIDIA's data sheets (H100 and H200 SXM: 989 and 67
-10^12 FLOP/s; A100: 312 and 19.5); links are two thirds of NVLink and four fifths of the network
-card that a GPU has to itself.
+Memory is what torch reports of the GPU, a little less than its name says. Of NVIDIA's data
+sheets are the peaks, dense bf16 and fp32 without tensor cores (H100 and H200 SXM: 989 and 67
+10^12 FLOP/s; A100: 312 and 19.5), and the speed of memory (3,350, 4,800 and 2,039 GB/s; of
+MareNostrum 5's card we have no sheet: it is taken for an H100). Links are two thirds of NVLink
+and four fifths of the network card that a GPU has to itself.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ from alia_ctx.spec.cluster import ClusterSpec
 
 # (efficiency, attention_efficiency), fitted to every second row that this engine took on
 # H100 of 80 GB and H200 with FlashAttention 3 or 4 (docs/benchmarks/planner-rows.json).
-MEASURED_ON_HOPPER = (0.55, 0.64)
+MEASURED_ON_HOPPER = (0.59, 0.62)
 
 
 def speeds_from(cluster: ClusterSpec) -> str:
@@ -41,6 +42,7 @@ MACHINES: dict[str, ClusterSpec] = {
         memory_gib=64,
         peak_tflops=989,
         peak_fp32_tflops=67,
+        memory_gb_per_s=3350,
         node_gb_per_s=300,
         network_gb_per_s=20,
         host_memory_gib=512,
@@ -53,6 +55,7 @@ MACHINES: dict[str, ClusterSpec] = {
         memory_gib=79,
         peak_tflops=989,
         peak_fp32_tflops=67,
+        memory_gb_per_s=3350,
         efficiency=MEASURED_ON_HOPPER[0],
         attention_efficiency=MEASURED_ON_HOPPER[1],
         node_gb_per_s=300,
@@ -66,6 +69,7 @@ MACHINES: dict[str, ClusterSpec] = {
         memory_gib=139.8,
         peak_tflops=989,
         peak_fp32_tflops=67,
+        memory_gb_per_s=4800,
         efficiency=MEASURED_ON_HOPPER[0],
         attention_efficiency=MEASURED_ON_HOPPER[1],
         node_gb_per_s=300,
@@ -79,6 +83,7 @@ MACHINES: dict[str, ClusterSpec] = {
         memory_gib=79,
         peak_tflops=312,
         peak_fp32_tflops=19.5,
+        memory_gb_per_s=2039,
         node_gb_per_s=200,
         network_gb_per_s=20,
         host_memory_gib=1024,
@@ -86,6 +91,10 @@ MACHINES: dict[str, ClusterSpec] = {
     ),
     # Two ranks on the cores of a laptop, over gloo in fp32.
     "laptop": ClusterSpec(
-        ranks_per_node=2, memory_gib=8, peak_tflops=0.1, peak_fp32_tflops=0.1
+        ranks_per_node=2,
+        memory_gib=8,
+        peak_tflops=0.1,
+        peak_fp32_tflops=0.1,
+        memory_gb_per_s=20,
     ),
 }

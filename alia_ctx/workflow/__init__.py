@@ -52,9 +52,9 @@ if TYPE_CHECKING:
     from alia_ctx.workflow.launching import Launched, launch
     from alia_ctx.workflow.named_models import Asked, models_task
     from alia_ctx.workflow.pipeline import run_all
+    from alia_ctx.workflow.plan_question import PlanQuestion
     from alia_ctx.workflow.plan_work import plan_notes
     from alia_ctx.workflow.planning import (
-        PlanQuestion,
         draw_update,
         plan_document,
         plan_stages,
@@ -144,8 +144,8 @@ _MODULES = {
             "models_task",
         ),
         "workflow.pipeline": ("run_all",),
+        "workflow.plan_question": ("PlanQuestion",),
         "workflow.planning": (
-            "PlanQuestion",
             "draw_update",
             "plan_document",
             "plan_stages",

@@ -7,8 +7,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 
 from alia_ctx.config.run import EngineConfig, RunConfig
-
-_TILE = 128  # rows that a kernel multiplies at once
+from alia_ctx.spec.token_chunks import TILE, chunk_tokens
 
 
 def idle_settings(run: RunConfig, names: Sequence[str]) -> list[str]:
@@ -63,17 +62,17 @@ def _idle_in(run: RunConfig, name: str) -> Iterator[str]:
             "of a row; set fewer, or leave it out"
         )
     if engine.tp_overlap_chunks > 1:
-        own = -(-tokens // tp // engine.tp_overlap_chunks)
+        own = chunk_tokens(tokens // tp, engine.tp_overlap_chunks)
         if tp == 1:
             yield (
                 f"engine.tp_overlap_chunks={engine.tp_overlap_chunks} does nothing with "
                 f"tp=1; leave it out, or raise stages.{name}.layout.tp"
             )
-        elif own < _TILE:
+        elif own < TILE:
             yield (
                 f"engine.tp_overlap_chunks={engine.tp_overlap_chunks} makes chunks of "
-                f"{max(own, 1)} of a rank's {tokens // tp:,} tokens, of which a kernel takes "
-                f"{_TILE} at once; 2 to 8 chunks are meant"
+                f"{own} of a rank's {tokens // tp:,} tokens, of which a kernel takes "
+                f"{TILE} at once; 2 to 8 chunks are meant"
             )
     if engine.context_split != EngineConfig.context_split and cp == 1:
         yield (

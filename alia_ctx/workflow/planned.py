@@ -112,15 +112,15 @@ def planned_stage(run: RunConfig, name: str) -> StagePlan:
 
 
 def room_on_a_gpu(run: RunConfig, name: str, there: float) -> tuple[str, list[str]]:
-    """Planned memory of a stage beside the `there` GiB of a GPU, in words, and, where it
-    may have no room, what gives it some. AliaError where it cannot be planned.
+    """Whether a stage fits the `there` GiB of a GPU, in the words of `plan`, and, where it may
+    not or does not, what gives it room. AliaError where it cannot be planned.
     """
-    needed = planned_stage(run, name).fullest.total
-    words = f"{needed:.1f} GiB a GPU by the planner, of {there:.1f}"
-    if needed <= there:
-        return words, []
     run = replace(run, cluster=replace(run.cluster, memory_gib=there))
-    return f"{words}: it may run out", [room_in_words(run, name)]
+    plan = planned_stage(run, name)
+    words = f"{plan.gpu_verdict} (by the planner)"
+    if plan.fits_gpus:
+        return words, []
+    return words, [room_in_words(run, name)]
 
 
 def room_in_words(run: RunConfig, name: str) -> str:
@@ -129,9 +129,8 @@ def room_in_words(run: RunConfig, name: str) -> str:
     """
     for settings, other in smaller(run, name):
         less = planned_stage(other, name)
-        room = less.fullest.total <= less.cluster.memory_gib
         # What a save copies is on the host with any of them.
-        if room and (less.fits or not less.work.offload):
+        if less.fits_gpus and (less.fits or not less.work.offload):
             return f"{' '.join(settings)} takes {less.fullest.total:.1f}"
     gpus = run.world_size(run.stage(name))
     on_others = remedy(run, name, gpus, choose, opened=())

@@ -5,8 +5,6 @@ as a time line.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Collection, Sequence
-from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -31,7 +29,8 @@ from alia_ctx.planner import (
     suggest_layouts,
 )
 from alia_ctx.planner.timeline import TRACE_MARK, Timeline, simulate
-from alia_ctx.spec.machines import MACHINES, speeds_from
+from alia_ctx.spec.execution import Recompute
+from alia_ctx.spec.machines import speeds_from
 from alia_ctx.train.balance import assign_rows
 from alia_ctx.workflow.dry_running import (
     counted_without_memory,
@@ -41,6 +40,7 @@ from alia_ctx.workflow.dry_running import (
 from alia_ctx.workflow.epochs import epochs_in_words, epochs_of
 from alia_ctx.workflow.mixture import mixture_tables
 from alia_ctx.workflow.plan_numbers import plan_numbers
+from alia_ctx.workflow.plan_question import PlanQuestion, on_gpus, plan_remarks
 from alia_ctx.workflow.planned import (
     PackedStage,
     packed_stage,
@@ -53,32 +53,13 @@ _DRAWN = 8  # data-parallel ranks of a time line: more than that nobody looks at
 _SHOWN = 40  # layouts of a search
 
 
-@dataclass(frozen=True)
-class PlanQuestion:
-    """What is asked of a plan.
-
-    gpus: in place of those of the configuration.
-    machine: a name of `alia_ctx.spec.machines`, in place of the cluster's nodes.
-    open_layouts: stages that leave their layout open.
-    search: whether the whole list of layouts is wanted, and nothing else.
-    dry_run: whether one rank of each stage's layout is built without its memory, and
-        what it holds is counted beside the plan's figures.
-    """
-
-    stages: Sequence[str] = ()
-    gpus: int | None = None
-    machine: str | None = None
-    open_layouts: Collection[str] = ()
-    search: bool = False
-    dry_run: bool = False
-
-
 def plan_stages(run: RunConfig, asked: PlanQuestion) -> list[Any]:
     """What each stage needs, as rich tables: tokens, time, memory by item, the layouts that
     would fit, and what is assumed.
     """
-    run, tables = _on_machine(run, asked), list[Any]()
+    run = on_gpus(run, asked)
     stages = [_Stage(run, name, asked) for name in asked.stages or run.stages]
+    tables: list[Any] = list(plan_remarks(run, asked))
     for stage in stages:
         tables += stage.tables()
     if asked.dry_run:
@@ -92,13 +73,14 @@ def plan_stages(run: RunConfig, asked: PlanQuestion) -> list[Any]:
 
 def plan_document(run: RunConfig, asked: PlanQuestion) -> dict[str, Any]:
     """What `plan_stages` says, for other programs: seconds, GiB and tokens."""
-    run = _on_machine(run, asked)
+    run = on_gpus(run, asked)
     stages = {name: _Stage(run, name, asked) for name in asked.stages or run.stages}
     document: dict[str, Any] = {
         "cluster": dataclasses.asdict(run.cluster),
         "efficiencies": speeds_from(run.cluster),
         "precision": run.engine.precision,
         "fp8": run.engine.fp8,
+        "notes": list(plan_remarks(run, asked)),
         "stages": {
             name: {
                 "plan": plan_numbers(stage.plan),
@@ -134,30 +116,6 @@ def plan_document(run: RunConfig, asked: PlanQuestion) -> dict[str, Any]:
                 "of": "bf16" if plan.work.fp8 != "off" else plan.work.precision,
             }
     return document
-
-
-def _on_machine(run: RunConfig, asked: PlanQuestion) -> RunConfig:
-    """`run` on the nodes and the number of GPUs that are asked about."""
-    if asked.gpus is not None and asked.gpus < 1:
-        rule, remedy = "must be at least 1", "give a number of GPUs"
-        raise ConfigError("", [Problem("--gpus", asked.gpus, rule, remedy)])
-    run = _on_nodes_of(run, asked.machine)
-    if asked.gpus is not None:  # so that what is assumed is what is planned
-        nodes = -(-asked.gpus // run.cluster.ranks_per_node)
-        cluster = dataclasses.replace(run.cluster, nodes=nodes)
-        run = dataclasses.replace(run, cluster=cluster)
-    return run
-
-
-def _on_nodes_of(run: RunConfig, machine: str | None) -> RunConfig:
-    if machine is None:
-        return run
-    if machine not in MACHINES:
-        rule = "there is no such machine"
-        remedy = f"use one of {', '.join(MACHINES)}, or include a file of your own"
-        raise ConfigError("", [Problem("--on", machine, rule, remedy)])
-    cluster = dataclasses.replace(MACHINES[machine], nodes=run.cluster.nodes)
-    return dataclasses.replace(run, cluster=cluster)
 
 
 class _Stage:
@@ -198,22 +156,42 @@ class _Stage:
         return {**search_settings(self.run, self.stage), "packed": rows}
 
     @cached_property
+    def _modes(self) -> tuple[Recompute | None, bool | None]:
+        """The recomputation and offloading (None: all) that layouts are sought with: what
+        the command line gives, and what `layout: auto` would take; a search tries all else.
+        """
+        given, search = self.asked.given, self.asked.search
+        offload: bool | None = self.run.engine.offload_activations
+        if search and given.value("engine", "offload_activations") is None:
+            offload = None
+        asked_for = given.of_stage(self.name, "recompute") is not None
+        is_open = self.name in self.asked.open_layouts
+        stated = is_open and not search and self.name in given.recomputing
+        recompute = self.stage.recompute if asked_for or stated else None
+        return recompute, offload
+
+    @cached_property
     def choices(self) -> list[LayoutChoice]:
-        offload = None if self.asked.search else self.run.engine.offload_activations
+        recompute, offload = self._modes
         return suggest_layouts(
-            *self.model, *self.sizes, **self._shared, offload=offload
+            *(*self.model, *self.sizes),
+            **self._shared,
+            recompute=recompute,
+            offload=offload,
         )
 
     @cached_property
     def counts(self) -> list[GpuCount]:
         """The best layout of 1, 2, 4, ... GPUs, or what gives them one."""
+        recompute, offload = self._modes
         counts = best_by_count(
             *self.model,
             powers_of_two(self.sizes[0]),
             *self.sizes[1:],
             known={self.sizes[0]: self.choices},
             **self._shared,
-            offload=self.run.engine.offload_activations,
+            recompute=recompute,
+            offload=offload,
         )
         return [
             dataclasses.replace(count, way_out=self._way_out(count.gpus))
@@ -334,7 +312,7 @@ def draw_update(run: RunConfig, asked: PlanQuestion, path: Path) -> Timeline:
     ConfigError where several stages are asked about, or `path` is a file that is no trace.
     """
     require_replaceable(path, "--trace", "a trace", (".json",), TRACE_MARK.encode())
-    run, names = _on_machine(run, asked), list(asked.stages or run.stages)
+    run, names = on_gpus(run, asked), list(asked.stages or run.stages)
     if len(names) != 1:
         rule = f"draws one stage, and there are {', '.join(names)}"
         problem = Problem("--trace", path, rule, "name one with --stage")

@@ -31,6 +31,9 @@ def machines_in_turn(
     if gpus is not None and gpus < 0:
         rule, remedy = "must be 0 or above", "0 is the processor"
         raise ConfigError("", [Problem("--gpus", gpus, rule, remedy)])
+    if gpus == 0 and machine is not None:
+        rule = f"is the processor of this machine, and not --on {machine}"
+        raise ConfigError("", [Problem("--gpus", gpus, rule, "give one of them")])
     wanted = gpus
     if gpus is None and machine is None:
         wanted = gpus_here()

@@ -133,6 +133,7 @@ def test_contexts_as_they_are_written(
         (["--context", "256"], ["--context=256", "256 tokens that the base has"]),
         (["--gpus", "12"], ["--gpus=12", "8"]),
         (["--gpus", "-1"], ["--gpus=-1"]),
+        (["--gpus", "0", "--on", "h200"], ["--gpus=0", "not --on h200", "one of them"]),
         (["--on", "h300"], ["--on=h300", "h200"]),
         (["--output", "mine/config.json/x.yaml"], ["cannot be written"]),
         (["--text", "nowhere/"], ["data.sources.text.inputs", "nowhere/"]),

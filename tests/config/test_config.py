@@ -161,6 +161,14 @@ BROKEN = {
         ["engine.tp_overlap_chunks=-2"],
         ["engine.tp_overlap_chunks=-2", "above 0"],
     ),
+    "more chunks than tiles": (
+        ["engine.tp_overlap_chunks=100000", "engine.layers=local"],
+        [
+            "engine.tp_overlap_chunks=100000: stage 32k: a rank has 1,024 tokens of a row, "
+            "8 tiles of the 128",
+            "set 2 to 8, 8 at most",
+        ],
+    ),
     "chunks of nothing": (
         ["engine.mlp_chunk_tokens=0"],
         ["engine.mlp_chunk_tokens=0"],

@@ -148,7 +148,7 @@ def test_a_layout_of_ones_own_is_told_another_that_has_room(tmp_path: Path) -> N
     path = write_run(tmp_path)
     run = load(path, "stages.long.layout={tp: 1}", "stages.long.recompute=full")
     words, (remedy,) = room_on_a_gpu(run, "long", 79.0)
-    assert "it may run out" in words and "not enough on this layout" in remedy
+    assert words.startswith("does not fit") and "not enough on this layout" in remedy
     found = re.search(r"set '(stages.long.layout=\{.*\})' (\S+) \(tp=2", remedy)
     assert found and found[2] == "engine.offload_activations=true"
     assert planned(load(path, "stages.long.recompute=full", *found.groups())).fits

@@ -66,7 +66,7 @@ def test_fp8_moves_the_planners_errors_little() -> None:
     tp, dp = (
         both["H200", 2, f"{way}2:32768:3:none"]["current"] for way in ("tp", "dp")
     )
-    assert abs(tp - dp) < 0.02
+    assert abs(tp - dp) < 0.05
 
 
 def test_rows_that_were_measured_later_are_within_a_tenth() -> None:
@@ -77,5 +77,5 @@ def test_rows_that_were_measured_later_are_within_a_tenth() -> None:
 
 
 def test_the_rows_that_miss_the_aim_are_known() -> None:
-    """One of short rows, where an update's own work shows."""
-    assert [row.words for row in measured_rows() if missed(row)] == ["cp4:32768:6:none"]
+    """None, the one by a slower kernel among them."""
+    assert [row.words for row in measured_rows() if missed(row)] == []

@@ -87,7 +87,12 @@ def test_a_slower_kernel_is_said_before_the_queue(
     "memory_gib, said",
     [
         (40.0, None),
-        (1.0, r"stage .*: .* of 1\.0: it may run out; .*(recompute=|GPUs)"),
+        # All that is counted takes next to nothing, and the guess 5 GiB.
+        (
+            1.0,
+            r"stage .*: may fit: .* of 1 GiB .*, are a guess .*(recompute=|GPUs)",
+        ),
+        (1e-4, r"stage .*: does not fit: .* of 0 GiB .*(recompute=|GPUs)"),
     ],
 )
 def test_a_stage_without_room_on_this_gpu_is_said_before_it_trains(
@@ -168,6 +173,20 @@ def test_what_makes_room_is_tried_in_turn_and_gives_what_it_says(
     _, (remedy,) = room_on_a_gpu(run, name, min(sizes) * 0.01)
     assert "raise tp" not in remedy, "nothing to raise on one rank"
     assert "take 2 GPUs (cluster.nodes, stages.short.layout=auto)" in remedy
+
+
+def test_one_doubt_has_one_wording(tmp_path: Path) -> None:
+    """`plan` on a GPU of so much memory, and `check` on a machine with one."""
+    path = write_run(tmp_path)
+    run = load_run(path)
+    name = next(iter(run.stages))
+    rank = planned_stage(run, name).fullest
+    assert rank.without_guesses < 4 < rank.total
+    for there, word in ((rank.total + 1, "fits"), (4.0, "may fit"), (1e-4, "does not")):
+        own = load_run(path, [f"cluster.memory_gib={there}"])
+        words, remedies = room_on_a_gpu(run, name, there)
+        assert words == f"{planned_stage(own, name).verdict} (by the planner)"
+        assert words.startswith(word) and bool(remedies) == (word != "fits")
 
 
 @pytest.mark.parametrize(

@@ -101,7 +101,7 @@ def test_what_is_said_of_it(path: Path) -> None:
     lengths, _, updates = rows_of(run)
     plan = planned_stage(run, "short")
     words, remedy = room_on_a_gpu(run, "short", plan.fullest.total + 0.01)
-    assert words.startswith(f"{plan.fullest.total:.1f} GiB") and not remedy
+    assert words.startswith(f"fits: {plan.fullest.total:.1f} of") and not remedy
     table = shown(plan_table(plan))
     assert f"2 rows x {plan.work.row_tokens:,}" in table
     assert f"means of the pack plan; its longest row has {max(lengths):,}" in table
