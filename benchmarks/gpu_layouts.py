@@ -131,9 +131,10 @@ class Case:
         products: Products = LOCAL,
         packed: RowSizes | None = None,
         model: ModelSpec | None = None,
+        attention: str = "auto",
     ) -> StagePlan:
         """What the planner says of it on the GPUs of one node; of ALIA's layers, or of
-        another model.
+        another model; by one of the fast attention kernels, or the one that is named.
         """
         world = cluster.ranks_per_node
         return plan_stage(
@@ -151,6 +152,7 @@ class Case:
             fp8=products.fp8,  # type: ignore[arg-type]
             mlp_chunk_tokens=products.mlp_chunk or None,
             layers=products.layers,  # type: ignore[arg-type]
+            attention=attention,
         )
 
 

@@ -91,7 +91,9 @@ class Measured:
         if self.pairs is not None:
             packed = RowSizes(case.context, case.context, self.pairs)
         model = smollm2(case.layers, 49_152) if self.model == "smollm2" else None
-        return case.planned(cluster or self.machine, self.products, packed, model)
+        return case.planned(
+            *(cluster or self.machine, self.products, packed, model, self.kernel)
+        )
 
     def planned_gib(self) -> float:
         """Of the tensors, without what this run did not hold."""

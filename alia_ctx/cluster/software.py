@@ -60,6 +60,11 @@ class Needs:
         on_gpu = self.device != "cpu" and torch.cuda.is_available()
         return "cuda" if on_gpu else "cpu"
 
+    @property
+    def lacks_gpu(self) -> bool:
+        """Whether it wants a GPU, and none is here."""
+        return self.device == "cuda" and not torch.cuda.is_available()
+
     def heads(self) -> Iterator[Heads]:
         """What a kernel is tried with: each stage's, or heads as many models have them."""
         if self.model is None:
@@ -206,6 +211,9 @@ def kernel(needs: Needs) -> Iterator[Finding]:
     """Which attention kernel training takes here, tried as training tries it, and whether
     there are faster ones: one finding, or one for each tensor parallelism that has another.
     """
+    if needs.lacks_gpu:
+        yield weak("attention", f"engine.attention={needs.attention} {_ELSEWHERE}", _GO)
+        return
     found: dict[Finding, list[Heads]] = {}
     for heads in needs.heads():
         found.setdefault(_kernel(needs, heads), []).append(heads)
@@ -234,12 +242,16 @@ def _kernel(needs: Needs, heads: Heads) -> Finding:
 
 
 _GUIDE = "see docs/gpu.md"
+_ELSEWHERE = "was not tried: it can only be tried where the GPU is"
+_GO = "look again on a GPU node"
 _NOT_TRIED = "could not be tried"
 _BUSY = "see `nvidia-smi` for who holds the GPU, and look again"
 
 
 def layers(needs: Needs) -> Finding:
     """Whose layers `engine.layers` takes here, and why not TransformerEngine's."""
+    if needs.lacks_gpu and (needs.layers != "local" or needs.fp8 != "off"):
+        return weak("layers", f"engine.layers={needs.layers} {_ELSEWHERE}", _GO)
     settings = (needs.layers, needs.fp8, needs.precision, needs.device_type)
     try:
         choice = choose_layers(*settings)

@@ -11,10 +11,11 @@ from typing import TYPE_CHECKING, Any
 
 from alia_ctx.checkpoint import read_manifest
 from alia_ctx.config.draft import Draft
+from alia_ctx.config.room import remedy
 from alia_ctx.config.run import RunConfig, StageConfig
 from alia_ctx.data.packing import shortest_row
 from alia_ctx.errors import CheckpointError, ConfigError, Problems
-from alia_ctx.spec.execution import loss_chunk_tokens
+from alia_ctx.spec.execution import PRECISIONS_OF_GPU_KERNELS, loss_chunk_tokens
 from alia_ctx.spec.layout import Layout
 
 # The planner is imported where it is asked: most configurations give their layouts.
@@ -22,7 +23,6 @@ if TYPE_CHECKING:
     from alia_ctx.planner import LayoutChoice
 
 AUTO = "auto"
-_MOST_DOUBLINGS = 6
 
 
 def without_auto(
@@ -86,7 +86,7 @@ def with_layouts(
                 f"no layout of {gpus} GPUs can be used: the nearest, tp={best.layout.tp} "
                 f"cp={best.layout.cp} pp={best.layout.pp} with recompute="
                 f"{best.recompute}, {best.reason}",
-                _remedy(run, stage, gpus, free=free),
+                remedy(run, name, gpus, choose, ("layout", *["recompute"] * free)),
             )
     if problems:
         raise ConfigError("", problems)
@@ -107,28 +107,41 @@ def search_settings(run: RunConfig, stage: StageConfig) -> dict[str, Any]:
         "fp8_bf16_layers": run.engine.fp8_bf16_layers,
         "mlp_chunk_tokens": run.engine.mlp_chunk_tokens,
         "layers": run.engine.layers,
+        "attention": _gpu_kernel(run),
     }
+
+
+def _gpu_kernel(run: RunConfig) -> str:
+    """The attention kernel of a run's GPUs, as far as its configuration says: in fp32 there
+    is one alone. `auto` on hosts, whose speed the cluster has; a device of `auto` may be one.
+    """
+    engine = run.engine
+    if engine.device == "cpu" or not run.cluster.is_of_gpus:
+        return "auto"
+    fast = engine.precision in PRECISIONS_OF_GPU_KERNELS
+    if engine.attention == "auto" and engine.device == "cuda" and not fast:
+        return "reference"
+    return engine.attention
 
 
 def first_choice(run: RunConfig, stage: StageConfig, *, free: bool) -> LayoutChoice:
     """The first of the planner's layouts for a stage, usable or not; `free`: with the
     recomputation that is best, and not the stage's.
     """
+    return choose(run, stage, run.world_size(stage), free)
+
+
+def choose(run: RunConfig, stage: StageConfig, gpus: int, free: bool) -> LayoutChoice:
+    """`first_choice` on another number of GPUs."""
     from alia_ctx.planner import suggest_layouts
 
     return suggest_layouts(
-        *(run.model, stage.rope, stage.context, run.world_size(stage)),
+        *(run.model, stage.rope, stage.context, gpus),
         *_budget(stage),
-        **_mode(run, stage, free=free),
-    )[0]
-
-
-def _mode(run: RunConfig, stage: StageConfig, *, free: bool) -> dict[str, Any]:
-    return {
         **search_settings(run, stage),
-        "recompute": None if free else stage.recompute,
-        "offload": run.engine.offload_activations,
-    }
+        recompute=None if free else stage.recompute,
+        offload=run.engine.offload_activations,
+    )[0]
 
 
 def _budget(stage: StageConfig) -> tuple[int, int]:
@@ -155,21 +168,3 @@ def _trained_on(run: RunConfig, name: str, draft: Draft) -> StageConfig | None:
                 return replace(stage, layout=layout, recompute=recorded["recompute"])
             return None
     return None
-
-
-def _remedy(run: RunConfig, stage: StageConfig, gpus: int, *, free: bool) -> str:
-    from alia_ctx.planner import best_by_count
-
-    for doubling in range(1, _MOST_DOUBLINGS + 1):
-        (count,) = best_by_count(
-            *(run.model, stage.rope, stage.context),
-            [gpus << doubling],
-            *_budget(stage),
-            **_mode(run, stage, free=free),
-        )
-        if count.best.usable:
-            return (
-                f"take {count.gpus} GPUs (cluster.nodes); `alia-ctx plan` has the layouts "
-                "and why others fall"
-            )
-    return "`alia-ctx plan` says what each layout lacks; a shorter context needs less"

@@ -30,6 +30,7 @@ from alia_ctx.planner.search import (
     best_by_count,
     powers_of_two,
     suggest_layouts,
+    why_first,
 )
 from alia_ctx.planner.stage import StagePlan, plan_stage
 from alia_ctx.planner.tables import (
@@ -72,5 +73,6 @@ __all__ = [
     "standard_choices",
     "stretched_further",
     "suggest_layouts",
+    "why_first",
     "with_configured",
 ]

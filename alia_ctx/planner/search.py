@@ -27,8 +27,9 @@ from alia_ctx.spec.rope import RopeSpec
 _NEAR = 1.5  # what needs more than so many times the memory is no near miss
 # Layouts whose times are nearer than this are not told apart: of one model on one and two
 # GPUs the planner's errors differ by up to a tenth, of TP2 and DP2 by a twentieth
-# (docs/benchmarks/gpu-several.md). With FP8 two layouts were measured: its aim of 15% holds.
-_ALIKE, _ALIKE_IN_FP8 = 1.05, 1.15
+# (docs/benchmarks/gpu-several.md). In FP8 too: it moves the error of a case by 2.5% at most,
+# and of TP2 and DP2 the errors differ by 4.1%.
+_ALIKE = 1.05
 
 
 @dataclass(frozen=True)
@@ -58,11 +59,15 @@ class LayoutChoice:
 
 @dataclass(frozen=True)
 class GpuCount:
-    """So many GPUs: their best layout, usable or not, and the near misses."""
+    """So many GPUs: their best layout, usable or not, and the near misses.
+
+    way_out: where none is usable, settings that give one, and it.
+    """
 
     gpus: int
     best: LayoutChoice
     misses: tuple[LayoutChoice, ...]
+    way_out: tuple[str, LayoutChoice] | None = None
 
 
 def suggest_layouts(
@@ -85,6 +90,7 @@ def suggest_layouts(
     fp8_bf16_layers: int = 0,
     mlp_chunk_tokens: int | None = None,
     layers: AskedLayers = "local",
+    attention: str = "auto",
 ) -> list[LayoutChoice]:
     """All layouts that divide model, row and world: first those that fit, fastest first,
     then those that may, then why the others fall, the least too large first.
@@ -121,6 +127,7 @@ def suggest_layouts(
         fp8_bf16_layers=fp8_bf16_layers,
         mlp_chunk_tokens=mlp_chunk_tokens,
         layers=layers,
+        attention=attention,
     )
     modes = list(
         product(
@@ -186,14 +193,39 @@ def _simplest_first(choices: list[LayoutChoice]) -> list[LayoutChoice]:
     if not choices or not choices[0].fits:
         return choices
     fastest = choices[0].plan
-    alike = _ALIKE if fastest.work.fp8 == "off" else _ALIKE_IN_FP8
     near = [
         choice
         for choice in choices
-        if choice.fits and choice.plan.timing.total <= alike * fastest.timing.total
+        if choice.fits and choice.plan.timing.total <= _ALIKE * fastest.timing.total
     ]
     simplest = min(near, key=lambda choice: choice.layout.model_ranks)
     return [simplest, *(choice for choice in choices if choice is not simplest)]
+
+
+def why_first(choices: Sequence[LayoutChoice]) -> str:
+    """Why the first of `suggest_layouts`' choices is first, and how much slower than the
+    fastest that can be used; empty where it is the fastest, or none can be used.
+    """
+    usable = [choice for choice in choices if choice.usable]
+    if not usable:
+        return ""
+    first, fastest = choices[0], min(usable, key=lambda c: c.plan.timing.total)
+    slower = first.plan.timing.total / fastest.plan.timing.total - 1
+    if slower <= 0:
+        return ""
+    at = fastest.layout
+    words = (
+        f"The first row is not the fastest: tp={at.tp} cp={at.cp} pp={at.pp} with "
+        f"{fastest.recompute}{' + offload' if fastest.offload else ''} is planned to take "
+        f"{slower / (1 + slower):.1%} less, "
+    )
+    if fastest.fits:
+        return words + (
+            f"and of those that fit and are within {_ALIKE - 1:.0%} of the fastest the one "
+            "that cuts model and rows least is first, as by so much the planner's errors of "
+            "layouts differ."
+        )
+    return words + "and what may fit comes after all that fits."
 
 
 def _excess(plan: StagePlan) -> float:

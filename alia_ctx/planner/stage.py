@@ -9,6 +9,7 @@ from functools import cached_property
 
 from alia_ctx.errors import ConfigError
 from alia_ctx.planner.host import host_items
+from alia_ctx.planner.kernels import why_untimed
 from alia_ctx.planner.memory import (
     GIB,
     RankMemory,
@@ -150,6 +151,13 @@ class StagePlan:
         return max(0, self.work.data_parallel - self.work.rows_per_update)
 
     @property
+    def untimed(self) -> str:
+        """Why there is no estimate of its time, in words: then `timing` is that of a kernel
+        it is not computed by. Empty where there is one.
+        """
+        return why_untimed(self.work.attention)
+
+    @property
     def seconds(self) -> float:
         """Seconds of training for the stage at the estimated time of an update."""
         return self.timing.total * self.work.updates
@@ -211,6 +219,7 @@ def plan_stage(
     fp8_bf16_layers: int = 0,
     mlp_chunk_tokens: int | None = None,
     layers: AskedLayers = "local",
+    attention: str = "auto",
 ) -> StagePlan:
     """Plan a stage of `tokens` tokens in rows of `context`, `update_tokens` an update, on
     `world_size` GPUs; the rest is as in `Workload`.
@@ -237,6 +246,7 @@ def plan_stage(
         fp8_bf16_layers,
         mlp_chunk_tokens,
         layers,
+        attention,
     )
     work.check()
     return plan_of(work, cluster, rope_reach(rope, model.head_dim, context))

@@ -7,8 +7,9 @@ from dataclasses import fields
 
 from rich.table import Table
 
+from alia_ctx.planner.kernels import SPEED_ON_HOPPER, speed_words
 from alia_ctx.planner.rope_reach import plain_bases
-from alia_ctx.planner.search import GpuCount, LayoutChoice
+from alia_ctx.planner.search import GpuCount, LayoutChoice, why_first
 from alia_ctx.planner.stage import StagePlan
 from alia_ctx.spec.cluster import ClusterSpec
 from alia_ctx.spec.execution import Fp8, Precision
@@ -75,6 +76,10 @@ def _time_lines(plan: StagePlan, mfu: float) -> dict[str, str]:
         f"{duration(timing.total)} an update ({timing.mfu:.0%} MFU), "
         f"{duration(plan.seconds)}, {_node_hours(plan)}: {shares}"
     )
+    if plan.untimed:
+        estimate = f"none: {plan.untimed}"
+    elif slower := speed_words(plan.cluster, plan.work.attention):
+        estimate += f"; {slower}"
     documents = "one document a row"
     if plan.masked_share is not None:
         documents = (
@@ -164,7 +169,21 @@ def choices_table(choices: Sequence[LayoutChoice], limit: int = 20) -> Table:
         table.add_row(
             *_layout_cells(choice), *_figure_cells(choice), choice.reason or "fits"
         )
+    _notes_under(table, why_first(choices), _without_times(choices))
     return table
+
+
+def _without_times(choices: Sequence[LayoutChoice]) -> str:
+    """Why a table has no times, where it has none."""
+    why = choices[0].plan.untimed if choices else ""
+    return f"No times: {why}. The order is that of a fast kernel." if why else ""
+
+
+def _notes_under(table: Table, *notes: str) -> None:
+    table.caption, table.caption_justify = (
+        "\n".join(filter(None, notes)) or None,
+        "left",
+    )
 
 
 def counts_table(counts: Sequence[GpuCount], name: str = "stage") -> Table:
@@ -175,17 +194,25 @@ def counts_table(counts: Sequence[GpuCount], name: str = "stage") -> Table:
     left = ("layout", "recompute", "dp", "rows a rank")
     _columns(table, "GPUs", *left, *_FIGURES, "stage", "node-hours", "remark")
     for count in counts:
-        best = count.best
-        time = duration(best.plan.seconds) if best.usable else "-"
-        hours = _node_hours(best.plan, "") if best.usable else "-"
         table.add_section()
-        remark = best.reason or "fits"
-        cells = (*_layout_cells(best), *_figure_cells(best))
-        table.add_row(f"{count.gpus:,}", *cells, time, hours, remark)
+        gpus = f"{count.gpus:,}"
+        table.add_row(gpus, *_count_cells(count.best, count.best.reason or "fits"))
+        if count.way_out is not None:
+            settings, choice = count.way_out
+            remark = f"{choice.reason or 'fits'} with {settings}"
+            table.add_row("", *_count_cells(choice, remark))
         for miss in count.misses:
             cells = (*_layout_cells(miss), *_figure_cells(miss))
             table.add_row("", *cells, "-", "-", miss.reason)
+    _notes_under(table, _without_times([count.best for count in counts]))
     return table
+
+
+def _count_cells(choice: LayoutChoice, remark: str) -> tuple[str, ...]:
+    timed = choice.usable and not choice.plan.untimed
+    time = duration(choice.plan.seconds) if timed else "-"
+    hours = _node_hours(choice.plan, "") if timed else "-"
+    return *_layout_cells(choice), *_figure_cells(choice), time, hours, remark
 
 
 _FIGURES = ("an update", "MFU", "GiB")
@@ -206,15 +233,15 @@ def _layout_cells(choice: LayoutChoice) -> tuple[str, ...]:
 
 def _figure_cells(choice: LayoutChoice) -> tuple[str, ...]:
     plan = choice.plan
-    return (
-        duration(plan.timing.total),
-        f"{plan.timing.mfu:.0%}",
-        f"{plan.fullest.total:.1f}",
-    )
+    times = duration(plan.timing.total), f"{plan.timing.mfu:.0%}"
+    return *(("-", "-") if plan.untimed else times), f"{plan.fullest.total:.1f}"
 
 
 def assumptions_table(
-    cluster: ClusterSpec, precision: Precision = "bf16", fp8: Fp8 = "off"
+    cluster: ClusterSpec,
+    precision: Precision = "bf16",
+    fp8: Fp8 = "off",
+    attention: str = "auto",
 ) -> Table:
     """What the estimates take for granted, and the setting of each."""
     table = Table(title="Assumed; alia_ctx/spec/cluster.py says where each is from")
@@ -230,10 +257,15 @@ def assumptions_table(
     if fp8 != "off":
         table.add_row("engine.fp8", fp8, "")
         notes.append(f"FP8: {_FP8_MEASURED}.")
-    table.caption, table.caption_justify = "\n".join(notes), "left"
+    if slower := speed_words(cluster, attention):
+        table.add_row("engine.attention", attention, "")
+        source = f" ({_SLOWER_MEASURED})" if attention in SPEED_ON_HOPPER else ""
+        notes.append(f"{slower[0].upper()}{slower[1:]}{source}.")
+    _notes_under(table, *notes)
     return table
 
 
+_SLOWER_MEASURED = "beside the fastest kernel on one H100, docs/benchmarks/gpu.md"
 _FP8_MEASURED = (
     "memory and time by what one H100 measured; right to 6% on one and two GPUs, with "
     "recomputation among them (docs/planner.md); on more not measured"

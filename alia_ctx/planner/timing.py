@@ -14,6 +14,7 @@ from __future__ import annotations
 from dataclasses import dataclass, fields
 from typing import Literal
 
+from alia_ctx.planner.kernels import attention_share
 from alia_ctx.planner.layer_memory import layer_activations
 from alia_ctx.planner.memory import rank_parameters
 from alia_ctx.planner.workload import Workload
@@ -180,7 +181,7 @@ def row_time(
     matrices, attention = _row_flops(work, pipeline_rank, direction, pairs)
     products = matrices / (peak * cluster.efficiency * matrix_speed)
     products *= 1.0 - _share_saved_by_fp8(work, pipeline_rank, direction, matrices)
-    scores = attention / (peak * cluster.attention_efficiency)
+    scores = attention / (peak * attention_share(cluster, work.attention))
     added = 0.0
     if direction == "backward":
         moved = rank_parameters(work, pipeline_rank) * (work.bytes + _SUM)

@@ -57,6 +57,8 @@ class Workload:
             recomputed in full; None takes all.
         layers: whose layers; `auto` is TransformerEngine's where they are installed, which
             is not known here.
+        attention: the kernel of a GPU that computes attention, where it is known; `auto` is
+            one as fast as the cluster's `attention_efficiency` has it.
     """
 
     model: ModelSpec
@@ -75,6 +77,7 @@ class Workload:
     fp8_bf16_layers: int = 0
     mlp_chunk_tokens: int | None = None
     layers: AskedLayers = "local"
+    attention: str = "auto"
 
     def check(self) -> None:
         """Raise ConfigError or LayoutError with all that is wrong."""

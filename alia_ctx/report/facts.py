@@ -33,12 +33,12 @@ class Span:
 class Planned:
     """What the planner expects of a stage: seconds an update, GiB on the fullest rank,
     share of the peak, and an update as it simulates it on one data-parallel rank; all on
-    `layout`, which is that of the configuration.
+    `layout`, which is that of the configuration. None where it has no figure of the kernel.
     """
 
-    seconds: float
+    seconds: float | None
     memory_gib: float
-    mfu: float
+    mfu: float | None
     layout: Mapping[str, int]
     timeline: Sequence[Span] = ()
 

@@ -7,6 +7,9 @@ from dataclasses import dataclass
 from alia_ctx.errors import Problem, Problems
 from alia_ctx.spec.execution import Precision
 
+# Of fp32 on the cores of a whole host; a GPU does more.
+_FASTEST_HOST_TFLOPS = 10
+
 
 @dataclass(frozen=True)
 class ClusterSpec:
@@ -62,6 +65,11 @@ class ClusterSpec:
     host_memory_gib: float = 512.0
     host_overhead_gib: float = 6.0
     host_gb_per_s: float = 40.0
+
+    @property
+    def is_of_gpus(self) -> bool:
+        """Whether its peak is above that of any host's processors."""
+        return self.peak_fp32_tflops > _FASTEST_HOST_TFLOPS
 
     def peak_flops(self, precision: Precision) -> float:
         """FLOP/s of a GPU that computes in `precision`. Where `peak_tflops` is that of a

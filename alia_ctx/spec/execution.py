@@ -49,19 +49,25 @@ def fp8_problem(
         )
         return rule, "set engine.fp8_bf16_layers=0, or engine.fp8=off"
     tp = layout.tp
+    narrow = _narrow(model, tp)
+    if not narrow:
+        return None
+    rule = f"widths on tp={tp} are no multiples of {FP8_MULTIPLE}: {', '.join(narrow)}"
+    fewer = (n for n in range(tp - 1, 0, -1) if tp % n == 0 and not _narrow(model, n))
+    if (possible := next(fewer, None)) is not None:
+        return rule, f"use tp={possible}, or engine.fp8=off"
+    return rule, "set engine.fp8=off: the model has such widths on no tp"
+
+
+def _narrow(model: ModelSpec, tp: int) -> list[str]:
+    """Widths of a rank's products that FP8 does not take."""
     products = {
         "hidden_size": model.hidden_size,
         "all heads of queries": model.query_size // tp,
         "queries, keys and values": (model.query_size + 2 * model.key_value_size) // tp,
         "intermediate_size": model.intermediate_size // tp,
     }
-    narrow = [f"{name} {n}" for name, n in products.items() if n % FP8_MULTIPLE]
-    if narrow:
-        rule = (
-            f"widths on tp={tp} are no multiples of {FP8_MULTIPLE}: {', '.join(narrow)}"
-        )
-        return rule, "use a smaller tp, or engine.fp8=off"
-    return None
+    return [f"{name} {n}" for name, n in products.items() if n % FP8_MULTIPLE]
 
 
 def kernel_speed(kernel: str) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 from alia_ctx.errors import LayoutError, Problem, Problems
@@ -66,7 +67,7 @@ class Layout:
             rule = (
                 f"sequence parallelism cuts the {local} tokens of a CP rank in tp parts"
             )
-            fitting = _near_divisors(local, self.tp)
+            fitting = _near_divisors(math.gcd(local, _cuts(model)), self.tp)
             problems.add(f"{key}.tp", self.tp, rule, f"{fitting} fit")
         if model.num_hidden_layers % self.pp:
             rule = f"does not divide {model.num_hidden_layers} layers"
@@ -85,15 +86,21 @@ class Layout:
     def _tensor_problems(self, key: str, model: ModelSpec, problems: Problems) -> None:
         if self.tp > model.num_key_value_heads:
             rule = f"is above num_key_value_heads={model.num_key_value_heads}"
-            fitting = _near_divisors(model.num_key_value_heads, self.tp)
+            fitting = _near_divisors(_cuts(model), self.tp)
             problems.add(f"{key}.tp", self.tp, rule, f"{fitting} fit")
             return
         for name in ("num_key_value_heads", "num_attention_heads", "intermediate_size"):
             size = getattr(model, name)
             if size % self.tp:
                 rule = f"does not divide {name}={size}"
-                fitting = _near_divisors(size, self.tp)
+                fitting = _near_divisors(_cuts(model), self.tp)
                 problems.add(f"{key}.tp", self.tp, rule, f"{fitting} fit")
+
+
+def _cuts(model: ModelSpec) -> int:
+    """What tp has to divide: heads and FFN at once."""
+    heads = math.gcd(model.num_key_value_heads, model.num_attention_heads)
+    return math.gcd(heads, model.intermediate_size)
 
 
 def _near_divisors(number: int, size: int) -> str:

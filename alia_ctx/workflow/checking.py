@@ -149,12 +149,13 @@ def _place_problems(run: RunConfig) -> Problems:
 
 def gpu_notes(run: RunConfig, names: Sequence[str] = ()) -> list[str]:
     """What a person should know of settings that do nothing in stages (default: all), and,
-    on a machine with GPUs, of attention kernel, layers and memory there.
+    on a machine with GPUs, of attention kernel, layers and memory there; without them what a
+    run that wants them was not asked for.
     """
     stages = names or list(run.stages)
     idle = idle_settings(run, stages)
     if shutil.which("nvidia-smi") is None:
-        return idle
+        return [*idle, *_not_looked_at(run)]
     # Imports torch, for whose seconds a machine without GPUs need not wait.
     from alia_ctx.cluster import software
     from alia_ctx.workflow.doctor import needs_of
@@ -162,10 +163,25 @@ def gpu_notes(run: RunConfig, names: Sequence[str] = ()) -> list[str]:
     there = software.gpu_memory_gib()
     return [
         *idle,
+        *(_not_looked_at(run) if there is None else ()),
         *software.gpu_notes(needs_of(run, stages)),
         *(_without_room(run, stages, there) if there else ()),
         *_without_host_memory(run, stages),
     ]
+
+
+def _not_looked_at(run: RunConfig) -> Iterator[str]:
+    """Of a run that wants GPUs, where there are none: what only they can say."""
+    engine = run.engine
+    if engine.device != "cuda":
+        return
+    layers = ", layers by TransformerEngine"
+    if engine.layers == "local" and engine.fp8 == "off":
+        layers = ""
+    yield (
+        f"not looked at, as no GPU is here: attention by {engine.attention}{layers}, and the "
+        "memory of GPU and host; `alia-ctx check` and `alia-ctx doctor` look where the GPU is"
+    )
 
 
 def _without_room(run: RunConfig, names: Sequence[str], there: float) -> Iterator[str]:

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from alia_ctx.config.placeholders import PLACEHOLDER
-from alia_ctx.config.run import StageConfig
+from alia_ctx.config.run import EngineConfig, StageConfig
 from alia_ctx.config.texts import value_written, written
 from alia_ctx.planner import duration
 from alia_ctx.planner.stage import StagePlan
@@ -196,8 +196,35 @@ def _machine(proposal: Proposal) -> list[str]:
         f"# Planned for {who}; `alia-ctx plan --on` knows other machines.",
         *(f"# {line}" for line in speeds if proposal.gpus),
         f"cluster: {_flow(words)}",
-        f"engine: {{device: {run.engine.device}, precision: {run.engine.precision}}}",
+        *_room(run.engine),
+        f"engine: {_flow(_engine(run.engine))}",
     ]
+
+
+def _engine(engine: EngineConfig) -> dict[str, Any]:
+    """What is said of it: device and precision, and what is not as it is by default."""
+    default = EngineConfig()
+    changed = {
+        f.name: getattr(engine, f.name)
+        for f in dataclasses.fields(EngineConfig)
+        if getattr(engine, f.name) != getattr(default, f.name)
+    }
+    return {"device": engine.device, "precision": engine.precision, **changed}
+
+
+def _room(engine: EngineConfig) -> list[str]:
+    words = []
+    if engine.offload_activations:
+        words.append("the inputs of recomputed layers wait on the host")
+    if engine.mlp_chunk_tokens is not None:
+        words.append("their MLP is computed in chunks")
+    if not words:
+        return []
+    line = (
+        f"Without {'them' if len(words) > 1 else 'it'} a stage has no room on so few GPUs: "
+        f"{', and '.join(words)} (docs/gpu.md)."
+    )
+    return [f"# {part}" for part in textwrap.wrap(line, _WIDTH)]
 
 
 def _optimizer(proposal: Proposal) -> list[str]:

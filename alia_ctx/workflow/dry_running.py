@@ -7,8 +7,10 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
+
+from rich.table import Table
 
 from alia_ctx.errors import AliaError
 from alia_ctx.planner import StagePlan
@@ -62,3 +64,32 @@ def expected_counts(plan: StagePlan) -> dict[str, int]:
         "optimizer_bytes": optimizer_bytes(work, rank.parameters),
         "activation_bytes": work.layers_per_stage * kept,
     }
+
+
+_COUNTED_IN_BF16 = (
+    "in bf16 on both sides: the FP8 figures of the plan are not what was counted"
+)
+
+
+def dry_run_table(plans: Mapping[str, StagePlan]) -> Table:
+    """Of the first pipeline rank of each stage's layout, by its name: what the plan says, and
+    what was counted.
+    """
+    title = "One rank, built on meta tensors and counted"
+    if any(plan.work.fp8 != "off" for plan in plans.values()):
+        # TransformerEngine's layers, which alone have FP8, know no meta tensors.
+        title += f"; {_COUNTED_IN_BF16}"
+    table = Table(title=title)
+    for heading in ("stage", "", "planned", "counted", "difference"):
+        left = heading in ("stage", "")
+        table.add_column(heading, justify="left" if left else "right")
+    counted = counted_without_memory([*plans.values()])
+    for (name, plan), counts in zip(plans.items(), counted, strict=True):
+        heading = name
+        for figure, planned in expected_counts(plan).items():
+            there = counts[figure]
+            off = f"{there / planned - 1:+.2%}" if planned else "-"
+            words = figure.replace("_", " ")
+            table.add_row(heading, words, f"{planned:,}", f"{there:,}", off)
+            heading = ""
+    return table

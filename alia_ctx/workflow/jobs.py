@@ -186,6 +186,8 @@ def _seconds(run: RunConfig, name: str) -> float:
         plan = planned_stage(run, name)
     except AliaError:
         return run.launch.limit_seconds
+    if plan.untimed:
+        return run.launch.limit_seconds
     room = _START_SECONDS + run.launch.save_seconds
     return _MARGIN * plan.seconds * _left(run, name) + room
 

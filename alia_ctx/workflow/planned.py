@@ -10,7 +10,8 @@ from typing import get_args
 
 import numpy as np
 
-from alia_ctx.config.layouts import search_settings
+from alia_ctx.config.layouts import choose, search_settings
+from alia_ctx.config.room import remedy, roomier
 from alia_ctx.config.run import RunConfig
 from alia_ctx.data.packing import row_lengths
 from alia_ctx.data.packing.plan_files import load_arrays, read_statement
@@ -119,11 +120,21 @@ def room_on_a_gpu(run: RunConfig, name: str, there: float) -> tuple[str, list[st
     words = f"{plan.gpu_verdict} (by the planner)"
     if plan.fits_gpus:
         return words, []
-    for settings, other in _smaller(run, name):
+    return words, [room_in_words(run, name)]
+
+
+def room_in_words(run: RunConfig, name: str) -> str:
+    """What gives a stage room on its cluster that has none: on its own layout, on another of
+    as many GPUs, or on more.
+    """
+    for settings, other in smaller(run, name):
         less = planned_stage(other, name)
-        if less.fits_gpus:
-            return words, [f"{' '.join(settings)} takes {less.fullest.total:.1f}"]
-    return words, ["recomputation is not enough; raise tp, cp or pp (alia-ctx plan)"]
+        # What a save copies is on the host with any of them.
+        if less.fits_gpus and (less.fits or not less.work.offload):
+            return f"{' '.join(settings)} takes {less.fullest.total:.1f}"
+    gpus = run.world_size(run.stage(name))
+    on_others = remedy(run, name, gpus, choose, opened=())
+    return f"recomputation is not enough on this layout; {on_others}"
 
 
 def recomputed(run: RunConfig, name: str) -> Iterator[RunConfig]:
@@ -134,24 +145,13 @@ def recomputed(run: RunConfig, name: str) -> Iterator[RunConfig]:
         yield replace(run, stages=stages)
 
 
-# Gate and up of so many tokens are small beside a long row's hidden states.
-_CHUNK = 16_384
-
-
-def _smaller(run: RunConfig, name: str) -> Iterator[tuple[list[str], RunConfig]]:
-    """What makes the stage smaller, the cheapest first: more recomputation; with all of it
-    its inputs on the host, and, of Megatron-Core's own layers, the MLP in chunks.
+def smaller(run: RunConfig, name: str) -> Iterator[tuple[list[str], RunConfig]]:
+    """What makes the stage smaller on its layout, the cheapest first: more recomputation, and
+    with all of it `roomier`.
     """
     settings: list[str] = []
     for other in islice(recomputed(run, name), 1, None):
         settings = [f"stages.{name}.recompute={other.stage(name).recompute}"]
         yield settings, (run := other)
-    if not run.engine.offload_activations:
-        settings = [*settings, "engine.offload_activations=true"]
-        run = replace(run, engine=replace(run.engine, offload_activations=True))
-        yield settings, run
-    chunk = run.engine.mlp_chunk_tokens
-    if run.engine.layers == "local" and (chunk is None or chunk > _CHUNK):
-        settings = [*settings, f"engine.mlp_chunk_tokens={_CHUNK}"]
-        run = replace(run, engine=replace(run.engine, mlp_chunk_tokens=_CHUNK))
-        yield settings, run
+    for more, other in roomier(run):
+        yield [*settings, *more], other

@@ -5,15 +5,13 @@ as a time line.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from rich.table import Table
-
-from alia_ctx.config.layouts import search_settings
-from alia_ctx.config.run import RunConfig
+from alia_ctx.config.layouts import choose, search_settings
+from alia_ctx.config.room import remedy, way_out
+from alia_ctx.config.run import RunConfig, StageConfig
 from alia_ctx.errors import AliaError, ConfigError, DataError, Problem
 from alia_ctx.files import require_replaceable, write_json
 from alia_ctx.planner import (
@@ -34,18 +32,25 @@ from alia_ctx.planner.timeline import TRACE_MARK, Timeline, simulate
 from alia_ctx.spec.execution import Recompute
 from alia_ctx.spec.machines import speeds_from
 from alia_ctx.train.balance import assign_rows
-from alia_ctx.workflow.dry_running import counted_without_memory, expected_counts
+from alia_ctx.workflow.dry_running import (
+    counted_without_memory,
+    dry_run_table,
+    expected_counts,
+)
 from alia_ctx.workflow.epochs import epochs_in_words, epochs_of
 from alia_ctx.workflow.mixture import mixture_tables
+from alia_ctx.workflow.plan_numbers import plan_numbers
 from alia_ctx.workflow.plan_question import PlanQuestion, on_gpus, plan_remarks
-from alia_ctx.workflow.planned import PackedStage, packed_stage, planning_sizes
+from alia_ctx.workflow.planned import (
+    PackedStage,
+    packed_stage,
+    planning_sizes,
+    room_in_words,
+)
 from alia_ctx.workflow.readiness import require_warmup
 
 _DRAWN = 8  # data-parallel ranks of a time line: more than that nobody looks at
 _SHOWN = 40  # layouts of a search
-_COUNTED_IN_BF16 = (
-    "in bf16 on both sides: the FP8 figures of the plan are not what was counted"
-)
 
 
 def plan_stages(run: RunConfig, asked: PlanQuestion) -> list[Any]:
@@ -58,9 +63,11 @@ def plan_stages(run: RunConfig, asked: PlanQuestion) -> list[Any]:
     for stage in stages:
         tables += stage.tables()
     if asked.dry_run:
-        tables.append(_dry_run_table(stages))
-    engine = run.engine
-    tables.append(assumptions_table(run.cluster, engine.precision, engine.fp8))
+        tables.append(dry_run_table({s.name: s.plan for s in stages}))
+    engine, work = run.engine, stages[0].plan.work
+    tables.append(
+        assumptions_table(run.cluster, engine.precision, engine.fp8, work.attention)
+    )
     return tables
 
 
@@ -76,12 +83,12 @@ def plan_document(run: RunConfig, asked: PlanQuestion) -> dict[str, Any]:
         "notes": list(plan_remarks(run, asked)),
         "stages": {
             name: {
-                "plan": _in_numbers(stage.plan),
+                "plan": plan_numbers(stage.plan),
                 "note": stage.note,
                 "epochs": epochs_of(run, name),
                 "checkpoints": _kept(run, stage.plan),
                 "layouts": [
-                    {**_in_numbers(c.plan), "usable": c.usable, "reason": c.reason}
+                    {**plan_numbers(c.plan), "usable": c.usable, "reason": c.reason}
                     for c in stage.choices[:_SHOWN]
                 ],
                 "counts": [
@@ -89,7 +96,7 @@ def plan_document(run: RunConfig, asked: PlanQuestion) -> dict[str, Any]:
                         "gpus": count.gpus,
                         "usable": count.best.usable,
                         "reason": count.best.reason,
-                        "plan": _in_numbers(count.best.plan),
+                        "plan": plan_numbers(count.best.plan),
                     }
                     for count in stage.counts
                 ],
@@ -111,68 +118,6 @@ def plan_document(run: RunConfig, asked: PlanQuestion) -> dict[str, Any]:
     return document
 
 
-def _in_numbers(plan: StagePlan) -> dict[str, Any]:
-    work, timing = plan.work, plan.timing
-    return {
-        "layout": dataclasses.asdict(work.layout),
-        "data_parallel": work.data_parallel,
-        "gpus": work.world_size,
-        "nodes": plan.nodes,
-        "precision": work.precision,
-        "recompute": work.recompute,
-        "offload": work.offload,
-        "fits": plan.fits,
-        "may_fit": plan.may_fit,
-        "verdict": plan.verdict,
-        "memory_gib": {
-            "total": plan.fullest.total,
-            "without_guesses": plan.fullest.without_guesses,
-            "pipeline_rank": plan.fullest.pipeline_rank,
-            **plan.fullest.peak_items,
-        },
-        "host_gib": plan.host_items,
-        "checkpoint_gib": plan.checkpoint_gib,
-        "updates": work.updates,
-        "rows_per_update": work.rows_per_update,
-        "row_tokens": work.row_tokens,
-        "tokens_per_update": work.tokens_per_update,
-        "update_seconds": {
-            **{name: s for name, s in vars(timing).items() if name != "mfu"},
-            "total": timing.total,
-        },
-        "mfu": timing.mfu,
-        "seconds": plan.seconds,
-        "node_hours": plan.node_hours,
-        "masked_share": plan.masked_share,
-    }
-
-
-def _dry_run_table(stages: Sequence[_Stage]) -> Table:
-    """Of the first pipeline rank of each stage's layout: what the plan says, and what was
-    counted.
-    """
-    plans = [stage.plan for stage in stages]
-    title = "One rank, built on meta tensors and counted"
-    if any(plan.work.fp8 != "off" for plan in plans):
-        # TransformerEngine's layers, which alone have FP8, know no meta tensors.
-        title += f"; {_COUNTED_IN_BF16}"
-    table = Table(title=title)
-    for heading in ("stage", "", "planned", "counted", "difference"):
-        left = heading in ("stage", "")
-        table.add_column(heading, justify="left" if left else "right")
-    for stage, plan, counts in zip(
-        stages, plans, counted_without_memory(plans), strict=True
-    ):
-        name = stage.name
-        for figure, planned in expected_counts(plan).items():
-            counted = counts[figure]
-            off = f"{counted / planned - 1:+.2%}" if planned else "-"
-            words = figure.replace("_", " ")
-            table.add_row(name, words, f"{planned:,}", f"{counted:,}", off)
-            name = ""
-    return table
-
-
 class _Stage:
     """A stage that is asked about. Its pack plan is read once, its layouts searched once."""
 
@@ -188,7 +133,8 @@ class _Stage:
         plan, kept = self.plan, _kept(self.run, self.plan)
         return [
             *mixture_tables(self.run, self.name),
-            *filter(None, (self.note, epochs_in_words(self.run, self.name))),
+            *filter(None, (self.note, self.room)),
+            *filter(None, (epochs_in_words(self.run, self.name),)),
             *(plan_table(plan, self.name, kept=kept), memory_table(plan)),
             counts_table(self.counts, self.name),
             choices_table(self.choices, limit=8),
@@ -234,11 +180,11 @@ class _Stage:
             offload=offload,
         )
 
-    @property
+    @cached_property
     def counts(self) -> list[GpuCount]:
-        """The best layout of 1, 2, 4, ... GPUs."""
+        """The best layout of 1, 2, 4, ... GPUs, or what gives them one."""
         recompute, offload = self._modes
-        return best_by_count(
+        counts = best_by_count(
             *self.model,
             powers_of_two(self.sizes[0]),
             *self.sizes[1:],
@@ -247,6 +193,58 @@ class _Stage:
             recompute=recompute,
             offload=offload,
         )
+        return [
+            dataclasses.replace(count, way_out=self._way_out(count.gpus))
+            if not count.best.usable
+            else count
+            for count in counts
+        ]
+
+    def _way_out(self, gpus: int) -> tuple[str, LayoutChoice] | None:
+        room = way_out(self.run, self.name, gpus, self._choose)
+        return None if room is None else (" ".join(room.settings), room.choice)
+
+    def _choose(
+        self, run: RunConfig, stage: StageConfig, gpus: int, free: bool
+    ) -> LayoutChoice:
+        """As `choices`, of a run, a stage and GPUs that are changed."""
+        if stage.context != self.stage.context:
+            return choose(run, stage, gpus, free)
+        sizes = self.sizes[1:]
+        if stage != self.stage and stage.tokens and stage.update_tokens:
+            sizes = stage.tokens, stage.update_tokens
+        return suggest_layouts(
+            *(run.model, stage.rope, stage.context, gpus, *sizes),
+            **search_settings(run, stage),
+            packed=self._shared["packed"],
+            recompute=None if free else stage.recompute,
+            offload=run.engine.offload_activations,
+        )[0]
+
+    @property
+    def room(self) -> str:
+        """A line that says what gives the stage room, where it has none."""
+        gpus = self.sizes[0]
+        if not self._open and not self.plan.fits and not self.plan.may_fit:
+            ranks = min(gpus, self.run.cluster.ranks_per_node)
+            nodes = -(-gpus // ranks)
+            cluster = dataclasses.replace(
+                self.run.cluster, nodes=nodes, ranks_per_node=ranks
+            )
+            own = dataclasses.replace(
+                self.stage, nodes=nodes if self.stage.nodes else None
+            )
+            stages = {**self.run.stages, self.name: own}
+            run = dataclasses.replace(self.run, cluster=cluster, stages=stages)
+            return f"{self.name} has no room: {room_in_words(run, self.name)}"
+        if not self._open or self.choices[0].fits:
+            return ""
+        if not self.choices[0].usable:
+            words = remedy(self.run, self.name, gpus, self._choose)
+            return f"{self.name} has no room: {words}"
+        room = way_out(self.run, self.name, gpus, self._choose)
+        sure = room is not None and room.choice.fits
+        return f"{self.name} may lack room: {room}" if sure else ""
 
     @cached_property
     def _open(self) -> str:
@@ -339,6 +337,14 @@ def simulated_update(run: RunConfig, name: str, ranks: int = 1) -> Timeline:
 
 def _simulated(stage: _Stage, drawn: int) -> Timeline:
     plan, work = stage.plan, stage.plan.work
+    if plan.untimed:
+        problem = Problem(
+            "engine.attention",
+            work.attention,
+            f"no update can be simulated: {plan.untimed}",
+            "set engine.precision=bf16 and engine.attention=auto for a time line of those",
+        )
+        raise ConfigError("", [problem])
     pairs = [work.causal_pairs] * work.rows_per_update
     if (packed := stage.packed) is not None:
         first, last = packed.update_offsets[:2].tolist()

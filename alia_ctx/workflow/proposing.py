@@ -6,13 +6,13 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
 from alia_ctx.config.base import Published, published
 from alia_ctx.config.layouts import first_choice
+from alia_ctx.config.room import roomier
 from alia_ctx.config.run import (
     DataConfig,
     EngineConfig,
@@ -24,7 +24,6 @@ from alia_ctx.config.run import (
 from alia_ctx.data.packing import PackSpec
 from alia_ctx.errors import ConfigError, Problem
 from alia_ctx.hf.trained_length import TrainedLength, trained_length
-from alia_ctx.host_memory import total_memory
 from alia_ctx.planner import (
     LayoutChoice,
     RopeFigures,
@@ -33,16 +32,12 @@ from alia_ctx.planner import (
     standard_choices,
     stretched_further,
 )
-from alia_ctx.planner.memory import GIB
 from alia_ctx.spec.cluster import ClusterSpec
-from alia_ctx.spec.machines import MACHINES
 from alia_ctx.spec.model import ModelSpec
 from alia_ctx.spec.rope import ROPE_TYPES, RopeSpec
+from alia_ctx.workflow.proposed_machines import MOST_GPUS, gpus_here, machines_in_turn
 
 STEP = 8  # the card's 4,096 -> 32,768; more than this is done in two stages or more
-HOST = "this machine's processor"
-_MACHINE = "h100-80"  # where nobody says
-_MOST_GPUS = 1024
 _UPDATES = 500  # of a stage; the card's first has 477
 # Two runs that are known: parameters, tokens of an update, learning rate. Of
 # SmolLM2-135M docs/smollm2.md, of ALIA-40b its model card.
@@ -128,20 +123,55 @@ def propose(
         rule = f"is not above the {base.context} tokens that the base has already"
         problem = Problem("--context", target, rule, "give a longer one, as in 160k")
         raise ConfigError("", [problem])
-    counts = _counts(gpus, machine)
+    counts = machines_in_turn(gpus, machine)
     first = next(counts)
     proposal = _proposal(directory, name, base, target, *first)
+    given = gpus or (proposal.gpus if machine is None and gpus_here() else 0)
     if gpus and proposal.usable:
         return proposal
+    if given and not proposal.usable and (roomy := _roomier(proposal, name, target)):
+        return roomy
     tried = proposal
     while not tried.fits and (more := next(counts, None)) is not None:
         tried = _proposal(directory, name, base, target, *more)
     if gpus:
         stage = next(s for s in proposal.stages if not s.choice.usable)
-        remedy = f"take {tried.gpus} GPUs" if tried.fits else "take a shorter --context"
         rule = f"no layout can be used for {stage.name}: {stage.choice.reason}"
+        remedy = _remedy(proposal, tried, name, target)
         raise ConfigError("", [Problem("--gpus", gpus, rule, remedy)])
     return tried if tried.fits else proposal
+
+
+def _roomier(proposal: Proposal, name: str, target: int) -> Proposal | None:
+    """The proposal with what takes less memory at hardly any time; None where that is not
+    enough.
+    """
+    found = []
+    for _, run in roomier(proposal.run):
+        at = proposal.gpus, proposal.machine, run.cluster
+        other = _proposal(
+            proposal.directory, name, proposal.base, target, *at, run.engine
+        )
+        found += [other] if other.usable else []
+    return next((p for p in found if p.fits), found[0] if found else None)
+
+
+def _remedy(proposal: Proposal, tried: Proposal, name: str, target: int) -> str:
+    """More GPUs where they do, or else the longest context, halved and halved again, that
+    these do for.
+    """
+    if tried.fits:
+        return f"take {tried.gpus:,} GPUs"
+    base, context = proposal.base, target // 2
+    at = proposal.gpus, proposal.machine, proposal.run.cluster
+    while context > base.context:
+        if _proposal(proposal.directory, name, base, context, *at).usable:
+            return f"take a shorter --context: {stage_name(context)} has room"
+        context //= 2
+    return (
+        f"neither {MOST_GPUS:,} of these GPUs nor a shorter --context do; name others "
+        "with --on"
+    )
 
 
 def contexts(base: int, target: int) -> list[int]:
@@ -223,59 +253,6 @@ def _choices(
     return {"yarn": last["yarn"], **choices}
 
 
-def _counts(
-    gpus: int | None, machine: str | None
-) -> Iterator[tuple[int, str, ClusterSpec]]:
-    """What is tried in turn: (GPUs, name, cluster)."""
-    name = machine or _MACHINE
-    if name not in MACHINES:
-        known = ", ".join(MACHINES)
-        rule = "there is no such machine"
-        raise ConfigError("", [Problem("--on", name, rule, f"use one of {known}")])
-    if gpus is not None and gpus < 0:
-        rule, remedy = "must be 0 or above", "0 is the processor"
-        raise ConfigError("", [Problem("--gpus", gpus, rule, remedy)])
-    if gpus == 0 and machine is not None:
-        rule = f"is the processor of this machine, and not --on {machine}"
-        raise ConfigError("", [Problem("--gpus", gpus, rule, "give one of them")])
-    wanted = gpus
-    if gpus is None and machine is None:
-        wanted = len(list(Path("/dev").glob("nvidia[0-9]*")))
-    if wanted == 0:
-        yield 0, HOST, _host()
-        if gpus == 0:
-            return
-    elif wanted:
-        yield wanted, name, _cluster(name, wanted)
-    size = MACHINES[name].ranks_per_node
-    for doubling in range(_MOST_GPUS.bit_length()):
-        count = 1 << doubling
-        if count > (wanted or 0) and (count <= size or count % size == 0):
-            yield count, name, _cluster(name, count)
-
-
-def _cluster(machine: str, gpus: int) -> ClusterSpec:
-    spec = MACHINES[machine]
-    ranks = min(gpus, spec.ranks_per_node)
-    if gpus % ranks:
-        rule = f"are no whole nodes of {machine}, which have {ranks} each"
-        raise ConfigError("", [Problem("--gpus", gpus, rule, "give a multiple")])
-    return dataclasses.replace(spec, nodes=gpus // ranks, ranks_per_node=ranks)
-
-
-def _host() -> ClusterSpec:
-    """One rank on this machine's processor, with all memory that its job may take."""
-    memory = float(total_memory() // GIB)
-    return dataclasses.replace(
-        MACHINES["laptop"],
-        ranks_per_node=1,
-        memory_gib=memory,
-        host_memory_gib=memory,
-        overhead_gib=1.0,
-        host_overhead_gib=0.0,
-    )
-
-
 def _proposal(
     directory: Path,
     name: str,
@@ -284,9 +261,11 @@ def _proposal(
     gpus: int,
     machine: str,
     cluster: ClusterSpec,
+    engine: EngineConfig | None = None,
 ) -> Proposal:
     on_gpus = gpus and machine != "laptop"
-    engine = EngineConfig(device="cuda") if on_gpus else _HOST_ENGINE
+    if engine is None:
+        engine = EngineConfig(device="cuda") if on_gpus else _HOST_ENGINE
     empty = RunConfig(
         name=name,
         output=f"runs/{name}",

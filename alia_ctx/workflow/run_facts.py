@@ -253,9 +253,9 @@ def _planned(run: RunConfig, name: str) -> Planned | None:
     except AliaError:  # `check` and `plan` say why; the page does without
         return None
     return Planned(
-        plan.timing.total,
+        None if plan.untimed else plan.timing.total,
         plan.fullest.total,
-        plan.timing.mfu,
+        None if plan.untimed else plan.timing.mfu,
         {"dp": plan.work.data_parallel, **dataclasses.asdict(plan.work.layout)},
         _timeline(run, name),
     )

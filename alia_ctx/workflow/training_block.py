@@ -22,10 +22,6 @@ if TYPE_CHECKING:
     from alia_ctx.mcore.engine import MegatronEngine
 
 
-# Of fp32 on the cores of a whole host; a GPU does more.
-_FASTEST_HOST_TFLOPS = 10
-
-
 def training_block(
     run: RunConfig,
     name: str,
@@ -134,14 +130,16 @@ def _end(run: RunConfig, name: str, left: int, now: datetime, host: bool) -> str
     times = sorted(float(line["seconds"]) for line in lines[-64:] if "seconds" in line)
     if times:
         seconds, by = times[len(times) // 2], "by the updates so far"
-    elif host and run.cluster.peak_fp32_tflops > _FASTEST_HOST_TFLOPS:
+    elif host and run.cluster.is_of_gpus:
         return "no estimate yet: cluster describes a GPU, and a host computes"
     else:
         try:
-            timing = planned_stage(run, name).timing
+            plan = planned_stage(run, name)
         except AliaError:
             return "no estimate yet"
-        seconds, by = timing.total, "by the planner, not measured"
+        if plan.untimed and not host:
+            return f"no estimate yet: {plan.untimed}"
+        seconds, by = plan.timing.total, "by the planner, not measured"
     whole = max(1.0, seconds * left)
     if whole > timedelta(days=3650).total_seconds():
         return f"in more than ten years {by}"

@@ -23,6 +23,7 @@ from alia_ctx.cli.run_commands import app
 from alia_ctx.config.load import load_plan, load_run, read_config
 from alia_ctx.errors import AliaError, ConfigError
 from alia_ctx.hf import hub
+from alia_ctx.workflow.planned import planned_stage
 from alia_ctx.workflow.proposing import budget, contexts
 from tests.cli.beginning import filled, init, said, write_base
 from tests.hf_models import ALIA, edit_json, save_model
@@ -179,6 +180,49 @@ def test_too_few_gpus_say_how_many_do(base: Path) -> None:
     assert "--gpus=1" in message and "take 16 GPUs" in message
     message = said(init(base, "--context", "32k", "--on", "h100-80"))
     assert "16 x h100-80" in message
+
+
+def seven(base: Path) -> None:
+    """The sizes of a model of 7 billion parameters."""
+    edit_json(
+        base / "config.json", hidden_size=4096, num_hidden_layers=32, head_dim=128
+    )
+    edit_json(base / "config.json", num_attention_heads=32, num_key_value_heads=32)
+    edit_json(base / "config.json", intermediate_size=11_008, vocab_size=32_000)
+
+
+def test_settings_that_give_room_are_written(base: Path, tmp_path: Path) -> None:
+    """Two H100 hold such a model at 163,840 tokens where its layers' inputs wait on the
+    host, which takes hardly any time: no more GPUs are asked for.
+    """
+    seven(base)
+    made = init(base, "--context", "160k", "--gpus", "2", "--on", "h100-80")
+    assert made.exit_code == 0, said(made)
+    text = (tmp_path / "mine.yaml").read_text()
+    assert "# Without it a stage has no room on so few GPUs" in text
+    run = load_run(tmp_path / "mine.yaml", filled(tmp_path))
+    assert run.engine.offload_activations and run.engine.mlp_chunk_tokens is None
+    assert all(planned_stage(run, name).fits for name in run.stages)
+    # Where there is room without it nothing is written.
+    made = init(
+        base, "--context", "160k", "--gpus", "4", "--on", "h100-80", "--overwrite"
+    )
+    assert made.exit_code == 0, said(made)
+    assert "offload" not in (tmp_path / "mine.yaml").read_text()
+
+
+def test_a_shorter_context_is_asked_for_where_there_is_one(base: Path) -> None:
+    """Of a head and a layer more GPUs cut nothing; of a vocabulary that alone is too large
+    not even a row of the base's context has room.
+    """
+    edit_json(base / "config.json", hidden_size=4096, num_hidden_layers=1, head_dim=128)
+    edit_json(base / "config.json", num_attention_heads=32, num_key_value_heads=1)
+    edit_json(base / "config.json", intermediate_size=11_008, vocab_size=1_500_000)
+    message = said(init(base, "--context", "32k", "--gpus", "1", "--on", "h100-80"))
+    assert (
+        "--gpus=1" in message
+        and "shorter --context do; name others with --on" in message
+    )
 
 
 # --- the hub --------------------------------------------------------------------------------

@@ -125,3 +125,29 @@ def test_the_rules_refuse_what_no_device_or_precision_has(
         assert kernel_problems(engine)
     else:
         assert kernel_problems(engine) == []
+
+
+@pytest.mark.parametrize("asked", ["auto", "flash3", "reference"])
+def test_a_run_on_gpus_is_not_judged_by_a_host(
+    asked: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What the processor would take is no finding on what the GPU will."""
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    needs = Needs(device="cuda", attention=asked, layers="te", model=MODEL)
+    [found] = software.kernel(needs)
+    assert found.verdict == "weak" and found.words.startswith(
+        f"engine.attention={asked} was"
+    )
+    assert "only be tried where the GPU is" in found.words
+    there = software.layers(needs)
+    assert (there.verdict, there.remedy) == ("weak", found.remedy)
+    assert "engine.layers=te was not tried" in there.words
+    [on_host] = software.kernel(Needs(device="auto", model=MODEL))
+    assert on_host.verdict == "good"
+
+
+def test_layers_that_need_no_trial_are_told_anywhere(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    assert software.layers(Needs(device="cuda")).words == "Megatron-Core's"

@@ -51,6 +51,11 @@ BROKEN = {
         ["stages.32k.layout.tp=3"],
         ["stages.32k.layout.tp=3", "does not divide"],
     ),
+    "tp that heads and FFN are cut by": (
+        # 7 divides the FFN alone: it is no remedy.
+        ["model.intermediate_size=24_570", "stages.32k.layout.tp=4"],
+        ["does not divide intermediate_size=24570", "layout.tp=4", "2 fit"],
+    ),
     "pp does not divide": (
         ["stages.32k.layout.pp=5"],
         ["stages.32k.layout.pp=5", "48 layers", "4 or 6 fit"],
@@ -133,7 +138,15 @@ BROKEN = {
     ),
     "widths for fp8": (
         ["engine.layers=te", "engine.fp8=current", "model.intermediate_size=24_544"],
-        ["stage 32k: widths on tp=4", "16: intermediate_size 6136", "smaller tp"],
+        [
+            "stage 32k: widths on tp=4",
+            "16: intermediate_size 6136",
+            "use tp=2, or engine.fp8=off",
+        ],
+    ),
+    "widths for fp8 on no ranks": (
+        ["engine.layers=te", "engine.fp8=current", "model.intermediate_size=24_552"],
+        ["widths on tp=4", "16: intermediate_size 6138", "engine.fp8=off", "on no tp"],
     ),
     "an mlp in chunks of other layers": (
         ["engine.layers=te", "engine.mlp_chunk_tokens=8192"],

@@ -40,10 +40,33 @@ def test_what_was_measured_on_no_card_is_said_to_be_the_defaults() -> None:
 @pytest.mark.parametrize("row", QUOTED, ids=lambda row: f"{row.where} {row.words}")
 def test_time_of_rows_that_were_not_fitted(row: Measured) -> None:
     assert row.seconds is not None
-    if row.kernel in FAST:
-        assert abs(row.planned_seconds() / row.seconds - 1) < SECONDS
-    else:  # attention takes twice as long: the constants are not for it
-        assert row.planned_seconds() / row.seconds - 1 < -0.12
+    assert abs(row.planned_seconds() / row.seconds - 1) < SECONDS
+
+
+def test_a_slower_kernel_is_planned_by_its_own_speed() -> None:
+    """By the fast kernels' constant the step of torch_varlen is 15% short."""
+    (row,) = (row for row in ROWS if row.kernel not in FAST)
+    fast = replace(row, kernel="flash4").planned_seconds()
+    assert row.seconds is not None and fast / row.seconds < 0.88
+    assert abs(row.planned_seconds() / row.seconds - 1) < 0.08
+
+
+def test_fp8_moves_the_planners_errors_little() -> None:
+    """Why its layouts are told apart as bf16's are: each case beside its own bf16."""
+    cases: dict[tuple[object, ...], dict[str, float]] = {}
+    for row in ROWS:
+        if row.layers == "te" and row.documents == 1:
+            key = row.card, row.gpus, row.case
+            error = row.planned_seconds() / (row.seconds or 0) - 1
+            cases.setdefault(key, {})[row.fp8] = error
+    both = {k: e for k, e in cases.items() if {"off", "current"} <= {*e}}
+    assert len(both) == 6
+    moved = {key: errors["current"] - errors["off"] for key, errors in both.items()}
+    assert all(abs(points) < 0.035 for points in moved.values())
+    tp, dp = (
+        both["H200", 2, f"{way}2:32768:3:none"]["current"] for way in ("tp", "dp")
+    )
+    assert abs(tp - dp) < 0.05
 
 
 def test_rows_that_were_measured_later_are_within_a_tenth() -> None:
@@ -54,7 +77,5 @@ def test_rows_that_were_measured_later_are_within_a_tenth() -> None:
 
 
 def test_the_rows_that_miss_the_aim_are_known() -> None:
-    """By a kernel that takes twice as long for attention."""
-    assert [row.words for row in measured_rows() if missed(row)] == [
-        "dp1:32768:5:none, torch_varlen"
-    ]
+    """None, the one by a slower kernel among them."""
+    assert [row.words for row in measured_rows() if missed(row)] == []

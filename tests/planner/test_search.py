@@ -15,11 +15,13 @@ from alia_ctx.planner import (
     RowSizes,
     StagePlan,
     best_by_count,
+    choices_table,
     duration,
     plan_stage,
     plan_table,
     powers_of_two,
     suggest_layouts,
+    why_first,
 )
 from alia_ctx.planner.memory import GIB
 from alia_ctx.spec.cluster import ClusterSpec
@@ -198,7 +200,7 @@ def test_a_small_job_takes_seconds() -> None:
 
 def test_fp8_takes_no_layout_that_only_its_memory_would_pay_for() -> None:
     """Of two H100, rows of 65,536: in bf16 two data-parallel ranks are first. FP8 leaves
-    more room, and what it does under tensor parallelism nobody has measured.
+    more room, and tensor parallelism is planned to be as fast to a twentieth.
     """
     model = ModelSpec(24, 2048, 8192, 16, 4, 128, 128_000)
     cluster = replace(MACHINES["h100-80"], ranks_per_node=2)
@@ -228,3 +230,49 @@ def test_what_may_fit_is_taken_after_all_that_fits_and_only_then() -> None:
     assert choices[0].reason.startswith("may fit") and "a guess" in choices[0].reason
     roomy = replace(tight, memory_gib=tight.memory_gib + 5)
     assert suggest_layouts(*arguments, cluster=roomy, recompute="none")[0].fits
+
+
+SEVEN = ModelSpec(32, 4096, 11_008, 32, 32, 128, 32_000)
+
+
+def test_a_first_row_that_is_not_the_fastest_says_why() -> None:
+    """What cuts more may be faster by less than a twentieth, and what may fit by more."""
+    told = set()
+    for world, gib in itertools.product((8, 16, 32, 64), (40, 64, 80)):
+        cluster = replace(NODES, memory_gib=gib)
+        choices = suggest_layouts(
+            ALIA, LONG, 32_768, world, *SIZES, cluster=cluster, offload=None
+        )
+        seconds = {c.plan.timing.total: c for c in choices if c.usable}
+        words, table = why_first(choices), shown(choices_table(choices))
+        if not seconds or choices[0] is seconds[min(seconds)]:
+            assert not words and "not the fastest" not in table
+            continue
+        fastest = seconds[min(seconds)]
+        less = 1 - min(seconds) / choices[0].plan.timing.total
+        assert f"is planned to take {less:.1%} less" in words
+        assert "The first row is not the fastest" in table
+        if fastest.fits:
+            assert "within 5% of the fastest" in words and less < 0.05
+        else:
+            assert words.endswith("what may fit comes after all that fits.")
+        told.add(fastest.fits)
+    assert told == {True, False}
+
+
+def test_fp8_takes_no_clearly_slower_layout() -> None:
+    """A model of 7 billion parameters on eight H100, rows of 32,768: what cuts less was
+    taken with a tenth more time.
+    """
+    rope = RopeSpec("llama3", 10_000.0, 8.0, 4096, 1.0, 4.0)
+    arguments: Any = (SEVEN, rope, 32_768, 8, 704_512_000, 1_409_024)
+    choices = suggest_layouts(
+        *arguments, cluster=MACHINES["h100-80"], layers="te", fp8="current",
+        fp8_bf16_layers=1,
+    )  # fmt: skip
+    usable = [c.plan.timing.total for c in choices if c.usable]
+    assert usable[0] <= 1.05 * min(usable)
+    simpler = [
+        c for c in choices if c.layout.model_ranks < choices[0].layout.model_ranks
+    ]
+    assert any(c.fits and c.plan.timing.total <= 1.15 * min(usable) for c in simpler)

@@ -25,6 +25,23 @@ def test_a_machine_without_gpus_needs_no_kernel(tmp_path: Path) -> None:
     assert gpu_notes(load_run(write_run(tmp_path))) == []
 
 
+@pytest.mark.parametrize("driver", [False, True])
+def test_what_a_host_cannot_look_at_is_said(
+    driver: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of a run that wants GPUs, with and without a driver's tools; once."""
+    which = (lambda name: f"/usr/bin/{name}") if driver else (lambda name: None)
+    monkeypatch.setattr(shutil, "which", which)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    path = write_run(tmp_path)
+    (note,) = gpu_notes(load_run(path, ["engine.device=cuda", "engine.precision=bf16"]))
+    assert note.startswith("not looked at, as no GPU is here: attention by auto, and")
+    te = ["engine.device=cuda", "engine.precision=bf16", "engine.layers=te"]
+    (note,) = gpu_notes(load_run(path, [*te, "engine.attention=flash3"]))
+    assert "attention by flash3, layers by TransformerEngine, and" in note
+    assert gpu_notes(load_run(path, ["engine.device=cpu"])) == []
+
+
 @pytest.mark.parametrize(
     "asked, precision, said",
     [
@@ -73,9 +90,9 @@ def test_a_slower_kernel_is_said_before_the_queue(
         # All that is counted takes next to nothing, and the guess 5 GiB.
         (
             1.0,
-            r"stage .*: may fit: .* of 1 GiB .*, are a guess .*(recompute=|tp, cp or pp)",
+            r"stage .*: may fit: .* of 1 GiB .*, are a guess .*(recompute=|GPUs)",
         ),
-        (1e-4, r"stage .*: does not fit: .* of 0 GiB .*(recompute=|tp, cp or pp)"),
+        (1e-4, r"stage .*: does not fit: .* of 0 GiB .*(recompute=|GPUs)"),
     ],
 )
 def test_a_stage_without_room_on_this_gpu_is_said_before_it_trains(
@@ -154,7 +171,8 @@ def test_what_makes_room_is_tried_in_turn_and_gives_what_it_says(
     assert len(set(sizes)) > 1, "nothing was tried"
     assert room_on_a_gpu(run, name, sizes[0])[1] == []
     _, (remedy,) = room_on_a_gpu(run, name, min(sizes) * 0.01)
-    assert "raise tp, cp or pp" in remedy
+    assert "raise tp" not in remedy, "nothing to raise on one rank"
+    assert "take 2 GPUs (cluster.nodes, stages.short.layout=auto)" in remedy
 
 
 def test_one_doubt_has_one_wording(tmp_path: Path) -> None:
