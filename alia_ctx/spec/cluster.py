@@ -54,8 +54,8 @@ class ClusterSpec:
     memory_gib: float = 64.0
     peak_tflops: float = 989.0
     peak_fp32_tflops: float = 67.0
-    efficiency: float = 0.57
-    attention_efficiency: float = 0.42
+    efficiency: float = 0.52
+    attention_efficiency: float = 0.43
     memory_gb_per_s: float = 3350.0
     overhead_gib: float = 5.0
     node_gb_per_s: float = 300.0

@@ -42,17 +42,14 @@ def test_the_defaults_were_fitted_to_rows_that_are_not_quoted() -> None:
 
 
 def test_quoted_rows_within_a_quarter() -> None:
-    """Two of Llama 3 405B, and TRL's million tokens; the third is 26% long, and torchtitan's
-    are further off.
-    """
+    """The three of Llama 3 405B, and TRL's million tokens; torchtitan's are not."""
     within = {row.name for row in QUOTED if abs(row.error()) <= WITHIN}
     assert within == {
         "Llama 3 405B, 8,192, 8,192 GPUs",
         "Llama 3 405B, 8,192, 16,384 GPUs",
+        "Llama 3 405B, 131,072, 16,384 GPUs",
         "Qwen3-8B, 1,048,576, 8 GPUs",
     }
-    herd = next(row for row in QUOTED if "131,072, 16,384" in row.name)
-    assert WITHIN < herd.error() < 0.27
 
 
 def test_torchtitans_rows_with_constants_of_its_other_rows() -> None:
