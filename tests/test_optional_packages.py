@@ -104,8 +104,11 @@ TRANSFORMERS = (
 @pytest.mark.parametrize(
     "error",
     [
-        *("RuntimeError", "OSError", "ImportError", "AttributeError"),
-        *("SystemExit", "type('Panic', (BaseException,), {})"),
+        *("OSError", "type('Panic', (BaseException,), {})"),
+        *(
+            pytest.param(name, marks=pytest.mark.slow)
+            for name in ("RuntimeError", "ImportError", "AttributeError", "SystemExit")
+        ),
     ],
 )
 def test_all_of_them_may_be_broken_at_once(error: str, tmp_path: Path) -> None:
@@ -182,7 +185,16 @@ def test_doctor_names_package_error_and_remedy(tmp_path: Path) -> None:
 
 
 @pytest.mark.long
-@pytest.mark.parametrize("name", ["torchvision", "apex", "transformer_engine"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "torchvision",
+        *(
+            pytest.param(n, marks=pytest.mark.slow)
+            for n in ("apex", "transformer_engine")
+        ),
+    ],
+)
 def test_a_package_that_ends_the_program_does_not_end_ours(
     name: str, tmp_path: Path
 ) -> None:

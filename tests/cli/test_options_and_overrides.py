@@ -42,16 +42,10 @@ def refusal(command: str, *arguments: str | Path) -> str:
     ("key", "value"),
     [
         ("memory_gib", 30),
-        ("overhead_gib", 50),
         ("efficiency", 0.2),
-        ("attention_efficiency", 0.1),
         ("nodes", 3),
         ("ranks_per_node", 4),
-        ("peak_tflops", 500),
         ("node_gb_per_s", 7),
-        ("network_gb_per_s", 7),
-        ("key_value_share", 0.9),
-        ("host_memory_gib", 99),
         ("memory_gb_per_s", 1000),
     ],
 )
