@@ -72,16 +72,18 @@ _OF_TRANSFORMERS = (
     *("torch_mlu", "torch_musa", "torch_npu", "torch_xla", "torchao", "torchaudio"),
     *("torchdistx", "torchvision"),
 )
-# transformers asks these for their version where it finds them, and imports those without
-# metadata for it (`_is_package_available`): a checkout on PYTHONPATH, the rest of an
-# uninstall, a folder that was carried without its dist-info.
-_ASKED_FOR_THEIR_VERSION = (
-    *("accelerate", "auto_round", "bitsandbytes", "compressed_tensors", "fla"),
-    *("flash_attn", "flute", "fp_quant", "gguf", "hqq", "kernels", "liger_kernel"),
-    *("mamba_ssm", "mistral_common", "onnxruntime", "openvino", "optimum", "peft"),
-    *("quark", "qutlass", "schedulefree", "sudachipy", "torchao", "torchcodec"),
-    *("torchvision", "triton", "vptq"),
-)
+# Those that are asked for their version where they are found, by whom, and imported for it
+# where they have no metadata (transformers' `_is_package_available`): a checkout on
+# PYTHONPATH, the rest of an uninstall, a folder that was carried without its dist-info.
+_ASKED_FOR_THEIR_VERSION = {
+    "transformers": (
+        *("accelerate", "auto_round", "bitsandbytes", "compressed_tensors", "fla"),
+        *("flash_attn", "flute", "fp_quant", "gguf", "hqq", "kernels", "liger_kernel"),
+        *("mamba_ssm", "mistral_common", "onnxruntime", "openvino", "optimum", "peft"),
+        *("quark", "qutlass", "schedulefree", "sudachipy", "torchao", "torchcodec"),
+        *("torchvision", "triton", "vptq"),
+    )
+}
 # What single commands of ours need, who say so where it is not there; sinks of metrics.
 _OF_OURS = (
     *("babel", "jsonschema", "mlflow", "py3langid", "sentencepiece", "tensorboard"),
@@ -97,7 +99,7 @@ _NOT_TRIED = ("deepspeed", "tensorflow", "tensorrt_llm", *_OF_OURS)
 _GUARDED = frozenset(
     (
         *(*_OF_GPUS, *_OF_MEGATRON, *_OF_TRANSFORMERS, *_OF_OURS),
-        *_ASKED_FOR_THEIR_VERSION,
+        *_ASKED_FOR_THEIR_VERSION["transformers"],
     )
 )
 
@@ -252,9 +254,8 @@ class _Guard(importlib.abc.MetaPathFinder):
         target: ModuleType | None = None,
     ) -> importlib.machinery.ModuleSpec | None:
         if fullname in _SOUGHT:
-            hide([*_broken(_SOUGHT[fullname])])
-        if fullname == "transformers":
-            hide([*_broken(_without_metadata(_ASKED_FOR_THEIR_VERSION))])
+            asked = _without_metadata(_ASKED_FOR_THEIR_VERSION.get(fullname, ()))
+            hide([*_broken((*_SOUGHT[fullname], *asked))])
         if fullname.partition(".")[0] not in _GUARDED:
             return None
         spec = _found(fullname, path, target)

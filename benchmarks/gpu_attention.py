@@ -49,7 +49,7 @@ from benchmarks.gpu_program import Parser, at_least, existing_file, new_file
 from benchmarks.pages import print_skipped, read_results, table, write_result
 from benchmarks.row_attention_peers import sdpa, te_attention, te_forward
 from benchmarks.row_placement import KINDS, offsets_of, pairs
-from benchmarks.settings import Setting, by_setting
+from benchmarks.settings import Setting, by_setting, card
 from benchmarks.te_backends import te_backend
 
 DIM = 128
@@ -177,7 +177,7 @@ SETTING = ("card", "torch", "heads", "first", "repeats", "seconds")
 def setting_of(options: argparse.Namespace) -> Setting:
     """That of this run."""
     return {
-        "card": torch.cuda.get_device_name() if DEVICE == "cuda" else "a host",
+        "card": card(),
         "torch": torch.__version__,
         "heads": options.heads,
         "first": options.kernels[0],
@@ -203,10 +203,8 @@ def run_all(options: argparse.Namespace, setting: Setting) -> list[dict[str, Any
                 }
                 try:
                     result |= measure(name, shape, norms, options)
-                except (
-                    Exception,
-                    SystemExit,
-                ) as error:  # each package refuses in its own way
+                # Each package refuses in its own way.
+                except (Exception, SystemExit) as error:
                     words = " ".join(str(error).split())[:300]
                     result["skipped"] = f"{type(error).__name__}: {words}"
                 results.append(result)

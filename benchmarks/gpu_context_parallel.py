@@ -73,6 +73,7 @@ from benchmarks.row_attention_peers import METHODS
 from benchmarks.row_placement import offsets_of, pairs, row_of
 from benchmarks.row_results import Record, print_table
 from benchmarks.row_timing import both_of, forward_of, seconds, synchronize
+from benchmarks.settings import card
 
 TOLERANCE = 0.02  # of the norm, from dense fp32: bf16 has 8 bits, and is rounded often
 
@@ -281,7 +282,7 @@ def run_here(parser: Parser, options: argparse.Namespace) -> None:
             kernel = resolve_kernel(options.kernel, DEVICE)
             setting = {
                 "cp": dist.get_world_size(),
-                "card": torch.cuda.get_device_name() if DEVICE == "cuda" else "a host",
+                "card": card(),
                 "torch": torch.__version__,
                 "kernel": kernel.name,
                 "repeats": options.repeats,

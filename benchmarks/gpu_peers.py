@@ -269,14 +269,15 @@ def _print_setting(setting: Setting, results: list[dict[str, Any]]) -> None:
         )
     if lines:
         print(table(COLUMNS, lines))
-    profiled = {
-        result["peer"]: result for result in reversed(results) if result.get("classes")
-    }
+    profiled: dict[str, dict[str, Any]] = {}
+    for result in results:
+        if result.get("classes"):
+            profiled.setdefault(result["peer"], result)
     if profiled:
         print("\nMilliseconds of a profiled step on the first GPU:\n")
         rows = [
             [peer, *(f"{result['classes'][name]:.1f}" for name in NAMES)]
-            for peer, result in reversed(profiled.items())
+            for peer, result in profiled.items()
         ]
         print(table(("peer", *NAMES), rows))
     skipped = {r["peer"]: r["skipped"] for r in results if "skipped" in r}

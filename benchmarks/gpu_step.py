@@ -324,10 +324,8 @@ def main() -> None:
                     results.append(run(options, case, products))
                     line = json.dumps(results[-1])
                     print(f"{words}: {line}", file=sys.stderr, flush=True)
-                except (
-                    Exception,
-                    SystemExit,
-                ) as error:  # each package refuses in its own way
+                # Each package refuses in its own way.
+                except (Exception, SystemExit) as error:
                     print(f"{words}: did not run ({error})", flush=True)
                     failed.append(words)
                 # After the error, whose frames hold the engine.

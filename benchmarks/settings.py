@@ -16,12 +16,17 @@ Setting = dict[str, Any]
 _NAME = "import torch; print(torch.cuda.get_device_name())"
 
 
+def card() -> str:
+    """The name of this process's GPU."""
+    return torch.cuda.get_device_name() if torch.cuda.is_available() else "a host"
+
+
 def card_here() -> str:
-    """The name of the GPU, asked in a process of its own: one that only waits for others'
-    measurements holds nothing of their GPU.
+    """The same, asked in a process of its own: one that only waits for others' measurements
+    holds nothing of their GPU.
     """
     if not torch.cuda.is_available():
-        return "a host"
+        return card()
     command = [sys.executable, "-c", _NAME]
     return subprocess.run(
         command, stdout=subprocess.PIPE, text=True, check=True

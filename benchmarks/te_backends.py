@@ -11,6 +11,7 @@ import os
 from collections.abc import Iterator
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
+from unittest import mock
 
 from benchmarks.row_attention import UnableError
 
@@ -58,17 +59,11 @@ def require_flash() -> None:
 @contextlib.contextmanager
 def flash_alone() -> Iterator[None]:
     """TransformerEngine may take FlashAttention and nothing else as long as this is entered."""
-    before = {name: os.environ.get(name) for name in FLASH_ALONE}
     chosen = _chosen()
-    os.environ.update(FLASH_ALONE)
     # It keeps a choice for as long as the arguments stay the same.
     chosen["backend_selection_requires_update"] = True
     try:
-        yield
+        with mock.patch.dict(os.environ, FLASH_ALONE):
+            yield
     finally:
-        for name, value in before.items():
-            if value is None:
-                del os.environ[name]
-            else:
-                os.environ[name] = value
         chosen["backend_selection_requires_update"] = True

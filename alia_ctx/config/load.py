@@ -124,7 +124,7 @@ def given_of(
     document = _read_file(Path(path), ())
     given = _read_overrides(overrides, document)
     replaced = "" if machine is None else replaced_by(document, machine, given)
-    stages = read_config(path, overrides, machine=machine).get("stages")
+    stages = _merged(path, document, given, machine).get("stages")
     items = stages.items() if isinstance(stages, Mapping) else ()
     recomputing = (
         name
@@ -210,9 +210,20 @@ def read_config(
     document = _read_file(Path(path), ())
     for file in over:
         document = lay_over(document, _read_file(Path(file), ()))
+    given = _read_overrides(overrides, document)
+    return _merged(path, document, given, machine)
+
+
+def _merged(
+    path: str | Path,
+    document: Mapping[str, Any],
+    given: Mapping[str, Any],
+    machine: str | None,
+) -> dict[str, Any]:
+    """`document`, what `path` says, as `read_config` has it with the overrides `given`."""
     if machine is not None:
         document = on_machine(document, machine)
-    merged = lay_over(document, _read_overrides(overrides, document))
+    merged = lay_over(document, given)
     merged = under_every_stage(merged.pop("stage_defaults", {}), merged)
     try:
         resolved = OmegaConf.to_container(OmegaConf.create(merged), resolve=True)

@@ -12,14 +12,19 @@ from alia_ctx.spec.machines import MACHINES
 _KEPT = "nodes"  # how many there are is a matter of the run, not of the machine
 
 
+def require_known(name: str, *otherwise: str) -> None:
+    """ConfigError where no machine is called so; `otherwise`, what else may be done."""
+    if name not in MACHINES:
+        rule = "there is no such machine"
+        remedy = ", ".join([f"use one of {', '.join(MACHINES)}", *otherwise])
+        raise ConfigError("", [Problem("--on", name, rule, remedy)])
+
+
 def on_machine(document: Mapping[str, Any], name: str) -> dict[str, Any]:
     """`document`, a whole configuration before its overrides, with the cluster of a named
     machine in place of its own, but for the number of nodes. ConfigError for an unknown name.
     """
-    if name not in MACHINES:
-        rule = "there is no such machine"
-        remedy = f"use one of {', '.join(MACHINES)}, or include a file of your own"
-        raise ConfigError("", [Problem("--on", name, rule, remedy)])
+    require_known(name, "or include a file of your own")
     own = _cluster(document)
     cluster = {k: v for k, v in asdict(MACHINES[name]).items() if k != _KEPT}
     return {**document, "cluster": cluster | {k: own[k] for k in (_KEPT,) if k in own}}

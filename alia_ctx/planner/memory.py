@@ -153,10 +153,8 @@ def _inputs_away(work: Workload, pipeline_rank: int) -> int:
     rank could have in flight, and not for an update's alone. The last one of a row that is
     alone stays, and that of the first layer behind another pipeline rank.
     """
-    own, rows = (
-        work.layers_per_stage - (pipeline_rank > 0),
-        work.layout.pp - pipeline_rank,
-    )
+    own = work.layers_per_stage - (pipeline_rank > 0)
+    rows = work.layout.pp - pipeline_rank
     return own * rows if rows > 1 else max(0, own - 1)
 
 

@@ -180,10 +180,8 @@ def _without_times(choices: Sequence[LayoutChoice]) -> str:
 
 
 def _notes_under(table: Table, *notes: str) -> None:
-    table.caption, table.caption_justify = (
-        "\n".join(filter(None, notes)) or None,
-        "left",
-    )
+    table.caption = "\n".join(filter(None, notes)) or None
+    table.caption_justify = "left"
 
 
 def counts_table(counts: Sequence[GpuCount], name: str = "stage") -> Table:

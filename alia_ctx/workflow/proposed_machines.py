@@ -6,6 +6,7 @@ import dataclasses
 from collections.abc import Iterator
 from pathlib import Path
 
+from alia_ctx.config.named_machine import require_known
 from alia_ctx.errors import ConfigError, Problem
 from alia_ctx.host_memory import total_memory
 from alia_ctx.planner.memory import GIB
@@ -24,10 +25,7 @@ def machines_in_turn(
     then ever more GPUs.
     """
     name = machine or _MACHINE
-    if name not in MACHINES:
-        known = ", ".join(MACHINES)
-        rule = "there is no such machine"
-        raise ConfigError("", [Problem("--on", name, rule, f"use one of {known}")])
+    require_known(name)
     if gpus is not None and gpus < 0:
         rule, remedy = "must be 0 or above", "0 is the processor"
         raise ConfigError("", [Problem("--gpus", gpus, rule, remedy)])

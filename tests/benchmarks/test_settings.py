@@ -94,6 +94,19 @@ def test_a_table_of_kernels_for_each_setting(
         assert others not in said
 
 
+def test_profiles_stand_in_the_order_of_the_peers(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """The first, which is measured once more at the end, by its first profile."""
+    rows = [step("ours", [1.0]), step("liger", [1.0]), step("ours", [1.0])]
+    for number, row in enumerate(rows):
+        row["classes"] = dict.fromkeys(gpu_peers.NAMES, float(number))
+    gpu_peers.print_tables(rows)
+    lines = capsys.readouterr().out.partition("profiled step")[2].splitlines()
+    found = [line.split(" | ")[:2] for line in lines if line.startswith(("| o", "| l"))]
+    assert found == [["| ours", "0.0"], ["| liger", "1.0"]]
+
+
 @pytest.mark.parametrize(
     ("module", "arguments", "other", "words"),
     [
