@@ -65,12 +65,13 @@ _OF_MEGATRON = (
     "tensorflow",  # tensorboard's
 )
 # transformers imports these where it finds them, without trying whether they import
-# (utils/import_utils.py): a torchvision for another torch ends every AutoModel. torchdistx
-# is torch's, torch_xla accelerate's.
+# (utils/import_utils.py): a torchvision for another torch ends every AutoModel. Of all
+# releases from 4.57 on: jmespath is 5.0's, librosa that of those before 5.19. torchdistx is
+# torch's, torch_xla accelerate's.
 _OF_TRANSFORMERS = (
-    *("accelerate", "deepspeed", "hqq", "scipy", "sklearn", "soundfile", "soxr"),
-    *("torch_mlu", "torch_musa", "torch_npu", "torch_xla", "torchao", "torchaudio"),
-    *("torchdistx", "torchvision"),
+    *("accelerate", "deepspeed", "hqq", "jmespath", "librosa", "scipy", "sklearn"),
+    *("soundfile", "soxr", "torch_mlu", "torch_musa", "torch_npu", "torch_xla"),
+    *("torchao", "torchaudio", "torchdistx", "torchvision"),
 )
 # Those that are asked for their version where they are found, by whom, and imported for it
 # where they have no metadata (transformers' `_is_package_available`): a checkout on
@@ -78,10 +79,10 @@ _OF_TRANSFORMERS = (
 _ASKED_FOR_THEIR_VERSION = {
     "transformers": (
         *("accelerate", "auto_round", "bitsandbytes", "compressed_tensors", "fla"),
-        *("flash_attn", "flute", "fp_quant", "gguf", "hqq", "kernels", "liger_kernel"),
-        *("mamba_ssm", "mistral_common", "onnxruntime", "openvino", "optimum", "peft"),
-        *("quark", "qutlass", "schedulefree", "sudachipy", "torchao", "torchcodec"),
-        *("torchvision", "triton", "vptq"),
+        *("flash_attn", "flash_attn_interface", "flute", "fp_quant", "gguf", "hqq"),
+        *("kernels", "liger_kernel", "mamba_ssm", "mistral_common", "onnxruntime"),
+        *("openvino", "optimum", "peft", "quark", "qutlass", "schedulefree"),
+        *("sudachipy", "torchao", "torchcodec", "torchvision", "triton", "vptq"),
     )
 }
 # What single commands of ours need, who say so where it is not there; sinks of metrics.
@@ -93,6 +94,8 @@ _OF_OURS = (
 # where they do not import. megatron/core/optimizer/__init__.py imports emerging_optimizers
 # by its metadata alone (`hidden_have_no_version`).
 _SOUGHT = {"transformers": _OF_TRANSFORMERS, "megatron": ("emerging_optimizers",)}
+# What transformers 4.57 imports beside torch, in seconds, for models that are not ours.
+_NOT_WANTED = {"transformers": ("jax", "tensorflow")}
 # What takes seconds to import, or prints, and computes nothing of ours; and what is named by
 # whoever needs it.
 _NOT_TRIED = ("deepspeed", "tensorflow", "tensorrt_llm", *_OF_OURS)
@@ -255,7 +258,8 @@ class _Guard(importlib.abc.MetaPathFinder):
     ) -> importlib.machinery.ModuleSpec | None:
         if fullname in _SOUGHT:
             asked = _without_metadata(_ASKED_FOR_THEIR_VERSION.get(fullname, ()))
-            hide([*_broken((*_SOUGHT[fullname], *asked))])
+            unwanted = {*_NOT_WANTED.get(fullname, ())}.difference(sys.modules)
+            hide([*_broken((*_SOUGHT[fullname], *asked)), *unwanted])
         if fullname.partition(".")[0] not in _GUARDED:
             return None
         spec = _found(fullname, path, target)

@@ -138,7 +138,7 @@ def test_whatever_transformers_looks_for_may_end_the_program(
         name.partition(".")[0]
         for name in re.findall(r'_is_package_available\(\s*"([\w.]+)"', text)
     }
-    assert {"torchvision", "peft", "hqq"} <= asked and len(asked) > 100
+    assert {"torchvision", "peft", "hqq"} <= asked and len(asked) > 80
     for name in sorted(asked):
         # What this process has hidden may be there.
         if name not in sys.modules and importlib.util.find_spec(name) is None:
@@ -182,7 +182,7 @@ def test_doctor_names_package_error_and_remedy(tmp_path: Path) -> None:
     [line] = [line for line in done.stdout.splitlines() if " packages: " in line]
     assert line.startswith("weak")
     assert "flash_attn does not import (RuntimeError: cuda.so: undefined)" in line
-    assert "reinstall flash_attn 9.9.9 for torch" in line
+    assert "reinstall flash_attn 9.9.9" in line and " for torch " in line
 
 
 @pytest.mark.long

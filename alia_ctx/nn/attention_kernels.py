@@ -21,9 +21,9 @@ import torch
 from torch import Tensor
 
 from alia_ctx.errors import STOP_REQUESTS, LayoutError
-from alia_ctx.nn import kernel_trial
 from alia_ctx.nn.attention_reference import Tile, blocked_attention, tiles
 from alia_ctx.nn.dtypes import DTYPES
+from alia_ctx.nn.kernel_trial import Packing, wrong_results
 from alia_ctx.optional_packages import distribution_of, reason
 from alia_ctx.spec.execution import Precision
 from alia_ctx.spec.model import ModelSpec
@@ -227,22 +227,20 @@ def _only_half(dtype: torch.dtype) -> str:
 
 
 def try_kernel(kernel: Kernel, heads: Heads, device: torch.device | str) -> None:
-    """Compute a few short documents of `heads`, forward and backward, and hold output and
+    """Compute a few documents of `heads`, forward and backward, and hold output and
     gradients against a dense computation; LayoutError with the kernel's package and what is
     wrong, or what the kernel says, where it does not pass.
     """
     what = f"{heads.queries} heads of {heads.dim} over {heads.groups}"
-    offsets = (np.array(kernel_trial.QUERY_OFFSETS), np.array(kernel_trial.KEY_OFFSETS))
+    shape = (heads.queries, heads.groups, heads.dim)
+
+    def attend(q: Tensor, k: Tensor, v: Tensor, packing: Packing) -> Tensor:
+        query_offsets, key_offsets = map(np.array, packing)
+        spec = VarlenSpec.build(query_offsets, key_offsets, device)
+        return kernel.attend(q, k, v, spec, heads.dim**-0.5)
+
     try:
-        spec = VarlenSpec.build(*offsets, device)
-        wrong = kernel_trial.wrong_results(
-            lambda q, k, v: kernel.attend(q, k, v, spec, heads.dim**-0.5),
-            heads.queries,
-            heads.groups,
-            heads.dim,
-            heads.dtype,
-            device,
-        )
+        wrong = wrong_results(attend, *shape, heads.dtype, device)
     except (*STOP_REQUESTS, torch.OutOfMemoryError):
         raise  # it says nothing of the kernel
     except BaseException as error:

@@ -7,16 +7,23 @@ Shapes: Tq queries, Tk keys, h query heads, g key/value heads (h a multiple of g
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from itertools import pairwise
 
 import torch
 from torch import Tensor
 
-# The first document has fewer queries than keys, as where a chunk of a context-parallel
-# row begins within one: its last query sees its last key. One is a single token.
-QUERY_OFFSETS = (0, 7, 8, 24)
-KEY_OFFSETS = (0, 20, 21, 37)
+Packing = tuple[tuple[int, ...], tuple[int, ...]]
+# Offsets of queries and of keys. In both the first document has fewer queries than keys, as
+# where a chunk of a context-parallel row begins within one: its last query sees its last
+# key. In the first packing one is a single token; the document of the second has several
+# blocks each way in every kernel here (64 to 192 queries, 96 to 176 keys), so that what is
+# carried from one to the next is seen. They are computed apart: in one norm with the long
+# document, a mistake in a short one would be lost.
+PACKINGS: tuple[Packing, ...] = (
+    ((0, 7, 8, 24), (0, 20, 21, 37)),
+    ((0, 200), (0, 270)),
+)
 
 # Relative to the norm. A kernel in bf16 rounds its output once, and in the backward its
 # softmax weights, the gradients of its scores and its results: three roundings (2**-9 each,
@@ -30,23 +37,37 @@ NAMES = ("output", "queries' gradient", "keys' gradient", "values' gradient")
 
 
 def wrong_results(
-    attend: Callable[[Tensor, Tensor, Tensor], Tensor],
+    attend: Callable[[Tensor, Tensor, Tensor, Packing], Tensor],
     queries: int,
     groups: int,
     dim: int,
     dtype: torch.dtype,
     device: torch.device | str,
 ) -> str | None:
-    """What `attend`, causal attention [Tq, h, d] of the documents of `QUERY_OFFSETS` and
-    `KEY_OFFSETS` with a scale of d**-0.5, computes wrong and by how much, in words; None
-    where it is right.
+    """What `attend`, causal attention [Tq, h, d] of the documents of one of `PACKINGS` with a
+    scale of d**-0.5, computes wrong and by how much, in words; None where it is right.
 
     `attend` gets q [Tq, h, d] and k, v [Tk, g, d] of `dtype` on `device`, the values as a
-    view of a wider tensor, as the layer hands them over. Touches no global generator.
-    Passes on what `attend` or its backward raises.
+    view of a wider tensor, as the layer hands them over, and the packing. Touches no global
+    generator. Passes on what `attend` or its backward raises.
     """
+    for packing in PACKINGS:
+        wrong = _wrong(attend, packing, (queries, groups, dim), dtype, device)
+        if wrong is not None:
+            return wrong
+    return None
+
+
+def _wrong(
+    attend: Callable[[Tensor, Tensor, Tensor, Packing], Tensor],
+    packing: Packing,
+    heads: tuple[int, int, int],
+    dtype: torch.dtype,
+    device: torch.device | str,
+) -> str | None:
+    queries, groups, dim = heads
     generator = torch.Generator().manual_seed(0)
-    tokens, keys = QUERY_OFFSETS[-1], KEY_OFFSETS[-1]
+    tokens, keys = (offsets[-1] for offsets in packing)
     query, key, wide, gradient = (
         torch.randn(shape, generator=generator).to(dtype)
         for shape in (
@@ -56,12 +77,13 @@ def wrong_results(
             (tokens, queries, dim),
         )
     )
-    exact = _dense(query, key, wide[:, groups:], gradient)
+    exact = _dense(packing, query, key, wide[:, groups:], gradient)
     with torch.enable_grad():
         inputs = [part.to(device) for part in (query, key, wide)]
         inputs[2] = inputs[2][:, groups:]
         inputs = [part.detach().requires_grad_() for part in inputs]
-        output = attend(*inputs)
+        _fill_free_memory(inputs)
+        output = attend(inputs[0], inputs[1], inputs[2], packing)
         if output.shape != exact[0].shape or output.dtype != dtype:
             is_, wanted = [*output.shape], [*exact[0].shape]
             return f"output is {is_} of {output.dtype} and not {wanted} of {dtype}"
@@ -79,6 +101,20 @@ def wrong_results(
     return f"relative error of {words}; {TOLERANCE[dtype]:g} is allowed"
 
 
+def _fill_free_memory(inputs: Sequence[Tensor]) -> None:
+    """Fill with NaN what results and sums of their sizes are likely to be placed in. A kernel
+    that leaves a result unwritten, as a build that lacks a part does, may else find the right
+    numbers there, left by the kernel before it.
+    """
+    free = [
+        torch.full(part.shape, torch.nan, dtype=dtype, device=part.device)
+        for part in inputs
+        for dtype in (part.dtype, torch.float32)
+        for _ in range(4)
+    ]
+    del free
+
+
 def _error(ours: Tensor | None, exact: Tensor) -> float:
     if ours is None:  # no way leads from the output back to it
         return 1.0
@@ -86,25 +122,37 @@ def _error(ours: Tensor | None, exact: Tensor) -> float:
 
 
 def _dense(
-    query: Tensor, key: Tensor, value: Tensor, gradient: Tensor
+    packing: Packing,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    gradient: Tensor,
 ) -> tuple[Tensor, ...]:
-    """Output and gradients of query, key and value, fp64, by the whole matrix of scores."""
+    """Output and gradients of query, key and value, fp64, by each document's whole matrix of
+    scores.
+    """
     with torch.enable_grad():
         parts = [part.double().requires_grad_() for part in (query, key, value)]
         shared = query.shape[1] // key.shape[1]
         q, k, v = parts[0], *(p.repeat_interleave(shared, 1) for p in parts[1:])
-        scores = torch.einsum("qhd,khd->hqk", q, k) * query.shape[2] ** -0.5
-        weights = scores.masked_fill(~_visible(), -torch.inf).softmax(-1)
-        output = torch.einsum("hqk,khd->qhd", weights, v)
+        outputs = []
+        for asking, seen in zip(
+            *(pairwise(offsets) for offsets in packing), strict=True
+        ):
+            scores = torch.einsum("qhd,khd->hqk", q[slice(*asking)], k[slice(*seen)])
+            weights = (scores * query.shape[2] ** -0.5).masked_fill(
+                ~_visible(asking[1] - asking[0], seen[1] - seen[0]), -torch.inf
+            )
+            outputs.append(
+                torch.einsum("hqk,khd->qhd", weights.softmax(-1), v[slice(*seen)])
+            )
+        output = torch.cat(outputs)
         return output.detach(), *torch.autograd.grad(output, parts, gradient.double())
 
 
-def _visible() -> Tensor:
-    """Whether a query (row) sees a key (column): of its document, and not after it."""
-    seen = [[False] * KEY_OFFSETS[-1] for _ in range(QUERY_OFFSETS[-1])]
-    documents = zip(pairwise(QUERY_OFFSETS), pairwise(KEY_OFFSETS), strict=True)
-    for (first, end), (first_key, end_key) in documents:
-        for query in range(first, end):
-            for key in range(first_key, end_key - (end - 1 - query)):
-                seen[query][key] = True
-    return torch.tensor(seen)
+def _visible(queries: int, keys: int) -> Tensor:
+    """Whether a query (row) sees a key (column) of its document: none after it, where the
+    last of each are the same token.
+    """
+    last_key = torch.arange(queries)[:, None] + keys - queries
+    return torch.arange(keys) <= last_key

@@ -82,11 +82,17 @@ def without_the_first(queries: int, keys: int) -> Tensor:
     return mask
 
 
+def one_block(queries: int, keys: int) -> Tensor:
+    """A query sees 128 keys: what is carried over from the block before them is lost."""
+    return visible(queries, keys).triu(keys - queries - 127)
+
+
 WRONG = {
     "top left, as before 2.1": flash(lambda q, k: torch.ones(q, k).tril().bool()),
     "not causal": flash(lambda q, k: torch.ones(q, k).bool()),
     "one key ahead": flash(lambda q, k: torch.ones(q, k).tril(k - q + 1).bool()),
     "the first key left out": flash(without_the_first),
+    "one block of keys": flash(one_block),
     "documents run together": flash(one_document=True),
     "heads of another group": flash(interleaved=True),
     "another scale": flash(scale=64**0.5),
