@@ -7,11 +7,13 @@ Shapes: Tq queries, Tk keys, h query heads, g key/value heads (h a multiple of g
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from itertools import pairwise
 
 import torch
 from torch import Tensor
+
+from alia_ctx.nn.free_memory import fill_free_memory
 
 Packing = tuple[tuple[int, ...], tuple[int, ...]]
 # Offsets of queries and of keys. In both the first document has fewer queries than keys, as
@@ -82,7 +84,7 @@ def _wrong(
         inputs = [part.to(device) for part in (query, key, wide)]
         inputs[2] = inputs[2][:, groups:]
         inputs = [part.detach().requires_grad_() for part in inputs]
-        _fill_free_memory(inputs)
+        fill_free_memory(inputs)
         output = attend(inputs[0], inputs[1], inputs[2], packing)
         if output.shape != exact[0].shape or output.dtype != dtype:
             is_, wanted = [*output.shape], [*exact[0].shape]
@@ -99,20 +101,6 @@ def _wrong(
         return None
     words = ", ".join(f"{NAMES[n]} {errors[n]:.2g}" for n in wrong)
     return f"relative error of {words}; {TOLERANCE[dtype]:g} is allowed"
-
-
-def _fill_free_memory(inputs: Sequence[Tensor]) -> None:
-    """Fill with NaN what results and sums of their sizes are likely to be placed in. A kernel
-    that leaves a result unwritten, as a build that lacks a part does, may else find the right
-    numbers there, left by the kernel before it.
-    """
-    free = [
-        torch.full(part.shape, torch.nan, dtype=dtype, device=part.device)
-        for part in inputs
-        for dtype in (part.dtype, torch.float32)
-        for _ in range(4)
-    ]
-    del free
 
 
 def _error(ours: Tensor | None, exact: Tensor) -> float:

@@ -22,6 +22,7 @@ import torch
 from torch import Tensor
 
 from alia_ctx.errors import STOP_REQUESTS, LayoutError
+from alia_ctx.nn.free_memory import fill_free_memory
 from alia_ctx.optional_packages import (
     hide,
     hide_all_of_gpus,
@@ -215,6 +216,8 @@ def _errors(
     if fused:
         layer.weight.main_grad = before.float()
     x = x.requires_grad_()
+    # What was computed without `fused` is right, and of the same inputs.
+    fill_free_memory([x, weight, scale, gradient])
     with fp8_products(module, fp8):
         output = layer(x)
     output.backward(gradient)
