@@ -66,6 +66,7 @@ def init(
     say(f"reading {hf_dir}")
     from alia_ctx.hf.rope_config import dynamic_note
     from alia_ctx.workflow.beginning import begin
+    from alia_ctx.workflow.configuration_text import room_note
 
     begun = begin(
         hf_dir,
@@ -97,6 +98,8 @@ def init(
         )
         if note := dynamic_note(rope, stage.stage.context):
             typer.echo(f"note: {stage.name}: {note}")
+    if room := room_note(proposal.run.engine):
+        typer.echo(f"note: {room}")
     if proposal.reads.other is not None:
         typer.echo(
             f"note: config.json does not say whether the base reads "

@@ -212,19 +212,26 @@ def _engine(engine: EngineConfig) -> dict[str, Any]:
     return {"device": engine.device, "precision": engine.precision, **changed}
 
 
-def _room(engine: EngineConfig) -> list[str]:
+def room_note(engine: EngineConfig) -> str | None:
+    """That the inputs of layers or their MLP are kept small, and why; None where not."""
     words = []
     if engine.offload_activations:
         words.append("the inputs of recomputed layers wait on the host")
     if engine.mlp_chunk_tokens is not None:
         words.append("their MLP is computed in chunks")
     if not words:
-        return []
-    line = (
-        f"Without {'them' if len(words) > 1 else 'it'} a stage has no room on so few GPUs: "
-        f"{', and '.join(words)} (docs/gpu.md)."
+        return None
+    return (
+        f"without {'them' if len(words) > 1 else 'it'} a stage has no room on so few GPUs: "
+        f"{', and '.join(words)} (docs/gpu.md)"
     )
-    return [f"# {part}" for part in textwrap.wrap(line, _WIDTH)]
+
+
+def _room(engine: EngineConfig) -> list[str]:
+    note = room_note(engine)
+    if note is None:
+        return []
+    return [f"# {line}" for line in textwrap.wrap(f"W{note[1:]}.", _WIDTH)]
 
 
 def _optimizer(proposal: Proposal) -> list[str]:

@@ -200,6 +200,7 @@ def test_settings_that_give_room_are_written(base: Path, tmp_path: Path) -> None
     assert made.exit_code == 0, said(made)
     text = (tmp_path / "mine.yaml").read_text()
     assert "# Without it a stage has no room on so few GPUs" in text
+    assert "note: without it a stage has no room on so few GPUs" in said(made)
     run = load_run(tmp_path / "mine.yaml", filled(tmp_path))
     assert run.engine.offload_activations and run.engine.mlp_chunk_tokens is None
     assert all(planned_stage(run, name).fits for name in run.stages)
@@ -209,6 +210,7 @@ def test_settings_that_give_room_are_written(base: Path, tmp_path: Path) -> None
     )
     assert made.exit_code == 0, said(made)
     assert "offload" not in (tmp_path / "mine.yaml").read_text()
+    assert "no room" not in said(made)
 
 
 def test_a_shorter_context_is_asked_for_where_there_is_one(base: Path) -> None:
