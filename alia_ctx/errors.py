@@ -121,6 +121,10 @@ class LayoutError(AliaError):
     """A parallel layout or kernel does not fit the model, the row, or the machine."""
 
 
+class NotInstalledError(LayoutError):
+    """What a layout asks for is of a package that is not installed or does not import."""
+
+
 class CheckpointError(AliaError):
     """A checkpoint or Hugging Face directory is missing, incomplete, corrupt, or of
     another model.

@@ -73,6 +73,13 @@ _OF_TRANSFORMERS = (
     *("soundfile", "soxr", "torch_mlu", "torch_musa", "torch_npu", "torch_xla"),
     *("torchao", "torchaudio", "torchdistx", "torchvision"),
 )
+# What transformers imports of them, where their own import does not: a scipy for another
+# numpy has no optimize.
+_BELOW = {
+    "scipy": ("scipy.optimize",),
+    "sklearn": ("sklearn.metrics",),
+    "torchvision": ("torchvision.transforms.v2.functional",),
+}
 # Those that are asked for their version where they are found, by whom, and imported for it
 # where they have no metadata (transformers' `_is_package_available`): a checkout on
 # PYTHONPATH, the rest of an uninstall, a folder that was carried without its dist-info.
@@ -189,13 +196,18 @@ def half_installed(names: Sequence[str] = ()) -> list[HalfInstalled]:
         hidden = sys.modules.get(name, guard) is None
         if hidden:
             del sys.modules[name]
-        for module in _OF_GPUS.get(name) or (name,):
+        for module in _parts(name):
             if module not in sys.modules and (why := _why_not(module)) is not None:
                 found.append(HalfInstalled(module, distribution_of(name), why))
                 break  # what is below it fails alike
         if hidden:
             hide([name])
     return found
+
+
+def _parts(name: str) -> tuple[str, ...]:
+    """The modules of a package that are tried: itself where no others are known."""
+    return _OF_GPUS.get(name) or _BELOW.get(name) or (name,)
 
 
 def _why_not(module: str) -> str | None:
@@ -303,7 +315,7 @@ def _without_metadata(names: Iterable[str]) -> Iterator[str]:
 
 def _broken(names: Iterable[str]) -> Iterator[str]:
     for name in names:
-        if name in _NOT_TRIED or name in sys.modules:
+        if name in _NOT_TRIED or sys.modules.get(name, name) is None:
             continue
-        if _why_not(name) is not None:
+        if any(_why_not(part) is not None for part in _parts(name)):
             yield name

@@ -122,6 +122,31 @@ def test_all_of_them_may_be_broken_at_once(error: str, tmp_path: Path) -> None:
 
 
 @pytest.mark.long
+def test_a_part_of_a_package_that_does_not_import_hides_it(tmp_path: Path) -> None:
+    """As of a scipy for another numpy, which imports: transformers asks for its optimize."""
+    for name, part in optional_packages._BELOW.items():
+        fake(tmp_path, name, "", "9.9.9")
+        *parents, last = part[0].split(".")[1:]
+        folder = tmp_path / name
+        for parent in parents:
+            folder = folder / parent
+            folder.mkdir()
+            (folder / "__init__.py").write_text("")
+        (folder / f"{last}.py").write_text("raise ValueError('numpy.dtype size')")
+    done = python(tmp_path, "-c", TRANSFORMERS)
+    assert (done.returncode, done.stdout.split()) == (0, ["7"]), done.stderr[-2000:]
+    shown = python(
+        tmp_path,
+        "-c",
+        "from alia_ctx.optional_packages import half_installed\n"
+        "print(*sorted(found.module for found in half_installed()))",
+    )
+    assert {part[0] for part in optional_packages._BELOW.values()} <= {
+        *shown.stdout.split()
+    }
+
+
+@pytest.mark.long
 @pytest.mark.parametrize(
     ("version", "ends"),
     [("9.9.9", "raise SystemExit"), ("", "raise OSError('lib.so.12')")],

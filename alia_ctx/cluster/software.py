@@ -21,6 +21,7 @@ from alia_ctx.cluster.findings import Finding, broken, good, weak
 from alia_ctx.errors import LayoutError
 from alia_ctx.host_memory import available_memory
 from alia_ctx.nn.attention_kernels import Heads, choose_kernel
+from alia_ctx.nn.determinism import deterministic_algorithms
 from alia_ctx.nn.dtypes import DTYPES
 from alia_ctx.nn.layer_choice import choose_layers
 from alia_ctx.optional_packages import half_installed, installed_version, reason
@@ -51,6 +52,7 @@ class Needs:
     layers: str = "local"
     fp8: Fp8 = "off"
     precision: Precision = "bf16"
+    deterministic: bool = False
     model: ModelSpec | None = None
     tp: tuple[int, ...] = (1,)
 
@@ -226,7 +228,10 @@ def kernel(needs: Needs) -> Iterator[Finding]:
 def _kernel(needs: Needs, heads: Heads) -> Finding:
     asked, device = needs.attention, needs.device_type
     try:
-        choice = choose_kernel(asked, device, heads)
+        with contextlib.ExitStack() as entered:
+            if needs.deterministic:
+                entered.enter_context(deterministic_algorithms())
+            choice = choose_kernel(asked, device, heads)
     except LayoutError as error:
         words = f"engine.attention={asked}: {' '.join(str(error).split())}"
         return broken("attention", words, _GUIDE)

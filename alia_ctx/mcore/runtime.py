@@ -23,6 +23,7 @@ from alia_ctx.config.run import EngineConfig
 from alia_ctx.errors import CheckpointError, LayoutError
 from alia_ctx.mcore import adam, host
 from alia_ctx.mcore.quiet import quiet_upstream
+from alia_ctx.nn.determinism import deterministic_algorithms
 from alia_ctx.spec.layout import Layout
 from alia_ctx.train.rendezvous import World, meeting, rendezvous
 
@@ -49,6 +50,8 @@ class Distributed:
             )
         with contextlib.ExitStack() as entered:
             entered.enter_context(quiet_upstream())
+            if self.config.deterministic:
+                entered.enter_context(deterministic_algorithms())
             on_host = host.activate()
             adam.use_group_step_adam()
             if not on_host:

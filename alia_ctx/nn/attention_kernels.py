@@ -20,7 +20,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from alia_ctx.errors import STOP_REQUESTS, LayoutError
+from alia_ctx.errors import STOP_REQUESTS, LayoutError, NotInstalledError
 from alia_ctx.nn.attention_reference import Tile, blocked_attention, tiles
 from alia_ctx.nn.dtypes import DTYPES
 from alia_ctx.nn.kernel_trial import Packing, wrong_results
@@ -93,8 +93,8 @@ class Kernel:
 
 @dataclass(frozen=True)
 class KernelChoice:
-    """A kernel, and why no faster one of this GPU was taken: a line each, with package and
-    remedy, or that this one was asked for by name; none where it is as fast as any.
+    """A kernel, and why none before it was taken: a line each, with package and remedy, or
+    that this one was asked for by name. One as fast that is not installed is not said.
     """
 
     kernel: Kernel
@@ -191,22 +191,25 @@ def _named_though_slower(name: str, heads: Heads) -> tuple[str, ...]:
 
 
 def _fastest(heads: Heads | None, trial: bool) -> KernelChoice:
-    missing: dict[str, str] = {}
+    missing: dict[str, LayoutError] = {}
     special = _SPECIAL.get(torch.cuda.get_device_capability()[0], ())
     for name in (*special, *_GENERAL):
         try:
             kernel = _KERNELS[name].load_for(heads, trial)
         except LayoutError as error:
-            missing[name] = str(error)
+            missing[name] = error
             continue
-        # Kernels of one kind are about as fast as each other (docs/benchmarks/gpu.md).
-        faster = () if name in special else special
-        return KernelChoice(kernel, tuple(missing[other] for other in faster))
+        # Those of one kind are about as fast as each other (docs/benchmarks/gpu.md).
+        first = [missing[other] for other in special if other in missing]
+        if name in special:
+            first = [why for why in first if not isinstance(why, NotInstalledError)]
+        return KernelChoice(kernel, tuple(map(str, first)))
     if heads is not None and heads.dtype not in _HALF:
         reference = _KERNELS["reference"].load_for(heads, trial)
         return KernelChoice(reference, (_only_half(heads.dtype),))
     raise LayoutError(
-        "no attention kernel for this GPU:\n  " + "\n  ".join(missing.values())
+        "no attention kernel for this GPU:\n  "
+        + "\n  ".join(map(str, missing.values()))
     )
 
 
@@ -277,7 +280,7 @@ class _Source:
         except BaseException as error:
             # A package that is there in part, or built for another torch, fails with
             # errors of any type while it is imported, or asks the program to end.
-            raise LayoutError(
+            raise NotInstalledError(
                 f"attention kernel {self.name} needs {self.module}.{self.function} "
                 f"({reason(error)}); {self.remedy}"
             ) from error
@@ -320,10 +323,11 @@ def _adapt_flash(function: Callable[..., Any]) -> Attend:
             "softmax_scale": softmax_scale,
             "causal": True,
         }
-        if torch.are_deterministic_algorithms_enabled() and "deterministic" in known:
-            options["deterministic"] = (
-                True  # costs backward speed and memory: dQ without atomic additions
-            )
+        if torch.are_deterministic_algorithms_enabled():
+            if "deterministic" not in known:
+                raise LayoutError("it has no deterministic backward")
+            # It costs speed and memory of the backward: dQ without atomic additions.
+            options["deterministic"] = True
         out = function(q_qhd, k_kgd, v_kgd, **options)
         output: Tensor = out[0] if isinstance(out, tuple) else out
         return output

@@ -153,10 +153,16 @@ def _unusable(
     if isinstance(module, str):
         return f"{module}; {REMEDY}{off}"
     if fp8 != "off":
-        ask = {
-            "current": module.is_fp8_available,
-            "blockwise": module.is_fp8_block_scaling_available,
+        name = {
+            "current": "is_fp8_available",
+            "blockwise": "is_fp8_block_scaling_available",
         }[fp8]
+        ask = getattr(module, name, None)
+        if ask is None:
+            version = installed_version(PACKAGE)
+            return (
+                f"{PACKAGE} {version} is there in part: it has no {name}; {REMEDY}{off}"
+            )
         there, why = ask(return_reason=True)
         if not there:
             return f"this GPU has no such FP8 ({why}); set engine.fp8=off"

@@ -92,6 +92,7 @@ def needs_of(run: RunConfig | None, stages: Sequence[str] = ()) -> Needs:
     engine = run.engine
     return Needs(
         *(engine.device, engine.attention, engine.layers, engine.fp8, engine.precision),
+        engine.deterministic,
         run.model,
         tuple(run.stage(name).layout.tp for name in stages or run.stages),
     )

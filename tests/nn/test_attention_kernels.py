@@ -15,13 +15,18 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
+from alia_ctx.config.run import EngineConfig
 from alia_ctx.errors import LayoutError
+from alia_ctx.mcore.runtime import Distributed
 from alia_ctx.nn.attention_kernels import (
+    Heads,
     VarlenSpec,
     resolve_kernel,
+    try_kernel,
     varlen_attention,
 )
 from alia_ctx.nn.attention_reference import Tile, blocked_attention, tiles
+from alia_ctx.nn.determinism import deterministic_algorithms
 from tests import dense
 
 
@@ -240,21 +245,34 @@ def test_flash_kernels_get_offsets_lengths_and_causality(
     assert calls == [{"causal": True, "deterministic": False, "max": (7, 8)}]
 
 
-def test_deterministic_mode_reaches_the_kernel(modules: Any) -> None:
+def test_the_setting_reaches_the_kernel(modules: Any) -> None:
+    """`engine.deterministic`, by what a run sets for as long as it goes on."""
     calls: list[dict[str, Any]] = []
     modules("flash_attn", flash_attn_varlen_func=stand_in(calls, lambda out: out))
     spec = VarlenSpec.build(np.array([0, 4]), np.array([0, 4]), "cpu")
-    torch.use_deterministic_algorithms(True)
-    try:
+    with Distributed(EngineConfig(device="cpu", deterministic=True)):
         varlen_attention(
             *random_inputs(4, 4, 1, 1, 8, torch.float32),
             spec,
             resolve_kernel("flash2", "cuda"),
             1.0,
         )
-    finally:
-        torch.use_deterministic_algorithms(False)
+    assert not torch.are_deterministic_algorithms_enabled(), "it ends with the run"
     assert calls[0]["deterministic"] is True
+
+
+def test_a_kernel_that_cannot_repeat_is_refused(modules: Any) -> None:
+    def function(q, k, v, cu_seqlens_q, cu_seqlens_k, max_seqlen_q, max_seqlen_k,
+                 softmax_scale=None, causal=False):  # type: ignore[no-untyped-def]  # fmt: skip
+        return q
+
+    modules("flash_attn", flash_attn_varlen_func=function)
+    kernel = resolve_kernel("flash2", "cuda")
+    with (
+        deterministic_algorithms(),
+        pytest.raises(LayoutError, match=r"no deterministic backward.*name another"),
+    ):
+        try_kernel(kernel, Heads(4, 2, 64, torch.bfloat16), "cpu")
 
 
 @pytest.mark.parametrize("knows_gqa", [True, False])

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 
@@ -15,3 +17,24 @@ def test_inputs_stay_and_no_generator_moves(value: float) -> None:
     fill_free_memory(parts, value)
     assert all(map(torch.equal, parts, before))
     assert torch.equal(state, torch.get_rng_state())
+
+
+def test_blocks_of_every_size_are_filled(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What torch hands out in place of the parts' results: four blocks of each part's size in
+    its own format, and in that of sums.
+    """
+    made: list[tuple[tuple[int, ...], torch.dtype, float]] = []
+    full = torch.full
+
+    def recorded(shape: torch.Size, value: float, **options: Any) -> torch.Tensor:
+        tensor = full(shape, value, **options)
+        made.append((tuple(tensor.shape), tensor.dtype, float(tensor.flatten()[-1])))
+        return tensor
+
+    monkeypatch.setattr(torch, "full", recorded)
+    fill_free_memory([torch.ones(5, 2).bfloat16(), torch.ones(3)], value=7.0)
+    assert sorted(made, key=str) == sorted(
+        [((5, 2), torch.bfloat16, 7.0), ((5, 2), torch.float32, 7.0)] * 4
+        + [((3,), torch.float32, 7.0)] * 4,
+        key=str,
+    )

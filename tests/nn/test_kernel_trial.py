@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from alia_ctx.errors import LayoutError
-from alia_ctx.nn import attention_kernels
+from alia_ctx.nn import attention_kernels, kernel_trial
 from alia_ctx.nn.attention_kernels import (
     Heads,
     Kernel,
@@ -22,7 +22,7 @@ from alia_ctx.nn.attention_kernels import (
     resolve_kernel,
     try_kernel,
 )
-from alia_ctx.nn.kernel_trial import TOLERANCE
+from alia_ctx.nn.kernel_trial import PACKINGS, TOLERANCE
 
 BF16 = torch.bfloat16
 HEADS = Heads(4, 2, 64, BF16)
@@ -326,7 +326,9 @@ def test_auto_goes_on_to_the_next_and_says_why(hopper: Callable[..., None]) -> N
     assert choose_kernel("auto", "cuda", HEADS).kernel.name == "flash3"
     hopper(flash3=NAN_KERNEL)
     choice = choose_kernel("auto", "cuda", HEADS)
-    assert choice.kernel.name == "flash4", "as fast as any, so that nothing is said"
+    assert choice.kernel.name == "flash4"
+    [why] = choice.passed_over  # as fast, but a build that is wrong is never a secret
+    assert "flash3 computes" in why and "install another release" in why
     top_left = WRONG["top left, as before 2.1"]
     hopper(flash3=NAN_KERNEL, flash4=top_left, flash2=top_left)
     choice = choose_kernel("auto", "cuda", HEADS)
@@ -363,3 +365,24 @@ def test_what_fp32_falls_back_to_is_tried_too(
     monkeypatch.setattr("alia_ctx.nn.attention_reference.blocked_attention", NAN_KERNEL)
     with pytest.raises(LayoutError, match=r"reference computes .* wrongly"):
         choose_kernel("auto", "cuda", heads)
+
+
+def test_memory_is_filled_before_a_kernel_is_called(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Of the sizes of what it gets, so that what it leaves unwritten is no right result."""
+    filled: list[list[tuple[int, ...]]] = []
+    monkeypatch.setattr(
+        kernel_trial,
+        "fill_free_memory",
+        lambda like: filled.append([tuple(part.shape) for part in like]),
+    )
+    right, seen = flash(), []
+
+    def attend(q: Tensor, k: Tensor, v: Tensor, **options: Any) -> Tensor:
+        seen.append([tuple(part.shape) for part in (q, k, v)])
+        assert filled == seen
+        return right(q, k, v, **options)
+
+    try_kernel(kernel_of(attend), HEADS, "cpu")
+    assert len(seen) == len(PACKINGS)

@@ -331,3 +331,17 @@ def test_megatron_computes_on_a_host_beside_a_broken_package(tmp_path: Path) -> 
     )
     assert done.returncode == 0, done.stderr[-2000:]
     assert done.stdout.split() == ["False", "megatron.core.utils"]
+
+
+def test_a_release_without_the_question_for_fp8_is_there_in_part(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    class Lacks(Works):
+        is_fp8_available = None
+
+    monkeypatch.setattr(layer_choice, "_engine", lambda: Lacks)
+    monkeypatch.setattr(layer_choice, "installed_version", lambda _: "2.12.0")
+    with pytest.raises(
+        LayoutError, match=r"in part: it has no is_fp8_available; .*off"
+    ):
+        choose_layers("te", "current", "bf16", "cuda")
