@@ -44,7 +44,7 @@ from alia_ctx.config.places import expand_home
 from alia_ctx.config.rules import run_problems
 from alia_ctx.config.run import RunConfig, unknown_stage
 from alia_ctx.config.schema import build_parts
-from alia_ctx.config.texts import is_text
+from alia_ctx.config.texts import is_choice, is_text
 from alia_ctx.errors import ConfigError, Problems
 
 _UNREADABLE = (OmegaConfBaseException, yaml.YAMLError, ValueError)
@@ -325,6 +325,8 @@ def _is_misread(node: yaml.ScalarNode, place: Sequence[str]) -> bool:
     """Whether YAML takes a value for something else than a person does."""
     if node.style or not node.value:  # quoted, or nothing
         return False
+    if is_choice(place, node.value):
+        return True
     if node.tag == _NULL:
         return node.value != "~" and is_text(place, null=True)
     if node.tag == _INTEGER and _OTHERWISE_READ.fullmatch(node.value):

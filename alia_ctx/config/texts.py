@@ -9,7 +9,7 @@ import re
 import types
 from collections.abc import Mapping, Sequence
 from functools import lru_cache
-from typing import Any, Union, get_args, get_origin, get_type_hints
+from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
 import yaml
 
@@ -40,6 +40,14 @@ def is_text(
     if required:
         return hint is str
     return str in _options(hint)
+
+
+def is_choice(place: Sequence[str], text: str) -> bool:
+    """Whether `text` is one of the words that the setting at `place` has to choose from,
+    whatever YAML takes it for: `off` is not false where `off` and `current` may stand.
+    """
+    choices = (o for o in _options(_hint_at(tuple(place))) if get_origin(o) is Literal)
+    return any(text in get_args(choice) for choice in choices)
 
 
 @lru_cache(maxsize=4096)
