@@ -29,12 +29,16 @@ def base_to_import(run: RunConfig, names: Sequence[str] = ()) -> Path | None:
     return None
 
 
+def import_command(run: RunConfig, path: Path) -> str:
+    """What makes the base where stages look for it."""
+    return shlex.join(["alia-ctx", "import-hf", str(run.hf_base), str(path)])
+
+
 def how_to_import(run: RunConfig, path: Path) -> str:
     """The sentence on a base that is not imported yet."""
-    command = shlex.join(["alia-ctx", "import-hf", str(run.hf_base), str(path)])
     return (
-        f"the base is not at {path} yet; `{command}` makes it, and `alia-ctx run` does so "
-        "by itself"
+        f"the base is not at {path} yet; `{import_command(run, path)}` makes it, and "
+        "`alia-ctx run` does so by itself"
     )
 
 

@@ -29,6 +29,11 @@ from alia_ctx.files import atomic_file, exclusive, write_json
 from alia_ctx.identity import statement_checksum
 from alia_ctx.workflow.chain import check_trained
 from alia_ctx.workflow.checking import check_all
+from alia_ctx.workflow.importing import (
+    base_to_import,
+    how_to_import,
+    import_command,
+)
 from alia_ctx.workflow.jobs import packed_by, run_jobs
 from alia_ctx.workflow.queued import (
     JOBS,
@@ -102,6 +107,14 @@ def launch(
             queued.require_same_settings(run, list(dict.fromkeys(needed)), folder)
         jobs, more = run_jobs(run, names, folder, copy, queued, whole=not stages)
         notes += more
+        trained = [job.stage for job in jobs if job.step == "train"]
+        if trained and (base := base_to_import(run, trained)) is not None:
+            if submit:
+                rule = f"is not at {base} yet, and no job imports it"
+                remedy = f"run `{import_command(run, base)}` first"
+                problem = Problem("hf_base", run.hf_base, rule, remedy)
+                raise ConfigError("nothing was submitted", [problem])
+            notes.append(how_to_import(run, base))
         if submit:
             _require_origins(run, jobs, queued)
         if not jobs:

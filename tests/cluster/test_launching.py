@@ -181,6 +181,29 @@ def test_without_the_queues_commands_that_is_said(
         workflow.launch(path, cluster=cluster(tmp_path, SLURM), submit=True)
 
 
+def test_a_base_that_nobody_imports_is_not_waited_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A whole chain would wait in the queue, start, and end for want of it."""
+    (tmp_path / "hf").mkdir()
+    (tmp_path / "hf" / "config.json").write_text("{}")
+    path, base = write_run(tmp_path), tmp_path / "base"
+    text = path.read_text().replace("init_from: random", f"init_from: {base}")
+    path.write_text(f"{text}\nhf_base: {tmp_path / 'hf'}\n")
+    asked: list[Path] = []
+    monkeypatch.setattr(Slurm, "is_here", lambda: False)
+    monkeypatch.setattr(
+        Slurm, "submit", lambda _, file, *rest, **more: asked.append(file)
+    )
+    with pytest.raises(
+        ConfigError, match=r"hf_base=.*no job imports it; run `alia-ctx imp"
+    ):
+        workflow.launch(path, [], cluster=cluster(tmp_path, SLURM), submit=True)
+    assert not asked and not [*(tmp_path / "out").rglob("*.sbatch")]
+    launched = workflow.launch(path, [], cluster=cluster(tmp_path, SLURM))
+    assert [note for note in launched.notes if "the base is not at" in note]
+
+
 def test_batch_files_carry_what_the_configuration_says(tmp_path: Path) -> None:
     """Exported as a shell reads it back."""
     home = os.path.expanduser("~")
