@@ -15,6 +15,7 @@ from alia_ctx.config.run import HELD_OUT, RunConfig
 from alia_ctx.data.tokens import TokenStore, vocabulary_problems
 from alia_ctx.errors import AliaError, ConfigError, Problem, Problems
 from alia_ctx.hf import assets, targets
+from alia_ctx.spec.execution import kernel_speed
 from alia_ctx.workflow.chain import run_directory
 from alia_ctx.workflow.idle_settings import idle_settings
 from alia_ctx.workflow.plan_work import check_stage
@@ -178,8 +179,15 @@ def _not_looked_at(run: RunConfig) -> Iterator[str]:
     layers = ", layers by TransformerEngine"
     if engine.layers == "local" and engine.fp8 == "off":
         layers = ""
+    attention = engine.attention
+    if attention == "auto" and engine.precision == "fp32":  # whatever the GPU
+        attention = "reference"
+        yield (
+            f"attention: reference, {kernel_speed(attention)} on a GPU, as the fast kernels "
+            "do not compute in fp32; set engine.precision=bf16"
+        )
     yield (
-        f"not looked at, as no GPU is here: attention by {engine.attention}{layers}, and the "
+        f"not looked at, as no GPU is here: attention by {attention}{layers}, and the "
         "memory of GPU and host; `alia-ctx check` and `alia-ctx doctor` look where the GPU is"
     )
 

@@ -39,6 +39,9 @@ def test_what_a_host_cannot_look_at_is_said(
     te = ["engine.device=cuda", "engine.precision=bf16", "engine.layers=te"]
     (note,) = gpu_notes(load_run(path, [*te, "engine.attention=flash3"]))
     assert "attention by flash3, layers by TransformerEngine, and" in note
+    slow, note = gpu_notes(load_run(path, ["engine.device=cuda"]))
+    assert slow.startswith("attention: reference, many times slower than the best on a")
+    assert "attention by reference, and" in note
     assert gpu_notes(load_run(path, ["engine.device=cpu"])) == []
 
 
