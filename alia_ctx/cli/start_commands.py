@@ -106,6 +106,8 @@ def init(
             f"{proposal.reads.tokens:,} or {proposal.reads.other:,} tokens; "
             f"{begun.config} has the factor of either"
         )
+    if begun.lacks is not None:
+        typer.echo(f"note: {begun.lacks}")
     if begun.epochs is not None:
         typer.echo(f"note: {begun.epochs}")
     for key in begun.open_keys:

@@ -42,14 +42,16 @@ _WEIGHTS = ("*.safetensors", "pytorch_model*.bin")
 
 @dataclass(frozen=True)
 class Begun:
-    """What was written: the configuration, what it proposes, what is left open in it, and
-    how often the stages read the text, in words, where that could be estimated.
+    """What was written: the configuration, what it proposes, what is left open in it; how
+    often the stages read the text, in words, where that could be estimated; and what the
+    model's directory lacks that an import wants.
     """
 
     config: Path
     proposal: Proposal
     open_keys: list[str]
     epochs: str | None = None
+    lacks: str | None = None
 
 
 def begin(
@@ -84,7 +86,7 @@ def begin(
     hub = None if directory == model else str(model)
     directory = Path(os.path.abspath(directory))  # and no `..` in it
     _require_writable(str(directory), "the model")
-    _require_model(directory, hub)
+    _require_model(directory)
     name = re.sub(r"[^a-z0-9._-]+", "-", model_name(directory).split("/")[-1].lower())
     name = name.strip("-._") or "model"
     file = output or Path(f"{name}.yaml")
@@ -119,7 +121,7 @@ def begin(
         rule = f"cannot be written ({error.strerror or error})"
         problem = Problem("--output", file, rule, "choose another place")
         raise ConfigError("", [problem]) from error
-    return Begun(file, proposal, open_keys, epochs)
+    return Begun(file, proposal, open_keys, epochs, _lacking(directory, hub))
 
 
 def parse_context(text: str) -> int:
@@ -135,7 +137,7 @@ def parse_context(text: str) -> int:
     return tokens
 
 
-def _require_model(directory: Path, hub: str | None) -> None:
+def _require_model(directory: Path) -> None:
     """CheckpointError where there is no Hugging Face model, before its files are read."""
     if not directory.is_dir():
         raise CheckpointError(
@@ -147,12 +149,18 @@ def _require_model(directory: Path, hub: str | None) -> None:
             f"{directory}: is a checkpoint; give the Hugging Face directory of the model, "
             "or export it with `alia-ctx export-hf`"
         )
-    found = hub is not None or any(any(directory.glob(sign)) for sign in _WEIGHTS)
-    if (directory / "config.json").is_file() and not found:
-        raise CheckpointError(
-            f"{directory}: holds no weights ({' or '.join(_WEIGHTS)}); copy the model "
-            "whole from its source"
-        )
+
+
+def _lacking(directory: Path, hub: str | None) -> str | None:
+    """A sentence on a model without weights: sizes and text are enough to plan with, as on a
+    laptop; None where they are there.
+    """
+    if hub is not None or any(any(directory.glob(sign)) for sign in _WEIGHTS):
+        return None
+    return (
+        f"{directory} holds no weights ({' or '.join(_WEIGHTS)}), which `alia-ctx import-hf` "
+        "needs; copy the model whole to where it is trained"
+    )
 
 
 def _require_writable(path: str, what: str) -> None:

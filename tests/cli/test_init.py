@@ -148,13 +148,24 @@ def test_bad_arguments_are_named(
     assert sorted(tmp_path.rglob("*")) == before
 
 
+def test_sizes_and_tokenizer_are_enough(base: Path, tmp_path: Path) -> None:
+    """On a laptop the weights of a large model are not there."""
+    with_weights = init(base)
+    text = (tmp_path / "mine.yaml").read_text()
+    (base / "model.safetensors").unlink()
+    made = init(base, "--overwrite")
+    assert made.exit_code == with_weights.exit_code == 0, said(made)
+    assert (tmp_path / "mine.yaml").read_text() == text
+    note = f"note: {base} holds no weights"
+    assert note in said(made) and note not in said(with_weights)
+
+
 @pytest.mark.parametrize(
     ("damage", "words"),
     [
         (lambda d: shutil.rmtree(d), "no such directory"),
         (lambda d: (d / "config.json").unlink(), "config.json: there is no such file"),
         (lambda d: (d / "config.json").write_text("{"), "not readable as JSON"),
-        (lambda d: (d / "model.safetensors").unlink(), "holds no weights"),
         (lambda d: (d / "tokenizer.json").write_text("{"), "no tokenizer that"),
         (lambda d: edit_json(d / "config.json", model_type="gpt2"), "gpt2"),
         (lambda d: (d / "manifest.json").write_text("{}"), "is a checkpoint"),
