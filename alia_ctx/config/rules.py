@@ -75,8 +75,10 @@ def _positive(problems: Problems, key: str, part: object, *names: str) -> None:
 
 
 def _default(part: object, name: str) -> object:
+    """As a configuration writes it."""
     fields = dataclasses.fields(part)  # type: ignore[arg-type]
-    return next(f.default for f in fields if f.name == name)
+    default = next(f.default for f in fields if f.name == name)
+    return "null" if default is None else default
 
 
 def _names(draft: Draft, problems: Problems) -> None:

@@ -1,5 +1,5 @@
-"""Settings of the engine that do nothing in a run or a stage: no mistakes, as another stage
-or machine may have use for them, and yet not what whoever set them will expect.
+"""Settings that do nothing in a run or a stage, or cost most of its time: no mistakes, as
+another stage or machine may have use for them, and yet not what whoever set them will expect.
 """
 
 from __future__ import annotations
@@ -74,6 +74,12 @@ def _idle_in(run: RunConfig, name: str) -> Iterator[str]:
                 f"{own} of a rank's {tokens // tp:,} tokens, of which a kernel takes "
                 f"{TILE} at once; 2 to 8 chunks are meant"
             )
+    node = run.cluster.ranks_per_node
+    if tp > node and engine.device == "cuda":
+        yield (
+            f"layout.tp={tp} leaves the node of {node} GPUs, and every layer waits for the "
+            f"network; tp={node} at most stays in it, and cp or pp divide further"
+        )
     if engine.context_split != EngineConfig.context_split and cp == 1:
         yield (
             f"engine.context_split={engine.context_split} does nothing with cp=1; leave it "

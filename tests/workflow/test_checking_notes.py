@@ -274,3 +274,13 @@ def test_chunks_below_a_tile_are_said(tmp_path: Path) -> None:
     asked += ["cluster.ranks_per_node=2", f"stages.{first}.layout.tp=2"]
     [note] = idle_settings(load_run(path, asked), [first])
     assert "chunks of 1 of a rank's" in note and "2 to 8 chunks are meant" in note
+
+
+def test_tensor_parallelism_over_nodes_is_said(tmp_path: Path) -> None:
+    path = write_run(tmp_path)
+    first = next(iter(load_run(path).stages))
+    asked = ["cluster.nodes=2", "cluster.ranks_per_node=1", "engine.device=cuda"]
+    asked += [f"stages.{first}.layout.tp=2"]
+    [note] = idle_settings(load_run(path, asked), [first])
+    assert f"stage {first}: layout.tp=2 leaves the node of 1 GPUs" in note
+    assert not idle_settings(load_run(path, [*asked, "engine.device=cpu"]), [first])
