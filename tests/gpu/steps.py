@@ -201,6 +201,7 @@ def main() -> None:
     )
     parser.add_argument("--no-overlap", action="store_true")
     parser.add_argument("--offload", action="store_true")
+    parser.add_argument("--deterministic", action="store_true")
     options = parser.parse_args()
     config = EngineConfig(
         precision=options.precision,
@@ -208,6 +209,7 @@ def main() -> None:
         loss_chunk_tokens=100,
         overlap_communication=not options.no_overlap,
         offload_activations=options.offload,
+        deterministic=options.deterministic,
     )
     json.dump(
         train(ModelSpec(**{**ALIA_LAYER, **options.model}), config, options.recompute),

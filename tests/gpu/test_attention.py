@@ -28,6 +28,7 @@ from alia_ctx.nn.attention_kernels import (
     try_kernel,
 )
 from alia_ctx.nn.context_parallel import Balance
+from alia_ctx.nn.determinism import deterministic_algorithms
 from tests.dense import ALIA_160K
 from tests.gpu.installed import PACKAGES, is_installed
 
@@ -257,6 +258,23 @@ def test_a_result_that_is_never_written_is_refused() -> None:
         try_kernel(right, heads, "cuda")
         with pytest.raises(LayoutError, match="queries' gradient"):
             try_kernel(Kernel("unwritten", attend), heads, "cuda")
+
+
+@pytest.mark.parametrize("name", KERNELS)
+def test_it_repeats_where_it_is_asked_to(name: str) -> None:
+    """To the bit under `engine.deterministic`, or the trial refuses the kernel."""
+    kernel, heads = kernel_or_skip(name), Heads(16, 2, DIM, torch.bfloat16)
+    inputs = random_inputs(4096, 16, 2)
+    rows = [row_geometry(PACKED, 4096, 1, 0, ALIA_160K, DIM, "cuda")]
+    with deterministic_algorithms():
+        try:
+            try_kernel(kernel, heads, "cuda")
+        except LayoutError as error:
+            print(error)
+            return
+        first, *others = [run(inputs, rows, kernel) for _ in range(4)]
+    for again in others:
+        assert all(map(torch.equal, first, again))
 
 
 @pytest.mark.parametrize("heads", HEADS)

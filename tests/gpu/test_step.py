@@ -40,7 +40,9 @@ def train(
     model: str = "{}",
     overlap: bool = True,
     offload: bool = False,
+    deterministic: int = 0,
 ) -> Result:
+    """`deterministic`: the number of a run that is asked to be repeatable; 0 for none."""
     arguments = [
         "--precision",
         precision,
@@ -54,6 +56,7 @@ def train(
     arguments += ([] if overlap else ["--no-overlap"]) + (
         ["--offload"] if offload else []
     )
+    arguments += ["--deterministic"] if deterministic else []
     environment = {
         k: v for k, v in os.environ.items() if on_gpu or k != "OMP_NUM_THREADS"
     }
@@ -131,6 +134,16 @@ def test_offloaded_activations_change_nothing() -> None:
     assert again["counted"]["kept"] < 0.5 * plain["counted"]["kept"]
     assert again["losses"][0] == plain["losses"][0]
     compare(again, plain, BF16)
+
+
+def test_a_run_repeats_where_it_is_asked_to() -> None:
+    """All figures of three updates, to the bit, with the kernel that `auto` takes."""
+    first, again = (
+        train("bf16", "auto", on_gpu=True, deterministic=number) for number in (1, 2)
+    )
+    assert first["kernel"] != "reference"
+    assert (first["losses"], first["norms"]) == (again["losses"], again["norms"])
+    compare(first, train("bf16", "auto", on_gpu=True), BF16)
 
 
 def test_overlapped_communication_changes_nothing() -> None:
