@@ -54,6 +54,7 @@ from benchmarks.releases import (
     TE,
     Columns,
     Computed,
+    MixedError,
     by_computation,
     print_installed,
     releases,
@@ -212,7 +213,7 @@ def setting_of(options: argparse.Namespace) -> Setting:
 def run_all(
     options: argparse.Namespace, setting: Setting, known: Computed
 ) -> list[dict[str, Any]]:
-    """Results, which are also written as they come. ValueError where another kernel computed
+    """Results, which are also written as they come. MixedError where another kernel computed
     one than computed it in the file, which has those `known`.
     """
     results = []
@@ -332,7 +333,7 @@ def main() -> None:
     known = parser.require_setting(options.out, setting, COMPUTED, installed)
     try:
         results = run_all(options, setting, known)
-    except ValueError as error:
+    except MixedError as error:
         parser.refuse(str(error))
     print_table(results)
     gpu_program.end(

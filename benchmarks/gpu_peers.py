@@ -78,6 +78,7 @@ from benchmarks.process_ranks import RankGroup
 from benchmarks.releases import (
     Columns,
     Computed,
+    MixedError,
     by_computation,
     print_installed,
     releases,
@@ -186,7 +187,7 @@ def setting_of(options: argparse.Namespace) -> Setting:
 def run_all(
     options: argparse.Namespace, setting: Setting, known: Computed
 ) -> list[dict[str, Any]]:
-    """Each peer in its turn; results, which are also written as they come. ValueError where
+    """Each peer in its turn; results, which are also written as they come. MixedError where
     another kernel computed one than computed it in the file, which has those `known`.
     """
     turns = options.peers * options.rounds
@@ -361,7 +362,7 @@ def main() -> None:
     gpu_program.note_trial()
     try:
         results = run_all(options, setting, known)
-    except ValueError as error:
+    except MixedError as error:
         parser.refuse(str(error))
     print_tables(results)
     gpu_program.end(r["peer"] for r in results if "skipped" in r)

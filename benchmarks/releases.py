@@ -17,6 +17,7 @@ from typing import Any
 
 import alia_ctx
 from alia_ctx.optional_packages import installed_version
+from benchmarks.pages import write_result
 
 Releases = dict[str, str]
 Result = dict[str, Any]
@@ -72,6 +73,10 @@ def _release(distribution: str, module: str) -> str | None:
     return installed_version(distribution) or "that states no version"
 
 
+class MixedError(Exception):
+    """A result beside those of another release or kernel."""
+
+
 @dataclass
 class Computed:
     """What computed the results of one table, or of a file."""
@@ -93,7 +98,7 @@ class Computed:
                 f"{who} with {_said(earlier)} there and with {_said(own)} here"
             )
         else:
-            here, absent = own or {}, "not there"
+            here, absent = own or {}, "absent"
             pairs = {n: (self.shared[n], here[n]) for n in here if n in self.shared}
             if earlier is not None:  # the same packages too
                 for name in (*earlier, *here):
@@ -117,9 +122,12 @@ class Computed:
             self.kernels.setdefault((who, row), kernel)
 
     def require(self, file: Path | None, result: Result, columns: Columns) -> None:
-        """ValueError where a result that has come does not belong into the file of these."""
+        """MixedError where a result that has come does not belong into the file of these; it
+        is said on stderr, and not lost.
+        """
         if words := self.conflicts(*columns.of(result)):
-            raise ValueError(_refusal(file, words))
+            write_result(result, None)
+            raise MixedError(_refusal(file, words))
 
 
 def _said(own: Releases | None) -> str:
