@@ -44,14 +44,15 @@ class Record:
         installed: Mapping[str, Releases] | None = None,
     ) -> Record:
         """That of the file, or a new one. ValueError where the file has another setting, or
-        results of other releases than those `installed` for the methods to be measured, or
-        is another program's.
+        results of other releases than those `installed` for the methods to be measured
+        (None: not looked at), or is another program's.
         """
         content: dict[str, Any] = {"setting": setting, "begun": None, "rows": {}}
         if path.exists():
             content = cls.read(path)
             require_same(path, content["setting"], setting)
-            require_same_computation(path, _measured(content), installed or {})
+            if installed is not None:
+                require_same_computation(path, _measured(content), installed)
         return cls(path, content, writes)
 
     @staticmethod

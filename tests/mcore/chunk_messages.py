@@ -22,7 +22,7 @@ class ChunkMessages:
     def __init__(self) -> None:
         self.counts: Counter[str] = Counter()
         self.longest: dict[str, int] = {}
-        chunked_linear.dist = self  # type: ignore[assignment]
+        vars(chunked_linear)["dist"] = self
 
     def all_gather_into_tensor(self, out: Any, own: Any, **how: Any) -> Any:
         self._note("gather", own)
