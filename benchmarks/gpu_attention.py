@@ -15,10 +15,11 @@ FLOPs are those that the causal mask and the documents let through, 4 forward an
 backward a pair, head and dimension (the backward recomputes the scores: 5 products
 against 2); the useful count of `model.py` leaves that recomputation out. Output and
 gradients are compared, by their norms a token, with those of the first contender. A
-result is a line of `--out`, written as it comes with the setting it was measured under; a
-file of another setting (card, torch, heads, first contender, `--repeats`, `--seconds`) is
-refused before anything starts, and `--table` prints a table for each. Where any was left
-out the program ends with status 1.
+result is a line of `--out`, written as it comes with the setting it was measured under and
+the releases of what computed it; a file of another setting (card, torch, heads, first
+contender, `--repeats`, `--seconds`) or of another release is refused before anything
+starts, one of another kernel when that shows, and `--table` prints a table for each. Where
+any was left out the program ends with status 1.
 """
 
 from __future__ import annotations
@@ -48,6 +49,16 @@ from alia_ctx.nn.free_memory import fill_free_memory
 from benchmarks import gpu_program
 from benchmarks.gpu_program import Parser, at_least, existing_file, new_file
 from benchmarks.pages import print_skipped, read_results, table, write_result
+from benchmarks.releases import (
+    ENGINE,
+    TE,
+    Columns,
+    Computed,
+    MixedError,
+    by_computation,
+    print_installed,
+    releases,
+)
 from benchmarks.row_attention_peers import sdpa, te_attention, te_forward
 from benchmarks.row_placement import KINDS, offsets_of, pairs
 from benchmarks.settings import Setting, by_setting, card
@@ -163,6 +174,7 @@ def measure(
     flops = shape.heads * DIM * pairs(shape.offsets)
     return {
         "computed_by": words,
+        "releases": releases(packages_of(name)),
         "forward_tflops": 4 * flops / statistics.median(one) / 1e12,
         "both_tflops": 14 * flops / statistics.median(two) / 1e12,
         "both_seconds": two,
@@ -175,6 +187,15 @@ def measure(
 # What results have in common that one table compares; the first contender is the one that
 # the others differ from.
 SETTING = ("card", "torch", "heads", "first", "repeats", "seconds")
+# TransformerEngine may take another kernel for another row.
+COMPUTED = Columns("contender", "computed_by", ("length", "row"))
+
+
+def packages_of(name: str) -> tuple[str, ...]:
+    """The distributions that may compute a contender, beside torch."""
+    if name == "TransformerEngine":
+        return TE
+    return () if name.startswith("sdpa ") else ENGINE
 
 
 def setting_of(options: argparse.Namespace) -> Setting:
@@ -189,7 +210,12 @@ def setting_of(options: argparse.Namespace) -> Setting:
     }
 
 
-def run_all(options: argparse.Namespace, setting: Setting) -> list[dict[str, Any]]:
+def run_all(
+    options: argparse.Namespace, setting: Setting, known: Computed
+) -> list[dict[str, Any]]:
+    """Results, which are also written as they come. MixedError where another kernel computed
+    one than computed it in the file, which has those `known`.
+    """
     results = []
     for length in options.lengths:
         for kind in options.rows:
@@ -208,8 +234,9 @@ def run_all(options: argparse.Namespace, setting: Setting) -> list[dict[str, Any
                     result |= measure(name, shape, norms, options)
                 # Each package refuses in its own way.
                 except (Exception, SystemExit) as error:
-                    words = " ".join(str(error).split())[:300]
-                    result["skipped"] = f"{type(error).__name__}: {words}"
+                    result["skipped"] = gpu_program.one_line(error)[:300]
+                else:
+                    known.require(options.out, result, COMPUTED)
                 results.append(result)
                 write_result(result, options.out)
                 gpu_program.forget_case()
@@ -223,19 +250,26 @@ COLUMNS = (
 
 
 def print_table(results: list[dict[str, Any]]) -> None:
-    """Markdown, for each setting: TFLOP/s of each contender on each row, and who was left
-    out.
+    """Markdown, for each setting and for each release and kernel of a contender: TFLOP/s of
+    each on each row, and who was left out.
     """
-    for number, (setting, own) in enumerate(by_setting(results, SETTING)):
+    for number, (setting, computed, own) in enumerate(
+        (setting, *one)
+        for setting, group in by_setting(results, SETTING)
+        for one in by_computation(group, COMPUTED)
+    ):
         if number:
             print()
-        _print_setting(setting, own)
+        _print_setting(setting, computed, own)
 
 
-def _print_setting(setting: Setting, results: list[dict[str, Any]]) -> None:
+def _print_setting(
+    setting: Setting, computed: Computed, results: list[dict[str, Any]]
+) -> None:
     queries, keys = setting["heads"]
     heads = f"{queries} query and {keys} key/value heads of {DIM}"
     print(f"{setting['card']}, torch {setting['torch']}; {heads}; TFLOP/s.\n")
+    print_installed(computed)
     measured = [r for r in results if "skipped" not in r]
     best: dict[tuple[int, str], float] = {}
     alone: dict[tuple[int, str], float] = {}
@@ -295,8 +329,12 @@ def main() -> None:
     if options.heads[0] % options.heads[1]:
         parser.error("--heads: key/value heads divide those of queries")
     setting = setting_of(options)
-    parser.require_setting(options.out, "contender", setting)
-    results = run_all(options, setting)
+    installed = {name: releases(packages_of(name)) for name in options.kernels}
+    known = parser.require_setting(options.out, setting, COMPUTED, installed)
+    try:
+        results = run_all(options, setting, known)
+    except MixedError as error:
+        parser.refuse(str(error))
     print_table(results)
     gpu_program.end(
         f"{r['contender']} ({r['length']}, {r['row']})"

@@ -20,7 +20,8 @@ that is missing, or cannot do a row, is skipped with its reason in the file. All
 agree on that. Each result is written as it comes; a method that hangs or ends the
 processes is recorded so, and the rest goes on in new ones. The same command again goes
 on where it was; a file of another setting (GPUs, card, torch, kernel, `--repeats`,
-`--seconds`) is refused. Where any was left out the program ends with status 1.
+`--seconds`), or with another release of what a method is computed by, is refused. Where any
+was left out the program ends with status 1.
 """
 
 from __future__ import annotations
@@ -58,6 +59,7 @@ from benchmarks.gpu_program import (
     parsed,
 )
 from benchmarks.process_ranks import run_ranks
+from benchmarks.releases import releases
 from benchmarks.row_attention import (
     DEVICE,
     DIM,
@@ -70,7 +72,7 @@ from benchmarks.row_attention import (
     Row,
     UnableError,
 )
-from benchmarks.row_attention_peers import METHODS
+from benchmarks.row_attention_peers import METHODS, packages_of
 from benchmarks.row_placement import offsets_of, pairs, row_of
 from benchmarks.row_results import Record, print_table
 from benchmarks.row_timing import both_of, forward_of, seconds, synchronize
@@ -162,6 +164,7 @@ def together(action: Callable[[], Any]) -> Any:
         lines = (str(error).strip() or "no message").splitlines()
         kind = "" if isinstance(error, UnableError) else f"{type(error).__name__}: "
         problem = kind + " ".join(lines[:2])[:300]
+        problem = gpu_program.not_installed(error) or problem
     if problem is not None:
         _synchronize_or_end(problem)
     problems: list[str | None] = [None] * dist.get_world_size()
@@ -250,6 +253,7 @@ class Program:
                         maker, row, values, reference, self.options
                     )
                 )
+                result["releases"] = releases(packages_of(method))
                 reference = own if method == "ours" else reference
             except UnableError as error:
                 result = {"skipped": str(error)}
@@ -292,7 +296,12 @@ def run_here(parser: Parser, options: argparse.Namespace) -> None:
                 "repeats": options.repeats,
                 "seconds": options.seconds,
             }
-            record = Record.open(options.out, setting, writes=dist.get_rank() == 0)
+            record = Record.open(
+                options.out,
+                setting,
+                writes=dist.get_rank() == 0,
+                installed={m: releases(packages_of(m)) for m in options.methods},
+            )
         except (AliaError, ValueError) as error:  # on all ranks alike
             parser.refuse(str(error))
         dist.barrier()  # all have read it

@@ -62,6 +62,7 @@ from benchmarks.gpu_products import LOCAL, Products
 from benchmarks.gpu_program import Parser, at_least, parsed
 from benchmarks.gpu_step import ROPE, draw_on_device
 from benchmarks.kernel_time import kernels_of, matrix_rate
+from benchmarks.releases import ENGINE, releases
 from benchmarks.stacks import alia_stack
 
 GIB = 2**30
@@ -223,6 +224,7 @@ def measure(
         "kernel": engine.kernel,
         "layers": engine.layers.words,
         "fp8": engine.fp8,
+        "releases": releases(ENGINE),
         "tp_chunks": products.tp_chunks,
         "seconds": seconds,
         "spread": [r.compute_seconds for r in results],

@@ -36,9 +36,11 @@ several ranks, all that reduces gradients and gathers weights; the optimizer's s
 part of any figure. A packed row (`--row web`) is given only to those that keep its
 documents apart.
 
-Each result is a line of `--out`, written as it comes with the setting it was measured under;
-a file of another setting (card, GPUs, torch, sizes, `--repeats`) is refused before anything
-starts, and `--table` prints a table for each. While one peer is measured the next
+Each result is a line of `--out`, written as it comes with the setting it was measured under
+and the releases of what computed it; a file of another setting (card, GPUs, torch, sizes,
+`--repeats`), or with another release of what a peer is computed by, is refused before
+anything starts, one with another kernel when that shows, and `--table` prints a table for
+each. While one peer is measured the next
 one's processes import what they need. A peer that fails, hangs or is not installed is a
 line with the reason, and the program ends with status 1. The sizes are the same for all,
 and it is checked: parameters are counted. Weights are random, so losses are near
@@ -71,8 +73,16 @@ from benchmarks.gpu_program import Parser, at_least, existing_file, new_file
 from benchmarks.gpu_step import ROWS, Case, make_row
 from benchmarks.kernel_time import NAMES, matrix_rate, profile_step
 from benchmarks.pages import read_results, table, write_result
-from benchmarks.peers import PEERS, Task, device
+from benchmarks.peers import PEERS, Task, device, packages_of
 from benchmarks.process_ranks import RankGroup
+from benchmarks.releases import (
+    Columns,
+    Computed,
+    MixedError,
+    by_computation,
+    print_installed,
+    releases,
+)
 from benchmarks.row_attention import UnableError
 from benchmarks.settings import Setting, by_setting, card_here
 from benchmarks.stacks import alia_stack
@@ -110,6 +120,7 @@ def measure(peer: str, task: Task, profiled: bool) -> dict[str, Any]:
     return {
         "peer": peer,
         "kernel": step.describe(),
+        "releases": releases(packages_of(peer)),
         "parameters": step.parameters,
         "seconds": seconds,
         "loss": losses[0],
@@ -164,6 +175,7 @@ SETTING = (
     *("ranks", "card", "torch", "layers", "context", "row", "vocabulary", "width"),
     "repeats",
 )
+COMPUTED = Columns("peer", "kernel")
 
 
 def setting_of(options: argparse.Namespace) -> Setting:
@@ -172,8 +184,12 @@ def setting_of(options: argparse.Namespace) -> Setting:
     return {n: here[n] if n in here else getattr(options, n) for n in SETTING}
 
 
-def run_all(options: argparse.Namespace, setting: Setting) -> list[dict[str, Any]]:
-    """Each peer in its turn; results, which are also written as they come."""
+def run_all(
+    options: argparse.Namespace, setting: Setting, known: Computed
+) -> list[dict[str, Any]]:
+    """Each peer in its turn; results, which are also written as they come. MixedError where
+    another kernel computed one than computed it in the file, which has those `known`.
+    """
     turns = options.peers * options.rounds
     turns += options.peers[:1] if len(options.peers) > 1 else []
     arguments = [
@@ -202,6 +218,8 @@ def run_all(options: argparse.Namespace, setting: Setting) -> list[dict[str, Any
                 results.append(setting | _result(peer, group, options.limit))
                 if "skipped" in results[-1]:
                     failed.add(peer)  # once is enough
+                else:
+                    known.require(options.out, results[-1], COMPUTED)
                 write_result(results[-1], options.out)
             own.close()
     return results
@@ -222,18 +240,24 @@ COLUMNS = (
 
 
 def print_tables(results: list[dict[str, Any]]) -> None:
-    """Markdown, for each setting: the peers, their time by class of kernel, and who was not
-    measured.
+    """Markdown, for each setting and for each release and kernel of a peer: the peers, their
+    time by class of kernel, and who was not measured.
     """
     if all("skipped" in result for result in results):
         sys.exit("no peer was measured")
-    for number, (setting, own) in enumerate(by_setting(results, SETTING)):
+    for number, (setting, computed, own) in enumerate(
+        (setting, *one)
+        for setting, group in by_setting(results, SETTING)
+        for one in by_computation(group, COMPUTED)
+    ):
         if number:
             print()
-        _print_setting(setting, own)
+        _print_setting(setting, computed, own)
 
 
-def _print_setting(setting: Setting, results: list[dict[str, Any]]) -> None:
+def _print_setting(
+    setting: Setting, computed: Computed, results: list[dict[str, Any]]
+) -> None:
     measured: dict[str, list[dict[str, Any]]] = {}
     for result in results:
         if "skipped" not in result:
@@ -249,6 +273,7 @@ def _print_setting(setting: Setting, results: list[dict[str, Any]]) -> None:
     if "row" in setting:
         words += {"one": ", one document"}.get(setting["row"], ", packed documents")
     print(f"{words}.\n")
+    print_installed(computed)
     lines = []
     for peer, rounds in measured.items():
         middle, first = medians[peer], rounds[0]
@@ -332,9 +357,13 @@ def main() -> None:
         return
     parser.require_gpus_or_none(options.ranks)
     setting = setting_of(options)
-    parser.require_setting(options.out, "peer", setting)
+    installed = {peer: releases(packages_of(peer)) for peer in options.peers}
+    known = parser.require_setting(options.out, setting, COMPUTED, installed)
     gpu_program.note_trial()
-    results = run_all(options, setting)
+    try:
+        results = run_all(options, setting, known)
+    except MixedError as error:
+        parser.refuse(str(error))
     print_tables(results)
     gpu_program.end(r["peer"] for r in results if "skipped" in r)
 

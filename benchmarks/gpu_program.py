@@ -7,9 +7,10 @@ from __future__ import annotations
 
 import argparse
 import gc
+import importlib.machinery
 import os
 import sys
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any, NoReturn, get_args, get_type_hints
 
@@ -18,6 +19,12 @@ import torch
 from alia_ctx.config.run import EngineConfig
 from alia_ctx.errors import AliaError
 from benchmarks.pages import read_results
+from benchmarks.releases import (
+    Columns,
+    Computed,
+    Releases,
+    require_same_computation,
+)
 from benchmarks.settings import Setting, by_setting, require_same
 
 REFUSED = 2  # the status, where nothing has been measured
@@ -128,18 +135,28 @@ class Parser(argparse.ArgumentParser):
         except (ValueError, KeyError, TypeError, IndexError) as error:
             self.error(f"{file} is no file of this program's results ({error!r})")
 
-    def require_setting(self, file: Path | None, key: str, setting: Setting) -> None:
-        """End here where a file of JSON lines has results of another setting, or of another
-        program: without `key`.
+    def require_setting(
+        self,
+        file: Path | None,
+        setting: Setting,
+        columns: Columns,
+        installed: Mapping[str, Releases],
+    ) -> Computed:
+        """What computed the results of a file of JSON lines. End here where they are of
+        another setting, of other releases than those `installed` for who is to be measured,
+        or of another program: without the column of who it is.
         """
         if file is None or not file.exists() or not file.stat().st_size:
-            return
-        results = self.read(file, lambda path: read_results(path, key))
-        for known, _ in by_setting(results, list(setting)):
-            try:
+            return Computed()
+        results = self.read(file, lambda path: read_results(path, columns.who))
+        measured = [each for each in results if "skipped" not in each]
+        there = self.read(file, lambda _: [columns.of(each) for each in measured])
+        try:
+            for known, _ in by_setting(results, list(setting)):
                 require_same(file, known, setting)
-            except ValueError as error:
-                self.refuse(str(error))
+            return require_same_computation(file, there, installed)
+        except ValueError as error:
+            self.refuse(str(error))
 
 
 # What a case or a peer says where it cannot run here; of anything else the traceback is shown.
@@ -148,8 +165,27 @@ REFUSALS = (AliaError, ImportError, torch.OutOfMemoryError)
 
 def one_line(error: BaseException) -> str:
     """What an error says, with its type where that is not of this project."""
+    if (absent := not_installed(error)) is not None:
+        return absent
     words = " ".join(str(error).split())
     return words if isinstance(error, AliaError) else f"{type(error).__name__}: {words}"
+
+
+def not_installed(error: BaseException) -> str | None:
+    """Of an import of a package that is not there, or is hidden in this process, what is
+    right of the two: for what is hidden Python says that its import was halted, or that it
+    is no package. None of any other error.
+    """
+    package = getattr(error, "name", None) or ""
+    package = package.partition(".")[0] if isinstance(error, ImportError) else ""
+    if not package or sys.modules.get(package) is not None:
+        return None
+    if importlib.machinery.PathFinder.find_spec(package) is None:
+        return f"{package} is not installed"
+    if package in sys.modules:
+        where = "does not import" if torch.cuda.is_available() else "is for GPUs alone"
+        return f"{package} is there and left out, as it {where}"
+    return None
 
 
 def forget_case() -> None:

@@ -75,6 +75,7 @@ from benchmarks.gpu_observed import (
 from benchmarks.gpu_products import LOCAL, Products
 from benchmarks.gpu_program import Parser, at_least, choices, parsed
 from benchmarks.kernel_time import matrix_rate
+from benchmarks.releases import ENGINE, releases
 from benchmarks.stacks import model_name, stack_of
 
 ROWS = ("one", "web")
@@ -185,6 +186,7 @@ def measure(
             "kernel": engine.kernel,
             "layers": engine.layers.words,
             "fp8": engine.fp8,
+            "releases": releases(ENGINE),
             "offload": products.offload,
             "MLP chunk": products.mlp_chunk,
             "seconds": compute,

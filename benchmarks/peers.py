@@ -19,6 +19,7 @@ from alia_ctx.spec.layout import Layout
 from alia_ctx.spec.model import ModelSpec
 from benchmarks.gpu_observed import leave_out_the_optimizer
 from benchmarks.gpu_step import ROPE, draw_on_device
+from benchmarks.releases import ENGINE, TE
 from benchmarks.te_backends import require_flash, te_backend
 
 
@@ -362,3 +363,16 @@ PEERS: dict[str, Callable[[Task], Step]] = {
         torchtitan, attention="sdpa", weights="bfloat16"
     ),
 }
+
+
+def packages_of(peer: str) -> tuple[str, ...]:
+    """The distributions that may compute it (`releases.MODULES`), beside torch."""
+    if peer.startswith("ours"):
+        return ENGINE
+    if peer.startswith("megatron"):
+        return ("megatron-core", *TE)
+    flash = ("flash-attn-4",) if "flash" in peer else ()
+    if peer.startswith("torchtitan"):
+        return ("torchtitan", *flash)
+    liger = ("liger-kernel",) if peer.startswith("liger") else ()
+    return ("transformers", *liger, *flash)

@@ -20,6 +20,7 @@ import torch.distributed as dist
 from torch import Tensor
 from torch.nn import functional
 
+from benchmarks.releases import ENGINE, TE
 from benchmarks.row_attention import (
     DEVICE,
     DIM,
@@ -334,3 +335,12 @@ METHODS: dict[str, tuple[Maker, ...]] = {
     "ring-flash-attn zigzag": (ring_zigzag,),
     "ring-flash-attn llama3": (ring_llama3,),
 }
+
+
+def packages_of(method: str) -> tuple[str, ...]:
+    """The distributions that may compute it (`releases.MODULES`), beside torch."""
+    if method.startswith("TransformerEngine"):
+        return TE
+    if method.startswith("ring-flash-attn"):
+        return ("ring-flash-attn", "flash-attn")
+    return () if method.startswith("torch, ") else ENGINE

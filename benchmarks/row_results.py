@@ -6,11 +6,18 @@ from __future__ import annotations
 
 import json
 import sys
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from benchmarks.pages import print_skipped, table
+from benchmarks.releases import (
+    Computed,
+    Releases,
+    print_installed,
+    require_same_computation,
+)
 from benchmarks.settings import require_same
 
 _PARTS = ("setting", "begun", "rows")
@@ -28,14 +35,24 @@ class Record:
     writes: bool
 
     @classmethod
-    def open(cls, path: Path, setting: dict[str, Any], *, writes: bool) -> Record:
+    def open(
+        cls,
+        path: Path,
+        setting: dict[str, Any],
+        *,
+        writes: bool,
+        installed: Mapping[str, Releases] | None = None,
+    ) -> Record:
         """That of the file, or a new one. ValueError where the file has another setting, or
-        is another program's.
+        results of other releases than those `installed` for the methods to be measured
+        (None: not looked at), or is another program's.
         """
         content: dict[str, Any] = {"setting": setting, "begun": None, "rows": {}}
         if path.exists():
             content = cls.read(path)
             require_same(path, content["setting"], setting)
+            if installed is not None:
+                require_same_computation(path, _measured(content), installed)
         return cls(path, content, writes)
 
     @staticmethod
@@ -94,6 +111,16 @@ class Record:
             whole.replace(self.path)
 
 
+def _measured(content: dict[str, Any]) -> list[tuple[str, Releases | None, str, str]]:
+    """(method, releases, row, kernel) of each result."""
+    return [
+        (method, result.get("releases"), row, result["computed_by"])
+        for row, results in content["rows"].items()
+        for method, result in results["methods"].items()
+        if "skipped" not in result
+    ]
+
+
 COLUMNS = (
     *("row", "documents", "method", "computed by", "forward", "backward", "both"),
     *("speed against ours", "ms, forward and backward", "differs from ours by"),
@@ -107,6 +134,10 @@ def print_table(content: dict[str, Any]) -> None:
     if "kernel" in setting:
         words += f", our methods on {setting['kernel']}"
     print(f"{words}.\n")
+    computed = Computed()
+    for each in _measured(content):
+        computed.add(*each)
+    print_installed(computed)
     lines, skipped = [], []
     for row, results in content["rows"].items():
         length, kind = row.split(":")

@@ -173,7 +173,7 @@ def test_a_run_goes_on_with_its_own_file(
         assert len(by_setting(results, gpu_attention.SETTING)) == 1
         assert len(results) == number
 
-    def no_peer(options: argparse.Namespace, setting: dict[str, Any]) -> list[Any]:
+    def no_peer(options: argparse.Namespace, setting: dict[str, Any], _: Any) -> Any:
         return [step("ours", [1.0], **setting)]
 
     monkeypatch.setattr(gpu_peers, "run_all", no_peer)

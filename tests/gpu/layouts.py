@@ -20,7 +20,6 @@ import sys
 import tempfile
 from pathlib import Path
 from typing import Any
-from unittest import mock
 
 import torch
 import torch.distributed as dist
@@ -33,6 +32,7 @@ from alia_ctx.spec.layout import Layout
 from alia_ctx.spec.model import ModelSpec
 from tests.engine import CONTEXT, MODEL, ROPE, save, tokens_passing, train
 from tests.gpu.installed import is_installed
+from tests.mcore.chunk_messages import ChunkMessages
 from tests.mcore.linears import differences
 
 # Heads of 64, which every kernel has; 250 words are no multiple of 4.
@@ -74,8 +74,9 @@ def engine_of(layout: Layout, kind: dict[str, Any]) -> MegatronEngine:
 class Seen:
     """What an engine does from now on, on this rank.
 
-    tokens: of a row in its MLPs; products: of those in its first product at once; gathers:
-        begun in chunks, in a forward of that product. Of the first layer, the largest.
+    tokens: of a row in its MLPs; products: of those in its first product at once. Of the
+        first layer, the largest.
+    messages: of its layers in chunks, a pass of a row through a layer (`ChunkMessages`).
     away: inputs of layers that were on the host at a time.
     """
 
@@ -83,21 +84,12 @@ class Seen:
         self.engine = engine
         self.passed = tokens_passing(engine)
         self.products: list[int] = []
-        self.gathers: list[int] = []
+        self.messages = ChunkMessages()
         first = engine.module.decoder.layers[0].mlp.linear_fc1
         first.register_forward_pre_hook(self._enter)
-        first.register_forward_hook(self._leave)
 
     def _enter(self, _: Any, inputs: Any) -> None:
         self.products.append(len(inputs[0]))
-        self._watch = mock.patch.object(
-            dist, "all_gather_into_tensor", wraps=dist.all_gather_into_tensor
-        )
-        self._calls = self._watch.start()
-
-    def _leave(self, *_: Any) -> None:
-        self._watch.stop()
-        self.gathers.append(self._calls.call_count)
 
     def report(self) -> dict[str, Any]:
         context = self.engine.passes.forward_context
@@ -109,7 +101,7 @@ class Seen:
             "kernel": self.engine.kernel,
             "tokens": max(self.passed),
             "products": max(self.products),
-            "gathers": max(self.gathers),
+            "messages": self.messages.report(len(self.passed)),
             "away": 0 if pool is None else pool.most,
         }
 

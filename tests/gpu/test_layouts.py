@@ -12,6 +12,7 @@ import pytest
 from tests.gpu.installed import is_installed
 from tests.gpu.layouts import OF_TE
 from tests.gpu.programs import results_of
+from tests.mcore import chunk_messages
 
 pytestmark = [pytest.mark.gpu(2), pytest.mark.timeout(900)]
 
@@ -101,9 +102,9 @@ def test_two_gpus_do_each_a_part(layout: str, precision: str) -> None:
         assert (single["products"], seen["products"]) == (20, in_chunks)
     else:
         assert (single["products"], seen["products"]) == (64, tokens)
-    if precision not in OF_TE:  # theirs gather inside the product
-        chunks = 3 if layout == "tp2" and precision.startswith("overlap") else 0
-        assert (single["gathers"], seen["gathers"]) == (0, chunks)
+    overlaps = layout == "tp2" and precision.startswith("overlap")
+    of_chunks = chunk_messages.expected(3, 11) if overlaps else {}  # 32 tokens a rank
+    assert (single["messages"], seen["messages"]) == ({}, of_chunks)
 
 
 @pytest.mark.parametrize(("precision", "other"), [("bf16", "fp32"), ("fp8", "te")])

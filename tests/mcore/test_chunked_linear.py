@@ -16,6 +16,8 @@ from alia_ctx.mcore import chunked_linear
 from alia_ctx.spec.layout import Layout
 from tests import engine as small
 from tests.distributed import run_distributed
+from tests.gpu.layouts import Seen
+from tests.mcore import chunk_messages
 from tests.mcore.linears import differences
 
 # (tokens of a rank, chunks): even, uneven, more chunks than tokens, one token, one chunk,
@@ -285,6 +287,56 @@ def test_evaluation_checkpoints_and_the_number_of_messages() -> None:
     assert our_names == names
     # 32 tokens a rank, of 4 layers Q, K, V and gate with up; the head is left as it is.
     assert sent == [11, 11, 10] * 4 * 2 + of_head
+
+
+def counted(rank: int, broken: str) -> dict[str, Any]:
+    """What `tests/gpu/layouts.py` sees of an engine in chunks, and without them, on hosts;
+    with one of the four places `broken`, at once where it should be in chunks.
+    """
+    with small.distributed():
+        scattering = chunked_linear._MultiplyAndScatter
+        in_backward = scattering.backward
+        if broken == "backward":
+
+            def at_once(ctx: Any, gradient: Any) -> Any:
+                ctx.chunks = 1
+                return in_backward(ctx, gradient)
+
+            scattering.backward = staticmethod(at_once)  # type: ignore[method-assign]
+        found = {}
+        for chunks in (1, CHUNKS):
+            engine = make(Layout(tp=2), chunks)
+            for name, part in engine.module.named_modules():
+                if broken and name.endswith(broken) and hasattr(part, "chunks"):
+                    part.chunks = 1
+            seen = Seen(engine)
+            small.train(engine, range(2))
+            found[chunks] = seen.report()["messages"]
+        return found
+
+
+# Of two linear layers of a kind one in chunks of 11 tokens, the other's 32 at once.
+ONE_OF_TWO = [CHUNKS + 1, 32]
+
+
+@pytest.mark.parametrize(
+    ("broken", "others"),
+    [
+        ("", {}),
+        ("backward", {"backward gather": [2, 32]}),
+        ("linear_qkv", {"forward gather": ONE_OF_TWO}),
+        ("linear_fc1", {"forward gather": ONE_OF_TWO}),
+        *(
+            (name, dict.fromkeys(("forward scatter", "backward gather"), ONE_OF_TWO))
+            for name in ("linear_proj", "linear_fc2")
+        ),
+    ],
+)
+def test_messages_are_counted_as_on_gpus(broken: str, others: dict[str, Any]) -> None:
+    """Forward and backward, of gathers and scatters: at once anywhere is seen."""
+    whole = chunk_messages.expected(CHUNKS, 11)
+    for found in run_distributed(counted, 2, broken):
+        assert found == {1: {}, CHUNKS: whole | others}
 
 
 def test_other_layers_are_refused() -> None:
