@@ -9,7 +9,7 @@ import re
 import types
 from collections.abc import Mapping, Sequence
 from functools import lru_cache
-from typing import Any, Union, get_args, get_origin, get_type_hints
+from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
 import yaml
 
@@ -28,7 +28,8 @@ def is_text(
     place: Sequence[str], *, null: bool = False, required: bool = False
 ) -> bool:
     """Whether the setting at `place` is text, whatever YAML takes its value for: `yes` is
-    the name of a stage where one is asked for, and `1e3` and `1_000` are.
+    the name of a stage where one is asked for, and `1e3` and `1_000` are; `off` is a word
+    where one of several is chosen.
 
     place: names from the top; an entry of a list is called `*`. null: whether `null` is
     text there too, and does not mean that nothing is given. required: whether it cannot
@@ -39,7 +40,13 @@ def is_text(
         return hint is str and place[-1:] == ("init_from",)
     if required:
         return hint is str
-    return str in _options(hint)
+    return any(option is str or _is_words(option) for option in _options(hint))
+
+
+def _is_words(hint: Any) -> bool:
+    """Whether it is a choice of words, one of which may be `off`, as of `engine.fp8`."""
+    words = get_args(hint) if get_origin(hint) is Literal else ()
+    return bool(words) and all(isinstance(word, str) for word in words)
 
 
 @lru_cache(maxsize=4096)
