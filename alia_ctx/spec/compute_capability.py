@@ -9,7 +9,7 @@ from alia_ctx.errors import Problem, Problems
 from alia_ctx.spec.cluster import ClusterSpec
 from alia_ctx.spec.execution import AskedLayers, Fp8
 
-# transformer_engine/pytorch/quantization.py (2.12): check_fp8_support and
+# transformer_engine.pytorch.quantization (2.12): check_fp8_support and
 # check_fp8_block_scaling_support.
 FP8_FROM: dict[Fp8, float] = {"current": 8.9, "blockwise": 9.0}
 # Of 16-bit attention kernels and bf16 in TransformerEngine (is_bf16_available).
@@ -25,8 +25,8 @@ FASTEST_KERNELS: dict[int, tuple[str, ...]] = {
 GENERAL_KERNELS = ("flash2", "torch_varlen")  # the same kernel, FlashAttention 2
 
 # The last major number that a kernel is made for; the first is that of HALF_FROM. FA3 has
-# kernels of sm_80 and sm_90a (hopper/setup.py, flash_api.cpp), FA4 4.0.0b36 refuses what is
-# above 12.x (flash_attn/cute/interface.py).
+# kernels of sm_80 and sm_90a (its hopper folder), FA4 4.0.0b36 refuses what is
+# above 12.x (flash_attn.cute.interface).
 _LAST = {"flash3": 9, "flash4": 12}
 _SPECIAL = tuple(_LAST)
 
