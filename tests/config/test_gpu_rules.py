@@ -46,7 +46,7 @@ def test_every_machine_has_its_compute_capability() -> None:
 @pytest.mark.parametrize(
     ("capability", "fp8", "attention", "named"),
     [
-        # FP8 as TransformerEngine 2.12 has it (pytorch/quantization.py).
+        # FP8 as TransformerEngine 2.12 has it (transformer_engine.pytorch.quantization).
         (8.0, "current", "auto", ["engine.fp8=current", "fp8=off"]),
         (8.0, "blockwise", "auto", ["engine.fp8=blockwise", "fp8=off"]),
         (8.9, "blockwise", "auto", ["engine.fp8=blockwise", "fp8=current"]),
