@@ -1,13 +1,20 @@
-"""Which settings of the engine go together: device, precision, attention kernel, whose the
-layers are, and FP8 in their products.
+"""Which settings of the engine go together, and with the GPU: device, precision, attention
+kernel, whose the layers are, and FP8 in their products.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 
 from alia_ctx.config.run import EngineConfig, StageConfig
 from alia_ctx.errors import Problem, Problems
+from alia_ctx.spec.cluster import ClusterSpec
+from alia_ctx.spec.compute_capability import (
+    HALF_FROM,
+    capability_problems,
+    fastest_kernels,
+    is_special,
+)
 from alia_ctx.spec.execution import (
     KERNELS_OF_HOSTS,
     PRECISIONS_OF_GPU_KERNELS,
@@ -99,6 +106,67 @@ def layer_problems(
             rule, remedy = broken
             problems.add(key, value, f"stage {name}: {rule}", remedy)
     return problems
+
+
+def gpu_problems(
+    engine: EngineConfig, cluster: ClusterSpec, planning: bool
+) -> list[Problem]:
+    """What the GPU of the cluster cannot compute. A cluster of hosts' processors may stand in
+    a run that a GPU trains; a plan is of the cluster itself.
+    """
+    problems = Problems()
+    if engine.device == "cpu":
+        return problems  # what that cannot be is a problem of its own
+    asked = {"fp8": str(engine.fp8), "layers": str(engine.layers)}
+    asked["attention"] = str(engine.attention)
+    if not cluster.is_of_gpus:
+        remedies = {"fp8": "off", "layers": "local", "attention": "auto"}
+        none = {"fp8": ("off",), "layers": ("auto", "local")}
+        none["attention"] = KERNELS_OF_HOSTS
+        for name, value in asked.items():
+            problems.need(
+                not planning or value in none[name],
+                f"engine.{name}",
+                value,
+                "needs a GPU, and cluster has the peaks of a processor",
+                f"set engine.{name}={remedies[name]}, or plan on a machine with GPUs",
+            )
+        return problems
+    problems += capability_problems(
+        cluster, engine.fp8, engine.attention, engine.layers
+    )
+    there = cluster.capability
+    none_fast = there is not None and there < HALF_FROM and engine.device == "cuda"
+    if none_fast and engine.attention == "auto" and engine.precision != "fp32":
+        problems.add(
+            "engine.attention",
+            engine.attention,
+            f"no kernel in 16 bits is for compute capability {there:.1f}",
+            "set engine.attention=reference",
+        )
+    return problems
+
+
+def gpu_remarks(engine: EngineConfig, cluster: ClusterSpec) -> Iterator[str]:
+    """What the cluster's GPU may not compute, or not as fast as the plan takes it for."""
+    if engine.device == "cpu":
+        return
+    kernel, there = str(engine.attention), cluster.capability
+    settings = [f"engine.fp8={engine.fp8}"] if engine.fp8 != "off" else []
+    settings += [f"engine.attention={kernel}"] * is_special(kernel)
+    if settings and there is None:
+        yield (
+            f"whether the GPU of cluster computes {' and '.join(settings)} is not known; set "
+            "cluster.compute_capability (docs/planner.md)"
+        )
+    elif there is not None and is_special(kernel):
+        best = fastest_kernels(there)
+        if kernel not in best:
+            yield (
+                f"engine.attention={kernel} is not the fastest for compute capability "
+                f"{there:.1f}, and was not measured there; set engine.attention=auto, which "
+                f"takes {' or '.join(best)}"
+            )
 
 
 def _chunk_problems(count: int, stages: Mapping[str, StageConfig]) -> list[Problem]:

@@ -6,7 +6,10 @@ from collections.abc import Mapping
 from dataclasses import asdict
 from typing import Any
 
-from alia_ctx.errors import ConfigError, Problem
+from alia_ctx.config.placeholders import PLACEHOLDER
+from alia_ctx.config.schema import build
+from alia_ctx.errors import ConfigError, Problem, Problems
+from alia_ctx.spec.cluster import ClusterSpec
 from alia_ctx.spec.machines import MACHINES
 
 _KEPT = "nodes"  # how many there are is a matter of the run, not of the machine
@@ -20,11 +23,31 @@ def require_known(name: str, *otherwise: str) -> None:
         raise ConfigError("", [Problem("--on", name, rule, remedy)])
 
 
+def _require_sound(document: Mapping[str, Any]) -> None:
+    """ConfigError where the cluster of a file is none, though another takes its place: it
+    would be refused without that. What is left open, or refers to other values, is not read.
+    """
+    problems, own = Problems(), document.get("cluster", {})
+    known: Any = own
+    if isinstance(own, Mapping):
+        known = {k: v for k, v in own.items() if not _is_open(v)}
+    cluster = build(ClusterSpec, known, "cluster", problems)
+    problems += [] if cluster is None else cluster.problems()
+    if problems:
+        raise ConfigError(f"the file's cluster has {problems.counted()}", problems)
+
+
+def _is_open(value: Any) -> bool:
+    return isinstance(value, str) and (value == PLACEHOLDER or "${" in value)
+
+
 def on_machine(document: Mapping[str, Any], name: str) -> dict[str, Any]:
     """`document`, a whole configuration before its overrides, with the cluster of a named
-    machine in place of its own, but for the number of nodes. ConfigError for an unknown name.
+    machine in place of its own, but for the number of nodes. ConfigError for an unknown
+    name, and for a cluster of the file that is none.
     """
     require_known(name, "or include a file of your own")
+    _require_sound(document)
     own = _cluster(document)
     cluster = {k: v for k, v in asdict(MACHINES[name]).items() if k != _KEPT}
     return {**document, "cluster": cluster | {k: own[k] for k in (_KEPT,) if k in own}}

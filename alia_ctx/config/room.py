@@ -8,6 +8,7 @@ from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
+from alia_ctx.config.budget import budget_problems, schedule_problems
 from alia_ctx.config.run import RunConfig, StageConfig
 
 if TYPE_CHECKING:
@@ -102,15 +103,50 @@ def _changes(
         yield settings, other, stage
     rows = gpus * stage.context
     if stage.update_tokens is not None and stage.update_tokens < rows:
-        key = f"stages.{name}.update_tokens={rows}"
-        tokens = max(stage.tokens or 0, rows)
-        yield [key], run, replace(stage, update_tokens=rows, tokens=tokens)
+        settings, larger = _larger_update(stage, name, rows)
+        if _keeps_rules(run, larger):
+            yield settings, run, larger
     if run.engine.fp8 != "off":
         yield (
             ["engine.fp8=off"],
             replace(run, engine=replace(run.engine, fp8="off")),
             stage,
         )
+
+
+def _larger_update(
+    stage: StageConfig, name: str, update_tokens: int
+) -> tuple[list[str], StageConfig]:
+    """(settings, the stage) with so many tokens an update, and where its tokens are fewer than
+    that, or the updates then too few for its warm-up, with as many more of them as it takes.
+    """
+    key, tokens = f"stages.{name}", max(stage.tokens or 0, update_tokens)
+    larger = replace(stage, update_tokens=update_tokens, tokens=tokens)
+    if schedule_problems(key, larger):
+        tokens = max(tokens, stage.updates * update_tokens)
+        larger = replace(larger, tokens=tokens)
+    settings = [f"{key}.update_tokens={update_tokens}"]
+    settings += [f"{key}.tokens={tokens}"] * (tokens != stage.tokens)
+    return settings, larger
+
+
+def _keeps_rules(run: RunConfig, stage: StageConfig) -> bool:
+    """Whether a stage whose sizes were changed is one that the configuration may have."""
+    rope = stage.rope.problems("", stage.context, run.model.head_dim)
+    return not (rope or budget_problems("", stage) or schedule_problems("", stage))
+
+
+def _gpu_settings(
+    run: RunConfig, stage: StageConfig, name: str, gpus: int
+) -> list[str] | None:
+    """What gives a stage so many GPUs; None where they are no whole nodes of the cluster."""
+    each, key = (
+        run.cluster.ranks_per_node,
+        f"stages.{name}" if stage.nodes else "cluster",
+    )
+    if gpus < each:  # a part of a node, as a plan may be asked of
+        return [f"{key}.nodes=1", f"cluster.ranks_per_node={gpus}"]
+    return None if gpus % each else [f"{key}.nodes={gpus // each}"]
 
 
 def _stage_settings(
@@ -136,20 +172,27 @@ def remedy(
     stage, see = run.stage(name), "`alia-ctx plan` has the layouts and why others fall"
     ways = [str(room)] if (room := way_out(run, name, gpus, choose, opened)) else []
     for doubling in range(1, _MOST_DOUBLINGS + 1):
+        settings = _gpu_settings(run, stage, name, gpus << doubling)
+        if settings is None:
+            continue
         choice = choose(run, stage, gpus << doubling, True)
         if choice.usable:
-            keys = [f"stages.{name}.nodes" if stage.nodes else "cluster.nodes"]
-            keys += [f"stages.{name}.layout=auto"] * ("layout" not in opened)
-            keys += _stage_settings(stage, name, choice, {"layout", *opened})
-            ways.append(f"take {gpus << doubling} GPUs ({', '.join(keys)})")
+            settings += [f"stages.{name}.layout=auto"] * ("layout" not in opened)
+            settings += _stage_settings(stage, name, choice, {"layout", *opened})
+            ways.append(f"take {gpus << doubling} GPUs (set {' '.join(settings)})")
             break
     if ways:
         return f"{', or '.join(ways)}; {see}"
     context = stage.context // 2
     while context >= _SHORTEST:
         shorter = replace(stage, context=context)
-        if choose(run, shorter, gpus, True).usable:
-            return f"a context of {context:,} has room on as many; {see}"
+        choice = choose(run, shorter, gpus, True)
+        if choice.usable and _keeps_rules(run, shorter):
+            settings = [f"stages.{name}.context={context}"]
+            settings += [f"stages.{name}.layout=auto"] * ("layout" not in opened)
+            settings += _stage_settings(stage, name, choice, {"layout", *opened})
+            has = f"has room on as many (set {' '.join(settings)})"
+            return f"a context of {context:,} {has}; {see}"
         context //= 2
     lacks = "`alia-ctx plan` says what each layout lacks"
     most = gpus << _MOST_DOUBLINGS

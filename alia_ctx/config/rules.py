@@ -14,7 +14,7 @@ from alia_ctx.config.base import model_problems
 from alia_ctx.config.budget import budget_problems, schedule_problems, unit_problems
 from alia_ctx.config.draft import Draft
 from alia_ctx.config.evaluation import METRICS
-from alia_ctx.config.layer_rules import kernel_problems, layer_problems
+from alia_ctx.config.layer_rules import gpu_problems, kernel_problems, layer_problems
 from alia_ctx.config.places import place_problems
 from alia_ctx.config.run import (
     HELD_OUT,
@@ -50,6 +50,7 @@ def run_problems(draft: Draft) -> Problems:
     _counts(draft, problems)
     _engine(draft.engine, problems)
     problems += kernel_problems(draft.engine)
+    problems += gpu_problems(draft.engine, draft.cluster, draft.planning)
     problems += layer_problems(draft.engine, model, draft.asked())
     _optimizer(draft.optimizer, problems)
     if not draft.planning:

@@ -25,6 +25,7 @@ from alia_ctx.nn.attention_reference import Tile, blocked_attention, tiles
 from alia_ctx.nn.dtypes import DTYPES
 from alia_ctx.nn.kernel_trial import Packing, wrong_results
 from alia_ctx.optional_packages import distribution_of, reason
+from alia_ctx.spec.compute_capability import FASTEST_KERNELS, GENERAL_KERNELS
 from alia_ctx.spec.execution import Precision
 from alia_ctx.spec.model import ModelSpec
 
@@ -178,7 +179,7 @@ def choose_kernel(
 
 def _named_though_slower(name: str, heads: Heads) -> tuple[str, ...]:
     """That a kernel is not of the fastest for this GPU and these heads; none where it is."""
-    special = _SPECIAL.get(torch.cuda.get_device_capability()[0], ())
+    special = FASTEST_KERNELS.get(torch.cuda.get_device_capability()[0], ())
     if name == "reference":
         if heads.dtype not in _HALF:
             return (_only_half(heads.dtype),)
@@ -192,8 +193,8 @@ def _named_though_slower(name: str, heads: Heads) -> tuple[str, ...]:
 
 def _fastest(heads: Heads | None, trial: bool) -> KernelChoice:
     missing: dict[str, LayoutError] = {}
-    special = _SPECIAL.get(torch.cuda.get_device_capability()[0], ())
-    for name in (*special, *_GENERAL):
+    special = FASTEST_KERNELS.get(torch.cuda.get_device_capability()[0], ())
+    for name in (*special, *GENERAL_KERNELS):
         try:
             kernel = _KERNELS[name].load_for(heads, trial)
         except LayoutError as error:
@@ -211,12 +212,6 @@ def _fastest(heads: Heads | None, trial: bool) -> KernelChoice:
         "no attention kernel for this GPU:\n  "
         + "\n  ".join(map(str, missing.values()))
     )
-
-
-# By the GPU's generation, its own kernels, twice as fast as those for any: FA3 is
-# Hopper's, FA4 is for data-centre Blackwell and Hopper.
-_SPECIAL = {9: ("flash3", "flash4"), 10: ("flash4",), 11: ("flash4",)}
-_GENERAL = ("flash2", "torch_varlen")  # the same kernel, FlashAttention 2
 
 
 _HALF = (torch.bfloat16, torch.float16)

@@ -24,6 +24,7 @@ from alia_ctx.planner.timing import (
 )
 from alia_ctx.planner.workload import RowSizes, Workload
 from alia_ctx.spec.cluster import ClusterSpec
+from alia_ctx.spec.compute_capability import capability_problems
 from alia_ctx.spec.execution import (
     GPU_LOSS_CHUNK,
     AskedLayers,
@@ -224,10 +225,12 @@ def plan_stage(
     """Plan a stage of `tokens` tokens in rows of `context`, `update_tokens` an update, on
     `world_size` GPUs; the rest is as in `Workload`.
 
-    ConfigError for sizes that make no sense or a RoPE that lacks fields; LayoutError
+    ConfigError for sizes that make no sense, what the cluster's GPU cannot compute, or a RoPE
+    that lacks fields; LayoutError
     where the layout does not fit model, row or world.
     """
-    if problems := cluster.problems():
+    asked = fp8, attention, layers
+    if problems := [*cluster.problems(), *capability_problems(cluster, *asked)]:
         raise ConfigError("the cluster cannot be planned with", problems)
     work = Workload(
         model,

@@ -247,6 +247,11 @@ def assumptions_table(
         table.add_column(heading, justify="left" if heading == "setting" else "right")
     for field in fields(cluster):
         value, default = getattr(cluster, field.name), field.default
+        if field.name == "compute_capability":
+            there = cluster.capability
+            words = "not known" if there is None else f"{there:.1f}"
+            table.add_row(f"cluster.{field.name}", words, "")
+            continue
         shown = "" if value == default else f"{default:g}"
         table.add_row(f"cluster.{field.name}", f"{value:g}", shown)
     peak = f"{cluster.peak_flops(precision) / 1e12:g}e12 FLOP/s a GPU"

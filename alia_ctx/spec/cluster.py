@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 from alia_ctx.errors import Problem, Problems
 from alia_ctx.spec.execution import Precision
+
+# Of NVIDIA's data sheets, SXM cards: dense bf16 and fp32 in 10^12 FLOP/s -> (compute
+# capability, name).
+_DATA_SHEETS = {(989.0, 67.0): (9.0, "Hopper"), (312.0, 19.5): (8.0, "A100")}
 
 # Of fp32 on the cores of a whole host; a GPU does more.
 _FASTEST_HOST_TFLOPS = 10
@@ -27,6 +32,9 @@ class ClusterSpec:
         peak_tflops: Its dense bf16 peak on the data sheet, in 10^12 FLOP/s.
         peak_fp32_tflops: The same in fp32 without tensor cores, which is how torch multiplies
             where nobody allows TF32; not above `peak_tflops`.
+        compute_capability: NVIDIA's number for its generation, as 8.9 or 9.0, by which what it
+            can compute is judged (`alia_ctx.spec.compute_capability`); None is that of the
+            H100 or the A100 where both peaks are theirs, else unknown (`capability`).
         efficiency: Share of the peak that products with weights reach, norms, sums and
             all else that a layer does beside attention included.
         attention_efficiency: Share of the peak that the attention kernel reaches,
@@ -54,6 +62,7 @@ class ClusterSpec:
     memory_gib: float = 64.0
     peak_tflops: float = 989.0
     peak_fp32_tflops: float = 67.0
+    compute_capability: float | None = None
     efficiency: float = 0.52
     attention_efficiency: float = 0.43
     memory_gb_per_s: float = 3350.0
@@ -68,8 +77,17 @@ class ClusterSpec:
 
     @property
     def is_of_gpus(self) -> bool:
-        """Whether its peak is above that of any host's processors."""
-        return self.peak_fp32_tflops > _FASTEST_HOST_TFLOPS
+        """Whether it has a compute capability, or a peak above that of any host's processors."""
+        given = self.compute_capability is not None
+        return given or self.peak_fp32_tflops > _FASTEST_HOST_TFLOPS
+
+    @property
+    def capability(self) -> float | None:
+        """Its compute capability, as it is said or by its peaks; None where nobody knows."""
+        if self.compute_capability is not None:
+            return self.compute_capability
+        sheet = _DATA_SHEETS.get((self.peak_tflops, self.peak_fp32_tflops))
+        return None if sheet is None else sheet[0]
 
     def peak_flops(self, precision: Precision) -> float:
         """FLOP/s of a GPU that computes in `precision`. Where `peak_tflops` is that of a
@@ -93,6 +111,23 @@ class ClusterSpec:
             value = getattr(self, name)
             at = f"{key}.{name}"
             problems.need(value >= 0, at, value, "must not be negative", remedy)
+        return [*problems, *self._capability_problems(f"{key}.compute_capability")]
+
+    def _capability_problems(self, at: str) -> list[Problem]:
+        """A compute capability that is none, or not that of the card that has both peaks."""
+        problems, given = Problems(), self.compute_capability
+        if given is None:
+            return problems
+        rule = "is not MAJOR.MINOR of a GPU"
+        is_one = 1 <= given < 100 and math.isclose(given, round(given, 1))
+        if not problems.need(is_one, at, given, rule, "8.0 is the A100, 9.0 Hopper"):
+            return problems
+        sheet = _DATA_SHEETS.get((self.peak_tflops, self.peak_fp32_tflops))
+        if sheet is not None:
+            known, name = sheet
+            rule = f"peaks of {self.peak_tflops:g} and {self.peak_fp32_tflops:g} are {name}'s"
+            remedy = f"set {at}={known:.1f}, or correct the peaks"
+            problems.need(given == known, at, given, rule, remedy)
         return problems
 
 

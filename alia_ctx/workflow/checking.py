@@ -11,6 +11,7 @@ from contextlib import suppress
 from functools import partial
 from pathlib import Path
 
+from alia_ctx.config.layer_rules import gpu_remarks
 from alia_ctx.config.run import HELD_OUT, RunConfig
 from alia_ctx.data.tokens import TokenStore, vocabulary_problems
 from alia_ctx.errors import AliaError, ConfigError, Problem, Problems
@@ -154,7 +155,7 @@ def gpu_notes(run: RunConfig, names: Sequence[str] = ()) -> list[str]:
     run that wants them was not asked for.
     """
     stages = names or list(run.stages)
-    idle = idle_settings(run, stages)
+    idle = [*idle_settings(run, stages), *gpu_remarks(run.engine, run.cluster)]
     if shutil.which("nvidia-smi") is None:
         return [*idle, *_not_looked_at(run)]
     # Imports torch, for whose seconds a machine without GPUs need not wait.

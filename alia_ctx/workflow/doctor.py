@@ -243,3 +243,15 @@ def _memory(run: RunConfig) -> Iterator[Finding]:
                 yield weak("gpu room", words, remedy)
             else:
                 yield good("gpu room", words)
+            yield _capability(run)
+
+
+def _capability(run: RunConfig) -> Finding:
+    """The GPU's compute capability against the one by which the run's settings are judged."""
+    planned = run.cluster.capability
+    there = float("{}.{}".format(*torch.cuda.get_device_capability()))
+    words = f"compute capability {there:.1f}"
+    if planned is None or planned == there:
+        return good("gpu generation", words)
+    words += f", planned with {planned:.1f}"
+    return weak("gpu generation", words, "correct cluster.compute_capability")

@@ -7,6 +7,7 @@ from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 
 from alia_ctx.config.given import Given
+from alia_ctx.config.layer_rules import gpu_remarks
 from alia_ctx.config.run import RunConfig
 from alia_ctx.errors import ConfigError, Problem
 
@@ -75,6 +76,7 @@ def plan_remarks(run: RunConfig, asked: PlanQuestion) -> Iterator[str]:
                 f"--search is through all layouts, not only stages.{name}.layout={layout} of "
                 "the command line"
             )
+    yield from gpu_remarks(run.engine, run.cluster)
     if chunks > 1:
         yield (
             f"engine.tp_overlap_chunks={chunks} is no time in the plan: on two and four H200 "

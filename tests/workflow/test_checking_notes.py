@@ -175,7 +175,7 @@ def test_what_makes_room_is_tried_in_turn_and_gives_what_it_says(
     assert room_on_a_gpu(run, name, sizes[0])[1] == []
     _, (remedy,) = room_on_a_gpu(run, name, min(sizes) * 0.01)
     assert "raise tp" not in remedy, "nothing to raise on one rank"
-    assert "take 2 GPUs (cluster.nodes, stages.short.layout=auto)" in remedy
+    assert "take 2 GPUs (set cluster.nodes=2 stages.short.layout=auto)" in remedy
 
 
 def test_one_doubt_has_one_wording(tmp_path: Path) -> None:
