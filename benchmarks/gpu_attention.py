@@ -328,9 +328,11 @@ def main() -> None:
         return
     if options.heads[0] % options.heads[1]:
         parser.error("--heads: key/value heads divide those of queries")
+    parser.require_gpus_or_few_tokens(1, "--lengths", max(options.lengths))
     setting = setting_of(options)
     installed = {name: releases(packages_of(name)) for name in options.kernels}
     known = parser.require_setting(options.out, setting, COMPUTED, installed)
+    gpu_program.note_trial()
     try:
         results = run_all(options, setting, known)
     except MixedError as error:

@@ -367,15 +367,16 @@ def main() -> None:
     )
     parser.add_argument("--table", type=existing_file, help="print a file's tables")
     options = parser.parse_args()
+    longest = max((int(row.partition(":")[0]) for row in options.row or ()), default=0)
     if options.table:
         parser.read(options.table, lambda f: print_table(Record.read(f)))
     elif not options.row or not options.out:
         parser.error("--row and --out say what to measure, --table what to print")
     elif "RANK" in os.environ:
-        parser.require_gpus_or_none(gpu_program.world_size())
+        parser.require_gpus_or_few_tokens(gpu_program.world_size(), "--row", longest)
         run_here(parser, options)
     else:
-        parser.require_gpus_or_none(options.ranks)
+        parser.require_gpus_or_few_tokens(options.ranks, "--row", longest)
         run_apart(parser, options)
         rows = Record.read(options.out)["rows"]
         gpu_program.end(

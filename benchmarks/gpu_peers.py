@@ -355,7 +355,7 @@ def main() -> None:
     if options.in_process:
         run_here(options)
         return
-    parser.require_gpus_or_none(options.ranks)
+    parser.require_gpus_or_few_tokens(options.ranks, "--context", options.context)
     setting = setting_of(options)
     installed = {peer: releases(packages_of(peer)) for peer in options.peers}
     known = parser.require_setting(options.out, setting, COMPUTED, installed)

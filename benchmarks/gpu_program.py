@@ -27,6 +27,7 @@ from benchmarks.releases import (
 )
 from benchmarks.settings import Setting, by_setting, require_same
 
+MOST_ON_A_HOST = 8192  # tokens of a row: a dense one of 32,768 takes minutes and 32 GiB
 REFUSED = 2  # the status, where nothing has been measured
 _ENGINE = get_type_hints(EngineConfig)
 
@@ -123,10 +124,17 @@ class Parser(argparse.ArgumentParser):
         if found < ranks:
             self.refuse(f"needs {ranks} GPU(s), and torch finds {found}")
 
-    def require_gpus_or_none(self, ranks: int) -> None:
-        """That, in a program that can be tried on a host."""
+    def require_gpus_or_few_tokens(self, ranks: int, option: str, tokens: int) -> None:
+        """That, or, in a program that can be tried on a host, the rows of `option` so short
+        that it ends there.
+        """
         if torch.cuda.is_available():
             self.require_gpus(ranks)
+        elif tokens > MOST_ON_A_HOST:
+            self.refuse(
+                f"needs {ranks} GPU(s), and torch finds none; a host tries it with rows of "
+                f"at most {MOST_ON_A_HOST:,} tokens ({option})"
+            )
 
     def read(self, file: Path, read: Callable[[Path], Any]) -> Any:
         """What `read` makes of a file of results; ends here where it is none."""

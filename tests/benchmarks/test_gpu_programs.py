@@ -162,6 +162,31 @@ def test_no_gpu_is_one_line(
     assert (said.out, said.err.count("\n")) == ("", 1)
 
 
+@pytest.mark.parametrize(
+    ("module", "arguments", "option"),
+    [
+        (gpu_attention, (), "--lengths"),
+        (gpu_peers, (), "--context"),
+        (gpu_peers, ("--ranks", "2", "--width", "64"), "--context"),
+        (gpu_context_parallel, ("--row", "8193:web", "--out", "out.json"), "--row"),
+    ],
+)
+def test_long_rows_are_not_begun_on_a_host(
+    module: ModuleType,
+    arguments: tuple[str, ...],
+    option: str,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Their defaults are a GPU's work of minutes."""
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    assert run(module, arguments, monkeypatch) == 2
+    said = capsys.readouterr()
+    assert said.err.endswith(f"rows of at most 8,192 tokens ({option})\n")
+    assert (said.out, said.err.count("\n")) == ("", 1)
+    assert not (ROOT / "out.json").exists()
+
+
 def test_of_several_ranks_the_first_speaks(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
