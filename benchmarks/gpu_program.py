@@ -141,7 +141,10 @@ class Parser(argparse.ArgumentParser):
         try:
             return read(file)
         except (ValueError, KeyError, TypeError, IndexError) as error:
-            self.error(f"{file} is no file of this program's results ({error!r})")
+            why = str(error) if type(error) is ValueError else repr(error)
+            said = why.startswith(str(file))
+            no_file = f"{file} is no file of this program's results"
+            self.error(why if said else f"{no_file} ({why})")
 
     def require_setting(
         self,

@@ -41,16 +41,37 @@ def write_result(result: dict[str, Any], out: Path | None) -> None:
     line = json.dumps(result)
     print(line, file=sys.stderr, flush=True)
     if out is not None:
-        with out.open("a") as file:
-            file.write(line + "\n")
+        with out.open("a+b") as file:
+            file.seek(0)
+            before, newline, last = file.read().rpartition(b"\n")
+            if last and _is_whole(last):
+                file.write(b"\n")
+            else:  # what a kill cut short would be one line with this one
+                file.truncate(len(before + newline))
+            file.write(line.encode() + b"\n")
+
+
+def _is_whole(line: str | bytes) -> bool:
+    try:
+        json.loads(line)
+    except ValueError:
+        return False
+    return True
 
 
 def read_results(file: Path, key: str) -> list[dict[str, Any]]:
-    """What `write_result` wrote of a program whose results all have `key`; ValueError where
-    another program did, or none.
+    """What `write_result` wrote of a program whose results all have `key`, but for a last one
+    that a kill cut short; ValueError where another program did, or none.
     """
-    results = [json.loads(line) for line in file.read_text().splitlines()]
-    if not results or not all(isinstance(r, dict) and key in r for r in results):
+    *lines, last = file.read_text().split("\n")
+    if last and _is_whole(last):  # as editors leave it that end no last line
+        lines.append(last)
+    elif last:
+        print(f"{file}: the last line is cut short, and left out", file=sys.stderr)
+    results = [json.loads(line) for line in lines]
+    if not results:
+        raise ValueError("it has no results")
+    if not all(isinstance(r, dict) and key in r for r in results):
         raise ValueError(f"not every line has its {key!r}")
     return results
 

@@ -17,6 +17,7 @@ import pytest
 import torch
 
 from benchmarks import gpu_attention, gpu_context_parallel, gpu_layouts, gpu_peers
+from benchmarks.pages import read_results, write_result
 from benchmarks.row_results import Record
 from benchmarks.settings import by_setting, card_here, differences, require_same
 from tests.benchmarks.test_gpu_programs import run
@@ -277,3 +278,27 @@ def test_a_card_is_asked_in_another_process(
     monkeypatch.setenv("PYTHONPATH", f"{tmp_path}{os.pathsep}{ROOT}")
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     assert card_here() == "NVIDIA H200"
+
+
+def test_a_line_that_a_kill_cut_short_costs_itself_alone(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """In the middle of any byte; what is added stands on a line of its own."""
+    whole, file = tmp_path / "whole.jsonl", tmp_path / "cut.jsonl"
+    results = [{"peer": "ours", "s": 0.5}, {"peer": "lïger", "s": 0.25}]
+    for result in results:
+        write_result(result, whole)
+    assert read_results(whole, "peer") == results
+    first, second = whole.read_bytes().splitlines(keepends=True)
+    for cut in range(1, len(second) - 1):
+        file.write_bytes(first + second[:cut])
+        assert read_results(file, "peer") == results[:1]
+        assert "cut short" in capsys.readouterr().err
+        write_result({"peer": "new"}, file)
+        assert read_results(file, "peer") == [results[0], {"peer": "new"}]
+    file.write_bytes(first + second[:-1])  # whole, but for its end of line
+    write_result({"peer": "new"}, file)
+    assert read_results(file, "peer") == [*results, {"peer": "new"}]
+    file.write_text("")
+    with pytest.raises(ValueError, match="no results"):
+        read_results(file, "peer")
