@@ -325,13 +325,11 @@ def _is_misread(node: yaml.ScalarNode, place: Sequence[str]) -> bool:
     """Whether YAML takes a value for something else than a person does."""
     if node.style or not node.value:  # quoted, or nothing
         return False
-    if is_choice(place, node.value):
-        return True
     if node.tag == _NULL:
         return node.value != "~" and is_text(place, null=True)
     if node.tag == _INTEGER and _OTHERWISE_READ.fullmatch(node.value):
         return True
-    return is_text(place)
+    return is_text(place) or is_choice(place, node.value)
 
 
 def _read_overrides(
