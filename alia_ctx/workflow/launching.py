@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
@@ -90,6 +91,7 @@ def launch(
     if is_slurm:
         _require_writable(folder)
     names, notes = _unfinished(run, stages)
+    notes += _other_gpus(run) if is_slurm else ()
     if not is_slurm and (ignored := run.launch.of_a_queue()):
         keys = ", ".join(f"launch.{name}" for name in ignored)
         notes.append(f"{keys}: only a queue has a use for it, and there is none")
@@ -125,6 +127,24 @@ def launch(
         if submit:
             launched.numbers.update(_submit(run, files, folder, queued))
     return launched
+
+
+# Of `--gres`: gpu:4, gpu:h100:4, among others.
+_GPUS = re.compile(r"(?:^|,)gpu(?::[A-Za-z][^:,]*)?:(\d+)(?=[,(]|$)")
+
+
+def _other_gpus(run: RunConfig) -> list[str]:
+    """A note where a job asks for more GPUs of a node than it has ranks for; ConfigError
+    where it asks for fewer.
+    """
+    found, ranks = _GPUS.search(run.launch.gres or ""), run.cluster.ranks_per_node
+    if found is None or run.engine.device == "cpu" or int(found[1]) == ranks:
+        return []
+    rule = f"is {found[1]} GPUs of a node, and cluster.ranks_per_node={ranks}"
+    remedy = f"set launch.gres=gpu:{ranks}, or the ranks"
+    if int(found[1]) < ranks:
+        raise ConfigError("", [Problem("launch.gres", run.launch.gres, rule, remedy)])
+    return [f"launch.gres={run.launch.gres} {rule}: the others wait idle; {remedy}"]
 
 
 def _require_writable(folder: Path) -> None:

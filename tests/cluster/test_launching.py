@@ -204,6 +204,25 @@ def test_a_base_that_nobody_imports_is_not_waited_for(
     assert [note for note in launched.notes if "the base is not at" in note]
 
 
+@pytest.mark.parametrize("gres", ["gpu:4", "gpu:h100:4", "shard:1,gpu:4"])
+def test_gpus_that_are_asked_for_are_those_of_the_ranks(
+    gres: str, tmp_path: Path
+) -> None:
+    path = write_run(tmp_path)
+    asked = {**SLURM, "gres": gres}
+    launched = workflow.launch(path, cluster=cluster(tmp_path, asked))
+    [note] = [note for note in launched.notes if "launch.gres" in note]
+    assert "is 4 GPUs of a node, and cluster.ranks_per_node=2" in note
+    few = {**SLURM, "gres": gres.replace("4", "1")}
+    with pytest.raises(
+        ConfigError, match=r"is 1 GPUs of a node.*set launch.gres=gpu:2"
+    ):
+        workflow.launch(path, cluster=cluster(tmp_path, few))
+    for same in (gres.replace("4", "2"), "gpu", None):
+        none = workflow.launch(path, cluster=cluster(tmp_path, {**SLURM, "gres": same}))
+        assert not [note for note in none.notes if "launch.gres" in note]
+
+
 def test_batch_files_carry_what_the_configuration_says(tmp_path: Path) -> None:
     """Exported as a shell reads it back."""
     home = os.path.expanduser("~")
