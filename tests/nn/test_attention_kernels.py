@@ -4,6 +4,8 @@ choice of a kernel.
 
 from __future__ import annotations
 
+import os
+import subprocess
 import sys
 import types
 from typing import Any
@@ -15,9 +17,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from alia_ctx.config.run import EngineConfig
 from alia_ctx.errors import LayoutError
-from alia_ctx.mcore.runtime import Distributed
 from alia_ctx.nn.attention_kernels import (
     Heads,
     VarlenSpec,
@@ -28,6 +28,7 @@ from alia_ctx.nn.attention_kernels import (
 from alia_ctx.nn.attention_reference import Tile, blocked_attention, tiles
 from alia_ctx.nn.determinism import deterministic_algorithms
 from tests import dense
+from tests.paths import ROOT, python_path
 
 
 def random_inputs(
@@ -250,7 +251,7 @@ def test_the_setting_reaches_the_kernel(modules: Any) -> None:
     calls: list[dict[str, Any]] = []
     modules("flash_attn", flash_attn_varlen_func=stand_in(calls, lambda out: out))
     spec = VarlenSpec.build(np.array([0, 4]), np.array([0, 4]), "cpu")
-    with Distributed(EngineConfig(device="cpu", deterministic=True)):
+    with deterministic_algorithms():
         varlen_attention(
             *random_inputs(4, 4, 1, 1, 8, torch.float32),
             spec,
@@ -259,6 +260,30 @@ def test_the_setting_reaches_the_kernel(modules: Any) -> None:
         )
     assert not torch.are_deterministic_algorithms_enabled(), "it ends with the run"
     assert calls[0]["deterministic"] is True
+
+
+def test_a_run_asks_for_what_repeats() -> None:
+    """In a process of its own, as Megatron-Core is made ready for a host in it."""
+    code = (
+        "import torch\n"
+        "from alia_ctx.config.run import EngineConfig\n"
+        "from alia_ctx.mcore.runtime import Distributed\n"
+        "asked = torch.are_deterministic_algorithms_enabled\n"
+        "for wanted in (False, True):\n"
+        "    with Distributed(EngineConfig(deterministic=wanted)):\n"
+        "        assert asked() is wanted\n"
+        "    assert not asked()\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        env={**os.environ, "CUDA_VISIBLE_DEVICES": "", "PYTHONPATH": python_path()},
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
 
 
 def test_a_kernel_that_cannot_repeat_is_refused(modules: Any) -> None:
