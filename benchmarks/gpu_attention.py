@@ -54,7 +54,6 @@ from benchmarks.releases import (
     TE,
     Columns,
     Computed,
-    MixedError,
     by_computation,
     print_installed,
     releases,
@@ -332,11 +331,7 @@ def main() -> None:
     setting = setting_of(options)
     installed = {name: releases(packages_of(name)) for name in options.kernels}
     known = parser.require_setting(options.out, setting, COMPUTED, installed)
-    gpu_program.note_trial()
-    try:
-        results = run_all(options, setting, known)
-    except MixedError as error:
-        parser.refuse(str(error))
+    results = parser.begun(lambda: run_all(options, setting, known))
     print_table(results)
     gpu_program.end(
         f"{r['contender']} ({r['length']}, {r['row']})"

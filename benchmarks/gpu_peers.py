@@ -78,7 +78,6 @@ from benchmarks.process_ranks import RankGroup
 from benchmarks.releases import (
     Columns,
     Computed,
-    MixedError,
     by_computation,
     print_installed,
     releases,
@@ -359,11 +358,7 @@ def main() -> None:
     setting = setting_of(options)
     installed = {peer: releases(packages_of(peer)) for peer in options.peers}
     known = parser.require_setting(options.out, setting, COMPUTED, installed)
-    gpu_program.note_trial()
-    try:
-        results = run_all(options, setting, known)
-    except MixedError as error:
-        parser.refuse(str(error))
+    results = parser.begun(lambda: run_all(options, setting, known))
     print_tables(results)
     gpu_program.end(r["peer"] for r in results if "skipped" in r)
 

@@ -22,6 +22,7 @@ from benchmarks.pages import read_results
 from benchmarks.releases import (
     Columns,
     Computed,
+    MixedError,
     Releases,
     require_same_computation,
 )
@@ -135,6 +136,16 @@ class Parser(argparse.ArgumentParser):
                 f"needs {ranks} GPU(s), and torch finds none; a host tries it with rows of "
                 f"at most {MOST_ON_A_HOST:,} tokens ({option})"
             )
+
+    def begun(self, run: Callable[[], list[dict[str, Any]]]) -> list[dict[str, Any]]:
+        """The results of `run`, which may be a trial on a host; ends here with one that does
+        not belong beside those of the file.
+        """
+        note_trial()
+        try:
+            return run()
+        except MixedError as error:
+            self.refuse(str(error))
 
     def read(self, file: Path, read: Callable[[Path], Any]) -> Any:
         """What `read` makes of a file of results; ends here where it is none."""

@@ -25,7 +25,8 @@ from alia_ctx.nn.determinism import deterministic_algorithms
 from alia_ctx.nn.dtypes import DTYPES
 from alia_ctx.nn.layer_choice import choose_layers
 from alia_ctx.optional_packages import half_installed, installed_version, reason
-from alia_ctx.spec.execution import Fp8, Precision, kernel_speed
+from alia_ctx.spec.compute_capability import kernel_speed
+from alia_ctx.spec.execution import Fp8, Precision
 from alia_ctx.spec.model import ModelSpec
 
 # By what ranks compute on: what constraints.txt pins, with which the tests of hosts run, and

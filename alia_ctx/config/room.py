@@ -140,10 +140,8 @@ def _gpu_settings(
     run: RunConfig, stage: StageConfig, name: str, gpus: int
 ) -> list[str] | None:
     """What gives a stage so many GPUs; None where they are no whole nodes of the cluster."""
-    each, key = (
-        run.cluster.ranks_per_node,
-        f"stages.{name}" if stage.nodes else "cluster",
-    )
+    each = run.cluster.ranks_per_node
+    key = f"stages.{name}" if stage.nodes else "cluster"
     if gpus < each:  # a part of a node, as a plan may be asked of
         return [f"{key}.nodes=1", f"cluster.ranks_per_node={gpus}"]
     return None if gpus % each else [f"{key}.nodes={gpus // each}"]

@@ -10,7 +10,7 @@ from typing import Any
 from alia_ctx.evaluation.positions import PositionBands
 from alia_ctx.evaluation.retrieval import RetrievalScores
 from alia_ctx.evaluation.verdicts import Chain, Measured, Verdict
-from alia_ctx.spec.execution import kernel_speed
+from alia_ctx.spec.compute_capability import kernel_speed
 
 # What an evaluator is called -> the arguments of `alia-ctx evaluate` that make it.
 COMMANDS: Mapping[str, str] = {

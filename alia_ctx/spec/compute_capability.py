@@ -67,3 +67,12 @@ def fastest_kernels(capability: float) -> tuple[str, ...]:
 def is_special(kernel: str) -> bool:
     """Whether an attention kernel is of some generations of GPUs alone."""
     return kernel in _SPECIAL
+
+
+def kernel_speed(kernel: str) -> str:
+    """How fast an attention kernel of a GPU is beside the best, in words."""
+    if is_special(kernel):  # taken where another of them is there and wrong
+        return "as fast as the best"
+    if kernel == "reference":
+        return "many times slower than the best"  # written for hosts; tiles one by one
+    return "about half as fast as the best"  # FlashAttention 2: docs/benchmarks/gpu.md

@@ -70,19 +70,6 @@ def _narrow(model: ModelSpec, tp: int) -> list[str]:
     return [f"{name} {n}" for name, n in products.items() if n % FP8_MULTIPLE]
 
 
-# The attention kernels of single generations of GPUs, twice as fast there as the others.
-FASTEST = ("flash3", "flash4")
-
-
-def kernel_speed(kernel: str) -> str:
-    """How fast an attention kernel of a GPU is beside the best, in words."""
-    if kernel in FASTEST:  # taken where another of them is there and wrong
-        return "as fast as the best"
-    if kernel == "reference":
-        return "many times slower than the best"  # written for hosts; tiles one by one
-    return "about half as fast as the best"  # FlashAttention 2: docs/benchmarks/gpu.md
-
-
 def loss_chunk_tokens(configured: int | None, device: str) -> int:
     """The configured chunk in tokens, or where there is none the default of a device type
     (`cpu`, `cuda`).

@@ -16,7 +16,7 @@ from alia_ctx.config.run import HELD_OUT, RunConfig
 from alia_ctx.data.tokens import TokenStore, vocabulary_problems
 from alia_ctx.errors import AliaError, ConfigError, Problem, Problems
 from alia_ctx.hf import assets, targets
-from alia_ctx.spec.execution import kernel_speed
+from alia_ctx.spec.compute_capability import kernel_speed
 from alia_ctx.workflow.chain import run_directory
 from alia_ctx.workflow.idle_settings import idle_settings
 from alia_ctx.workflow.plan_work import check_stage

@@ -7,6 +7,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 
 from alia_ctx.config.run import EngineConfig, RunConfig
+from alia_ctx.planner.timing import spans_nodes
 from alia_ctx.spec.token_chunks import TILE, chunk_tokens
 
 
@@ -75,7 +76,7 @@ def _idle_in(run: RunConfig, name: str) -> Iterator[str]:
                 f"{TILE} at once; 2 to 8 chunks are meant"
             )
     node = run.cluster.ranks_per_node
-    if tp > node and engine.device == "cuda":
+    if engine.device == "cuda" and spans_nodes(stage.layout, run.cluster):
         yield (
             f"layout.tp={tp} leaves the node of {node} GPUs, and every layer waits for the "
             f"network; tp={node} at most stays in it, and cp or pp divide further"

@@ -12,7 +12,7 @@ import numpy as np
 from alia_ctx.config.run import RunConfig
 from alia_ctx.data.packing import PackPlan
 from alia_ctx.errors import AliaError
-from alia_ctx.spec.execution import FASTEST
+from alia_ctx.spec.compute_capability import is_special
 from alia_ctx.spec.model import ModelSpec
 from alia_ctx.train.trainer import StageTrainer
 from alia_ctx.workflow.chain import run_directory
@@ -57,7 +57,7 @@ def training_block(
         f"  engine  {engine.device.type}, {run.engine.precision}, attention by "
         f"{engine.kernel}, layers by {engine.layers.words}{_fp8_words(engine, model)}",
         *(
-            f"          not by {'another' if engine.kernel in FASTEST else 'a faster one'}: {why}"
+            f"          not by {'another' if is_special(engine.kernel) else 'a faster one'}: {why}"
             for why in engine.kernels_passed_over
         ),
         *(

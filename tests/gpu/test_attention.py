@@ -124,16 +124,9 @@ def is_right(found: dict[str, float]) -> bool:
     return all(error < 1 for error in found.values())  # a NaN is not
 
 
-def compare(
-    kernel: Kernel,
-    offsets: np.ndarray,
-    tokens: int,
-    heads: int,
-    groups: int,
-    cp: int,
-    balance: Balance | None = None,
-) -> None:
-    found = errors(kernel, offsets, tokens, heads, groups, cp, balance)
+def compare(*case: Any, **options: Any) -> None:
+    """A case of `errors` is right."""
+    found = errors(*case, **options)
     assert is_right(found), found
 
 
