@@ -72,7 +72,6 @@ def test_a_command_is_taken(
 
     monkeypatch.setenv("WORLD_SIZE", str(ranks))
     monkeypatch.setattr(gpu_program.Parser, "require_gpus", begin)
-    monkeypatch.setattr(gpu_program.Parser, "require_gpus_or_none", begin)
     if program == "gpu_attention":
         monkeypatch.setattr(module, "run_all", begin)
     words = tuple(shlex.split(arguments))
