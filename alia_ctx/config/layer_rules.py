@@ -20,6 +20,7 @@ from alia_ctx.spec.execution import (
     PRECISIONS_OF_GPU_KERNELS,
     fp8_problem,
 )
+from alia_ctx.spec.launch import LaunchSpec
 from alia_ctx.spec.model import ModelSpec
 from alia_ctx.spec.token_chunks import TILE, most_chunks
 
@@ -167,6 +168,21 @@ def gpu_remarks(engine: EngineConfig, cluster: ClusterSpec) -> Iterator[str]:
                 f"{there:.1f}, and was not measured there; set engine.attention=auto, which "
                 f"takes {' or '.join(best)}"
             )
+
+
+def queue_problem(
+    engine: EngineConfig, cluster: ClusterSpec, launch: LaunchSpec
+) -> Problem | None:
+    """That a job would have another number of GPUs on a node than ranks: with fewer it
+    cannot run, with more the others wait idle.
+    """
+    asked, ranks = launch.gpus, cluster.ranks_per_node
+    if asked is None or engine.device == "cpu" or asked == ranks:
+        return None
+    rule = f"is {asked} GPUs of a node, and cluster.ranks_per_node={ranks}"
+    rule += ": the others wait idle" if asked > ranks else ""
+    remedy = f"set launch.gres=gpu:{ranks}, or the ranks"
+    return Problem("launch.gres", launch.gres, rule, remedy)
 
 
 def _chunk_problems(count: int, stages: Mapping[str, StageConfig]) -> list[Problem]:

@@ -14,7 +14,12 @@ from alia_ctx.config.base import model_problems
 from alia_ctx.config.budget import budget_problems, schedule_problems, unit_problems
 from alia_ctx.config.draft import Draft
 from alia_ctx.config.evaluation import METRICS
-from alia_ctx.config.layer_rules import gpu_problems, kernel_problems, layer_problems
+from alia_ctx.config.layer_rules import (
+    gpu_problems,
+    kernel_problems,
+    layer_problems,
+    queue_problem,
+)
 from alia_ctx.config.places import place_problems
 from alia_ctx.config.run import (
     HELD_OUT,
@@ -54,6 +59,9 @@ def run_problems(draft: Draft) -> Problems:
     problems += layer_problems(draft.engine, model, draft.asked())
     _optimizer(draft.optimizer, problems)
     if not draft.planning:
+        few = (draft.launch.gpus or 0) < draft.cluster.ranks_per_node
+        asked = queue_problem(draft.engine, draft.cluster, draft.launch)
+        problems += [asked] if asked is not None and few else []
         problems += sink_problems(draft.metrics.sinks, "metrics.sinks")
         _text(draft, problems)
         problems += place_problems(draft)

@@ -13,6 +13,8 @@ from alia_ctx.errors import Problem, Problems
 _TIME = re.compile(r"(?:(\d+)-)?(\d{1,4}):([0-5]?\d):([0-5]?\d)")
 _VARIABLE = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 _WORD = re.compile(r"[\w.+@,:=/-]+")
+# Of `gres`: gpu:4, gpu:h100:4, among others.
+_GPUS = re.compile(r"(?:^|,)gpu(?::[A-Za-z][^:,]*)?:(\d+)(?=[,(]|$)")
 # What each rank is told by what starts it.
 _OF_RANKS = ("RANK", "LOCAL_RANK", "WORLD_SIZE")
 # Options of sbatch by which a job is no more the one that `launch` submits, knows again and
@@ -79,6 +81,12 @@ class LaunchSpec:
     def limit_seconds(self) -> float:
         """`time_limit` in seconds."""
         return slurm_seconds(self.time_limit)
+
+    @property
+    def gpus(self) -> int | None:
+        """GPUs of a node that `gres` asks the queue for; None where nothing says how many."""
+        found = _GPUS.search(self.gres or "")
+        return int(found[1]) if self.scheduler == "slurm" and found else None
 
     def program(self, python: str) -> list[str]:
         """The words that start Python on a node: what starts the container, its image and

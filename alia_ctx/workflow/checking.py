@@ -11,7 +11,7 @@ from contextlib import suppress
 from functools import partial
 from pathlib import Path
 
-from alia_ctx.config.layer_rules import gpu_remarks
+from alia_ctx.config.layer_rules import gpu_remarks, queue_problem
 from alia_ctx.config.run import HELD_OUT, RunConfig
 from alia_ctx.data.tokens import TokenStore, vocabulary_problems
 from alia_ctx.errors import AliaError, ConfigError, Problem, Problems
@@ -156,6 +156,8 @@ def gpu_notes(run: RunConfig, names: Sequence[str] = ()) -> list[str]:
     """
     stages = names or list(run.stages)
     idle = [*idle_settings(run, stages), *gpu_remarks(run.engine, run.cluster)]
+    if (asked := queue_problem(run.engine, run.cluster, run.launch)) is not None:
+        idle.append(str(asked))  # more than ranks, as fewer are refused
     if shutil.which("nvidia-smi") is None:
         return [*idle, *_not_looked_at(run)]
     # Imports torch, for whose seconds a machine without GPUs need not wait.

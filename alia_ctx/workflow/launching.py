@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
@@ -22,6 +21,7 @@ from alia_ctx.cluster import (
     shell_script,
     unwritable,
 )
+from alia_ctx.config.layer_rules import queue_problem
 from alia_ctx.config.load import load_run, read_config
 from alia_ctx.config.run import RunConfig
 from alia_ctx.config.texts import escaped
@@ -91,7 +91,8 @@ def launch(
     if is_slurm:
         _require_writable(folder)
     names, notes = _unfinished(run, stages)
-    notes += _other_gpus(run) if is_slurm else ()
+    if (asked := queue_problem(run.engine, run.cluster, run.launch)) is not None:
+        notes.append(str(asked))  # more than ranks, as fewer are refused
     if not is_slurm and (ignored := run.launch.of_a_queue()):
         keys = ", ".join(f"launch.{name}" for name in ignored)
         notes.append(f"{keys}: only a queue has a use for it, and there is none")
@@ -127,24 +128,6 @@ def launch(
         if submit:
             launched.numbers.update(_submit(run, files, folder, queued))
     return launched
-
-
-# Of `--gres`: gpu:4, gpu:h100:4, among others.
-_GPUS = re.compile(r"(?:^|,)gpu(?::[A-Za-z][^:,]*)?:(\d+)(?=[,(]|$)")
-
-
-def _other_gpus(run: RunConfig) -> list[str]:
-    """A note where a job asks for more GPUs of a node than it has ranks for; ConfigError
-    where it asks for fewer.
-    """
-    found, ranks = _GPUS.search(run.launch.gres or ""), run.cluster.ranks_per_node
-    if found is None or run.engine.device == "cpu" or int(found[1]) == ranks:
-        return []
-    rule = f"is {found[1]} GPUs of a node, and cluster.ranks_per_node={ranks}"
-    remedy = f"set launch.gres=gpu:{ranks}, or the ranks"
-    if int(found[1]) < ranks:
-        raise ConfigError("", [Problem("launch.gres", run.launch.gres, rule, remedy)])
-    return [f"launch.gres={run.launch.gres} {rule}: the others wait idle; {remedy}"]
 
 
 def _require_writable(folder: Path) -> None:

@@ -212,12 +212,18 @@ def test_gpus_that_are_asked_for_are_those_of_the_ranks(
     asked = {**SLURM, "gres": gres}
     launched = workflow.launch(path, cluster=cluster(tmp_path, asked))
     [note] = [note for note in launched.notes if "launch.gres" in note]
-    assert "is 4 GPUs of a node, and cluster.ranks_per_node=2" in note
+    assert "is 4 GPUs of a node, and cluster.ranks_per_node=2: the others wait" in note
+    over = cluster(tmp_path, asked)
+    assert [note] == [
+        n for n in workflow.gpu_notes(load_run(path, over=[over])) if "gres" in n
+    ]
     few = {**SLURM, "gres": gres.replace("4", "1")}
     with pytest.raises(
         ConfigError, match=r"is 1 GPUs of a node.*set launch.gres=gpu:2"
     ):
         workflow.launch(path, cluster=cluster(tmp_path, few))
+    with pytest.raises(ConfigError, match="is 1 GPUs of a node"):  # by `check` as well
+        load_run(path, over=[cluster(tmp_path, few)])
     for same in (gres.replace("4", "2"), "gpu", None):
         none = workflow.launch(path, cluster=cluster(tmp_path, {**SLURM, "gres": same}))
         assert not [note for note in none.notes if "launch.gres" in note]
