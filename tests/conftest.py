@@ -41,6 +41,11 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         action="store_true",
         help="leave out tests that start processes or are marked long",
     )
+    parser.addoption(
+        "--gpus-each",
+        type=int,
+        help="GPUs of each worker (-n) of its own; without it all compute on all",
+    )
 
 
 def pytest_collection_modifyitems(

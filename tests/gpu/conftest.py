@@ -10,6 +10,26 @@ import pytest
 import torch
 
 from alia_ctx.nn import attention_kernels, attention_reference
+from tests.gpu.shares import WORKER, share_of_worker
+
+VISIBLE = "CUDA_VISIBLE_DEVICES"
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Before CUDA starts, which reads once what a process may see."""
+    if (each := config.getoption("gpus_each")) is None:
+        return
+    count, workers = torch.cuda.device_count(), config.getoption("numprocesses", None)
+    seen = os.environ.get(VISIBLE) or ",".join(map(str, range(count)))
+    devices, last = seen.split(",") if seen else [], f"gw{(workers or 1) - 1}"
+    try:
+        # Of the last one first: where a worker is refused, xdist starts it again for ever.
+        share_of_worker(devices, each, {WORKER: last, **os.environ})
+        own = share_of_worker(devices, each, os.environ)
+    except ValueError as error:
+        raise pytest.UsageError(str(error)) from None
+    if not workers or WORKER in os.environ:
+        os.environ[VISIBLE] = ",".join(own)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
