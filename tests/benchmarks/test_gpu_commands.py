@@ -72,6 +72,7 @@ def test_a_command_is_taken(
 
     monkeypatch.setenv("WORLD_SIZE", str(ranks))
     monkeypatch.setattr(gpu_program.Parser, "require_gpus", begin)
+    monkeypatch.setattr(gpu_program.Parser, "require_gpus_or_few_tokens", begin)
     if program == "gpu_attention":
         monkeypatch.setattr(module, "run_all", begin)
     words = tuple(shlex.split(arguments))
