@@ -1,13 +1,14 @@
 """The adapter to Megatron-Core: every file here needs Megatron, or stands beneath it."""
 
 from alia_ctx.errors import LayoutError
+from alia_ctx.mcore.lazy_compile import compiling_when_called
 from alia_ctx.mcore.quiet import quiet_upstream
 from alia_ctx.nn.layer_choice import hide_where_unusable
 from alia_ctx.optional_packages import guard, hidden_have_no_version, reason
 
 # Upstream warns while it is imported, about what a host does not have. Whoever imports
 # a module of this package passes here first, so that its filters hold for just that.
-with quiet_upstream(), hidden_have_no_version():
+with quiet_upstream(), hidden_have_no_version(), compiling_when_called():
     guard()
     hide_where_unusable()
     try:
