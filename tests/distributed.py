@@ -1,8 +1,8 @@
 """Run a function on several gloo processes, within a time-out, leaving none behind.
 
-The processes are forked from a server that has imported torch and Megatron-Core once,
-so a group of four starts in half a second; importing Megatron in each would cost a
-minute of two cores. The server has one thread and has initialised nothing, and it ends
+The processes are forked from a server that has imported once what most of them need, so a
+group of four starts in half a second; importing Megatron in each would cost a minute of
+two cores. The server has one thread and has initialised nothing, and it ends
 with the process that started it.
 """
 
@@ -25,7 +25,16 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
-_PRELOADED = ["torch.distributed", "alia_ctx.mcore.attention", "tests.distributed"]
+_PRELOADED = [
+    "torch.distributed",
+    "torch._dynamo",  # torch imports it where an optimizer is first made
+    "transformers.models.llama.modeling_llama",
+    "alia_ctx.mcore.attention",
+    "alia_ctx.mcore.engine",
+    "alia_ctx.workflow.evaluation",
+    "alia_ctx.workflow.training",
+    "tests.distributed",
+]
 _PR_SET_PDEATHSIG = 1  # linux/prctl.h
 _ATTEMPTS = 3
 _FORMING = "while forming"  # stands for the result of a rank that has not called `fn`

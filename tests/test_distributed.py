@@ -52,6 +52,16 @@ def test_results_come_back_by_rank() -> None:
     assert run_distributed(sum_of_ranks, 3, 10) == [30.0] * 3
 
 
+def threads_of_the_server(rank: int) -> int:
+    status = Path(f"/proc/{os.getppid()}/status").read_text()
+    return int(status.split("Threads:")[1].split()[0])
+
+
+def test_the_server_has_one_thread() -> None:
+    """A child of one with more may wait for ever for a lock that another thread held."""
+    assert run_distributed(threads_of_the_server, 1) == [1]
+
+
 def test_a_childs_traceback_is_raised() -> None:
     with pytest.raises(
         AssertionError,

@@ -12,8 +12,9 @@ joined key by key, everything else is replaced. The only module that imports ome
 
 from __future__ import annotations
 
+import copy
+import functools
 import os
-import re
 from collections.abc import Collection, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import replace
@@ -24,6 +25,7 @@ import yaml
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from alia_ctx.config.as_written import as_written
 from alia_ctx.config.base import (
     FROM_CHECKPOINT,
     missing_base,
@@ -44,15 +46,10 @@ from alia_ctx.config.places import expand_home
 from alia_ctx.config.rules import run_problems
 from alia_ctx.config.run import RunConfig, unknown_stage
 from alia_ctx.config.schema import build_parts
-from alia_ctx.config.texts import is_choice, is_text
 from alia_ctx.errors import ConfigError, Problems
 
 _UNREADABLE = (OmegaConfBaseException, yaml.YAMLError, ValueError)
-_STRING, _INTEGER, _NULL, _MERGE_KEY = (
-    f"tag:yaml.org,2002:{name}" for name in ("str", "int", "null", "merge")
-)
 _BEGIN = "`alia-ctx init HF_DIR` writes one"
-_OTHERWISE_READ = re.compile(r"[-+]?(0[0-9_]+|[0-9_]+(:[0-9_]+)+)")
 
 
 def load_run(
@@ -273,8 +270,7 @@ def _find(path: Path, including: tuple[Path, ...]) -> Path:
 
 def _parse(path: Path) -> dict[str, Any]:
     try:
-        text = _as_written(path.read_text(encoding="utf-8"))
-        document = OmegaConf.to_container(OmegaConf.create(text or "{}"))
+        document = copy.deepcopy(_containers(path.read_text(encoding="utf-8")))
     except _UNREADABLE as error:
         raise ConfigError(
             f"{path}: cannot be read as configuration: {error}"
@@ -286,50 +282,10 @@ def _parse(path: Path) -> dict[str, Any]:
     return document  # type: ignore[return-value]
 
 
-def _as_written(text: str, place: Sequence[str] = ()) -> str:
-    """The YAML in `text`, which stands at `place`, with what it would read otherwise than
-    a person does in quotes.
-
-    Keys are names: a stage `4096`, `012` or `yes` is not the number 4096, the octal
-    number 10 or the word true. Neither is the value of a setting that is text. And YAML
-    1.1 takes the values 012 and 1:30 for 10 and 90.
-    """
-    root = yaml.compose(text, Loader=yaml.SafeLoader)
-    if root is None:
-        return text
-    pending, seen = [(root, tuple(place))], set()
-    while pending:
-        node, at = pending.pop()
-        if id(node) in seen:  # an alias
-            continue
-        seen.add(id(node))
-        if isinstance(node, yaml.MappingNode):
-            names: set[str] = set()
-            for key, value in node.value:
-                is_merged = key.tag == _MERGE_KEY
-                pending.append((value, at if is_merged else (*at, str(key.value))))
-                if isinstance(key, yaml.ScalarNode) and not is_merged:
-                    key.tag, key.style = _STRING, "'"
-                    if key.value in names:
-                        rule = f"the key {key.value} stands twice"
-                        raise yaml.MarkedYAMLError(rule, problem_mark=key.start_mark)
-                    names.add(key.value)
-        elif isinstance(node, yaml.SequenceNode):
-            pending.extend((value, (*at, "*")) for value in node.value)
-        elif isinstance(node, yaml.ScalarNode) and _is_misread(node, at):
-            node.tag, node.style = _STRING, "'"
-    return yaml.serialize(root, Dumper=yaml.SafeDumper, allow_unicode=True)
-
-
-def _is_misread(node: yaml.ScalarNode, place: Sequence[str]) -> bool:
-    """Whether YAML takes a value for something else than a person does."""
-    if node.style or not node.value:  # quoted, or nothing
-        return False
-    if node.tag == _NULL:
-        return node.value != "~" and is_text(place, null=True)
-    if node.tag == _INTEGER and _OTHERWISE_READ.fullmatch(node.value):
-        return True
-    return is_text(place) or is_choice(place, node.value)
+@functools.lru_cache(maxsize=64)  # a file is included by many, and read by many steps
+def _containers(text: str) -> Any:
+    """The YAML in `text` as plain containers, which are not the caller's to change."""
+    return OmegaConf.to_container(OmegaConf.create(as_written(text) or "{}"))
 
 
 def _read_overrides(
@@ -358,7 +314,7 @@ def _read_overrides(
                 place if "." in name else name
                 for place, name in zip(places, names, strict=True)
             )
-            written = OmegaConf.from_dotlist([f"{plain}={_as_written(value, names)}"])
+            written = OmegaConf.from_dotlist([f"{plain}={as_written(value, names)}"])
             given = OmegaConf.to_container(written)
             dotted = {p: n for p, n in zip(places, names, strict=True) if "." in n}
             overrides = OmegaConf.merge(overrides, _renamed(given, dotted))

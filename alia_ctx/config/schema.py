@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import functools
 import re
 import types
 from collections.abc import Mapping
@@ -80,7 +81,7 @@ def _fields(cls: Any, raw: object, key: str, problems: Problems) -> dict[str, An
     fields = {f.name: f for f in dataclasses.fields(cls) if f.init}
     if not isinstance(raw, Mapping):
         return dict.fromkeys(fields, _wrong_type(key, raw, "a mapping", problems))
-    hints = get_type_hints(cls)
+    hints = _hints(cls)
     prefix = f"{key}." if key else ""
     values: dict[str, Any] = {}
     for name in raw:
@@ -100,6 +101,11 @@ def _fields(cls: Any, raw: object, key: str, problems: Problems) -> dict[str, An
             problems.add(at, None, "is required", f"set {at}")
             values[name] = _INVALID
     return values
+
+
+@functools.cache
+def _hints(cls: Any) -> Mapping[str, Any]:
+    return types.MappingProxyType(get_type_hints(cls))
 
 
 def _suggest(name: str, known: list[str]) -> str:
