@@ -58,8 +58,9 @@ wheel: setup
 fast: setup
 	@$(BIN)/python -m pytest --fast --ignore tests/gpu -q -n 2 --dist worksteal $(PYTEST_ARGS)
 
+# Three on two cores: a test that starts processes often waits for them to start or to end.
 test: setup lint
-	@$(BIN)/python -m pytest -n 2 --dist worksteal $(PYTEST_ARGS)
+	@$(BIN)/python -m pytest -n 3 --dist worksteal $(PYTEST_ARGS)
 
 # Environments of other releases of transformers: for the tests that exported directories load
 # in them as well, and for scripts/conversion_matrix.py. torch is that of .venv.

@@ -9,10 +9,9 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import types
 from collections.abc import Callable, Iterator
 from typing import Any
-
-import torch
 
 
 @contextlib.contextmanager
@@ -20,6 +19,8 @@ def compiling_when_called() -> Iterator[None]:
     """Functions that are decorated in this context are compiled at their first call, by the
     same arguments.
     """
+    import torch  # not before `guard` has hidden what of torch's own imports is broken
+
     compile_now = torch.compile
     torch.compile = functools.partial(_later, compile_now)  # type: ignore[assignment]
     try:
@@ -33,7 +34,7 @@ def _later(
 ) -> Callable[..., Any]:
     if model is None:  # called with options, for what it decorates
         return functools.partial(_later, compile_now, **options)
-    if isinstance(model, torch.nn.Module):
+    if not isinstance(model, types.FunctionType):
         return compile_now(model, **options)  # type: ignore[no-any-return]
 
     @functools.cache
