@@ -42,13 +42,13 @@ def bytes_of(auto: Any, ids: list[int]) -> list[bytes]:
     hidden = [byte for byte in range(256) if byte not in shown]
     letters = {chr(byte): byte for byte in shown}
     letters |= {chr(256 + number): byte for number, byte in enumerate(hidden)}
-    pieces = []
+    pieces, has_blanks = [], "▁" in auto.get_vocab()  # which copies all of it
     for name in auto.convert_ids_to_tokens(ids):
         if name in SPECIAL:
             pieces.append(name.encode())
         elif name.startswith("<0x"):
             pieces.append(bytes([int(name[3:5], 16)]))
-        elif "▁" in auto.get_vocab():
+        elif has_blanks:
             pieces.append(name.replace("▁", " ").encode())
         else:
             pieces.append(bytes(letters[letter] for letter in name))
