@@ -2,8 +2,31 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 import time
 from pathlib import Path
+
+from tests.paths import ROOT, python_path
+
+
+def python_on_a_host(
+    *arguments: str, first: tuple[Path, ...] = (), timeout: float = 300, **more: str
+) -> subprocess.CompletedProcess[str]:
+    """`python ARGUMENTS` in the checkout, where no GPU is to be seen, importing from `first`
+    before all else; `more` are variables of its environment.
+    """
+    own = {"PYTHONPATH": python_path(*first), "CUDA_VISIBLE_DEVICES": "", **more}
+    return subprocess.run(
+        [sys.executable, *arguments],
+        cwd=ROOT,
+        env={**os.environ, **own},
+        capture_output=True,
+        text=True,
+        timeout=timeout,
+        check=False,
+    )
 
 
 def children_of(process: int) -> set[int]:

@@ -20,7 +20,7 @@ from alia_ctx.cli.stopping import Stopped
 from alia_ctx.data.chat.making.functions import require_jsonschema
 from alia_ctx.data.tokens.tokenizer import HubTokenizer
 from alia_ctx.errors import DataError
-from tests.paths import ROOT, python_path
+from tests.processes import python_on_a_host
 from tests.small_run import write_run
 
 ALL = sorted(optional_packages._GUARDED)
@@ -46,20 +46,7 @@ def fake(folder: Path, name: str, body: str, version: str = "9.9.9") -> None:
 
 
 def python(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [sys.executable, *arguments],
-        cwd=ROOT,
-        env={
-            **os.environ,
-            "PYTHONPATH": python_path(folder),
-            "HOME": str(folder),
-            "CUDA_VISIBLE_DEVICES": "",
-        },
-        capture_output=True,
-        text=True,
-        check=False,
-        timeout=300,
-    )
+    return python_on_a_host(*arguments, first=(folder,), HOME=str(folder))
 
 
 def sought(root: Path) -> Iterator[str]:

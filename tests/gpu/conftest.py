@@ -23,9 +23,9 @@ def pytest_configure(config: pytest.Config) -> None:
     seen = os.environ.get(VISIBLE) or ",".join(map(str, range(count)))
     devices, last = seen.split(",") if seen else [], f"gw{(workers or 1) - 1}"
     try:
-        # Of the last one first: where a worker is refused, xdist starts it again for ever.
-        share_of_worker(devices, each, {WORKER: last, **os.environ})
-        own = share_of_worker(devices, each, os.environ)
+        # What starts workers asks for the last: where one is refused, xdist starts it again
+        # for ever.
+        own = share_of_worker(devices, each, {WORKER: last, **os.environ})
     except ValueError as error:
         raise pytest.UsageError(str(error)) from None
     if not workers or WORKER in os.environ:

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
 from collections.abc import Callable
 from typing import Any
 
@@ -12,7 +9,7 @@ import pytest
 import torch
 
 from alia_ctx.mcore.lazy_compile import compiling_when_called
-from tests.paths import ROOT
+from tests.processes import python_on_a_host
 
 Compiled = list[tuple[Any, dict[str, Any]]]
 
@@ -93,13 +90,5 @@ def test_importing_megatron_imports_no_compiler() -> None:
         "assert torch.compile is own; "
         "print(sorted({'torch._dynamo', 'torch._inductor.compile_fx'} & {*sys.modules}))"
     )
-    done = subprocess.run(
-        [sys.executable, "-c", code],
-        cwd=ROOT,
-        env={**os.environ, "CUDA_VISIBLE_DEVICES": ""},
-        capture_output=True,
-        text=True,
-        timeout=120,
-        check=False,
-    )
+    done = python_on_a_host("-c", code, timeout=120)
     assert (done.returncode, done.stdout.strip()) == (0, "[]"), done.stderr[-2000:]

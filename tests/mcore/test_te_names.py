@@ -8,14 +8,11 @@ from __future__ import annotations
 
 import importlib.metadata
 import json
-import os
-import subprocess
-import sys
 from typing import Any
 
 import pytest
 
-from tests.paths import ROOT
+from tests.processes import python_on_a_host
 
 # What the local layers call the norms that TransformerEngine has in its products.
 RENAMED = {
@@ -32,15 +29,7 @@ def named(tp: int) -> dict[str, Any]:
         pytest.skip("TransformerEngine is not installed")
     launch = ["-m", "alia_ctx.cli.launch", "--standalone", f"--nproc-per-node={tp}"]
     command = [*(launch if tp > 1 else []), "-m", "tests.mcore.te_names", str(tp)]
-    done = subprocess.run(
-        [sys.executable, *command],
-        cwd=ROOT,
-        env={**os.environ, "CUDA_VISIBLE_DEVICES": ""},
-        capture_output=True,
-        text=True,
-        timeout=300,
-        check=False,
-    )
+    done = python_on_a_host(*command)
     assert done.returncode == 0, done.stderr[-3000:]
     lines = [line for line in done.stdout.splitlines() if line.startswith("{")]
     result: dict[str, Any] = json.loads(lines[-1])

@@ -4,8 +4,6 @@ choice of a kernel.
 
 from __future__ import annotations
 
-import os
-import subprocess
 import sys
 import types
 from typing import Any
@@ -28,7 +26,7 @@ from alia_ctx.nn.attention_kernels import (
 from alia_ctx.nn.attention_reference import Tile, blocked_attention, tiles
 from alia_ctx.nn.determinism import deterministic_algorithms
 from tests import dense
-from tests.paths import ROOT, python_path
+from tests.processes import python_on_a_host
 
 
 def random_inputs(
@@ -274,15 +272,7 @@ def test_a_run_asks_for_what_repeats() -> None:
         "        assert asked() is wanted\n"
         "    assert not asked()\n"
     )
-    done = subprocess.run(
-        [sys.executable, "-c", code],
-        env={**os.environ, "CUDA_VISIBLE_DEVICES": "", "PYTHONPATH": python_path()},
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-        timeout=120,
-        check=False,
-    )
+    done = python_on_a_host("-c", code, timeout=120)
     assert done.returncode == 0, done.stderr
 
 

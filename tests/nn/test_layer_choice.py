@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
-import os
 import re
-import subprocess
 import sys
 import types
 from pathlib import Path
@@ -18,7 +16,7 @@ from alia_ctx.cli.stopping import Stopped
 from alia_ctx.errors import LayoutError
 from alia_ctx.nn import layer_choice
 from alia_ctx.nn.layer_choice import choose_layers, try_layer
-from tests.paths import ROOT, python_path
+from tests.processes import python_on_a_host
 
 
 class Works:
@@ -317,18 +315,7 @@ def test_megatron_computes_on_a_host_beside_a_broken_package(tmp_path: Path) -> 
         "from megatron.core.optimizer import clip_grads\n"
         "print(HAVE_TE, clip_grads.l2_norm_impl.__module__)"
     )
-    done = subprocess.run(
-        [sys.executable, "-c", program],
-        cwd=ROOT,
-        env={
-            **os.environ,
-            "PYTHONPATH": python_path(tmp_path),
-            "CUDA_VISIBLE_DEVICES": "",
-        },
-        capture_output=True,
-        text=True,
-        check=False,
-    )
+    done = python_on_a_host("-c", program, first=(tmp_path,))
     assert done.returncode == 0, done.stderr[-2000:]
     assert done.stdout.split() == ["False", "megatron.core.utils"]
 
