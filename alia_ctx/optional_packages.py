@@ -16,6 +16,7 @@ import importlib.abc
 import importlib.machinery
 import importlib.metadata
 import sys
+import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from types import ModuleType
@@ -138,8 +139,11 @@ def guard() -> None:
 def hide(names: Iterable[str]) -> None:
     """Have these packages fail to import in this process as if they were not installed."""
     gone = frozenset(names)
-    for name in [name for name in sys.modules if name.partition(".")[0] in gone]:
-        del sys.modules[name]
+    # Another thread may import meanwhile: `list` reads the table in one step, which a loop
+    # over it does not, and what is in the list may be gone by then.
+    for name in list(sys.modules):
+        if name.partition(".")[0] in gone:
+            sys.modules.pop(name, None)
     # An import of what is None here raises ModuleNotFoundError.
     sys.modules.update(dict.fromkeys(gone))  # type: ignore[arg-type]
 
@@ -191,18 +195,27 @@ def half_installed(names: Sequence[str] = ()) -> list[HalfInstalled]:
     hidden is tried too, and hidden again; imports what imports.
     """
     guard()
-    found: list[HalfInstalled] = []
-    for name in names or sorted(_GUARDED.difference(_NOT_TRIED)):
-        hidden = sys.modules.get(name, guard) is None
-        if hidden:
-            del sys.modules[name]
+    # What one thread has taken out of hiding another would find not hidden.
+    with _TRYING:
+        tried = names or sorted(_GUARDED.difference(_NOT_TRIED))
+        return [found for name in tried if (found := _half_installed(name)) is not None]
+
+
+_TRYING = threading.RLock()
+
+
+def _half_installed(name: str) -> HalfInstalled | None:
+    hidden = sys.modules.get(name, guard) is None
+    if hidden:
+        del sys.modules[name]
+    try:
         for module in _parts(name):
             if module not in sys.modules and (why := _why_not(module)) is not None:
-                found.append(HalfInstalled(module, distribution_of(name), why))
-                break  # what is below it fails alike
+                return HalfInstalled(module, distribution_of(name), why)
+        return None
+    finally:
         if hidden:
             hide([name])
-    return found
 
 
 def _parts(name: str) -> tuple[str, ...]:

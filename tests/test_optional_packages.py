@@ -9,7 +9,9 @@ import os
 import re
 import subprocess
 import sys
+import threading
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -319,6 +321,49 @@ def test_a_module_below_a_whole_package_fails_alone(
     assert found.module == "flash_attn.cute"
     for name in [n for n in sys.modules if n.partition(".")[0] == "flash_attn"]:
         monkeypatch.delitem(sys.modules, name)
+
+
+def test_another_thread_imports_while_packages_are_hidden_and_tried(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each is found by both threads, and hidden afterwards."""
+    monkeypatch.syspath_prepend(tmp_path)
+    optional_packages._distributions.cache_clear()
+    fake(tmp_path, "quart", "raise OSError('half of it is there')")
+    for name in ("nixl", "quart"):
+        monkeypatch.setitem(sys.modules, name, None)  # type: ignore[arg-type]
+    done = threading.Event()
+
+    def imports() -> None:
+        while not done.is_set():
+            names = [f"imported_meanwhile.{n}" for n in range(500)]
+            sys.modules.update(dict.fromkeys(names, sys))
+            for name in names:
+                del sys.modules[name]
+
+    def hides() -> None:
+        for _ in range(500):
+            optional_packages.hide(["nixl"])
+
+    def tries() -> list[str]:
+        many = (optional_packages.half_installed(["quart"]) for _ in range(20))
+        return [found.module for [found] in many]
+
+    interval = sys.getswitchinterval()
+    sys.setswitchinterval(1e-5)
+    try:
+        with ThreadPoolExecutor(4) as pool:
+            importing, trying = pool.submit(imports), [pool.submit(tries) for _ in "ab"]
+            try:
+                pool.submit(hides).result(100)
+                assert [found.result(100) for found in trying] == [["quart"] * 20] * 2
+            finally:
+                done.set()
+            importing.result(100)
+    finally:
+        sys.setswitchinterval(interval)
+    assert sys.modules["quart"] is None, "hidden as before"
+    optional_packages._distributions.cache_clear()
 
 
 def test_it_is_set_up_once() -> None:
