@@ -211,6 +211,7 @@ def _half_installed(name: str) -> HalfInstalled | None:
     try:
         for module in _parts(name):
             if module not in sys.modules and (why := _why_not(module)) is not None:
+                # What is below it fails alike.
                 return HalfInstalled(module, distribution_of(name), why)
         return None
     finally:

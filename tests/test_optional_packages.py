@@ -47,6 +47,15 @@ def fake(folder: Path, name: str, body: str, version: str = "9.9.9") -> None:
     (info / "top_level.txt").write_text(f"{name}\n")
 
 
+@pytest.fixture
+def found_first(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """A folder whose packages this process finds before all others, with their metadata."""
+    monkeypatch.syspath_prepend(tmp_path)
+    optional_packages._distributions.cache_clear()
+    yield tmp_path
+    optional_packages._distributions.cache_clear()
+
+
 def python(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
     return python_on_a_host(*arguments, first=(folder,), HOME=str(folder))
 
@@ -242,15 +251,14 @@ def test_triton_alone_cannot_be_left_out(tmp_path: Path) -> None:
 
 
 def test_requests_to_stop_pass_an_import(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    found_first: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     optional_packages.guard()
-    monkeypatch.syspath_prepend(tmp_path)
     for name, raised in (
         ("nixl", "raise KeyboardInterrupt"),
         ("quart", "from alia_ctx.cli.stopping import Stopped\nraise Stopped(15)"),
     ):
-        fake(tmp_path, name, raised)
+        fake(found_first, name, raised)
         monkeypatch.delitem(sys.modules, name, raising=False)
         stop = KeyboardInterrupt if name == "nixl" else Stopped
         with pytest.raises(stop):
@@ -261,17 +269,16 @@ def test_requests_to_stop_pass_an_import(
 
 @pytest.mark.parametrize("name", ["jsonschema", "sentencepiece"])
 def test_what_single_commands_need_is_named_by_them(
-    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    name: str, found_first: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    folder = tmp_path / "model"
+    folder = found_first / "model"
     folder.mkdir()
     (folder / "tokenizer.model").write_bytes(b"\x0a\x0b")
     ask: dict[str, Callable[[], Any]] = {
         "jsonschema": require_jsonschema,
         "sentencepiece": lambda: HubTokenizer(folder).auto,
     }
-    monkeypatch.syspath_prepend(tmp_path)
-    fake(tmp_path, name, "raise SystemExit('too old')")
+    fake(found_first, name, "raise SystemExit('too old')")
     with monkeypatch.context() as patch:
         for loaded in [n for n in sys.modules if n.partition(".")[0] == name]:
             patch.delitem(sys.modules, loaded)
@@ -280,13 +287,11 @@ def test_what_single_commands_need_is_named_by_them(
 
 
 def test_what_is_whole_and_what_is_not_there_is_no_finding(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    found_first: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.syspath_prepend(tmp_path)
-    optional_packages._distributions.cache_clear()
-    fake(tmp_path, "nixl", "x = 1")
-    fake(tmp_path, "quart", "import a_package_that_is_not_there")
-    (tmp_path / "fla").mkdir()  # left behind: a name space without anything
+    fake(found_first, "nixl", "x = 1")
+    fake(found_first, "quart", "import a_package_that_is_not_there")
+    (found_first / "fla").mkdir()  # left behind: a name space without anything
     names = ["nixl", "quart", "fla", "tilelang"]
     for name in names:
         monkeypatch.delitem(sys.modules, name, raising=False)
@@ -297,19 +302,17 @@ def test_what_is_whole_and_what_is_not_there_is_no_finding(
     assert sys.modules["quart"] is None, "hidden as before"
     for name in names:
         monkeypatch.delitem(sys.modules, name, raising=False)
-    optional_packages._distributions.cache_clear()
 
 
 def test_a_module_below_a_whole_package_fails_alone(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    found_first: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """As flash-attn-4 without its compiler beside flash-attn 2."""
     optional_packages.guard()
-    monkeypatch.syspath_prepend(tmp_path)
     for name in [n for n in sys.modules if n.partition(".")[0] == "flash_attn"]:
         monkeypatch.delitem(sys.modules, name)
-    fake(tmp_path, "flash_attn", "def flash_attn_varlen_func(): ...")
-    (tmp_path / "flash_attn/cute.py").write_text("{}['sm_90a']")
+    fake(found_first, "flash_attn", "def flash_attn_varlen_func(): ...")
+    (found_first / "flash_attn/cute.py").write_text("{}['sm_90a']")
     import flash_attn  # type: ignore[import-not-found]
 
     with pytest.raises(ModuleNotFoundError, match="KeyError: 'sm_90a'") as caught:
@@ -324,12 +327,10 @@ def test_a_module_below_a_whole_package_fails_alone(
 
 
 def test_another_thread_imports_while_packages_are_hidden_and_tried(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    found_first: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Each is found by both threads, and hidden afterwards."""
-    monkeypatch.syspath_prepend(tmp_path)
-    optional_packages._distributions.cache_clear()
-    fake(tmp_path, "quart", "raise OSError('half of it is there')")
+    fake(found_first, "quart", "raise OSError('half of it is there')")
     for name in ("nixl", "quart"):
         monkeypatch.setitem(sys.modules, name, None)  # type: ignore[arg-type]
     done = threading.Event()
@@ -363,7 +364,6 @@ def test_another_thread_imports_while_packages_are_hidden_and_tried(
     finally:
         sys.setswitchinterval(interval)
     assert sys.modules["quart"] is None, "hidden as before"
-    optional_packages._distributions.cache_clear()
 
 
 def test_it_is_set_up_once() -> None:
