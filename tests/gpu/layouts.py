@@ -9,13 +9,12 @@ fp32, as the fast ones have no fp32. `away` is bf16 with inputs of layers on the
 the MLP in chunks; `overlap` and `overlap16` are fp32 and bf16 with tensor-parallel
 layers in chunks, and `linears` those layers against upstream's (`tests/mcore/linears.py`).
 Where TransformerEngine is installed its layers run too, in bf16 and
-in FP8. Of each layout and kind `seen` is what the first rank did, as a layout or a setting
+in FP8. Of each layout and kind `seen` is what each rank did, as a layout or a setting
 that does nothing trains like one GPU too.
 """
 
 from __future__ import annotations
 
-import json
 import sys
 import tempfile
 from pathlib import Path
@@ -32,6 +31,7 @@ from alia_ctx.spec.layout import Layout
 from alia_ctx.spec.model import ModelSpec
 from tests.engine import CONTEXT, MODEL, ROPE, save, tokens_passing, train
 from tests.gpu.installed import is_installed
+from tests.gpu.programs import write_results
 from tests.mcore.chunk_messages import ChunkMessages
 from tests.mcore.linears import differences
 
@@ -126,7 +126,9 @@ def main(out: Path) -> None:
                 engine = engine_of(layout, kind)
                 seen = Seen(engine)
                 results[f"{name} {name_of_kind}"] = train(engine, range(3), RATE)
-                results[f"{name} {name_of_kind} seen"] = seen.report()
+                results[f"{name} {name_of_kind} seen"] = engine.gather_objects(
+                    seen.report()
+                )
                 states[name] = folder / name / STATE
                 save(engine, states[name])
                 results[f"{name} {name_of_kind} on"] = train(engine, range(3, 5), RATE)
@@ -137,8 +139,7 @@ def main(out: Path) -> None:
                 results[f"{name} {name_of_kind} resumed"] = train(
                     engine, range(3, 5), RATE
                 )
-    if int(dist.get_rank() if dist.is_initialized() else 0) == 0:
-        out.write_text(json.dumps(results))
+    write_results(out, results)
 
 
 def _agreed(value: str) -> str:

@@ -11,8 +11,6 @@ save began.
 
 from __future__ import annotations
 
-import json
-import os
 import sys
 import tempfile
 from pathlib import Path
@@ -29,6 +27,7 @@ from alia_ctx.spec.layout import Layout
 from alia_ctx.spec.model import ModelSpec
 from tests.dense import ALIA_160K
 from tests.engine import rows_of
+from tests.gpu.programs import write_results
 
 SHARED = {"cp2": Layout(cp=2), "tp2": Layout(tp=2)}
 PRECISIONS = ("fp32", "bf16")
@@ -131,8 +130,7 @@ def main(out: Path) -> None:
             for name, layout in SHARED.items():
                 results[f"leaks {name} {precision}"] = leaks(precision, layout)
             results[f"save dp2 {precision}"] = background_save(precision)
-    if int(os.environ["RANK"]) == 0:
-        out.write_text(json.dumps(results))
+    write_results(out, results)
 
 
 if __name__ == "__main__":

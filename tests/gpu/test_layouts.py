@@ -74,6 +74,10 @@ SHARES = {
     "tp2": (4, 32, 0.5),
     "pp2": (2, 64, 0.5),
 }
+# Of four layers all inputs but the last, whose backward comes next. In a pipeline the first
+# rank has two rows of two layers under way; the last one's first input is the other's output,
+# which upstream keeps.
+AWAY = {"dp2": [3, 3], "cp2": [3, 3], "tp2": [3, 3], "pp2": [4, 0]}
 
 
 @pytest.mark.parametrize("precision", TOLERANCE)
@@ -84,27 +88,30 @@ def test_two_gpus_do_each_a_part(layout: str, precision: str) -> None:
     """
     if precision in OF_TE and not is_installed("te"):
         pytest.skip("TransformerEngine is not installed")
-    single, seen = (
+    (single,), both = (
         results(ranks)[f"{name} {precision} seen"]
         for ranks, name in ((1, "single"), (2, layout))
     )
-    print(f"\n{layout} {precision}: {seen}\n against {single}")
+    print(f"\n{layout} {precision}: {both}\n against {single}")
     layers, tokens, share = SHARES[layout]
     assert (single["layers"], single["tokens"]) == (4, 64)
-    assert (seen["layers"], seen["tokens"]) == (layers, tokens)
-    assert seen["parameters"] == pytest.approx(share * single["parameters"], rel=0.01)
-    for each in (single, seen):
-        assert (each["kernel"] == "reference") == (precision in IN_FP32)
-        assert each["by"].startswith("TransformerEngine") == (precision in OF_TE)
-        assert (each["away"] > 0) == (precision == "away")
     in_chunks = {"tp2": 10}.get(layout, 20)  # of a tp rank's share
-    if precision == "away":
-        assert (single["products"], seen["products"]) == (20, in_chunks)
-    else:
-        assert (single["products"], seen["products"]) == (64, tokens)
     overlaps = layout == "tp2" and precision.startswith("overlap")
     of_chunks = chunk_messages.expected(3, 11) if overlaps else {}  # 32 tokens a rank
-    assert (single["messages"], seen["messages"]) == ({}, of_chunks)
+    for seen in both:
+        assert (seen["layers"], seen["tokens"]) == (layers, tokens)
+        assert seen["parameters"] == pytest.approx(
+            share * single["parameters"], rel=0.01
+        )
+        assert seen["messages"] == of_chunks
+        assert seen["products"] == (in_chunks if precision == "away" else tokens)
+    assert single["messages"] == {}
+    assert single["products"] == (20 if precision == "away" else 64)
+    for each in (single, *both):
+        assert (each["kernel"] == "reference") == (precision in IN_FP32)
+        assert each["by"].startswith("TransformerEngine") == (precision in OF_TE)
+    away = [each["away"] for each in (single, *both)]
+    assert away == ([3, *AWAY[layout]] if precision == "away" else [0, 0, 0])
 
 
 @pytest.mark.parametrize(("precision", "other"), [("bf16", "fp32"), ("fp8", "te")])
