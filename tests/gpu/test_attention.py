@@ -263,8 +263,7 @@ def test_it_repeats_where_it_is_asked_to(name: str) -> None:
         try:
             try_kernel(kernel, heads, "cuda")
         except LayoutError as error:
-            print(error)
-            return
+            pytest.skip(f"{name} is refused: {error}")
         first, *others = [run(inputs, rows, kernel) for _ in range(4)]
     for again in others:
         assert all(map(torch.equal, first, again))
