@@ -11,6 +11,9 @@ import alia_ctx
 
 def main() -> None:
     """Entry point of `alia-ctx` and of `python -m alia_ctx.cli`."""
+    if (problem := _rank_problem()) is not None:
+        print(problem, file=sys.stderr)
+        sys.exit(2)
     _first_line(sys.argv[1:])
     if sys.argv[1:2] == ["train"]:
         # Before the imports below, which take seconds.
@@ -27,6 +30,25 @@ def main() -> None:
         run_main()
     except Stopped as stopped:
         end_stopped(stopped)
+
+
+_OF_RANKS = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE")
+
+
+def _rank_problem() -> str | None:
+    """Which variable of a launcher is no number, before any rank asks what it is. One that
+    is empty is taken for unset from now on.
+    """
+    for name in _OF_RANKS:
+        value = os.environ.get(name)
+        if value == "":
+            del os.environ[name]
+        elif value is not None and not (value.isascii() and value.isdigit()):
+            return (
+                f"{name}={value!r} is no number of ranks: unset it, or start several ranks "
+                "with `python -m alia_ctx.cli.launch` or srun"
+            )
+    return None
 
 
 def _first_line(arguments: list[str]) -> None:

@@ -59,6 +59,10 @@ class Command(TyperCommand):
                 say_stopped()
             raise
         except SystemExit as error:
+            # rich's answer to a reader that has read enough (`| head`), with its status
+            # (`Console.on_broken_pipe`).
+            if isinstance(error.__context__, BrokenPipeError):
+                raise typer.Exit(1) from error
             # None of ours, which ends by typer.Exit. Passed on it would end a command that
             # has done nothing with the status of one that has, and without a word.
             words = f"a package asked this program to end ({reason(error)})"

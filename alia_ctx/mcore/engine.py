@@ -51,7 +51,9 @@ from alia_ctx.spec.execution import (
 from alia_ctx.spec.layout import Layout
 from alia_ctx.spec.model import ModelSpec
 from alia_ctx.spec.rope import RopeSpec
+from alia_ctx.train.agreement import on_all_ranks
 from alia_ctx.train.engine import RowLosses, UpdateResult
+from alia_ctx.train.rendezvous import World
 
 
 class MegatronEngine(Ranks):
@@ -79,7 +81,8 @@ class MegatronEngine(Ranks):
 
     Raises LayoutError, before any memory is taken, where the layout fits neither model,
     row nor world, attention kernel or layers are not installed, or a host lacks the
-    memory for `engine.offload_activations`.
+    memory for `engine.offload_activations`; RanksDifferError, on all, where a rank takes
+    another kernel or other layers than the first.
     """
 
     def __init__(
@@ -104,11 +107,22 @@ class MegatronEngine(Ranks):
             )
         on_gpu = (device := torch.device(torch.cuda.current_device()).type) == "cuda"
         heads = Heads.of(model, engine.precision, layout.tp)
-        choice = choose_kernel(engine.attention, device, heads)
-        self.kernel, self.kernels_passed_over = choice.kernel.name, choice.passed_over
         # A checkpoint is measured as it is exported: in the precision of its weights.
         self.fp8: Fp8 = "off" if optimizer is None else engine.fp8
-        self.layers = choose_layers(engine.layers, self.fp8, engine.precision, device)
+        # A host that lacks a package would compute otherwise than the others, and all would
+        # wait for it; one that cannot compute at all would leave them waiting for nothing.
+        choice, self.layers = on_all_ranks(
+            World(),
+            "attention kernel and layers",
+            lambda: (
+                choose_kernel(engine.attention, device, heads),
+                choose_layers(engine.layers, self.fp8, engine.precision, device),
+            ),
+            lambda chosen: f"{chosen[0].kernel.name}, layers by {chosen[1].words}",
+            "install the same packages on every host (`alia-ctx doctor` on all ranks says why "
+            "one is not taken), or name what all have: engine.attention, engine.layers",
+        )
+        self.kernel, self.kernels_passed_over = choice.kernel.name, choice.passed_over
         _check_fp8(self.fp8, model, layout, engine.fp8_bf16_layers)
         super().__init__(
             layout,

@@ -42,6 +42,7 @@ from alia_ctx.mcore.attention import PackedAttention
 from alia_ctx.mcore.chunked_linear import take_linears_in_chunks
 from alia_ctx.mcore.chunked_mlp import ChunkedMLP
 from alia_ctx.mcore.output_layer import LossOutputLayer
+from alia_ctx.mcore.quiet import without_attention_variables
 from alia_ctx.nn.dtypes import DTYPES
 from alia_ctx.spec.execution import Fp8, Layers, Precision, Recompute
 from alia_ctx.spec.layout import Layout
@@ -248,17 +249,18 @@ def build_model(
         layer_specs=[layer] * get_num_layers_to_build(config, pp_rank=pp_rank),
         layer_norm=RMSNorm if options.layers == "local" else TENorm,
     )
-    module = GPTModel(
-        config=config,
-        transformer_layer_spec=block,
-        vocab_size=padded_vocabulary(model, groups.tp.size()),
-        max_sequence_length=context,
-        pre_process=pp_rank == 0,
-        post_process=pp_rank == pp_size - 1,
-        share_embeddings_and_output_weights=model.tie_word_embeddings,
-        position_embedding_type="none",
-        pg_collection=groups,
-    )
+    with without_attention_variables():
+        module = GPTModel(
+            config=config,
+            transformer_layer_spec=block,
+            vocab_size=padded_vocabulary(model, groups.tp.size()),
+            max_sequence_length=context,
+            pre_process=pp_rank == 0,
+            post_process=pp_rank == pp_size - 1,
+            share_embeddings_and_output_weights=model.tie_word_embeddings,
+            position_embedding_type="none",
+            pg_collection=groups,
+        )
     for part in module.modules():
         if isinstance(part, ChunkedMLP) and chunk is not None:
             part.chunk_tokens = -(-chunk // groups.tp.size())

@@ -1,11 +1,12 @@
-"""Megatron-Core and torch without what they say on every start, for as long as a context
-is entered.
+"""Megatron-Core and torch without what they say on every start, and without what they take
+from the environment that is not ours, for as long as a context is entered.
 """
 
 from __future__ import annotations
 
 import contextlib
 import logging
+import os
 import warnings
 from collections.abc import Iterator
 
@@ -26,6 +27,27 @@ _MESSAGES = (
     r".*MimoModelConfig is experimental.*",
     r".*\.grad attribute of a Tensor that is not a leaf.*",
 )
+
+
+# By which TransformerEngine's own attention is chosen, and which upstream's models assert
+# to be unset or as they would set them (`_set_attention_backend` in
+# megatron/core/models/common/language_module/language_module.py).
+_OF_TE_ATTENTION = ("NVTE_FLASH_ATTN", "NVTE_FUSED_ATTN", "NVTE_UNFUSED_ATTN")
+
+
+@contextlib.contextmanager
+def without_attention_variables() -> Iterator[None]:
+    """Within it no choice of TransformerEngine's attention is set, which is not ours; then
+    what the user had set is again.
+    """
+    before = {name: os.environ.pop(name, None) for name in _OF_TE_ATTENTION}
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            os.environ.pop(name, None)
+            if value is not None:
+                os.environ[name] = value
 
 
 @contextlib.contextmanager

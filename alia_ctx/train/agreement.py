@@ -1,4 +1,6 @@
-"""What every rank has to see alike before work begins: files that each of them opens."""
+"""What every rank has to see alike before work begins: files that each of them opens,
+packages that each of them computes with.
+"""
 
 from __future__ import annotations
 
@@ -9,11 +11,11 @@ from typing import Any
 from alia_ctx.checkpoint.opening import Ranks
 from alia_ctx.errors import AliaError
 
-_NOTHING_CHANGED = "nothing was changed; see to that file system and start again"
+_SEE_TO_FILES = "see to that file system and start again"
 
 
 class RanksDifferError(AliaError):
-    """A rank sees other files than the others do, or cannot read them."""
+    """A rank sees other files or packages than the others do, or cannot read them."""
 
 
 def on_all_ranks[T](
@@ -21,6 +23,7 @@ def on_all_ranks[T](
     what: str,
     look: Callable[[], T],
     identity: Callable[[T], Any] = lambda value: None,
+    remedy: str = _SEE_TO_FILES,
 ) -> T:
     """What `look` gives on this rank, once it is known to succeed on all. Collective.
 
@@ -31,6 +34,7 @@ def on_all_ranks[T](
         what: names what is looked at where it is not the same on all ranks.
         look: reads files and changes nothing. May raise any error.
         identity: a small value that must be equal on all ranks.
+        remedy: what a person does where they differ.
 
     Raises what `look` raised where that is the same on all ranks; RanksDifferError, alike
     on all, naming host and rank of the first that fails or sees otherwise than rank 0.
@@ -54,12 +58,12 @@ def on_all_ranks[T](
         if other is not None:
             raise RanksDifferError(
                 f"rank {rank} on {host}: {other.partition(': ')[2]}; the other ranks see "
-                f"it otherwise; {_NOTHING_CHANGED}"
+                f"it otherwise; nothing was changed; {remedy}"
             )
         if theirs != first:
             raise RanksDifferError(
                 f"rank {rank} on {host}: {what}: is {theirs} there, {first} on rank 0 on "
-                f"{first_host}; {_NOTHING_CHANGED}"
+                f"{first_host}; nothing was changed; {remedy}"
             )
     return value
 
