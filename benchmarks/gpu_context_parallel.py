@@ -50,6 +50,7 @@ from alia_ctx.nn.attention_kernels import Kernel, resolve_kernel
 from alia_ctx.nn.free_memory import fill_free_memory
 from alia_ctx.nn.key_value_exchange import open_channels
 from benchmarks import gpu_program
+from benchmarks.figures import all_finite, differences
 from benchmarks.gpu_program import (
     REFUSED,
     Parser,
@@ -74,7 +75,7 @@ from benchmarks.row_attention import (
 )
 from benchmarks.row_attention_peers import METHODS, packages_of
 from benchmarks.row_placement import offsets_of, pairs, row_of
-from benchmarks.row_results import Record, print_table
+from benchmarks.row_results import Record, failures, print_table
 from benchmarks.row_timing import both_of, forward_of, seconds, synchronize
 from benchmarks.settings import card
 
@@ -197,7 +198,7 @@ def time_method(
     reference: list[Tensor] | None,
     options: argparse.Namespace,
 ) -> tuple[dict[str, Any], list[Tensor]]:
-    """Its figures and its norms by token."""
+    """Its figures and its norms by token, which must be finite to be compared with."""
     with prepared(maker, row) as method:
         leaves, gradient = own_part(method, values)
         own = norms(method, found(method, leaves, gradient), row.length)
@@ -209,10 +210,8 @@ def time_method(
     flops = HEADS * DIM * pairs(row.offsets) / row.cp
     return {
         "computed_by": computed_by,
-        "differs_from_ours": [
-            float((a - b).norm() / b.norm())
-            for a, b in zip(own, reference or own, strict=True)
-        ],
+        "finite": all_finite(own),
+        "differs_from_ours": differences(own, reference),
         "forward_tflops": 4 * flops / ahead / 1e12,
         "backward_tflops": 10 * flops / (whole - ahead) / 1e12,
         "both_tflops": 14 * flops / whole / 1e12,
@@ -240,8 +239,10 @@ class Program:
 
     def measure_row(self, name: str, row: Row, missing: list[str]) -> None:
         values = whole_row(row.length, DTYPE)
+        # What the others are compared with comes first.
+        missing = sorted(missing, key=lambda method: method != "ours")
         reference: list[Tensor] | None = None
-        if missing[0] != "ours" and "ours" in self.options.methods:
+        if missing[0] != "ours" and self.record.is_measured(name, "ours"):
             reference = self.reference(row, values)
         for method in missing:
             self.record.begin(name, row.documents, method)
@@ -254,16 +255,18 @@ class Program:
                     )
                 )
                 result["releases"] = releases(packages_of(method))
-                reference = own if method == "ours" else reference
+                if method == "ours" and result["finite"]:
+                    reference, result["differs_from_ours"] = own, [0.0] * len(own)
             except UnableError as error:
                 result = {"skipped": str(error)}
             self.record.finish(name, method, result)
             gpu_program.forget_case()
 
-    def reference(self, row: Row, values: list[Tensor]) -> list[Tensor]:
+    def reference(self, row: Row, values: list[Tensor]) -> list[Tensor] | None:
         with METHODS["ours"][0](row) as method:
             own = found(method, *own_part(method, values))
-            return norms(method, own, row.length)
+            of_row = norms(method, own, row.length)
+        return of_row if all_finite(of_row) else None
 
     def usable_form(self, method: str, several: bool) -> Maker:
         """The first of its forms that computes a small row of the kind on all ranks."""
@@ -378,13 +381,8 @@ def main() -> None:
     else:
         parser.require_gpus_or_few_tokens(options.ranks, "--row", longest)
         run_apart(parser, options)
-        rows = Record.read(options.out)["rows"]
-        gpu_program.end(
-            f"{method} ({row})"
-            for row in options.row
-            for method in options.methods
-            if "skipped" in rows[row]["methods"][method]
-        )
+        content = Record.read(options.out)
+        gpu_program.end(*failures(content, options.row, options.methods))
 
 
 if __name__ == "__main__":

@@ -58,6 +58,7 @@ from alia_ctx.spec.layout import Layout
 from alia_ctx.spec.machines import MACHINES
 from alia_ctx.spec.model import ModelSpec
 from benchmarks import gpu_program
+from benchmarks.figures import first_odd
 from benchmarks.gpu_products import LOCAL, Products
 from benchmarks.gpu_program import Parser, at_least, parsed
 from benchmarks.gpu_step import ROPE, draw_on_device
@@ -310,7 +311,10 @@ def main() -> None:
             if dist.get_rank() == 0:
                 options.out.write_text(json.dumps(results))
                 print(text, json.dumps(results[text]), flush=True)
-    gpu_program.end(text for text in runs if "seconds" not in results[text])
+    gpu_program.end(
+        (text for text in runs if "seconds" not in results[text]),
+        (t for t in runs if first_odd(results[t].get("losses", ())) is not None),
+    )
 
 
 def _named(text: str) -> tuple[str, Case]:

@@ -115,7 +115,7 @@ class Parser(argparse.ArgumentParser):
         self._end(f"{self.prog}: {problem}")
 
     def _end(self, words: str) -> NoReturn:
-        if os.environ.get("RANK", "0") == "0":
+        if is_first():
             print(words, file=sys.stderr, flush=True)
         sys.exit(REFUSED)
 
@@ -226,9 +226,21 @@ def world_size() -> int:
     return int(os.environ.get("WORLD_SIZE", "1"))
 
 
-def end(did_not_run: Iterable[str]) -> None:
-    """End with status 1, saying which cases did not run; go on where all did."""
-    if names := list(dict.fromkeys(did_not_run)):
-        if os.environ.get("RANK", "0") == "0":
-            print(f"did not run: {', '.join(names)}", file=sys.stderr, flush=True)
+def end(did_not_run: Iterable[str], not_finite: Iterable[str] = ()) -> None:
+    """End with status 1, saying which cases did not run, and of which the results are not
+    finite; go on where all are well.
+    """
+    failed = False
+    for words, cases in (("did not run", did_not_run), ("not finite", not_finite)):
+        if names := list(dict.fromkeys(cases)):
+            failed = True
+            if is_first():
+                print(f"{words}: {', '.join(names)}", file=sys.stderr, flush=True)
+    if failed:
         sys.exit(1)
+
+
+def is_first() -> bool:
+    """Whether this process speaks: all but the ranks above 0 do."""
+    rank = os.environ.get("RANK", "").strip()
+    return not rank.isdecimal() or int(rank) == 0

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from benchmarks.figures import differs_by, is_finite
 from benchmarks.pages import print_skipped, table
 from benchmarks.releases import (
     Computed,
@@ -73,6 +74,10 @@ class Record:
         known = self.content["rows"].get(row, {}).get("methods", {})
         return [method for method in methods if method not in known]
 
+    def is_measured(self, row: str, method: str) -> bool:
+        methods = self.content["rows"].get(row, {}).get("methods", {})
+        return "skipped" not in methods.get(method, {"skipped": ""})
+
     def begin(self, row: str, documents: int, method: str) -> None:
         """Say which method is at work, so that one that does not come back is known."""
         self.content["rows"].setdefault(row, {"documents": documents, "methods": {}})
@@ -121,6 +126,21 @@ def _measured(content: dict[str, Any]) -> list[tuple[str, Releases | None, str, 
     ]
 
 
+def failures(
+    content: dict[str, Any], rows: list[str], methods: list[str]
+) -> tuple[list[str], list[str]]:
+    """In words, which of these methods did not run, and of which the result is not finite."""
+    skipped, odd = [], []
+    for row in rows:
+        for method in methods:
+            result = content["rows"][row]["methods"][method]
+            if "skipped" in result:
+                skipped.append(f"{method} ({row})")
+            elif not is_finite(result, "differs_from_ours"):
+                odd.append(f"{method} ({row})")
+    return skipped, odd
+
+
 COLUMNS = (
     *("row", "documents", "method", "computed by", "forward", "backward", "both"),
     *("speed against ours", "ms, forward and backward", "differs from ours by"),
@@ -157,7 +177,7 @@ def print_table(content: dict[str, Any]) -> None:
                     f"{both:.0f}",
                     f"{both / ours:.2f}" if ours else "",
                     f"{min(times):.2f} to {max(times):.2f}",
-                    f"{max(result['differs_from_ours']):.0e}",
+                    differs_by(result, "differs_from_ours"),
                 ]
             )
     print(table(COLUMNS, lines))
