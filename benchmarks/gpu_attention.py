@@ -334,8 +334,9 @@ def main() -> None:
     parser.require_gpus_or_few_tokens(1, "--lengths", max(options.lengths))
     setting = setting_of(options)
     installed = {name: releases(packages_of(name)) for name in options.kernels}
-    known = parser.require_setting(options.out, setting, COMPUTED, installed)
-    results = parser.begun(lambda: run_all(options, setting, known))
+    with parser.writing(options.out):
+        known = parser.require_setting(options.out, setting, COMPUTED, installed)
+        results = parser.begun(lambda: run_all(options, setting, known))
     print_table(results)
     gpu_program.end(
         (_words(r) for r in results if "skipped" in r),

@@ -241,15 +241,21 @@ COLUMNS = (
 
 def print_tables(results: list[dict[str, Any]]) -> None:
     """Markdown, for each setting and for each release and kernel of a peer: the peers, their
-    time by class of kernel, and who was not measured.
+    time by class of kernel, and who was not measured. ValueError where peers of one table
+    have models of different sizes.
     """
     if all("skipped" in result for result in results):
         sys.exit("no peer was measured")
-    for number, (setting, computed, own) in enumerate(
+    tables = [
         (setting, *one)
         for setting, group in by_setting(results, SETTING)
         for one in by_computation(group, COMPUTED)
-    ):
+    ]
+    for _, _, own in tables:
+        counts = {r["parameters"] for r in own if "skipped" not in r}
+        if len(counts) > 1:
+            raise ValueError(f"the peers have models of different sizes: {counts}")
+    for number, (setting, computed, own) in enumerate(tables):
         if number:
             print()
         _print_setting(setting, computed, own)
@@ -311,8 +317,6 @@ def _print_setting(
         print("\nNot measured:\n")
     for peer, reason in skipped.items():
         print(f"- {peer}: {reason}")
-    counts = {rounds[0]["parameters"] for rounds in measured.values()}
-    assert len(counts) < 2, f"the peers have models of different sizes: {counts}"
 
 
 def main() -> None:
@@ -359,9 +363,13 @@ def main() -> None:
     parser.require_gpus_or_few_tokens(options.ranks, "--context", options.context)
     setting = setting_of(options)
     installed = {peer: releases(packages_of(peer)) for peer in options.peers}
-    known = parser.require_setting(options.out, setting, COMPUTED, installed)
-    results = parser.begun(lambda: run_all(options, setting, known))
-    print_tables(results)
+    with parser.writing(options.out):
+        known = parser.require_setting(options.out, setting, COMPUTED, installed)
+        results = parser.begun(lambda: run_all(options, setting, known))
+    try:
+        print_tables(results)
+    except ValueError as error:
+        sys.exit(str(error))
     gpu_program.end(
         (r["peer"] for r in results if "skipped" in r),
         (r["peer"] for r in results if first_odd([r.get("loss", 0.0)]) is not None),
