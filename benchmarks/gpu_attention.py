@@ -12,14 +12,15 @@ key/value heads, as at TP=4, unless `--heads` says otherwise (64 8 is the whole 
 Rows: `row_placement.py`.
 
 FLOPs are those that the causal mask and the documents let through, 4 forward and 10
-backward a pair, head and dimension (the backward recomputes the scores: 5 products
-against 2); the useful count of `model.py` leaves that recomputation out. Output and
-gradients are compared, by their norms a token, with those of the first contender. A
-result is a line of `--out`, written as it comes with the setting it was measured under and
-the releases of what computed it; a file of another setting (card, torch, heads, first
-contender, `--repeats`, `--seconds`) or of another release is refused before anything
-starts, one of another kernel when that shows, and `--table` prints a table for each. Where
-any was left out the program ends with status 1.
+backward a pair, head and dimension (the backward recomputes the scores: 5 products against
+2); the useful count of `model.py` leaves that recomputation out. Output and gradients are
+compared, by their norms a token, with those of the first contender; "-" where that one has
+none, nan where a result is not finite, which is status 1 too. A result is a line of
+`--out`, written as it comes with the setting it was measured under and the releases of what
+computed it; a file of another setting (card, torch, heads, first contender, `--repeats`,
+`--seconds`) or of another release is refused before anything starts, one of another kernel
+when that shows, and `--table` prints a table for each. Where any was left out the program
+ends with status 1.
 """
 
 from __future__ import annotations
@@ -47,6 +48,7 @@ from alia_ctx.nn.attention_kernels import (
 )
 from alia_ctx.nn.free_memory import fill_free_memory
 from benchmarks import gpu_program
+from benchmarks.figures import all_finite, differences, differs_by, is_finite
 from benchmarks.gpu_program import Parser, at_least, existing_file, new_file
 from benchmarks.pages import print_skipped, read_results, table, write_result
 from benchmarks.releases import (
@@ -148,7 +150,9 @@ def _timed(step: Callable[[], object]) -> float:
 def measure(
     name: str, shape: Shape, norms: list[torch.Tensor], options: argparse.Namespace
 ) -> dict[str, Any]:
-    """Its figures; `norms` are the first contender's, and are filled in by it."""
+    """Its figures; `norms` are the first contender's, and are filled in by it where they are
+    finite. The next one is no stand-in: the file says who the first is.
+    """
     with contender(name, shape) as (forward, describe):
         *inputs, gradient = shape.inputs()
         leaves = [x.requires_grad_() for x in inputs]
@@ -165,7 +169,8 @@ def measure(
         # The contender before had the same results.
         fill_free_memory([*leaves, gradient], value=1e3, copies=1)
         found = [x.detach().flatten(1).float().norm(dim=1) for x in both()]
-        if not norms:
+        finite = all_finite(found)
+        if not norms and finite and name == options.kernels[0]:
             norms += found
         one = seconds(ahead, options.repeats, options.seconds)
         two = seconds(both, options.repeats, options.seconds)
@@ -177,9 +182,8 @@ def measure(
         "forward_tflops": 4 * flops / statistics.median(one) / 1e12,
         "both_tflops": 14 * flops / statistics.median(two) / 1e12,
         "both_seconds": two,
-        "differs": [
-            float((a - b).norm() / b.norm()) for a, b in zip(found, norms, strict=True)
-        ],
+        "finite": finite,
+        "differs": differences(found, norms or None),
     }
 
 
@@ -287,7 +291,7 @@ def _print_setting(
                 f"{r['both_tflops']:.0f}",
                 f"{r['both_tflops'] / best[r['length'], r['row']]:.2f}",
                 f"{whole / r['both_tflops']:.2f}" if whole else "",
-                f"{max(r['differs']):.0e}",
+                differs_by(r, "differs"),
             ]
         )
     print(table(COLUMNS, lines))
@@ -330,14 +334,22 @@ def main() -> None:
     parser.require_gpus_or_few_tokens(1, "--lengths", max(options.lengths))
     setting = setting_of(options)
     installed = {name: releases(packages_of(name)) for name in options.kernels}
-    known = parser.require_setting(options.out, setting, COMPUTED, installed)
-    results = parser.begun(lambda: run_all(options, setting, known))
+    with parser.writing(options.out):
+        known = parser.require_setting(options.out, setting, COMPUTED, installed)
+        results = parser.begun(lambda: run_all(options, setting, known))
     print_table(results)
     gpu_program.end(
-        f"{r['contender']} ({r['length']}, {r['row']})"
-        for r in results
-        if "skipped" in r
+        (_words(r) for r in results if "skipped" in r),
+        (_words(r) for r in results if "skipped" not in r and not _finite(r)),
     )
+
+
+def _words(result: dict[str, Any]) -> str:
+    return f"{result['contender']} ({result['length']}, {result['row']})"
+
+
+def _finite(result: dict[str, Any]) -> bool:
+    return is_finite(result, "differs")
 
 
 if __name__ == "__main__":

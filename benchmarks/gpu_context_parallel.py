@@ -14,14 +14,14 @@ Methods: ours, ours with a zigzag's cuts, a gather of all keys, Ulysses (all fou
 kernel); torch's context_parallel over SDPA; TransformerEngine's DotProductAttention by
 point-to-point, all-gather and all-to-all, with the kernel that it chooses (cuDNN's on
 Hopper) and, `flash`, by FlashAttention; ring-flash-attn's zigzag ring and its gather.
-Each holds the tokens that it wants where it wants them, and its forms are tried in turn
-on a small row, whose output and gradients must be those of a dense fp32 computation; one
-that is missing, or cannot do a row, is skipped with its reason in the file. All ranks
-agree on that. Each result is written as it comes; a method that hangs or ends the
-processes is recorded so, and the rest goes on in new ones. The same command again goes
-on where it was; a file of another setting (GPUs, card, torch, kernel, `--repeats`,
-`--seconds`), or with another release of what a method is computed by, is refused. Where any
-was left out the program ends with status 1.
+Each holds the tokens that it wants where it wants them, and its forms are tried in turn on
+a small row, whose output and gradients must be those of a dense fp32 computation; one that
+is missing, or cannot do a row, is skipped with its reason in the file. All ranks agree on
+that. Each result is written as it comes; a method that hangs or ends the processes is
+recorded so, and the rest goes on in new ones. The same command again goes on where it was,
+and tries what was skipped again; a file of another setting (GPUs, card, torch, kernel,
+`--repeats`, `--seconds`), or with another release of what a method is computed by, is
+refused. Where any was left out the program ends with status 1.
 """
 
 from __future__ import annotations
@@ -50,14 +50,9 @@ from alia_ctx.nn.attention_kernels import Kernel, resolve_kernel
 from alia_ctx.nn.free_memory import fill_free_memory
 from alia_ctx.nn.key_value_exchange import open_channels
 from benchmarks import gpu_program
-from benchmarks.gpu_program import (
-    REFUSED,
-    Parser,
-    at_least,
-    existing_file,
-    new_file,
-    parsed,
-)
+from benchmarks.figures import all_finite, differences
+from benchmarks.gpu_program import Parser, at_least, existing_file, new_file, parsed
+from benchmarks.pages import WriteError
 from benchmarks.process_ranks import run_ranks
 from benchmarks.releases import releases
 from benchmarks.row_attention import (
@@ -74,7 +69,7 @@ from benchmarks.row_attention import (
 )
 from benchmarks.row_attention_peers import METHODS, packages_of
 from benchmarks.row_placement import offsets_of, pairs, row_of
-from benchmarks.row_results import Record, print_table
+from benchmarks.row_results import Record, failures, print_table
 from benchmarks.row_timing import both_of, forward_of, seconds, synchronize
 from benchmarks.settings import card
 
@@ -197,7 +192,7 @@ def time_method(
     reference: list[Tensor] | None,
     options: argparse.Namespace,
 ) -> tuple[dict[str, Any], list[Tensor]]:
-    """Its figures and its norms by token."""
+    """Its figures and its norms by token, which must be finite to be compared with."""
     with prepared(maker, row) as method:
         leaves, gradient = own_part(method, values)
         own = norms(method, found(method, leaves, gradient), row.length)
@@ -209,10 +204,8 @@ def time_method(
     flops = HEADS * DIM * pairs(row.offsets) / row.cp
     return {
         "computed_by": computed_by,
-        "differs_from_ours": [
-            float((a - b).norm() / b.norm())
-            for a, b in zip(own, reference or own, strict=True)
-        ],
+        "finite": all_finite(own),
+        "differs_from_ours": differences(own, reference),
         "forward_tflops": 4 * flops / ahead / 1e12,
         "backward_tflops": 10 * flops / (whole - ahead) / 1e12,
         "both_tflops": 14 * flops / whole / 1e12,
@@ -240,8 +233,10 @@ class Program:
 
     def measure_row(self, name: str, row: Row, missing: list[str]) -> None:
         values = whole_row(row.length, DTYPE)
+        # What the others are compared with comes first.
+        missing = sorted(missing, key=lambda method: method != "ours")
         reference: list[Tensor] | None = None
-        if missing[0] != "ours" and "ours" in self.options.methods:
+        if missing[0] != "ours" and self.record.is_measured(name, "ours"):
             reference = self.reference(row, values)
         for method in missing:
             self.record.begin(name, row.documents, method)
@@ -254,16 +249,18 @@ class Program:
                     )
                 )
                 result["releases"] = releases(packages_of(method))
-                reference = own if method == "ours" else reference
+                if method == "ours" and result["finite"]:
+                    reference, result["differs_from_ours"] = own, [0.0] * len(own)
             except UnableError as error:
                 result = {"skipped": str(error)}
             self.record.finish(name, method, result)
             gpu_program.forget_case()
 
-    def reference(self, row: Row, values: list[Tensor]) -> list[Tensor]:
+    def reference(self, row: Row, values: list[Tensor]) -> list[Tensor] | None:
         with METHODS["ours"][0](row) as method:
             own = found(method, *own_part(method, values))
-            return norms(method, own, row.length)
+            of_row = norms(method, own, row.length)
+        return of_row if all_finite(of_row) else None
 
     def usable_form(self, method: str, several: bool) -> Maker:
         """The first of its forms that computes a small row of the kind on all ranks."""
@@ -304,20 +301,26 @@ def run_here(parser: Parser, options: argparse.Namespace) -> None:
             )
         except (AliaError, ValueError) as error:  # on all ranks alike
             parser.refuse(str(error))
+        if not options.go_on:
+            record.forget_skipped(options.row, options.methods)
         dist.barrier()  # all have read it
-        Program(options, record, kernel).run()
+        try:
+            Program(options, record, kernel).run()
+        except WriteError as error:  # on the first alone; the others wait
+            gpu_program.end_at_once(str(error), gpu_program.UNWRITTEN)
 
 
 def run_apart(parser: Parser, options: argparse.Namespace) -> None:
     """In as many processes as there are ranks, anew after each that a method ends."""
     try:
         Record.forget_begun(options.out)
-    except ValueError as error:
+    except (OSError, ValueError) as error:
         parser.refuse(str(error))
     gpu_program.note_trial()
+    command = [__file__, *sys.argv[1:]]
     while True:
         ended = run_ranks(
-            [__file__, *sys.argv[1:]],
+            command,
             options.ranks,
             limit=options.limit,
             silence=options.silence,
@@ -327,9 +330,12 @@ def run_apart(parser: Parser, options: argparse.Namespace) -> None:
         )
         if ended.problem is None:
             return
+        if ended.status == gpu_program.UNWRITTEN:  # nor is this a method's doing
+            sys.exit(1)
+        command = [__file__, *sys.argv[1:], "--go-on"]
         if not Record.blame(options.out, ended.problem):
-            if ended.status == REFUSED:  # the first rank has said why
-                sys.exit(REFUSED)
+            if ended.status == gpu_program.REFUSED:  # the first rank has said why
+                sys.exit(gpu_program.REFUSED)
             sys.exit(f"the ranks {ended.problem}, and no method had begun")
 
 
@@ -366,6 +372,8 @@ def main() -> None:
         help="seconds that a method may take",
     )
     parser.add_argument("--table", type=existing_file, help="print a file's tables")
+    # Of ranks that go on after others of the same run.
+    parser.add_argument("--go-on", action="store_true", help=argparse.SUPPRESS)
     options = parser.parse_args()
     longest = max((int(row.partition(":")[0]) for row in options.row or ()), default=0)
     if options.table:
@@ -373,18 +381,14 @@ def main() -> None:
     elif not options.row or not options.out:
         parser.error("--row and --out say what to measure, --table what to print")
     elif "RANK" in os.environ:
-        parser.require_gpus_or_few_tokens(gpu_program.world_size(), "--row", longest)
+        parser.require_gpus_or_few_tokens(parser.world_size(), "--row", longest)
         run_here(parser, options)
     else:
         parser.require_gpus_or_few_tokens(options.ranks, "--row", longest)
-        run_apart(parser, options)
-        rows = Record.read(options.out)["rows"]
-        gpu_program.end(
-            f"{method} ({row})"
-            for row in options.row
-            for method in options.methods
-            if "skipped" in rows[row]["methods"][method]
-        )
+        with parser.writing(options.out):
+            run_apart(parser, options)
+            content = Record.read(options.out)
+        gpu_program.end(*failures(content, options.row, options.methods))
 
 
 if __name__ == "__main__":

@@ -25,7 +25,8 @@ takes the constants of the card's file in configs/clusters/, and its defaults wh
 none; `planned_by` says which.
 
 A case for which the memory does not suffice, or that the engine refuses, is recorded so,
-and the program ends with status 1. `--out` is of one run: a file that is there is refused.
+and the program ends with status 1; with pp above 1 it ends where memory does not suffice.
+`--out` is of one run: a file that is there is refused.
 """
 
 from __future__ import annotations
@@ -58,10 +59,12 @@ from alia_ctx.spec.layout import Layout
 from alia_ctx.spec.machines import MACHINES
 from alia_ctx.spec.model import ModelSpec
 from benchmarks import gpu_program
+from benchmarks.figures import first_odd
 from benchmarks.gpu_products import LOCAL, Products
 from benchmarks.gpu_program import Parser, at_least, parsed
 from benchmarks.gpu_step import ROPE, draw_on_device
 from benchmarks.kernel_time import kernels_of, matrix_rate
+from benchmarks.pages import WriteError, write_whole
 from benchmarks.releases import ENGINE, releases
 from benchmarks.stacks import alia_stack
 
@@ -285,19 +288,26 @@ def main() -> None:
     )
     parser.add_argument("--tp-chunks", nargs="+", type=at_least(1), default=[1])
     options = parser.parse_args()
-    runs = runs_of(parser, options, gpu_program.world_size())
-    parser.require_gpus(gpu_program.world_size())
+    world = parser.world_size()
+    runs = runs_of(parser, options, world)
+    parser.require_gpus(world)
     results: dict[str, Any] = {}
-    with Distributed(EngineConfig()):
+    with (
+        Distributed(EngineConfig()),
+        parser.writing(options.out, rank=dist.get_rank(), gather=_gathered),
+    ):
+        if _gathered(options.out.exists())[0]:  # by now, of one that was just leaving
+            parser.refuse(f"{options.out} is there already; name another file")
         rate = torch.tensor(matrix_rate(), device="cuda")
         dist.all_reduce(rate, dist.ReduceOp.MIN)  # of the slowest GPU
         card = torch.cuda.get_device_name()
         for text, (case, products) in runs.items():
+            alone = False
             try:
                 result = measure(case, options.repeats, float(rate), products)
-            # Ranks of a layout do the same, so that all of them get here.
             except torch.OutOfMemoryError as error:
                 result = {"out of memory": str(error).partition(".")[0]}
+                alone = case.layout.pp > 1
             except AliaError as error:
                 result = {"refused": str(error)}
             results[text] = {
@@ -308,9 +318,31 @@ def main() -> None:
             }
             gpu_program.forget_case()
             if dist.get_rank() == 0:
-                options.out.write_text(json.dumps(results))
+                try:
+                    write_whole(json.dumps(results), options.out)
+                except WriteError as error:
+                    gpu_program.end_at_once(str(error), 1)
                 print(text, json.dumps(results[text]), flush=True)
-    gpu_program.end(text for text in runs if "seconds" not in results[text])
+            # Ranks of one stage hold and compute the same, so that all of them get here;
+            # those of other stages hold other layers, and may wait for this one in NCCL.
+            if alone:
+                words = (
+                    f"{text}: out of memory on rank {dist.get_rank()}; other stages may"
+                )
+                words += (
+                    f" wait for it, so the program ends; {options.out} has what is done"
+                )
+                gpu_program.end_at_once(words, 1)
+    gpu_program.end(
+        (text for text in runs if "seconds" not in results[text]),
+        (t for t in runs if first_odd(results[t].get("losses", ())) is not None),
+    )
+
+
+def _gathered(value: Any) -> list[Any]:
+    values: list[Any] = [None] * dist.get_world_size()
+    dist.all_gather_object(values, value)
+    return values
 
 
 def _named(text: str) -> tuple[str, Case]:

@@ -69,6 +69,7 @@ from alia_ctx.config.run import EngineConfig
 from alia_ctx.mcore.runtime import Distributed
 from alia_ctx.spec.model import ModelSpec
 from benchmarks import gpu_program
+from benchmarks.figures import first_odd
 from benchmarks.gpu_program import Parser, at_least, existing_file, new_file
 from benchmarks.gpu_step import ROWS, Case, make_row
 from benchmarks.kernel_time import NAMES, matrix_rate, profile_step
@@ -122,7 +123,7 @@ def measure(peer: str, task: Task, profiled: bool) -> dict[str, Any]:
         "releases": releases(packages_of(peer)),
         "parameters": step.parameters,
         "seconds": seconds,
-        "loss": losses[0],
+        "loss": losses[0] if (odd := first_odd(losses)) is None else odd,
         "gib": peak,
         "matrix_tflops": rate,
         "flops": task.flops,
@@ -240,15 +241,21 @@ COLUMNS = (
 
 def print_tables(results: list[dict[str, Any]]) -> None:
     """Markdown, for each setting and for each release and kernel of a peer: the peers, their
-    time by class of kernel, and who was not measured.
+    time by class of kernel, and who was not measured. ValueError where peers of one table
+    have models of different sizes.
     """
     if all("skipped" in result for result in results):
         sys.exit("no peer was measured")
-    for number, (setting, computed, own) in enumerate(
+    tables = [
         (setting, *one)
         for setting, group in by_setting(results, SETTING)
         for one in by_computation(group, COMPUTED)
-    ):
+    ]
+    for _, _, own in tables:
+        counts = {r["parameters"] for r in own if "skipped" not in r}
+        if len(counts) > 1:
+            raise ValueError(f"the peers have models of different sizes: {counts}")
+    for number, (setting, computed, own) in enumerate(tables):
         if number:
             print()
         _print_setting(setting, computed, own)
@@ -279,6 +286,7 @@ def _print_setting(
         every = [s for r in rounds for s in r["seconds"]]
         rate = max(r["matrix_tflops"] for r in rounds)
         tflops = first["flops"] / middle / 1e12
+        odd = first_odd(r["loss"] for r in rounds)
         lines.append(
             [
                 *(peer, first["kernel"], f"{middle:.3f}"),
@@ -288,7 +296,7 @@ def _print_setting(
                 f"{tflops / rate:.1%}" if rate else "",
                 f"{middle / medians['ours']:.3f}" if "ours" in medians else "",
                 f"{max(r['gib'] for r in rounds):.1f}",
-                f"{first['loss']:.3f}",
+                f"{first['loss'] if odd is None else odd:.3f}",
             ]
         )
     if lines:
@@ -309,8 +317,6 @@ def _print_setting(
         print("\nNot measured:\n")
     for peer, reason in skipped.items():
         print(f"- {peer}: {reason}")
-    counts = {rounds[0]["parameters"] for rounds in measured.values()}
-    assert len(counts) < 2, f"the peers have models of different sizes: {counts}"
 
 
 def main() -> None:
@@ -357,10 +363,17 @@ def main() -> None:
     parser.require_gpus_or_few_tokens(options.ranks, "--context", options.context)
     setting = setting_of(options)
     installed = {peer: releases(packages_of(peer)) for peer in options.peers}
-    known = parser.require_setting(options.out, setting, COMPUTED, installed)
-    results = parser.begun(lambda: run_all(options, setting, known))
-    print_tables(results)
-    gpu_program.end(r["peer"] for r in results if "skipped" in r)
+    with parser.writing(options.out):
+        known = parser.require_setting(options.out, setting, COMPUTED, installed)
+        results = parser.begun(lambda: run_all(options, setting, known))
+    try:
+        print_tables(results)
+    except ValueError as error:
+        sys.exit(str(error))
+    gpu_program.end(
+        (r["peer"] for r in results if "skipped" in r),
+        (r["peer"] for r in results if first_odd([r.get("loss", 0.0)]) is not None),
+    )
 
 
 if __name__ == "__main__":

@@ -6,11 +6,13 @@ the end (status 1).
 from __future__ import annotations
 
 import argparse
+import contextlib
 import gc
 import importlib.machinery
+import io
 import os
 import sys
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, NoReturn, get_args, get_type_hints
 
@@ -18,7 +20,8 @@ import torch
 
 from alia_ctx.config.run import EngineConfig
 from alia_ctx.errors import AliaError
-from benchmarks.pages import read_results
+from alia_ctx.files import BusyError, exclusive
+from benchmarks.pages import WriteError, read_results
 from benchmarks.releases import (
     Columns,
     Computed,
@@ -30,7 +33,9 @@ from benchmarks.settings import Setting, by_setting, require_same
 
 MOST_ON_A_HOST = 8192  # tokens of a row: a dense one of 32,768 takes minutes and 32 GiB
 REFUSED = 2  # the status, where nothing has been measured
+UNWRITTEN = 74  # the status of a rank that cannot write the results
 _ENGINE = get_type_hints(EngineConfig)
+_NOT_LOCKED = contextlib.nullcontext()
 
 
 def choices(setting: str) -> tuple[str, ...]:
@@ -115,7 +120,7 @@ class Parser(argparse.ArgumentParser):
         self._end(f"{self.prog}: {problem}")
 
     def _end(self, words: str) -> NoReturn:
-        if os.environ.get("RANK", "0") == "0":
+        if is_first():
             print(words, file=sys.stderr, flush=True)
         sys.exit(REFUSED)
 
@@ -137,6 +142,33 @@ class Parser(argparse.ArgumentParser):
                 f"at most {MOST_ON_A_HOST:,} tokens ({option})"
             )
 
+    def world_size(self) -> int:
+        """Of the ranks that torchrun has started; 1 without it. Ends here where its variables
+        are no numbers.
+        """
+        for name, least in (("RANK", 0), ("WORLD_SIZE", 1)):
+            text = os.environ.get(name, str(least))
+            if not text.isdecimal() or int(text) < least:
+                self.refuse(
+                    f"{name}={text} in the environment is no number of {least} or more; "
+                    "unset it, or start the ranks with torchrun"
+                )
+        return int(os.environ.get("WORLD_SIZE", "1"))
+
+    @contextlib.contextmanager
+    def writing(self, out: Path | None, **ranks: Any) -> Iterator[None]:
+        """Be the only program that writes to `out`; ends here where another does, and, with
+        status 1, where results cannot be written. `ranks`: as `exclusive` has them.
+        """
+        locked = out is not None and (out.is_file() or not out.exists())
+        try:
+            with exclusive(out, self.prog, **ranks) if out and locked else _NOT_LOCKED:
+                yield
+        except BusyError as error:
+            self.refuse(str(error))
+        except WriteError as error:
+            sys.exit(f"{self.prog}: {error}")
+
     def begun(self, run: Callable[[], list[dict[str, Any]]]) -> list[dict[str, Any]]:
         """The results of `run`, which may be a trial on a host; ends here with one that does
         not belong beside those of the file.
@@ -148,14 +180,23 @@ class Parser(argparse.ArgumentParser):
             self.refuse(str(error))
 
     def read(self, file: Path, read: Callable[[Path], Any]) -> Any:
-        """What `read` makes of a file of results; ends here where it is none."""
+        """What `read` makes of a file of results; ends here where it is none. What it prints
+        is printed where all of it is.
+        """
+        printed = io.StringIO()
         try:
-            return read(file)
-        except (ValueError, KeyError, TypeError, IndexError) as error:
+            with contextlib.redirect_stdout(printed):
+                value = read(file)
+        except OSError as error:
+            self.refuse(f"{file} cannot be read ({error.strerror or error})")
+        # A file that a person has edited may hold anything anywhere.
+        except Exception as error:
             why = str(error) if type(error) is ValueError else repr(error)
             said = why.startswith(str(file))
             no_file = f"{file} is no file of this program's results"
             self.error(why if said else f"{no_file} ({why})")
+        sys.stdout.write(printed.getvalue())
+        return value
 
     def require_setting(
         self,
@@ -221,14 +262,29 @@ def forget_case() -> None:
         torch.cuda.empty_cache()
 
 
-def world_size() -> int:
-    """Of the ranks that torchrun has started; 1 without it."""
-    return int(os.environ.get("WORLD_SIZE", "1"))
+def end_at_once(words: str, status: int) -> NoReturn:
+    """End this rank alone: what would be left orderly waits for the other ranks, which
+    whoever started them ends as soon as one has failed.
+    """
+    print(words, file=sys.stderr, flush=True)
+    os._exit(status)
 
 
-def end(did_not_run: Iterable[str]) -> None:
-    """End with status 1, saying which cases did not run; go on where all did."""
-    if names := list(dict.fromkeys(did_not_run)):
-        if os.environ.get("RANK", "0") == "0":
-            print(f"did not run: {', '.join(names)}", file=sys.stderr, flush=True)
+def end(did_not_run: Iterable[str], not_finite: Iterable[str] = ()) -> None:
+    """End with status 1, saying which cases did not run, and of which the results are not
+    finite; go on where all are well.
+    """
+    failed = False
+    for words, cases in (("did not run", did_not_run), ("not finite", not_finite)):
+        if names := list(dict.fromkeys(cases)):
+            failed = True
+            if is_first():
+                print(f"{words}: {', '.join(names)}", file=sys.stderr, flush=True)
+    if failed:
         sys.exit(1)
+
+
+def is_first() -> bool:
+    """Whether this process speaks: all but the ranks above 0 do."""
+    rank = os.environ.get("RANK", "").strip()
+    return not rank.isdecimal() or int(rank) == 0

@@ -65,6 +65,7 @@ from alia_ctx.spec.layout import Layout
 from alia_ctx.spec.model import ModelSpec
 from alia_ctx.spec.rope import RopeSpec
 from benchmarks import gpu_program
+from benchmarks.figures import first_odd
 from benchmarks.gpu_observed import (
     Memory,
     Told,
@@ -334,7 +335,14 @@ def main() -> None:
                 gpu_program.forget_case()
     if results:
         print_tables(results)
-    gpu_program.end(failed)
+    gpu_program.end(
+        failed,
+        (
+            f"{r['case']} {r['layers']}"
+            for r in results
+            if first_odd(r["losses"]) is not None
+        ),
+    )
 
 
 def run_here(

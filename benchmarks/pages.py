@@ -5,15 +5,22 @@ A page begins with the command that makes it and the machine; progress goes to s
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import platform
 import shlex
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
+
+from alia_ctx.files import atomic_file
+
+
+class WriteError(Exception):
+    """Results cannot be written, which is no failure of what was measured."""
 
 
 def heading(title: str, *packages: str) -> str:
@@ -41,7 +48,7 @@ def write_result(result: dict[str, Any], out: Path | None) -> None:
     line = json.dumps(result)
     print(line, file=sys.stderr, flush=True)
     if out is not None:
-        with out.open("a+b") as file:
+        with _written(out), out.open("a+b") as file:
             file.seek(0)
             before, newline, last = file.read().rpartition(b"\n")
             if last and _is_whole(last):
@@ -49,6 +56,21 @@ def write_result(result: dict[str, Any], out: Path | None) -> None:
             else:  # what a kill cut short would be one line with this one
                 file.truncate(len(before + newline))
             file.write(line.encode() + b"\n")
+
+
+def write_whole(text: str, out: Path) -> None:
+    """Write a file of results that is at all times this one or the one before."""
+    with _written(out), atomic_file(out) as file:
+        file.write(text.encode())
+
+
+@contextlib.contextmanager
+def _written(out: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        why = error.strerror or error
+        raise WriteError(f"{out} cannot be written ({why})") from error
 
 
 def _is_whole(line: str | bytes) -> bool:

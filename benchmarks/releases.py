@@ -130,6 +130,13 @@ class Computed:
             raise MixedError(_refusal(file, words))
 
 
+def are_releases(own: Any) -> bool:
+    """Whether they are what a result says of releases, or nothing, as older ones do."""
+    if own is None:
+        return True
+    return isinstance(own, dict) and all(isinstance(each, str) for each in own.values())
+
+
 def _said(own: Releases | None) -> str:
     return "no releases" if own is None else "releases"
 
@@ -143,8 +150,13 @@ class Columns:
     row: tuple[str, ...] = ()
 
     def of(self, result: Result) -> tuple[Any, Releases | None, Any, str]:
+        """TypeError where a result is none, as of a file that was edited."""
         row = tuple(result.get(name) for name in self.row)
-        return result[self.who], result.get("releases"), row, result[self.kernel]
+        hash(row)
+        who, own, kernel = result[self.who], result.get("releases"), result[self.kernel]
+        if not (isinstance(who, str) and isinstance(kernel, str) and are_releases(own)):
+            raise TypeError(f"{who}: releases {own}, {self.kernel} {kernel}")
+        return who, own, row, kernel
 
 
 def by_computation(

@@ -11,10 +11,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from benchmarks.pages import print_skipped, table
+from alia_ctx.files import parse_json
+from benchmarks.figures import differs_by, is_finite
+from benchmarks.pages import print_skipped, table, write_whole
 from benchmarks.releases import (
     Computed,
     Releases,
+    are_releases,
     print_installed,
     require_same_computation,
 )
@@ -59,19 +62,34 @@ class Record:
     def read(path: Path) -> dict[str, Any]:
         """A file's content; ValueError where it is none of this program's."""
         try:
-            content = json.loads(path.read_text())
+            content = parse_json(path.read_text())
         except ValueError:
             content = None
-        if not isinstance(content, dict) or content.keys() != {*_PARTS}:
+        if not _is_content(content):
             raise ValueError(
                 f"{path} is no file of this program's results; name another"
             )
-        return content
+        whole: dict[str, Any] = content
+        return whole
+
+    def forget_skipped(self, rows: list[str], methods: list[str]) -> None:
+        """Of earlier runs, so that this one tries them again: a package may be there now, or
+        memory. They leave the file with the next one that begins.
+        """
+        for row in rows:
+            known = self.content["rows"].get(row, {}).get("methods", {})
+            for method in methods:
+                if "skipped" in known.get(method, {}):
+                    del known[method]
 
     def missing(self, row: str, methods: list[str]) -> list[str]:
         """The methods that have no result for a row yet, in their order."""
         known = self.content["rows"].get(row, {}).get("methods", {})
         return [method for method in methods if method not in known]
+
+    def is_measured(self, row: str, method: str) -> bool:
+        methods = self.content["rows"].get(row, {}).get("methods", {})
+        return "skipped" not in methods.get(method, {"skipped": ""})
 
     def begin(self, row: str, documents: int, method: str) -> None:
         """Say which method is at work, so that one that does not come back is known."""
@@ -106,9 +124,36 @@ class Record:
 
     def _write(self) -> None:
         if self.writes:
-            whole = self.path.with_name(self.path.name + ".new")
-            whole.write_text(json.dumps(self.content, indent=1))
-            whole.replace(self.path)
+            write_whole(json.dumps(self.content, indent=1), self.path)
+
+
+def _is_content(content: Any) -> bool:
+    """Whether it is built as a record is; not whether its figures are numbers."""
+    return (
+        isinstance(content, dict)
+        and content.keys() == {*_PARTS}
+        and isinstance(content["setting"], dict)
+        and isinstance(content["rows"], dict)
+        and all(map(_is_row, content["rows"].values()))
+    )
+
+
+def _is_row(row: Any) -> bool:
+    return (
+        isinstance(row, dict)
+        and row.keys() == {"documents", "methods"}
+        and isinstance(row["methods"], dict)
+        and all(map(_is_result, row["methods"].values()))
+    )
+
+
+def _is_result(result: Any) -> bool:
+    if not isinstance(result, dict):
+        return False
+    if "skipped" in result:
+        return isinstance(result["skipped"], str)
+    named = isinstance(result.get("computed_by"), str)
+    return named and are_releases(result.get("releases"))
 
 
 def _measured(content: dict[str, Any]) -> list[tuple[str, Releases | None, str, str]]:
@@ -119,6 +164,21 @@ def _measured(content: dict[str, Any]) -> list[tuple[str, Releases | None, str, 
         for method, result in results["methods"].items()
         if "skipped" not in result
     ]
+
+
+def failures(
+    content: dict[str, Any], rows: list[str], methods: list[str]
+) -> tuple[list[str], list[str]]:
+    """In words, which of these methods did not run, and of which the result is not finite."""
+    skipped, odd = [], []
+    for row in rows:
+        for method in methods:
+            result = content["rows"][row]["methods"][method]
+            if "skipped" in result:
+                skipped.append(f"{method} ({row})")
+            elif not is_finite(result, "differs_from_ours"):
+                odd.append(f"{method} ({row})")
+    return skipped, odd
 
 
 COLUMNS = (
@@ -157,7 +217,7 @@ def print_table(content: dict[str, Any]) -> None:
                     f"{both:.0f}",
                     f"{both / ours:.2f}" if ours else "",
                     f"{min(times):.2f} to {max(times):.2f}",
-                    f"{max(result['differs_from_ours']):.0e}",
+                    differs_by(result, "differs_from_ours"),
                 ]
             )
     print(table(COLUMNS, lines))

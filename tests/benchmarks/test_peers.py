@@ -66,7 +66,7 @@ def test_table_of_steps(capsys: pytest.CaptureFixture[str]) -> None:
 
 
 def test_models_of_two_sizes_are_no_comparison() -> None:
-    with pytest.raises(AssertionError, match="different sizes"):
+    with pytest.raises(ValueError, match="different sizes"):
         gpu_peers.print_tables(
             [step("ours", [1.0]), step("other", [1.0], parameters=9)]
         )
