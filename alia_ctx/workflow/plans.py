@@ -39,6 +39,7 @@ from alia_ctx.workflow.conversations import (
     open_conversation_plan,
     pack_conversations,
 )
+from alia_ctx.workflow.delimiter_settings import delimiter_notes
 from alia_ctx.workflow.readiness import require_ready
 from alia_ctx.workflow.stores import (
     has_store,
@@ -78,7 +79,8 @@ def pack(run: RunConfig, name: str, *, overwrite: bool = False) -> PackPlan:
     if note := not_seen(run, name):
         say(f"note: {escape(note)}")
     plan = _plan(run, name, overwrite=overwrite)
-    for note in [*shares_notes(name, plan), *copies_notes(run, name)]:
+    found = [*shares_notes(name, plan), *copies_notes(run, name)]
+    for note in [*delimiter_notes(run), *found]:
         say(f"note: {escape(note)}")
     return plan
 
