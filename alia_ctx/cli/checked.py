@@ -56,8 +56,9 @@ def check_notes(run: RunConfig, names: Sequence[str]) -> Iterator[str]:
     yield from workflow.warmup_notes(run, names)
     if (base := workflow.base_to_import(run, names)) is not None:
         yield workflow.how_to_import(run, base)
-    if run.root is not None and run.deferred(run.root):
-        yield f"root {run.root} is not on this machine; files below it were not looked for"
+    if (note := run.root_note()) is not None:
+        yield note
+    yield from workflow.delimiter_notes(run)
     if run.evaluation.held_out is None:
         yield f"{NO_HELD_OUT.key}: {NO_HELD_OUT.rule}"
     elif not run.deferred(run.output) and (few := workflow.few_held_out(run)):

@@ -282,8 +282,10 @@ for _registered in app.registered_commands:
 
 
 def _warn_of_short_text(run: RunConfig) -> None:
-    for problem in held_out_notes(run):
-        typer.echo(f"note: {problem}")
+    from alia_ctx import workflow
+
+    for note in [*held_out_notes(run), *workflow.delimiter_notes(run)]:
+        typer.echo(f"note: {note}")
 
 
 _FIRST_SPEAKS_SECONDS = 2.0

@@ -259,6 +259,12 @@ class RunConfig:
         """
         return is_deferred(self.root, path)
 
+    def root_note(self) -> str | None:
+        """That `root` is not mounted on this machine, where one is set."""
+        if self.root is None or not self.deferred(self.root):
+            return None
+        return f"root {self.root} is not on this machine; files below it were not looked for"
+
     def directory(self, *parts: str) -> Path:
         return Path(self.output, *parts)
 

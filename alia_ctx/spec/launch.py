@@ -106,6 +106,19 @@ class LaunchSpec:
         names = ("account", "partition", "qos", "gres", "mail", "options")
         return [name for name in names if getattr(self, name)]
 
+    def not_charged(self) -> list[str]:
+        """Of account and qos those that nothing tells the queue: no setting, no option of
+        `options`, and no variable that sbatch reads.
+        """
+        given = [re.split(r"[=\s]", option, maxsplit=1)[0] for option in self.options]
+        return [
+            name
+            for name in ("account", "qos")
+            if getattr(self, name) is None
+            and f"--{name}" not in given
+            and f"SBATCH_{name.upper()}" not in os.environ
+        ]
+
     def problems(self, key: str = "launch") -> list[Problem]:
         """Values that no batch file could be made of."""
         problems = Problems()

@@ -27,6 +27,7 @@ class RunDirectory:
     stages/STAGE/metrics.jsonl        a line an update               train
     stages/STAGE/checkpoints/         update-00000100/ and so on     train
     evaluation/MODEL/NAME-CONTEXT.json what an evaluator found       evaluate
+    (NAME-CONTEXT.not-measured)       why there is no such result    evaluate
     beside/NAME.json                  measured by other programs     those
     report/                           tables, plot, verdicts         report
     hf/STAGE/                         a Hugging Face directory       run

@@ -33,6 +33,7 @@ if TYPE_CHECKING:
         rope_in_words,
         rope_notes,
     )
+    from alia_ctx.workflow.delimiter_settings import delimiter_notes
     from alia_ctx.workflow.doctor import examine
     from alia_ctx.workflow.epochs import epoch_notes
     from alia_ctx.workflow.evaluation import (
@@ -112,6 +113,7 @@ _MODULES = {
             "rope_in_words",
             "rope_notes",
         ),
+        "workflow.delimiter_settings": ("delimiter_notes",),
         "workflow.doctor": ("examine",),
         "workflow.epochs": ("epoch_notes",),
         "workflow.evaluation": (
@@ -221,6 +223,7 @@ __all__ = [
     "check_vocabulary",
     "compare_rope",
     "constants_notes",
+    "delimiter_notes",
     "draw_update",
     "epoch_notes",
     "evaluation_task",

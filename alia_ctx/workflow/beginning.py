@@ -18,7 +18,7 @@ from alia_ctx.config.json_schema import SCHEMA_FILE, is_ours, run_schema
 from alia_ctx.config.load import load_run
 from alia_ctx.config.placeholders import PLACEHOLDER
 from alia_ctx.data.tokens import has_vocabulary
-from alia_ctx.data.tokens.tokenizer import HubTokenizer
+from alia_ctx.data.tokens.tokenizer import HubTokenizer, puts_around
 from alia_ctx.errors import CheckpointError, ConfigError, Problem
 from alia_ctx.files import (
     atomic_file,
@@ -201,11 +201,9 @@ def _epochs(
 
 def _delimiters(directory: Path, tokenizer: Any) -> Delimiters:
     """What the tokenizer in the directory puts around a text, as transformers says it."""
-    first = tokenizer("a")["input_ids"][:1]
-    bos, eos = tokenizer.bos_token_id, tokenizer.eos_token_id
     return Delimiters(
-        bos=bos is not None and first == [bos],
-        eos=eos is not None,
+        bos=puts_around(tokenizer)[0],
+        eos=tokenizer.eos_token_id is not None,
         stated=_stated_ends(directory, tokenizer),
     )
 

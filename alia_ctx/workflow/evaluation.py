@@ -34,6 +34,7 @@ from alia_ctx.train.roll_call import RollCall
 from alia_ctx.workflow.evaluated_models import EvaluatedModel, ModelOpener
 from alia_ctx.workflow.evaluation_results import Evaluated, Evaluation, Result, Role
 from alia_ctx.workflow.measuring import ON_TEXT, Measurement, NotFiniteError
+from alia_ctx.workflow.never_measured import keep_reason, kept_reason
 from alia_ctx.workflow.reading import read_json
 
 # The folder of results that the run's report does not read.
@@ -121,10 +122,12 @@ class EvaluationTask:
         return self.contrast or self.evaluations[-1].model
 
     def read(self, evaluation: Evaluation, evaluator: str) -> Result:
-        """A result that was made; IdentityError where there is none, or it is of another
-        model, text or setting than would be measured now.
+        """A result that was made, or why none can be; IdentityError where there is neither,
+        or it is of another model, text or setting than would be measured now.
         """
         path = self.path(evaluation, evaluator)
+        if known := kept_reason(path, lambda: self.made_from(evaluation, evaluator)):
+            return Result(evaluation, evaluator, known[0], None, known[1])
         artefact = f"the evaluation of {evaluation.name}"
         document = read_json(path, artefact, self.remedy)
         before, content = unsealed(document, f"{artefact} in {path}", self.remedy)
@@ -238,7 +241,7 @@ def _known(task: EvaluationTask, evaluation: Evaluation, name: str) -> Result | 
     found: Any
     try:
         result = task.read(evaluation, name)
-        found = (result.made_from, result.content)
+        found = (result.made_from, result.content, result.reason)
     except AliaError:
         found = None
     if name == "leak":  # of the layout that there is now, and quick
@@ -359,6 +362,10 @@ def _measure_one(
                     keep({name: find()})
                 except (NoSampleError, NotFiniteError) as error:
                     reasons[name] = str(error)
+                    # Tokenizer and length decide it, and stay as they are.
+                    if isinstance(error, NoSampleError) and World().rank == 0:
+                        path = task.path(evaluation, name)
+                        keep_reason(path, made_from[name], str(error))
     return [
         Result(evaluation, n, made_from[n], contents.get(n), reasons.get(n))
         for n in names

@@ -93,6 +93,14 @@ def launch(
     names, notes = _unfinished(run, stages)
     if (asked := queue_problem(run.engine, run.cluster, run.launch)) is not None:
         notes.append(str(asked))  # more than ranks, as fewer are refused
+    if is_slurm and (unsaid := run.launch.not_charged()):
+        keys = " and ".join(f"launch.{name}" for name in unsaid)
+        notes.append(
+            f"{keys}: not set, so that the batch files name none; some sites, MareNostrum "
+            "among them, refuse such jobs"
+        )
+    if (note := run.root_note()) is not None:
+        notes.append(note)
     if not is_slurm and (ignored := run.launch.of_a_queue()):
         keys = ", ".join(f"launch.{name}" for name in ignored)
         notes.append(f"{keys}: only a queue has a use for it, and there is none")

@@ -204,6 +204,31 @@ def test_a_base_that_nobody_imports_is_not_waited_for(
     assert [note for note in launched.notes if "the base is not at" in note]
 
 
+def test_account_and_qos_that_nothing_names_are_told(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = write_run(tmp_path)
+
+    def notes(**launch: Any) -> list[str]:
+        made = workflow.launch(path, cluster=cluster(tmp_path, {**SLURM, **launch}))
+        return [note for note in made.notes if "not set" in note]
+
+    assert not notes()
+    (note,) = notes(account=None, qos=None)
+    assert note.startswith("launch.account and launch.qos: not set")
+    (note,) = notes(account=None)
+    assert note.startswith("launch.account: not set")
+    assert not notes(account=None, options=["--account=abc"])
+    monkeypatch.setenv("SBATCH_QOS", "fast")
+    assert not notes(qos=None)
+
+
+def test_a_root_that_is_not_there_is_told(tmp_path: Path) -> None:
+    path, root = write_run(tmp_path), tmp_path / "elsewhere"
+    launched = workflow.launch(path, [f"root={root}"], cluster=cluster(tmp_path, SLURM))
+    assert [n for n in launched.notes if f"root {root} is not on this machine" in n]
+
+
 @pytest.mark.parametrize("gres", ["gpu:4", "gpu:h100:4", "shard:1,gpu:4"])
 def test_gpus_that_are_asked_for_are_those_of_the_ranks(
     gres: str, tmp_path: Path

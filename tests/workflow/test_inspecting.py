@@ -81,6 +81,40 @@ def test_copies_are_told_in_passing(config: Path, tmp_path: Path) -> None:
     )
 
 
+def test_shares_that_miss_the_weights_are_told(config: Path, tmp_path: Path) -> None:
+    """Each time, as the plan that is there is no nearer to them."""
+    chance, long = np.random.default_rng(9), tmp_path / "long"
+    own = [chance.integers(4, VOCABULARY, n) for n in (900, *[20] * 40)]
+    _store(long, own[:1], ["l.jsonl"], "line")
+    _store(tmp_path / "more", own[1:], ["m.jsonl"] * 40, "line")
+    weights = "stages.short.pack.weights={text: 0.3, more: 0.7}"
+    more = (f"data.sources.text={{inputs: [], store: {long}}}", weights)
+    for _ in range(2):
+        said = " ".join(_pack(config, tmp_path, more=more).stderr.split())
+        shares = json.loads(_pack(config, tmp_path, "--json", more=more).stdout)
+        got = {name: of["share"] for name, of in shares["sources"].items()}
+        assert got["text"] > 0.4
+        assert (
+            "stage short: stages.short.pack.weights are not met in shares of the plan's "
+            f"tokens: text {got['text']:.1%} (asked for: 30.0%), more {got['more']:.1%} "
+            "(asked for: 70.0%)" in said
+        )
+        assert "longest has 900 tokens where the plan has 1,024" in said
+        assert "`stages.short.pack.long_docs: drop`" in said
+    shown = _pack(config, tmp_path, "--inspect", more=more).output
+    assert "asked" in shown and "70.00%" in shown
+
+
+def test_shares_that_meet_the_weights_are_not(config: Path, tmp_path: Path) -> None:
+    for seed, name in enumerate(("text", "more")):
+        own = np.random.default_rng(seed).integers(4, VOCABULARY, (80, 20))
+        _store(tmp_path / name, list(own), [f"{name}.jsonl"] * 80, "line")
+    more = ("stages.short.pack.weights={text: 0.3, more: 0.7}",)
+    assert "are not met" not in _pack(config, tmp_path, more=more).stderr
+    shown = _pack(config, tmp_path, "--inspect", "--overwrite").output
+    assert "asked" not in shown, "nothing was asked for"
+
+
 def test_inspection_names_places(config: Path, tmp_path: Path) -> None:
     shown = _pack(config, tmp_path, "--inspect").output
     for place in ("a.jsonl:4", "b/2.txt = a.jsonl:2"):

@@ -4,6 +4,7 @@ as their update needs, which may be far less than the context.
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,7 @@ import numpy as np
 import pytest
 
 from alia_ctx import workflow
-from alia_ctx.config.load import load_run
+from alia_ctx.config.load import load_plan, load_run
 from alia_ctx.config.run import RunConfig
 from alia_ctx.planner import StagePlan, plan_stage, plan_table
 from alia_ctx.workflow.chain import run_directory
@@ -23,6 +24,7 @@ from alia_ctx.workflow.planned import (
     room_on_a_gpu,
 )
 from alia_ctx.workflow.planning import PlanQuestion, plan_document, simulated_update
+from tests.paths import ROOT
 from tests.planner.test_planner import shown
 from tests.small_run import write_run
 from tests.train.test_conversations import write_talk
@@ -188,3 +190,23 @@ def test_rows_of_tokens_are_the_context_and_their_documents_count(
     assert plan.timing.compute < was.timing.compute
     assert "asked for" in shown(plan_table(plan))
     assert planned_stage(run, "long") == before["long"]
+
+
+def test_what_the_shipped_configuration_says_of_memory_is_what_the_planner_finds() -> (
+    None
+):
+    file = ROOT / "configs" / "runs" / "alia-40b.yaml"
+    said = re.findall(
+        r"^  (\w+):$|`alia-ctx plan`: ([\d.]+) of 64 GiB",
+        file.read_text(),
+        re.MULTILINE,
+    )
+    run, _ = load_plan(file)
+    stage, told = "", 0
+    for name, gib in said:
+        if gib:
+            total = planned_stage(run, stage).fullest.total
+            assert f"{total:.{len(gib.partition('.')[2])}f}" == gib, stage
+            told += 1
+        stage = name or stage
+    assert told == 2

@@ -27,6 +27,7 @@ from alia_ctx.data.packing.plan import PackPlan
 from alia_ctx.data.packing.plan_files import Statement, read_statement
 from alia_ctx.data.packing.repeats import SourceRepeats, find_repeats
 from alia_ctx.data.packing.row import IGNORE, PackedRow, weigh_by_piece
+from alia_ctx.data.packing.shares import missed_shares
 from alia_ctx.data.packing.spec import LengthBucket, PackSpec
 from alia_ctx.data.packing.summary import (
     contamination_table,
@@ -61,6 +62,7 @@ __all__ = [
     "instance_plan_identity",
     "is_extended",
     "kept_out_statement",
+    "missed_shares",
     "plan_identity",
     "plan_table",
     "read_statement",

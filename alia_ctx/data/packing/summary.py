@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 from alia_ctx.data.packing.contamination import Contamination
 from alia_ctx.data.packing.plan import PackPlan
 from alia_ctx.data.packing.repeats import SourceRepeats
+from alia_ctx.data.packing.shares import asked_shares
 from alia_ctx.data.tokens import TokenStore, document_places
 
 if TYPE_CHECKING:
@@ -72,6 +73,7 @@ def _conversation_table(plan: PackPlan) -> Table:
 def _source_table(plan: PackPlan) -> Table:
     from rich.table import Table
 
+    asked = asked_shares(plan)
     table = Table(title="sources")
     table.add_column("source")
     for name in (
@@ -79,6 +81,7 @@ def _source_table(plan: PackPlan) -> Table:
         "tokens",
         "tokens of the plan",  # those without loss among them
         "epochs",
+        *(["asked"] if asked else []),
         "share",
         "dropped long",
         "dropped short",
@@ -93,6 +96,7 @@ def _source_table(plan: PackPlan) -> Table:
             f"{source['tokens']:,}",
             f"{source['trained_tokens']:,}",
             f"{source['epochs']:.3f}",
+            *([f"{asked[name]:.2%}"] if asked else []),
             f"{source['share']:.2%}",
             f"{dropped['long_documents']:,} ({dropped['long_tokens']:,} tokens)",
             f"{dropped['short_documents']:,}",

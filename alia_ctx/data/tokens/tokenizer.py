@@ -31,6 +31,18 @@ _PROBES = (
 )
 
 
+def puts_around(tokenizer: Any) -> tuple[bool, bool]:
+    """Whether a tokenizer of transformers puts its BOS before a text, and its EOS behind it,
+    by itself.
+    """
+    ids = list(tokenizer("a")["input_ids"])
+    bos, eos = tokenizer.bos_token_id, tokenizer.eos_token_id
+    return (
+        bos is not None and ids[:1] == [bos],
+        eos is not None and ids[-1:] == [eos],
+    )
+
+
 class HubTokenizer:
     """What `AutoTokenizer` makes of a directory, without truncation, padding or the
     special tokens that it would add.
