@@ -156,6 +156,7 @@ def test_each_layout_in_one_process_is_compiled(
 
     monkeypatch.setattr(gpu_program.Parser, "require_gpus", lambda *_: None)
     monkeypatch.setattr(gpu_layouts, "Distributed", lambda *_: contextlib.nullcontext())
+    monkeypatch.setattr(gpu_layouts, "_gathered", lambda value: [value])
     monkeypatch.setattr(gpu_layouts, "matrix_rate", lambda: 1.0)
     monkeypatch.setattr(gpu_layouts, "measure", measured)
     monkeypatch.setattr(torch, "tensor", lambda value, device: torch.ones(1) * value)
