@@ -16,6 +16,11 @@ def first_odd(values: Iterable[float]) -> float | None:
     return next((value for value in values if not math.isfinite(value)), None)
 
 
+def first_or_odd(values: Sequence[float]) -> float:
+    """The first, or, where any is no finite number, the first of those."""
+    return values[0] if (odd := first_odd(values)) is None else odd
+
+
 def largest(values: Sequence[float]) -> float:
     """The largest, or NaN where one is."""
     return math.nan if any(map(math.isnan, values)) else max(values)
@@ -27,12 +32,13 @@ def differences(own: list[Tensor], others: list[Tensor] | None) -> list[float] |
     """
     if others is None:
         return None
-    return [
-        # Both zero: documents of one token have no gradients of queries and keys.
-        float(off / whole) if (off := (a - b).norm()) != 0 else 0.0
-        for a, b in zip(own, others, strict=True)
-        for whole in (b.norm(),)
-    ]
+    return [_off(a, b) for a, b in zip(own, others, strict=True)]
+
+
+def _off(own: Tensor, other: Tensor) -> float:
+    off = (own - other).norm()
+    # Both zero: documents of one token have no gradients of queries and keys.
+    return float(off / other.norm()) if off != 0 else 0.0
 
 
 def all_finite(tensors: Iterable[Tensor]) -> bool:

@@ -58,6 +58,7 @@ from alia_ctx.spec.execution import Recompute
 from alia_ctx.spec.layout import Layout
 from alia_ctx.spec.machines import MACHINES
 from alia_ctx.spec.model import ModelSpec
+from alia_ctx.train.rendezvous import World
 from benchmarks import gpu_program
 from benchmarks.figures import first_odd
 from benchmarks.gpu_products import LOCAL, Products
@@ -294,9 +295,12 @@ def main() -> None:
     results: dict[str, Any] = {}
     with (
         Distributed(EngineConfig()),
-        parser.writing(options.out, rank=dist.get_rank(), gather=_gathered),
+        parser.writing(
+            options.out, rank=dist.get_rank(), gather=World().gather_objects
+        ),
     ):
-        if _gathered(options.out.exists())[0]:  # by now, of one that was just leaving
+        # By now, of one that was just leaving.
+        if World().gather_objects(options.out.exists())[0]:
             parser.refuse(f"{options.out} is there already; name another file")
         rate = torch.tensor(matrix_rate(), device="cuda")
         dist.all_reduce(rate, dist.ReduceOp.MIN)  # of the slowest GPU
@@ -326,23 +330,15 @@ def main() -> None:
             # Ranks of one stage hold and compute the same, so that all of them get here;
             # those of other stages hold other layers, and may wait for this one in NCCL.
             if alone:
-                words = (
-                    f"{text}: out of memory on rank {dist.get_rank()}; other stages may"
+                gpu_program.end_at_once(
+                    f"{text}: out of memory on rank {dist.get_rank()}; other stages may wait "
+                    f"for it, so the program ends; {options.out} has what is done",
+                    1,
                 )
-                words += (
-                    f" wait for it, so the program ends; {options.out} has what is done"
-                )
-                gpu_program.end_at_once(words, 1)
     gpu_program.end(
         (text for text in runs if "seconds" not in results[text]),
         (t for t in runs if first_odd(results[t].get("losses", ())) is not None),
     )
-
-
-def _gathered(value: Any) -> list[Any]:
-    values: list[Any] = [None] * dist.get_world_size()
-    dist.all_gather_object(values, value)
-    return values
 
 
 def _named(text: str) -> tuple[str, Case]:

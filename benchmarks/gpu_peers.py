@@ -69,7 +69,7 @@ from alia_ctx.config.run import EngineConfig
 from alia_ctx.mcore.runtime import Distributed
 from alia_ctx.spec.model import ModelSpec
 from benchmarks import gpu_program
-from benchmarks.figures import first_odd
+from benchmarks.figures import first_odd, first_or_odd
 from benchmarks.gpu_program import Parser, at_least, existing_file, new_file
 from benchmarks.gpu_step import ROWS, Case, make_row
 from benchmarks.kernel_time import NAMES, matrix_rate, profile_step
@@ -123,7 +123,7 @@ def measure(peer: str, task: Task, profiled: bool) -> dict[str, Any]:
         "releases": releases(packages_of(peer)),
         "parameters": step.parameters,
         "seconds": seconds,
-        "loss": losses[0] if (odd := first_odd(losses)) is None else odd,
+        "loss": first_or_odd(losses),
         "gib": peak,
         "matrix_tflops": rate,
         "flops": task.flops,
@@ -286,7 +286,6 @@ def _print_setting(
         every = [s for r in rounds for s in r["seconds"]]
         rate = max(r["matrix_tflops"] for r in rounds)
         tflops = first["flops"] / middle / 1e12
-        odd = first_odd(r["loss"] for r in rounds)
         lines.append(
             [
                 *(peer, first["kernel"], f"{middle:.3f}"),
@@ -296,7 +295,7 @@ def _print_setting(
                 f"{tflops / rate:.1%}" if rate else "",
                 f"{middle / medians['ours']:.3f}" if "ours" in medians else "",
                 f"{max(r['gib'] for r in rounds):.1f}",
-                f"{first['loss'] if odd is None else odd:.3f}",
+                f"{first_or_odd([r['loss'] for r in rounds]):.3f}",
             ]
         )
     if lines:

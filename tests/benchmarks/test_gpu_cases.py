@@ -15,7 +15,6 @@ from typing import Any
 import pytest
 import torch
 import torch._dynamo
-import torch.distributed as dist
 
 from alia_ctx.errors import LayoutError
 from alia_ctx.spec.cluster import ClusterSpec
@@ -23,7 +22,7 @@ from alia_ctx.spec.machines import MACHINES, MEASURED_ON_HOPPER
 from benchmarks import gpu_layouts, gpu_peers, gpu_program, gpu_step
 from benchmarks.gpu_products import Products
 from benchmarks.measured_rows import measured_rows
-from tests.benchmarks.test_gpu_programs import run
+from tests.benchmarks.test_gpu_programs import layouts_without_gpus, run
 
 
 def test_chunks_of_the_mlp_are_of_local_layers() -> None:
@@ -154,15 +153,8 @@ def test_each_layout_in_one_process_is_compiled(
         compile_another_shape()
         return {"seconds": 1.0}
 
-    monkeypatch.setattr(gpu_program.Parser, "require_gpus", lambda *_: None)
-    monkeypatch.setattr(gpu_layouts, "Distributed", lambda *_: contextlib.nullcontext())
-    monkeypatch.setattr(gpu_layouts, "_gathered", lambda value: [value])
-    monkeypatch.setattr(gpu_layouts, "matrix_rate", lambda: 1.0)
+    layouts_without_gpus(monkeypatch)
     monkeypatch.setattr(gpu_layouts, "measure", measured)
-    monkeypatch.setattr(torch, "tensor", lambda value, device: torch.ones(1) * value)
-    monkeypatch.setattr(torch.cuda, "get_device_name", lambda: "a card")
-    monkeypatch.setattr(dist, "all_reduce", lambda *_: None)
-    monkeypatch.setattr(dist, "get_rank", lambda: 0)
     out = tmp_path / "out.json"
     arguments = ["--out", str(out)]
     for context in range(128, 640, 128):

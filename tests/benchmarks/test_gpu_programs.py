@@ -4,12 +4,14 @@ start, in words and with status 2; what did not run ends them with status 1.
 
 from __future__ import annotations
 
+import contextlib
 import sys
 from types import ModuleType
 from typing import Any
 
 import pytest
 import torch
+import torch.distributed as dist
 
 from benchmarks import (
     gpu_attention,
@@ -121,6 +123,24 @@ def run(
     except SystemExit as end:
         return end.code
     return None
+
+
+def layouts_without_gpus(patch: pytest.MonkeyPatch) -> None:
+    """Let `gpu_layouts.py` run as one rank on a host; `measure` is the caller's to set."""
+    tensor = torch.as_tensor
+
+    def gathered(values: list[Any], value: Any) -> None:
+        values[0] = value
+
+    patch.setattr(gpu_program.Parser, "require_gpus", lambda *_: None)
+    patch.setattr(gpu_layouts, "Distributed", lambda *_: contextlib.nullcontext())
+    patch.setattr(gpu_layouts, "matrix_rate", lambda: 1.0)
+    patch.setattr(torch, "tensor", lambda value, device: tensor(value))
+    patch.setattr(torch.cuda, "get_device_name", lambda: "a card")
+    patch.setattr(dist, "all_reduce", lambda *_: None)
+    patch.setattr(dist, "get_rank", lambda: 0)
+    patch.setattr(dist, "get_world_size", lambda: 1)
+    patch.setattr(dist, "all_gather_object", gathered)
 
 
 @pytest.mark.parametrize(

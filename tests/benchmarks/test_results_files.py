@@ -29,7 +29,7 @@ from benchmarks import (
 from benchmarks.pages import WriteError, write_result
 from benchmarks.process_ranks import Ended
 from benchmarks.row_results import Record
-from tests.benchmarks.test_gpu_programs import run
+from tests.benchmarks.test_gpu_programs import layouts_without_gpus, run
 from tests.benchmarks.test_peers import kernel, step
 
 ODD: tuple[Any, ...] = (None, "", 0, -1, [], {}, "x", [None], {"a": 1}, True)
@@ -64,6 +64,12 @@ OF_METHODS = {
     },
 }
 PARALLEL = ("--ranks", "1", "--row", "64:one", "--methods", "gather")
+
+
+def write(file: Path, content: Any) -> None:
+    """A document, or a line for each of several."""
+    parts = content if isinstance(content, list) else [content]
+    file.write_text("".join(json.dumps(part) + "\n" for part in parts))
 
 
 def edited(whole: Any) -> Iterator[Any]:
@@ -107,8 +113,7 @@ def test_an_edited_file_is_printed_whole_or_refused_in_words(
     file = tmp_path / "edited"
     refused = 0
     for content in edited(whole):
-        parts = content if isinstance(whole, list) else [content]
-        file.write_text("".join(json.dumps(part) + "\n" for part in parts))
+        write(file, content)
         status = run(module, ("--table", str(file)), monkeypatch)
         said = capsys.readouterr()
         if status is not None:
@@ -147,8 +152,7 @@ def test_no_run_goes_on_with_an_edited_file(
 
     monkeypatch.setattr(gpu_context_parallel, "run_ranks", ranks)
     for content in edited(whole):
-        parts = content if isinstance(whole, list) else [content]
-        file.write_text("".join(json.dumps(part) + "\n" for part in parts))
+        write(file, content)
         status = run(module, (*arguments, "--out", str(file)), monkeypatch)
         assert str(file) in (
             status if isinstance(status, str) else capsys.readouterr().err
@@ -163,7 +167,7 @@ def test_peers_of_two_sizes_are_said_before_any_table(
     rows = [step("ours", [1.0], layers=1), step("ours", [1.0])]
     rows.append(step("liger", [1.0], parameters=11))
     file = tmp_path / "peers.jsonl"
-    file.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    write(file, rows)
     assert run(gpu_peers, ("--table", str(file)), monkeypatch) == 2
     said = capsys.readouterr()
     assert said.out == "" and f"{file} is no file of this program" in said.err
@@ -197,28 +201,7 @@ def test_the_second_program_of_a_file_is_refused(
 
 
 def layouts(out: Path, patch: pytest.MonkeyPatch, case: str = "dp1:64:1:none") -> Any:
-    """`gpu_layouts.py` on a rank without a GPU."""
-
-    class Alone:
-        def __init__(self, _: object) -> None: ...
-        def __enter__(self) -> None: ...
-        def __exit__(self, *_: object) -> None: ...
-
-    def gathered(values: list[Any], value: Any) -> None:
-        values[0] = value
-
-    def tensor(value: float, **_: object) -> torch.Tensor:
-        return torch.as_tensor(value)
-
-    patch.setattr(gpu_program.Parser, "require_gpus", lambda *_: None)
-    patch.setattr(gpu_layouts, "Distributed", Alone)
-    patch.setattr(gpu_layouts, "matrix_rate", lambda: 1.0)
-    patch.setattr(torch, "tensor", tensor)
-    patch.setattr(torch.cuda, "get_device_name", lambda: "a card")
-    patch.setattr(gpu_layouts.dist, "all_reduce", lambda *_: None)
-    patch.setattr(gpu_layouts.dist, "get_rank", lambda: 0)
-    patch.setattr(gpu_layouts.dist, "get_world_size", lambda: 1)
-    patch.setattr(gpu_layouts.dist, "all_gather_object", gathered)
+    layouts_without_gpus(patch)
     patch.setattr(gpu_layouts.Case, "problem", lambda *_: None)
     return run(gpu_layouts, ("--case", case, "--out", str(out)), patch)
 

@@ -21,10 +21,10 @@ def missed_shares(plan: PackPlan) -> dict[str, tuple[float, float]]:
     """(asked, got) of each source whose share of the plan's tokens is further from what was
     asked for than `TOLERANCE`.
     """
-    asked, stats = asked_shares(plan), plan.stats["sources"]
-    shares = {
-        name: (asked[name], stats[name]["share"]) for name in plan.sources if asked
-    }
+    if not (asked := asked_shares(plan)):
+        return {}
+    stats = plan.stats["sources"]
+    shares = {name: (asked[name], stats[name]["share"]) for name in plan.sources}
     return {
         name: (wanted, got)
         for name, (wanted, got) in shares.items()
