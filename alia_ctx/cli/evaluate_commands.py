@@ -189,7 +189,6 @@ def evaluate(
             contrast=contrast,
             layout=chosen_layout,
         )
-        paths = [config, *(path(name) for name in overrides or ())]
         return workflow.models_task(paths, asked, output or Path("evaluation"))
 
     def of_a_run() -> EvaluationTask:
@@ -209,6 +208,9 @@ def evaluate(
         )
         return replace(made, layout=chosen_layout, directory=output or made.directory)
 
+    paths = [config, *(path(name) for name in overrides or ())] if is_model else []
+    if is_model:
+        workflow.read_weights_once(paths)
     made = workflow.task_on_all_ranks(of_models if is_model else of_a_run)
     evaluated = workflow.measure_models(made)
     _show(evaluated, made, as_json)

@@ -51,7 +51,7 @@ if TYPE_CHECKING:
     from alia_ctx.workflow.importing import base_to_import, how_to_import
     from alia_ctx.workflow.inspecting import inspect_data
     from alia_ctx.workflow.launching import Launched, launch
-    from alia_ctx.workflow.named_models import Asked, models_task
+    from alia_ctx.workflow.named_models import Asked, models_task, read_weights_once
     from alia_ctx.workflow.pipeline import run_all
     from alia_ctx.workflow.plan_question import PlanQuestion
     from alia_ctx.workflow.plan_work import plan_notes
@@ -144,6 +144,7 @@ _MODULES = {
         "workflow.named_models": (
             "Asked",
             "models_task",
+            "read_weights_once",
         ),
         "workflow.pipeline": ("run_all",),
         "workflow.plan_question": ("PlanQuestion",),
@@ -250,6 +251,7 @@ __all__ = [
     "plan_document",
     "plan_notes",
     "plan_stages",
+    "read_weights_once",
     "recompute",
     "report",
     "require_same_text",

@@ -17,7 +17,6 @@ from alia_ctx import checkpoint
 from alia_ctx.config.run import RANDOM, EngineConfig, RunConfig
 from alia_ctx.errors import CheckpointError, LayoutError
 from alia_ctx.evaluation.model_names import names_apart
-from alia_ctx.files import file_fingerprint
 from alia_ctx.host_memory import available_memory
 from alia_ctx.progress import say
 from alia_ctx.spec.execution import loss_chunk_tokens
@@ -29,6 +28,7 @@ from alia_ctx.train.rendezvous import World
 from alia_ctx.train.run_directory import mended_by_training
 from alia_ctx.train.stage_identity import checkpoint_statement
 from alia_ctx.workflow.chain import finished_checkpoint
+from alia_ctx.workflow.model_checksums import model_checksums
 
 BASE = "base"
 
@@ -173,7 +173,7 @@ def _of_huggingface(path: Path) -> EvaluatedModel:
     made = EvaluatedModel(
         name=path.resolve().name,
         path=path,
-        statement={"huggingface": _fingerprint(path)},
+        statement={},
         context=0,
         vocab_size=0,
         model=None,
@@ -184,7 +184,8 @@ def _of_huggingface(path: Path) -> EvaluatedModel:
     try:
         model, rope, published = config.read_config(path)
     except CheckpointError as refusal:
-        return _through_transformers(made, refusal)
+        made = _through_transformers(made, refusal)
+        return replace(made, statement={"huggingface": model_checksums(path)})
     # All that an import refuses by headers alone is refused before others are measured.
     assets.asset_files(path, assets.carried(path))
     assets.check_readable(path)
@@ -193,6 +194,7 @@ def _of_huggingface(path: Path) -> EvaluatedModel:
     rules.check_huggingface(rules.WeightMap(model), places, str(path))
     return replace(
         made,
+        statement={"huggingface": model_checksums(path)},
         context=read_length(path, rope, published),
         vocab_size=model.vocab_size,
         model=model,
@@ -229,12 +231,6 @@ def _through_transformers(
         limit=position_limit(config),
         through=f"transformers, as the engine has not its family: {reason}",
     )
-
-
-def _fingerprint(path: Path) -> dict[str, str]:
-    """Fingerprints of the files that make the model: configuration and weights."""
-    files = [path / "config.json", *path.glob("*.safetensors"), *path.glob("*.bin")]
-    return {file.name: file_fingerprint(file) for file in sorted(files)}
 
 
 def _has_tokenizer(directory: Path) -> bool:

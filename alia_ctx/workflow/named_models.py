@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shlex
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
@@ -12,10 +13,11 @@ from alia_ctx.config.evaluation import RetrievalConfig
 from alia_ctx.config.run import EngineConfig
 from alia_ctx.data.tokens import TextEncoder, tokenizer_statement
 from alia_ctx.data.tokens.tokenizer import HubTokenizer
-from alia_ctx.errors import ConfigError, DataError, Problems
+from alia_ctx.errors import AliaError, ConfigError, DataError, Problems
 from alia_ctx.evaluation.held_out import longest_measurable
 from alia_ctx.progress import is_main, say
 from alia_ctx.spec.layout import Layout
+from alia_ctx.train.rendezvous import starting_ranks
 from alia_ctx.workflow.evaluated_models import (
     EvaluatedModel,
     choose_precision,
@@ -33,6 +35,7 @@ from alia_ctx.workflow.evaluation_tasks import (
 )
 from alia_ctx.workflow.held_out_text import ReadText
 from alia_ctx.workflow.measuring import Measurement
+from alia_ctx.workflow.model_checksums import share_checksums
 
 Names = tuple[str, ...]
 _NEEDS_TOKENIZER = ("retrieval", "passkey")
@@ -61,6 +64,19 @@ class Asked:
     precision: str | None = None
     contrast: str | None = None
     layout: Layout | None = None
+
+
+def read_weights_once(paths: Sequence[Path]) -> None:
+    """Have the first rank alone read the weights of Hugging Face directories. Collective.
+
+    What is wrong with one is no matter here: each rank finds it by itself (`models_task`).
+    """
+    ranks = starting_ranks()
+    if ranks.rank == 0 and ranks.world_size > 1:
+        for path in paths:
+            with suppress(AliaError, OSError):
+                of_directory(path)
+    share_checksums(ranks)
 
 
 def models_task(paths: Sequence[Path], asked: Asked, directory: Path) -> EvaluationTask:
