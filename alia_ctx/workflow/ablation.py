@@ -39,7 +39,13 @@ from alia_ctx.workflow.evaluation_tasks import run_measurement, run_task
 from alia_ctx.workflow.measuring import Measurement
 from alia_ctx.workflow.pipeline import torchrun
 from alia_ctx.workflow.plans import pack
-from alia_ctx.workflow.stores import has_store, store_prefix, text_sources, tokenize
+from alia_ctx.workflow.stores import (
+    has_store,
+    require_same_text,
+    store_prefix,
+    text_sources,
+    tokenize,
+)
 from alia_ctx.workflow.trained_choices import BUILTIN, choices_to_train
 from alia_ctx.workflow.training import train
 
@@ -177,7 +183,7 @@ def ablate(
                 *("--choices", choices, "--seeds", str(seeds), *overrides),
             ],
         )
-    results = _train_and_measure(cells, name)
+    results = _train_and_measure(run, cells, name)
     grouped: dict[str, list[PositionBands]] = {}
     for cell in cells:
         grouped.setdefault(cell.choice, []).append(results[cell])
@@ -247,13 +253,17 @@ def _evaluation(run: RunConfig) -> Any:
     )
 
 
-def _train_and_measure(cells: Sequence[Cell], name: str) -> dict[Cell, PositionBands]:
+def _train_and_measure(
+    run: RunConfig, cells: Sequence[Cell], name: str
+) -> dict[Cell, PositionBands]:
     """Collective where there are ranks; what is finished is only read."""
     from alia_ctx.mcore.runtime import Distributed
 
     results = {}
     with Distributed(cells[0].run.engine):
         ranks = Ranks(World().rank, World().world_size)
+        # A cell has the stores alone, and would not know that the text is another.
+        ranks.first(partial(require_same_text, run))
         for cell in cells:
             # Where it fails all ranks are told: nobody waits for a plan.
             ranks.first(partial(_pack, cell, name))

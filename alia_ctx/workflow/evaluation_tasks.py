@@ -33,7 +33,11 @@ from alia_ctx.workflow.evaluation import (
 from alia_ctx.workflow.evaluation_results import Evaluation, Role
 from alia_ctx.workflow.held_out_text import haystack_texts, stored_text
 from alia_ctx.workflow.measuring import ON_TEXT, Measurement
-from alia_ctx.workflow.stores import open_store, require_tokenizer_of
+from alia_ctx.workflow.stores import (
+    open_store,
+    require_same_held_out,
+    require_tokenizer_of,
+)
 
 Names = tuple[str, ...]
 _NEEDS_TOKENIZER = ("retrieval", "passkey")
@@ -86,8 +90,10 @@ def evaluation_edges(run: RunConfig, native: int) -> tuple[int, ...]:
 
 
 def _held_out(run: RunConfig) -> Documents | None:
+    """DataError where the store is there and is not what the configuration says."""
     if run.evaluation.held_out is None:
         return None
+    require_same_held_out(run)
     try:
         return stored_text(run)
     except DataError:

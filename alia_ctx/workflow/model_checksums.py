@@ -17,14 +17,15 @@ _WORTH_SAYING = 4 << 30  # bytes
 
 
 def model_checksums(path: Path) -> dict[str, str]:
-    """xxh3_128 of each file that makes the model: configuration and weights.
+    """xxh3_128 of each file that makes the model: configuration, weights, and the index
+    that says which of them they are.
 
     All bytes are read, once a process: a norm that was mended in place is some kilobytes
     of a file of gigabytes, which no sample of it shows.
     """
-    files = sorted(
-        [path / "config.json", *path.glob("*.safetensors"), *path.glob("*.bin")]
-    )
+    weights = ("*.safetensors", "*.bin", "*.index.json")
+    found = [file for pattern in weights for file in path.glob(pattern)]
+    files = sorted([path / "config.json", *found])
     keys = [_key(file) for file in files]
     new = {
         key: file for key, file in zip(keys, files, strict=True) if key not in _known

@@ -18,7 +18,7 @@ from alia_ctx.data.chat import (
     require_same_chat_options,
     write_chat_store,
 )
-from alia_ctx.data.documents import SourceSpec
+from alia_ctx.data.documents import SourceSpec, find_inputs
 from alia_ctx.data.tokens import (
     TOKENIZER,
     TextEncoder,
@@ -170,10 +170,13 @@ def open_stores(run: RunConfig, stage: str | None = None) -> dict[str, TokenStor
     return {name: open_store(run, name) for name in names}
 
 
-def require_same_text(run: RunConfig) -> None:
+def require_same_text(run: RunConfig, names: Sequence[str] | None = None) -> None:
     """DataError where a token store that is there was made from other text, with another
     tokenizer, or with other options than the configuration says now, or its files are
     others than were written. Reads the fingerprints of all inputs and loads the tokenizer.
+
+    Args:
+        names: of the sources that are looked at; all, the held-out text among them.
     """
 
     @functools.cache  # all sources have one; none is loaded for stores made elsewhere
@@ -187,7 +190,7 @@ def require_same_text(run: RunConfig) -> None:
         )
 
     for name, spec in text_sources(run).items():
-        if not has_store(run, name):
+        if not has_store(run, name) or (names is not None and name not in names):
             continue
         require_written(store_prefix(run, name))
         if spec.chat is not None:
@@ -195,6 +198,21 @@ def require_same_text(run: RunConfig) -> None:
             require_same_chat(spec, store_prefix(run, name), chat)
         else:
             require_same_source(spec, store_prefix(run, name), encoder)
+
+
+def require_same_held_out(run: RunConfig) -> None:
+    """`require_same_text` of the held-out text, as far as its inputs are at hand: models
+    are measured, and trained, also where none of the text lies.
+    """
+    spec = run.evaluation.held_out
+    if spec is None or not has_store(run, HELD_OUT):
+        return
+    if not spec.store:
+        try:
+            find_inputs(spec.inputs)
+        except (DataError, OSError):
+            return
+    require_same_text(run, [HELD_OUT])
 
 
 def require_same_options(run: RunConfig, stage: str) -> None:

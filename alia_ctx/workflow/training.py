@@ -42,7 +42,12 @@ from alia_ctx.workflow.importing import require_base
 from alia_ctx.workflow.plans import not_seen, open_plan
 from alia_ctx.workflow.readiness import require_ready
 from alia_ctx.workflow.staging import staged
-from alia_ctx.workflow.stores import open_store, require_same_options, tokenizer_of_text
+from alia_ctx.workflow.stores import (
+    open_store,
+    require_same_held_out,
+    require_same_options,
+    tokenizer_of_text,
+)
 from alia_ctx.workflow.training_block import training_block
 
 if TYPE_CHECKING:
@@ -217,6 +222,8 @@ def _open_data(run: RunConfig, name: str, local: RunConfig) -> _Data:
     evaluation = run.evaluation
     measured = evaluation.every_updates and evaluation.during_on_text
     is_text = measured and evaluation.held_out is not None
+    if is_text:
+        require_same_held_out(run)
     held_out = open_store(run, HELD_OUT) if is_text else None
     return _Data(
         plan,

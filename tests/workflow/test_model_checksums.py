@@ -44,10 +44,14 @@ def test_one_byte_of_a_large_file_is_seen(tmp_path: Path, place: int) -> None:
 def test_it_is_of_all_bytes_of_weights_and_configuration(tmp_path: Path) -> None:
     made = directory(tmp_path / "model")
     (made / "pytorch_model.bin").write_bytes(b"weights")
+    (made / "model.safetensors.index.json").write_text('{"weight_map": {}}')
     (made / "README.md").write_text("none of the model")
     assert of_directory(made) == {
         name: xxhash.xxh3_128_hexdigest((made / name).read_bytes())
-        for name in ("config.json", "model.safetensors", "pytorch_model.bin")
+        for name in (
+            *("config.json", "model.safetensors", "pytorch_model.bin"),
+            "model.safetensors.index.json",
+        )
     }
 
 
