@@ -22,7 +22,7 @@ from typing import Any, Protocol
 
 from alia_ctx.data.chat import Conversation, RowError
 from alia_ctx.data.chat.forms.messages import messages_from
-from alia_ctx.evaluation.function_calling import Answer, calls_of
+from alia_ctx.evaluation.function_calling import Answer, calls_of, reasoning_and_words
 from alia_ctx.files import checksum, parse_json
 
 
@@ -236,10 +236,15 @@ def _refusal(message: str) -> dict[str, Any]:
 def _completion(
     name: str, number: int, prompt_tokens: int, answer: Answer
 ) -> dict[str, Any]:
-    message: dict[str, Any] = {"role": "assistant", "content": answer.text}
+    reasoning, words = reasoning_and_words(answer)
+    message: dict[str, Any] = {"role": "assistant", "content": words}
     reason = "length" if answer.cut else "stop"
     if calling := _calling(answer, number):
         message, reason = calling, "tool_calls"
+    if (
+        reasoning
+    ):  # as vLLM gives it; a template that shows it has it when it comes back
+        message["reasoning_content"] = reasoning
     return {
         "id": f"answer-{number}",
         "object": "chat.completion",

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from alia_ctx.data.chat.reasoning import opened_reasoning
 from alia_ctx.evaluation.function_calling import Answer, FunctionNames
 from alia_ctx.spec.execution import Precision
 from alia_ctx.spec.rope import RopeSpec
@@ -15,6 +16,7 @@ from alia_ctx.workflow.call_sampling import GumbelNoise
 # Of the mask [prompts, width, width] that prompts of several lengths need if they are read
 # together. At 64 prompts that is 2,048 tokens; at 30,000 it would be 58 GB.
 _LARGEST_MASK = 2**28
+_LAST = 32  # tokens of a prompt, in which one that opens reasoning does so
 
 
 @dataclass(frozen=True)
@@ -121,8 +123,8 @@ class Writer:
                 max_new_tokens=max(rooms),
             )
         return [
-            self._answer(row[width : width + room].tolist())
-            for row, room in zip(written, rooms, strict=True)
+            self._answer(row[width : width + room].tolist(), prompt)
+            for row, room, prompt in zip(written, rooms, prompts, strict=True)
         ]
 
     def _read(self, prompts: Sequence[Sequence[int]], width: int) -> Any | None:
@@ -137,9 +139,12 @@ class Writer:
         self._keeps_all = cache is not None
         return cache
 
-    def _answer(self, tokens: list[int]) -> Answer:
+    def _answer(self, tokens: list[int], prompt: Sequence[int]) -> Answer:
         ends = [index for index, token in enumerate(tokens) if token in self._stops]
         kept = tokens[: ends[0]] if ends else tokens
         # Special tokens stay: some tokenizers have one for `<tool_call>`.
         text = self._tokenizer.decode(kept, skip_special_tokens=False)
+        # Without it an answer that is cut while it reasons would look like words.
+        ended = self._tokenizer.decode(prompt[-_LAST:], skip_special_tokens=False)
+        text = opened_reasoning(ended) + text
         return Answer(text, tokens=len(kept), cut=not ends)

@@ -4,7 +4,12 @@ The rules are those of the package `bfcl-eval` (Apache-2.0), whose data is read;
 code is our own, and `benchmarks/bfcl_agreement.py` compares the two.
 """
 
-from alia_ctx.evaluation.function_calling.answers import Answer, Calls, calls_of
+from alia_ctx.evaluation.function_calling.answers import (
+    Answer,
+    Calls,
+    calls_of,
+    reasoning_and_words,
+)
 from alia_ctx.evaluation.function_calling.cases import (
     CATEGORIES,
     Case,
@@ -57,6 +62,7 @@ __all__ = [
     "read_cases",
     "read_multi_turn",
     "read_scores",
+    "reasoning_and_words",
     "score_answers",
     "score_markdown",
     "score_table",

@@ -4,6 +4,7 @@ Tagged text is read by the rules of vLLM's hermes parser, as a served model's cl
 its calls: a call has `name` and `arguments`, whatever these are, and a text in which one
 is broken is a text without calls. Other forms (JSON of calls, `[Name(key=value)]`, the
 tags of glaive, NVIDIA, Llama 3 and Mistral) are read by the readers of training data.
+Calls that a model only considers, in its reasoning, are none.
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ from alia_ctx.data.chat.forms.calls import (
     pythonic_calls,
 )
 from alia_ctx.data.chat.reading_back import OPEN, hermes_calls
+from alia_ctx.data.chat.reasoning import split_reasoning
 from alia_ctx.errors import DataError
 from alia_ctx.files import parse_json
 
@@ -49,7 +51,8 @@ class Answer:
     """What a model said.
 
     Args:
-        text: its words; with a server that finds calls, what is left of them.
+        text: its words, reasoning among them with the tag that a prompt opened; with a
+            server that finds calls, what is left of them.
         tool_calls: (name, text of the arguments) as a server found them.
         fault: why there is no answer (the prompt is too long); it is wrong then.
         tokens: that it wrote; 0 where that is not known.
@@ -86,7 +89,7 @@ class Answer:
 class Calls:
     """The calls of an answer, in order: names, and arguments as JSON's types; none, and
     `broken`, where it has what looks like calls and cannot be read. `content` is what is
-    said before them.
+    said before them, behind the reasoning.
     """
 
     calls: tuple[tuple[str, Any], ...] = ()
@@ -105,22 +108,42 @@ class Calls:
 
 
 def calls_of(answer: Answer) -> Calls:
-    """The calls of an answer: those that a server found, else those of its text."""
-    text = answer.text
+    """The calls of an answer: those that a server found, else those of its text, without
+    what it reasoned before.
+    """
     try:
         if answer.tool_calls:
             calls = [(name, parse_json(given)) for name, given in answer.tool_calls]
-            return Calls(tuple(calls), content=text)
-        if (start := text.find(OPEN)) >= 0:
-            calls = hermes_calls(text)
-        else:
-            first = _OTHER_TAGS.search(text)
-            start = first.start() if first else 0
-            others = _other_calls(text)
-            calls = [(call.name, parse_json(call.arguments)) for call in others]
+            return Calls(tuple(calls), content=answer.text)
+        _, text = reasoning_and_words(answer)
+        calls, start = _calls_in(text)
     except (RowError, ValueError) as error:
         return Calls((), str(error))
     return Calls(tuple(calls), content=text[:start].strip() if calls else "")
+
+
+def reasoning_and_words(answer: Answer) -> tuple[str, str]:
+    """What a model reasoned, "" for nothing, and the rest of its text: what it said, and
+    its calls, whose values may spell the tags of reasoning.
+    """
+    return split_reasoning(answer.text, _written_calls)
+
+
+def _written_calls(text: str) -> str:
+    try:
+        calls, _ = _calls_in(text)
+        return json.dumps(calls, ensure_ascii=False) if calls else ""
+    except (RowError, ValueError, RecursionError):  # nested as deep as Python reads
+        return ""
+
+
+def _calls_in(text: str) -> tuple[list[tuple[str, Any]], int]:
+    """Calls, and where the first begins; RowError or ValueError where one is broken."""
+    if (start := text.find(OPEN)) >= 0:
+        return hermes_calls(text), start
+    first = _OTHER_TAGS.search(text)
+    others = [(call.name, parse_json(call.arguments)) for call in _other_calls(text)]
+    return others, first.start() if first else 0
 
 
 def _other_calls(text: str) -> list[ToolCall]:

@@ -18,9 +18,11 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from alia_ctx.data.chat.conversation import Conversation, Message
+from alia_ctx.data.chat.making.drawing import NotMadeError
 from alia_ctx.data.chat.making.grammar import MadeConversation, Request
 from alia_ctx.data.chat.making.languages import LANGUAGES
 from alia_ctx.data.chat.making.verify import request_fault
+from alia_ctx.data.chat.reasoning import split_reasoning
 from alia_ctx.errors import DataError, excerpt
 from alia_ctx.files import parse_json
 
@@ -64,11 +66,13 @@ class Endpoint:
         return kinds[parts.scheme], parts.hostname, port, parts.path
 
     def complete(self, prompt: str, seed: int) -> str:
-        """The model's answer to one user message. Where the endpoint is busy, down, or
-        silent it is asked again some times, after the pause that it asks for, if it does.
+        """The model's whole answer to one user message, without what it reasoned. Where the
+        endpoint is busy, down, or silent it is asked again some times, after the pause that
+        it asks for, if it does.
 
-        DataError where it cannot be reached at all, does not come back, refuses, or
-        answers otherwise than OpenAI's interface says.
+        NotMadeError where the answer has no words or is not whole (cut at a limit, or by a
+        filter); DataError where the endpoint cannot be reached at all, does not come back,
+        refuses, or answers otherwise than OpenAI's interface says.
         """
         kind, host, port, path = self.address()
         body = {
@@ -115,14 +119,21 @@ class Endpoint:
 
     def _content(self, data: bytes) -> str:
         try:
-            answer: Any = parse_json(data)
-            content = answer["choices"][0]["message"]["content"]
-        except (ValueError, LookupError, TypeError) as error:
+            choice: Any = parse_json(data)["choices"][0]
+            content, ended = choice["message"]["content"], choice.get("finish_reason")
+        except (ValueError, LookupError, TypeError, AttributeError) as error:
             raise DataError(
                 f"{self.url}: its answer is not of OpenAI's form "
                 f"({data[:120].decode('utf-8', 'replace')}); give such an endpoint"
             ) from error
-        return content if isinstance(content, str) else ""
+        if ended and ended != "stop":  # some servers say nothing of it
+            raise NotMadeError(
+                f"the model's answer is not whole: finish_reason {ended}"
+            )
+        _, words = split_reasoning(content if isinstance(content, str) else "")
+        if not words.strip():
+            raise NotMadeError("the model's answer has no words")
+        return words.strip()
 
 
 def _pause(asked_for: str | None, usual: float) -> float:
@@ -143,19 +154,15 @@ def _pause(asked_for: str | None, usual: float) -> float:
     )
 
 
-def worded(
-    made: MadeConversation, endpoint: Endpoint, seed: int
-) -> MadeConversation | None:
-    """The conversation with its requests in the model's words; None where the model does
-    not say what must be said in a few tries.
+def worded(made: MadeConversation, endpoint: Endpoint, seed: int) -> MadeConversation:
+    """The conversation with its requests in the model's words; NotMadeError where the model
+    does not say what must be said in a few tries.
     """
     messages = [*made.conversation.messages]
     requests = made.requests or (Request(0, ()),)
     for request in requests:
         plain = messages[request.turn].content or ""
         text = _worded(request, plain, made.language, endpoint, seed)
-        if text is None:
-            return None
         messages[request.turn] = Message("user", text)
     conversation = Conversation(tuple(messages), made.conversation.tools)
     return replace(made, conversation=conversation)
@@ -163,7 +170,7 @@ def worded(
 
 def _worded(
     request: Request, plain: str, language: str, endpoint: Endpoint, seed: int
-) -> str | None:
+) -> str:
     told = [
         f"- {call.function.name} ({call.function.description}) with "
         f"{json.dumps(call.arguments, ensure_ascii=False)}"
@@ -181,8 +188,14 @@ def _worded(
         + "Every value must stand in it exactly as it is written here, truths as true "
         f"or false.{kept}\nAnswer with the message alone."
     )
+    fault = ""
     for attempt in range(_TRIES):
-        text = endpoint.complete(prompt, seed + attempt).strip()
-        if text and request_fault(request.calls, text) is None:
+        try:
+            text = endpoint.complete(prompt, seed + attempt)
+        except NotMadeError as error:
+            fault = str(error)
+            continue
+        if request_fault(request.calls, text) is None:
             return text
-    return None
+        fault = "the model does not say the arguments"
+    raise NotMadeError(fault)

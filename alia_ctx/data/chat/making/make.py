@@ -260,13 +260,10 @@ def _attempt(
 ) -> Attempt:
     try:
         made = grammar.make(index, kind, language)
+        if endpoint is not None:
+            made = worded(made, endpoint, seed + index)
     except NotMadeError as error:
         return Attempt(index, None, str(error))
-    if endpoint is not None:
-        said = worded(made, endpoint, seed + index)
-        if said is None:
-            return Attempt(index, None, "the model does not say the arguments")
-        made = said
     if (fault := fault_of(made)) is not None:
         return Attempt(index, None, fault)
     about = {"kind": made.kind, "language": made.language, "index": index}

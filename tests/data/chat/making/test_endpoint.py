@@ -54,8 +54,9 @@ def server(answer: Any) -> Iterator[tuple[str, list[dict[str, Any]]]]:
         thread.join()
 
 
-def reply(text: str) -> tuple[int, bytes]:
-    return 200, json.dumps({"choices": [{"message": {"content": text}}]}).encode()
+def reply(text: str | None, **choice: Any) -> tuple[int, bytes]:
+    choices = [{"message": {"content": text}, **choice}]
+    return 200, json.dumps({"choices": choices}).encode()
 
 
 def plain_request(asked: dict[str, Any]) -> str:
@@ -113,6 +114,78 @@ def test_an_endpoint_that_does_not_serve(
             found, spec, tmp_path / "out", endpoint=making.Endpoint(url, "m")
         )
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("before", "after"),
+    [
+        ("<think>\nThe user wants: {0}\n</think>\n\n", ""),
+        ("<think>\n\n</think>\n\n", "\n"),
+        ("The user wants: {0}\n</think>\n\n", ""),  # the prompt opened it
+        ("<think>a</think>\n<think>{0}</think>", ""),
+        ("[THINK]{0}[/THINK]", ""),
+        ("", ""),
+    ],
+)
+@pytest.mark.parametrize("ended", [{"finish_reason": "stop"}, {"finish_reason": None}])
+def test_what_a_model_reasons_is_said_by_nobody(
+    before: str, after: str, ended: dict[str, Any], tmp_path: Path
+) -> None:
+    def answer(asked: dict[str, Any]) -> tuple[int, bytes]:
+        plain = plain_request(asked)
+        return reply(f"{before.format(plain)}Friend, {plain}{after}", **ended)
+
+    output = tmp_path / "made"
+    spec = making.MakeSpec(count=12)
+    plain = tmp_path / "plain"
+    making.make_tool_data(all_functions(tmp_path), spec, plain)
+    with server(answer) as (url, _):
+        endpoint = making.Endpoint(url, "m")
+        making.make_tool_data(all_functions(tmp_path), spec, output, endpoint=endpoint)
+    for made, line in zip(
+        output.read_text().splitlines(), plain.read_text().splitlines(), strict=True
+    ):
+        first = json.loads(line)["messages"][0]["content"]
+        assert json.loads(made)["messages"][0]["content"] == f"Friend, {first}"
+
+
+@pytest.mark.parametrize(
+    ("text", "choice", "reason"),
+    [
+        ("{0}", {"finish_reason": "length"}, "not whole: finish_reason length"),
+        ("{0}", {"finish_reason": "content_filter"}, "finish_reason content_filter"),
+        (None, {"finish_reason": "tool_calls"}, "finish_reason tool_calls"),
+        ("<think>{0}", {"finish_reason": "stop"}, "no words"),
+        ("<think>{0}</think>\n", {"finish_reason": "stop"}, "no words"),
+        (None, {"finish_reason": "stop"}, "no words"),
+    ],
+)
+@pytest.mark.parametrize("kind", ["single", "irrelevant"])
+def test_answers_that_are_not_whole_are_refused_by_reason(
+    text: str | None, choice: dict[str, Any], reason: str, kind: Any, tmp_path: Path
+) -> None:
+    """Also for requests that no function serves, in which no argument could be missed."""
+
+    def answer(asked: dict[str, Any]) -> tuple[int, bytes]:
+        said = None if text is None else text.format(plain_request(asked))
+        is_whole = (
+            asked["seed"] % 8 < 3
+        )  # of the tries for one conversation all or some
+        return reply(plain_request(asked)) if is_whole else reply(said, **choice)
+
+    spec = making.MakeSpec(count=6, kinds=(kind,))
+    with server(answer) as (url, _):
+        made = making.make_tool_data(
+            all_functions(tmp_path),
+            spec,
+            tmp_path / "made",
+            endpoint=making.Endpoint(url, "m"),
+        )
+    assert made.written == 6
+    ((why, number),) = made.refused.items()
+    assert why.startswith(f"{kind}: ") and why.endswith(reason) and number
+    for line in (tmp_path / "made").read_text().splitlines():
+        assert "<think>" not in json.loads(line)["messages"][0]["content"]
 
 
 def test_a_busy_endpoint_is_asked_again(
