@@ -29,6 +29,8 @@ _ELSEWHERE: dict[str, tuple[str, ...]] = {
     "glaive": ("system_prompt", *TOOLS_COLUMNS),
     "toolace": ("system_prompt", *TOOLS_COLUMNS),
 }
+# What a form's reader makes of a tool before it is shown; of the others nothing.
+_AS_SHOWN: dict[str, Callable[[Any], Any]] = {"xlam": xlam.as_json_schema}
 
 
 def form_of(record: Mapping[str, Any]) -> str:
@@ -82,7 +84,9 @@ def read_record(record: Any, form: str = "auto") -> Conversation:
         raise RowError("missing_column", detail)
     try:
         conversation = read(record)
-        require_all_read(record, conversation, _ELSEWHERE.get(name, ()))
+        elsewhere = _ELSEWHERE.get(name, ())
+        as_shown = _AS_SHOWN.get(name, lambda tool: tool)
+        require_all_read(record, conversation, elsewhere, as_shown)
         require_sound(conversation)
     except RecursionError as error:
         raise RowError("unparsable_messages", "is nested too deeply") from error
