@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections import Counter
 from typing import Any
 
@@ -14,6 +13,7 @@ from alia_ctx.data.chat.conversation import (
     function_of,
 )
 from alia_ctx.data.chat.json_text import leaves, parse
+from alia_ctx.data.chat.written_calls import written_call
 
 # Who may speak after whom; "calls" is an assistant that waits for results.
 _FOLLOWERS = {
@@ -77,12 +77,6 @@ def _require_schema(function: dict[str, Any]) -> None:
             raise RowError("unparsable_tools", detail)
 
 
-_WRITTEN_CALL = re.compile(
-    r"(<tool_call>|<functioncall>|<TOOLCALL>|\[TOOL_CALLS\])\s*[\[{]"
-)
-_FENCED = re.compile(r"```\w*\s*(.*?)\s*```", re.DOTALL)
-
-
 def _require_calls_apart(
     conversation: Conversation, functions: dict[str, list[dict[str, Any]]]
 ) -> None:
@@ -90,44 +84,14 @@ def _require_calls_apart(
     if conversation.tools is None:
         return
     for number, message in enumerate(conversation.messages):
-        words = (message.content or "").strip()
         if message.role != "assistant":
             continue
-        match = _WRITTEN_CALL.search(words)
-        if match or _is_calls(words, functions):
-            told = match[1] if match else words[:40]
+        if told := written_call(message.content or "", functions):
             raise RowError(
                 "unparsable_call",
                 f"turn {number}: a call stands among its words ({told}); give it as "
                 "tool_calls",
             )
-
-
-def _is_calls(words: str, functions: dict[str, list[dict[str, Any]]]) -> bool:
-    """Whether words are nothing but calls: JSON, in a fence or not, or `[f(a=1)]` of a
-    function that is offered.
-    """
-    fenced = _FENCED.fullmatch(words)
-    words = fenced[1] if fenced else words
-    names = "|".join(map(re.escape, functions))
-    if re.fullmatch(rf"\[\s*(?:{names})\s*\(.*\)\s*\]", words, re.DOTALL):
-        return True
-    if not words.startswith(("{", "[")):
-        return False
-    try:
-        value = parse(words)
-    except ValueError:
-        return False
-    calls = value if isinstance(value, list) else [value]
-    return bool(calls) and all(map(_is_call, calls))
-
-
-def _is_call(value: Any) -> bool:
-    if not isinstance(value, dict):
-        return False
-    function = value.get("function")
-    function = function if isinstance(function, dict) else value
-    return "name" in function and bool({"arguments", "parameters"} & {*function})
 
 
 def _require_order(messages: tuple[Message, ...]) -> None:

@@ -7,8 +7,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from alia_ctx.data.chat.conversation import RowError
-from alia_ctx.data.chat.forms.beside import SYSTEM_COLUMNS, TOOLS_COLUMNS
+from alia_ctx.data.chat.forms.beside import TOOLS_COLUMNS
 from alia_ctx.data.chat.forms.calls import ARGUMENT_KEYS
+from alia_ctx.data.chat.forms.unread import RECORD_COLUMNS
 from alia_ctx.data.chat.json_text import Decoder, parse
 from alia_ctx.data.documents.containers import ByteStream, open_bytes
 from alia_ctx.data.documents.inputs import format_of
@@ -17,12 +18,6 @@ from alia_ctx.data.documents.parquet import NoValue, column_values, parquet_file
 from alia_ctx.data.documents.slices import json_form
 from alia_ctx.errors import DataError
 
-# Columns that a reader looks at; sets have others that are long (scores, metadata).
-_COLUMNS = (
-    *("messages", "conversations", "chat", "query", "answers", "chosen_response"),
-    *SYSTEM_COLUMNS,
-    *TOOLS_COLUMNS,
-)
 _BATCH = 64
 _BOM = b"\xef\xbb\xbf"
 
@@ -105,17 +100,22 @@ def _parquet_rows(file: str, id_key: str | None) -> Iterator[Row]:
     try:
         with parquet_file(file) as parquet:
             schema = parquet.schema_arrow
-            columns = [name for name in schema.names if name in (*_COLUMNS, id_key)]
-            if not columns:
+            known = [name for name in schema.names if name in RECORD_COLUMNS]
+            if not known:
                 raise DataError(
                     f"{file}: no column of conversations, only "
                     f"{', '.join(schema.names)}; convert it to JSON lines of messages"
                 )
-            for name in columns:
+            for name in known:
                 _require_no_structures(file, name, schema.field(name))
+            columns = [
+                name
+                for name in schema.names
+                if name in (*known, id_key) or _may_say(schema.field(name).type)
+            ]
             number = 0
             for batch in parquet.iter_batches(batch_size=_BATCH, columns=columns):
-                for row in _python_rows(batch, id_key):
+                for row in _python_rows(batch):
                     yield _parquet_row(f"{file}#{number}", row)
                     number += 1
     except (pa.ArrowException, OSError) as error:
@@ -124,15 +124,25 @@ def _parquet_rows(file: str, id_key: str | None) -> Iterator[Row]:
         ) from error
 
 
-def _python_rows(batch: Any, id_key: str | None) -> Iterator[Any]:
+def _may_say(kind: Any) -> bool:
+    """Whether a column that no reader knows may have tools or a prompt: no number has."""
+    import pyarrow as pa
+
+    types = pa.types
+    plain = types.is_primitive(kind) or types.is_decimal(kind) or types.is_null(kind)
+    return not (plain or types.is_binary(kind) or types.is_large_binary(kind))
+
+
+def _python_rows(batch: Any) -> Iterator[Any]:
     """Rows as mappings; one that Python cannot hold is a NoValue by itself, but where
-    only its name is none.
+    only its name is none, or a column that no reader knows.
     """
     names = batch.schema.names
     for values in zip(*map(column_values, batch.columns), strict=True):
         row = dict(zip(names, values, strict=True))
-        if id_key not in _COLUMNS and isinstance(row.get(id_key), NoValue):
-            row[id_key] = None
+        for name in names:
+            if name not in RECORD_COLUMNS and isinstance(row[name], NoValue):
+                row[name] = None
         wrong = [value for value in row.values() if isinstance(value, NoValue)]
         yield wrong[0] if wrong else row
 

@@ -12,27 +12,32 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from alia_ctx.data.chat.conversation import Message, RowError, tools_text
-from alia_ctx.data.chat.forms.beside import names
+from alia_ctx.data.chat.forms.beside import is_same_list, sentences
 from alia_ctx.data.chat.forms.calls import calls_from_json, literal
 from alia_ctx.data.chat.json_text import parse, parse_at, write
 
 _TOOLS = re.compile(r"<tools>\s*(?=[\[{])(.*?)\s*</tools>", re.DOTALL)
 _RESPONSE = re.compile(r"<tool_response>\s*(.*?)\s*</tool_response>", re.DOTALL)
-_INSTRUCTIONS = (
-    re.compile(
-        r"You are a function calling AI model\.(?:(?!<tools>\s*[\[{]).)*?"
-        r"Here are the available tools:\s*",
-        re.DOTALL,
-    ),
-    re.compile(
-        r"(?:Use the following pydantic model json schema|For each function call,? return)"
-        r".*</tool_call>\.?",
-        re.DOTALL,
-    ),
-    re.compile(
-        r"# Tools\s+You may call one or more functions to assist with the user query\.\s+"
-        r"You are provided with function signatures within <tools></tools> XML tags:\s*"
-    ),
+# What explains the tags, sentence by sentence: whatever else stands between these is the
+# user's own. Wordings of Hermes 2 Pro's card, of the set's parts, and of Qwen's template.
+_SCHEMA = r"\s*\{(?:[^{}]|\{(?:[^{}]|\{(?:[^{}]|\{[^{}]*\})*\})*\})*\}"
+_CALL_TAGS = r"<tool_call>\s*</tool_call>(?: XML)? tags"
+_INSTRUCTIONS = sentences(
+    r"# Tools (?=You may call one or more functions)",
+    r"You are a function calling AI model\.",
+    r"You are provided with function signatures within <tools>\s*</tools> XML tags[.:]",
+    r"You may call one or more functions to assist with the user query\.",
+    r"Don't make assumptions about what values to plug into functions\.",
+    r"Here are the available tools:",
+    rf"Use the following pydantic model json schema for each tool call you will make:{_SCHEMA}",
+    r"For each function call,? return a json object,? with the following pydantic model json "
+    rf"schema(?: for each)?:{_SCHEMA}",
+    r"For each function call,? return a json object,? with function name and arguments within "
+    rf"{_CALL_TAGS}(?: as follows| with the following schema)?[.:]",
+    rf"Each function call should be enclosed within {_CALL_TAGS}\.",
+    # An example without a value, in either order of its keys.
+    r"(?:Example:\s*)?<tool_call>\s*\{(?:tool_call|(?:\s*['\"]?(?:name|arguments)['\"]?\s*:"
+    r"\s*<[\w-]+>\s*,?){2}\s*)\}\s*</tool_call>\.?",
 )
 
 
@@ -56,12 +61,11 @@ def read_tags(
     if listed is None:
         return [*messages], tools
     own = _listed(listed[1])
-    if tools is not None and names(tools) != names(own):
+    if tools is not None and not is_same_list(tools, own):
         detail = "the tools of the system prompt are others than those of the record"
         raise RowError("unparsable_tools", detail)
     rest = prompt[: listed.start()] + "\n" + prompt[listed.end() :]
-    for instructions in _INSTRUCTIONS:
-        rest = instructions.sub("", rest)
+    rest = _INSTRUCTIONS.sub("", rest)
     head = [Message("system", rest.strip())] if rest.strip() else []
     turns = [turn for message in messages[1:] for turn in _turns(message)]
     return [*head, *turns], own if tools is None else tools

@@ -6,8 +6,8 @@ import re
 from dataclasses import replace
 from typing import Any
 
-from alia_ctx.data.chat.conversation import Conversation, Message, RowError
-from alia_ctx.data.chat.forms.beside import offered_tools, with_prompt
+from alia_ctx.data.chat.conversation import Conversation, Message, RowError, tools_text
+from alia_ctx.data.chat.forms.beside import is_same_list, offered_tools, with_prompt
 from alia_ctx.data.chat.forms.calls import calls_from_json, pythonic_calls
 from alia_ctx.data.chat.forms.hermes import read_tags, with_tagged_calls
 from alia_ctx.data.chat.forms.messages import messages_from
@@ -39,12 +39,40 @@ def read_toucan(record: dict[str, Any]) -> Conversation:
     """Agent-Ark/Toucan-1.5M: columns are JSON text; turns are OpenAI's, or `tool_call` and
     `tool_response` with Python's or JSON text.
     """
-    messages = messages_from(record["messages"])
-    # Kimi's own declaration of the tools, as a system prompt; they are in `tools`.
-    declared = "<|im_system|>tool_declare"
-    if messages and (messages[0].content or "").lstrip().startswith(declared):
-        messages.pop(0)
-    return _conversation(with_prompt(record, messages), offered_tools(record))
+    messages, tools = messages_from(record["messages"]), offered_tools(record)
+    declared = _DECLARED.match(messages[0].content or "") if messages else None
+    if declared is not None:
+        tools = _with_declared(declared[1], tools)
+        rest = (messages.pop(0).content or "")[declared.end() :].strip()
+        messages = [Message("system", rest), *messages] if rest else messages
+    return _conversation(with_prompt(record, messages), tools)
+
+
+# Kimi's own declaration of the tools, which stands as a system prompt.
+_DECLARED = re.compile(
+    r"\s*<\|im_system\|>tool_declare(?:<\|im_middle\|>)?(.*?)(?:<\|im_end\|>|\Z)",
+    re.DOTALL,
+)
+
+
+def _with_declared(text: str, tools: str | None) -> str | None:
+    """The tools of a record, or those that its declaration lists in their place."""
+    try:
+        parse(text)
+    except ValueError as error:
+        if tools is None:
+            detail = (
+                f"the declaration of tools is no JSON, and no list is beside: {error}"
+            )
+            raise RowError("unparsable_tools", detail) from error
+        return tools  # a declaration in words, of the list beside
+    listed = tools_text(text)
+    if None not in (listed, tools) and not is_same_list(listed, tools):
+        detail = (
+            "the declaration lists other tools than the record has beside its turns"
+        )
+        raise RowError("unparsable_tools", detail)
+    return listed if tools is None else tools
 
 
 def read_when2call(record: dict[str, Any]) -> Conversation:
@@ -77,7 +105,7 @@ def read_dolci(record: dict[str, Any]) -> Conversation:
     for number, turn in enumerate(turns if isinstance(turns, list) else [turns]):
         [message] = messages_from([turn], offers=True)
         offered = offered_tools(turn)
-        if None not in (tools, offered) and parse(offered or "") != parse(tools or ""):
+        if None not in (tools, offered) and not is_same_list(offered, tools):
             # All tools are shown at the beginning: earlier turns would answer others.
             detail = f"turn {number} offers other functions than were offered before"
             raise RowError("unparsable_tools", detail)

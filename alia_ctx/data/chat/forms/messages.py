@@ -35,8 +35,12 @@ _ROLES: dict[str, Role] = {
 # Of sets for other trainers, which train turns by choice.
 _TRAINED_KEYS = ("train", "loss", "trainable", "training")
 _CALL_ROLES = ("function_call", "tool_call", "tool_calls")
-# What a turn calls that it reasoned before it spoke.
-_REASONING_KEYS = ("reasoning_content", "reasoning", "thinking")
+# What a turn calls that it reasoned before it spoke; the last of them are structures.
+_REASONING_KEYS = (
+    *("reasoning_content", "reasoning", "thinking", "reasoning_text"),
+    *("thinking_content", "thought", "thoughts", "chain_of_thought"),
+    *("reasoning_details", "thinking_blocks"),
+)
 
 
 def messages_from(
@@ -121,8 +125,15 @@ def _reasoning(number: int, turn: dict[str, Any]) -> str | None:
     if not isinstance(turn.get("reasoning_content"), str | None):
         detail = f"turn {number}: reasoning_content is no text"
         raise RowError("content_not_text", detail)
-    values = (turn.get(key) for key in _REASONING_KEYS)
-    return next((v for v in values if isinstance(v, str) and v.strip()), None)
+    values = {key: turn[key] for key in _REASONING_KEYS if turn.get(key)}
+    for value in values.values():
+        if isinstance(value, str) and value.strip():
+            return value
+    for key, value in values.items():
+        if isinstance(value, list | dict):
+            detail = f"turn {number}: {key} is no text, and no other key has its text"
+            raise RowError("content_not_text", detail)
+    return None
 
 
 def _require_trained_alike(number: int, turn: dict[str, Any], who: Any) -> None:

@@ -10,6 +10,7 @@ from alia_ctx.data.chat.checks import require_sound, results_in_order
 from alia_ctx.data.chat.conversation import Conversation, RowError
 from alia_ctx.data.chat.forms import glaive, hermes, lists, toolace, xlam
 from alia_ctx.data.chat.forms.beside import TOOLS_COLUMNS, require_all_read
+from alia_ctx.data.chat.forms.unread import require_nothing_unread
 
 Reader = Callable[[dict[str, Any]], Conversation]
 # Form -> the columns that a record must have, and its reader.
@@ -29,6 +30,8 @@ _ELSEWHERE: dict[str, tuple[str, ...]] = {
     "glaive": ("system_prompt", *TOOLS_COLUMNS),
     "toolace": ("system_prompt", *TOOLS_COLUMNS),
 }
+# What a form's reader makes of a tool before it is shown; of the others nothing.
+_AS_SHOWN: dict[str, Callable[[Any], Any]] = {"xlam": xlam.as_json_schema}
 
 
 def form_of(record: Mapping[str, Any]) -> str:
@@ -82,7 +85,10 @@ def read_record(record: Any, form: str = "auto") -> Conversation:
         raise RowError("missing_column", detail)
     try:
         conversation = read(record)
-        require_all_read(record, conversation, _ELSEWHERE.get(name, ()))
+        elsewhere = _ELSEWHERE.get(name, ())
+        as_shown = _AS_SHOWN.get(name, lambda tool: tool)
+        require_all_read(record, conversation, elsewhere, as_shown)
+        require_nothing_unread(record, conversation)
         require_sound(conversation)
     except RecursionError as error:
         raise RowError("unparsable_messages", "is nested too deeply") from error

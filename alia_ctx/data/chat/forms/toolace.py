@@ -14,6 +14,7 @@ from alia_ctx.data.chat.conversation import (
     function_of,
     tools_text,
 )
+from alia_ctx.data.chat.forms.beside import sentences
 from alia_ctx.data.chat.forms.calls import (
     calls_from_json,
     looks_pythonic,
@@ -23,17 +24,19 @@ from alia_ctx.data.chat.forms.messages import messages_from
 from alia_ctx.data.chat.json_text import parse, parse_at
 
 # The set's own instructions ask for its own form of calls, which the template replaces.
-_INSTRUCTIONS = (
-    re.compile(
-        r"You are an expert in composing functions\..*?"
-        r"Here is a list of functions in JSON format that you can invoke:",
-        re.DOTALL,
-    ),
-    re.compile(
-        r"Should you decide to return the function call\(s\)\..*?"
-        r"NO other text MUST be included\.?",
-        re.DOTALL | re.IGNORECASE,
-    ),
+# Sentence by sentence: whatever else stands between these is the user's own.
+_INSTRUCTIONS = sentences(
+    r"You are an expert in composing functions\.",
+    r"You are given a question(?: from a user)? and a set of possible functions\.",
+    r"Based on the question, you will need to make one or more function/tool calls to achieve "
+    r"the purpose\.",
+    r"If none of the functions? can be used, point it out\.",
+    r"If the given question lacks the parameters required by the function, also point it out\.",
+    r"You should only return the function calls? in tools? calls? sections?\.",
+    r"Here is a list of functions in JSON format that you can invoke[:.]",
+    r"Should you decide to return the function call\(s\)(?:\.|,(?=\s*Put it in the format of))",
+    r"Put it in the format of \[func[^\[\]]*\]\.?",
+    r"NO other text MUST be included\.?",
 )
 
 
@@ -94,8 +97,7 @@ def split_system(system: Any) -> tuple[str, str | None]:
         return system.strip(), None
     start, stop = place
     rest = f"{system[:start].rstrip()}\n{system[stop:].lstrip(' .')}"
-    for instructions in _INSTRUCTIONS:
-        rest = instructions.sub("", rest)
+    rest = _INSTRUCTIONS.sub("", rest)
     return rest.strip(), tools_text(system[start:stop])
 
 
