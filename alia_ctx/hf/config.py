@@ -41,6 +41,9 @@ _INERT: dict[str, tuple[Any, ...]] = {
     "attention_bias": (False, None),
     "mlp_bias": (False, None),
     "use_sliding_window": (False, None),
+    "attention_chunk_size": (None,),
+    "use_bidirectional_attention": (False, None),
+    "per_layer_config": (None, {}),
     "partial_rotary_factor": (1, 1.0, None),
     "quantization_config": (None,),
     "auto_map": (None,),
@@ -166,6 +169,11 @@ def _unsupported(values: Mapping[str, Any], family: Family) -> list[Problem]:
                 "set it to null only if the model was trained with full attention",
             )
         )
+    # transformers takes null for false, and then every token attends to every other.
+    if not (causal := values.get("is_causal", True)):
+        rule = "makes an encoder of it, and alia-ctx trains causal decoders"
+        remedy = "take it out only if the model was trained with causal attention"
+        problems.append(Problem("is_causal", repr(causal), rule, remedy))
     fields = Fields(values, problems)
     layers = fields.words("layer_types")
     if others := set(layers) - {"full_attention"}:

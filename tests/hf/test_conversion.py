@@ -17,6 +17,7 @@ from alia_ctx.errors import CheckpointError
 from alia_ctx.hf import convert as convert_module
 from alia_ctx.hf import verify as verify_module
 from alia_ctx.hf import weight_files
+from alia_ctx.hf.config import read_config
 from alia_ctx.hf.convert import export_hf, import_hf
 from alia_ctx.hf.verify import verify
 from alia_ctx.spec.rope import RopeSpec
@@ -325,6 +326,48 @@ def test_verify_notices_a_wrong_base(tmp_path: Path, source: Path) -> None:
     assert "10000.0" in report.config_differences[0] and "layer 0" in str(
         report.logits and report.logits.first
     )
+
+
+@pytest.mark.parametrize(
+    ("family", "values"),
+    [
+        ("llama", {"is_causal": False}),
+        ("mistral", {"sliding_window": 4}),
+        ("qwen2", {"layer_types": ["full_attention"] * 3 + ["sliding_attention"]}),
+    ],
+)
+def test_verify_sees_which_tokens_attend_to_which(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    family: str,
+    values: dict[str, Any],
+) -> None:
+    """That is decided by transformers' whole model, with no weight and no RoPE another."""
+    source = tmp_path / "hf"
+    save_model(source, family)
+    import_hf(source, tmp_path / "ck")
+    read = read_config(source)
+    window = {"use_sliding_window": True, "sliding_window": 4}
+    edit_json(source / "config.json", **(window if family == "qwen2" else {}), **values)
+    # as of a key that nobody has thought of yet
+    monkeypatch.setattr("alia_ctx.hf.config.read_config", lambda _: read)
+    report = verify(source, tmp_path / "ck")
+    assert not report.weight_differences and not report.config_differences
+    where = 3 if family == "qwen2" else 0
+    assert report.logits is not None and not report.ok
+    assert f"first in the output of layer {where} at" in str(report.logits.first)
+
+
+@pytest.mark.parametrize("context", [1, 2, 3])
+def test_a_context_of_few_tokens_is_verified(
+    tmp_path: Path, source: Path, context: int
+) -> None:
+    edit_json(source / "config.json", max_position_embeddings=context)
+    import_hf(source, tmp_path / "ck")
+    report = verify(source, tmp_path / "ck")
+    assert report.ok and report.logits is not None
+    assert report.logits.positions == tuple(range(context))
+    assert f"at positions 0 to 0, {report.logits.long:.1e} at " in str(report)
 
 
 def test_another_model_cannot_be_compared(tmp_path: Path, source: Path) -> None:
