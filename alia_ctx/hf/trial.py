@@ -135,12 +135,14 @@ def _failure(config: Mapping[str, Any], generation: Mapping[str, Any]) -> str | 
     if config.get("layer_types"):
         small["layer_types"] = config["layer_types"][:1]
     with TemporaryDirectory() as place, _quietly():
-        write_json(Path(place, CONFIG), small)
         write_json(Path(place, GENERATION_CONFIG), generation)
         try:
-            loaded = AutoConfig.from_pretrained(
-                place, trust_remote_code=False, local_files_only=True
-            )
+            # As it is first: some values are refused by the number of layers.
+            for document in (config, small):
+                write_json(Path(place, CONFIG), document)
+                loaded = AutoConfig.from_pretrained(
+                    place, trust_remote_code=False, local_files_only=True
+                )
             model = build.from_config(loaded)
             settings = GenerationConfig.from_pretrained(place, local_files_only=True)
             for name in _ELSEWHERE:

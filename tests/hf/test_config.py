@@ -225,9 +225,9 @@ def test_absent_keys_mean_what_transformers_makes_of_them(tmp_path: Path) -> Non
         ({"quantization_config": {"quant_method": "gptq"}}, "quantization_config="),
         ({"layer_types": ["full_attention", "sliding_attention"]}, "sliding_attention"),
         ({"sliding_window": 4096}, "sliding_window=4096"),
-        ({"is_causal": False}, "is_causal=False: makes an encoder of it"),
-        ({"is_causal": None}, "is_causal=None: makes an encoder of it"),
-        ({"is_causal": 0}, "is_causal=0: makes an encoder of it"),
+        ({"is_causal": False}, "is_causal=False: is not supported; take it out"),
+        ({"is_causal": None}, "is_causal: is not supported; take it out"),
+        ({"is_causal": 0}, "is_causal=0: is not supported; take it out"),
         ({"use_bidirectional_attention": "all"}, "use_bidirectional_attention=all"),
         ({"attention_chunk_size": 8192}, "attention_chunk_size=8192"),
         (
