@@ -22,7 +22,7 @@ from alia_ctx.data.tokens.tokenizer_files import (
 from alia_ctx.errors import CheckpointError
 from alia_ctx.hf import assets, limits, serving, special_ids, trial
 from alia_ctx.hf.assets import CARD, GENERATION_CONFIG, ORIGIN
-from alia_ctx.hf.config import CONFIG, left_behind, write_config
+from alia_ctx.hf.config import CONFIG
 from alia_ctx.hf.json_files import load_json, refusal, write_json
 from alia_ctx.hf.model_card import model_card
 from alia_ctx.hf.rope_config import dynamic_note, least_version, stated_length
@@ -79,8 +79,15 @@ class ExportAssets:
         template = manifest.extra.get(CHAT_TEMPLATE)
         notes = serving.write_chat_template(directory, template) if template else []
         self._lift_limits(directory)
-        config, left_out = self._config(carried / CONFIG)
-        notes += left_out
+        original = carried / CONFIG
+        config, left_out = trial.travelling_config(
+            load_json(original) if original.is_file() else {},
+            manifest.model,
+            manifest.rope,
+            manifest.context,
+            max(self.dtypes, key=self.dtypes.count),
+        )
+        notes += [f"{CONFIG} of the base: left out {problem}" for problem in left_out]
         notes += self._reconcile(directory, config, source)
         notes += self._leave_out_unusable(directory)
         chat, more = serving.complete(directory, template, manifest.model.vocab_size)
@@ -115,33 +122,6 @@ class ExportAssets:
         )
         (directory / CARD).write_text(text, encoding="utf-8")
         return notes
-
-    def _config(self, original: Path) -> tuple[dict[str, Any], list[str]]:
-        """The config.json of the export but for its special ids, and what of `original`,
-        the base's, is left out of it.
-        """
-        manifest, base = (
-            self.manifest,
-            load_json(original) if original.is_file() else {},
-        )
-        dtype = max(self.dtypes, key=self.dtypes.count)
-        needed, config = (
-            special_ids.reconcile(
-                write_config(
-                    manifest.model, manifest.rope, manifest.context, dtype, some
-                ),
-                {},
-                manifest.model.vocab_size,
-            )
-            for some in (None, base)
-        )
-        # Before a tokenizer is read beside it, of which transformers would say otherwise
-        # that it does not load.
-        broken, _ = trial.unusable(needed, config, {})
-        left_out = [*left_behind(base), *broken]
-        for problem in broken:
-            del config[problem.key]
-        return config, [f"{CONFIG} of the base: left out {p}" for p in left_out]
 
     def _tokenizer(self) -> Path:
         """The directory to take the tokenizer from: the one asked for, else the one of
