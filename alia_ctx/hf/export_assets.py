@@ -92,7 +92,7 @@ class ExportAssets:
         notes += self._leave_out_unusable(directory)
         chat, more = serving.complete(directory, template, manifest.model.vocab_size)
         notes += more
-        if self.manifest.ledger and self._stated() is None:
+        if not manifest.is_import and self._stated() is None:
             notes.append(NOT_STATED)
         if CONFIGURED in self.manifest.extra:
             notes.append(NOT_OF_TEXT)

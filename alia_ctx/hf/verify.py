@@ -35,6 +35,7 @@ from alia_ctx.hf.reference_decoder import ReferenceDecoder, spread_positions
 from alia_ctx.hf.rules import EMBEDDING, FINAL_NORM, HEAD, WeightMap
 from alia_ctx.hf.special_ids import differences, read_tokenizer
 from alia_ctx.hf.streams import Progress, drop_tied_head, stored_dtypes
+from alia_ctx.hf.trained_length import trained_length
 from alia_ctx.hf.travelling import (
     backend_differences,
     limit_differences,
@@ -129,6 +130,7 @@ def verify(
     hf_dir, ckpt_dir = Path(hf_dir), Path(ckpt_dir)
     manifest = checkpoint.open_checkpoint(ckpt_dir)
     model, rope, context = config.read_config(hf_dir)
+    trained = trained_length(hf_dir, rope, context).tokens
     weights, places = WeightMap(model), locate_weights(hf_dir)
     held, notes = _as_imported(manifest, model)
     apart = [
@@ -161,7 +163,7 @@ def verify(
             bytes=nbytes,
             config_differences=(
                 *apart,
-                *_config_differences(rope, context, manifest),
+                *_config_differences(rope, context, trained, manifest),
                 *_unlike_the_base(hf_dir, ckpt_dir, manifest, context),
                 *unlike,
             ),
@@ -193,7 +195,7 @@ def _unlike_the_base(
         *stop_differences(hf_dir, vocab_size),
         *limit_differences(hf_dir, context),
     ]
-    if manifest.ledger:
+    if not manifest.is_import:
         return lines
     carried = ckpt_dir / checkpoint.ASSETS
     model_type = manifest.model.architecture
@@ -255,16 +257,19 @@ def _compare_tokenizers(
     if stated is not None:
         problems += identity.differences(stated, tokenizer_statement(hf_dir))
     text = f"tokenizer: {len(there.vocabulary):,} tokens, special ids, a sample of text"
-    if stated is None and manifest.ledger:
+    if stated is None and not manifest.is_import:
         text += f" of {training} as it is now: the checkpoint does not state its files"
     return text, [f"tokenizer: {problem}" for problem in problems]
 
 
-def _config_differences(rope: Any, context: int, manifest: Manifest) -> Iterator[str]:
+def _config_differences(
+    rope: Any, context: int, trained: int, manifest: Manifest
+) -> Iterator[str]:
     if rope != manifest.rope:
         yield f"RoPE is {rope} in config.json, {manifest.rope} in the checkpoint"
     expected = rope_config.stated_length(manifest.rope, manifest.context)
-    if context not in (expected, manifest.context):
+    # A publisher may state another length than that of training, which an import knows.
+    if manifest.context not in (context, trained) and context != expected:
         yield (
             f"max_position_embeddings is {context} in config.json, the checkpoint "
             f"makes it {expected}"
