@@ -7,11 +7,13 @@ from __future__ import annotations
 import dataclasses
 import json
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
 from alia_ctx import checkpoint
+from alia_ctx.config.base import _import_problems
 from alia_ctx.errors import CheckpointError
 from alia_ctx.hf.convert import export_hf, import_hf
 from alia_ctx.hf.targets import _sum
@@ -85,6 +87,32 @@ def test_an_import_of_an_export_goes_on_with_its_training(
 
     third = import_hf(tmp_path / "second", tmp_path / "third")
     assert (third.context, third.ledger) == (TRAINED, before.ledger)
+
+
+def told_of_base(base: Path, checkpoint_dir: Path) -> list[str]:
+    """What `check` says of a stage that starts from `checkpoint_dir` beside `hf_base`."""
+    draft: Any = SimpleNamespace(
+        hf_base=str(base),
+        deferred=lambda _: False,
+        asked=lambda: {"sft": SimpleNamespace(init_from=str(checkpoint_dir))},
+    )
+    return [problem.rule for problem in _import_problems(draft)]
+
+
+def test_an_import_is_held_to_the_training_of_its_base(tmp_path: Path) -> None:
+    out = exported(tmp_path, ROPES["yarn"])
+    manifest = import_hf(out, tmp_path / "again")
+    assert told_of_base(out, tmp_path / "again") == []
+    # An import of an earlier release took what is published.
+    for context, told in ((40 * CONTEXT, False), (96, True)):
+        other = dataclasses.replace(manifest, context=context)
+        document = {**other.to_json(), "files": {}}
+        del document["statement"]
+        document["format_version"] = 1  # which states no checksums
+        (tmp_path / "again" / "manifest.json").write_text(json.dumps(document))
+        said = told_of_base(out, tmp_path / "again")
+        assert bool(said) == told
+        assert not told or "context 192, not 96" in said[0]
 
 
 def test_an_import_says_what_differs_from_its_directory_alone(tmp_path: Path) -> None:
