@@ -18,6 +18,7 @@ from alia_ctx.spec.model import ModelSpec
 from alia_ctx.spec.rope import RopeSpec
 
 MANIFEST = "manifest.json"
+IMPORT = "import"  # the stage that an import calls its checkpoint
 CHECKPOINT_NAME = re.compile(r"update-(\d{8})")
 # Version 1 (release 0.1) had no statement: such manifests load with nothing to check.
 FORMAT_VERSION = 2
@@ -51,12 +52,18 @@ class StageLedger:
     predicted_tokens: int = 0
     plan: str = ""
 
+    @classmethod
+    def from_json(cls, entry: Mapping[str, Any]) -> StageLedger:
+        """Rebuild an entry from its fields; KeyError or TypeError where they are others."""
+        return cls(**{**entry, "rope": RopeSpec(**entry["rope"])})
+
 
 @dataclass(frozen=True)
 class Manifest:
     """What a checkpoint holds.
 
-    `ledger` has one entry a stage, the oldest first; the last one is current.
+    `ledger` has one entry a stage, the oldest first; the last one is current, but of an
+    import, which has the stages that its base was trained in, where that states them.
     """
 
     stage: str
@@ -70,6 +77,11 @@ class Manifest:
     config: Mapping[str, Any] = field(default_factory=dict)
     extra: Mapping[str, Any] = field(default_factory=dict)
     files: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+
+    @property
+    def is_import(self) -> bool:
+        """Whether its weights are as they were imported."""
+        return self.stage == IMPORT
 
     def to_json(self) -> dict[str, Any]:
         """The document of the file: all fields, and `statement`, a checksum of each."""
@@ -101,8 +113,7 @@ class Manifest:
             values["model"] = ModelSpec(**values["model"])
             values["rope"] = RopeSpec(**values["rope"])
             values["ledger"] = tuple(
-                StageLedger(**{**entry, "rope": RopeSpec(**entry["rope"])})
-                for entry in values["ledger"]
+                StageLedger.from_json(entry) for entry in values["ledger"]
             )
             return cls(**values)
         except (KeyError, TypeError) as error:

@@ -63,10 +63,14 @@ def trained_sources(manifest: Manifest) -> list[StageSources]:
     recorded = manifest.extra.get(SOURCES)
     if recorded is None:
         return [*[None] * (stages - 1), _of_plan(manifest)] if stages else []
-    return [
-        None if entry is None else tuple(TrainedSource(**source) for source in entry)
-        for entry in recorded
-    ]
+    return [recorded_stage(entry) for entry in recorded]
+
+
+def recorded_stage(entry: Any) -> StageSources:
+    """One stage's sources from what `recorded_sources` has of it; TypeError where it is
+    of other fields.
+    """
+    return None if entry is None else tuple(TrainedSource(**source) for source in entry)
 
 
 def recorded_sources(stages: Sequence[StageSources]) -> list[Any]:

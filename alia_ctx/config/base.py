@@ -16,7 +16,6 @@ from alia_ctx.spec.model import ModelSpec, same_in_fp32
 from alia_ctx.spec.rope import RopeSpec
 
 FROM_CHECKPOINT = "from_checkpoint"
-IMPORT = "import"  # the stage that an import calls its checkpoint
 
 
 @dataclass(frozen=True)
@@ -123,6 +122,8 @@ def _import_problems(draft: Draft) -> Problems:
     """That what stages start from was imported from another model than `hf_base` is now.
     A base that is gone is none: the checkpoint has all of it.
     """
+    from alia_ctx.hf.trained_length import trained_length
+
     problems = Problems()
     base = _published(draft, Problems())
     for name, stage in draft.asked().items():
@@ -132,20 +133,18 @@ def _import_problems(draft: Draft) -> Problems:
             manifest = read_manifest(Path(stage.init_from))
         except CheckpointError:
             continue  # said elsewhere
-        if manifest.stage != IMPORT:
+        if not manifest.is_import:
             continue
         differing = dict(base.model.differences(manifest.model))
         resized = manifest.extra.get("resized_embeddings", {})
         if resized.get("from") == base.model.vocab_size:
             differing.pop("vocab_size", None)
-        differing |= {
-            word: (now, then)
-            for word, now, then in (
-                ("RoPE", base.rope, manifest.rope),
-                ("context", base.context, manifest.context),
-            )
-            if now != then
-        }
+        if base.rope != manifest.rope:
+            differing["RoPE"] = base.rope, manifest.rope
+        trained = trained_length(Path(draft.hf_base or "."), base.rope, base.context)
+        # Of an earlier release it is the one that is published.
+        if manifest.context not in (trained.tokens, base.context):
+            differing["context"] = trained.tokens, manifest.context
         told = ", ".join(
             f"{k} {now}, not {then}" for k, (now, then) in differing.items()
         )

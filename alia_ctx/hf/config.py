@@ -41,6 +41,10 @@ _INERT: dict[str, tuple[Any, ...]] = {
     "attention_bias": (False, None),
     "mlp_bias": (False, None),
     "use_sliding_window": (False, None),
+    "attention_chunk_size": (None,),
+    "use_bidirectional_attention": (False, None),
+    "per_layer_config": (None, {}),
+    "is_causal": (True,),  # null is false to transformers
     "partial_rotary_factor": (1, 1.0, None),
     "quantization_config": (None,),
     "auto_map": (None,),
@@ -54,7 +58,16 @@ _INERT: dict[str, tuple[Any, ...]] = {
     "is_encoder_decoder": (False, None),
     "add_cross_attention": (False, None),
 }
-
+_REMEDIES = {
+    "is_causal": "take it out only if the model was trained with causal attention"
+}
+# The same of keys that servers compute with (`get_rope` of vLLM and SGLang, SGLang's
+# Llama) and transformers does not, so that an import has nothing to refuse.
+_INERT_TO_SERVERS: dict[str, tuple[Any, ...]] = {
+    "dual_chunk_attention_config": (None,),
+    "rope_is_neox_style": (True, None),
+    "is_neox_style": (True, None),
+}
 
 _KERNELS = ("eager", "sdpa", "flash_attention_2", "flash_attention_3", "flex_attention")
 
@@ -93,11 +106,13 @@ def write_config(
     weights in `dtype`.
 
     Keys of `original` that we do not set (special tokens, library version, ...) are
-    kept as they are, but for those that limit lengths (`alia_ctx.hf.limits`).
+    kept as they are, but for those that limit lengths (`alia_ctx.hf.limits`), and those
+    that are `left_behind`.
     """
-    family = FAMILIES[model.architecture]
+    family, original = FAMILIES[model.architecture], original or {}
+    left = {problem.key for problem in left_behind(original)}
     # A null means the default, which not every key of transformers can say with null.
-    stated = {k: v for k, v in (original or {}).items() if v is not None}
+    stated = {k: v for k, v in original.items() if v is not None and k not in left}
     # Which kernel computes is a choice of whoever runs the model, and of its machine.
     for name in ("attn_implementation", "_attn_implementation"):
         if stated.get(name) in _KERNELS:
@@ -133,6 +148,20 @@ def write_config(
     return config
 
 
+def left_behind(original: Mapping[str, Any]) -> list[Problem]:
+    """Keys of a base's config.json with which others would compute another model than
+    training: by a server's own reading, or such as an import refuses, which one of an
+    earlier release took.
+    """
+    rule = "with it vLLM or SGLang computes another attention than was trained"
+    remedy = "it belongs to the base's own weights alone"
+    return _changing(original) + [
+        Problem(key, original[key], rule, remedy)
+        for key, inert in _INERT_TO_SERVERS.items()
+        if key in original and original[key] not in inert
+    ]
+
+
 def _family(path: Path, config: Mapping[str, Any]) -> Family:
     family = FAMILIES.get(str(config.get("model_type")))
     if family is None:
@@ -149,12 +178,16 @@ def _family(path: Path, config: Mapping[str, Any]) -> Family:
     return family
 
 
-def _unsupported(values: Mapping[str, Any], family: Family) -> list[Problem]:
-    problems = [
-        Problem(key, values[key], "is not supported", _REMEDY)
+def _changing(values: Mapping[str, Any]) -> list[Problem]:
+    return [
+        Problem(key, values[key], "is not supported", _REMEDIES.get(key, _REMEDY))
         for key, inert in _INERT.items()
         if key in values and values[key] not in inert
     ]
+
+
+def _unsupported(values: Mapping[str, Any], family: Family) -> list[Problem]:
+    problems = _changing(values)
     # Qwen configurations name a window that is off until use_sliding_window turns it on.
     window = values.get("sliding_window")
     if window is not None and "use_sliding_window" not in family.fixed:

@@ -19,8 +19,10 @@ import torch
 
 from alia_ctx import checkpoint
 from alia_ctx.checkpoint import dcp_store
-from alia_ctx.checkpoint.manifest import MANIFEST, Manifest
+from alia_ctx.checkpoint.manifest import IMPORT, MANIFEST, Manifest
 from alia_ctx.checkpoint.tensor_files import GlobalTensor, TensorFiles
+from alia_ctx.checkpoint.trained_sources import SOURCES
+from alia_ctx.errors import Problem
 from alia_ctx.files import file_checksum
 from alia_ctx.hf import (
     assets,
@@ -32,13 +34,16 @@ from alia_ctx.hf import (
     trial,
 )
 from alia_ctx.hf.export_assets import ExportAssets, dtype_names
-from alia_ctx.hf.json_files import write_json
+from alia_ctx.hf.json_files import refusal, write_json
 from alia_ctx.hf.ranks import Ranks
 from alia_ctx.hf.resizing import mean_rows, resize
 from alia_ctx.hf.rules import EMBEDDING, HEAD, WeightMap
+from alia_ctx.hf.stated_training import stated_training, statement_of_training
 from alia_ctx.hf.streams import Progress
+from alia_ctx.hf.trained_length import trained_length
 from alia_ctx.hf.weight_files import locate_weights
 from alia_ctx.progress import say
+from alia_ctx.spec.rope import LONGEST, RopeSpec
 
 DEFAULT_SHARD_BYTES = 5_000_000_000
 
@@ -71,7 +76,8 @@ def import_hf(
     weights, a foreign tokenizer, links out of `hf_dir`, an existing target.
     """
     hf_dir, ckpt_dir, ranks = Path(hf_dir), Path(ckpt_dir), ranks or Ranks()
-    published, rope, context = config.read_config(hf_dir)
+    published, rope, length = config.read_config(hf_dir)
+    context = _trained_context(hf_dir, rope, length, ranks)
     model = resize(published, resize_embeddings, pad_to_multiple_of)
     assets.check_tokenizer(hf_dir, model)
     assets.asset_files(hf_dir, assets.carried(hf_dir))
@@ -92,8 +98,15 @@ def import_hf(
             "to": model.vocab_size,
             "initialisation": "mean",
         }
+    known = stated_training(hf_dir)
     manifest = Manifest(
-        stage="import", update=0, model=model, rope=rope, context=context, extra=origin
+        stage=IMPORT,
+        update=0,
+        model=model,
+        rope=rope,
+        context=context,
+        ledger=() if known is None else known.ledger,
+        extra=origin if known is None else {**origin, SOURCES: known.sources},
     )
     with (
         TensorFiles() as files,
@@ -118,7 +131,7 @@ def import_hf(
             kept = temporary / checkpoint.ASSETS
             assets.copy_assets(hf_dir, kept, assets.carried(hf_dir))
             write_json(kept / assets.ORIGIN, origin)
-            known = {
+            summed = {
                 f"{checkpoint.STATE}/{name}": entry
                 for part in parts
                 for name, entry in part.files.items()
@@ -128,7 +141,7 @@ def import_hf(
                 overwrite or ckpt_dir.exists()
             )  # an empty directory may stand there
             return checkpoint.commit(
-                temporary, ckpt_dir, manifest, overwrite=replaces, known=known
+                temporary, ckpt_dir, manifest, overwrite=replaces, known=summed
             )
 
         committed: Manifest = ranks.first(complete)
@@ -221,6 +234,21 @@ def export_hf(
     return manifest
 
 
+def _trained_context(hf_dir: Path, rope: RopeSpec, published: int, ranks: Ranks) -> int:
+    """The tokens that the model was trained on, where `published` may be another length."""
+    trained = trained_length(hf_dir, rope, published)
+    if trained.tokens > LONGEST:
+        rule = f"stretches {published:,} tokens beyond {LONGEST:,}"
+        problem = Problem("factor", rope.factor, rule, "correct it")
+        raise refusal(hf_dir / config.CONFIG, [problem])
+    if trained.other is not None and ranks.rank == 0:
+        say(
+            f"{hf_dir.name}: nothing says whether it was trained on {trained.tokens:,} or "
+            f"{trained.other:,} tokens with its RoPE; {trained.tokens:,} is taken"
+        )
+    return trained.tokens
+
+
 def _made_from(ckpt_dir: Path, manifest: Manifest) -> dict[str, Any]:
     return {
         "checkpoint": ckpt_dir.resolve().name,
@@ -228,8 +256,7 @@ def _made_from(ckpt_dir: Path, manifest: Manifest) -> dict[str, Any]:
         "run": manifest.config.get("name"),
         "stage": manifest.stage,
         "update": manifest.update,
-        # max_position_embeddings may be the original length, or YaRN's reach.
-        "context": manifest.context,
+        **statement_of_training(manifest),
     }
 
 

@@ -22,7 +22,7 @@ from alia_ctx.data.tokens.tokenizer_files import (
 from alia_ctx.errors import CheckpointError
 from alia_ctx.hf import assets, limits, serving, special_ids, trial
 from alia_ctx.hf.assets import CARD, GENERATION_CONFIG, ORIGIN
-from alia_ctx.hf.config import CONFIG, write_config
+from alia_ctx.hf.config import CONFIG
 from alia_ctx.hf.json_files import load_json, refusal, write_json
 from alia_ctx.hf.model_card import model_card
 from alia_ctx.hf.rope_config import dynamic_note, least_version, stated_length
@@ -80,18 +80,19 @@ class ExportAssets:
         notes = serving.write_chat_template(directory, template) if template else []
         self._lift_limits(directory)
         original = carried / CONFIG
-        config = write_config(
+        config, left_out = trial.travelling_config(
+            load_json(original) if original.is_file() else {},
             manifest.model,
             manifest.rope,
             manifest.context,
             max(self.dtypes, key=self.dtypes.count),
-            load_json(original) if original.is_file() else None,
         )
+        notes += [f"{CONFIG} of the base: left out {problem}" for problem in left_out]
         notes += self._reconcile(directory, config, source)
         notes += self._leave_out_unusable(directory)
         chat, more = serving.complete(directory, template, manifest.model.vocab_size)
         notes += more
-        if self.manifest.ledger and self._stated() is None:
+        if not manifest.is_import and self._stated() is None:
             notes.append(NOT_STATED)
         if CONFIGURED in self.manifest.extra:
             notes.append(NOT_OF_TEXT)
@@ -236,28 +237,20 @@ class ExportAssets:
         return notes
 
     def _leave_out_unusable(self, directory: Path) -> Iterator[str]:
-        """Take out what was carried along and stops transformers; says what that was.
+        """Take out of the generation config what stops transformers; says what that was.
 
         An import refuses it; a checkpoint of an earlier release may have it.
         """
-        manifest = self.manifest
         config, generation = (
             load_json(directory / name) for name in (CONFIG, GENERATION_CONFIG)
         )
-        needed = write_config(
-            manifest.model, manifest.rope, manifest.context, self.dtypes[0]
-        ) | {name: config[name] for name in special_ids.NAMES}
-        broken, bad = trial.unusable(needed, config, generation)
-        for name, document, problems in (
-            (CONFIG, config, broken),
-            (GENERATION_CONFIG, generation, bad),
-        ):
-            for problem in problems:
-                if problem.key not in document:
-                    raise refusal(directory / name, problems)
-                yield f"{name} of the base: left out {problem}"
-                del document[problem.key]
-            write_json(directory / name, document)
+        _, problems = trial.unusable(config, config, generation)
+        for problem in problems:
+            if problem.key not in generation:
+                raise refusal(self.ckpt_dir / ASSETS / GENERATION_CONFIG, problems)
+            yield f"{GENERATION_CONFIG} of the base: left out {problem}"
+            del generation[problem.key]
+        write_json(directory / GENERATION_CONFIG, generation)
 
     def _reading_notes(self, exported: Tokenizer, source: Path) -> Iterator[str]:
         """What changes where transformers loads the tokenizer beside this config.json: for

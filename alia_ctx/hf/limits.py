@@ -15,17 +15,20 @@ from typing import Any
 from alia_ctx.data.tokens.tokenizer_files import cuts_or_pads, is_limit
 
 _ORIGINAL = "original_max_position_embeddings"
+# Objects whose keys are settings of `generate`. What a key of another object means is not
+# known, and half of an object may mean something else.
+_OF_SETTINGS = ("task_specific_params", "cache_config")
 
 
 def without_limits(document: Mapping[str, Any]) -> dict[str, Any]:
     """`document` (config.json or generation_config.json) without keys that limit a length,
-    inside its objects and lists too (`task_specific_params`, `cache_config`).
+    at its top level and anywhere inside `task_specific_params` and `cache_config`.
 
     The original length beside RoPE goes as well: transformers 5 would take it for that of
     the new RoPE, which states its own.
     """
     return {
-        key: _unlimited(value)
+        key: _unlimited(value) if key in _OF_SETTINGS else value
         for key, value in document.items()
         if not is_limit(key) and key != _ORIGINAL
     }
@@ -33,7 +36,7 @@ def without_limits(document: Mapping[str, Any]) -> dict[str, Any]:
 
 def _unlimited(value: Any) -> Any:
     if isinstance(value, Mapping):
-        return without_limits(value)
+        return {k: _unlimited(v) for k, v in value.items() if not is_limit(k)}
     return [_unlimited(v) for v in value] if isinstance(value, list) else value
 
 

@@ -167,7 +167,7 @@ def foreign_in_import(directory: Path) -> str | None:
         manifest: Manifest = checkpoint.read_manifest(directory)
     except CheckpointError as error:
         return str(error)
-    if manifest.stage != "import":
+    if not manifest.is_import:
         return f"it is a checkpoint of stage {manifest.stage}, not an import"
     return _first_foreign(directory, manifest.files, {MANIFEST})
 

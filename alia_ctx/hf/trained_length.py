@@ -22,9 +22,9 @@ from pathlib import Path
 from typing import Any
 
 from alia_ctx.errors import CheckpointError
-from alia_ctx.files import file_checksum
 from alia_ctx.hf.json_files import load_json
-from alia_ctx.hf.targets import STATEMENT, read_statement
+from alia_ctx.hf.stated_training import stated_training
+from alia_ctx.hf.targets import STATEMENT
 from alia_ctx.spec.rope import RopeSpec
 
 CONFIG = "config.json"
@@ -47,9 +47,9 @@ def trained_length(
     """Of a model that is published with `rope` and a length; with None for the directory
     no files are asked.
     """
-    exported = None if directory is None else _stated(directory)
+    exported = None if directory is None else stated_training(directory)
     if exported is not None:
-        return TrainedLength(exported)
+        return TrainedLength(exported.context)
     factor = rope.factor or 1.0
     original = rope.original_max_position_embeddings
     if original is not None and rope.type in ("llama3", "yarn"):
@@ -83,7 +83,7 @@ def read_length(directory: Path, rope: RopeSpec, published: int) -> int:
     nothing states these, what its RoPE stretches its published length to.
     """
     trained = trained_length(directory, rope, published).tokens
-    if _stated(directory) is not None:
+    if stated_training(directory) is not None:
         return trained
     original = rope.original_max_position_embeddings
     from_original = rope.type == "dynamic" or (
@@ -114,22 +114,6 @@ def upstream_rope(config: Any) -> RopeSpec | None:
         factor=float(factor),
         original_max_position_embeddings=original if type(original) is int else None,
     )
-
-
-def _stated(directory: Path) -> int | None:
-    """The tokens of training that an export of this project states; None where there are
-    none, its statement is not as it was written, or its config.json was edited since and
-    so describes another model.
-    """
-    try:
-        statement = read_statement(directory)
-    except CheckpointError:  # there is none, or it is not to be believed
-        return None
-    context = statement["made_from"].get("context")
-    written = statement["files"].get(CONFIG, {}).get("xxh3_128")
-    if type(context) is not int or written != file_checksum(directory / CONFIG):
-        return None
-    return context
 
 
 def _lengths(path: Path) -> set[Any]:

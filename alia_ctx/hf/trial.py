@@ -18,7 +18,7 @@ import torch
 
 from alia_ctx.errors import Problem
 from alia_ctx.hf.assets import GENERATION_CONFIG
-from alia_ctx.hf.config import CONFIG, write_config
+from alia_ctx.hf.config import CONFIG, left_behind, write_config
 from alia_ctx.hf.json_files import load_json, refusal, write_json
 from alia_ctx.hf.limits import lift_generation
 from alia_ctx.hf.special_ids import NAMES, reconcile, without_foreign_ids
@@ -83,14 +83,8 @@ def require_usable(
     """Raise CheckpointError where an export could not be used for what it would carry of
     the config and generation config in `hf_dir`.
     """
-    original = load_json(hf_dir / CONFIG)
-    needed, config = (
-        reconcile(
-            write_config(model, rope, context, torch.float32, carried),
-            {},
-            model.vocab_size,
-        )
-        for carried in (None, original)
+    needed, config = _configs(
+        load_json(hf_dir / CONFIG), model, rope, context, torch.float32
     )
     file = hf_dir / GENERATION_CONFIG
     generation: dict[str, Any] = {}
@@ -105,6 +99,41 @@ def require_usable(
         raise refusal(hf_dir / CONFIG, broken)
     if bad:
         raise refusal(file, bad)
+
+
+def travelling_config(
+    base: Mapping[str, Any],
+    model: ModelSpec,
+    rope: RopeSpec,
+    context: int,
+    dtype: torch.dtype,
+) -> tuple[dict[str, Any], list[Problem]]:
+    """The config.json of an export, before the tokenizer is asked for its ids, and what
+    of `base`, that of the base model, does not go into it.
+    """
+    needed, config = _configs(base, model, rope, context, dtype)
+    # An import refuses it; a checkpoint of an earlier release may have it.
+    broken, _ = unusable(needed, config, {})
+    for problem in broken:
+        del config[problem.key]
+    return config, [*left_behind(base), *broken]
+
+
+def _configs(
+    base: Mapping[str, Any],
+    model: ModelSpec,
+    rope: RopeSpec,
+    context: int,
+    dtype: torch.dtype,
+) -> tuple[dict[str, Any], dict[str, Any]]:
+    """The config.json of an export without what is carried along from `base`, and with it."""
+    alone, config = (
+        reconcile(
+            write_config(model, rope, context, dtype, carried), {}, model.vocab_size
+        )
+        for carried in (None, base)
+    )
+    return alone, config
 
 
 def travelling_generation(
@@ -135,12 +164,14 @@ def _failure(config: Mapping[str, Any], generation: Mapping[str, Any]) -> str | 
     if config.get("layer_types"):
         small["layer_types"] = config["layer_types"][:1]
     with TemporaryDirectory() as place, _quietly():
-        write_json(Path(place, CONFIG), small)
         write_json(Path(place, GENERATION_CONFIG), generation)
         try:
-            loaded = AutoConfig.from_pretrained(
-                place, trust_remote_code=False, local_files_only=True
-            )
+            # As it is first: some values are refused by the number of layers.
+            for document in (config, small):
+                write_json(Path(place, CONFIG), document)
+                loaded = AutoConfig.from_pretrained(
+                    place, trust_remote_code=False, local_files_only=True
+                )
             model = build.from_config(loaded)
             settings = GenerationConfig.from_pretrained(place, local_files_only=True)
             for name in _ELSEWHERE:

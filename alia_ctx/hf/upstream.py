@@ -1,15 +1,16 @@
-"""What `transformers` itself makes of a Hugging Face directory: weights, and layers."""
+"""What `transformers` itself makes of a Hugging Face directory: weights, and what they
+compute.
+"""
 
 # ruff: noqa: N803 - shape suffixes are part of tensor names
 
 from __future__ import annotations
 
-import importlib
 import logging
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor
@@ -17,7 +18,6 @@ from torch import Tensor
 from alia_ctx.checkpoint.tensor_files import TensorFiles, TensorPlace
 from alia_ctx.errors import CheckpointError
 from alia_ctx.hf.assets import GENERATION_CONFIG
-from alia_ctx.hf.families import FAMILIES
 from alia_ctx.host_memory import available_memory
 
 # Loading takes the model's bytes, and some room for what else runs.
@@ -172,47 +172,70 @@ def load_config(hf_dir: Path) -> Any:
         ) from error
 
 
-class DecoderLayers:
-    """The decoder layers of the installed `transformers`, given their weights one at a time."""
+class WholeModel:
+    """The installed `transformers`' model of a directory from embeddings to the norm before
+    the head, its weights in memory a layer at a time.
 
-    def __init__(self, hf_dir: Path, model_type: str, positions_T: Tensor) -> None:
-        config = load_config(hf_dir)
-        module = importlib.import_module(
-            f"transformers.models.{model_type}.modeling_{model_type}"
-        )
-        family = FAMILIES[model_type].class_name.removesuffix("ForCausalLM")
-        self._config = config
-        self._config._attn_implementation = "eager"
-        self._layer = getattr(module, f"{family}DecoderLayer")
-        self._norm = getattr(module, f"{family}RMSNorm")
-        self._positions = positions_T[None]
-        rotary = getattr(module, f"{family}RotaryEmbedding")(config=self._config)
-        self._cos_sin = rotary(torch.empty(1, dtype=torch.float32), self._positions)
-        size = positions_T.shape[0]
-        self._mask = torch.full((size, size), float("-inf")).triu(1)[None, None]
+    It is the whole one and not its layers alone: which token attends to which (`is_causal`,
+    windows, chunks) and what stands between the layers is decided there.
 
-    @torch.no_grad()
-    def norm(self, x_TH: Tensor, weight: Tensor) -> Tensor:
-        """The norm before the head."""
-        module = self._norm(x_TH.shape[-1], eps=self._config.rms_norm_eps)
-        module.load_state_dict({"weight": weight}, assign=True)
-        normed: Tensor = module(x_TH)
-        return normed
+    Args:
+        hf_dir: a directory with config.json.
+        weights: prefix (`model.layers.0.`) -> fp32 weights, named as behind it.
+    """
 
-    @torch.no_grad()
-    def layer(self, index: int, x_TH: Tensor, weights: dict[str, Tensor]) -> Tensor:
-        """The output of layer `index` with `weights`, named as within the layer."""
+    def __init__(
+        self, hf_dir: Path, weights: Callable[[str], dict[str, Tensor]]
+    ) -> None:
+        from transformers import AutoModelForCausalLM
+
+        config, build = load_config(hf_dir), cast(Any, AutoModelForCausalLM)
         with torch.device("meta"):
-            module: Any = self._layer(self._config, index)
-        module.load_state_dict(weights, assign=True)
-        out: Any = module.eval()(
-            x_TH[None],
-            attention_mask=self._mask,
-            position_ids=self._positions,
-            position_embeddings=self._cos_sin,
-        )
-        hidden: Tensor = out[0] if isinstance(out, tuple) else out
-        return hidden.view(x_TH.shape)
+            model = build.from_config(config, attn_implementation="eager")
+        self._decoder: Any = model.eval().get_decoder()
+        # Its frequencies are of no file, so nothing would load them.
+        self._decoder.rotary_emb = type(self._decoder.rotary_emb)(config=config)
+        self._weights = weights
+
+    @torch.no_grad()
+    def hidden(self, x_TH: Tensor, positions_T: Tensor) -> tuple[list[Tensor], Tensor]:
+        """The output of each layer, and of the norm behind the last, for embeddings `x_TH` of
+        tokens at ascending `positions_T`, all [T, H].
+        """
+        outputs: list[Tensor] = []
+
+        def load(layer: Any, _: Any) -> None:
+            prefix = f"model.layers.{len(outputs)}."
+            layer.load_state_dict(self._weights(prefix), assign=True)
+
+        def unload(layer: Any, _: Any, out: Any) -> None:
+            hidden = out[0] if isinstance(out, tuple) else out
+            outputs.append(hidden.view(x_TH.shape))
+            layer.to("meta")
+
+        handles = [
+            handle
+            for layer in self._decoder.layers
+            for handle in (
+                layer.register_forward_pre_hook(load),
+                layer.register_forward_hook(unload),
+            )
+        ]
+        self._decoder.norm.load_state_dict(self._weights("model.norm."), assign=True)
+        try:
+            normed = self._decoder(
+                inputs_embeds=x_TH[None],
+                position_ids=positions_T[None],
+                # As generate and pipelines give it; without it transformers 5 takes a gap
+                # between positions for the end of a document (`masking_utils`,
+                # `find_packed_sequence_indices`).
+                attention_mask=torch.ones_like(positions_T)[None],
+                use_cache=False,
+            )[0]
+        finally:
+            for handle in handles:
+                handle.remove()
+        return outputs, normed.view(x_TH.shape)
 
 
 @contextmanager

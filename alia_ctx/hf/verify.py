@@ -2,7 +2,7 @@
 
 The directory's weights are those that transformers loads, where memory holds them.
 They are compared as bytes, a block at a time. Logits come from `transformers`' own
-layers on one side and from our reference decoder on the checkpoint's weights on the
+model on one side and from our reference decoder on the checkpoint's weights on the
 other, in fp32, one layer in memory at a time.
 """
 
@@ -35,15 +35,16 @@ from alia_ctx.hf.reference_decoder import ReferenceDecoder, spread_positions
 from alia_ctx.hf.rules import EMBEDDING, FINAL_NORM, HEAD, WeightMap
 from alia_ctx.hf.special_ids import differences, read_tokenizer
 from alia_ctx.hf.streams import Progress, drop_tied_head, stored_dtypes
+from alia_ctx.hf.trained_length import trained_length
 from alia_ctx.hf.travelling import (
     backend_differences,
     limit_differences,
     stop_differences,
 )
 from alia_ctx.hf.upstream import (
-    DecoderLayers,
     FileWeights,
     LoadedWeights,
+    WholeModel,
     fits_in_memory,
 )
 from alia_ctx.hf.weight_files import locate_weights
@@ -99,10 +100,10 @@ class VerifyReport:
         lines += [f"  {difference}" for difference in self.weight_differences[:10]]
         lines += [f"config: {difference}" for difference in self.config_differences]
         if self.logits:
-            at = self.logits.positions
+            at, half = self.logits.positions, len(self.logits.positions) // 2
             lines.append(
                 f"logits: largest difference {self.logits.short:.1e} at positions {at[0]} to "
-                f"{at[len(at) // 2 - 1]}, {self.logits.long:.1e} at {at[len(at) // 2]} to {at[-1]} "
+                f"{at[max(half, 1) - 1]}, {self.logits.long:.1e} at {at[half]} to {at[-1]} "
                 f"(tolerance {self.tolerance:g})"
             )
             lines += [f"  {self.logits.first}"] if self.logits.first else []
@@ -129,6 +130,7 @@ def verify(
     hf_dir, ckpt_dir = Path(hf_dir), Path(ckpt_dir)
     manifest = checkpoint.open_checkpoint(ckpt_dir)
     model, rope, context = config.read_config(hf_dir)
+    trained = trained_length(hf_dir, rope, context).tokens
     weights, places = WeightMap(model), locate_weights(hf_dir)
     held, notes = _as_imported(manifest, model)
     apart = [
@@ -161,7 +163,7 @@ def verify(
             bytes=nbytes,
             config_differences=(
                 *apart,
-                *_config_differences(rope, context, manifest),
+                *_config_differences(rope, context, trained, manifest),
                 *_unlike_the_base(hf_dir, ckpt_dir, manifest, context),
                 *unlike,
             ),
@@ -193,7 +195,7 @@ def _unlike_the_base(
         *stop_differences(hf_dir, vocab_size),
         *limit_differences(hf_dir, context),
     ]
-    if manifest.ledger:
+    if not manifest.is_import:
         return lines
     carried = ckpt_dir / checkpoint.ASSETS
     model_type = manifest.model.architecture
@@ -255,16 +257,19 @@ def _compare_tokenizers(
     if stated is not None:
         problems += identity.differences(stated, tokenizer_statement(hf_dir))
     text = f"tokenizer: {len(there.vocabulary):,} tokens, special ids, a sample of text"
-    if stated is None and manifest.ledger:
+    if stated is None and not manifest.is_import:
         text += f" of {training} as it is now: the checkpoint does not state its files"
     return text, [f"tokenizer: {problem}" for problem in problems]
 
 
-def _config_differences(rope: Any, context: int, manifest: Manifest) -> Iterator[str]:
+def _config_differences(
+    rope: Any, context: int, trained: int, manifest: Manifest
+) -> Iterator[str]:
     if rope != manifest.rope:
         yield f"RoPE is {rope} in config.json, {manifest.rope} in the checkpoint"
     expected = rope_config.stated_length(manifest.rope, manifest.context)
-    if context not in (expected, manifest.context):
+    # A publisher may state another length than that of training, which an import knows.
+    if manifest.context not in (context, trained) and context != expected:
         yield (
             f"max_position_embeddings is {context} in config.json, the checkpoint "
             f"makes it {expected}"
@@ -286,26 +291,23 @@ def _compare_logits(
     reference = ReferenceDecoder(
         manifest.model, manifest.rope, manifest.context, positions
     )
-    other = DecoderLayers(hf_dir, pair.model.architecture, positions)
     x_TH, y_TH = (
         torch.cat([side(EMBEDDING, int(token), 1) for token in tokens]).float()
         for side in (pair.from_checkpoint, pair.from_huggingface)
     )
+    upstream = WholeModel(
+        hf_dir, lambda prefix: _weights_below(pair, prefix, pair.from_huggingface)
+    )
+    outputs, y_TH = upstream.hidden(y_TH, positions)
     first = None
-    for layer in range(pair.model.num_hidden_layers):
+    for layer, output_TH in enumerate(outputs):
         prefix = f"model.layers.{layer}."
-        x_TH = reference.layer(x_TH, _layer_weights(pair, prefix, pair.from_checkpoint))
-        y_TH = other.layer(
-            layer, y_TH, _layer_weights(pair, prefix, pair.from_huggingface)
-        )
+        x_TH = reference.layer(x_TH, _weights_below(pair, prefix, pair.from_checkpoint))
         first = first or _parting(
-            x_TH, y_TH, positions, tolerance, f"the output of layer {layer}"
+            x_TH, output_TH, positions, tolerance, f"the output of layer {layer}"
         )
     x_TH = reference.norm(
         x_TH, pair.from_checkpoint(FINAL_NORM, *pair.whole(FINAL_NORM)).float()
-    )
-    y_TH = other.norm(
-        y_TH, pair.from_huggingface(FINAL_NORM, *pair.whole(FINAL_NORM)).float()
     )
     by_position = _logit_differences(pair, x_TH, y_TH)
     over = (by_position > tolerance).nonzero()
@@ -320,7 +322,7 @@ def _compare_logits(
     half = len(positions) // 2
     return LogitReport(
         tuple(positions.tolist()),
-        by_position[:half].max().item(),
+        by_position[: max(half, 1)].max().item(),  # a context of 1 has one position
         by_position[half:].max().item(),
         first,
     )
@@ -355,7 +357,7 @@ def _logit_differences(pair: Pair, x_TH: Tensor, y_TH: Tensor) -> Tensor:
     return largest.double() / scale
 
 
-def _layer_weights(pair: Pair, prefix: str, side: Any) -> dict[str, Tensor]:
+def _weights_below(pair: Pair, prefix: str, side: Any) -> dict[str, Tensor]:
     names = [name for name in pair.shapes if name.startswith(prefix)]
     return {
         name.removeprefix(prefix): side(name, *pair.whole(name)).float()

@@ -166,14 +166,26 @@ def _differences(task: StageTask, manifest: Manifest) -> list[str]:
         name: getattr(stage, name) for name in ("context", "rope", "learning_rate")
     }
     recorded, current = manifest.config, task.config
+    # Of the run's own chain: the ledger may begin with stages of the run that its base
+    # came from, called like others of this one.
+    chain = _chain(recorded.get("stages", {}), manifest.stage)
     for name in dict.fromkeys(entry.stage for entry in manifest.ledger):
-        if name in recorded.get("stages", {}) and name in current["stages"]:
+        if name in chain and name in current["stages"]:
             for side, config in ((then, recorded), (now, current)):
                 settings = side["stages"].setdefault(name, {})
                 settings |= _stage_settings(config["stages"][name])
                 side["seed"] = config["seed"]
                 side["optimizer"] = _with_defaults(OptimizerConfig, config["optimizer"])
     return differences(then, now)
+
+
+def _chain(stages: Mapping[str, Any], name: str) -> set[str]:
+    """A stage and those that it came from, of a run's `stages`."""
+    chain: set[str] = set()
+    while name in stages and name not in chain:
+        chain.add(name)
+        name = stages[name].get("init_from")
+    return chain
 
 
 def _stage_settings(stage: Mapping[str, Any]) -> dict[str, Any]:

@@ -7,7 +7,7 @@ from contextlib import suppress
 from pathlib import Path
 
 from alia_ctx import checkpoint
-from alia_ctx.config.base import IMPORT, published
+from alia_ctx.config.base import published
 from alia_ctx.config.run import RANDOM, RunConfig
 from alia_ctx.errors import CheckpointError
 from alia_ctx.hf.trained_length import trained_length
@@ -61,24 +61,17 @@ def base_rope(run: RunConfig, name: str) -> tuple[RopeSpec, int]:
     if stage.init_from != RANDOM:
         try:
             manifest = checkpoint.read_manifest(Path(stage.init_from))
-            if manifest.stage != IMPORT:
-                return manifest.rope, manifest.context
-            return _as_read(run, manifest.rope, manifest.context)
+            return manifest.rope, manifest.context
         except CheckpointError:
             with suppress(CheckpointError):
                 if run.hf_base is not None:
-                    base = published(run.hf_base)
-                    return _as_read(run, base.rope, base.context)
+                    base, place = published(run.hf_base), Path(run.hf_base)
+                    trained = trained_length(place, base.rope, base.context)
+                    return base.rope, trained.tokens
     original = stage.rope.original_max_position_embeddings
     if original is not None and original < stage.context:
         return RopeSpec("default", stage.rope.theta), original
     return stage.rope, stage.context
-
-
-def _as_read(run: RunConfig, rope: RopeSpec, context: int) -> tuple[RopeSpec, int]:
-    """A published base with the tokens that it reads."""
-    directory = None if run.hf_base is None else Path(run.hf_base)
-    return rope, trained_length(directory, rope, context).tokens
 
 
 def rope_in_words(rope: RopeSpec) -> str:

@@ -113,8 +113,7 @@ def of_checkpoint(path: Path) -> EvaluatedModel:
     manifest = checkpoint.read_manifest(path)
     known = manifest.config.get("tokenizer")
     candidates = [path / checkpoint.ASSETS, *([Path(known)] if known else [])]
-    is_import = manifest.stage == "import"
-    name = path.name if is_import else f"{manifest.stage}-{manifest.update}"
+    name = path.name if manifest.is_import else f"{manifest.stage}-{manifest.update}"
     return EvaluatedModel(
         name=name,
         path=path,

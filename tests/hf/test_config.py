@@ -225,6 +225,15 @@ def test_absent_keys_mean_what_transformers_makes_of_them(tmp_path: Path) -> Non
         ({"quantization_config": {"quant_method": "gptq"}}, "quantization_config="),
         ({"layer_types": ["full_attention", "sliding_attention"]}, "sliding_attention"),
         ({"sliding_window": 4096}, "sliding_window=4096"),
+        ({"is_causal": False}, "is_causal=False: is not supported; take it out"),
+        ({"is_causal": None}, "is_causal: is not supported; take it out"),
+        ({"is_causal": 0}, "is_causal=0: is not supported; take it out"),
+        ({"use_bidirectional_attention": "all"}, "use_bidirectional_attention=all"),
+        ({"attention_chunk_size": 8192}, "attention_chunk_size=8192"),
+        (
+            {"per_layer_config": {"0": {"sliding_window": 4}}},
+            "per_layer_config={'0': {'sliding_window': 4}}",
+        ),
         ({"hidden_size": None}, "hidden_size=None"),
         ({"num_hidden_layers": "4"}, "num_hidden_layers='4'"),
         ({"num_key_value_heads": 3}, "num_key_value_heads=3"),
@@ -278,6 +287,18 @@ def test_what_we_cannot_compute_is_refused_by_name(
     with pytest.raises(CheckpointError, match=r"config\.json") as caught:
         read_config(put(tmp_path, config))
     assert said in str(caught.value)
+
+
+def test_keys_that_say_what_we_compute_are_no_reason_to_refuse(tmp_path: Path) -> None:
+    inert = {
+        "is_causal": True,
+        "use_bidirectional_attention": False,
+        "attention_chunk_size": None,
+        "per_layer_config": None,
+    }
+    config = config_of("llama", "default")
+    read = read_config(put(tmp_path / "plain", config))
+    assert read_config(put(tmp_path / "more", {**config, **inert})) == read
 
 
 _OTHER_PYTHON = Path(

@@ -17,6 +17,7 @@ from alia_ctx.errors import CheckpointError
 from alia_ctx.hf import convert as convert_module
 from alia_ctx.hf import verify as verify_module
 from alia_ctx.hf import weight_files
+from alia_ctx.hf.config import read_config
 from alia_ctx.hf.convert import export_hf, import_hf
 from alia_ctx.hf.verify import verify
 from alia_ctx.spec.rope import RopeSpec
@@ -298,7 +299,9 @@ def test_logits_agree_for_every_family_and_rope(
     import_hf(tmp_path / "hf", tmp_path / "ck")
     report = verify(tmp_path / "hf", tmp_path / "ck")
     assert report.ok, str(report)
-    assert report.logits is not None and report.logits.positions[-1] == CONTEXT - 1
+    # Of a linear RoPE nothing here says more than that it reads factor times as many.
+    context = 4 * CONTEXT if rope == "linear" else CONTEXT
+    assert report.logits is not None and report.logits.positions[-1] == context - 1
     # fp32 sums in another order; measured 1e-6, the issue asks for 1e-4.
     assert max(report.logits.short, report.logits.long) < 2e-5
 
@@ -325,6 +328,48 @@ def test_verify_notices_a_wrong_base(tmp_path: Path, source: Path) -> None:
     assert "10000.0" in report.config_differences[0] and "layer 0" in str(
         report.logits and report.logits.first
     )
+
+
+@pytest.mark.parametrize(
+    ("family", "values"),
+    [
+        ("llama", {"is_causal": False}),
+        ("mistral", {"sliding_window": 4}),
+        ("qwen2", {"layer_types": ["full_attention"] * 3 + ["sliding_attention"]}),
+    ],
+)
+def test_verify_sees_which_tokens_attend_to_which(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    family: str,
+    values: dict[str, Any],
+) -> None:
+    """That is decided by transformers' whole model, with no weight and no RoPE another."""
+    source = tmp_path / "hf"
+    save_model(source, family)
+    import_hf(source, tmp_path / "ck")
+    read = read_config(source)
+    window = {"use_sliding_window": True, "sliding_window": 4}
+    edit_json(source / "config.json", **(window if family == "qwen2" else {}), **values)
+    # as of a key that nobody has thought of yet
+    monkeypatch.setattr("alia_ctx.hf.config.read_config", lambda _: read)
+    report = verify(source, tmp_path / "ck")
+    assert not report.weight_differences and not report.config_differences
+    where = 3 if family == "qwen2" else 0
+    assert report.logits is not None and not report.ok
+    assert f"first in the output of layer {where} at" in str(report.logits.first)
+
+
+@pytest.mark.parametrize("context", [1, 2, 3])
+def test_a_context_of_few_tokens_is_verified(
+    tmp_path: Path, source: Path, context: int
+) -> None:
+    edit_json(source / "config.json", max_position_embeddings=context)
+    import_hf(source, tmp_path / "ck")
+    report = verify(source, tmp_path / "ck")
+    assert report.ok and report.logits is not None
+    assert report.logits.positions == tuple(range(context))
+    assert f"at positions 0 to 0, {report.logits.long:.1e} at " in str(report)
 
 
 def test_another_model_cannot_be_compared(tmp_path: Path, source: Path) -> None:

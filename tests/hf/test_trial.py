@@ -11,11 +11,12 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
-from alia_ctx.errors import CheckpointError
+from alia_ctx.errors import CheckpointError, Problem
+from alia_ctx.hf import config as config_module
 from alia_ctx.hf.convert import export_hf, import_hf
 from alia_ctx.hf.json_files import load_json
 from alia_ctx.hf.verify import verify
-from tests.hf_models import save_model
+from tests.hf_models import edit_json, save_model
 
 
 @pytest.fixture(scope="module")
@@ -74,6 +75,8 @@ def test_an_export_of_an_odd_config_is_verified(
         ({"text_config": {"vocab_size": 10}}, r"text_config=.*transformers cannot"),
         ({"_attn_implementation": "bogus"}, r"_attn_implementation='bogus'"),
         ({"return_dict": False, "zzz": 1}, r"return_dict=False: transformers"),
+        # which transformers refuses of two layers alone
+        ({"per_layer_config": {"0": {"sliding_window": 4}}}, r"per_layer_config=\{"),
     ],
     ids=str,
 )
@@ -147,6 +150,62 @@ def test_ids_beyond_the_model_stay_behind(
     tokens = torch.tensor([[7, 8]])
     out = model.generate(tokens, max_new_tokens=3, attention_mask=tokens > 0)
     assert out.shape[0] == 2
+
+
+def test_the_trial_is_of_as_many_layers_as_the_model_has(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As of a key that is not known to be one of single layers."""
+    save_model(tmp_path / "base", num_hidden_layers=2)
+    edit_json(tmp_path / "base" / "config.json", per_layer_config={"0": {"x": 4}})
+    monkeypatch.delitem(config_module._INERT, "per_layer_config")
+    told = r"  per_layer_config=.*transformers cannot"
+    with pytest.raises(CheckpointError, match=told) as error:
+        import_hf(tmp_path / "base", tmp_path / "ckpt")
+    assert str(tmp_path / "base" / "config.json") in str(error.value)
+
+
+EARLIER: dict[str, dict[str, Any]] = {
+    "text_config": {"vocab_size": 10},
+    "per_layer_config": {"0": {"sliding_window": 4}},
+    "is_causal": False,
+}
+
+
+@pytest.mark.parametrize("key", EARLIER)
+def test_an_export_leaves_out_what_an_earlier_release_took(
+    tmp_path: Path,
+    key: str,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    save_model(tmp_path / "base", num_hidden_layers=2)
+    edit_json(tmp_path / "base" / "config.json", **{key: EARLIER[key]})
+    with monkeypatch.context() as earlier:
+        earlier.setattr("alia_ctx.hf.trial.require_usable", lambda *_: None)
+        earlier.setattr("alia_ctx.hf.config._INERT", {})
+        import_hf(tmp_path / "base", tmp_path / "ckpt")
+    export_hf(tmp_path / "ckpt", tmp_path / "out")
+    assert key not in load_json(tmp_path / "out" / "config.json")
+    said = f"config.json of the base: left out {key}="
+    assert said in " ".join(capsys.readouterr().err.split())
+    assert said in (tmp_path / "out" / "README.md").read_text()
+    assert verify(tmp_path / "out", tmp_path / "ckpt").ok
+
+
+def test_a_refusal_names_a_file_that_is_there(
+    base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import_hf(base, tmp_path / "ckpt")
+    problem = Problem("generation_config.json", "beside", "stops", "correct it")
+    monkeypatch.setattr(
+        "alia_ctx.hf.trial.unusable",
+        lambda _, config, generation: ([], [problem] if generation else []),
+    )
+    with pytest.raises(CheckpointError) as error:
+        export_hf(tmp_path / "ckpt", tmp_path / "out")
+    named = str(tmp_path / "ckpt" / "assets" / "generation_config.json")
+    assert str(error.value).startswith(f"{named}: ")
 
 
 def test_an_export_leaves_out_what_an_earlier_import_took(

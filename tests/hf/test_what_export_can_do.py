@@ -132,6 +132,54 @@ def test_limits_inside_lists_go_too() -> None:
     }
 
 
+SERVERS_OWN: dict[str, Any] = {
+    # Qwen2.5-1M's
+    "dual_chunk_attention_config": {
+        "chunk_size": 262144,
+        "local_size": 8192,
+        "original_max_position_embeddings": 262144,
+    },
+    # SGLang's Llama: pairs are neighbours where it is false
+    "rope_is_neox_style": False,
+    "is_neox_style": False,
+}
+
+
+@pytest.mark.parametrize("key", SERVERS_OWN)
+def test_an_attention_that_servers_alone_compute_stays_behind(
+    base: Path, key: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    edit_json(base / "config.json", **{key: SERVERS_OWN[key]})
+    out = export_longer(base)
+    assert key not in read(out / "config.json")
+    said = f"config.json of the base: left out {key}="
+    assert said in " ".join(capsys.readouterr().err.split())
+    assert said in (out / "README.md").read_text()
+
+
+def test_what_such_keys_say_of_every_model_travels(
+    base: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    edit_json(base / "config.json", rope_is_neox_style=True, is_causal=True)
+    config = read(export_longer(base) / "config.json")
+    assert (config["rope_is_neox_style"], config["is_causal"]) == (True, True)
+    assert "left out" not in capsys.readouterr().err
+
+
+def test_an_object_of_unknown_meaning_is_kept_whole(base: Path) -> None:
+    unknown = {
+        "chunk_size": 64,
+        "max_seq_len": 64,
+        "original_max_position_embeddings": 64,
+        "inner": [{"max_length": 5}],
+    }
+    edit_json(base / "config.json", an_owners_config=unknown)
+    edit_json(base / "generation_config.json", an_owners_config=unknown)
+    out = export_longer(base)
+    assert read(out / "config.json")["an_owners_config"] == unknown
+    assert read(out / "generation_config.json")["an_owners_config"] == unknown
+
+
 # -- model card ------------------------------------------------------------------------
 
 CARD = """---

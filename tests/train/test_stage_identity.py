@@ -91,6 +91,35 @@ def test_a_checkpoint_without_configuration_is_held_to_its_ledger(
     assert "stages.short.learning_rate: 0.003 there, 0.5 now" in refused
 
 
+def test_a_stage_of_the_run_before_binds_none_of_this_one(task: StageTask) -> None:
+    """The base may come from a run whose stages were called like later ones of this run."""
+    begun = manifest(task, 1)
+    before = dataclasses.replace(begun.ledger[0], stage="long")
+    begun = dataclasses.replace(begun, ledger=(before, *begun.ledger))
+    stages = {name: dict(stage) for name, stage in task.config["stages"].items()}
+    stages["long"]["learning_rate"] = 0.25
+    later = dataclasses.replace(task, config={**task.config, "stages": stages})
+    assert require_same_stage(later, Path("update-1"), begun) == []
+
+
+def test_the_stages_that_a_stage_came_from_bind_it(tmp_path: Path) -> None:
+    run = load_run(write_run(tmp_path))
+    assert run.stage("long").init_from == "short"
+    task = stage_task(run, "long")
+    begun = manifest(task, 1)
+    before = StageState.at_start("short", run.stage("short"), "plan").ledger
+    begun = dataclasses.replace(begun, ledger=(before, *begun.ledger), parent="gone")
+    stages = {name: dict(stage) for name, stage in task.config["stages"].items()}
+    stages["short"]["learning_rate"] = 0.25
+    later = dataclasses.replace(
+        task,
+        config={**task.config, "stages": stages},
+        origin=lambda: tmp_path / "gone",
+        origin_checkpoints=None,
+    )
+    assert "stages.short.learning_rate: 0.003 there, 0.25 now" in refusal(later, begun)
+
+
 def test_an_origin_that_is_gone_is_no_obstacle_and_another_is(
     task: StageTask, tmp_path: Path
 ) -> None:
