@@ -26,6 +26,7 @@ from alia_ctx.hf.config import CONFIG, write_config
 from alia_ctx.hf.json_files import load_json, refusal, write_json
 from alia_ctx.hf.model_card import model_card
 from alia_ctx.hf.rope_config import dynamic_note, least_version, stated_length
+from alia_ctx.hf.server_rope import other_ropes
 from alia_ctx.hf.serving_commands import serving_lines
 from alia_ctx.hf.special_ids import Tokenizer
 from alia_ctx.identity import require_same
@@ -55,6 +56,7 @@ class ExportAssets:
         tokenizer: a directory to take the tokenizer from instead of the one that the run
             was trained with.
         dtypes: of the exported tensors.
+        weight_bytes: of all exported tensors together.
         evaluation: what was measured of the checkpoint, as Markdown for the card.
     """
 
@@ -62,6 +64,7 @@ class ExportAssets:
     manifest: Manifest
     tokenizer: Path | None
     dtypes: tuple[torch.dtype, ...]
+    weight_bytes: int
     evaluation: str = ""
 
     def write(self, directory: Path) -> list[str]:
@@ -84,7 +87,7 @@ class ExportAssets:
             manifest.model,
             manifest.rope,
             manifest.context,
-            max(self.dtypes, key=self.dtypes.count),
+            self._dtype(),
             load_json(original) if original.is_file() else None,
         )
         notes += self._reconcile(directory, config, source)
@@ -114,13 +117,18 @@ class ExportAssets:
             evaluation=self.evaluation,
             serving=serving_lines(
                 manifest,
-                max(dtype.itemsize for dtype in self.dtypes),
+                self.weight_bytes,
+                self._dtype().itemsize,
                 has_template=chat is not None,
                 has_calls=chat is not None and chat.has_calls,
             ),
         )
         (directory / CARD).write_text(text, encoding="utf-8")
         return notes
+
+    def _dtype(self) -> torch.dtype:
+        """What config.json states, and servers compute in: that of most tensors."""
+        return max(self.dtypes, key=self.dtypes.count)
 
     def _tokenizer(self) -> Path:
         """The directory to take the tokenizer from: the one asked for, else the one of
@@ -288,6 +296,12 @@ class ExportAssets:
                 f"this RoPE needs transformers {least} or later: earlier ones compute "
                 "another one from the same config.json"
             )
+        if rope.type != "dynamic":  # its note says what servers make of it
+            others = other_ropes(self.manifest.model.architecture, rope, context)
+            notes += [
+                f"{server} computes another RoPE than was trained: {why}"
+                for server, why in others.items()
+            ]
         if stated > context:
             notes.append(
                 f"config.json states max_position_embeddings {stated:,}, the reach of its "
