@@ -45,6 +45,7 @@ from alia_ctx.hf.upstream import (
     FileWeights,
     LoadedWeights,
     fits_in_memory,
+    loaded_bytes,
 )
 from alia_ctx.hf.weight_files import locate_weights
 from alia_ctx.spec.model import ModelSpec
@@ -148,10 +149,10 @@ def verify(
     ):
         said, unlike = _compare_tokenizers(hf_dir, ckpt_dir, manifest)
         nbytes = sum(place.nbytes for place in places.values())
-        loads = fits_in_memory(nbytes)
+        loads = fits_in_memory(loaded_bytes(places))
         pair = Pair(
             weights,
-            LoadedWeights(hf_dir) if loads else FileWeights(places, files),
+            LoadedWeights(hf_dir, places) if loads else FileWeights(places, files),
             state,
             stored_dtypes(weights, state, str(ckpt_dir)),
         )
