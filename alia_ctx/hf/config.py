@@ -43,6 +43,7 @@ _INERT: dict[str, tuple[Any, ...]] = {
     "use_sliding_window": (False, None),
     "partial_rotary_factor": (1, 1.0, None),
     "quantization_config": (None,),
+    "quantization": (None,),  # as MLX writes it
     "auto_map": (None,),
     "transformers_weights": (None,),
     "attn_logit_softcapping": (None,),
@@ -54,7 +55,9 @@ _INERT: dict[str, tuple[Any, ...]] = {
     "is_encoder_decoder": (False, None),
     "add_cross_attention": (False, None),
 }
-
+_REMEDIES = dict.fromkeys(
+    ("quantization_config", "quantization"), "use the model's unquantised weights"
+)
 
 _KERNELS = ("eager", "sdpa", "flash_attention_2", "flash_attention_3", "flex_attention")
 
@@ -151,7 +154,7 @@ def _family(path: Path, config: Mapping[str, Any]) -> Family:
 
 def _unsupported(values: Mapping[str, Any], family: Family) -> list[Problem]:
     problems = [
-        Problem(key, values[key], "is not supported", _REMEDY)
+        Problem(key, values[key], "is not supported", _REMEDIES.get(key, _REMEDY))
         for key, inert in _INERT.items()
         if key in values and values[key] not in inert
     ]
