@@ -17,19 +17,17 @@ from alia_ctx.data.tokens.tokenizer_files import (
     backend_files,
     has_vocabulary,
     known_tokenizer,
-    tokenizer_statement,
 )
-from alia_ctx.errors import CheckpointError
 from alia_ctx.hf import assets, limits, serving, special_ids, trial
 from alia_ctx.hf.assets import CARD, GENERATION_CONFIG, ORIGIN
 from alia_ctx.hf.config import CONFIG, write_config
+from alia_ctx.hf.export_tokenizer import export_tokenizer
 from alia_ctx.hf.json_files import load_json, refusal, write_json
 from alia_ctx.hf.model_card import model_card
 from alia_ctx.hf.rope_config import dynamic_note, least_version, stated_length
 from alia_ctx.hf.server_rope import other_ropes
 from alia_ctx.hf.serving_commands import serving_lines
 from alia_ctx.hf.special_ids import Tokenizer
-from alia_ctx.identity import require_same
 
 NO_TOKENIZER = (
     "the export has NO TOKENIZER: neither the checkpoint nor its run has one; text that "
@@ -74,7 +72,7 @@ class ExportAssets:
         load, or that has ids beyond the model's; links out of a directory.
         """
         manifest, carried = self.manifest, self.ckpt_dir / ASSETS
-        source = self._tokenizer()
+        source = export_tokenizer(self.ckpt_dir, manifest, self.tokenizer)
         legal = assets.legal_files(carried)
         assets.copy_assets(carried, directory, [GENERATION_CONFIG, *legal])
         assets.copy_assets(source, directory, assets.tokenizer_assets(source))
@@ -94,7 +92,7 @@ class ExportAssets:
         notes += self._leave_out_unusable(directory)
         chat, more = serving.complete(directory, template, manifest.model.vocab_size)
         notes += more
-        if self.manifest.ledger and self._stated() is None:
+        if self.manifest.ledger and known_tokenizer(self.manifest.extra) is None:
             notes.append(NOT_STATED)
         if CONFIGURED in self.manifest.extra:
             notes.append(NOT_OF_TEXT)
@@ -129,62 +127,6 @@ class ExportAssets:
     def _dtype(self) -> torch.dtype:
         """What config.json states, and servers compute in: that of most tensors."""
         return max(self.dtypes, key=self.dtypes.count)
-
-    def _tokenizer(self) -> Path:
-        """The directory to take the tokenizer from: the one asked for, else the one of
-        training, else the one that was imported.
-        """
-        training = stated_tokenizer(self.manifest)
-        if self.tokenizer is not None:
-            if not has_vocabulary(self.tokenizer):
-                raise CheckpointError(
-                    f"{self.tokenizer}: holds no tokenizer; give a directory with "
-                    "tokenizer.json or tokenizer.model"
-                )
-            self._require_files_of_training(self.tokenizer)
-            other = (
-                training is not None and training.resolve() != self.tokenizer.resolve()
-            )
-            known = self._stated() is not None
-            if (
-                training is not None
-                and other
-                and not known
-                and has_vocabulary(training)
-            ):
-                problems = special_ids.differences(
-                    special_ids.read_tokenizer(self.tokenizer),
-                    special_ids.read_tokenizer(training),
-                )
-                if problems:
-                    raise CheckpointError(
-                        f"{self.tokenizer} is not the tokenizer of training, {training}: "
-                        f"{'; '.join(problems)}; export with the latter"
-                    )
-            return self.tokenizer
-        if training is None:
-            return self.ckpt_dir / ASSETS
-        if not has_vocabulary(training):
-            raise CheckpointError(
-                f"{training}: the tokenizer that the checkpoint was trained with is not "
-                "here; say where it is with --tokenizer DIR"
-            )
-        self._require_files_of_training(training)
-        return training
-
-    def _stated(self) -> Mapping[str, str] | None:
-        return known_tokenizer(self.manifest.extra)
-
-    def _require_files_of_training(self, directory: Path) -> None:
-        """Refuse files that are not those that the text of training was made with."""
-        if (stated := self._stated()) is not None:
-            require_same(
-                stated,
-                tokenizer_statement(directory),
-                f"the tokenizer in {directory}, for {self.ckpt_dir},",
-                "restore the files that the model was trained with, or say where they "
-                "are with --tokenizer DIR",
-            )
 
     def _lift_limits(self, directory: Path) -> None:
         context = self.manifest.context
@@ -309,12 +251,6 @@ class ExportAssets:
                 f"model was trained at {context:,} tokens"
             )
         return notes
-
-
-def stated_tokenizer(manifest: Manifest) -> Path | None:
-    """The tokenizer directory that a checkpoint's run was trained with, if it says so."""
-    stated = manifest.config.get("tokenizer")
-    return Path(stated) if isinstance(stated, str) else None
 
 
 def dtype_names(dtypes: tuple[torch.dtype, ...]) -> str:

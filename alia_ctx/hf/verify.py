@@ -29,7 +29,7 @@ from alia_ctx.data.tokens.tokenizer_files import (
 )
 from alia_ctx.errors import CheckpointError
 from alia_ctx.hf import config, rope_config, rules
-from alia_ctx.hf.export_assets import stated_tokenizer
+from alia_ctx.hf.export_tokenizer import stated_tokenizer
 from alia_ctx.hf.pair import Pair
 from alia_ctx.hf.reference_decoder import ReferenceDecoder, spread_positions
 from alia_ctx.hf.rules import EMBEDDING, FINAL_NORM, HEAD, WeightMap
@@ -123,11 +123,17 @@ def verify(
     """Compare the model in `hf_dir` with the checkpoint at `ckpt_dir`; see VerifyReport
     for what is found.
 
-    Raises CheckpointError where one of them is damaged, or where their sizes differ so
+    Raises CheckpointError where `tolerance` is negative or no finite number, where one of
+    the two is damaged, or where their sizes differ so
     that nothing can be compared; other differences of their configurations are part of
     the report.
     """
     hf_dir, ckpt_dir = Path(hf_dir), Path(ckpt_dir)
+    if not 0 <= tolerance < float("inf"):  # nothing is larger than nan or infinity
+        raise CheckpointError(
+            f"tolerance={tolerance}: with it no logits would differ, or all; give a "
+            f"number from 0 on, as {DEFAULT_TOLERANCE:g}"
+        )
     manifest = checkpoint.open_checkpoint(ckpt_dir)
     model, rope, context = config.read_config(hf_dir)
     weights, places = WeightMap(model), locate_weights(hf_dir)
