@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 from pathlib import Path
 
@@ -20,3 +21,10 @@ def path(text: str) -> Path:
             "for a file of that name"
         )
     return Path(expanded)
+
+
+def finite(value: float) -> float:
+    """A number that is one: options of type float take `inf` and `nan` too."""
+    if not math.isfinite(value):
+        raise typer.BadParameter(f"{value} is no finite number.")
+    return value

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import typer
 from rich.markup import escape
 
-from alia_ctx.cli.arguments import path
+from alia_ctx.cli.arguments import finite, path
 from alia_ctx.cli.output import print_json, print_whole, terminal_width
 from alia_ctx.errors import ConfigError, Problem
 
@@ -71,7 +71,10 @@ def evaluate_calls(
         ),
     ] = None,
     temperature: Annotated[
-        float, typer.Option(help="0 is greedy.", min=0, rich_help_panel=ASKING)
+        float,
+        typer.Option(
+            help="0 is greedy.", min=0, callback=finite, rich_help_panel=ASKING
+        ),
     ] = 0.0,
     seed: Annotated[int, typer.Option(help="Of sampling.", rich_help_panel=ASKING)] = 0,
     max_new_tokens: Annotated[

@@ -48,7 +48,7 @@ def convert_chat(
     ] = "auto",
     train_on: Annotated[TrainOn, typer.Option(help="What is trained.")] = "assistant",
     max_tokens: Annotated[
-        int | None, typer.Option(help="Most tokens of a conversation.")
+        int | None, typer.Option(help="Most tokens of a conversation.", min=1)
     ] = None,
     max_length: Annotated[
         MaxLength, typer.Option(help="What becomes of longer ones.")
@@ -56,7 +56,7 @@ def convert_chat(
     special_tokens: Annotated[
         SpecialTokens, typer.Option(help="What special tokens in contents become.")
     ] = "split",
-    show: Annotated[int, typer.Option("-n", help="Conversations to show.")] = 3,
+    show: Annotated[int, typer.Option("-n", help="Conversations to show.", min=0)] = 3,
     strict: Annotated[
         bool, typer.Option("--strict", help="Stop at the first row of no use.")
     ] = False,

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from alia_ctx.cli.arguments import path
+from alia_ctx.cli.arguments import finite, path
 from alia_ctx.cli.output import print_json, print_table
 from alia_ctx.config.load import require_stages
 from alia_ctx.progress import loading
@@ -163,7 +163,11 @@ def doctor(
     as_json: AsJson = False,
     wait: Annotated[
         float,
-        typer.Option(help="Seconds to wait for ranks that do not come.", min=1.0),
+        typer.Option(
+            help="Seconds to wait for ranks that do not come.",
+            min=1.0,
+            callback=finite,
+        ),
     ] = 120.0,
 ) -> None:
     """Look at the machines: software, GPUs, links, clocks, disk. Alone, or on all ranks that

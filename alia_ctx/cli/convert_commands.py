@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from alia_ctx.cli.arguments import path
+from alia_ctx.cli.arguments import finite, path
 from alia_ctx.errors import CheckpointError
 from alia_ctx.progress import loading
 
@@ -185,7 +185,11 @@ def verify(
     ] = False,
     tolerance: Annotated[
         float,
-        typer.Option(help="Largest difference of logits, over max(1, largest logit)."),
+        typer.Option(
+            help="Largest difference of logits, over max(1, largest logit).",
+            min=0,
+            callback=finite,
+        ),
     ] = 1e-4,
 ) -> None:
     """Compare a Hugging Face model with a checkpoint:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from alia_ctx.cli.arguments import path
+from alia_ctx.cli.arguments import finite, path
 from alia_ctx.report.screen import messages, update_line, watch_screen
 
 if TYPE_CHECKING:
@@ -42,7 +42,8 @@ def watch(
         str | None, typer.Option(help="Name of the stage (default: the last at work).")
     ] = None,
     every: Annotated[
-        float, typer.Option(help="Seconds between two looks.", min=0.1)
+        float,
+        typer.Option(help="Seconds between two looks.", min=0.1, callback=finite),
     ] = 2.0,
     once: Annotated[bool, typer.Option("--once", help="Look once, and end.")] = False,
     plain: Annotated[

@@ -11,6 +11,7 @@ from typing import Any
 from alia_ctx.data.tokens.tokenizer_files import (
     CHAT_TEMPLATES,
     backend_files,
+    is_tiktoken,
     tokenizer_files,
 )
 from alia_ctx.errors import CheckpointError
@@ -152,11 +153,18 @@ def _largest_ids(directory: Path) -> Iterable[tuple[Path, int]]:
                     f"{directory / name}: is not what tokenizers write ({error}); copy "
                     "it again from the model's source"
                 ) from error
-    if (directory / "tokenizer.model").is_file():
-        yield (
-            directory / "tokenizer.model",
-            _sentencepiece_size(directory / "tokenizer.model") - 1,
-        )
+    file = directory / "tokenizer.model"
+    if file.is_file():
+        try:
+            yield file, _largest_id_of_model(file)
+        except ValueError as error:
+            # The name says nothing of the format, and beside a tokenizer.json nothing that
+            # makes a tokenizer of the directory reads the file.
+            if not (directory / "tokenizer.json").is_file():
+                raise CheckpointError(
+                    f"{file}: is neither a SentencePiece model nor one of tiktoken "
+                    f"({error}); copy it again from the model's source"
+                ) from error
 
 
 def _ids_of_tokenizer(document: Mapping[str, Any]) -> list[int]:
@@ -179,9 +187,20 @@ def _ids_of_decoder(document: Mapping[str, Any]) -> list[int]:
     return [int(key) for key in document.get("added_tokens_decoder") or {}]
 
 
-def _sentencepiece_size(file: Path) -> int:
-    """Number of pieces in a SentencePiece model: its field 1 repeated (protobuf wire format)."""
-    data, position, pieces = file.read_bytes(), 0, 0
+def _largest_id_of_model(file: Path) -> int:
+    """The largest id of a SentencePiece or a tiktoken model; ValueError: it is neither."""
+    if is_tiktoken(file):
+        lines = file.read_bytes().splitlines()
+        return max(int(line.rpartition(b" ")[2]) for line in lines if line.strip())
+    return _sentencepiece_size(file.read_bytes()) - 1
+
+
+def _sentencepiece_size(data: bytes) -> int:
+    """Number of pieces in a SentencePiece model: its field 1 repeated (protobuf wire format).
+
+    ValueError where it is none.
+    """
+    position, pieces = 0, 0
 
     def varint() -> int:
         nonlocal position
@@ -199,14 +218,14 @@ def _sentencepiece_size(file: Path) -> int:
     try:
         while position < len(data):
             tag = varint()
-            if (
-                tag & 7 != 2
-            ):  # the message has only length-delimited fields at its top level
+            # The message has only length-delimited fields at its top level.
+            if tag & 7 != 2:
                 raise ValueError(f"field {tag >> 3} of wire type {tag & 7}")
             pieces += tag >> 3 == 1
-            position += varint()
-    except (IndexError, ValueError) as error:
-        raise CheckpointError(
-            f"{file}: is no SentencePiece model ({error}); copy it again from the model's source"
-        ) from error
+            length = varint()  # which moves `position` first
+            position += length
+    except IndexError:
+        position = -1
+    if position != len(data):
+        raise ValueError("it ends inside a field")
     return pieces

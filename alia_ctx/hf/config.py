@@ -47,6 +47,7 @@ _INERT: dict[str, tuple[Any, ...]] = {
     "is_causal": (True,),  # null is false to transformers
     "partial_rotary_factor": (1, 1.0, None),
     "quantization_config": (None,),
+    "quantization": (None,),  # as MLX writes it
     "auto_map": (None,),
     "transformers_weights": (None,),
     "attn_logit_softcapping": (None,),
@@ -59,7 +60,10 @@ _INERT: dict[str, tuple[Any, ...]] = {
     "add_cross_attention": (False, None),
 }
 _REMEDIES = {
-    "is_causal": "take it out only if the model was trained with causal attention"
+    "is_causal": "take it out only if the model was trained with causal attention",
+    **dict.fromkeys(
+        ("quantization_config", "quantization"), "use the model's unquantised weights"
+    ),
 }
 # The same of keys that servers compute with (`get_rope` of vLLM and SGLang, SGLang's
 # Llama) and transformers does not, so that an import has nothing to refuse.

@@ -198,12 +198,13 @@ def export_hf(
         dtypes = tuple(dtype for shard in plan for _, _, dtype, _ in shard.tensors)
         prepared = Path(stack.enter_context(TemporaryDirectory()))
         tokenizer = Path(tokenizer_dir) if tokenizer_dir else None
-        others = ExportAssets(ckpt_dir, manifest, tokenizer, dtypes, evaluation)
+        nbytes = sum(shard.nbytes for shard in plan)
+        others = ExportAssets(ckpt_dir, manifest, tokenizer, dtypes, nbytes, evaluation)
         notes = ranks.first(lambda: others.write(prepared))
         temporary = stack.enter_context(
             targets.building(hf_dir, ranks, lambda: targets.begin_export(hf_dir))
         )
-        share = sum(shard.nbytes for shard in plan) // ranks.size
+        share = nbytes // ranks.size
         source = streams.HuggingFaceRows(state, stored, progress, share)
 
         def write() -> dict[str, dict[str, Any]]:

@@ -17,18 +17,17 @@ from alia_ctx.data.tokens.tokenizer_files import (
     backend_files,
     has_vocabulary,
     known_tokenizer,
-    tokenizer_statement,
 )
-from alia_ctx.errors import CheckpointError
 from alia_ctx.hf import assets, limits, serving, special_ids, trial
 from alia_ctx.hf.assets import CARD, GENERATION_CONFIG, ORIGIN
 from alia_ctx.hf.config import CONFIG
+from alia_ctx.hf.export_tokenizer import export_tokenizer
 from alia_ctx.hf.json_files import load_json, refusal, write_json
 from alia_ctx.hf.model_card import model_card
 from alia_ctx.hf.rope_config import dynamic_note, least_version, stated_length
+from alia_ctx.hf.server_rope import other_ropes
 from alia_ctx.hf.serving_commands import serving_lines
 from alia_ctx.hf.special_ids import Tokenizer
-from alia_ctx.identity import require_same
 
 NO_TOKENIZER = (
     "the export has NO TOKENIZER: neither the checkpoint nor its run has one; text that "
@@ -55,6 +54,7 @@ class ExportAssets:
         tokenizer: a directory to take the tokenizer from instead of the one that the run
             was trained with.
         dtypes: of the exported tensors.
+        weight_bytes: of all exported tensors together.
         evaluation: what was measured of the checkpoint, as Markdown for the card.
     """
 
@@ -62,6 +62,7 @@ class ExportAssets:
     manifest: Manifest
     tokenizer: Path | None
     dtypes: tuple[torch.dtype, ...]
+    weight_bytes: int
     evaluation: str = ""
 
     def write(self, directory: Path) -> list[str]:
@@ -71,7 +72,7 @@ class ExportAssets:
         load, or that has ids beyond the model's; links out of a directory.
         """
         manifest, carried = self.manifest, self.ckpt_dir / ASSETS
-        source = self._tokenizer()
+        source = export_tokenizer(self.ckpt_dir, manifest, self.tokenizer)
         legal = assets.legal_files(carried)
         assets.copy_assets(carried, directory, [GENERATION_CONFIG, *legal])
         assets.copy_assets(source, directory, assets.tokenizer_assets(source))
@@ -85,14 +86,14 @@ class ExportAssets:
             manifest.model,
             manifest.rope,
             manifest.context,
-            max(self.dtypes, key=self.dtypes.count),
+            self._dtype(),
         )
         notes += [f"{CONFIG} of the base: left out {problem}" for problem in left_out]
         notes += self._reconcile(directory, config, source)
         notes += self._leave_out_unusable(directory)
         chat, more = serving.complete(directory, template, manifest.model.vocab_size)
         notes += more
-        if not manifest.is_import and self._stated() is None:
+        if not manifest.is_import and known_tokenizer(manifest.extra) is None:
             notes.append(NOT_STATED)
         if CONFIGURED in self.manifest.extra:
             notes.append(NOT_OF_TEXT)
@@ -115,7 +116,8 @@ class ExportAssets:
             evaluation=self.evaluation,
             serving=serving_lines(
                 manifest,
-                max(dtype.itemsize for dtype in self.dtypes),
+                self.weight_bytes,
+                self._dtype().itemsize,
                 has_template=chat is not None,
                 has_calls=chat is not None and chat.has_calls,
             ),
@@ -123,61 +125,9 @@ class ExportAssets:
         (directory / CARD).write_text(text, encoding="utf-8")
         return notes
 
-    def _tokenizer(self) -> Path:
-        """The directory to take the tokenizer from: the one asked for, else the one of
-        training, else the one that was imported.
-        """
-        training = stated_tokenizer(self.manifest)
-        if self.tokenizer is not None:
-            if not has_vocabulary(self.tokenizer):
-                raise CheckpointError(
-                    f"{self.tokenizer}: holds no tokenizer; give a directory with "
-                    "tokenizer.json or tokenizer.model"
-                )
-            self._require_files_of_training(self.tokenizer)
-            other = (
-                training is not None and training.resolve() != self.tokenizer.resolve()
-            )
-            known = self._stated() is not None
-            if (
-                training is not None
-                and other
-                and not known
-                and has_vocabulary(training)
-            ):
-                problems = special_ids.differences(
-                    special_ids.read_tokenizer(self.tokenizer),
-                    special_ids.read_tokenizer(training),
-                )
-                if problems:
-                    raise CheckpointError(
-                        f"{self.tokenizer} is not the tokenizer of training, {training}: "
-                        f"{'; '.join(problems)}; export with the latter"
-                    )
-            return self.tokenizer
-        if training is None:
-            return self.ckpt_dir / ASSETS
-        if not has_vocabulary(training):
-            raise CheckpointError(
-                f"{training}: the tokenizer that the checkpoint was trained with is not "
-                "here; say where it is with --tokenizer DIR"
-            )
-        self._require_files_of_training(training)
-        return training
-
-    def _stated(self) -> Mapping[str, str] | None:
-        return known_tokenizer(self.manifest.extra)
-
-    def _require_files_of_training(self, directory: Path) -> None:
-        """Refuse files that are not those that the text of training was made with."""
-        if (stated := self._stated()) is not None:
-            require_same(
-                stated,
-                tokenizer_statement(directory),
-                f"the tokenizer in {directory}, for {self.ckpt_dir},",
-                "restore the files that the model was trained with, or say where they "
-                "are with --tokenizer DIR",
-            )
+    def _dtype(self) -> torch.dtype:
+        """What config.json states, and servers compute in: that of most tensors."""
+        return max(self.dtypes, key=self.dtypes.count)
 
     def _lift_limits(self, directory: Path) -> None:
         context = self.manifest.context
@@ -281,6 +231,12 @@ class ExportAssets:
                 f"this RoPE needs transformers {least} or later: earlier ones compute "
                 "another one from the same config.json"
             )
+        if rope.type != "dynamic":  # its note says what servers make of it
+            others = other_ropes(self.manifest.model.architecture, rope, context)
+            notes += [
+                f"{server} computes another RoPE than was trained: {why}"
+                for server, why in others.items()
+            ]
         if stated > context:
             notes.append(
                 f"config.json states max_position_embeddings {stated:,}, the reach of its "
@@ -288,12 +244,6 @@ class ExportAssets:
                 f"model was trained at {context:,} tokens"
             )
         return notes
-
-
-def stated_tokenizer(manifest: Manifest) -> Path | None:
-    """The tokenizer directory that a checkpoint's run was trained with, if it says so."""
-    stated = manifest.config.get("tokenizer")
-    return Path(stated) if isinstance(stated, str) else None
 
 
 def dtype_names(dtypes: tuple[torch.dtype, ...]) -> str:

@@ -27,13 +27,14 @@ class Ranks:
     def from_environment(cls) -> Iterator[Ranks]:
         """The ranks that torchrun describes (gloo over its rendezvous), or one process;
 
-        for a `with` block.
+        for a `with` block. CheckpointError where its variables are there in part.
         """
-        if int(os.environ.get("WORLD_SIZE", "1")) == 1:
+        if (os.environ.get("WORLD_SIZE") or "1") == "1":
             yield cls()
             return
         started = not dist.is_initialized()
         if started:
+            _require_variables()
             dist.init_process_group("gloo", timeout=_PATIENCE)
         try:
             yield cls(dist.get_rank(), dist.get_world_size())
@@ -70,3 +71,27 @@ class Ranks:
     def first(self, work: Callable[[], Any]) -> Any:
         """Run `work` on rank 0 only and return its result on every rank; errors as in `all`."""
         return self.all(lambda: work() if self.rank == 0 else None)[0]
+
+
+def _require_variables() -> None:
+    """Torch names one that is missing in a traceback, and waits where RANK is too large."""
+    size = os.environ["WORLD_SIZE"]
+    missing = [
+        name
+        for name in ("RANK", "MASTER_ADDR", "MASTER_PORT")
+        if not os.environ.get(name)
+    ]
+    wrong = [
+        f"{name}={value!r} is no number"
+        for name in ("WORLD_SIZE", "RANK", "MASTER_PORT")
+        if (value := os.environ.get(name)) and not (value.isascii() and value.isdigit())
+    ]
+    if missing:
+        wrong.append(f"WORLD_SIZE={size} is set, but not {', '.join(missing)}")
+    elif not wrong and int(os.environ["RANK"]) >= int(size):
+        wrong.append(f"RANK is {os.environ['RANK']} of WORLD_SIZE={size} ranks")
+    if wrong:
+        raise CheckpointError(
+            f"{'; '.join(wrong)}: share the work with `torchrun --nproc-per-node N -m "
+            "alia_ctx.cli ...`, which sets them all, or unset WORLD_SIZE for one process"
+        )

@@ -97,8 +97,7 @@ def dynamic_note(rope: RopeSpec, context: int) -> str | None:
         rope.original_max_position_embeddings or context,
         rope.factor or 1,
     )
-    served = round(original * factor)
-    trained = max(context, original)
+    trained, served = dynamic_bases(rope, context)
     return (
         f"dynamic RoPE: it is trained with one base, that of {trained:,} tokens. "
         + (
@@ -113,6 +112,14 @@ def dynamic_note(rope: RopeSpec, context: int) -> str | None:
         + "; what later vLLM has is not checked. For a model to be served take llama3 or "
         "yarn, which all of them compute alike"
     )
+
+
+def dynamic_bases(rope: RopeSpec, context: int) -> tuple[int, int]:
+    """The tokens whose base a `dynamic` RoPE was trained with at `context` tokens, and
+    those whose base servers take for texts of any length.
+    """
+    original = rope.original_max_position_embeddings or context
+    return max(context, original), round(original * (rope.factor or 1))
 
 
 def read_rope(

@@ -260,10 +260,21 @@ class WeightMap:
         return 1 if rule.dealt_by is None else getattr(self.model, rule.dealt_by)
 
 
+# Of whole numbers or wide floats; all others are what quantised weights are packed in.
+_UNPACKED = (*FLOATS, torch.float64, torch.complex64, torch.int64, torch.bool)
+
+
 def check_huggingface(
     weights: WeightMap, places: Mapping[str, TensorPlace], where: str
 ) -> None:
     """Raise CheckpointError unless `places` are exactly the model's tensors in supported dtypes."""
+    packed = [name for name, place in places.items() if place.dtype not in _UNPACKED]
+    if packed:
+        raise CheckpointError(
+            f"{where}: {packed[0]} is {places[packed[0]].dtype}, supported are "
+            f"{', '.join(map(str, FLOATS))}; quantised weights are in such dtypes "
+            f"({len(packed)} tensors here): use the model's unquantised ones"
+        )
     expected = weights.huggingface_shapes()
     problems = [
         f"{name} is missing, expected shape {list(shape)}"

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 
 from alia_ctx.checkpoint.manifest import Manifest
+from alia_ctx.hf.server_rope import LLAMA_CPP, SGLANG, VLLM, other_ropes
 from alia_ctx.hf.serving import HIGHEST_TEMPERATURE, TEMPERATURE
 from alia_ctx.spec.rope import RopeSpec
 
@@ -102,13 +103,20 @@ def _filled(text: str) -> str:
 
 
 def serving_lines(
-    manifest: Manifest, itemsize: int, *, has_template: bool, has_calls: bool
+    manifest: Manifest,
+    weight_bytes: int,
+    itemsize: int,
+    *,
+    has_template: bool,
+    has_calls: bool,
 ) -> list[str]:
-    """Markdown: commands for transformers, vLLM, SGLang, Docker and llama.cpp.
+    """Markdown: commands for transformers, vLLM, SGLang, Docker and llama.cpp. In place of
+    those of a server that would compute another RoPE stands why.
 
     Args:
         manifest: of the exported checkpoint.
-        itemsize: bytes of a weight.
+        weight_bytes: of all exported weights.
+        itemsize: bytes of a value in the dtype that config.json states.
         has_template: there is a chat template.
         has_calls: its calls are those that the `hermes` parsers read.
     """
@@ -118,32 +126,45 @@ def serving_lines(
     if has_calls:
         vllm += " --enable-auto-tool-choice --tool-call-parser hermes"
         sglang += " --tool-call-parser hermes"
+    others = other_ropes(manifest.model.architecture, manifest.rope, context)
+    commands = {
+        VLLM: [
+            "# vLLM, from pip or as a Docker image",
+            f'vllm serve "$MODEL" {vllm}',
+            'docker run --gpus all --ipc=host -p 8000:8000 -v "$MODEL":/model \\',
+            '    vllm/vllm-openai:latest --model /model --served-model-name "$MODEL" \\',
+            f"    {vllm}",
+        ],
+        SGLANG: [
+            "# SGLang, from pip or as a Docker image",
+            'python3 -m sglang.launch_server --model-path "$MODEL" --port 8000 \\',
+            f"    {sglang}",
+            "docker run --gpus all --shm-size 32g --ipc=host -p 8000:8000 \\",
+            '    -v "$MODEL":/model lmsysorg/sglang:latest \\',
+            "    python3 -m sglang.launch_server --model-path /model --host 0.0.0.0 \\",
+            f'    --served-model-name "$MODEL" --port 8000 {sglang}',
+        ],
+        LLAMA_CPP: [
+            "# llama.cpp, and with it Docker Model Runner",
+            'python3 convert_hf_to_gguf.py "$MODEL" --outtype bf16 --outfile model.gguf',
+            f"llama-server -m model.gguf --jinja -c {context} --port 8000",
+            'docker model package --gguf "$PWD/model.gguf" alia && docker model run alia',
+        ],
+    }
     lines = [
-        *_memory_lines(manifest, itemsize),
-        *_rope_lines(manifest.rope, context),
+        *_memory_lines(manifest, weight_bytes, itemsize, others),
+        *_rope_lines(manifest.rope, context, others),
         "",
         "```bash",
         "export MODEL=/path/of/this/directory",
         "",
         "# transformers 5, with what `pip install 'transformers[serving]'` brings",
         'transformers serve "$MODEL" --port 8000',
-        "",
-        "# vLLM, from pip or as a Docker image",
-        f'vllm serve "$MODEL" {vllm}',
-        'docker run --gpus all --ipc=host -p 8000:8000 -v "$MODEL":/model \\',
-        '    vllm/vllm-openai:latest --model /model --served-model-name "$MODEL" \\',
-        f"    {vllm}",
-        "",
-        "# SGLang, from pip or as a Docker image",
-        'python3 -m sglang.launch_server --model-path "$MODEL" --port 8000 \\',
-        f"    {sglang}",
-        "docker run --gpus all --shm-size 32g --ipc=host -p 8000:8000 \\",
-        '    -v "$MODEL":/model lmsysorg/sglang:latest \\',
-        "    python3 -m sglang.launch_server --model-path /model --host 0.0.0.0 \\",
-        f'    --served-model-name "$MODEL" --port 8000 {sglang}',
-        *_llama_cpp_lines(manifest),
-        "```",
     ]
+    for server, its_commands in commands.items():
+        refused = [f"# not for {server}: {others[server]}"] if server in others else []
+        lines += ["", *(refused or its_commands)]
+    lines.append("```")
     if has_template:
         lines += [
             "",
@@ -175,17 +196,24 @@ def _python(program: str) -> list[str]:
     return ["```python", *program.splitlines(), "```"]
 
 
-def _memory_lines(manifest: Manifest, itemsize: int) -> Iterator[str]:
+def _memory_lines(
+    manifest: Manifest, weight_bytes: int, itemsize: int, others: Mapping[str, str]
+) -> Iterator[str]:
     model, context = manifest.model, manifest.context
-    weights = model.parameters() * itemsize / _GB
     token = (
         2 * model.num_hidden_layers * model.num_key_value_heads * model.head_dim
     ) * itemsize
+    options = {VLLM: "--tensor-parallel-size N", SGLANG: "--tp N"}
+    given = [f"{name} `{how}`" for name, how in options.items() if name not in others]
     yield (
-        f"The weights take {_size(weights)}, keys and values {token:,} bytes a token: "
-        f"{_size(token * context / _GB)} for one sequence of {context:,} tokens. Over "
-        "several GPUs give vLLM `--tensor-parallel-size N`, SGLang `--tp N`, with N a "
-        f"divisor of {model.num_key_value_heads}, the number of KV heads."
+        f"The weights take {_size(weight_bytes / _GB)}, keys and values {token:,} bytes a "
+        f"token: {_size(token * context / _GB)} for one sequence of {context:,} tokens."
+        + (
+            f" Over several GPUs give {', '.join(given)}, with N a divisor of "
+            f"{model.num_key_value_heads}, the number of KV heads."
+            if given
+            else ""
+        )
     )
 
 
@@ -195,7 +223,9 @@ def _size(gigabytes: float) -> str:
     return f"{gigabytes:,.1f} GB"
 
 
-def _rope_lines(rope: RopeSpec, context: int) -> Iterator[str]:
+def _rope_lines(
+    rope: RopeSpec, context: int, others: Mapping[str, str]
+) -> Iterator[str]:
     """What a server makes of the RoPE in config.json, from vLLM's `_get_and_verify_max_len`
     and SGLang's `get_context_length`.
     """
@@ -205,7 +235,7 @@ def _rope_lines(rope: RopeSpec, context: int) -> Iterator[str]:
     )
     # Linear multiplies max_position_embeddings, YaRN the original length.
     of = rope.original_max_position_embeddings if rope.type == "yarn" else context
-    if rope.type in ("linear", "yarn") and of and rope.factor:
+    if rope.type in ("linear", "yarn") and of and rope.factor and VLLM not in others:
         reach = int(of * rope.factor)
         if reach > context:
             yield (
@@ -216,16 +246,3 @@ def _rope_lines(rope: RopeSpec, context: int) -> Iterator[str]:
             yield f"Without it vLLM takes {of:,} times the factor, {reach:,} tokens."
     if rope.type == "dynamic":
         yield "Servers differ in what they make of it: see the head of this card."
-
-
-def _llama_cpp_lines(manifest: Manifest) -> Iterator[str]:
-    rope = manifest.rope
-    yield ""
-    if rope.type == "dynamic" or rope.truncate is False:
-        what = "`dynamic` RoPE" if rope.type == "dynamic" else "YaRN without `truncate`"
-        yield f"# not for llama.cpp: a GGUF file has no {what}"
-        return
-    yield "# llama.cpp, and with it Docker Model Runner"
-    yield 'python3 convert_hf_to_gguf.py "$MODEL" --outtype bf16 --outfile model.gguf'
-    yield f"llama-server -m model.gguf --jinja -c {manifest.context} --port 8000"
-    yield 'docker model package --gguf "$PWD/model.gguf" alia && docker model run alia'

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -136,6 +136,23 @@ def differences(given: Tokenizer, training: Tokenizer) -> list[str]:
             f"a sample text gives {_ids(given)} there and {_ids(training)} in training"
         )
     return problems
+
+
+def moved_ids(given: Tokenizer, base: Tokenizer) -> list[str]:
+    """In what `given` has other ids for what `base` has: as `differences`, but that `given`
+    may have tokens more, and special tokens among them or that `base` had none for.
+    """
+    words = {w: i for w, i in given.vocabulary.items() if w in base.vocabulary}
+    more = {*given.vocabulary.values()} - {*words.values()}
+    ids = {
+        name: base.ids[name] if base.ids[name] is None or i in more else i
+        for name, i in given.ids.items()
+    }
+    # A token more may stand in the sample, and in the model that joins the pieces.
+    sample = base.sample if more & {*given.sample} else given.sample
+    model = None if more else given.model
+    kept = replace(given, vocabulary=words, ids=ids, sample=sample, model=model)
+    return differences(kept, base)
 
 
 def _ids(tokenizer: Tokenizer) -> str:

@@ -7,8 +7,10 @@ compute.
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from functools import reduce
 from pathlib import Path
 from typing import Any, cast
 
@@ -25,13 +27,19 @@ _ROOM = 1.25
 
 
 class LoadedWeights:
-    """The weights as `AutoModelForCausalLM.from_pretrained` gives them, all in memory."""
+    """The weights as `AutoModelForCausalLM.from_pretrained` gives them, all in memory, each
+    in the dtype of its place in the files.
 
-    def __init__(self, hf_dir: Path) -> None:
+    They are loaded in one dtype that holds all of those: the one of config.json, which
+    transformers takes by default, would round what the files have.
+    """
+
+    def __init__(self, hf_dir: Path, places: Mapping[str, TensorPlace]) -> None:
+        self._places = places
         model, self._problems = load_causal_lm(
             hf_dir,
             "copy or export it again",
-            dtype="auto",
+            dtype=_widest(places),
             attn_implementation="eager",
         )
         self._weights: Mapping[str, Tensor] = model.state_dict()
@@ -41,11 +49,23 @@ class LoadedWeights:
         yield from self._problems
 
     def dtype(self, name: str) -> torch.dtype:
-        return self._weights[name].dtype
+        return self._places[name].dtype
 
     def rows(self, name: str, start: int, count: int) -> Tensor:
-        """Rows [start, start + count) of a tensor, in the dtype it was loaded in."""
-        return self._weights[name][start : start + count].contiguous()
+        """Rows [start, start + count) of a tensor, in the file's dtype."""
+        rows = self._weights[name][start : start + count]
+        return rows.to(self._places[name].dtype).contiguous()
+
+
+def loaded_bytes(places: Mapping[str, TensorPlace]) -> int:
+    """Bytes of the tensors at `places` as LoadedWeights holds them."""
+    values = sum(math.prod(place.shape) for place in places.values())
+    return values * _widest(places).itemsize
+
+
+def _widest(places: Mapping[str, TensorPlace]) -> torch.dtype:
+    """The narrowest dtype that has every value of the tensors at `places`."""
+    return reduce(torch.promote_types, {place.dtype for place in places.values()})
 
 
 class FileWeights:

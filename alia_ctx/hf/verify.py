@@ -29,7 +29,7 @@ from alia_ctx.data.tokens.tokenizer_files import (
 )
 from alia_ctx.errors import CheckpointError
 from alia_ctx.hf import config, rope_config, rules
-from alia_ctx.hf.export_assets import stated_tokenizer
+from alia_ctx.hf.export_tokenizer import stated_tokenizer
 from alia_ctx.hf.pair import Pair
 from alia_ctx.hf.reference_decoder import ReferenceDecoder, spread_positions
 from alia_ctx.hf.rules import EMBEDDING, FINAL_NORM, HEAD, WeightMap
@@ -46,6 +46,7 @@ from alia_ctx.hf.upstream import (
     LoadedWeights,
     WholeModel,
     fits_in_memory,
+    loaded_bytes,
 )
 from alia_ctx.hf.weight_files import locate_weights
 from alia_ctx.spec.model import ModelSpec
@@ -123,11 +124,17 @@ def verify(
     """Compare the model in `hf_dir` with the checkpoint at `ckpt_dir`; see VerifyReport
     for what is found.
 
-    Raises CheckpointError where one of them is damaged, or where their sizes differ so
+    Raises CheckpointError where `tolerance` is negative or no finite number, where one of
+    the two is damaged, or where their sizes differ so
     that nothing can be compared; other differences of their configurations are part of
     the report.
     """
     hf_dir, ckpt_dir = Path(hf_dir), Path(ckpt_dir)
+    if not 0 <= tolerance < float("inf"):  # nothing is larger than nan or infinity
+        raise CheckpointError(
+            f"tolerance={tolerance}: with it no logits would differ, or all; give a "
+            f"number from 0 on, as {DEFAULT_TOLERANCE:g}"
+        )
     manifest = checkpoint.open_checkpoint(ckpt_dir)
     model, rope, context = config.read_config(hf_dir)
     trained = trained_length(hf_dir, rope, context).tokens
@@ -150,10 +157,10 @@ def verify(
     ):
         said, unlike = _compare_tokenizers(hf_dir, ckpt_dir, manifest)
         nbytes = sum(place.nbytes for place in places.values())
-        loads = fits_in_memory(nbytes)
+        loads = fits_in_memory(loaded_bytes(places))
         pair = Pair(
             weights,
-            LoadedWeights(hf_dir) if loads else FileWeights(places, files),
+            LoadedWeights(hf_dir, places) if loads else FileWeights(places, files),
             state,
             stored_dtypes(weights, state, str(ckpt_dir)),
         )

@@ -7,6 +7,7 @@ a byte is written.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -36,10 +37,19 @@ DTYPE_NAMES = {
     "I16": torch.int16,
     "I8": torch.int8,
     "U8": torch.uint8,
+    "U64": torch.uint64,
+    "U32": torch.uint32,
+    "U16": torch.uint16,
     "BOOL": torch.bool,
+    "C64": torch.complex64,
     "F8_E4M3": torch.float8_e4m3fn,
+    "F8_E4M3FNUZ": torch.float8_e4m3fnuz,
     "F8_E5M2": torch.float8_e5m2,
+    "F8_E5M2FNUZ": torch.float8_e5m2fnuz,
+    "F8_E8M0": torch.float8_e8m0fnu,
 }
+# Bits of a value in the formats of safetensors that share bytes.
+_PACKED_BITS = {"F4": 4, "F6_E2M3": 6, "F6_E3M2": 6}
 
 
 def locate_weights(hf_dir: Path) -> dict[str, TensorPlace]:
@@ -167,14 +177,16 @@ def read_safetensors_header(file: Path) -> dict[str, TensorPlace]:
 
 def _place(file: Path, base: int, entry: Mapping[str, Any]) -> TensorPlace:
     start, stop = entry["data_offsets"]
-    if entry["dtype"] not in DTYPE_NAMES:
-        raise ValueError(f"dtype {entry['dtype']} is unknown")
-    place = TensorPlace(
-        file, base + start, tuple(entry["shape"]), DTYPE_NAMES[entry["dtype"]]
-    )
+    shape, name = tuple(entry["shape"]), entry["dtype"]
+    if name in _PACKED_BITS:  # no tensor of torch's: its bytes
+        shape, name = (math.prod(shape) * _PACKED_BITS[name] // 8,), "U8"
+    if name not in DTYPE_NAMES:
+        raise ValueError(f"dtype {name} is unknown")
+    place = TensorPlace(file, base + start, shape, DTYPE_NAMES[name])
     if stop - start != place.nbytes or min((start, *place.shape), default=0) < 0:
         raise ValueError(
-            f"shape {list(place.shape)} of {entry['dtype']} does not fill bytes {start} to {stop}"
+            f"shape {list(entry['shape'])} of {entry['dtype']} does not fill bytes "
+            f"{start} to {stop}"
         )
     return place
 

@@ -173,3 +173,24 @@ def test_options_of_evaluate_against_overrides(
     words = refusal("evaluate", write_run(tmp_path), *option, override)
     assert option[0] in words and override.split("=")[0] in words
     assert "give one of them" in words
+
+
+@pytest.mark.parametrize("value", ["nan", "inf", "-1"])
+@pytest.mark.parametrize(
+    "command, option",
+    [
+        (["verify", "a", "b"], "--tolerance"),
+        (["evaluate-calls", "a"], "--temperature"),
+        (["make-tool-data", "a", "b"], "--held-out-share"),
+        (["doctor"], "--wait"),
+        (["watch", "a"], "--every"),
+        (["convert-chat", "a", "b"], "--max-tokens"),
+        (["convert-chat", "a", "b"], "-n"),
+    ],
+)
+def test_a_number_that_means_nothing_is_refused(
+    command: list[str], option: str, value: str
+) -> None:
+    done = call(command[0], *command[1:], option, value)
+    assert done.exit_code == 2, done.output
+    assert f"Invalid value for '{option}'" in done.output

@@ -389,3 +389,12 @@ def test_another_model_cannot_be_compared(tmp_path: Path, source: Path) -> None:
         "rms_norm_eps is 0.001 in config.json, 1e-05 in the checkpoint",
     )
     assert not report.ok and report.logits is not None and report.logits.short > 1e-4
+
+
+@pytest.mark.parametrize("tolerance", [float("nan"), float("inf"), -1e-4])
+def test_a_tolerance_that_compares_nothing_is_refused(
+    tmp_path: Path, source: Path, tolerance: float
+) -> None:
+    import_hf(source, tmp_path / "ck")
+    with pytest.raises(CheckpointError, match=r"tolerance=.*give a number from 0 on"):
+        verify(source, tmp_path / "ck", tolerance=tolerance)

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import importlib
 import json
-import re
 from collections.abc import Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 from alia_ctx.data.tokens.tokenizer_files import (
+    is_tiktoken,
     tokenizer_files,
     tokenizer_statement,
 )
@@ -247,7 +247,7 @@ def _check_packages(directory: Path) -> None:
     if (directory / "tokenizer.json").is_file():
         return
     for path in sorted(directory.glob("*.model")):
-        package = "tiktoken" if _is_tiktoken(path) else "sentencepiece"
+        package = "tiktoken" if is_tiktoken(path) else "sentencepiece"
         for needed in (package, "google.protobuf"):
             try:
                 importlib.import_module(needed)
@@ -257,11 +257,3 @@ def _check_packages(directory: Path) -> None:
                     f"{path}: needs the package {name} to be read ({reason(error)}); "
                     f"`pip install {name}`, or save the tokenizer with a tokenizer.json"
                 ) from error
-
-
-def _is_tiktoken(path: Path) -> bool:
-    """Whether a file holds lines of `BASE64 RANK`; SentencePiece models are protobuf."""
-    with open(path, "rb") as stream:
-        return (
-            re.fullmatch(rb"[A-Za-z0-9+/=]+ \d+\s*", stream.readline(4096)) is not None
-        )

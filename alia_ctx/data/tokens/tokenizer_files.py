@@ -96,6 +96,14 @@ def has_vocabulary(directory: Path) -> bool:
     )
 
 
+def is_tiktoken(path: Path) -> bool:
+    """Whether a file holds lines of `BASE64 RANK`; SentencePiece models are protobuf."""
+    with open(path, "rb") as stream:
+        return (
+            re.fullmatch(rb"[A-Za-z0-9+/=]+ \d+\s*", stream.readline(4096)) is not None
+        )
+
+
 def tokenizer_statement(directory: Path) -> dict[str, str]:
     """File -> checksum of what decides the ids of a text, of every file of a tokenizer.
 
