@@ -35,7 +35,7 @@ from alia_ctx.workflow.importing import (
     how_to_import,
     import_command,
 )
-from alia_ctx.workflow.jobs import packed_by, run_jobs
+from alia_ctx.workflow.jobs import lacks_held_out, packed_by, run_jobs
 from alia_ctx.workflow.queued import (
     JOBS,
     Queued,
@@ -293,12 +293,14 @@ def _waits_for(run: RunConfig, job: Job, queued: Queued) -> tuple[list[str], lis
     same = [entry["number"] for entry in queued.of_step(job.step)]
     if job.step == "data":
         return [], same
-    stages = list(run.stages) if job.step == "evaluate" else _before(run, job.stage)
-    after = [entry["number"] for entry in queued.training(stages)]
-    if job.step == "evaluate":
-        return after, same
-    packs = queued.the_same("data", [job.stage])
-    return [*([packs["number"]] if packs else []), *after], []
+    evaluates = job.step == "evaluate"
+    trained = [] if evaluates else [job.stage]
+    data = queued.the_same("data", trained) if trained else None
+    if data is None and lacks_held_out(run, trained, evaluates=evaluates):
+        data = queued.the_same("data")
+    stages = list(run.stages) if evaluates else _before(run, job.stage)
+    after = [entry["number"] for entry in (data, *queued.training(stages)) if entry]
+    return after, same if evaluates else []
 
 
 def _before(run: RunConfig, name: str) -> list[str]:

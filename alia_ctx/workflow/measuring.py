@@ -37,6 +37,9 @@ from alia_ctx.train.engine import Scorer
 
 Progress = Callable[[int, int], None]  # rows done, of how many
 ON_TEXT = ("positions", "blocks", "longppl")
+# Why there is none.
+NO_TEXT = "there is no held-out text"
+NOT_TOKENISED = "the held-out text is not tokenised yet"
 
 
 class NotFiniteError(DataError):
@@ -129,6 +132,7 @@ class Measurement:
         encode, prefix: text -> ids; ids before each sample.
         haystack: documents as texts, for needles of samples of so many tokens.
         tokenizer: states the tokenizer that `encode` is of; None where there is none.
+        no_text: why `text` is None, if it is.
     """
 
     text: Documents | None
@@ -142,11 +146,12 @@ class Measurement:
     prefix: tuple[int, ...] = ()
     haystack: Callable[[int], Sequence[str]] = field(default=lambda n: [], repr=False)
     tokenizer: Callable[[], Any] = field(default=lambda: None, repr=False)
+    no_text: str = NO_TEXT
 
     def problem(self, evaluator: str, context: int) -> str | None:
         """Why an evaluator has nothing to measure at a context; None where it has."""
         if evaluator in ON_TEXT and self.text is None:
-            return "there is no held-out text, or it is not tokenised yet"
+            return self.no_text
         if evaluator in ON_TEXT and not self.length:
             assert self.text is not None
             longest = int(self.text.lengths.max(initial=0))

@@ -48,7 +48,9 @@ def test_what_a_batch_file_says_is_not_said_by_a_variable(
     Slurm().submit(script)
     lines = (tmp_path / "said").read_text().splitlines()
     told = {n.partition("=")[0] for n in lines if n.startswith("SBATCH_")}
-    assert told == {f"SBATCH_{name}" for name in DEFAULTS if name not in HEADERS[header]}
+    assert told == {
+        f"SBATCH_{name}" for name in DEFAULTS if name not in HEADERS[header]
+    }
 
 
 @pytest.mark.parametrize(

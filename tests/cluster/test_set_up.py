@@ -163,7 +163,9 @@ def test_what_the_configuration_sets_of_the_scripts_variables_holds(
     set_up = ["export ALIA_CONTAINER=/of_set_up ALIA_MOST_REQUEUES=3 ALIA_STEP=data"]
     environment = {"ALIA_STATUS_PARENT": "/shared", "ALIA_COMMANDS": "report x"}
     launch = {**SLURM, "setup": set_up, "environment": environment}
-    files = workflow.launch(write_run(tmp_path), cluster=cluster(tmp_path, launch)).files
+    files = workflow.launch(
+        write_run(tmp_path), cluster=cluster(tmp_path, launch)
+    ).files
     shown = told(files[1][1], ALIA_MOST_REQUEUES="7", ALIA_STATUS_PARENT="/old")
     assert "ALIA_CONTAINER" not in shown and shown["ALIA_STEP"] == "train"
     assert shown["ALIA_MOST_REQUEUES"] == "3"
