@@ -262,7 +262,8 @@ def _submit(
             late = {"behind": behind} if behind else {}
             numbers[job.name] = slurm.submit(path, after, **late)
             # At once: a job that nobody has noted down would be submitted again.
-            now = datetime.now(UTC).isoformat(timespec="seconds")
+            # As fine as the times of files: `status` compares a report with it.
+            now = datetime.now(UTC).isoformat(timespec="microseconds")
             entry = {"number": numbers[job.name], "name": job.name, "stage": job.stage}
             entry |= {"step": job.step, "file": str(path), "submitted": now}
             entry["label"] = label_of(queue_name(job), queue_comment(job))
