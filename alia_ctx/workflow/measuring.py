@@ -122,7 +122,7 @@ class Measurement:
     """What models are measured on, in tokens of one tokenizer.
 
     Args:
-        text: held-out documents; None where there are none.
+        text, no_text: held-out documents; None where there are none, and why.
         length: tokens that are shown of each, in blocks of a model's context.
         documents: how many.
         edges: limits of the position bands.
@@ -132,7 +132,6 @@ class Measurement:
         encode, prefix: text -> ids; ids before each sample.
         haystack: documents as texts, for needles of samples of so many tokens.
         tokenizer: states the tokenizer that `encode` is of; None where there is none.
-        no_text: why `text` is None, if it is.
     """
 
     text: Documents | None
