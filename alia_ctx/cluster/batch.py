@@ -71,7 +71,7 @@ def batch_file(job: Job, launch: LaunchSpec, directory: Path) -> str:
         _set_up(
             [
                 # Where this is submitted from there may be those of another job.
-                "unset MASTER_ADDR MASTER_PORT",
+                'unset MASTER_ADDR MASTER_PORT RANK LOCAL_RANK WORLD_SIZE "${!ALIA_@}"',
                 *_exports({**_variables(job, launch), **environment}),
                 *launch.setup,
             ],
@@ -187,7 +187,11 @@ def _variables(job: Job, launch: LaunchSpec) -> dict[str, str | None]:
 
 
 def _exports(values: Mapping[str, str | None]) -> list[str]:
-    return [f"export {k}={shlex.quote(v)}" for k, v in values.items() if v is not None]
+    """Shell that has programs told `values`, and nothing of those that are None."""
+    return [
+        f"unset {name}" if value is None else f"export {name}={shlex.quote(value)}"
+        for name, value in values.items()
+    ]
 
 
 def _template_body() -> str:

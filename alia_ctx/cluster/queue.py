@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from alia_ctx.errors import AliaError
+from alia_ctx.spec.batch_options import header_lines, options_among
 
 # Name and comment last: what stands in them may hold any character.
 _FORMAT = "%i|%T|%r|%N|%S|%M|%l|%u|%j|%k"
@@ -29,7 +30,7 @@ _ENDED = {
 _OF_THE_CLUSTER = ("SLURM_CONF", "SLURM_CONF_SERVER", "SLURM_JWT", "SLURM_CLUSTERS")
 _OF_SLURM = ("SLURM", "SBATCH_", "SQUEUE_", "SCANCEL_", "SRUN_", "SALLOC_")
 # A person's own defaults, which hold where a batch file does not say otherwise.
-_DEFAULTS = ("ACCOUNT", "QOS", "PARTITION", "RESERVATION", "CLUSTERS")
+_DEFAULTS = ("account", "qos", "partition", "reservation", "clusters")
 _PATIENCE = 60  # seconds for one of SLURM's commands; a busy controller takes a while
 _GONE = "Invalid job id specified"
 
@@ -158,11 +159,12 @@ def _environment(script: Path | None) -> dict[str, str]:
     person has set for all batch files (whom it is charged to) holds where `script` leaves
     it open.
     """
-    text = "" if script is None else script.read_text(encoding="utf-8")
     kept = set(_OF_THE_CLUSTER)
-    for name in _DEFAULTS if script is not None else ():
-        if f"#SBATCH --{name.lower()}=" not in text:
-            kept.add(f"SBATCH_{name}")
+    if script is not None:
+        # sbatch takes a variable before what its script says.
+        header = header_lines(script.read_text(encoding="utf-8"))
+        said = {name for line in header for name in options_among(line, _DEFAULTS)}
+        kept |= {f"SBATCH_{name.upper()}" for name in _DEFAULTS if name not in said}
     return {
         name: value
         for name, value in os.environ.items()

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from alia_ctx.errors import Problem, Problems
+from alia_ctx.spec.batch_options import options_among
 
 _TIME = re.compile(r"(?:(\d+)-)?(\d{1,4}):([0-5]?\d):([0-5]?\d)")
 _VARIABLE = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
@@ -30,7 +31,6 @@ _UNDOES = {
     "usage": "submits nothing",
     "version": "submits nothing",
 }
-_SHORTEST = 3  # letters that tell these apart from what else sbatch knows
 _TIME_REMEDY = "write HH:MM:SS or D-HH:MM:SS, as in 48:00:00"
 
 
@@ -110,13 +110,14 @@ class LaunchSpec:
         """Of account and qos those that nothing tells the queue: no setting, no option of
         `options`, and no variable that sbatch reads.
         """
-        given = [re.split(r"[=\s]", option, maxsplit=1)[0] for option in self.options]
+        names = ("account", "qos")
+        given = [name for line in self.options for name in options_among(line, names)]
         return [
             name
-            for name in ("account", "qos")
+            for name in names
             if getattr(self, name) is None
-            and f"--{name}" not in given
-            and f"SBATCH_{name.upper()}" not in os.environ
+            and name not in given
+            and not os.environ.get(f"SBATCH_{name.upper()}")
         ]
 
     def problems(self, key: str = "launch") -> list[Problem]:
@@ -170,12 +171,8 @@ class LaunchSpec:
 
 
 def _undoes(option: str) -> str | None:
-    """Why an option of sbatch, which takes shortened ones too, undoes what `launch` does."""
-    name = re.split(r"[=\s]", option.removeprefix("--"), maxsplit=1)[0]
-    for known, rule in _UNDOES.items():
-        if len(name) >= _SHORTEST and known.startswith(name):
-            return rule
-    return None
+    """Why an option of sbatch, or one behind it, undoes what `launch` does."""
+    return next((_UNDOES[name] for name in options_among(option, _UNDOES)), None)
 
 
 def _words(command: str) -> list[str]:

@@ -33,7 +33,12 @@ from alia_ctx.train.rendezvous import World
 from alia_ctx.train.roll_call import RollCall
 from alia_ctx.workflow.evaluated_models import EvaluatedModel, ModelOpener
 from alia_ctx.workflow.evaluation_results import Evaluated, Evaluation, Result, Role
-from alia_ctx.workflow.measuring import ON_TEXT, Measurement, NotFiniteError
+from alia_ctx.workflow.measuring import (
+    NOT_TOKENISED,
+    ON_TEXT,
+    Measurement,
+    NotFiniteError,
+)
 from alia_ctx.workflow.never_measured import keep_reason, kept_reason
 from alia_ctx.workflow.reading import read_json
 
@@ -218,10 +223,10 @@ def _refuse_nothing(results: Iterable[Result]) -> None:
     if any(result.content for result in asked):
         return
     reasons = dict.fromkeys(f"{r.evaluator}: {r.reason}" for r in asked)
-    raise DataError(
-        "nothing can be measured\n  " + "\n  ".join(reasons) + "\nname longer text "
-        "(evaluation.held_out, --text), a shorter context, or --retrieval"
-    )
+    remedy = "name longer text (evaluation.held_out, --text), a shorter context, or --retrieval"
+    if any(result.reason == NOT_TOKENISED for result in asked):
+        remedy = "run `alia-ctx tokenize CONFIG` first"
+    raise DataError("\n  ".join(["nothing can be measured", *reasons]) + f"\n{remedy}")
 
 
 def _known(task: EvaluationTask, evaluation: Evaluation, name: str) -> Result | None:

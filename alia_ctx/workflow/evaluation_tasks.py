@@ -32,7 +32,7 @@ from alia_ctx.workflow.evaluation import (
 )
 from alia_ctx.workflow.evaluation_results import Evaluation, Role
 from alia_ctx.workflow.held_out_text import haystack_texts, stored_text
-from alia_ctx.workflow.measuring import ON_TEXT, Measurement
+from alia_ctx.workflow.measuring import NO_TEXT, NOT_TOKENISED, ON_TEXT, Measurement
 from alia_ctx.workflow.stores import (
     open_store,
     require_same_held_out,
@@ -79,6 +79,7 @@ def run_measurement(
         prefix=prefix() if run.data.prepend_bos else (),
         haystack=haystack_of(text, lambda: tokenizer().auto),
         tokenizer=cache(lambda: tokenizer_statement(Path(run.tokenizer))),
+        no_text=NOT_TOKENISED if run.evaluation.held_out else NO_TEXT,
     )
 
 

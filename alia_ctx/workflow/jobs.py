@@ -19,7 +19,7 @@ from alia_ctx.workflow.plan_work import plan_work
 from alia_ctx.workflow.planned import planned_stage
 from alia_ctx.workflow.plans import earlier_stages
 from alia_ctx.workflow.queued import Queued, Record
-from alia_ctx.workflow.stores import text_sources
+from alia_ctx.workflow.stores import not_tokenised, text_sources
 
 _START_SECONDS = 1800  # imports on a cold file system, compilation, loading
 _MARGIN = 1.25  # over the planner's estimate
@@ -57,17 +57,32 @@ def run_jobs(
         queued.require_none(names)
     notes = [_is_queued(f"stage {name}", entry) for name, entry in in_queue.items()]
     names = [name for name in names if name not in in_queue]
-    jobs = _data_jobs(run, names, job, config, queued, notes)
+    measures, of_evaluation = evaluates, list[str]()
+    if evaluates and not names and not in_queue and _is_evaluated(run):
+        measures = False
+        of_evaluation.append("the evaluation is finished: no job")
+    elif evaluates and not names and evaluation:
+        measures = False
+        of_evaluation.append(_is_queued("the evaluation", evaluation))
+    text = lacks_held_out(run, names, evaluates=measures)
+    jobs = _data_jobs(run, names, job, config, queued, notes, text=text)
     jobs += [_stage_job(run, name, job) for name in names]
-    if not evaluates:
-        return jobs, notes
-    if not names and not in_queue and _is_evaluated(run):
-        notes.append("the evaluation is finished: no job")
-    elif not names and evaluation:
-        notes.append(_is_queued("the evaluation", evaluation))
-    else:
+    if measures:
         jobs.append(_evaluation_job(run, job, config))
-    return jobs, notes
+    return jobs, [*notes, *of_evaluation]
+
+
+def lacks_held_out(
+    run: RunConfig, stages: Sequence[str], *, evaluates: bool = False
+) -> bool:
+    """Whether the training of `stages`, or the evaluation, reads held-out text that is
+    still to be tokenised.
+    """
+    evaluation = run.evaluation
+    if HELD_OUT not in not_tokenised(run, [HELD_OUT]):
+        return False
+    while_training = evaluation.every_updates and evaluation.during_on_text
+    return evaluates or bool(stages and while_training)
 
 
 def _is_queued(what: str, entry: Record) -> str:
@@ -81,12 +96,14 @@ def _data_jobs(
     config: Path,
     queued: Queued,
     notes: list[str],
+    *,
+    text: bool,
 ) -> list[Job]:
-    """That which makes the plans of stages that have none, or too short a one, unless it
-    is in the queue.
+    """That which makes the plans of stages that have none, or too short a one, and where
+    `text` is wanted the store of the held-out text, unless it is in the queue.
     """
     unpacked = [name for name in names if plan_work(run, name) != "nothing"]
-    if not unpacked:
+    if not unpacked and not text:
         return []
     if entry := queued.the_same("data", unpacked):
         notes.append(_is_queued("the data", entry))
@@ -102,7 +119,7 @@ def _data_jobs(
         job(
             name="00-data",
             step="data",
-            stage=names[0],
+            stage=[*names, *run.stages][0],
             nodes=1,
             seconds=_DATA_SECONDS,
             progress=run_directory(run).tokens.absolute(),

@@ -35,7 +35,7 @@ from alia_ctx.workflow.importing import (
     how_to_import,
     import_command,
 )
-from alia_ctx.workflow.jobs import packed_by, run_jobs
+from alia_ctx.workflow.jobs import lacks_held_out, packed_by, run_jobs
 from alia_ctx.workflow.queued import (
     JOBS,
     Queued,
@@ -262,7 +262,8 @@ def _submit(
             late = {"behind": behind} if behind else {}
             numbers[job.name] = slurm.submit(path, after, **late)
             # At once: a job that nobody has noted down would be submitted again.
-            now = datetime.now(UTC).isoformat(timespec="seconds")
+            # As fine as the times of files: `status` compares a report with it.
+            now = datetime.now(UTC).isoformat(timespec="microseconds")
             entry = {"number": numbers[job.name], "name": job.name, "stage": job.stage}
             entry |= {"step": job.step, "file": str(path), "submitted": now}
             entry["label"] = label_of(queue_name(job), queue_comment(job))
@@ -293,12 +294,14 @@ def _waits_for(run: RunConfig, job: Job, queued: Queued) -> tuple[list[str], lis
     same = [entry["number"] for entry in queued.of_step(job.step)]
     if job.step == "data":
         return [], same
-    stages = list(run.stages) if job.step == "evaluate" else _before(run, job.stage)
-    after = [entry["number"] for entry in queued.training(stages)]
-    if job.step == "evaluate":
-        return after, same
-    packs = queued.the_same("data", [job.stage])
-    return [*([packs["number"]] if packs else []), *after], []
+    evaluates = job.step == "evaluate"
+    trained = [] if evaluates else [job.stage]
+    data = queued.the_same("data", trained) if trained else None
+    if data is None and lacks_held_out(run, trained, evaluates=evaluates):
+        data = queued.the_same("data")
+    stages = list(run.stages) if evaluates else _before(run, job.stage)
+    after = [entry["number"] for entry in (data, *queued.training(stages)) if entry]
+    return after, same if evaluates else []
 
 
 def _before(run: RunConfig, name: str) -> list[str]:

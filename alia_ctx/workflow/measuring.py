@@ -37,6 +37,9 @@ from alia_ctx.train.engine import Scorer
 
 Progress = Callable[[int, int], None]  # rows done, of how many
 ON_TEXT = ("positions", "blocks", "longppl")
+# Why there is none.
+NO_TEXT = "there is no held-out text"
+NOT_TOKENISED = "the held-out text is not tokenised yet"
 
 
 class NotFiniteError(DataError):
@@ -119,7 +122,7 @@ class Measurement:
     """What models are measured on, in tokens of one tokenizer.
 
     Args:
-        text: held-out documents; None where there are none.
+        text, no_text: held-out documents; None where there are none, and why.
         length: tokens that are shown of each, in blocks of a model's context.
         documents: how many.
         edges: limits of the position bands.
@@ -142,11 +145,12 @@ class Measurement:
     prefix: tuple[int, ...] = ()
     haystack: Callable[[int], Sequence[str]] = field(default=lambda n: [], repr=False)
     tokenizer: Callable[[], Any] = field(default=lambda: None, repr=False)
+    no_text: str = NO_TEXT
 
     def problem(self, evaluator: str, context: int) -> str | None:
         """Why an evaluator has nothing to measure at a context; None where it has."""
         if evaluator in ON_TEXT and self.text is None:
-            return "there is no held-out text, or it is not tokenised yet"
+            return self.no_text
         if evaluator in ON_TEXT and not self.length:
             assert self.text is not None
             longest = int(self.text.lengths.max(initial=0))

@@ -126,7 +126,9 @@ def run_status(
     stages = [
         _stage(run, root, name, trains.get(name), trained.get(name)) for name in names
     ]
-    problems += left_undone(RunDirectory(root), gone)
+    finished = {stage.stage for stage in stages if stage.state == "finished"}
+    here = replace(run, output=str(root.absolute()))
+    problems += left_undone(here, gone, finished)
     others = [job for job in jobs if job.get("step") != "train"]
     return RunStatus(run.name, str(root), stages, others, problems)
 

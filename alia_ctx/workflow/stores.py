@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import os
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from rich.markup import escape
@@ -144,6 +144,18 @@ def store_prefix(run: RunConfig, source: str) -> Path:
 def has_store(run: RunConfig, source: str) -> bool:
     prefix = store_prefix(run, source)
     return prefix.with_name(prefix.name + ".idx").is_file()
+
+
+def not_tokenised(run: RunConfig, names: Iterable[str]) -> list[str]:
+    """Those of `names` of which `tokenize` has still to make a store: no source that names
+    one made elsewhere, and none that the run does not have.
+    """
+    known = text_sources(run)
+    return [
+        name
+        for name in names
+        if name in known and not known[name].store and not has_store(run, name)
+    ]
 
 
 def open_store(run: RunConfig, source: str) -> TokenStore:

@@ -4,6 +4,8 @@ exports; and paths that hold what a shell or SLURM would read as something else.
 
 from __future__ import annotations
 
+import os
+import re
 import subprocess
 from pathlib import Path
 
@@ -12,6 +14,7 @@ import pytest
 from alia_ctx import workflow
 from alia_ctx.errors import ConfigError
 from tests.cluster.launched import SLURM, cluster, options
+from tests.paths import ROOT
 from tests.small_run import write_run
 
 SET_UP = [
@@ -115,3 +118,56 @@ def test_a_name_that_sbatch_cannot_read_is_refused(name: str, tmp_path: Path) ->
             cluster=cluster(tmp_path, SLURM),
         )
     assert not [p for p in tmp_path.iterdir() if "launch" in p.name]
+
+
+# The script's own variables, each of which has a meaning for who submits it by hand, and
+# those of the ranks.
+OF_THE_SCRIPT = {
+    *re.findall(r"ALIA_[A-Z_]+", (ROOT / "launch/slurm_stage.sbatch").read_text()),
+    *("ALIA_OF_A_LATER_RELEASE", "MASTER_ADDR", "MASTER_PORT"),
+    *("RANK", "LOCAL_RANK", "WORLD_SIZE"),
+}
+
+
+def told(file: Path, **environment: str) -> dict[str, str]:
+    """The variables that what follows the set-up of a batch file is told."""
+    text = file.read_text()
+    probe = file.with_name("probe")
+    probe.write_text(text[: text.index("set -uo pipefail")] + "env -0")
+    done = subprocess.run(
+        ["bash", str(probe)], env={**os.environ, **environment}, capture_output=True
+    )
+    assert done.returncode == 0, done.stderr
+    lines = done.stdout.decode().split("\0")
+    return dict(n.split("=", 1) for n in lines if "=" in n)
+
+
+@pytest.mark.parametrize("name", ["00-data", "01-short", "03-evaluate"])
+def test_a_job_is_told_what_its_file_says_and_nothing_of_the_submitters_shell(
+    name: str, tmp_path: Path
+) -> None:
+    workflow.launch(write_run(tmp_path), cluster=cluster(tmp_path, SLURM))
+    file = tmp_path / "out/launch" / f"{name}.sbatch"
+    ours = {"ALIA_PYTHON", "ALIA_STEP", "ALIA_LOGS", "ALIA_PROGRESS", "ALIA_SET_UP"}
+    ours |= {"ALIA_COMMANDS"} if name != "01-short" else set()
+    ours |= {"ALIA_WAIT_SECONDS"} if name != "00-data" else set()
+    others = {**dict.fromkeys(OF_THE_SCRIPT, "/old"), "OWN_ALIA_WORD": "/kept"}
+    shown = told(file, **others)
+    assert {n for n in shown if n.startswith("ALIA_")} == ours
+    assert "/old" not in shown.values() and shown["OWN_ALIA_WORD"] == "/kept"
+
+
+def test_what_the_configuration_sets_of_the_scripts_variables_holds(
+    tmp_path: Path,
+) -> None:
+    set_up = ["export ALIA_CONTAINER=/of_set_up ALIA_MOST_REQUEUES=3 ALIA_STEP=data"]
+    environment = {"ALIA_STATUS_PARENT": "/shared", "ALIA_COMMANDS": "report x"}
+    launch = {**SLURM, "setup": set_up, "environment": environment}
+    files = workflow.launch(
+        write_run(tmp_path), cluster=cluster(tmp_path, launch)
+    ).files
+    shown = told(files[1][1], ALIA_MOST_REQUEUES="7", ALIA_STATUS_PARENT="/old")
+    assert "ALIA_CONTAINER" not in shown and shown["ALIA_STEP"] == "train"
+    assert shown["ALIA_MOST_REQUEUES"] == "3"
+    assert shown["ALIA_STATUS_PARENT"] == "/shared"
+    assert shown["ALIA_COMMANDS"] == "report x"
