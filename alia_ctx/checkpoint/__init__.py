@@ -5,6 +5,7 @@ its directory, its manifest, the files of its state. Nothing here imports Megatr
 
 from alia_ctx.checkpoint.directory import (
     ASSETS,
+    INCOMPLETE,
     STATE,
     begin,
     checkpoint_name,
@@ -16,7 +17,9 @@ from alia_ctx.checkpoint.directory import (
     publish,
     record_begun,
     remnants,
+    require_free,
     retain,
+    seal,
     sweep,
     temporary_path,
     update_of,
@@ -41,6 +44,7 @@ from alia_ctx.checkpoint.opening import (
 __all__ = [
     "ASSETS",
     "FORMAT_VERSION",
+    "INCOMPLETE",
     "MANIFEST",
     "STATE",
     "DamagedError",
@@ -60,7 +64,9 @@ __all__ = [
     "read_manifest",
     "record_begun",
     "remnants",
+    "require_free",
     "retain",
+    "seal",
     "sweep",
     "temporary_path",
     "update_of",

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 import threading
+import time
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -122,13 +123,12 @@ class BackgroundSave:
     def __init__(self, state: OwnedState, directory: Path, staging: Staging) -> None:
         self.directory = directory
         self.error: str | None = None
+        self.ended_at = 0.0  # by time.perf_counter, when this rank's part was written
         self._tensors, self._objects = state.tensors, state.objects
         self._part = Part()
         self._pieces: list[TensorBox] = []
         self._guard(lambda: self._pieces.extend(staging.copy(state.boxes)))
-        self._thread = threading.Thread(
-            target=self._guard, args=(self._write,), name="checkpoint writer"
-        )
+        self._thread = threading.Thread(target=self._run, name="checkpoint writer")
         self._thread.start()
 
     @property
@@ -165,6 +165,10 @@ class BackgroundSave:
         error, files = outcome[0]
         self._raise_any([error])
         return dict(files)
+
+    def _run(self) -> None:
+        self._guard(self._write)
+        self.ended_at = time.perf_counter()
 
     def _write(self) -> None:
         if self.error is not None:

@@ -11,8 +11,8 @@ A checkpoint is a directory that exists whole or not at all:
 It is written under a temporary name beside its final one, flushed to disk, and renamed.
 A reader therefore never meets a half-written checkpoint; leftovers of killed writers
 are removed by the next one. What is removed is known by more than a name that anybody
-could give: the temporary directory by a record beside it, what was replaced or retired by
-a random number in its name.
+could give: the temporary directory by a record beside it of what is in it, which a copy of
+both still matches, what was replaced or retired by a random number in its name.
 """
 
 from __future__ import annotations
@@ -34,6 +34,9 @@ from alia_ctx.files import file_checksum
 
 STATE = "state"
 ASSETS = "assets"
+INCOMPLETE = (
+    "alia_ctx_incomplete"  # a file in a temporary directory until that is whole
+)
 _TEMPORARY_SUFFIX = ".incomplete"
 _ASIDE = re.compile(r"(.+)\.(replaced|retired)-[0-9a-f]{8}")
 
@@ -57,15 +60,10 @@ def temporary_path(final: Path) -> Path:
 def begin(final: Path) -> Path:
     """Make the temporary directory in which `final` is to be written;
 
-    removes what a killed writer left there. CheckpointError says what is in the way, a
-    whole checkpoint that somebody gave this name among it.
+    removes what a killed writer left there. CheckpointError as `require_free`.
     """
+    require_free(final)
     temporary = temporary_path(final)
-    if _in_the_way(temporary):
-        raise CheckpointError(
-            f"{temporary}: is in the way, and nothing that a killed writer left there; "
-            "move it away"
-        )
     discard(temporary)
     try:
         (temporary / STATE).mkdir(parents=True)
@@ -78,6 +76,18 @@ def begin(final: Path) -> Path:
     return temporary
 
 
+def require_free(final: Path) -> None:
+    """CheckpointError says what is in the way of writing `final`, a whole checkpoint that
+    somebody gave its temporary name among it. Changes nothing.
+    """
+    temporary = temporary_path(final)
+    if _in_the_way(temporary):
+        raise CheckpointError(
+            f"{temporary}: is in the way, and nothing shows that a killed writer left it "
+            "there; move it away, or remove it if it is of no use"
+        )
+
+
 def _in_the_way(temporary: Path) -> bool:
     """Whether what bears a temporary directory's name is somebody else's: a link, a file,
     a whole checkpoint, or a directory of other things.
@@ -87,32 +97,62 @@ def _in_the_way(temporary: Path) -> bool:
     if not temporary.is_dir():
         return False
     names = set(os.listdir(temporary))
-    return bool(names - {STATE, ASSETS}) and not was_begun(temporary)
+    ours = {STATE, ASSETS, INCOMPLETE}
+    return bool(names - ours) and not was_begun(temporary)
 
 
 def record_begun(temporary: Path) -> None:
-    """Write beside a temporary directory that it is ours to remove."""
-    inode = temporary.stat().st_ino
-    _record(temporary).write_text(f"{inode}\n", encoding="utf-8")
+    """Mark a temporary directory as ours to remove: by a random word in it, of which the
+    record beside it knows.
+    """
+    word = f"{secrets.token_hex(16)}\n"
+    (temporary / INCOMPLETE).write_text(word, encoding="utf-8")
+    _record_proof(temporary, INCOMPLETE)
+
+
+def seal(temporary: Path, name: str) -> None:
+    """Take the mark out of a directory that is whole now. Until it has its final name the
+    file `name`, which says what the directory is, proves in the mark's place that it is ours.
+    """
+    _record_proof(temporary, name)
+    (temporary / INCOMPLETE).unlink(missing_ok=True)
 
 
 def was_begun(temporary: Path) -> bool:
-    """Whether a temporary directory is the very one that was begun here, or holds no file:
-    not one that somebody gave its name.
+    """Whether a temporary directory is what was begun here, or a copy of both it and its
+    record, or holds no file: not one that somebody gave its name.
     """
     if temporary.is_symlink() or not temporary.is_dir():
         return False
     if not any(path.is_symlink() or path.is_file() for path in temporary.rglob("*")):
         return True
-    try:
-        begun = _record(temporary).read_text(encoding="utf-8").strip()
-    except (OSError, ValueError):
-        return False
-    return begun == str(temporary.stat().st_ino)
+    with suppress(OSError):  # what cannot be read proves nothing
+        return any(
+            (temporary / name).is_file() and file_checksum(temporary / name) == proof
+            for name, proof in _proofs(temporary).items()
+        )
+    return False
 
 
 def _record(temporary: Path) -> Path:
     return temporary.with_name(f".{temporary.name}.begun")
+
+
+def _record_proof(temporary: Path, name: str) -> None:
+    with _record(temporary).open("a", encoding="utf-8") as stream:
+        stream.write(f"{file_checksum(temporary / name)} {name}\n")
+        stream.flush()
+        os.fsync(stream.fileno())
+
+
+def _proofs(temporary: Path) -> dict[str, str]:
+    """By the record, checksums of files by each of which the directory is known."""
+    try:
+        lines = _record(temporary).read_text(encoding="utf-8").splitlines()
+    except (OSError, ValueError):
+        return {}
+    pairs = (line.partition(" ") for line in lines)
+    return {name: proof for proof, _, name in pairs if name}
 
 
 def commit(
@@ -144,6 +184,7 @@ def commit(
     manifest = dataclasses.replace(manifest, files=files)
     document = json.dumps(manifest.to_json(), indent=1, sort_keys=True)
     (temporary / MANIFEST).write_text(document + "\n", encoding="utf-8")
+    seal(temporary, MANIFEST)
     publish(temporary, final)
     return manifest
 
@@ -192,6 +233,11 @@ def _remove(path: Path) -> None:
 
 def discard(temporary: Path) -> None:
     """Forget a checkpoint that was begun and shall not be committed."""
+    if temporary.is_dir() and not temporary.is_symlink():
+        # By what goes last the rest is known, should we be killed before the end.
+        for name in set(os.listdir(temporary)) - set(_proofs(temporary)):
+            with suppress(OSError):
+                _remove(temporary / name)
     shutil.rmtree(temporary, ignore_errors=True)
     if not temporary.exists():
         _record(temporary).unlink(missing_ok=True)
@@ -272,7 +318,7 @@ def _checksums(
     names = {
         str(p.relative_to(directory)): p
         for p in sorted(directory.rglob("*"))
-        if p.is_file() and p != directory / MANIFEST
+        if p.is_file() and p not in (directory / MANIFEST, directory / INCOMPLETE)
     }
     return {
         name: dict(known[name]) if name in known else file_entry(p)

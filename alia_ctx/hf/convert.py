@@ -136,7 +136,6 @@ def import_hf(
                 for part in parts
                 for name, entry in part.files.items()
             }
-            targets.finish_building(temporary)
             replaces = (
                 overwrite or ckpt_dir.exists()
             )  # an empty directory may stand there

@@ -21,7 +21,6 @@ if TYPE_CHECKING:
     from alia_ctx.hf.ranks import Ranks
 
 STATEMENT = "alia_ctx_export.json"
-_BEGUN = "alia_ctx_incomplete"
 _FORMAT = 1
 
 
@@ -57,12 +56,12 @@ def check_target(
     neighbour = checkpoint.temporary_path(target)
     if neighbour.is_symlink() or not (
         not neighbour.exists()
-        or (neighbour / _BEGUN).is_file()
+        or (neighbour / checkpoint.INCOMPLETE).is_file()
         or checkpoint.was_begun(neighbour)
     ):
         raise CheckpointError(
-            f"{neighbour}: is in the way and was not left by a killed conversion; move "
-            "it away or choose another name"
+            f"{neighbour}: is in the way, and nothing shows that a killed conversion left "
+            "it; move it away or choose another name"
         )
 
 
@@ -73,18 +72,13 @@ def building(target: Path, ranks: Ranks, begin: Callable[[], Path]) -> Iterator[
     system errors name the target.
     """
 
-    def start() -> str:
-        started = begin()
-        (started / _BEGUN).touch()
-        return str(started)
-
     what = "alia-ctx import-hf or export-hf"
     with exclusive(
         target, what, rank=ranks.rank, gather=lambda error: ranks.all(lambda: error)
     ):
         temporary: Path | None = None
         try:
-            temporary = Path(ranks.first(start))
+            temporary = Path(ranks.first(lambda: str(begin())))
             yield temporary
         except OSError as error:
             raise CheckpointError(
@@ -98,8 +92,8 @@ def building(target: Path, ranks: Ranks, begin: Callable[[], Path]) -> Iterator[
 
 
 def finish_building(temporary: Path) -> None:
-    """Take the mark of an unfinished directory away; from here on it is whole."""
-    (temporary / _BEGUN).unlink()
+    """Take the mark of an unfinished export away; from here on it is whole."""
+    checkpoint.seal(temporary, STATEMENT)
 
 
 def begin_export(hf_dir: Path) -> Path:
@@ -124,7 +118,7 @@ def write_statement(
     """
     files = {
         name: known.get(name) or checkpoint.file_entry(directory / name)
-        for name in sorted(_names(directory) - {_BEGUN})
+        for name in sorted(_names(directory) - {checkpoint.INCOMPLETE})
     }
     statement = {
         "format_version": _FORMAT,

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from collections.abc import Mapping
 from typing import Any
 
+from alia_ctx.checkpoint.manifest import Manifest
 from alia_ctx.config.evaluation import METRICS, SCORES, BestConfig
 
 BEST = "best"  # in a manifest's `extra`: {update, metric, mode, value, measured_on}
@@ -78,3 +80,16 @@ def judged(
             f"with update {update}"
         )
     return best, remark
+
+
+def naming(manifest: Manifest, whole: Mapping[str, Any] | None) -> Manifest:
+    """`manifest` as it names the best of what is `whole`, or itself: another one that was
+    found since could not be written.
+    """
+    named = manifest.extra.get(BEST)
+    if named == whole or (named and named["update"] == manifest.update):
+        return manifest
+    extra = {key: value for key, value in manifest.extra.items() if key != BEST}
+    if whole is not None:
+        extra[BEST] = whole
+    return dataclasses.replace(manifest, extra=extra)

@@ -9,15 +9,22 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 from alia_ctx import checkpoint
 from alia_ctx.checkpoint.manifest import DamagedError, Manifest
 from alia_ctx.config.run import CheckpointConfig
 from alia_ctx.errors import CheckpointError
+from alia_ctx.train.best import BEST, naming
+from alia_ctx.train.checkpoints_before import (
+    begin_anew,
+    leave_word,
+    require_none_ever,
+)
 from alia_ctx.train.engine import Engine, PendingSave
 
 # A file system that writes or reads a whole checkpoint more slowly than this hangs.
@@ -31,6 +38,9 @@ class CheckpointManager:
     What travels with the weights (tokenizer, licence, ...) is read from the checkpoint
     that the stage goes on from, and held in memory on rank 0: that checkpoint may be
     gone when the next ones are written.
+
+    Beside the last ones the best stays, which the newest whole checkpoint names: the one
+    that was the best before goes when a better one is whole, and not earlier.
 
     Args:
         rules: retention, and whether saves go on in the background.
@@ -54,8 +64,8 @@ class CheckpointManager:
         self.longest_seconds = 0.0
         self._assets: dict[str, bytes] = {}
         self.whole: Path | None = None  # the newest that we opened or committed
+        self.best: Mapping[str, Any] | None = None  # as that one names it
         self._damaged: set[Path] = set()
-        self._best: Path | None = None
         self._seconds = 0.0
         self._begun = 0.0
         self._pending: tuple[PendingSave, Manifest] | None = None
@@ -69,18 +79,19 @@ class CheckpointManager:
     def path(self, manifest: Manifest) -> Path:
         return self.root / checkpoint.checkpoint_name(manifest.update)
 
-    def keep(self, update: int) -> None:
-        """Keep the checkpoint of `update`, which is the best, beside the last ones; the one
-        that was kept before it goes the way of all.
+    def whole_best(self) -> Mapping[str, Any] | None:
+        """What is the best of all that is whole, once what is being written is; None where
+        there is none, or, which is said, somebody removed it.
         """
-        self._best = self.root / checkpoint.checkpoint_name(update)
-
-    def holds(self, update: int) -> bool:
-        """Whether there is a checkpoint of `update`, or one is being written."""
-        path = self.root / checkpoint.checkpoint_name(update)
-        pending = self._pending is not None and self._pending[1].update == update
-        first: bool = self.engine.gather_objects(pending or path.is_dir())[0]
-        return first
+        self.finish()
+        if self.best is None:
+            return None
+        path = self.root / checkpoint.checkpoint_name(self.best["update"])
+        if self.engine.gather_objects(path.is_dir())[0]:
+            return self.best
+        self.best = None
+        self.notice(f"{path}, the best, is not there any more; the best begins anew")
+        return None
 
     def take_seconds(self) -> float:
         """How long saving kept the caller from training since this was last asked."""
@@ -88,6 +99,13 @@ class CheckpointManager:
         return seconds
 
     # -- writing -----------------------------------------------------------------------
+
+    def require_free(self, update: int) -> None:
+        """CheckpointError, on all ranks, where a save of `update` could not begin."""
+        final = self.root / checkpoint.checkpoint_name(update)
+        error = self._on_first_rank(lambda: checkpoint.require_free(final))
+        if error is not None:
+            raise CheckpointError(error)
 
     def begin(self, manifest: Manifest) -> None:
         """Start a checkpoint of the engine's state. A failure, now or later on, is loud,
@@ -110,10 +128,12 @@ class CheckpointManager:
         self.allow(_patience(manifest))
         error = self._commit(pending, manifest)
         self.beat()
-        self._seconds += time.perf_counter() - started
-        self.longest_seconds = max(
-            self.longest_seconds, time.perf_counter() - self._begun
-        )
+        now = time.perf_counter()
+        self._seconds += now - started
+        idle = max(
+            0.0, started - pending.ended_at
+        )  # of the writer, as in an evaluation
+        self.longest_seconds = max(self.longest_seconds, now - self._begun - idle)
         if error is not None and must_succeed:
             raise CheckpointError(error)
         if error is not None:
@@ -140,6 +160,7 @@ class CheckpointManager:
     def _begin(self, manifest: Manifest) -> str | None:
         """Make the directory with its assets and start writing; what went wrong, if anything."""
         self._begun = started = time.perf_counter()
+        manifest = naming(manifest, self.best)
         final = self.path(manifest)
         error = self._on_first_rank(lambda: self._make_directory(final))
         if error is None:
@@ -177,24 +198,27 @@ class CheckpointManager:
             except (CheckpointError, OSError):
                 checkpoint.discard(temporary)
                 raise
-            _leave_word(self.root, self.notice)
+            leave_word(self.root, self.notice)
 
         error = self._on_first_rank(commit)
         if error is None:
-            self.whole = final
+            self.whole, self.best = final, manifest.extra.get(BEST)
             self._damaged.discard(final)
             self._retire()
         return error
 
     def _retire(self) -> None:
         """Make room. What cannot be removed is no reason to call the checkpoint failed."""
+        best: list[Path] = []
+        if self.best is not None:
+            best = [self.root / checkpoint.checkpoint_name(self.best["update"])]
 
         def retire() -> None:
             checkpoint.retain(
                 self.root,
                 keep_last=self.rules.keep_last,
                 keep_every=self.rules.keep_every,
-                keep={*self._damaged, *([self._best] if self._best else [])},
+                keep={*self._damaged, *best},
             )
             # freeing terabytes takes a file system a while, and nobody needs to wait for it
             self._sweeper = threading.Thread(
@@ -233,26 +257,12 @@ class CheckpointManager:
             error = self.damage(path)
             if error is None:
                 self.whole = path
+                self.best = checkpoint.read_manifest(path).extra.get(BEST)
                 return path
             self._damaged.add(path)
             if self.engine.rank == 0:
                 self.notice(f"{error}\n{path} is passed over")
-        if found:
-            raise CheckpointError(
-                f"every checkpoint in {self.root} is damaged "
-                f"({', '.join(p.name for p in reversed(found))}); "
-                f"restore one, or {_begin_anew(self.root)}"
-            )
-        remnants = _remnants(self.engine, self.root)
-        if remnants:
-            raise CheckpointError(
-                f"{self.root} holds no checkpoint, but what is left of some "
-                f"({', '.join(remnants)}); restore one under its name, or "
-                f"{_begin_anew(self.root)}"
-            )
-        error = self._on_first_rank(lambda: _require_none_ever(self.root))
-        if error is not None:
-            raise CheckpointError(error)
+        _require_none_before(self.engine, self.root, found)
         return None
 
     def damage(self, path: Path) -> str | None:
@@ -294,55 +304,26 @@ def _read_assets(
     return assets
 
 
-def _markers(root: Path) -> tuple[Path, Path]:
-    """Beside the directory, and beside that of its stage, either of which may be a link or
-    a mount: they say that a checkpoint was committed.
+def _require_none_before(engine: Engine, root: Path, found: Sequence[Path]) -> None:
+    """CheckpointError where a stage had checkpoints, all of those `found` damaged or gone.
+    Collective.
     """
-    stage = root.parent
-    return root.with_name(root.name + ".begun"), stage.with_name(f".{stage.name}.begun")
-
-
-def _leave_word(root: Path, notice: Callable[[str], None]) -> None:
-    """Of a checkpoint, outside of the directories that may be mounted."""
-    try:
-        for marker in _markers(root):
-            marker.touch()
-    except OSError as error:
-        notice(
-            f"{error.filename}: {error.strerror}; the checkpoint is whole, but if its "
-            "directory vanishes the stage will not know that it was there"
-        )
-
-
-def _begin_anew(root: Path) -> str:
-    """What begins a stage anew wherever its checkpoints are gone or damaged: to empty the
-    directory, or to remove a link, leaves the marker beside it, which then refuses.
-    """
-    return f"move {root.parent} away to begin the stage anew"
-
-
-def _require_none_ever(root: Path) -> None:
-    """CheckpointError where a stage had checkpoints and none is to be seen: a link that
-    leads nowhere, or to a file system that is not mounted.
-    """
-    if root.is_symlink() and not root.exists():
+    if found:
         raise CheckpointError(
-            f"{root} is a link to {root.readlink()}, which is not there; mount it, or "
-            f"{_begin_anew(root)}"
+            f"every checkpoint in {root} is damaged "
+            f"({', '.join(p.name for p in reversed(found))}); "
+            f"restore one, or {begin_anew(root)}"
         )
-    inside, outside = _markers(root)
-    if inside.exists():
+    remnants = _remnants(engine, root)
+    if remnants:
         raise CheckpointError(
-            f"{root} is empty, but {inside.name} beside it says that the stage "
-            f"had checkpoints; mount what holds them, or {_begin_anew(root)}"
+            f"{root} holds no checkpoint, but what is left of some "
+            f"({', '.join(remnants)}); restore one under its name, or "
+            f"{begin_anew(root)}"
         )
-    stage = root.parent
-    if outside.exists() and stage.is_dir() and not any(stage.iterdir()):
-        raise CheckpointError(
-            f"{stage} is empty, but {outside.name} beside it says that the stage had "
-            f"checkpoints; mount what holds them, or remove {stage} to begin the stage "
-            "anew"
-        )
+    error = _on_first_rank(engine, root, lambda: require_none_ever(root))
+    if error is not None:
+        raise CheckpointError(error)
 
 
 def _remnants(engine: Engine, root: Path) -> list[str]:

@@ -86,6 +86,11 @@ class PendingSave(Protocol):
         """Whether this rank has written its part, or failed to."""
         ...
 
+    @property
+    def ended_at(self) -> float:
+        """When it had, by `time.perf_counter`; 0.0 before."""
+        ...
+
     def finish(self) -> dict[str, dict[str, Any]]:
         """Wait for all ranks; size and checksum of every file, on every rank. Collective.
 

@@ -53,6 +53,15 @@ class MetricsLog(AbstractContextManager["MetricsLog"]):
         kept = self._lines.kept if self._lines is not None else []
         return [_loss(line) for line in kept]
 
+    def last_number(self, name: str) -> float:
+        """The number under `name` in the newest of those lines that has one; 0.0 where none
+        has.
+        """
+        kept = self._lines.kept if self._lines is not None else []
+        values = (line.get(name) for line in reversed(kept))
+        found = (v for v in values if isinstance(v, float | int) and math.isfinite(v))
+        return float(next(found, 0.0))
+
     def write(self, line: Mapping[str, Any]) -> None:
         if self._lines is not None:
             self._lines.append({**line, **self._about})

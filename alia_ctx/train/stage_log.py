@@ -44,6 +44,15 @@ def _open(task: StageTask, update: int, notice: Callable[[str], None]) -> Metric
     return MetricsLog(lines, sinks, task.about)
 
 
+def written(log: MetricsLog, line: Mapping[str, Any]) -> OSError | None:
+    """Write the line of an update; what kept it from being written, if anything."""
+    try:
+        log.write(line)
+    except OSError as error:
+        return error
+    return None
+
+
 def remarkable(line: Mapping[str, Any]) -> Iterator[str]:
     """What a person should know of an update, from its line."""
     if not line["applied"]:

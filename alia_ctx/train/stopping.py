@@ -96,6 +96,11 @@ class StopRequests(AbstractContextManager["StopRequests"]):
         # may wait for nothing.
         self.lost: Callable[[], str] = str
 
+    @property
+    def is_limited(self) -> bool:
+        """Whether there is a time limit."""
+        return self._deadline is not None
+
     def __enter__(self) -> StopRequests:
         if threading.current_thread() is threading.main_thread():
             self._previous = {
@@ -137,7 +142,8 @@ class StopRequests(AbstractContextManager["StopRequests"]):
     def reason(self, still_to_come: float = 0.0) -> str | None:
         """Why to stop now, or None.
 
-        `still_to_come`: seconds that another update and the last save would take.
+        `still_to_come`: seconds that another update, an evaluation after it if there is
+        one, and the last save would take.
         """
         if self._received is not None:
             return self._received

@@ -33,11 +33,12 @@ from alia_ctx.train.checkpoint_manager import CheckpointManager
 from alia_ctx.train.engine import Engine
 from alia_ctx.train.metrics import StageMetrics, documents_of
 from alia_ctx.train.metrics_log import LogError, MetricsLog
+from alia_ctx.train.pace import UNKNOWN_EVALUATION, Pace
 from alia_ctx.train.rank_watch import RankWatch
 from alia_ctx.train.run_directory import checkpoints_directory, metrics_file
 from alia_ctx.train.schedule import stage_schedule
 from alia_ctx.train.stage_identity import PLAN, PLANNED
-from alia_ctx.train.stage_log import open_log, remarkable
+from alia_ctx.train.stage_log import open_log, remarkable, written
 from alia_ctx.train.stage_state import StageState, resume, start_from, with_schedule
 from alia_ctx.train.stopping import RequeueError, StopRequests, Watchdog
 from alia_ctx.train.task import StageTask
@@ -105,7 +106,7 @@ class StageTrainer:
         )
         self.state = StageState.at_start(task.name, task.stage, plan.fingerprint)
         self._watch = RankWatch(engine, task.directory, notice)
-        self._longest_update, self._skipped_in_a_row = 0.0, 0
+        self._pace, self._skipped_in_a_row = Pace(), 0
         self._told = {""}
 
     # -- the stage ---------------------------------------------------------------------
@@ -113,15 +114,16 @@ class StageTrainer:
     def prepare(self) -> int:
         """Load the newest whole checkpoint of this stage, or what it starts from.
 
-        Returns the next update.
+        Returns the next update. CheckpointError where something is in the way of the last.
         """
         newest = self.checkpoints.newest_whole()
+        if checkpoint.update_of(newest) < self.task.updates:
+            # Else it is found out when all is trained.
+            self.checkpoints.require_free(self.task.updates)
         if newest is not None:
             self.state = resume(
                 self.state, self.task, self.plan, self.checkpoints, newest
             )
-            if BEST in self.state.extra:
-                self.checkpoints.keep(self.state.extra[BEST]["update"])
         else:
             self.state = start_from(self.state, self.task, self.checkpoints)
         notice = self.notice if self.engine.rank == 0 else lambda text: None
@@ -150,6 +152,9 @@ class StageTrainer:
         """The log of `advance`: it writes on rank 0 and nowhere else. Collective."""
         log = open_log(self.task, self.engine, self.update, self.notice)
         self.metrics.remember(log.past_losses)
+        past = self._pace.past_evaluation = log.last_number("evaluate_seconds")
+        if self.stop.is_limited and self.evaluate and not past and not self.engine.rank:
+            self.notice(UNKNOWN_EVALUATION)
         return log
 
     def advance(self, log: MetricsLog) -> None:
@@ -179,7 +184,7 @@ class StageTrainer:
         results = self.metrics.results(self.engine, result)
         tokens = sum(row.real_tokens for row in rows)
         seconds = time.perf_counter() - started
-        self._longest_update = max(self._longest_update, seconds)
+        self._pace.updated(seconds)
         line = {
             "stage": self.task.name,
             "update": self.update,
@@ -200,10 +205,16 @@ class StageTrainer:
         line |= self._watch.look(self.update, result, data_seconds, flops, shares)
         is_best, due = False, self._is_due(self.task.evaluate_every)
         if self.evaluate is not None and due:
+            began = time.perf_counter()
             line |= self.evaluate()
             self._beat()
+            self._pace.evaluated(time.perf_counter() - began)
             is_best = self._note_best(line)
-        unwritten = self._write(log, line)
+        unwritten = written(log, line)
+        if self.engine.rank == 0:
+            self.report(line)
+            for text in remarkable(line):
+                self.notice(text)
 
         # What follows: give up, make way, or save and go on.
         # One that predicts nothing is skipped too, and no sign of divergence.
@@ -225,12 +236,12 @@ class StageTrainer:
             self.checkpoints.begin(self._manifest())
 
     def _note_best(self, line: Mapping[str, Any]) -> bool:
-        """Whether the update just evaluated is the best so far; then it is saved and kept."""
+        """Whether the update just evaluated is the best of those that are whole so far; then
+        it is saved and kept.
+        """
         if self.task.best is None:
             return False
-        before = self.state.extra.get(BEST)
-        if before is not None and not self.checkpoints.holds(before["update"]):
-            before = None  # it could not be written
+        before = self.checkpoints.whole_best()
         best, remark = judged(self.task.best, before, self.update, line)
         if remark not in self._told:
             self._told.add(remark)
@@ -239,26 +250,14 @@ class StageTrainer:
             return False
         extra = {**self.state.extra, BEST: best}
         self.state = dataclasses.replace(self.state, extra=extra)
-        self.checkpoints.keep(self.update)
         return True
 
-    def _is_due(self, every: int) -> bool:
-        """Whether what happens each `every` updates (0: never), and at the end, does now."""
-        last = self.update == self.task.updates
-        return every > 0 and (last or self.update % every == 0)
-
-    def _write(self, log: MetricsLog, line: dict[str, Any]) -> OSError | None:
-        """Write and tell a line, on rank 0; what kept it from being written, if anything."""
-        error = None
-        try:
-            log.write(line)
-        except OSError as failure:
-            error = failure
-        if self.engine.rank == 0:
-            self.report(line)
-            for text in remarkable(line):
-                self.notice(text)
-        return error
+    def _is_due(self, every: int, ahead: int = 0) -> bool:
+        """Whether what happens each `every` updates (0: never), and at the end, does now, or
+        so many updates later.
+        """
+        update = self.update + ahead
+        return every > 0 and (update == self.task.updates or update % every == 0)
 
     def _agreed_stop(self, unwritten: OSError | None) -> str | None:
         """Why to stop, if any rank has a reason. LogError, after a save, where the line of
@@ -267,9 +266,9 @@ class StageTrainer:
         Also where finished background saves are committed: all is asked of all ranks at
         once.
         """
-        reason = self.stop.reason(
-            still_to_come=2 * self._longest_update + self.checkpoints.longest_seconds
-        )
+        is_evaluated = self._is_due(self.task.evaluate_every, ahead=1)
+        another = self._pace.another(is_evaluated=is_evaluated)
+        reason = self.stop.reason(another + self.checkpoints.longest_seconds)
         flags = (reason is not None, self.checkpoints.is_writing, unwritten is not None)
         asked = np.array(flags, dtype=float)
         stops, writers, failures = self.engine.sum_over_ranks(asked)

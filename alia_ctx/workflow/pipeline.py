@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from pathlib import Path
 
 from rich.markup import escape
@@ -20,7 +21,8 @@ from alia_ctx.config.run import RunConfig
 from alia_ctx.errors import AliaError, CheckpointError
 from alia_ctx.evaluation.report import Report
 from alia_ctx.progress import say
-from alia_ctx.train.stopping import RequeueError, StopRequests
+from alia_ctx.train.stopping import REQUEUE, RequeueError, StopRequests
+from alia_ctx.train.trainer import DivergedError
 from alia_ctx.workflow.chain import check_trained, constants_notes, finished_checkpoint
 from alia_ctx.workflow.checking import check_end, check_vocabulary
 from alia_ctx.workflow.evaluation_tasks import what_is_missing
@@ -30,6 +32,8 @@ from alia_ctx.workflow.plans import pack
 from alia_ctx.workflow.readiness import require_ready
 from alia_ctx.workflow.reporting import report
 from alia_ctx.workflow.stores import tokenize
+
+_KILLED = 128  # and the number of the signal: the status that a shell tells
 
 
 def run_all(config: Path, overrides: Sequence[str], run: RunConfig) -> Report:
@@ -102,9 +106,40 @@ def _make_whole(run: RunConfig, name: str, train: Callable[[str], None]) -> None
         train(name)
 
 
+class StepError(CheckpointError):
+    """A command that was started in processes of its own failed; `exit_code` is its status."""
+
+    def __init__(self, command: str, status: int) -> None:
+        super().__init__(
+            f"`{command}` stopped with exit status {status}; {_what_to_do(status)}"
+        )
+        self.exit_code = status
+
+
+def _what_to_do(status: int) -> str:
+    """About a command that ended with `status`, beside its own messages."""
+    if status == DivergedError.exit_code:
+        return (
+            "the stage diverged, as its messages above say; look at the documents that "
+            "they name, or lower its learning rate"
+        )
+    if status == 1:
+        return "its messages are above, and say a fault of the program or of a package"
+    with suppress(ValueError):
+        if status > _KILLED:
+            name = signal.Signals(status - _KILLED).name
+            often = ", often for want of memory of the host" if name == "SIGKILL" else ""
+            return (
+                f"{name} ended it{often}; start again to go on from what is finished and "
+                "saved"
+            )
+    return "its messages are above"
+
+
 def torchrun(ranks: int, arguments: Sequence[str]) -> None:
-    """Run `alia-ctx ARGUMENTS` on `ranks` processes of this machine; CheckpointError
-    where it fails.
+    """Run `alia-ctx ARGUMENTS` on `ranks` processes of this machine. StepError, with its
+    exit status, where it fails; RequeueError where it asks to be started again, or this
+    process was asked to stop.
     """
     command = [
         sys.executable,
@@ -142,13 +177,19 @@ def torchrun(ranks: int, arguments: Sequence[str]) -> None:
         finally:
             for number, handler in before.items():
                 signal.signal(number, handler)
-    if asked:
+    # As a shell tells it, and `launch` of the ranks.
+    status = code if code >= 0 else _KILLED - code
+    name = f"alia-ctx {shlex.join(arguments)}"
+    # A mistake is one though it was asked to stop: a save that failed, say.
+    if asked and (status in (0, REQUEUE) or status > _KILLED):
         raise RequeueError(
-            f"stopped by {signal.Signals(asked[0]).name}, and `alia-ctx "
-            f"{shlex.join(arguments)}` with it (exit status {code}); start again to go on"
+            f"stopped by {signal.Signals(asked[0]).name}, and `{name}` with it (exit "
+            f"status {status}); start again to go on"
         )
-    if code:
-        raise CheckpointError(
-            f"`alia-ctx {shlex.join(arguments)}` stopped with exit status {code}; its "
-            "messages are above"
+    if status == REQUEUE:
+        raise RequeueError(
+            f"`{name}` stopped with exit status {status}, as its messages above say; "
+            "start again to go on"
         )
+    if status:
+        raise StepError(name, status)

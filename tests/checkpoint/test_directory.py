@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -141,3 +143,85 @@ def test_what_a_killed_writer_of_an_older_release_left_is_ours(tmp_path: Path) -
     left.parent.mkdir(parents=True)
     left.write_text("half")
     assert checkpoint.begin(final).is_dir() and not left.exists()
+
+
+class Killed(BaseException):
+    """Stands for a kill: nothing that guards against errors takes notice."""
+
+
+def die(*arguments: object, **settings: object) -> None:
+    raise Killed
+
+
+def killed_save(final: Path, moment: str, patch: pytest.MonkeyPatch) -> None:
+    """A checkpoint with assets that is written up to the first call of `moment`."""
+    temporary = checkpoint.begin(final)
+    (temporary / "state" / "__0_0.distcp").write_text("weights")
+    (temporary / "assets").mkdir()
+    (temporary / "assets" / "LICENSE").write_text("free")
+    manifest = checkpoint.Manifest("s1", 4, MODEL, ROPE, 64)
+    with patch.context() as patched:
+        patched.setattr(moment, die)
+        with pytest.raises(Killed):
+            checkpoint.commit(temporary, final, manifest)
+
+
+MOMENTS = ["pathlib.Path.unlink", "alia_ctx.checkpoint.directory.publish", "os.rename"]
+
+
+@pytest.mark.parametrize("moment", [*MOMENTS, "json.dumps", "os.fsync"])
+def test_what_a_killed_writer_left_is_ours_in_a_copy_of_the_run_too(
+    moment: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """All of a copy's inodes are others."""
+    killed_save(tmp_path / "run" / "update-00000004", moment, monkeypatch)
+    shutil.copytree(tmp_path / "run", tmp_path / "copy")
+    for folder in ("copy", "run"):
+        final = tmp_path / folder / "update-00000004"
+        begun = checkpoint.begin(final)
+        assert [path.name for path in begun.rglob("*") if path.is_dir()] == ["state"]
+        assert not list(begun.rglob("LICENSE")) and not list(begun.rglob("*.distcp"))
+        manifest = checkpoint.Manifest("s1", 4, MODEL, ROPE, 64)
+        (begun / "state" / "__0_0.distcp").write_text("weights")
+        checkpoint.commit(begun, final, manifest)
+        whole = sorted(p.name for p in final.rglob("*") if p.is_file())
+        assert whole == ["__0_0.distcp", "manifest.json"]
+        assert list(checkpoint.read_manifest(final).files) == ["state/__0_0.distcp"]
+        assert sorted(p.name for p in final.parent.iterdir()) == ["update-00000004"]
+
+
+@pytest.mark.parametrize("moment", MOMENTS)
+def test_another_directory_beside_the_record_of_a_killed_writer_is_not_ours(
+    moment: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Even at the inode of the one that was begun: file systems give them again."""
+    final = tmp_path / "update-00000004"
+    killed_save(final, moment, monkeypatch)
+    temporary = checkpoint.temporary_path(final)
+    for path in temporary.iterdir():
+        shutil.rmtree(path) if path.is_dir() else path.unlink()
+    other = checkpoint.Manifest("s1", 3, MODEL, ROPE, 64)
+    (temporary / "manifest.json").write_text(json.dumps(other.to_json()))
+    (temporary / "state").mkdir()
+    (temporary / "state" / "__0_0.distcp").write_text("mine")
+    before = sorted(tmp_path.rglob("*"))
+    with pytest.raises(CheckpointError, match=r"is in the way.*move it away"):
+        checkpoint.begin(final)
+    with pytest.raises(CheckpointError, match=r"is in the way.*move it away"):
+        checkpoint.require_free(final)
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+def test_what_is_left_of_remains_that_were_being_removed_is_ours(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    final = tmp_path / "update-00000004"
+    killed_save(final, "os.rename", monkeypatch)
+    temporary = checkpoint.temporary_path(final)
+    (temporary / "config.json").write_text("{}")
+    with monkeypatch.context() as patched:
+        patched.setattr("shutil.rmtree", die)
+        with pytest.raises(Killed):
+            checkpoint.begin(final)
+    assert checkpoint.was_begun(temporary)
+    assert checkpoint.begin(final).is_dir()

@@ -187,10 +187,13 @@ def test_a_backup_under_any_name_stays(
 
 
 @both
+@pytest.mark.parametrize("moment", ["publish", "_flush", "os.rename"])
 def test_what_a_kill_before_the_rename_left_is_removed(
-    here: Path, conversion: str, monkeypatch: pytest.MonkeyPatch
+    here: Path, conversion: str, moment: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A whole directory under the temporary name, which we know to be ours."""
+    """A whole directory under the temporary name, which we know to be ours, also where all
+    that is here was copied since.
+    """
     convert, source, target = CONVERSIONS[conversion]
 
     class Killed(BaseException):
@@ -200,13 +203,19 @@ def test_what_a_kill_before_the_rename_left_is_removed(
         raise Killed
 
     with monkeypatch.context() as patch:
-        patch.setattr(os, "rename", die)
+        if moment == "publish":  # under both its names
+            patch.setattr("alia_ctx.checkpoint.publish", die)
+        where = "" if "." in moment else "alia_ctx.checkpoint.directory."
+        patch.setattr(f"{where}{moment}", die)
         patch.setattr("alia_ctx.checkpoint.discard", lambda path: None)
         with pytest.raises(Killed):
             convert(here / source, here / target, overwrite=True)
     assert (here / f"{target}.incomplete").is_dir()
-    convert(here / source, here / target, overwrite=True)
-    assert sorted(p.name for p in here.iterdir()) == ["ck", "hf", "out"]
+    shutil.copytree(here, here.with_name("copy"))
+    for place in (here, here.with_name("copy")):
+        convert(place / source, place / target, overwrite=True)
+        assert sorted(p.name for p in place.iterdir()) == ["ck", "hf", "out"]
+        assert "alia_ctx_incomplete" not in contents(place / target)
 
 
 @both

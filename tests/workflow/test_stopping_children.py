@@ -5,6 +5,7 @@ say what they received.
 from __future__ import annotations
 
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -15,7 +16,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from alia_ctx.errors import CheckpointError
+from alia_ctx.errors import AliaError, CheckpointError
 from alia_ctx.train.stopping import RequeueError
 from alia_ctx.workflow import pipeline
 from tests.small_run import environment
@@ -77,6 +78,66 @@ def test_a_child_that_fails_unasked_is_an_error(
         CheckpointError, match="`alia-ctx evaluate c` stopped with exit"
     ):
         pipeline.torchrun(1, ["evaluate", "c"])
+
+
+@pytest.mark.parametrize(
+    ("ending", "status", "said"),
+    [
+        ("exit 75", 75, "start again to go on"),
+        ("exit 3", 3, "diverged.*learning rate"),
+        ("exit 2", 2, "its messages are above"),
+        ("exit 1", 1, "fault of the program"),
+        ("exit 137", 137, "SIGKILL.*start again to go on"),
+        ("exit 143", 143, "SIGTERM.*start again to go on"),
+        ("kill -9 $$", 137, "SIGKILL.*start again to go on"),
+        ("kill -11 $$", 139, "SIGSEGV.*start again to go on"),
+        ("exit 7", 7, "its messages are above"),
+        ("exit 255", 255, "its messages are above"),
+    ],
+)
+def test_run_ends_with_the_status_of_what_it_started_and_says_what_to_do(
+    ending: str,
+    status: int,
+    said: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    child = tmp_path / "python"
+    child.write_text(f"#!/bin/sh\n{ending}\n")
+    child.chmod(0o755)
+    monkeypatch.setattr(pipeline.sys, "executable", str(child))
+    with pytest.raises(AliaError) as caught:
+        pipeline.torchrun(1, ["train", "c", "--stage", "s"])
+    assert caught.value.exit_code == status
+    assert isinstance(caught.value, RequeueError) == (status == 75)
+    message = str(caught.value)
+    assert f"`alia-ctx train c --stage s` stopped with exit status {status}" in message
+    assert re.search(said, message)
+
+
+@pytest.mark.parametrize(
+    ("status", "passed_on"), [(0, 75), (75, 75), (143, 75), (130, 75), (2, 2), (3, 3)]
+)
+def test_a_mistake_is_told_though_somebody_asked_to_stop(
+    status: int, passed_on: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As a last save that failed: to start it again would not go on from there."""
+    child = tmp_path / "python"
+    child.write_text(CHILD.format(folder=tmp_path).replace("exit 75", f"exit {status}"))
+    child.chmod(0o755)
+    monkeypatch.setattr(pipeline.sys, "executable", str(child))
+
+    def stop() -> None:
+        wait_for(tmp_path / "ready")
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    thread = threading.Thread(target=stop)
+    thread.start()
+    with pytest.raises(AliaError) as caught:
+        pipeline.torchrun(1, ["train", "c", "--stage", "s"])
+    thread.join()
+    assert caught.value.exit_code == passed_on
+    assert isinstance(caught.value, RequeueError) == (passed_on == 75)
 
 
 COUNTS = """#!/usr/bin/env bash
