@@ -21,6 +21,7 @@ from alia_ctx.data.documents import (
     plan_shards,
     usual_shard_bytes,
 )
+from alia_ctx.data.documents.inputs import in_utf8
 from alia_ctx.data.tokens.encoder import TextEncoder
 from alia_ctx.data.tokens.shards import (
     Job,
@@ -159,6 +160,7 @@ def tokenize_source(
             {
                 "identity": identity,
                 "ignored_files": inputs.ignored,
+                "found_by": {in_utf8(f): by for f, by in inputs.found_by.items()},
                 TOKENIZER: tokenizer_statement(Path(tokenizer_dir)),
             },
         )
