@@ -2,6 +2,7 @@
 
 from alia_ctx.data.tokens.encoder import TextEncoder
 from alia_ctx.data.tokens.places import document_places, document_table
+from alia_ctx.data.tokens.remedy import making_anew
 from alia_ctx.data.tokens.same_source import require_same_options, require_same_source
 from alia_ctx.data.tokens.same_tokenizer import changed_ids
 from alia_ctx.data.tokens.shards import TokenizeProgress
@@ -37,6 +38,7 @@ __all__ = [
     "document_table",
     "has_vocabulary",
     "known_tokenizer",
+    "making_anew",
     "require_same_options",
     "require_same_source",
     "require_written",

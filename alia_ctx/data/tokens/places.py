@@ -6,27 +6,20 @@ from collections.abc import Iterable
 from typing import Any
 
 from alia_ctx.data.tokens.store import TokenStore
+from alia_ctx.data.tokens.store_files import DOCUMENTS, has_documents, store_path
 
 
 def document_table(store: TokenStore) -> Any | None:
     """`id` and `file` of each document (a pyarrow Table, a row a document), as `tokenize`
     wrote them; None where nobody did, or they are of another store.
     """
-    path = store.prefix.with_name(store.prefix.name + ".documents.parquet")
-    if not path.is_file():
+    if not has_documents(store.prefix):
         return None
-    import pyarrow as pa
     import pyarrow.parquet as pq
 
-    try:
-        with pq.ParquetFile(path) as there:
-            # Another store lay there before, or a file of somebody else's is called so.
-            is_of_store = there.metadata.num_rows == store.n_documents
-            if not is_of_store or not {"id", "file"} <= {*there.schema_arrow.names}:
-                return None
-            return there.read(columns=["id", "file"])
-    except pa.ArrowInvalid:  # no Parquet
-        return None
+    table = pq.read_table(store_path(store.prefix, DOCUMENTS))
+    # Those of another store may be left there.
+    return table if table.num_rows == store.n_documents else None
 
 
 def document_places(store: TokenStore, numbers: Iterable[int]) -> list[str]:

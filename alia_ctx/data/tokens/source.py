@@ -33,6 +33,7 @@ from alia_ctx.data.tokens.shards import (
 )
 from alia_ctx.data.tokens.special_tokens import SpecialTokens
 from alia_ctx.data.tokens.store import write_index
+from alia_ctx.data.tokens.store_files import TEXT_SUFFIXES, store_path
 from alia_ctx.data.tokens.tokenizer import renewed
 from alia_ctx.data.tokens.tokenizer_files import TOKENIZER, tokenizer_statement
 from alia_ctx.data.tokens.vocabulary import recorded_range, vocabulary_problems
@@ -48,8 +49,6 @@ from alia_ctx.files import (
 )
 
 _FORMAT = 2
-# In the order in which they get their names; the last one says that all are whole.
-_SUFFIXES = (".bin", ".idx", ".documents.parquet", ".json")
 
 
 @dataclass(frozen=True)
@@ -215,9 +214,8 @@ def _paths(prefix: Path) -> tuple[Path, Path, Path, Path]:
     """`.bin`, `.idx`, `.documents.parquet` and `.json`, in the order in which they get
     their names.
     """
-    return tuple(  # type: ignore[return-value]
-        prefix.with_name(prefix.name + suffix) for suffix in _SUFFIXES
-    )
+    bin_, idx, documents, sidecar = (store_path(prefix, s) for s in TEXT_SUFFIXES)
+    return bin_, idx, documents, sidecar
 
 
 def _finished(
@@ -339,7 +337,7 @@ def _join(
         "documents_checksum": file_checksum(ids_path),
     }
     write_json(sidecar_path, sidecar)
-    publish(made, prefix, _SUFFIXES)
+    publish(made, prefix, TEXT_SUFFIXES)
     return sidecar
 
 
