@@ -39,7 +39,7 @@ from alia_ctx.workflow.conversations import (
     pack_conversations,
 )
 from alia_ctx.workflow.delimiter_settings import delimiter_notes
-from alia_ctx.workflow.plan_notes import plan_notes
+from alia_ctx.workflow.packed_notes import packed_notes
 from alia_ctx.workflow.readiness import require_ready
 from alia_ctx.workflow.stores import (
     has_store,
@@ -79,7 +79,7 @@ def pack(run: RunConfig, name: str, *, overwrite: bool = False) -> PackPlan:
     if note := not_seen(run, name):
         say(f"note: {escape(note)}")
     plan = _plan(run, name, overwrite=overwrite)
-    found = [*plan_notes(name, plan), *copies_notes(run, name)]
+    found = [*packed_notes(name, plan), *copies_notes(run, name)]
     for note in [*delimiter_notes(run), *found]:
         say(f"note: {escape(note)}")
     return plan

@@ -10,7 +10,7 @@ import pytest
 
 from alia_ctx.data.packing import PackPlan, PackSpec, build_plan, same_row
 from alia_ctx.data.tokens import TokenStore, write_store
-from alia_ctx.workflow.plan_notes import plan_notes, repeats_notes
+from alia_ctx.workflow.packed_notes import packed_notes, repeats_notes
 
 
 def stores_of(folder: Path, small: int) -> dict[str, TokenStore]:
@@ -47,7 +47,7 @@ def test_what_a_row_has_twice_is_counted_and_said(
     assert plan.repeated_in_rows() == expected
     [note] = repeats_notes("short", plan)
     assert f"small {expected['small']:,} times in 64 rows" in note
-    assert "`stages.short.pack.weights`" in note and note in plan_notes("short", plan)
+    assert "`stages.short.pack.weights`" in note and note in packed_notes("short", plan)
 
 
 def test_epochs_of_a_plan_without_weights_have_no_text_twice_in_a_row(
@@ -57,7 +57,7 @@ def test_epochs_of_a_plan_without_weights_have_no_text_twice_in_a_row(
     plan = build_plan(stores, PackSpec("best_fit", "split"), 1024, 400, tmp_path / "p")
     assert max(s["epochs"] for s in plan.stats["sources"].values()) > 2
     assert plan.repeated_in_rows() == counted(plan) == {}
-    assert not plan_notes("short", plan)
+    assert not packed_notes("short", plan)
 
 
 def test_parts_of_one_document_are_no_repetition(tmp_path: Path) -> None:

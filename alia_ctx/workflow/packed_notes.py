@@ -5,7 +5,7 @@ from __future__ import annotations
 from alia_ctx.data.packing import PackPlan, missed_shares
 
 
-def plan_notes(name: str, plan: PackPlan) -> list[str]:
+def packed_notes(name: str, plan: PackPlan) -> list[str]:
     """All that is to be said of the plan of stage `name`, a sentence or two each."""
     return [*shares_notes(name, plan), *repeats_notes(name, plan)]
 
