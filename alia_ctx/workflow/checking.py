@@ -83,7 +83,9 @@ def _store_problems(run: RunConfig) -> Problems:
             TokenStore(Path(spec.store)).check_vocabulary(run.model.vocab_size)
         except AliaError as error:
             key = "evaluation" if name == HELD_OUT else "data.sources"
-            remedy = "tokenize the source again with the tokenizer of this model"
+            remedy = (
+                "make the store anew, where it was made, with this model's tokenizer"
+            )
             problems.add(f"{key}.{name}.store", spec.store, str(error), remedy)
     return problems
 

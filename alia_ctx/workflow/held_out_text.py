@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
-import fnmatch
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from itertools import islice
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from alia_ctx.config.run import HELD_OUT, RunConfig
-from alia_ctx.data.documents import DocumentCounts, SourceSpec, read_documents
-from alia_ctx.data.tokens import TextEncoder, TokenStore
+from alia_ctx.data.documents import (
+    DocumentCounts,
+    SourceSpec,
+    find_inputs,
+    read_documents,
+)
+from alia_ctx.data.documents.inputs import in_utf8
+from alia_ctx.data.tokens import TextEncoder, TokenStore, document_table
 from alia_ctx.errors import DataError
 from alia_ctx.evaluation.held_out import Documents, StoredText
 from alia_ctx.files import checksum
@@ -28,31 +32,33 @@ def stored_text(run: RunConfig) -> StoredText:
     store = open_store(run, HELD_OUT)
     spec = run.evaluation.held_out
     inputs = [] if spec is None else list(spec.inputs)
-    files = _files(store) if len(inputs) > 1 else None
-    if files is None:
+    table = document_table(store) if len(inputs) > 1 else None
+    if table is None:
         return StoredText(store)
-    owner = {file: _input_of(file, inputs) for file in set(files)}
-    return StoredText(store, inputs, np.array([owner[file] for file in files]))
+    files = table["file"].to_pylist()
+    found_by = _found_by(store, inputs, set(files))
+    if found_by is None:
+        return StoredText(store)
+    numbers = [inputs.index(found_by[file]) for file in files]
+    return StoredText(store, inputs, np.array(numbers))
 
 
-def _files(store: TokenStore) -> list[str] | None:
-    """The file that each document is from; None where nobody wrote it down."""
-    path = store.prefix.with_name(store.prefix.name + ".documents.parquet")
-    if not path.is_file():
+def _found_by(
+    store: TokenStore, inputs: Sequence[str], files: set[str]
+) -> Mapping[str, str] | None:
+    """The input that found each file: as the store says, whose files may be gone since;
+    of one that an earlier release wrote, or whose inputs are written otherwise by now,
+    as they find them now. None where they find them no more.
+    """
+    stated = store.sidecar.get("found_by")
+    if isinstance(stated, Mapping) and {stated.get(f) for f in files} <= {*inputs}:
+        return stated
+    try:
+        found = find_inputs(inputs).found_by
+    except DataError:
         return None
-    import pyarrow.parquet as pq
-
-    files: list[str] = pq.read_table(path, columns=["file"])["file"].to_pylist()
-    return files if len(files) == store.n_documents else None
-
-
-def _input_of(file: str, inputs: Sequence[str]) -> int:
-    """Which of a source's inputs (file, directory or glob) names a file."""
-    for number, pattern in enumerate(inputs):
-        is_below = Path(file).is_relative_to(pattern)
-        if is_below or fnmatch.fnmatch(file, pattern):
-            return number
-    return 0
+    now = {in_utf8(file): pattern for file, pattern in found.items()}
+    return now if files <= now.keys() else None
 
 
 class ReadText:

@@ -25,7 +25,6 @@ from alia_ctx.data.packing import (
     find_copies,
     find_repeats,
     held_out_statement,
-    missed_shares,
     read_statement,
 )
 from alia_ctx.data.tokens import TokenStore, document_places
@@ -40,6 +39,7 @@ from alia_ctx.workflow.conversations import (
     pack_conversations,
 )
 from alia_ctx.workflow.delimiter_settings import delimiter_notes
+from alia_ctx.workflow.packed_notes import packed_notes
 from alia_ctx.workflow.readiness import require_ready
 from alia_ctx.workflow.stores import (
     has_store,
@@ -79,30 +79,10 @@ def pack(run: RunConfig, name: str, *, overwrite: bool = False) -> PackPlan:
     if note := not_seen(run, name):
         say(f"note: {escape(note)}")
     plan = _plan(run, name, overwrite=overwrite)
-    found = [*shares_notes(name, plan), *copies_notes(run, name)]
+    found = [*packed_notes(name, plan), *copies_notes(run, name)]
     for note in [*delimiter_notes(run), *found]:
         say(f"note: {escape(note)}")
     return plan
-
-
-def shares_notes(name: str, plan: PackPlan) -> list[str]:
-    """That sources of a stage have other shares of its plan than its weights ask for."""
-    missed = missed_shares(plan)
-    if not missed:
-        return []
-    found = ", ".join(
-        f"{source} {got:.1%} (asked for: {asked:.1%})"
-        for source, (asked, got) in missed.items()
-    )
-    tokens, pack = plan.stats["tokens"], f"stages.{name}.pack"
-    longest, nearer = plan.longest_document(), f"more `stages.{name}.tokens`"
-    if longest > plan.row_length:
-        nearer += f", or `{pack}.long_docs: drop` (of documents longer than a row),"
-    return [
-        f"stage {name}: {pack}.weights are not met in shares of the plan's tokens: {found}. "
-        f"Documents are drawn whole, and the longest has {longest:,} tokens where the plan "
-        f"has {tokens:,}: {nearer} may come nearer"
-    ]
 
 
 def _plan(run: RunConfig, name: str, *, overwrite: bool) -> PackPlan:

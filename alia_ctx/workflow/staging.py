@@ -14,6 +14,8 @@ from pathlib import Path
 from alia_ctx.checkpoint.opening import Ranks
 from alia_ctx.config.run import RunConfig
 from alia_ctx.data.tokens import TokenStore
+from alia_ctx.data.tokens.said import said_path
+from alia_ctx.data.tokens.store_files import CHAT_SUFFIXES, RANGE, store_path
 from alia_ctx.errors import DataError
 from alia_ctx.progress import say
 from alia_ctx.train.agreement import on_all_ranks
@@ -70,13 +72,8 @@ def _copy(run: RunConfig, store: TokenStore, *, make: bool) -> Path:
         )
     prefix = place / f"alia-ctx-{store.fingerprint[:16]}" / store.prefix.name
     if make and not _is_same(prefix, store):
-        files = [store.index_path, store.data_path, store.sidecar_path]
-        files += [
-            store.weights_path,
-            *store.prefix.parent.glob(f"{store.prefix.name}.*"),
-        ]
         prefix.parent.mkdir(parents=True, exist_ok=True)
-        for file in dict.fromkeys(f for f in files if f.is_file()):
+        for file in filter(Path.is_file, _files(store)):
             temporary = prefix.parent / f".{file.name}.{os.getpid()}.tmp"
             try:
                 shutil.copyfile(file, temporary)
@@ -87,6 +84,18 @@ def _copy(run: RunConfig, store: TokenStore, *, make: bool) -> Path:
     if not _is_same(prefix, store):
         raise DataError(f"{prefix}: is not {store.prefix}; remove it, and start again")
     return prefix
+
+
+def _files(store: TokenStore) -> list[Path]:
+    """The files of a store. Of one that was made elsewhere nothing else is meant by their
+    names: its corpus may lie beside it.
+    """
+    if store.sidecar:
+        return [store_path(store.prefix, suffix) for suffix in CHAT_SUFFIXES]
+    files = [store.data_path, store.index_path, store_path(store.prefix, RANGE)]
+    if store.weights is not None:
+        files += [store.weights_path, said_path(store.prefix)]
+    return files
 
 
 def _is_same(prefix: Path, store: TokenStore) -> bool:

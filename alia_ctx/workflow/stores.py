@@ -25,6 +25,7 @@ from alia_ctx.data.tokens import (
     TokenizeProgress,
     TokenStore,
     known_tokenizer,
+    making_anew,
     require_same_source,
     require_written,
     tokenize_source,
@@ -204,12 +205,13 @@ def require_same_text(run: RunConfig, names: Sequence[str] | None = None) -> Non
     for name, spec in text_sources(run).items():
         if not has_store(run, name) or (names is not None and name not in names):
             continue
-        require_written(store_prefix(run, name))
+        prefix = store_prefix(run, name)
+        require_written(prefix, making_anew(spec, name))
         if spec.chat is not None:
             chat = functools.partial(_chat_encoder, run, spec)
-            require_same_chat(spec, store_prefix(run, name), chat)
+            require_same_chat(spec, prefix, chat)
         else:
-            require_same_source(spec, store_prefix(run, name), encoder)
+            require_same_source(spec, prefix, encoder, name)
 
 
 def require_same_held_out(run: RunConfig) -> None:
@@ -248,6 +250,7 @@ def require_same_options(run: RunConfig, stage: str) -> None:
                 append_eos=options.append_eos,
                 prepend_bos=options.prepend_bos,
                 special_tokens=options.special_tokens,
+                name=name,
             )
 
 
@@ -266,15 +269,13 @@ def tokenizer_of_text(run: RunConfig, stage: str) -> dict[str, str] | None:
             for other in (text, now):
                 if other is not None:
                     what = f"the token store of {name}"
-                    require_same(stated, other, what, _OTHER_FILES)
+                    remedy = making_anew(run.data.sources[name], name)
+                    require_same(stated, other, what, f"{_OTHER_FILES}, or {remedy}")
             text = stated
     return text
 
 
-_OTHER_FILES = (
-    "the files of `tokenizer` were changed since: restore them, or make the stores anew "
-    "with `alia-ctx tokenize CONFIG --overwrite`"
-)
+_OTHER_FILES = "the files of `tokenizer` were changed since: restore them"
 
 
 def require_tokenizer_of(manifest: Manifest, store: TokenStore) -> None:

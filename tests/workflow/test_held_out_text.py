@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -69,6 +70,86 @@ def test_a_store_knows_which_input_each_document_is_from(
     text = stored_text(run)
     assert text.sources == tuple(inputs)
     assert text.sources_of(range(11)) == [0] * 6 + [1] * 5
+
+
+@pytest.fixture
+def by_input(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> Callable[..., tuple[Any, TokenStore]]:
+    """Files of so many records each, tokenised from inputs below `tmp_path`."""
+
+    def made(files: dict[str, int], inputs: list[str]) -> tuple[Any, TokenStore]:
+        for name, records in files.items():
+            path = tmp_path / name
+            path.parent.mkdir(parents=True, exist_ok=True)
+            lines = [json.dumps({"text": f"record {n} " * 9}) for n in range(records)]
+            path.write_text("\n".join(lines))
+        spec = SourceSpec(inputs=inputs)
+        out = tmp_path / "tokens"
+        tokenize_source(spec, "held_out", folder / "tokenizer", out, workers=1)
+        store = TokenStore(out / "held_out")
+        monkeypatch.setattr(held_out_text, "open_store", lambda run, name: store)
+        run: Any = SimpleNamespace(evaluation=SimpleNamespace(held_out=spec))
+        return run, store
+
+    monkeypatch.chdir(tmp_path)
+    return made
+
+
+@pytest.mark.parametrize(
+    ("files", "inputs", "counts"),
+    [
+        (
+            {"wiki/a.jsonl": 3, "books/top.jsonl": 5, "books/es/x.jsonl": 2},
+            ["wiki/*.jsonl", "books/**/*.jsonl"],
+            [3, 7],
+        ),
+        (
+            {"h/a.jsonl": 3, "h/deep/x.jsonl": 4},
+            ["h/*.jsonl", "h/deep/*.jsonl"],
+            [3, 4],
+        ),
+        ({"h/a.jsonl": 3, "g/a.jsonl": 4}, ["./h/**", "./g/**"], [3, 4]),
+        ({"h/a.jsonl": 3, "h/.b.jsonl": 4}, ["h", "h/.b.jsonl"], [3, 4]),
+        ({"[a]/x.jsonl": 2, "a/x.jsonl": 5}, ["[a]/x.jsonl", "a"], [2, 5]),
+        ({"h/a.jsonl": 3, "h/b.jsonl": 4}, ["h/b.jsonl", "h"], [4, 3]),
+        ({"h/caf\udce9.jsonl": 3, "g/a.jsonl": 4}, ["g", "h"], [4, 3]),
+        ({"h/a.jsonl": 3, "h/b.jsonl": 4}, ["h/../h/b.jsonl", "h/a.jsonl"], [4, 3]),
+    ],
+)
+def test_a_file_is_of_the_input_that_found_it(
+    by_input: Callable[..., tuple[Any, TokenStore]],
+    tmp_path: Path,
+    files: dict[str, int],
+    inputs: list[str],
+    counts: list[int],
+) -> None:
+    """Also where the text is gone since, and in a store that does not say what found it."""
+    run, store = by_input(files, inputs)
+
+    def found() -> list[int]:
+        of = stored_text(run).sources_of(range(store.n_documents))
+        return [of.count(number) for number in range(len(inputs))]
+
+    assert found() == counts
+    stated = store.sidecar.pop("found_by")
+    assert found() == counts
+    store.sidecar["found_by"] = stated
+    for name in files:
+        (tmp_path / name).unlink()
+    assert found() == counts
+    store.sidecar.pop("found_by")
+    assert not stored_text(run).sources  # nobody knows any more
+
+
+def test_inputs_that_are_written_otherwise_find_the_same_files(
+    by_input: Callable[..., tuple[Any, TokenStore]],
+) -> None:
+    run, store = by_input({"h/a.jsonl": 3, "g/a.jsonl": 4}, ["h", "g"])
+    run.evaluation.held_out = SourceSpec(inputs=["g/*.jsonl", "h/*.jsonl"])
+    text = stored_text(run)
+    assert text.sources == ("g/*.jsonl", "h/*.jsonl")
+    assert text.sources_of(range(store.n_documents)) == [1] * 3 + [0] * 4
 
 
 def test_a_haystack_is_the_text_that_was_tokenised(folder: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -234,3 +235,33 @@ def test_a_store_of_an_earlier_release_is_still_the_one(tokenized: Path) -> None
     file.write_text(json.dumps(document))
     workflow.require_same_text(run_of(tokenized))
     workflow.tokenize(run_of(tokenized))
+
+
+def test_the_remedy_of_a_store_that_is_given_is_where_it_was_made(
+    tokenized: Path,
+) -> None:
+    """`tokenize` here leaves it as it is, so that is no remedy."""
+    document = yaml.safe_load(tokenized.read_text())
+    store = Path(document["output"]) / "tokens" / "text"
+    document["data"]["sources"] = {"bought": {"store": str(store)}}
+    document["output"] = str(tokenized.parent / "other")
+    tokenized.write_text(yaml.safe_dump(document, sort_keys=False))
+    workflow.require_same_text(run_of(tokenized))
+    require_same_options(run_of(tokenized), "short")
+    otherwise = run_of(tokenized, "data.append_eos=false")
+
+    def refused(ask: Callable[[], object]) -> None:
+        with pytest.raises((DataError, IdentityError)) as told:
+            ask()
+        assert "source bought has it by `store`" in str(told.value)
+        assert "--source" not in str(told.value)
+
+    refused(lambda: workflow.require_same_text(otherwise))
+    refused(lambda: require_same_options(otherwise, "short"))
+    sidecar = store.with_name("text.json")
+    stated = json.loads(sidecar.read_text())
+    sidecar.write_text(json.dumps({**stated, "idx_checksum": "0"}))
+    refused(lambda: workflow.require_same_text(run_of(tokenized)))
+    sidecar.write_text(json.dumps(stated))
+    swap(tokenized.parent)
+    refused(lambda: tokenizer_of_text(run_of(tokenized), "short"))

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import shlex
 import shutil
 import time
 from collections.abc import Callable, Iterator
@@ -20,28 +19,30 @@ from alia_ctx.data.chat.blocks import EncodedBlock, EncoderSettings, encoded_blo
 from alia_ctx.data.chat.counts import ChatCounts, FirstOfEach, LeftOutRow
 from alia_ctx.data.chat.encoding import ChatEncoder
 from alia_ctx.data.documents.inputs import SourceSpec, find_inputs
-from alia_ctx.data.tokens.said import SAID
+from alia_ctx.data.tokens.remedy import making_anew
 from alia_ctx.data.tokens.special_tokens import SpecialTokens
 from alia_ctx.data.tokens.store import TokenStore, write_index, write_weights
+from alia_ctx.data.tokens.store_files import (
+    CHAT_SUFFIXES,
+    DOCUMENTS,
+    LEFT_OUT,
+    SAID,
+    store_path,
+)
 from alia_ctx.data.tokens.tokenizer_files import TOKENIZER, tokenizer_statement
 from alia_ctx.data.tokens.vocabulary import recorded_range, vocabulary_problems
-from alia_ctx.data.tokens.work_folder import publish, remove_work, work_path
+from alia_ctx.data.tokens.work_folder import (
+    is_of_conversations,
+    publish,
+    remove_work,
+    work_path,
+)
 from alia_ctx.data.tokens.written import whole_sidecar
 from alia_ctx.errors import DataError
 from alia_ctx.files import file_checksum, file_fingerprint, write_json
 from alia_ctx.identity import differences, statement
 
 _FORMAT = 4
-# In the order in which they get their names; the last one says that all are whole.
-_SUFFIXES = (
-    ".bin",
-    ".idx",
-    ".documents.parquet",
-    ".weights",
-    SAID,
-    ".left_out.jsonl",
-    ".json",
-)
 
 
 @dataclass(frozen=True)
@@ -127,7 +128,9 @@ def write_chat_store(
             max_bytes=2 * spec.max_document_bytes,
             id_key=spec.id_key,
         )
-        sidecar = _write(prefix, blocks, encoder, identity, progress)
+        sidecar = _write(
+            prefix, blocks, encoder, identity, progress, overwrite=overwrite
+        )
     return ChatReport(
         name,
         prefix,
@@ -176,8 +179,9 @@ def require_same_chat(
     if lines := differences(made.renewed(then), now):
         raise DataError(
             f"{prefix}: this store was made from something else than the configuration "
-            "says now:\n  " + "\n  ".join(lines) + "\nrestore that, or make the store "
-            f"anew with `alia-ctx tokenize CONFIG --source {shlex.quote(prefix.name)} --overwrite`"
+            "says now:\n  "
+            + "\n  ".join(lines)
+            + f"\nrestore that, or {making_anew(spec, prefix.name)}"
         )
 
 
@@ -206,8 +210,9 @@ def require_same_chat_options(
     if lines := differences({key: there.get(key) for key in now}, now):
         raise DataError(
             f"{prefix}: this store was made with other options than the configuration "
-            "says now:\n  " + "\n  ".join(lines) + "\nrestore them, or make the store "
-            f"anew with `alia-ctx tokenize CONFIG --source {shlex.quote(prefix.name)} --overwrite`"
+            "says now:\n  "
+            + "\n  ".join(lines)
+            + f"\nrestore them, or {making_anew(spec, prefix.name)}"
         )
 
 
@@ -215,15 +220,11 @@ def _strict_error(row: LeftOutRow) -> DataError:
     return DataError(f"{row}; correct or remove the row, or go without strict")
 
 
-def _path(prefix: Path, suffix: str) -> Path:
-    return prefix.with_name(prefix.name + suffix)
-
-
 def _finished(
     prefix: Path, identity: dict[str, Any], encoder: ChatEncoder, overwrite: bool
 ) -> dict[str, Any] | None:
     """The sidecar of a finished store of this identity, None if there is work to do."""
-    if _path(prefix, ".json").is_file():
+    if store_path(prefix, ".json").is_file():
         sidecar = whole_sidecar(prefix, overwrite)
         lines = differences(encoder.renewed(sidecar.get("identity")), identity)
         if not lines:
@@ -235,8 +236,8 @@ def _finished(
                 + "\nchoose another name or allow overwriting (--overwrite)"
             )
         return None
-    there = [s for s in _SUFFIXES[:2] if _path(prefix, s).exists()]
-    ours = (work_path(prefix) / "chat").is_file()
+    there = [s for s in CHAT_SUFFIXES[:2] if store_path(prefix, s).exists()]
+    ours = is_of_conversations(work_path(prefix))
     if there and not overwrite and not ours:
         raise DataError(
             f"{prefix}{there[0]} exists and is not ours; choose another name or allow "
@@ -251,12 +252,15 @@ def _write(
     encoder: ChatEncoder,
     identity: dict[str, Any],
     progress: Callable[[int, int], None] | None,
+    *,
+    overwrite: bool,
 ) -> dict[str, Any]:
     """Everything under PREFIX.work first; then each file takes its name."""
     work = work_path(prefix)
-    if work.is_dir() and not (work / "chat").is_file():
+    if (work / "identity.json").is_file() and not overwrite:
         raise DataError(
-            f"{work}: holds an unfinished run of text; finish it as it was, or remove it"
+            f"{work}: holds an unfinished run of text; finish it as it was, or start "
+            "anew with --overwrite"
         )
     remove_work(prefix)
     work.mkdir(parents=True)
@@ -269,7 +273,7 @@ def _write(
         # keeping; (work / "chat") goes last so that a killed removal is ours still.
         shutil.rmtree(work, ignore_errors=True)
         raise
-    publish(made, prefix, _SUFFIXES)
+    publish(made, prefix, CHAT_SUFFIXES)
     shutil.rmtree(work, ignore_errors=True)
     return sidecar
 
@@ -284,15 +288,15 @@ def _write_files(
     counts, examples = ChatCounts(), FirstOfEach()
     lengths: list[int] = []
     smallest, largest = encoder.vocabulary, -1
-    raw_weights = _path(made, ".raw")
+    raw_weights = store_path(made, ".raw")
     with ExitStack() as stack:
-        tokens = stack.enter_context(open(_path(made, ".bin"), "wb"))
+        tokens = stack.enter_context(open(store_path(made, ".bin"), "wb"))
         weights = stack.enter_context(open(raw_weights, "wb"))
-        said = stack.enter_context(open(_path(made, SAID), "wb"))
+        said = stack.enter_context(open(store_path(made, SAID), "wb"))
         left_out = stack.enter_context(
-            open(_path(made, ".left_out.jsonl"), "w", encoding="utf-8")
+            open(store_path(made, LEFT_OUT), "w", encoding="utf-8")
         )
-        names = stack.enter_context(_Names(_path(made, ".documents.parquet")))
+        names = stack.enter_context(_Names(store_path(made, DOCUMENTS)))
         for block in blocks:
             for row in block.left_out:
                 if encoder.spec.strict:
@@ -314,15 +318,15 @@ def _write_files(
     if not counts.conversations:
         told = "; ".join(map(str, examples.rows[:3])) or "the inputs hold no row"
         raise DataError(f"{made.name}: no conversation that can be used: {told}")
-    with open(_path(made, ".idx"), "wb") as index:
+    with open(store_path(made, ".idx"), "wb") as index:
         write_index(index, np.array(lengths, np.int32), encoder.dtype)
     store = TokenStore(made)
     write_weights(store, _in_blocks(raw_weights))
     raw_weights.unlink()
-    for suffix in _SUFFIXES[:-1]:
-        with open(_path(made, suffix), "rb+") as stream:
+    for suffix in CHAT_SUFFIXES[:-1]:
+        with open(store_path(made, suffix), "rb+") as stream:
             os.fsync(stream.fileno())
-    data = _path(made, ".bin")
+    data = store_path(made, ".bin")
     sidecar = {
         "identity": identity,
         "tokens": counts.tokens,
@@ -332,14 +336,14 @@ def _write_files(
         "counts": counts.to_json(),
         "left_out": [asdict(row) for row in examples.rows],
         "bin_checksum": file_checksum(data),
-        "idx_checksum": file_checksum(_path(made, ".idx")),
+        "idx_checksum": file_checksum(store_path(made, ".idx")),
         "weights_checksum": file_checksum(store.weights_path),
-        "said_checksum": file_checksum(_path(made, SAID)),
-        "documents_checksum": file_checksum(_path(made, ".documents.parquet")),
+        "said_checksum": file_checksum(store_path(made, SAID)),
+        "documents_checksum": file_checksum(store_path(made, DOCUMENTS)),
         # What a template that names the day rendered depends on it.
         **({"rendered_on": str(date.today())} if encoder.template.dated else {}),
     }
-    write_json(_path(made, ".json"), sidecar)
+    write_json(store_path(made, ".json"), sidecar)
     return sidecar
 
 

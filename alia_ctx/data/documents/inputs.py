@@ -157,10 +157,14 @@ class SourceSpec:
 
 @dataclass(frozen=True)
 class Inputs:
-    """Input files in reading order, and what else lies there: path -> why it is not read."""
+    """Input files in reading order, and what else lies there: path -> why it is not read.
+
+    found_by: file -> the pattern that found it, the first of those that name it.
+    """
 
     files: tuple[str, ...]
     ignored: dict[str, str]
+    found_by: dict[str, str]
 
 
 def find_inputs(patterns: Sequence[str]) -> Inputs:
@@ -172,6 +176,7 @@ def find_inputs(patterns: Sequence[str]) -> Inputs:
     """
     files: dict[tuple[int, int], str] = {}
     ignored: dict[str, str] = {}
+    found_by: dict[str, str] = {}
     for pattern in patterns:
         readable = False
         left_out: dict[str, str] = {}
@@ -183,6 +188,7 @@ def find_inputs(patterns: Sequence[str]) -> Inputs:
             readable = True
             status = os.stat(name)
             first = files.setdefault((status.st_dev, status.st_ino), name)
+            found_by.setdefault(first, pattern)
             if first != name:
                 left_out[name] = f"is the same file as {first}"
         if not readable:
@@ -191,7 +197,12 @@ def find_inputs(patterns: Sequence[str]) -> Inputs:
                 "that exist"
             )
         ignored.update(left_out)
-    return Inputs(tuple(files.values()), ignored)
+    return Inputs(tuple(files.values()), ignored, found_by)
+
+
+def in_utf8(name: str) -> str:
+    """The name of a file with bytes that are no UTF-8 written out, as in `caf\\xe9`."""
+    return os.fsencode(name).decode("utf-8", "backslashreplace")
 
 
 def _nothing(left_out: dict[str, str]) -> str:

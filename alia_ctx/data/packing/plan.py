@@ -27,6 +27,7 @@ from alia_ctx.data.packing.plan_files import (
 )
 from alia_ctx.data.packing.remedy import command_for
 from alia_ctx.data.packing.row import PackedRow
+from alia_ctx.data.packing.same_row import repeated_in_rows
 from alia_ctx.data.packing.spec import PackSpec
 from alia_ctx.data.tokens import TokenStore
 from alia_ctx.errors import DataError
@@ -67,6 +68,13 @@ class PackPlan:
                 self.packed.piece_lengths, self.packed.row_offsets[:-1], dtype=np.int64
             )
             self._lengths = row_lengths(tokens, self._offsets, self.row_length)
+
+    def repeated_in_rows(self) -> dict[str, int]:
+        """By source, how often a row has the same text again; without sources that do not
+        come again in any row.
+        """
+        counts = repeated_in_rows(self.packed, self._base).tolist()
+        return {n: c for n, c in zip(self.sources, counts, strict=True) if c}
 
     @classmethod
     def open(

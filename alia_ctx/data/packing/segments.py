@@ -9,7 +9,7 @@ import numpy as np
 from alia_ctx.data.packing.blend import Stratum, shuffled
 from alia_ctx.data.packing.history import NO_SPANS, Spans
 
-_MIN_SEGMENT_ROWS = 32
+_MIN_SEGMENT_ROWS = 32  # shorter ones leave many rows with gaps
 
 
 class _Stream:
@@ -79,7 +79,8 @@ def segments(
 
     A segment ends where a stratum has been gone through for the first time, and where
     it has been gone through once more (unless that is within 32 rows of the last end),
-    so that a document and its next repetition are packed in different segments, and an
+    so that a document and its next repetition are packed in different segments, but for
+    strata of less than 32 rows, which a segment may have several passes of; and an
     unweighted plan is a row of whole epochs. `rows` bounds the tokens drawn in all;
     without it there is one epoch. Repetitions of a stratum are evenly spread over the
     plan, as its share is the same in each segment.

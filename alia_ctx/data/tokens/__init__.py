@@ -1,7 +1,8 @@
 """Documents -> token stores in Megatron's `.bin`/`.idx` format, memory-mapped."""
 
 from alia_ctx.data.tokens.encoder import TextEncoder
-from alia_ctx.data.tokens.places import document_places
+from alia_ctx.data.tokens.places import document_places, document_table
+from alia_ctx.data.tokens.remedy import making_anew
 from alia_ctx.data.tokens.same_source import require_same_options, require_same_source
 from alia_ctx.data.tokens.same_tokenizer import changed_ids
 from alia_ctx.data.tokens.shards import TokenizeProgress
@@ -34,8 +35,10 @@ __all__ = [
     "TokenizeReport",
     "changed_ids",
     "document_places",
+    "document_table",
     "has_vocabulary",
     "known_tokenizer",
+    "making_anew",
     "require_same_options",
     "require_same_source",
     "require_written",

@@ -3,8 +3,23 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from typing import Any
 
 from alia_ctx.data.tokens.store import TokenStore
+from alia_ctx.data.tokens.store_files import DOCUMENTS, has_documents, store_path
+
+
+def document_table(store: TokenStore) -> Any | None:
+    """`id` and `file` of each document (a pyarrow Table, a row a document), as `tokenize`
+    wrote them; None where nobody did, or they are of another store.
+    """
+    if not has_documents(store.prefix):
+        return None
+    import pyarrow.parquet as pq
+
+    table = pq.read_table(store_path(store.prefix, DOCUMENTS))
+    # Those of another store may be left there.
+    return table if table.num_rows == store.n_documents else None
 
 
 def document_places(store: TokenStore, numbers: Iterable[int]) -> list[str]:
@@ -13,18 +28,14 @@ def document_places(store: TokenStore, numbers: Iterable[int]) -> list[str]:
     store has of that file; `document N of PREFIX`, from 0, where nobody wrote it down.
     """
     wanted = list(numbers)
-    path = store.prefix.with_name(store.prefix.name + ".documents.parquet")
     if not wanted:
         return []
-    if not path.is_file():
+    table = document_table(store)
+    if table is None:
         return [f"document {number} of {store.prefix}" for number in wanted]
     import pyarrow.compute as pc
-    import pyarrow.parquet as pq
 
-    table = pq.read_table(path, columns=["id", "file"])
     ids, files = table["id"], table["file"]
-    if len(files) != store.n_documents:  # of another store that lay there before
-        return [f"document {number} of {store.prefix}" for number in wanted]
     places = []
     for number in wanted:
         file, name = files[number].as_py(), ids[number].as_py()

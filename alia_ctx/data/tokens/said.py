@@ -15,14 +15,14 @@ from pathlib import Path
 import numpy as np
 
 from alia_ctx.data.tokens.store import TokenStore
+from alia_ctx.data.tokens.store_files import SAID, store_path
 from alia_ctx.errors import DataError
 
-SAID = ".said"
 SAYS, CALLS = 1, 2
 
 
 def said_path(prefix: Path) -> Path:
-    return prefix.with_name(prefix.name + SAID)
+    return store_path(prefix, SAID)
 
 
 def said_of(store: TokenStore) -> np.ndarray | None:
@@ -33,6 +33,8 @@ def said_of(store: TokenStore) -> np.ndarray | None:
     if not path.is_file():
         return None
     size = path.stat().st_size
+    if size != store.n_tokens and not store.sidecar and store.weights is None:
+        return None  # beside a store without loss weights it is somebody else's
     if size != store.n_tokens:
         raise DataError(
             f"{path}: is of {size:,} tokens and its store of {store.n_tokens:,}; make the "

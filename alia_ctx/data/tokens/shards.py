@@ -29,6 +29,7 @@ from alia_ctx.data.documents import (
     read_blocks,
     read_items,
 )
+from alia_ctx.data.documents.inputs import in_utf8
 from alia_ctx.data.tokens.encoder import TextEncoder
 from alia_ctx.data.tokens.workers import leave_with_parent
 from alia_ctx.errors import DataError
@@ -312,7 +313,7 @@ def _encode_piece(job: Job, piece: int | str, items: Iterable[Item]) -> Note:
         np.save(stream, np.array(lengths, np.int32))
     # as JSON: importing a Parquet library would cost each worker more than all its files
     with atomic_file(piece_path(job.work, piece, "ids")) as stream:
-        stream.write(json.dumps({"id": ids, "file": [*map(_in_utf8, files)]}).encode())
+        stream.write(json.dumps({"id": ids, "file": [*map(in_utf8, files)]}).encode())
     note = {
         "tokens": sum(lengths),
         "smallest": min((low for low, _ in ranges), default=0),
@@ -343,8 +344,3 @@ def _batches(documents: Iterable[Document]) -> Iterator[list[Document]]:
         size += len(document.text)
     if batch:
         yield batch
-
-
-def _in_utf8(name: str) -> str:
-    """The name of a file with bytes that are no UTF-8 written out, as in `caf\\xe9`."""
-    return os.fsencode(name).decode("utf-8", "backslashreplace")

@@ -21,6 +21,7 @@ from alia_ctx.data.documents import (
     plan_shards,
     usual_shard_bytes,
 )
+from alia_ctx.data.documents.inputs import in_utf8
 from alia_ctx.data.tokens.encoder import TextEncoder
 from alia_ctx.data.tokens.shards import (
     Job,
@@ -32,6 +33,7 @@ from alia_ctx.data.tokens.shards import (
 )
 from alia_ctx.data.tokens.special_tokens import SpecialTokens
 from alia_ctx.data.tokens.store import write_index
+from alia_ctx.data.tokens.store_files import TEXT_SUFFIXES, store_path
 from alia_ctx.data.tokens.tokenizer import renewed
 from alia_ctx.data.tokens.tokenizer_files import TOKENIZER, tokenizer_statement
 from alia_ctx.data.tokens.vocabulary import recorded_range, vocabulary_problems
@@ -47,8 +49,6 @@ from alia_ctx.files import (
 )
 
 _FORMAT = 2
-# In the order in which they get their names; the last one says that all are whole.
-_SUFFIXES = (".bin", ".idx", ".documents.parquet", ".json")
 
 
 @dataclass(frozen=True)
@@ -159,6 +159,7 @@ def tokenize_source(
             {
                 "identity": identity,
                 "ignored_files": inputs.ignored,
+                "found_by": {in_utf8(f): by for f, by in inputs.found_by.items()},
                 TOKENIZER: tokenizer_statement(Path(tokenizer_dir)),
             },
         )
@@ -213,9 +214,8 @@ def _paths(prefix: Path) -> tuple[Path, Path, Path, Path]:
     """`.bin`, `.idx`, `.documents.parquet` and `.json`, in the order in which they get
     their names.
     """
-    return tuple(  # type: ignore[return-value]
-        prefix.with_name(prefix.name + suffix) for suffix in _SUFFIXES
-    )
+    bin_, idx, documents, sidecar = (store_path(prefix, s) for s in TEXT_SUFFIXES)
+    return bin_, idx, documents, sidecar
 
 
 def _finished(
@@ -337,7 +337,7 @@ def _join(
         "documents_checksum": file_checksum(ids_path),
     }
     write_json(sidecar_path, sidecar)
-    publish(made, prefix, _SUFFIXES)
+    publish(made, prefix, TEXT_SUFFIXES)
     return sidecar
 
 

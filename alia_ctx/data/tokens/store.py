@@ -21,15 +21,15 @@ from typing import IO
 
 import numpy as np
 
+from alia_ctx.data.tokens.store_files import read_sidecar, store_path
 from alia_ctx.data.tokens.vocabulary import known_range
-from alia_ctx.data.tokens.work_folder import work_path
+from alia_ctx.data.tokens.work_folder import is_unfinished, work_path
 from alia_ctx.errors import DataError
 from alia_ctx.files import (
     atomic_file,
     checksum,
     file_checksum,
     file_fingerprint,
-    read_object,
 )
 
 _MAGIC = b"MMIDIDX\x00\x00"
@@ -49,21 +49,24 @@ class TokenStore:
     """
 
     def __init__(self, prefix: str | Path) -> None:
-        """Open `PREFIX.bin` and `PREFIX.idx`;
-
-        DataError where one is missing, cut off or of another format.
+        """Open `PREFIX.bin` and `PREFIX.idx`; DataError where one is
+        missing, cut off or of another format.
         """
-        self.prefix = Path(str(prefix).removesuffix(".idx").removesuffix(".bin"))
-        self.index_path = self.prefix.with_name(self.prefix.name + ".idx")
-        self.data_path = self.prefix.with_name(self.prefix.name + ".bin")
-        self.sidecar_path = self.prefix.with_name(self.prefix.name + ".json")
-        self.weights_path = self.prefix.with_name(self.prefix.name + ".weights")
+        self.prefix = Path(prefix)
+        if not store_path(
+            self.prefix, ".idx"
+        ).is_file():  # a source may be called a.bin
+            self.prefix = Path(str(prefix).removesuffix(".idx").removesuffix(".bin"))
+        self.index_path = store_path(self.prefix, ".idx")
+        self.data_path = store_path(self.prefix, ".bin")
+        self.sidecar_path = store_path(self.prefix, ".json")
+        self.weights_path = store_path(self.prefix, ".weights")
         for path in (self.index_path, self.data_path):
             if not path.is_file():
                 raise DataError(
                     f"{path} does not exist; tokenize the source or correct the store's prefix"
                 )
-        if not self.sidecar_path.is_file() and work_path(self.prefix).is_dir():
+        if not self.sidecar_path.is_file() and is_unfinished(self.prefix):
             raise DataError(
                 f"{self.prefix}: tokenising it was interrupted ({work_path(self.prefix)} "
                 "is beside it, what it was made from is not), so nothing says whose "
@@ -221,13 +224,7 @@ class TokenStore:
     @cached_property
     def sidecar(self) -> dict[str, object]:
         """What `tokenize` wrote beside the store; empty for one made elsewhere."""
-        if not self.sidecar_path.is_file():
-            return {}
-        try:
-            return dict(read_object(self.sidecar_path))
-        except ValueError as error:
-            broken = f"{self.sidecar_path}: broken ({error})"
-            raise DataError(f"{broken}; tokenize the source again") from error
+        return read_sidecar(self.prefix)
 
     @cached_property
     def fingerprint(self) -> str:
@@ -308,16 +305,19 @@ def _read_weights(store: TokenStore) -> np.ndarray | None:
         return None
     raw = _map(store.weights_path, np.dtype(np.uint8))
     head = bytes(raw[: _WEIGHTS_HEADER.size])
+    is_ours = _WEIGHTS_MAGIC.startswith(head[:8]) or "weights_checksum" in store.sidecar
+    if not is_ours and raw.size != _WEIGHTS_HEADER.size + store.n_tokens:
+        return None  # somebody else's; one of ours that is damaged has its size still
     if head[:8] != _WEIGHTS_MAGIC or len(head) < _WEIGHTS_HEADER.size:
         raise DataError(
             f"{store.weights_path}: no file of loss weights (bad header); tokenize "
-            "the source again"
+            "the source again with --overwrite"
         )
     if head != _weights_header(store):
         raise DataError(
             f"{store.weights_path}: made for other tokens than those of "
-            f"{store.data_path}; tokenize the source again, or remove it to train "
-            "on every token"
+            f"{store.data_path}; tokenize the source again with --overwrite, or remove "
+            "it to train on every token"
         )
     if raw.size != _WEIGHTS_HEADER.size + store.n_tokens:
         raise DataError(

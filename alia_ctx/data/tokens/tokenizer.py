@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from alia_ctx.data.tokens.tokenizer_files import (
+    additional_special_tokens,
     is_tiktoken,
     tokenizer_files,
     tokenizer_statement,
@@ -18,7 +19,6 @@ from alia_ctx.errors import DataError
 from alia_ctx.files import checksum, file_fingerprint
 from alia_ctx.optional_packages import guard, reason
 
-_NAMED = ("bos", "eos", "unk", "sep", "pad", "cls", "mask")
 _PROBES = (
     "the rain in Girona falls mainly on the plain",
     " two  spaces,\ttab,\nline\r\n\n  and indented",
@@ -83,19 +83,29 @@ class HubTokenizer:
     def special(self) -> Mapping[str, int]:
         """Special tokens and their ids, whichever file names them.
 
-        Those are the added tokens marked as special and BOS, EOS and their like. A
-        SentencePiece model's user-defined symbols are no control tokens, although
-        transformers lists them among the additional special tokens.
+        Those are the added tokens marked as special, BOS, EOS and their like, and what
+        the directory lists as additional special tokens, marked or not. A SentencePiece
+        model's user-defined symbols are no control tokens, although transformers lists
+        them among the additional special tokens.
         """
         marked = [
             str(token)
             for token in self._added.values()
             if getattr(token, "special", False)
         ]
-        named = [getattr(self.auto, f"{name}_token", None) for name in _NAMED]
+        listed = additional_special_tokens(self.directory)
+        # `special_tokens_map` has names of the model's own too, as `image_token`.
+        usual = {str(token) for token in self.auto.special_tokens_map.values()}
+        named = [
+            token
+            for token in map(str, self.auto.all_special_tokens)
+            # transformers saves user-defined symbols as additional special tokens: blank
+            # ones, as Gemma's line breaks, would be in every document.
+            if token in usual or (token in listed and token.strip())
+        ]
         ids = {
             token: self.vocabulary[token]
-            for token in [*marked, *filter(None, named)]
+            for token in [*marked, *named]
             if token in self.vocabulary
         }
         return dict(sorted(ids.items(), key=lambda item: item[1]))

@@ -49,6 +49,20 @@ _DECIDE_NO_IDS = (
 )
 
 
+def additional_special_tokens(directory: Path) -> set[str]:
+    """What a directory itself lists as additional (`extra`, as of transformers 5) special
+    tokens, in any form that transformers reads; it is known to load.
+    """
+    listed: list[Any] = []
+    for name in (_CONFIG, "special_tokens_map.json"):
+        path = directory / name
+        content = parse_json(path.read_bytes()) if path.is_file() else {}
+        for key in ("additional_special_tokens", "extra_special_tokens"):
+            tokens = content.get(key) or []
+            listed += tokens.values() if isinstance(tokens, Mapping) else tokens
+    return {str(t.get("content") if isinstance(t, Mapping) else t) for t in listed}
+
+
 def is_limit(key: object) -> bool:
     """Whether a key of a JSON file limits a length, by how it is spelled."""
     if not isinstance(key, str):  # to_dict() of transformers has id2label by number

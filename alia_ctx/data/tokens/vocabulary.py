@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from alia_ctx.data.tokens.store_files import RANGE
 from alia_ctx.data.tokens.tokenizer import HubTokenizer
 from alia_ctx.errors import Problem
 from alia_ctx.files import parse_json, write_json
@@ -47,7 +48,7 @@ def known_range(
 
     A store of other origin gets a file `PREFIX.range.json`, where that can be written.
     """
-    cache = data_path.with_suffix(".range.json")
+    cache = data_path.with_suffix(RANGE)
     for record in (sidecar.get("token_range"), _read(cache)):
         if isinstance(record, dict) and record.get("file") == fingerprint:
             return int(record["smallest"]), int(record["largest"])

@@ -7,19 +7,23 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from alia_ctx.data.documents import SourceSpec
+from alia_ctx.data.tokens.remedy import making_anew
 from alia_ctx.data.tokens.said import said_path
 from alia_ctx.data.tokens.store import TokenStore
 from alia_ctx.errors import DataError
 from alia_ctx.files import file_checksum, file_fingerprint
 
 
-def require_written(prefix: Path) -> None:
+def require_written(prefix: Path, remedy: str | None = None) -> None:
     """DataError where a file of the store at `prefix` is gone, or another than its sidecar
     says: one that was damaged, or changed for another of its size.
 
     Of `.bin` as much is read as `file_fingerprint` reads, of the others all. What has no
-    record, as in stores that were made elsewhere, is believed.
+    record, as in stores that were made elsewhere, is believed. `remedy`: how the store is
+    made anew, where that is not by tokenising the source that it is called by.
     """
+    remedy = remedy or making_anew(SourceSpec(), prefix.name)
     store = TokenStore(prefix)
     tokens = store.sidecar.get("token_range")
     of_tokens = tokens.get("file") if isinstance(tokens, dict) else None
@@ -36,9 +40,9 @@ def require_written(prefix: Path) -> None:
         what = "is not what was written" if there else "is gone"
         raise DataError(
             f"{path}: {what} ({store.sidecar_path} has the checksum); copy it again, or "
-            "make the store anew with `alia-ctx tokenize CONFIG --source "
-            f"{prefix.name} --overwrite`"
+            f"{remedy}"
         )
+    _ = store.weights  # recorded or not, they must be of these tokens
 
 
 def whole_sidecar(prefix: Path, overwrite: bool) -> dict[str, Any]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import json
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,12 @@ from alia_ctx.data.chat import (
     write_chat_store,
 )
 from alia_ctx.data.documents import ChatSpec, SourceSpec
-from alia_ctx.data.tokens import TokenStore
+from alia_ctx.data.tokens import (
+    TextEncoder,
+    TokenStore,
+    require_same_options,
+    require_same_source,
+)
 from alia_ctx.errors import DataError
 from tests.data.chat.conversations import FORMS, cases
 from tests.data.chat.tokenizers import save_chat_tokenizer
@@ -133,6 +139,40 @@ def test_a_finished_store_is_left_and_another_refused(
         require_same_chat(source(inputs), out / "chat", settings.encoder)
     last = source(inputs, train_on="last_turn")
     require_same_chat(last, out / "chat", chat_settings(last, tokenizer).encoder)
+
+
+def test_a_store_of_conversations_may_be_given_as_one(
+    inputs: Path, tokenizer: Path, tmp_path: Path
+) -> None:
+    """Its template puts BOS and EOS, so a run's own count for nothing; what both have does."""
+    write_chat_store(source(inputs), "chat", tokenizer, tmp_path)
+    given, prefix = SourceSpec(store=str(tmp_path / "chat")), tmp_path / "chat"
+    for eos in (True, False):
+        for asked in ("split", "keep"):
+            options: Any = {
+                "append_eos": eos,
+                "prepend_bos": False,
+                "special_tokens": asked,
+            }
+            encoder = partial(TextEncoder, tokenizer, **options)
+            if asked == "split":
+                require_same_source(given, prefix, encoder, "bought")
+                require_same_options(given, prefix, **options)
+                continue
+            with pytest.raises(
+                DataError, match=r"special_tokens: split .*keep asked\n"
+            ):
+                require_same_source(given, prefix, encoder, "bought")
+            with pytest.raises(
+                DataError, match=r"special_tokens: split .*keep asked\n"
+            ):
+                require_same_options(given, prefix, **options)
+    other = save_chat_tokenizer("sentencepiece", tmp_path / "other")
+    encoder = partial(TextEncoder, other, append_eos=True, prepend_bos=False)
+    with pytest.raises(DataError, match="tokenizer: ") as told:
+        require_same_source(given, prefix, encoder, "bought")
+    assert "source bought has it by `store`" in str(told.value)
+    assert "--source" not in str(told.value)
 
 
 def test_what_fails_leaves_the_old_store_whole(

@@ -231,6 +231,78 @@ def test_the_setting_is_part_of_the_stores_identity(tmp_path: Path) -> None:
         tokenize_source(spec, "a", directory, tmp_path / "out", special_tokens="keep")
 
 
+TOOL = {"content": "<|tool|>", "special": False, "__type": "AddedToken"}
+CONFIG, MAP = "tokenizer_config.json", "special_tokens_map.json"
+
+
+@pytest.mark.parametrize(
+    ("added_in", "file", "key", "listed"),
+    [
+        ("tokenizer.json", CONFIG, "additional_special_tokens", ["<|tool|>"]),
+        ("tokenizer.json", CONFIG, "additional_special_tokens", [TOOL]),
+        ("tokenizer.json", CONFIG, "extra_special_tokens", ["<|tool|>"]),
+        ("tokenizer.json", CONFIG, "extra_special_tokens", {"tool": "<|tool|>"}),
+        ("tokenizer.json", MAP, "additional_special_tokens", ["<|tool|>"]),
+        ("added_tokens.json", CONFIG, "extra_special_tokens", [TOOL]),
+        ("added_tokens.json", MAP, "additional_special_tokens", ["<|tool|>"]),
+    ],
+)
+def test_what_the_directory_lists_is_special_though_it_is_not_marked(
+    tmp_path: Path, added_in: str, file: str, key: str, listed: list[object]
+) -> None:
+    backend = families.byte_level()
+    number = backend.get_vocab_size()
+    in_json = added_in == "tokenizer.json"
+    added = (
+        (AddedToken("<|tool|>", special=False, normalized=False),) if in_json else ()
+    )
+    directory = families.save(backend, tmp_path / "t", added=added)
+    if not in_json:
+        (directory / added_in).write_text(json.dumps({"<|tool|>": number}))
+    path = directory / file
+    content = json.loads(path.read_text()) if path.is_file() else {}
+    path.write_text(json.dumps({**content, key: listed}))
+    theirs = AutoTokenizer.from_pretrained(directory, local_files_only=True)
+    texts = ["see <|tool|> here", "see nothing here"]
+    assert number in theirs.all_special_ids
+    for mode in ("split", "keep", "refuse"):
+        spelling, plain = encode(directory, mode, texts)
+        assert spelling.spelled == {"<|tool|>": 1}, mode
+        assert (number in spelling.tokens) is (mode == "keep")
+        assert spelling.refused is (mode == "refuse")
+        assert not plain.spelled and not plain.refused and plain.tokens.size
+        if mode == "split":
+            assert theirs.decode(spelling.tokens) == texts[0]
+
+
+def test_symbols_of_a_sentencepiece_model_stay_text_once_transformers_saved_it(
+    tmp_path: Path,
+) -> None:
+    """It saves them as `extra_special_tokens`; line breaks are in every document."""
+    added = (AddedToken("\n\n", special=False, normalized=False),)
+    directory = families.save(
+        families.byte_level(),
+        tmp_path / "t",
+        added=added,
+        extra_special_tokens=["\n\n"],
+    )
+    theirs = AutoTokenizer.from_pretrained(directory, local_files_only=True)
+    texts = ["one\n\ntwo"]
+    for mode in ("split", "refuse"):
+        [encoded] = encode(directory, mode, texts)
+        assert encoded.tokens.tolist() == theirs(texts)["input_ids"][0]
+        assert not encoded.refused and not encoded.spelled
+
+
+def test_a_name_of_the_models_own_is_special(tmp_path: Path) -> None:
+    added = (AddedToken("<image>", special=False, normalized=False),)
+    directory = families.save(
+        families.byte_level(), tmp_path / "t", added=added, image_token="<image>"
+    )
+    [encoded] = encode(directory, "refuse", ["an <image> of it"])
+    assert encoded.refused and encoded.spelled == {"<image>": 1}
+
+
 def test_a_token_that_only_the_configuration_calls_special(tmp_path: Path) -> None:
     tokenizer = families.byte_level()
     tokenizer.add_tokens([AddedToken("<end>", special=False)])

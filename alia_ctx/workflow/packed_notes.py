@@ -1,0 +1,44 @@
+"""What `pack` says of a plan that is made: where it is another than was asked for."""
+
+from __future__ import annotations
+
+from alia_ctx.data.packing import PackPlan, missed_shares
+
+
+def packed_notes(name: str, plan: PackPlan) -> list[str]:
+    """All that is to be said of the plan of stage `name`, a sentence or two each."""
+    return [*shares_notes(name, plan), *repeats_notes(name, plan)]
+
+
+def shares_notes(name: str, plan: PackPlan) -> list[str]:
+    """That sources of a stage have other shares of its plan than its weights ask for."""
+    missed = missed_shares(plan)
+    if not missed:
+        return []
+    found = ", ".join(
+        f"{source} {got:.1%} (asked for: {asked:.1%})"
+        for source, (asked, got) in missed.items()
+    )
+    tokens, pack = plan.stats["tokens"], f"stages.{name}.pack"
+    longest, nearer = plan.longest_document(), f"more `stages.{name}.tokens`"
+    if longest > plan.row_length:
+        nearer += f", or `{pack}.long_docs: drop` (of documents longer than a row),"
+    return [
+        f"stage {name}: {pack}.weights are not met in shares of the plan's tokens: {found}. "
+        f"Documents are drawn whole, and the longest has {longest:,} tokens where the plan "
+        f"has {tokens:,}: {nearer} may come nearer"
+    ]
+
+
+def repeats_notes(name: str, plan: PackPlan) -> list[str]:
+    """That rows have the same text more than once."""
+    repeated = plan.repeated_in_rows()
+    if not repeated:
+        return []
+    found = ", ".join(f"{source} {count:,}" for source, count in repeated.items())
+    return [
+        f"stage {name}: rows have the same text again, which another row would be better "
+        f"for: {found} times in {len(plan.packed):,} rows. A source that is gone through "
+        "more than once in 32 rows is packed together with its repetition: give it less "
+        f"of `stages.{name}.pack.weights`, or more text"
+    ]
