@@ -36,6 +36,7 @@ from alia_ctx.hf.json_files import write_json
 from alia_ctx.hf.ranks import Ranks
 from alia_ctx.hf.resizing import mean_rows, resize
 from alia_ctx.hf.rules import EMBEDDING, HEAD, WeightMap
+from alia_ctx.hf.source_weights import SOURCE_WEIGHTS, weights_statement
 from alia_ctx.hf.streams import Progress
 from alia_ctx.hf.weight_files import locate_weights
 from alia_ctx.progress import say
@@ -92,8 +93,9 @@ def import_hf(
             "to": model.vocab_size,
             "initialisation": "mean",
         }
+    extra = {**origin, SOURCE_WEIGHTS: weights_statement(hf_dir, places, ranks)}
     manifest = Manifest(
-        stage="import", update=0, model=model, rope=rope, context=context, extra=origin
+        stage="import", update=0, model=model, rope=rope, context=context, extra=extra
     )
     with (
         TensorFiles() as files,
