@@ -11,26 +11,30 @@ damaged on disk are the files' checksums' to find.
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import torch
 import xxhash
-from torch import Tensor
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 CONTENT = "content"  # in a manifest's entry of a file that holds tensors
 _DIGITS = 16
 _VALUES_AT_ONCE = 1 << 18  # stay in the processor's cache
-_UNSIGNED = {1: torch.uint8, 2: torch.uint16, 4: torch.uint32, 8: torch.uint32}
+_UNSIGNED = {1: "uint8", 2: "uint16", 4: "uint32", 8: "uint32"}
 
 
 def box_sum(key: str, offsets: tuple[int, ...], values: Tensor) -> int:
     """What the box of tensor `key` that starts at `offsets` adds to the content: contiguous
     `values` on the CPU, with an axis for each offset. A number below 2^64.
     """
+    import torch  # here, as who only reads what manifests state needs none
+
     if not values.numel():
         return 0
-    bits = values.reshape(values.shape or (1,)).view(_UNSIGNED[values.itemsize]).numpy()
+    unsigned = getattr(torch, _UNSIGNED[values.itemsize])
+    bits = values.reshape(values.shape or (1,)).view(unsigned).numpy()
     start = offsets or (0,)
     if values.itemsize == 8:  # two halves, so that a sign is no multiple of 2^63
         start = (*start[:-1], 2 * start[-1])
