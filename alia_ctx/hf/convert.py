@@ -93,9 +93,15 @@ def import_hf(
             "to": model.vocab_size,
             "initialisation": "mean",
         }
-    extra = {**origin, SOURCE_WEIGHTS: weights_statement(hf_dir, places, ranks)}
     manifest = Manifest(
-        stage="import", update=0, model=model, rope=rope, context=context, extra=extra
+        stage="import",
+        update=0,
+        model=model,
+        rope=rope,
+        context=context,
+        # Not in `extra`, which travels into exports: it names places of this machine.
+        config={SOURCE_WEIGHTS: weights_statement(hf_dir, places, ranks)},
+        extra=origin,
     )
     with (
         TensorFiles() as files,

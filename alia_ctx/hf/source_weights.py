@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from alia_ctx.checkpoint.tensor_files import TensorPlace
     from alia_ctx.hf.ranks import Ranks
 
-SOURCE_WEIGHTS = "source_weights"  # in the `extra` of an import's manifest
+SOURCE_WEIGHTS = "source_weights"  # in the `config` of an import's manifest
 _SIGNS = ("*.safetensors", "*.bin", "*.index.json")
 _AT_ONCE = 4  # tensors: a parallel file system gives more to several readers
 _BLOCK_BYTES = 4 << 20

@@ -70,7 +70,7 @@ def require_imported_from_base(run: RunConfig) -> None:
             return
         if manifest.stage != IMPORT:
             continue
-        stated = manifest.extra.get(SOURCE_WEIGHTS)
+        stated = manifest.config.get(SOURCE_WEIGHTS)
         other = None if stated is None else other_weight(stated, Path(run.hf_base))
         if stated is None or other is None:
             return

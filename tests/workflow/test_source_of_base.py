@@ -183,7 +183,7 @@ def _import_on_ranks(rank: int, folder: str) -> dict[str, Any]:
 
     with Ranks.from_environment() as ranks:
         made = import_hf(Path(folder, "hf-a"), Path(folder, "two"), ranks=ranks)
-    return dict(made.extra["source_weights"])
+    return dict(made.config["source_weights"])
 
 
 def _train(rank: int, path: str) -> str:
@@ -196,7 +196,7 @@ def _train(rank: int, path: str) -> str:
 
 def test_ranks_share_the_reading_and_training_is_refused(folder: Path) -> None:
     stated, other = run_distributed(_import_on_ranks, 2, str(folder))
-    assert stated == other == read_manifest(folder / "base").extra["source_weights"]
+    assert stated == other == read_manifest(folder / "base").config["source_weights"]
     assert set(stated["tensors"]) == set(load_file(folder / "hf-a" / WEIGHTS))
     run_with(folder, "hf-b")
     (said,) = run_distributed(_train, 1, str(folder / "run.yaml"))
