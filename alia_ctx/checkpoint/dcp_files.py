@@ -37,6 +37,7 @@ from torch.distributed.checkpoint.metadata import (
     TensorStorageMetadata,
 )
 
+from alia_ctx.checkpoint.content import CONTENT, box_sum, content_entry
 from alia_ctx.checkpoint.tensor_files import BlockPipe
 from alia_ctx.errors import CheckpointError
 
@@ -67,7 +68,7 @@ class Record:
 class Part:
     """What one writer wrote:
 
-    its records, and size and checksum of its file as a manifest lists them.
+    its records, and size, checksum and content of its file as a manifest lists them.
     """
 
     records: list[Record] = field(default_factory=list)
@@ -89,6 +90,7 @@ def record_file(state: Path, number: int) -> Iterator[RecordFile]:
     file.part.files[name] = {
         "bytes": file.position,
         "xxh3_128": file.digest.hexdigest(),
+        CONTENT: content_entry(file.content),
     }
 
 
@@ -146,9 +148,8 @@ def _check_complete(state: Path, described: Mapping[str, Any]) -> None:
 
 
 class RecordFile:
-    """A file of `torch.save` records that knows its position and checksum as it grows:
-
-    nothing is read again.
+    """A file of `torch.save` records that knows its position, its checksum and the content
+    of its tensors as it grows: nothing is read again.
     """
 
     def __init__(self, name: str, stream: Any) -> None:
@@ -158,6 +159,7 @@ class RecordFile:
             xxhash.xxh3_128(),
             Part(),
         )
+        self.content = 0
         self._stream = stream
         self._pipe = BlockPipe(self._put, _BLOCK_BYTES)
         self._streamed: tuple[int, Callable[[], None]] | None = None
@@ -178,6 +180,7 @@ class RecordFile:
 
         `values` must be all of its storage.
         """
+        self.content += box_sum(key, offsets, values)
         self._append(key, offsets, tuple(values.shape), values)
 
     def append_streamed(
@@ -201,12 +204,19 @@ class RecordFile:
         if nbytes <= _BLOCK_BYTES:
             values = self._pipe.empty(shape, dtype)
             fill(0, values)
+            self.content += box_sum(key, offsets, values.view(sizes))
             self._append(key, offsets, sizes, values.view(sizes))
             return
         placeholder = (
             torch.from_numpy(np.empty(nbytes, np.uint8)).view(dtype).view(sizes)
         )
-        self._streamed = nbytes, lambda: self._write_blocks(shape, dtype, fill)
+
+        def add(start: int, rows: Tensor) -> None:
+            place = (*offsets[:axis], offsets[axis] + start, *offsets[axis + 1 :])
+            self.content += box_sum(key, place, rows.view(*sizes[:axis], *rows.shape))
+
+        axis = len(offsets) - len(shape)
+        self._streamed = nbytes, lambda: self._write_blocks(shape, dtype, fill, add)
         self._append(key, offsets, sizes, placeholder)
 
     def write(self, data: Any) -> int:
@@ -249,12 +259,14 @@ class RecordFile:
         shape: tuple[int, ...],
         dtype: torch.dtype,
         fill: Callable[[int, Tensor], None],
+        add: Callable[[int, Tensor], None],
     ) -> None:
         for start, count in self._pipe.blocks(
             0, shape[0], math.prod(shape[1:]) * dtype.itemsize
         ):
             rows = self._pipe.empty((count, *shape[1:]), dtype)
             fill(start, rows)
+            add(start, rows)
             self._pipe.put(rows)
 
     def _put(self, data: Any) -> None:

@@ -38,6 +38,7 @@ from alia_ctx.hf.json_files import refusal, write_json
 from alia_ctx.hf.ranks import Ranks
 from alia_ctx.hf.resizing import mean_rows, resize
 from alia_ctx.hf.rules import EMBEDDING, HEAD, WeightMap
+from alia_ctx.hf.source_weights import SOURCE_WEIGHTS, weights_statement
 from alia_ctx.hf.stated_training import stated_training, statement_of_training
 from alia_ctx.hf.streams import Progress
 from alia_ctx.hf.trained_length import trained_length
@@ -106,6 +107,8 @@ def import_hf(
         rope=rope,
         context=context,
         ledger=() if known is None else known.ledger,
+        # Not in `extra`, which travels into exports: it names places of this machine.
+        config={SOURCE_WEIGHTS: weights_statement(hf_dir, places, ranks)},
         extra=origin if known is None else {**origin, SOURCES: known.sources},
     )
     with (

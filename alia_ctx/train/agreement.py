@@ -68,6 +68,24 @@ def on_all_ranks[T](
     return value
 
 
+def on_first_rank(ranks: Ranks, look: Callable[[], None]) -> None:
+    """Run `look` on rank 0 alone, as what it reads is too much for each to read. Collective.
+
+    Raises the AliaError that it raises, or one of the same words, on all ranks.
+    """
+    failure: AliaError | None = None
+    if ranks.rank == 0:
+        try:
+            look()
+        except AliaError as error:
+            failure = error
+    said = ranks.gather_objects(None if failure is None else str(failure))[0]
+    if said is not None:
+        failure = failure or AliaError(said)
+        failure.on_all_ranks = True
+        raise failure
+
+
 def _text(error: Exception) -> str:
     if isinstance(error, OSError):
         return f"{error.filename or 'a file'}: {error.strerror or error}"

@@ -11,6 +11,7 @@ started from is in its own record: that the stage before has gone on since chang
 from __future__ import annotations
 
 import dataclasses
+import os
 import shlex
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -19,6 +20,7 @@ from typing import Any
 import numpy as np
 
 from alia_ctx import checkpoint
+from alia_ctx.checkpoint.content import CONTENT, content_of
 from alia_ctx.checkpoint.manifest import Manifest, StageLedger
 from alia_ctx.config.run import OptimizerConfig, StageConfig
 from alia_ctx.data.packing import PackPlan
@@ -44,14 +46,11 @@ PLANNED = "planned"  # in a manifest's `extra`: updates of the stage's plan, and
 
 
 def checkpoint_statement(manifest: Manifest) -> dict[str, Any]:
-    """What a checkpoint is, wherever it lies: what it was trained on and how, and its
-    bytes.
+    """What a checkpoint is, wherever it lies: what it was trained on and how, and the
+    values of its tensors, however many ranks have written them; of a release that did not
+    state those, its files.
     """
-    tensors = {
-        name: entry
-        for name, entry in manifest.files.items()
-        if name.endswith(".distcp")
-    }
+    tensors = _tensor_files(manifest)
     return dict(
         statement(
             {
@@ -61,10 +60,15 @@ def checkpoint_statement(manifest: Manifest) -> dict[str, Any]:
                 "rope": manifest.rope,
                 "context": manifest.context,
                 "ledger": _by_stage(manifest.ledger),
-                "weights": statement_checksum(tensors),
+                "weights": content_of(tensors.values()) or statement_checksum(tensors),
             }
         )
     )
+
+
+def _tensor_files(manifest: Manifest) -> dict[str, Mapping[str, Any]]:
+    entries = manifest.files.items()
+    return {name: entry for name, entry in entries if name.endswith(".distcp")}
 
 
 def _by_stage(ledger: Sequence[StageLedger]) -> dict[str, StageLedger]:
@@ -234,49 +238,106 @@ def _shortened(task: StageTask, manifest: Manifest) -> list[str]:
 
 
 def _other_origin(task: StageTask, manifest: Manifest) -> list[str]:
-    """What the stage started from, compared with what it would start from now; nothing
-    where that is not at hand any more.
+    """What the stage started from, compared with what it would start from now. Where that
+    cannot be read any more, the configuration still has to name the same.
 
     Of a stage that has gone on since, the checkpoint that was started from is compared,
     or where that is not kept what going on leaves as it is.
     """
+    key = f"stages.{task.name}.init_from"
+    try:
+        return _compared_origins(task, manifest, key)
+    except CheckpointError:
+        if _names_what_it_started_from(task, manifest):
+            return []
+        return differences(_named_before(task, manifest), task.stage.init_from, key)
+
+
+def _compared_origins(task: StageTask, manifest: Manifest, key: str) -> list[str]:
+    """CheckpointError where what the stage would start from now cannot be read."""
     recorded = manifest.extra.get(STARTED_FROM)
     if recorded is not None and task.origin_checkpoints is not None:
         there = task.origin_checkpoints / checkpoint.checkpoint_name(recorded["update"])
         newest = checkpoint.latest(task.origin_checkpoints)
-        if there.is_dir() or (newest is not None and newest.name > there.name):
-            return _other_than(recorded, there, newest or there, task)
-    try:
-        origin = task.origin()
-        now = None if origin is None else checkpoint.read_manifest(origin)
-    except CheckpointError:
-        return []
-    key = f"stages.{task.name}.init_from"
-    if now is None or manifest.parent is None:
+        if there.is_dir():
+            return _other_than(recorded, checkpoint.read_manifest(there), key)
+        if newest is not None and newest.name > there.name:
+            now = checkpoint_statement(checkpoint.read_manifest(newest))
+            return differences(_lasting(recorded), _lasting(now), key)
+    origin = task.origin()
+    if origin is None or manifest.parent is None:
         before, here = manifest.parent or "random", str(origin or "random")
         return differences(before, here, key)
+    then = checkpoint.read_manifest(origin)
     if recorded is not None:
-        return differences(recorded, checkpoint_statement(now), key)
+        return _other_than(recorded, then, key)
     # of version 0.1, which recorded the ledgers of what it started from, and its place
     return differences(
         {"ledger": _by_stage(manifest.ledger[:-1])},
-        {"ledger": _by_stage(now.ledger)},
+        {"ledger": _by_stage(then.ledger)},
         key,
     )
 
 
-def _other_than(
-    recorded: Mapping[str, Any], there: Path, newest: Path, task: StageTask
-) -> list[str]:
-    key = f"stages.{task.name}.init_from"
-    try:
-        if there.is_dir():
-            now = checkpoint_statement(checkpoint.read_manifest(there))
-            return differences(recorded, now, key)
-        now = checkpoint_statement(checkpoint.read_manifest(newest))
-    except CheckpointError:  # damaged: what is made from it says so
+def _other_than(recorded: Mapping[str, Any], now: Manifest, key: str) -> list[str]:
+    """How a checkpoint differs from the recorded statement of one, which an earlier
+    release may have formed from the checksums of its files.
+    """
+    lines = differences(recorded, checkpoint_statement(now), key)
+    if not lines:
         return []
-    return differences(_lasting(recorded), _lasting(now), key)
+    files = {
+        name: {of: value for of, value in entry.items() if of != CONTENT}
+        for name, entry in _tensor_files(now).items()
+    }
+    by_files = {**checkpoint_statement(now), "weights": statement_checksum(files)}
+    return lines if differences(recorded, by_files, key) else []
+
+
+def _names_what_it_started_from(task: StageTask, manifest: Manifest) -> bool:
+    """Whether `init_from` is still the stage, or the place, that the stage started from:
+    called as it was, lying where it lay, or lying so to the run's output or root as it did,
+    where all of them were moved or copied together.
+    """
+    if manifest.parent is None:
+        return False  # it started from random weights
+    then, now = manifest.config, task.config
+    before, name = _init_from(then, task.name), task.stage.init_from
+    if before == name and _is_stage(then, name) == _is_stage(now, name):
+        return True
+    here = Path(name)
+    if task.origin_checkpoints is not None:
+        here = task.origin_checkpoints / Path(manifest.parent).name
+    were = [manifest.parent]
+    if before is not None and not _is_stage(then, before):
+        were.append(before)
+    places = _places(here, now)
+    return any(_places(Path(place), then) & places for place in were)
+
+
+def _named_before(task: StageTask, manifest: Manifest) -> str:
+    before = _init_from(manifest.config, task.name)
+    if manifest.parent is None or before in (None, task.stage.init_from):
+        return manifest.parent or "random"
+    return str(before)
+
+
+def _init_from(config: Mapping[str, Any], name: str) -> str | None:
+    origin: str | None = config.get("stages", {}).get(name, {}).get("init_from")
+    return origin
+
+
+def _is_stage(config: Mapping[str, Any], name: str) -> bool:
+    return name in config.get("stages", {})
+
+
+def _places(path: Path, config: Mapping[str, Any]) -> set[tuple[str, str]]:
+    """Where `path` lies: in the file system, and seen from a run's output and root."""
+    real = os.path.realpath(path)
+    anchors = [key for key in ("output", "root") if config.get(key)]
+    return {("", real)} | {
+        (key, os.path.relpath(real, os.path.realpath(config[key]))) for key in anchors
+    }
 
 
 _LASTING = ("stage", "context", "rope", "learning_rate")

@@ -19,6 +19,7 @@ from alia_ctx.hf import assets, targets
 from alia_ctx.spec.compute_capability import kernel_speed
 from alia_ctx.workflow.chain import run_directory
 from alia_ctx.workflow.idle_settings import idle_settings
+from alia_ctx.workflow.importing import require_imported_from_base
 from alia_ctx.workflow.plan_work import check_stage
 from alia_ctx.workflow.planned import planned_stage, room_on_a_gpu
 from alia_ctx.workflow.readiness import require_ready
@@ -29,14 +30,15 @@ _READ_WHOLE = 64 << 20  # bytes; of larger files of an export only the size is c
 
 def check_all(run: RunConfig, where: str | Path, stages: Sequence[str] = ()) -> None:
     """What `check` finds beyond the configuration itself, all at once: stages trained with
-    other settings, or on what others hold out, plans that no packing can mend, ids that the
-    model does not have, what the end would be refused for, text that was made from
-    something else. Raises it as one AliaError.
+    other settings, or on what others hold out, plans that no packing can mend, a base that
+    was imported from another model, ids that the model does not have, what the end would be
+    refused for, text that was made from something else. Raises it as one AliaError.
     """
     steps: list[Callable[[], object]] = []
     if not run.deferred(run.output):  # first: it says which of two sides to restore
         steps += [partial(check_stage, run, name) for name in stages or run.stages]
         steps += [partial(require_ready, run, name) for name in stages or run.stages]
+    steps += [partial(require_imported_from_base, run)]
     steps += [partial(check_vocabulary, run, where), partial(check_end, run, where)]
     if not run.deferred(run.tokenizer):
         steps.append(partial(require_same_text, run))

@@ -10,7 +10,8 @@ from rich.markup import escape
 
 from alia_ctx import checkpoint
 from alia_ctx.config.run import RANDOM, RunConfig
-from alia_ctx.errors import CheckpointError
+from alia_ctx.errors import CheckpointError, ConfigError, Problems
+from alia_ctx.hf.source_weights import SOURCE_WEIGHTS, other_weight
 from alia_ctx.progress import Meter, meter, say
 from alia_ctx.workflow.chain import run_directory
 
@@ -46,6 +47,43 @@ def require_base(run: RunConfig, name: str) -> None:
     """CheckpointError where the stage starts from a base that is not imported yet."""
     if (path := base_to_import(run, [name])) is not None:
         raise CheckpointError(f"stage {name}: {how_to_import(run, path)}")
+
+
+def require_imported_from_base(run: RunConfig) -> None:
+    """ConfigError where what stages start from was imported from other weights than those
+    of `hf_base`.
+
+    A stage may start from an import of another model beside that of `hf_base`: one of
+    them has to be of it. Nothing is compared where an import or `hf_base` is not at hand,
+    or an older release made it, which did not state its weights.
+    """
+    if run.hf_base is None or run.deferred(run.hf_base):
+        return
+    problems = Problems()
+    for origin in dict.fromkeys(stage.init_from for stage in run.stages.values()):
+        if origin == RANDOM or origin in run.stages:
+            continue
+        try:
+            manifest = checkpoint.read_manifest(Path(origin))
+        except CheckpointError:  # said where it is needed
+            return
+        if not manifest.is_import:
+            continue
+        stated = manifest.config.get(SOURCE_WEIGHTS)
+        other = None if stated is None else other_weight(stated, Path(run.hf_base))
+        if stated is None or other is None:
+            return
+        problems.add(
+            "hf_base",
+            run.hf_base,
+            f"is not what {origin} was imported from, {stated['directory']}: {other} has "
+            "other values",
+            "set hf_base to the weights that were imported, or leave it out; to train "
+            "from those of hf_base, let init_from name another place, where `alia-ctx "
+            "run` or import-hf puts them",
+        )
+    if problems:
+        raise ConfigError("stages start from another model", problems)
 
 
 def import_base(run: RunConfig) -> None:

@@ -27,7 +27,7 @@ from alia_ctx.workflow.chain import check_trained, constants_notes, finished_che
 from alia_ctx.workflow.checking import check_end, check_vocabulary
 from alia_ctx.workflow.evaluation_tasks import what_is_missing
 from alia_ctx.workflow.exporting import export, needs_export
-from alia_ctx.workflow.importing import import_base
+from alia_ctx.workflow.importing import import_base, require_imported_from_base
 from alia_ctx.workflow.plans import pack
 from alia_ctx.workflow.readiness import require_ready
 from alia_ctx.workflow.reporting import report
@@ -59,6 +59,7 @@ def run_all(config: Path, overrides: Sequence[str], run: RunConfig) -> Report:
             )
     for name in run.stages:
         check_trained(run, name, reading=True)
+    require_imported_from_base(run)
     check_vocabulary(run, config)
     check_end(run, config)
     import_base(run)
@@ -128,7 +129,9 @@ def _what_to_do(status: int) -> str:
     with suppress(ValueError):
         if status > _KILLED:
             name = signal.Signals(status - _KILLED).name
-            often = ", often for want of memory of the host" if name == "SIGKILL" else ""
+            often = (
+                ", often for want of memory of the host" if name == "SIGKILL" else ""
+            )
             return (
                 f"{name} ended it{often}; start again to go on from what is finished and "
                 "saved"

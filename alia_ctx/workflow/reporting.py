@@ -28,6 +28,7 @@ from alia_ctx.train.run_directory import RunDirectory
 from alia_ctx.workflow.chain import finished_checkpoint, run_directory
 from alia_ctx.workflow.evaluation_results import Evaluated, Role
 from alia_ctx.workflow.evaluation_tasks import standard_task
+from alia_ctx.workflow.importing import import_command
 from alia_ctx.workflow.run_facts import config_of, run_facts
 
 
@@ -46,9 +47,13 @@ def report(run: RunConfig) -> Report:
         made_from[evaluation.name] = result.made_from
     by_role = {e.role: e.name for e in evaluations if e.role is not Role.STAGE}
     if Role.BASE not in by_role:
+        base = next(iter(run.stages.values())).init_from
+        again = (
+            "" if run.hf_base is None else f", or `{import_command(run, Path(base))}`"
+        )
         raise CheckpointError(
-            f"{next(iter(run.stages.values())).init_from}: the base is not there any more, "
-            "and nothing can be compared with it; restore it"
+            f"{base}: the base is not there any more, and nothing can be compared with "
+            f"it; restore it{again}"
         )
     return write_report(
         results,

@@ -20,7 +20,7 @@ from alia_ctx.files import exclusive
 from alia_ctx.identity import statement_checksum
 from alia_ctx.progress import Meter, is_main, meter, say
 from alia_ctx.spec.layout import Layout
-from alia_ctx.train.agreement import on_all_ranks
+from alia_ctx.train.agreement import on_all_ranks, on_first_rank
 from alia_ctx.train.best import MEASURED_ON
 from alia_ctx.train.engine import Engine
 from alia_ctx.train.faults import RankName
@@ -38,7 +38,7 @@ from alia_ctx.workflow.chat_template import template_of_stage
 from alia_ctx.workflow.conversations import held_out_conversations
 from alia_ctx.workflow.evaluation_in_training import held_out_evaluation
 from alia_ctx.workflow.function_calls import conversation_evaluation
-from alia_ctx.workflow.importing import require_base
+from alia_ctx.workflow.importing import require_base, require_imported_from_base
 from alia_ctx.workflow.plans import not_seen, open_plan
 from alia_ctx.workflow.readiness import require_ready
 from alia_ctx.workflow.staging import staged
@@ -117,6 +117,7 @@ def train(run: RunConfig, name: str, *, exit_before: float | None = None) -> Pat
         )
         if ranks.rank == 0:
             say("reading the plan and the token stores")
+        on_first_rank(ranks, lambda: require_imported_from_base(run))
         local = staged(run, name, ranks)
         data = on_all_ranks(
             ranks,

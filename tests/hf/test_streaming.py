@@ -22,6 +22,7 @@ from alia_ctx.hf import safetensors_writer
 from alia_ctx.hf.convert import export_hf, import_hf
 from alia_ctx.hf.ranks import Ranks
 from alia_ctx.hf.verify import verify
+from alia_ctx.train.stage_identity import checkpoint_statement
 from tests.distributed import run_distributed
 from tests.hf.conversions import edit_shard, files_below, load_model, poison
 from tests.hf_models import (
@@ -154,3 +155,10 @@ def test_ranks_share_the_work(tmp_path: Path, source: Path) -> None:
     assert max(sizes) < 1.5 * min(sizes)
     assert same_weights(load_model(tmp_path / "out"), load_model(source))
     assert verify(source, tmp_path / "ck").ok
+    # What the two have written is what one would have written.
+    alone = checkpoint_statement(import_hf(source, tmp_path / "alone"))
+    together = checkpoint.read_manifest(tmp_path / "ck")
+    assert checkpoint_statement(together) == alone
+    edit_shard(source, poison(0.125))
+    other = checkpoint_statement(import_hf(source, tmp_path / "other"))
+    assert other == {**alone, "weights": other["weights"]} != alone
