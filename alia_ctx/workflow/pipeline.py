@@ -128,7 +128,9 @@ def _what_to_do(status: int) -> str:
     with suppress(ValueError):
         if status > _KILLED:
             name = signal.Signals(status - _KILLED).name
-            often = ", often for want of memory of the host" if name == "SIGKILL" else ""
+            often = (
+                ", often for want of memory of the host" if name == "SIGKILL" else ""
+            )
             return (
                 f"{name} ended it{often}; start again to go on from what is finished and "
                 "saved"
