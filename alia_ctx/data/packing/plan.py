@@ -70,9 +70,7 @@ class PackPlan:
             self._lengths = row_lengths(tokens, self._offsets, self.row_length)
 
     def repeated_in_rows(self) -> dict[str, int]:
-        """By source, how often a row has the same text again; without sources that do not
-        come again in any row.
-        """
+        """How often a row has the same text again, by source, where it has at all."""
         counts = repeated_in_rows(self.packed, self._base).tolist()
         return {n: c for n, c in zip(self.sources, counts, strict=True) if c}
 
