@@ -53,6 +53,7 @@ def from_anywhere(written: dict[str, Any]) -> dict[str, Any]:
     stated = json.loads(manifest)
     for key in ("directory", "files"):
         del stated["config"]["source_weights"][key]
+    del stated["statement"]["config"]  # its checksum
     return {**written, "manifest.json": stated}
 
 
