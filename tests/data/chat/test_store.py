@@ -167,7 +167,7 @@ def test_a_store_of_conversations_may_be_given_as_one(
                 DataError, match=r"special_tokens: split .*keep asked\n"
             ):
                 require_same_options(given, prefix, **options)
-    other = save_chat_tokenizer("sentencepiece", tmp_path / "other")
+    other = save_chat_tokenizer("llama", tmp_path / "other")
     encoder = partial(TextEncoder, other, append_eos=True, prepend_bos=False)
     with pytest.raises(DataError, match="tokenizer: ") as told:
         require_same_source(given, prefix, encoder, "bought")
