@@ -8,6 +8,8 @@ import re
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from alia_ctx.data.tokens.shards import read_note
@@ -44,6 +46,11 @@ def test_a_broken_statement_of_a_store_is_named(content: bytes, tmp_path: Path) 
     write_store(tmp_path / "a", [np.arange(5)], 50)
     sidecar = tmp_path / "a.json"
     sidecar.write_bytes(content)
+    assert TokenStore(tmp_path / "a").sidecar == {}  # of somebody else
+    documents = pa.table(
+        {"id": ["a"], "file": ["a.jsonl"]}
+    )  # as `tokenize` writes them
+    pq.write_table(documents, tmp_path / "a.documents.parquet")
     with pytest.raises(DataError, match=r"a\.json: broken .*tokenize the source again"):
         _ = TokenStore(tmp_path / "a").sidecar
     with pytest.raises(DataError, match=rf"a\.json: .*delete {tmp_path}"):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import os
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
@@ -146,8 +145,6 @@ def evaluate_calls(
         raise _error("--template", template, "is the server's", "leave it out")
     if markdown and as_json:
         raise _error("--markdown", True, "has no place beside --json", _EITHER)
-    if not math.isfinite(temperature):
-        raise _error("--temperature", temperature, "is no temperature", "0 is greedy")
     names = _categories(categories or ())
     turns_asked = [n for n in MULTI_TURN if not names or n in names]
     single = [name for name in names if name not in MULTI_TURN]

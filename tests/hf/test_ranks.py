@@ -11,6 +11,7 @@ import pytest
 
 from alia_ctx.errors import CheckpointError
 from alia_ctx.hf.ranks import Ranks
+from tests.paths import python_path
 
 NAMES = ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
 WHOLE = {
@@ -72,7 +73,7 @@ def test_a_command_ends_in_one_line(tmp_path: Path, command: str) -> None:
     done = subprocess.run(
         [sys.executable, "-m", "alia_ctx.cli", command, "a", "b"],
         cwd=tmp_path,
-        env={**kept, "WORLD_SIZE": "2", "PYTHONPATH": str(Path.cwd())},
+        env={**kept, "WORLD_SIZE": "2", "PYTHONPATH": python_path()},
         capture_output=True,
         text=True,
         timeout=120,
