@@ -34,9 +34,8 @@ from alia_ctx.files import file_checksum
 
 STATE = "state"
 ASSETS = "assets"
-INCOMPLETE = (
-    "alia_ctx_incomplete"  # a file in a temporary directory until that is whole
-)
+# A file in a temporary directory until that is whole.
+INCOMPLETE = "alia_ctx_incomplete"
 _TEMPORARY_SUFFIX = ".incomplete"
 _ASIDE = re.compile(r"(.+)\.(replaced|retired)-[0-9a-f]{8}")
 

@@ -86,12 +86,15 @@ def other_weight(stated: Mapping[str, Any], hf_dir: Path) -> str | None:
     return None
 
 
+def weight_paths(hf_dir: Path) -> list[Path]:
+    """What may hold weights in a directory, or says which file does, sorted."""
+    return sorted({path for sign in _SIGNS for path in hf_dir.glob(sign)})
+
+
 def _files(hf_dir: Path) -> list[Sequence[str | int]]:
-    """Path, bytes and time of the last write of what may hold weights, or says which file
-    does; JSON's types.
-    """
+    """Path, bytes and time of the last write of `weight_paths`; JSON's types."""
     found: list[Sequence[str | int]] = []
-    for file in sorted({path for sign in _SIGNS for path in hf_dir.glob(sign)}):
+    for file in weight_paths(hf_dir):
         try:
             there = file.stat()
         except OSError:  # a link that leads nowhere

@@ -130,9 +130,8 @@ class CheckpointManager:
         self.beat()
         now = time.perf_counter()
         self._seconds += now - started
-        idle = max(
-            0.0, started - pending.ended_at
-        )  # of the writer, as in an evaluation
+        # The writer's, who was ready before, as in an evaluation.
+        idle = max(0.0, started - pending.ended_at)
         self.longest_seconds = max(self.longest_seconds, now - self._begun - idle)
         if error is not None and must_succeed:
             raise CheckpointError(error)

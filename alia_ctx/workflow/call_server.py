@@ -241,9 +241,8 @@ def _completion(
     reason = "length" if answer.cut else "stop"
     if calling := _calling(answer, number):
         message, reason = calling, "tool_calls"
-    if (
-        reasoning
-    ):  # as vLLM gives it; a template that shows it has it when it comes back
+    # As vLLM gives it; a template that shows it has it when it comes back.
+    if reasoning:
         message["reasoning_content"] = reasoning
     return {
         "id": f"answer-{number}",

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from alia_ctx.checkpoint.opening import Ranks
 from alia_ctx.files import file_checksum
+from alia_ctx.hf.source_weights import weight_paths
 from alia_ctx.progress import say
 
 # (path, bytes, moment of the last write) -> checksum. What was written since has another.
@@ -23,9 +24,7 @@ def model_checksums(path: Path) -> dict[str, str]:
     All bytes are read, once a process: a norm that was mended in place is some kilobytes
     of a file of gigabytes, which no sample of it shows.
     """
-    weights = ("*.safetensors", "*.bin", "*.index.json")
-    found = [file for pattern in weights for file in path.glob(pattern)]
-    files = sorted([path / "config.json", *found])
+    files = sorted([path / "config.json", *weight_paths(path)])
     keys = [_key(file) for file in files]
     new = {
         key: file for key, file in zip(keys, files, strict=True) if key not in _known

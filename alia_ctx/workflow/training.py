@@ -117,7 +117,7 @@ def train(run: RunConfig, name: str, *, exit_before: float | None = None) -> Pat
         )
         if ranks.rank == 0:
             say("reading the plan and the token stores")
-        on_first_rank(ranks, lambda: require_imported_from_base(run))
+        on_first_rank(ranks, lambda: _require_as_made(run))
         local = staged(run, name, ranks)
         data = on_all_ranks(
             ranks,
@@ -211,6 +211,20 @@ class _Data:
         return [self.plan.fingerprint, text, *map(str, stated)]
 
 
+def _require_as_made(run: RunConfig) -> None:
+    """What one rank compares for all, as it reads weights and texts."""
+    require_imported_from_base(run)
+    if _measures_on_text(run):
+        require_same_held_out(run)
+
+
+def _measures_on_text(run: RunConfig) -> bool:
+    """Whether held-out text is measured while a stage trains."""
+    evaluation = run.evaluation
+    measured = evaluation.every_updates and evaluation.during_on_text
+    return bool(measured and evaluation.held_out is not None)
+
+
 def _open_data(run: RunConfig, name: str, local: RunConfig) -> _Data:
     """All that refuses a start is said here, before an engine is built. `local`: with the
     copies of the text on this host, if there are any.
@@ -220,12 +234,7 @@ def _open_data(run: RunConfig, name: str, local: RunConfig) -> _Data:
     plan = open_plan(local, name)
     require_same_options(run, name)
     require_ready(run, name)
-    evaluation = run.evaluation
-    measured = evaluation.every_updates and evaluation.during_on_text
-    is_text = measured and evaluation.held_out is not None
-    if is_text:
-        require_same_held_out(run)
-    held_out = open_store(run, HELD_OUT) if is_text else None
+    held_out = open_store(run, HELD_OUT) if _measures_on_text(run) else None
     return _Data(
         plan,
         held_out,

@@ -18,9 +18,8 @@ from alia_ctx.checkpoint import directory
 from alia_ctx.checkpoint.background_save import BackgroundSave
 from alia_ctx.errors import CheckpointError
 from alia_ctx.train import trainer as trainer_module
-from tests.distributed import run_distributed
-from tests.small_run import state_checksums, write_run
-from tests.workflow.scenarios import Run
+from tests.small_run import state_checksums
+from tests.workflow.scenarios import Run, in_small_run
 
 UPDATES = 10
 MEASURED = [
@@ -121,9 +120,7 @@ def best_scenarios(rank: int, folder: str) -> dict[str, Any]:
 
 @pytest.fixture(scope="module")
 def bests(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
-    folder = tmp_path_factory.mktemp("bests")
-    write_run(folder)
-    return run_distributed(best_scenarios, 1, str(folder), timeout=300)[0]
+    return in_small_run(best_scenarios, tmp_path_factory, "bests")
 
 
 @pytest.mark.parametrize(
@@ -215,9 +212,7 @@ def way_scenarios(rank: int, folder: str) -> dict[str, Any]:
 
 @pytest.fixture(scope="module")
 def ways(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
-    folder = tmp_path_factory.mktemp("ways")
-    write_run(folder)
-    return run_distributed(way_scenarios, 1, str(folder), timeout=300)[0]
+    return in_small_run(way_scenarios, tmp_path_factory, "ways")
 
 
 def test_what_is_in_the_way_of_the_last_save_is_said_before_training(

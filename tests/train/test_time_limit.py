@@ -16,9 +16,7 @@ from alia_ctx import checkpoint, workflow
 from alia_ctx.train.metrics_log import JsonLines, MetricsLog
 from alia_ctx.train.pace import Pace
 from alia_ctx.workflow import training
-from tests.distributed import run_distributed
-from tests.small_run import write_run
-from tests.workflow.scenarios import Run
+from tests.workflow.scenarios import Run, in_small_run
 
 HOUR = 3600.0
 
@@ -80,9 +78,7 @@ def scenarios(rank: int, folder: str) -> dict[str, Any]:
 
 @pytest.fixture(scope="module")
 def seen(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
-    folder = tmp_path_factory.mktemp("limits")
-    write_run(folder)
-    return run_distributed(scenarios, 1, str(folder), timeout=300)[0]
+    return in_small_run(scenarios, tmp_path_factory, "limits")
 
 
 @pytest.mark.parametrize(

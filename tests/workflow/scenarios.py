@@ -11,10 +11,14 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 from alia_ctx import workflow
 from alia_ctx.config.load import load_run
 from alia_ctx.config.run import RunConfig
 from alia_ctx.errors import AliaError
+from tests.distributed import run_distributed
+from tests.small_run import write_run
 
 SMALL = (
     "cluster.ranks_per_node=1",
@@ -23,6 +27,15 @@ SMALL = (
     "stages.short.tokens=2048",  # four updates of eight rows
     "stages.long.tokens=1536",  # two updates of three rows
 )
+
+
+def in_small_run(
+    scenarios: Callable[[int, str], Any], factory: pytest.TempPathFactory, name: str
+) -> Any:
+    """What `scenarios` gives on one rank, below a folder of that name with a `run.yaml`."""
+    folder = factory.mktemp(name)
+    write_run(folder)
+    return run_distributed(scenarios, 1, str(folder), timeout=300)[0]
 
 
 class Run:

@@ -49,13 +49,12 @@ class TokenStore:
     """
 
     def __init__(self, prefix: str | Path) -> None:
-        """Open `PREFIX.bin` and `PREFIX.idx`; DataError where one is
-        missing, cut off or of another format.
+        """Open `PREFIX.bin` and `PREFIX.idx`; DataError where one is missing, cut off or of
+        another format.
         """
         self.prefix = Path(prefix)
-        if not store_path(
-            self.prefix, ".idx"
-        ).is_file():  # a source may be called a.bin
+        # A source may be called a.bin.
+        if not store_path(self.prefix, ".idx").is_file():
             self.prefix = Path(str(prefix).removesuffix(".idx").removesuffix(".bin"))
         self.index_path = store_path(self.prefix, ".idx")
         self.data_path = store_path(self.prefix, ".bin")
