@@ -63,9 +63,9 @@ SEARCH = {
 }
 PARIS = "What is the weather like in Paris today?"
 RESULT = '{"temperature": 18, "unit": "C", "description": "Partly cloudy in Paris"}'
-# Without its first brace: one that begins as JSON is read as a call that is broken, and no
+# Tags around what is no call: one that begins as a call is read as a call that is broken, and no
 # conversation with it is trained on.
-BAD = '<tool_call>\n"name": "get_weather", "arguments": {"location": "Oslo"}}\n</tool_call>'
+BAD = "So: <tool_call>\nOslo, today\n</tool_call>"
 TRAVEL = {
     "travellers": [{"name": "Ana", "age": 7}, {"name": "Jon", "age": 40}],
     "leg": {"to": "Vic"},
