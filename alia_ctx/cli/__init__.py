@@ -7,13 +7,12 @@ import os
 import sys
 
 import alia_ctx
+from alia_ctx.rank_variables import NUMBERS, rank_problem
 
 
 def main() -> None:
     """Entry point of `alia-ctx` and of `python -m alia_ctx.cli`."""
-    if (problem := _rank_problem()) is not None:
-        print(problem, file=sys.stderr)
-        sys.exit(2)
+    _require_ranks()
     _first_line(sys.argv[1:])
     if sys.argv[1:2] == ["train"]:
         # Before the imports below, which take seconds.
@@ -32,23 +31,17 @@ def main() -> None:
         end_stopped(stopped)
 
 
-_OF_RANKS = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE")
-
-
-def _rank_problem() -> str | None:
-    """Which variable of a launcher is no number, before any rank asks what it is. One that
-    is empty is taken for unset from now on.
+def _require_ranks() -> None:
+    """Exit with 2 where the variables of a launcher are no numbers of ranks, before any
+    rank asks what it is. One that is empty is unset from now on.
     """
-    for name in _OF_RANKS:
-        value = os.environ.get(name)
-        if value == "":
+    for name in NUMBERS:
+        if os.environ.get(name) == "":
             del os.environ[name]
-        elif value is not None and not (value.isascii() and value.isdigit()):
-            return (
-                f"{name}={value!r} is no number of ranks: unset it, or start several ranks "
-                "with `python -m alia_ctx.cli.launch` or srun"
-            )
-    return None
+    if problem := rank_problem():
+        remedy = "unset it, or start several ranks with `python -m alia_ctx.cli.launch` or srun"
+        print(f"{problem}: {remedy}", file=sys.stderr)
+        sys.exit(2)
 
 
 def _first_line(arguments: list[str]) -> None:

@@ -11,6 +11,7 @@ from typing import Any
 import torch.distributed as dist
 
 from alia_ctx.errors import CheckpointError
+from alia_ctx.rank_variables import OF_A_MEETING, rank_problem
 
 # A rank waits for the slowest share: hours of copying are no fault.
 _PATIENCE = timedelta(hours=24)
@@ -74,24 +75,8 @@ class Ranks:
 
 
 def _require_variables() -> None:
-    """Torch names one that is missing in a traceback, and waits where RANK is too large."""
-    size = os.environ["WORLD_SIZE"]
-    missing = [
-        name
-        for name in ("RANK", "MASTER_ADDR", "MASTER_PORT")
-        if not os.environ.get(name)
-    ]
-    wrong = [
-        f"{name}={value!r} is no number"
-        for name in ("WORLD_SIZE", "RANK", "MASTER_PORT")
-        if (value := os.environ.get(name)) and not (value.isascii() and value.isdigit())
-    ]
-    if missing:
-        wrong.append(f"WORLD_SIZE={size} is set, but not {', '.join(missing)}")
-    elif not wrong and int(os.environ["RANK"]) >= int(size):
-        wrong.append(f"RANK is {os.environ['RANK']} of WORLD_SIZE={size} ranks")
-    if wrong:
+    if problem := rank_problem(OF_A_MEETING, needed="WORLD_SIZE"):
         raise CheckpointError(
-            f"{'; '.join(wrong)}: share the work with `torchrun --nproc-per-node N -m "
+            f"{problem}: share the work with `torchrun --nproc-per-node N -m "
             "alia_ctx.cli ...`, which sets them all, or unset WORLD_SIZE for one process"
         )

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from alia_ctx.errors import Problem, Problems
+from alia_ctx.rank_variables import NUMBERS
 from alia_ctx.spec.batch_options import options_among
 
 _TIME = re.compile(r"(?:(\d+)-)?(\d{1,4}):([0-5]?\d):([0-5]?\d)")
@@ -16,8 +17,6 @@ _VARIABLE = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 _WORD = re.compile(r"[\w.+@,:=/-]+")
 # Of `gres`: gpu:4, gpu:h100:4, among others.
 _GPUS = re.compile(r"(?:^|,)gpu(?::[A-Za-z][^:,]*)?:(\d+)(?=[,(]|$)")
-# What each rank is told by what starts it.
-_OF_RANKS = ("RANK", "LOCAL_RANK", "WORLD_SIZE")
 # Options of sbatch by which a job is no more the one that `launch` submits, knows again and
 # waits for: several in its place, another name, or none.
 _UNDOES = {
@@ -158,7 +157,7 @@ class LaunchSpec:
                 "use letters, digits and _",
             )
             problems.need(
-                name not in _OF_RANKS,
+                name not in NUMBERS,
                 *(f"{key}.environment", name, "is told to each rank by what starts it"),
                 "leave it out",
             )

@@ -17,6 +17,7 @@ import torch.distributed as dist
 
 from alia_ctx.checkpoint.opening import OneRank, Ranks
 from alia_ctx.errors import AliaError
+from alia_ctx.rank_variables import OF_A_MEETING, rank_problem
 from alia_ctx.train.stopping import RequeueError
 
 _MEETING = timedelta(minutes=20)  # as `engine.timeout_minutes`, not known yet
@@ -119,15 +120,10 @@ def meeting(patience: timedelta = _MEETING) -> Meeting:
 
 
 def _meet(patience: timedelta) -> Meeting:
-    missing = [
-        name
-        for name in ("WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
-        if not os.environ.get(name)
-    ]
-    if missing:
+    if problem := rank_problem(OF_A_MEETING, needed="RANK"):
         raise AliaError(
-            f"RANK is set, but {' and '.join(missing)} is not: start several ranks with "
-            "`python -m alia_ctx.cli.launch` or srun, or unset RANK"
+            f"{problem}: start several ranks with `python -m alia_ctx.cli.launch` or srun, "
+            "or unset RANK"
         )
     rank, world_size = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
     if not _hosts_the_store():

@@ -28,6 +28,19 @@ def test_a_rank_that_is_no_number_is_said(name: str, value: str) -> None:
     assert line.startswith(f"{name}={value!r} is no number") and "unset it" in line
 
 
+def test_a_rank_beyond_all_of_them_is_said() -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", "alia_ctx.cli", "doctor"],
+        env={**os.environ, "RANK": "4", "WORLD_SIZE": "4"},
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    assert done.returncode == 2 and not done.stdout
+    assert done.stderr.startswith("RANK is 4 of WORLD_SIZE=4 ranks: unset it")
+
+
 def test_an_empty_one_is_none(tmp_path: Path) -> None:
     empty = dict.fromkeys(("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE"), "")
     done = subprocess.run(

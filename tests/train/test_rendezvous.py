@@ -5,12 +5,14 @@ from __future__ import annotations
 import os
 import socket
 import subprocess
+from datetime import timedelta
 from pathlib import Path
 
 import pytest
 import torch.distributed as dist
 
-from alia_ctx.train.rendezvous import rendezvous
+from alia_ctx.errors import AliaError
+from alia_ctx.train.rendezvous import meeting, rendezvous
 from alia_ctx.train.stopping import RequeueError
 from tests.small_run import alia, command, environment, write_run
 
@@ -44,6 +46,23 @@ def test_a_taken_port_is_named(monkeypatch: pytest.MonkeyPatch, where: str) -> N
     assert caught.value.exit_code == 75
     with rendezvous(free=True):
         pass
+
+
+@pytest.mark.parametrize(
+    "name, value, said",
+    [
+        ("MASTER_PORT", "http", "MASTER_PORT='http' is no number"),
+        ("MASTER_PORT", "", "RANK=0 is set, but not MASTER_PORT"),
+        ("WORLD_SIZE", "", "RANK=0 is set, but not WORLD_SIZE"),
+        ("RANK", "1", "RANK is 1 of WORLD_SIZE=1 ranks"),
+    ],
+)
+def test_variables_by_which_nobody_could_meet(
+    monkeypatch: pytest.MonkeyPatch, name: str, value: str, said: str
+) -> None:
+    set_environment(monkeypatch, ranks(29500, **{name: value}))
+    with pytest.raises(AliaError, match=f"{said}.*unset RANK"):
+        meeting(timedelta(seconds=1))
 
 
 def test_training_ends_in_one_line_to_be_requeued(tmp_path: Path) -> None:
