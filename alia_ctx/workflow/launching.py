@@ -91,19 +91,8 @@ def launch(
     if is_slurm:
         _require_writable(folder)
     names, notes = _unfinished(run, stages)
-    if (asked := queue_problem(run.engine, run.cluster, run.launch)) is not None:
-        notes.append(str(asked))  # more than ranks, as fewer are refused
-    if is_slurm and (unsaid := run.launch.not_charged()):
-        keys = " and ".join(f"launch.{name}" for name in unsaid)
-        notes.append(
-            f"{keys}: not set, so that the batch files name none; some sites, MareNostrum "
-            "among them, refuse such jobs"
-        )
     if (note := run.root_note()) is not None:
         notes.append(note)
-    if not is_slurm and (ignored := run.launch.of_a_queue()):
-        keys = ", ".join(f"launch.{name}" for name in ignored)
-        notes.append(f"{keys}: only a queue has a use for it, and there is none")
     if not names and stages:
         return Launched([], notes=notes)
     with exclusive(folder, "alia-ctx launch"):
@@ -130,12 +119,31 @@ def launch(
             _require_origins(run, jobs, queued)
         if not jobs:
             return Launched([], notes=notes)
+        notes += _notes_on_jobs(run)
         _write_config(copy, document)
         files = _write_files(run, jobs, folder)
         launched = Launched(files, notes=notes)
         if submit:
             launched.numbers.update(_submit(run, files, folder, queued))
     return launched
+
+
+def _notes_on_jobs(run: RunConfig) -> list[str]:
+    """What a person should know of the settings by which jobs are started."""
+    notes: list[str] = []
+    if (asked := queue_problem(run.engine, run.cluster, run.launch)) is not None:
+        notes.append(str(asked))  # more than ranks, as fewer are refused
+    is_slurm = run.launch.scheduler == "slurm"
+    if is_slurm and (unsaid := run.launch.not_charged()):
+        keys = " and ".join(f"launch.{name}" for name in unsaid)
+        notes.append(
+            f"{keys}: not set, so that the batch files name none; some sites, MareNostrum "
+            "among them, refuse such jobs"
+        )
+    if not is_slurm and (ignored := run.launch.of_a_queue()):
+        keys = ", ".join(f"launch.{name}" for name in ignored)
+        notes.append(f"{keys}: only a queue has a use for it, and there is none")
+    return notes
 
 
 def _require_writable(folder: Path) -> None:
