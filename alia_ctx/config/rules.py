@@ -237,6 +237,12 @@ def _stage(
     if _stage_is_positive(key, stage, problems):
         head_dim = None if model is None else model.head_dim
         problems += stage.rope.problems(f"{key}.rope", stage.context, head_dim)
+        problems.need(
+            stage.init_from != RANDOM or model is None or model.initializer_range > 0,
+            *("model.initializer_range", 0),
+            f"gives stage {name} random weights that are all 0, which learn nothing",
+            "set the standard deviation that they are drawn with, as 0.02",
+        )
         _stage_budget(key, stage, problems)
         world = (stage.nodes or draft.cluster.nodes) * draft.cluster.ranks_per_node
         if model is not None and world > 0 and not draft.planning:

@@ -15,7 +15,7 @@ from alia_ctx.hf.families import FAMILIES, Family
 from alia_ctx.hf.json_files import Fields, load_json, refusal
 from alia_ctx.hf.limits import without_limits
 from alia_ctx.hf.rope_config import read_rope, rope_parameters, stated_length
-from alia_ctx.spec.model import ModelSpec
+from alia_ctx.spec.model import ModelSpec, of_architecture
 from alia_ctx.spec.rope import RopeSpec
 
 # The reader of configurations reads a base's sizes here, and needs no torch for it.
@@ -112,7 +112,11 @@ def write_config(
     Keys of `original` that we do not set (special tokens, library version, ...) are
     kept as they are, but for those that limit lengths (`alia_ctx.hf.limits`), and those
     that are `left_behind`.
+
+    Raises CheckpointError for a model that no `config.json` describes.
     """
+    if problems := model.problems():  # an earlier release may have trained it
+        raise refusal("the checkpoint's model", problems)
     family, original = FAMILIES[model.architecture], original or {}
     left = {problem.key for problem in left_behind(original)}
     # A null means the default, which not every key of transformers can say with null.
@@ -235,19 +239,18 @@ def _check_carried(fields: Fields) -> None:
 
 def _model(fields: Fields, family: Family) -> ModelSpec:
     """The sizes; worth nothing where `fields` has gathered problems."""
-    sizes = {name: fields.integer(name) for name in _SIZES}
+    sizes: dict[str, Any] = {name: fields.integer(name) for name in _SIZES}
     heads, hidden = sizes["num_attention_heads"], sizes["hidden_size"]
     if fields.values.get("head_dim") is None and hidden % heads:
         rule = f"is absent and num_attention_heads={heads} does not divide {hidden}"
         fields.problems.append(Problem("head_dim", None, rule, "add head_dim"))
     return ModelSpec(
         **sizes,
+        **of_architecture(family.model_type),
         num_key_value_heads=fields.integer("num_key_value_heads", default=heads),
         head_dim=fields.integer("head_dim", default=hidden // heads),
         architecture=family.model_type,
         rms_norm_eps=fields.number("rms_norm_eps", default=1e-6),
         tie_word_embeddings=fields.flag("tie_word_embeddings", default=False),
-        attention_bias=family.qkv_bias,
-        qk_norm=family.qk_norm,
         initializer_range=fields.number("initializer_range", default=0.02),
     )

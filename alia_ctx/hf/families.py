@@ -1,9 +1,9 @@
 """The model families that convert: how each one's `config.json` spells a `ModelSpec`.
 
-Adding a Llama-like family is adding a row here (and its name to
-`alia_ctx.spec.model.Architecture`): the class name that goes into `architectures`,
-whether q, k and v carry biases, whether q and k are normalised per head, and what its
-configuration class assumes where a key is absent. The weight names are in `rules.py`.
+Adding a Llama-like family is adding a row here: the class name that goes into
+`architectures`, and what its configuration class assumes where a key is absent. Its name,
+and what it computes beside Llama, are in `alia_ctx.spec.model`; the weight names in
+`rules.py`.
 """
 
 from __future__ import annotations
@@ -30,8 +30,6 @@ class Family:
 
     model_type: Architecture
     class_name: str
-    qkv_bias: bool = False
-    qk_norm: bool = False
     absent: Mapping[str, Any] = field(default_factory=dict)
     fixed: Mapping[str, Any] = field(default_factory=dict)
 
@@ -54,14 +52,12 @@ FAMILIES: Mapping[str, Family] = MappingProxyType(
             Family(
                 "qwen2",
                 "Qwen2ForCausalLM",
-                qkv_bias=True,
                 absent={"num_key_value_heads": 32},
                 fixed=_NO_SLIDING,
             ),
             Family(
                 "qwen3",
                 "Qwen3ForCausalLM",
-                qk_norm=True,
                 absent={"num_key_value_heads": 32, "head_dim": 128},
                 fixed={**_NO_SLIDING, "attention_bias": False},
             ),

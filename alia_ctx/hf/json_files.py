@@ -47,7 +47,7 @@ def write_json(path: Path, document: Mapping[str, Any]) -> None:
     path.write_bytes(data + b"\n")
 
 
-def refusal(path: Path, problems: list[Problem]) -> CheckpointError:
+def refusal(path: Path | str, problems: list[Problem]) -> CheckpointError:
     """The error that `path` cannot be expressed, with all that is wrong in it."""
     lines = [f"  {problem}" for problem in problems]
     return CheckpointError(

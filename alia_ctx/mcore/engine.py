@@ -169,7 +169,6 @@ class MegatronEngine(Ranks):
             self.module,
             self.optimizer,
             self,
-            precision=engine.precision,
             vocab_size=model.vocab_size,
         )
         multiple = 1 if self.fp8 == "off" else FP8_MULTIPLE

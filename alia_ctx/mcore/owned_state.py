@@ -28,7 +28,6 @@ from megatron.core.dist_checkpointing import ShardedTensor
 from megatron.core.dist_checkpointing.dict_utils import nested_values
 from megatron.core.dist_checkpointing.mapping import (
     ShardedObject,
-    ShardedTensorFactory,
     apply_factories,
     is_main_replica,
 )
@@ -134,21 +133,6 @@ def owned_state(
     return state
 
 
-def holds_main_weights(reader: StateReader) -> bool:
-    """Whether a checkpoint holds the fp32 weights that were stepped, beside those that the
-    model computed with.
-    """
-    return any(key.startswith(f"{_PREFIX}param.") for key in reader.tensors)
-
-
-def as_main_weights(model: dict[str, Any]) -> dict[str, Any]:
-    """The sharded state dict `model`, to be loaded from the fp32 main weights."""
-    for sharded in nested_values(model):
-        if isinstance(sharded, (ShardedTensor, ShardedTensorFactory)):
-            sharded.key = f"{_PREFIX}param.{sharded.key}"
-    return model
-
-
 def table_keys(model: dict[str, Any]) -> set[str]:
     """Keys of the vocabulary's tables in the sharded state dict `model`: the tensors whose
     rows tensor parallelism pads, so that their number depends on the layout.
@@ -186,8 +170,7 @@ def read_owned(
 
 
 def read_weights(model: dict[str, Any], reader: StateReader) -> None:
-    """Fill this rank's part of the weights in place, from boxes of any shape: the main
-    weights for a `model` that has passed `as_main_weights`.
+    """Fill this rank's part of the weights in place, from boxes of any shape and dtype.
 
     Raises CheckpointError where the checkpoint does not hold these tensors.
     """

@@ -15,14 +15,11 @@ from alia_ctx.checkpoint.dcp_store import StateReader, open_state
 from alia_ctx.errors import CheckpointError
 from alia_ctx.mcore.optimizer import StageOptimizer
 from alia_ctx.mcore.owned_state import (
-    as_main_weights,
-    holds_main_weights,
     owned_state,
     read_weights,
     table_keys,
 )
 from alia_ctx.mcore.runtime import Ranks
-from alia_ctx.spec.execution import Precision
 
 
 class SavedState:
@@ -42,12 +39,11 @@ class SavedState:
         optimizer: StageOptimizer | None,
         ranks: Ranks,
         *,
-        precision: Precision,
         vocab_size: int,
     ) -> None:
         self._module: Any = module
         self._optimizer, self._ranks = optimizer, ranks
-        self._precision, self._vocab_size = precision, vocab_size
+        self._vocab_size = vocab_size
         self._staging = Staging()
 
     def begin_save(self, directory: Path, *, with_optimizer: bool) -> BackgroundSave:
@@ -67,9 +63,7 @@ class SavedState:
         with self._ranks.loading(directory), open_state(directory) as reader:
             _check_tables(model, reader, self._vocab_size)
             if self._optimizer is None and dp_cp.rank() == 0:
-                # In bf16 the weights are the main weights rounded, and half the bytes.
-                if self._precision == "fp32" and holds_main_weights(reader):
-                    model = as_main_weights(model)
+                # What is exported is measured, in fp32 too: never the main weights.
                 read_weights(model, reader)
         if self._optimizer is None:
             _pass_weights_on(self._module, dp_cp)

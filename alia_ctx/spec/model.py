@@ -11,6 +11,9 @@ from alia_ctx.errors import Problem, Problems
 
 Architecture = Literal["llama", "mistral", "qwen2", "qwen3"]
 _FP32_ULP = 2.0**-23
+# What an architecture computes beside Llama (transformers' modeling modules): which fields of
+# ModelSpec are true for it. No other combination has a config.json that says it.
+_BESIDE_LLAMA: dict[str, str] = {"qwen2": "attention_bias", "qwen3": "qk_norm"}
 _SIZES = (
     "num_hidden_layers",
     "hidden_size",
@@ -27,7 +30,7 @@ class ModelSpec:
     """A decoder of the Llama family, in the field names of its Hugging Face `config.json`.
 
     Covers Llama, Mistral (full attention), Qwen2/2.5 (`attention_bias` on q, k, v) and
-    Qwen3 (`qk_norm`).
+    Qwen3 (`qk_norm`); `of_architecture` says what each has.
     """
 
     num_hidden_layers: int
@@ -63,6 +66,13 @@ class ModelSpec:
             value, rule = getattr(self, name), "must be 0 or above, and finite"
             remedy = f"the default is {getattr(type(self), name)}"
             problems.need(0 <= value < math.inf, f"{key}.{name}", value, rule, remedy)
+        for name, has in of_architecture(self.architecture).items():
+            problems.need(
+                getattr(self, name) == has,
+                *(f"{key}.{name}", getattr(self, name)),
+                f"is not what {self.architecture} computes, and as that it is exported",
+                f"set it to {str(has).lower()}, or {key}.architecture to the model's own",
+            )
         if problems:
             return problems
         problems.need(
@@ -131,6 +141,12 @@ class ModelSpec:
         """
         pairs = sum(n * (n + 1) / 2 for n in map(float, document_lengths))
         return 12.0 * self.num_hidden_layers * self.query_size * pairs
+
+
+def of_architecture(architecture: Architecture) -> dict[str, bool]:
+    """The fields of ModelSpec that an architecture decides, with their values in it."""
+    has = _BESIDE_LLAMA.get(architecture)
+    return {name: name == has for name in _BESIDE_LLAMA.values()}
 
 
 def same_in_fp32(one: object, other: object) -> bool:

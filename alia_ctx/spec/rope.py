@@ -119,6 +119,21 @@ class RopeSpec:
             return problems
         return _frequency_problems(self, key, head_dim, context)
 
+    def idle_fields(self) -> list[tuple[str, str, str]]:
+        """(field, why, remedy) of those that are set and do nothing beside the others, as
+        in transformers' `_compute_yarn_parameters`.
+        """
+        pair = ("mscale", "mscale_all_dim")
+        given = [name for name in pair if getattr(self, name) is not None]
+        if self.attention_factor is not None:
+            why, remedy = "beside attention_factor", "leave one of them out"
+        elif not (self.mscale and self.mscale_all_dim):
+            why = "unless mscale and mscale_all_dim are both set, and not to 0"
+            remedy = "set both, or leave it out"
+        else:
+            return []
+        return [(name, why, remedy) for name in given]
+
     @property
     def reach(self) -> int | None:
         """Tokens that factor x original length comes to, of a type that this bounds."""

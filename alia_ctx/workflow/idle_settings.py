@@ -6,7 +6,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 
-from alia_ctx.config.run import EngineConfig, RunConfig
+from alia_ctx.config.run import RANDOM, EngineConfig, RunConfig
 from alia_ctx.planner.timing import spans_nodes
 from alia_ctx.spec.token_chunks import TILE, chunk_tokens
 
@@ -48,6 +48,14 @@ def _idle_everywhere(engine: EngineConfig) -> Iterator[str]:
 
 def _idle_in(run: RunConfig, name: str) -> Iterator[str]:
     engine, stage = run.engine, run.stage(name)
+    if stage.optimizer_state == "keep" and stage.init_from == RANDOM:
+        yield (
+            f"optimizer_state=keep does nothing with init_from={RANDOM}, where "
+            "there are no moments; leave it out"
+        )
+    for field, why, remedy in stage.rope.idle_fields():
+        value = getattr(stage.rope, field)
+        yield f"rope.{field}={value:g} does nothing {why}; {remedy}"
     tp, cp, pp = stage.layout.tp, stage.layout.cp, stage.layout.pp
     tokens = stage.context // cp  # of a row on a rank; all of tp take part in each
     chunk = engine.mlp_chunk_tokens

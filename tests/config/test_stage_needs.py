@@ -71,6 +71,34 @@ def test_what_all_stages_share_is_asked_always(tmp_path: Path) -> None:
         assert problems_of(path, override, stages=["short"])
 
 
+@pytest.mark.parametrize(
+    "architecture, changes, key",
+    [
+        ("llama", {"attention_bias": "true"}, "attention_bias"),
+        ("mistral", {"qk_norm": "true"}, "qk_norm"),
+        ("qwen2", {}, "attention_bias"),
+        ("qwen3", {}, "qk_norm"),
+        ("qwen3", {"qk_norm": "true", "attention_bias": "true"}, "attention_bias"),
+    ],
+)
+def test_an_architecture_decides_what_it_computes(
+    tmp_path: Path, architecture: str, changes: dict[str, str], key: str
+) -> None:
+    """As that it is exported, and transformers computes it so."""
+    path = write_run(tmp_path)
+    given = [f"model.{name}={value}" for name, value in changes.items()]
+    (problem,) = problems_of(path, f"model.architecture={architecture}", *given)
+    assert problem.key == f"model.{key}" and architecture in problem.rule
+    own = {"qwen2": ["attention_bias"], "qwen3": ["qk_norm"]}.get(architecture, [])
+    right = [f"model.{name}=true" for name in own]
+    assert not problems_of(path, f"model.architecture={architecture}", *right)
+
+
+def test_random_weights_that_are_all_zero(tmp_path: Path) -> None:
+    (problem,) = problems_of(write_run(tmp_path), "model.initializer_range=0")
+    assert problem.key == "model.initializer_range" and "stage short" in problem.rule
+
+
 def test_training_one_stage_on_one_rank(tmp_path: Path) -> None:
     path = write_run(tmp_path, tokens=64 * 8 * 2)
     two_ranks = "stages.long.layout.cp=2"

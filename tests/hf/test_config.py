@@ -362,3 +362,14 @@ def test_transformers_4_computes_the_same_logits_from_what_we_write(
         torch.testing.assert_close(
             torch.load(folder / "logits.pt"), ours, rtol=0, atol=1e-4, msg=folder.name
         )
+
+
+@pytest.mark.parametrize(
+    "change", [{"attention_bias": True}, {"architecture": "qwen3"}]
+)
+def test_a_model_that_no_config_describes_is_not_written(
+    change: dict[str, Any],
+) -> None:
+    model = replace(ALIA, **change)
+    with pytest.raises(CheckpointError, match=r"is not what \w+ computes"):
+        write_config(model, ALIA_160K, 163840, torch.bfloat16)

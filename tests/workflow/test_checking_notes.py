@@ -267,6 +267,43 @@ def test_settings_of_the_engine_without_effect_are_said(
         assert re.search(said, note)
 
 
+@pytest.mark.parametrize(
+    ("settings", "said"),
+    [
+        (
+            "optimizer_state=keep",
+            ["optimizer_state=keep does nothing with init_from=random"],
+        ),
+        (
+            "rope.mscale=2",
+            ["rope.mscale=2 does nothing unless mscale and mscale_all_dim"],
+        ),
+        ("rope.mscale_all_dim=0.7", ["rope.mscale_all_dim=0.7 does nothing unless"]),
+        (
+            "rope.mscale=1 rope.mscale_all_dim=0",
+            ["rope.mscale=1 does nothing", "rope.mscale_all_dim=0 does nothing"],
+        ),
+        (
+            "rope.attention_factor=1.5 rope.mscale=2",
+            [
+                "rope.mscale=2 does nothing beside attention_factor; leave one of them out"
+            ],
+        ),
+        ("rope.mscale=2 rope.mscale_all_dim=1", []),
+    ],
+)
+def test_settings_of_a_stage_without_effect_are_said(
+    settings: str, said: list[str], tmp_path: Path
+) -> None:
+    yarn = "{type: yarn, theta: 10000, factor: 4, original_max_position_embeddings: 64}"
+    given = ["rope=" + yarn, *settings.split()]
+    run = load_run(write_run(tmp_path), [f"stages.short.{each}" for each in given])
+    notes = idle_settings(run, ["short"])
+    assert len(notes) == len(said)
+    for note, start in zip(notes, said, strict=True):
+        assert note.startswith(f"stage short: {start}")
+
+
 def test_chunks_below_a_tile_are_said(tmp_path: Path) -> None:
     path = write_run(tmp_path)
     first = next(iter(load_run(path).stages))
