@@ -29,13 +29,14 @@ _PRELOADED = [
     "torch.distributed",
     "torch._dynamo",  # torch imports it where an optimizer is first made
     "transformers.models.llama.modeling_llama",
+    "alia_ctx.cli.run_commands",
     "alia_ctx.mcore.attention",
     "alia_ctx.mcore.engine",
     "alia_ctx.workflow.evaluation",
     "alia_ctx.workflow.training",
     "tests.distributed",
 ]
-_PR_SET_PDEATHSIG = 1  # linux/prctl.h
+PR_SET_PDEATHSIG = 1  # linux/prctl.h
 _ATTEMPTS = 3
 _FORMING = "while forming"  # stands for the result of a rank that has not called `fn`
 
@@ -68,11 +69,17 @@ class _NotFormedError(AssertionError):
     """The processes did not find each other; `fn` was not called on this rank."""
 
 
+def forkserver() -> Any:
+    """The context of multiprocessing whose server has imported what most processes need."""
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(_PRELOADED)
+    return context
+
+
 def _run_once(
     fn: Callable[..., Any], world_size: int, args: tuple[Any, ...], timeout: float
 ) -> list[Any]:
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(_PRELOADED)
+    context = forkserver()
     with tempfile.TemporaryDirectory() as folder:
         queue = context.SimpleQueue()
         children = [
@@ -87,7 +94,7 @@ def _run_once(
             return _collect(children, queue, timeout)
         finally:
             for child in children:
-                _kill(child)
+                kill(child)
 
 
 def _collect(children: list[Any], queue: Any, timeout: float) -> list[Any]:
@@ -118,7 +125,8 @@ def _collect(children: list[Any], queue: Any, timeout: float) -> list[Any]:
     return [results[rank] for rank in sorted(results)]
 
 
-def _kill(child: Any) -> None:
+def kill(child: Any) -> None:
+    """End a process and its group, if there is one yet."""
     if child.pid is None:
         return
     with contextlib.suppress(
@@ -139,7 +147,7 @@ def _child(
     queue: Any,
 ) -> None:
     os.setpgrp()
-    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+    ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
     torch.set_num_threads(1)
     warnings.simplefilter("ignore")
     os.environ.update(RANK=str(rank), WORLD_SIZE=str(world_size), LOCAL_RANK=str(rank))

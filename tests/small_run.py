@@ -17,6 +17,7 @@ import yaml
 from tokenizers import Tokenizer, models, pre_tokenizers
 
 from alia_ctx.data.tokens.store import write_store
+from tests.forked import run_command
 
 VOCABULARY = 200
 LLAMA3 = {  # of the stage `long`
@@ -125,6 +126,9 @@ def command(*arguments: str, ranks: int = 1) -> list[str]:
 def alia(
     *arguments: str, ranks: int = 1, timeout: float = 180
 ) -> subprocess.CompletedProcess[str]:
+    """`alia-ctx ARGUMENTS` to its end."""
+    if ranks == 1:
+        return run_command(arguments, environment(), timeout)
     return subprocess.run(
         command(*arguments, ranks=ranks),
         capture_output=True,
