@@ -99,7 +99,7 @@ def _turns(message: Message) -> list[Message]:
     if message.role == "assistant":
         return [with_tagged_calls(message, "tool_call")]
     results = _RESPONSE.findall(words)
-    if message.role not in ("tool", "user") or not results:
+    if message.role not in ("tool", "user") or message.calls or not results:
         return [message]
     if _RESPONSE.sub("", words).strip():
         if message.role == "user":

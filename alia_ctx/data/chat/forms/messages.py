@@ -78,14 +78,9 @@ def messages_from(
             own = identity_of(turn, "id")
             message = replace(message, call_id=own if own in asked else None)
         only_calls = message.calls and not message.content and not message.reasoning
-        if messages and only_calls and messages[-1].role == message.role:
+        if messages and only_calls and messages[-1].role == "assistant":
             words = messages.pop()
-            message = Message(
-                "assistant",
-                words.content,
-                (*words.calls, *message.calls),
-                reasoning=words.reasoning,
-            )
+            message = replace(words, calls=(*words.calls, *message.calls))
         messages.append(message)
     return messages
 
@@ -105,6 +100,8 @@ def _message(number: int, turn: dict[str, Any], role: str, content: str) -> Mess
     if not isinstance(who, str) or who not in _ROLES:
         raise RowError("unknown_role", f"turn {number} is of {who!r}")
     calls = _calls(number, turn)
+    if calls and _ROLES[who] != "assistant":
+        raise RowError("wrong_role_order", f"turn {number}: {who} calls tools")
     if _ROLES[who] != "tool":
         return Message(
             _ROLES[who],
@@ -115,7 +112,6 @@ def _message(number: int, turn: dict[str, Any], role: str, content: str) -> Mess
     return Message(
         "tool",
         words if words is not None else "",
-        calls,
         name=_text(turn.get("name")),
         call_id=identity_of(turn, "tool_call_id", "call_id"),
     )
