@@ -64,7 +64,9 @@ def messages_from(
             )
             raise RowError("unparsable_tools", detail)
         if not offers and turn.get("function_calls"):
-            detail = f"turn {number} has function_calls, which only the form dolci reads"
+            detail = (
+                f"turn {number} has function_calls, which only the form dolci reads"
+            )
             raise RowError("unparsable_call", detail)
         message = _message(number, turn, role, content)
         asked.update(call.id for call in message.calls)
