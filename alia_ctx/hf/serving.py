@@ -19,7 +19,9 @@ from typing import Any
 
 import regex
 
+from alia_ctx.data.chat.stops import stop_tokens
 from alia_ctx.data.chat.template import ChatTemplate
+from alia_ctx.data.chat.turns import special_pattern
 from alia_ctx.data.tokens.tokenizer import HubTokenizer
 from alia_ctx.data.tokens.tokenizer_files import CHAT_TEMPLATES
 from alia_ctx.errors import DataError
@@ -53,13 +55,14 @@ class ChatFormat:
     """How a chat template writes the assistant's turns.
 
     header: what a turn begins with, as `<|im_start|>assistant\\n`.
-    stop: the special token that ends it, None where none does.
+    stops: the special tokens that end it: that of words, then those of calls where these
+        have one of their own.
     has_calls: calls are written as Hermes does.
     shows_tools: a prompt has the tools at all.
     """
 
     header: str
-    stop: str | None
+    stops: tuple[str, ...]
     has_calls: bool
     shows_tools: bool
 
@@ -132,13 +135,17 @@ def read_chat_format(directory: Path) -> ChatFormat | None:
     # What a prompt writes beyond the header (an opened <think>) is part of the answer.
     header = _common(str(prompt), str(answered)).removeprefix(asked)
     after = str(answered).rpartition(_ANSWER)[2].lstrip()
-    stops = [token for token in tokenizer.special if after.startswith(token)]
+    special = special_pattern(tokenizer.special)
+    try:
+        stops = stop_tokens(ChatTemplate("tokenizer", tokenizer), special)
+    except DataError:  # a template that nothing is trained with
+        end = special.match(after)
+        stops = (end[0],) if end else ()
     calls = {"role": "assistant", "content": "", "tool_calls": _CALLS}
     called = _render(tokenizer, [question, calls], tools=_TOOLS) or ""
     written = regex.findall(rf"(?s){_DEFINITIONS}{OPEN}({_CALL}){CLOSE}", called)
     offered = _render(tokenizer, [question], tools=_TOOLS, add_generation_prompt=True)
-    stop = max(stops, key=len, default=None)
-    return ChatFormat(header, stop, len(written) == 2, offered != prompt)
+    return ChatFormat(header, stops, len(written) == 2, offered != prompt)
 
 
 def _common(*texts: str) -> str:
@@ -173,15 +180,14 @@ def complete(
     Returns the format, and what a person should hear.
     """
     chat = read_chat_format(directory)
-    if chat is None or (chat.stop is None and not (stated or chat.has_calls)):
+    if chat is None or not (chat.stops or stated or chat.has_calls):
         return chat, []
     special = HubTokenizer(directory).special
     file = directory / GENERATION_CONFIG
     generation = load_json(file) if file.is_file() else {}
     there = generation.get("eos_token_id")
     ends = list(there) if isinstance(there, list) else [there]
-    if chat.stop is not None and special[chat.stop] < vocab_size:
-        ends = [special[chat.stop], *ends]
+    ends = [*(end for s in chat.stops if (end := special[s]) < vocab_size), *ends]
     ends = [end for end in dict.fromkeys(ends) if end is not None]
     notes = []
     if ends:
@@ -196,7 +202,7 @@ def complete(
                     "calls are wanted word for word"
                 )
         generation["do_sample"] = True  # or transformers would not heed it
-        if chat.stop is None:
+        if not chat.stops:
             notes.append("no special token ends a turn of its chat template")
         if not chat.shows_tools:
             notes.append("its chat template shows no tools: it makes no calls")

@@ -83,7 +83,7 @@ class TransformersModel:
         self._showing = template_with_tools(template, self._tokenizer)
         self.template, self._chat = self._showing.name, self._showing.template
         self.notes = (*self.notes, *self._showing.notes)
-        self._stops = _stop_ids(directory, self._auto)
+        self._stops = _stop_ids(directory, self._tokenizer, self._showing.stops)
         self.statement = {
             **model.statement,
             "tokenizer": self._tokenizer.fingerprint(),
@@ -275,16 +275,21 @@ def _alike(
         yield group
 
 
-def _stop_ids(directory: Path, tokenizer: Any) -> list[int]:
+def _stop_ids(
+    directory: Path, tokenizer: HubTokenizer, of_template: Sequence[str]
+) -> list[int]:
     """What ends an answer: the model's EOS and stop ids, as transformers reads them
-    (generation_config.json, and config.json where there is none), the tokenizer's EOS, and
-    `<|im_end|>`. ConfigError where there is none of them.
+    (generation_config.json, and config.json where there is none), the tokenizer's EOS,
+    `<|im_end|>`, and the tokens with which the template ends turns. ConfigError where there
+    is none of them.
     """
     from alia_ctx.hf.upstream import end_ids
 
-    ids = [*end_ids(directory), tokenizer.eos_token_id]
-    if _END_OF_TURN in tokenizer.get_vocab():
-        ids.append(tokenizer.convert_tokens_to_ids(_END_OF_TURN))
+    auto = tokenizer.auto
+    ids = [*end_ids(directory), auto.eos_token_id]
+    if _END_OF_TURN in auto.get_vocab():
+        ids.append(auto.convert_tokens_to_ids(_END_OF_TURN))
+    ids += [tokenizer.special[token] for token in of_template]
     stops = list(dict.fromkeys(i for i in ids if i is not None))
     if not stops:
         rule = "neither the model nor its tokenizer says what ends an answer"

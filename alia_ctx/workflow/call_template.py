@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 from alia_ctx.data.chat import Conversation, Message, RowError, ToolCall
 from alia_ctx.data.chat.probing import Shown, probe, turn_as_written
+from alia_ctx.data.chat.stops import stop_tokens
 from alia_ctx.data.chat.template import ChatTemplate
 from alia_ctx.data.chat.turns import special_pattern
 from alia_ctx.data.tokens.tokenizer import HubTokenizer
@@ -24,6 +25,7 @@ class ShowingTemplate:
     name: str
     template: ChatTemplate
     shown: Shown
+    stops: tuple[str, ...] = ()  # tokens that end turns of it
     notes: tuple[str, ...] = ()
 
     def require(self, asked: Conversation) -> None:
@@ -41,14 +43,15 @@ _ASKED = Conversation(
 )
 
 
-def _unread_call(template: ChatTemplate) -> str | None:
+def _unread_call(template: ChatTemplate, stops: tuple[str, ...]) -> str | None:
     """How a template writes a call, where that is not read as this call; None where it is,
     or it shows none.
     """
     turn = Message("assistant", None, (_CALL,))
-    written = (turn_as_written(template, _ASKED, turn) or "").removesuffix(
-        template.closing
-    )
+    written = turn_as_written(template, _ASKED, turn) or ""
+    written = written.removesuffix(template.closing)
+    end = next((s for s in stops if written.rstrip().endswith(s)), "")
+    written = written.rstrip().removesuffix(end) if end else written
     if _CALL.name not in written:
         return None
     is_read = calls_of(Answer(written)).calls == ((_CALL.name, {"n": 1}),)
@@ -83,9 +86,10 @@ def template_with_tools(given: str | None, tokenizer: HubTokenizer) -> ShowingTe
         raise ConfigError("", [Problem("--template", given, rule, remedy)])
     if not shown.system:
         notes.append("its chat template leaves system prompts out")
-    if unread := _unread_call(template):
+    stops = stop_tokens(template, pattern)
+    if unread := _unread_call(template, stops):
         notes.append(
             f"its chat template writes a call as {unread!r}: answers in that form are "
             "not read, and count as answers without calls"
         )
-    return ShowingTemplate(name, template, shown, tuple(notes))
+    return ShowingTemplate(name, template, shown, stops, tuple(notes))

@@ -152,6 +152,27 @@ def test_a_chat_template_s_stop_ends_turns_of_a_base_too(tmp_path: Path) -> None
     assert "temperature" not in generation and "do_sample" not in generation
 
 
+@pytest.mark.parametrize("calls", ["<tool_call>", "<call>"])
+@pytest.mark.parametrize("trained", [True, False])
+def test_calls_that_end_with_a_token_of_their_own(
+    tmp_path: Path, calls: str, trained: bool
+) -> None:
+    """Who stops at that of words alone goes on writing behind a call."""
+    both = "{{ '<|im_end|>\\n' }}"
+    apart = "{{ '<pad>' if m.tool_calls else '<|im_end|>\\n' }}"
+    own = WITH_HERMES.replace(both, apart).replace("<tool_call>", calls)
+    assert own != WITH_HERMES
+    out = export(tmp_path, own, "tokenizer" if trained else None)
+    assert read(out / "generation_config.json")["eos_token_id"] == [5, 3, 2]
+    settings = read(out / "tokenizer_config.json")
+    assert ("response_template" in settings) == (calls == "<tool_call>")
+    if calls == "<tool_call>":
+        ends = [STOP, "<pad>", "</s>"]
+        assert settings["response_template"] == serving.response_template(
+            HEADER, ends, SPECIAL
+        )
+
+
 @pytest.mark.parametrize(
     ("text", "name", "left"),
     [

@@ -95,9 +95,9 @@ def render_turns(
                 "last_turn, or take a template that renders each turn alike",
             )
         ends = _own_tokens(after, len(before), special, spelled)
-        stop = _stop(after, len(before), ends, messages[number], number)
-        if messages[number].calls:
-            stop = _stop_of_calls(after, stop, ends, special, template)
+        stop = end_of_turn(
+            after, len(before), ends, messages[number], number, special, template
+        )
         require_said(messages[number], after[len(before) : stop], number)
         calls = _calls(conversation, template, special, after, len(before), number)
         turns.append(Turn(number, header, len(before), stop, calls))
@@ -144,6 +144,27 @@ def _own_tokens(
         for match in special.finditer(text, start)
         if not any(a < match.end() and match.start() < b for a, b in spelled)
     ]
+
+
+def end_of_turn(
+    text: str,
+    start: int,
+    tokens: list[tuple[int, int]],
+    message: Message,
+    number: int,
+    special: re.Pattern[str],
+    template: ChatTemplate,
+) -> int:
+    """End of the stop token of turn `number`, which begins at `start` and is the last of
+    `text`; `tokens` are ranges of special tokens behind `start`.
+
+    RowError as of `_stop`. What an export names as stop tokens comes from here too
+    (`stops`).
+    """
+    stop = _stop(text, start, tokens, message, number)
+    if not message.calls:
+        return stop
+    return _stop_of_calls(text, stop, tokens, special, template)
 
 
 def _stop_of_calls(

@@ -56,6 +56,27 @@ def test_the_shipped_one_stands_in_and_it_is_said(suite: Path, tmp_path: Path) -
     )
 
 
+def test_answers_end_where_turns_of_the_template_do(tmp_path: Path) -> None:
+    """Calls may end with a token of their own, which no file of the model names."""
+    calls = (
+        "{% for c in m.tool_calls or [] %}<tool_call>{{ c.function | tojson }}</tool_call>"
+        "{% endfor %}{{ '<pad>' if m.tool_calls else '<|im_end|>' }}"
+    )
+    own = TOOLS + SAID.replace("{{ m.content }}<|im_end|>", "{{ m.content or '' }}END")
+    directory = model_with(tmp_path / "m", own.replace("END", calls))
+    model = TransformersModel(directory, CallSettings())
+    special = model._tokenizer.special
+    assert {special["<|im_end|>"], special["<pad>"]} <= {*model.statement["stop_ids"]}
+    assert not [note for note in model.notes if "not read" in note]
+    bare = calls.replace("<tool_call>", "").replace("</tool_call>", "")
+    directory = model_with(tmp_path / "bare", own.replace("END", bare))
+    model = TransformersModel(directory, CallSettings())
+    assert special["<pad>"] in model.statement["stop_ids"]
+    assert not [note for note in model.notes if "not read" in note]
+    shipped = TransformersModel(directory, CallSettings(), "chatml-tools")
+    assert special["<pad>"] not in shipped.statement["stop_ids"]
+
+
 @pytest.mark.parametrize("as_file", [False, True])
 def test_one_that_is_named_is_refused(
     as_file: bool, suite: Path, tmp_path: Path

@@ -18,13 +18,20 @@ _CONSTANTS = {"true": "True", "false": "False", "null": "None"}
 # What sets call the arguments of a call, and what else stands in one.
 ARGUMENT_KEYS = ("arguments", "parameters", "args", "input", "kwargs")
 _CALL_KEYS = {"name", "id", "call_id", "type", "index", "function", "thought_signature"}
+# Objects of these names are what a call gave, or what a program notes of it.
+_NO_ARGUMENTS = re.compile(
+    r"(?:.*_)?(?:results?|responses?|outputs?|observations?|errors?|meta|metadata|extra"
+    r"|info|usage|stats|provider|cache|caller|schema|definition)(?:_.*)?",
+    re.IGNORECASE,
+)
 
 
 def call_from(value: Any) -> ToolCall:
     """A call of an object: `{"name", "arguments"}`, OpenAI's nested form, or another of
     `ARGUMENT_KEYS` in the place of arguments; they may be an object or its text.
 
-    RowError where it has two different ones, or none and a key that may be meant as such.
+    RowError where it has two different ones, or says none and has a key that may be meant
+    as such: any where no arguments are given, an object where they are empty.
     """
     if isinstance(value, str):
         value = literal(value)
@@ -37,20 +44,38 @@ def call_from(value: Any) -> ToolCall:
     name = function.get("name")
     if not isinstance(name, str) or not name.strip():
         raise RowError("unparsable_call", f"a call has no name: {str(value)[:80]}")
-    fields = {**value, **function}  # some have arguments beside the nested function
-    given = [fields[key] for key in ARGUMENT_KEYS if fields.get(key) is not None]
+    # Some have arguments beside the nested function.
+    holders = [value] if function is value else [function, value]
+    fields = [(k, v) for one in holders for k, v in one.items() if v is not None]
+    given = [field for key, field in fields if key in ARGUMENT_KEYS]
     texts = [arguments_text(arguments, name) for arguments in given]
     said = [text for text in texts if parse(text)]
     if any(parse(text) != parse(said[0]) for text in said[1:]):
         detail = f"{name!r}: has two different objects of arguments"
         raise RowError("unparsable_call", detail)
     known = {*_CALL_KEYS, *ARGUMENT_KEYS}
-    other = [k for k, field in fields.items() if k not in known and field is not None]
-    if not given and other:
+    other = [
+        key
+        for key, field in fields
+        if key not in known and (not given or _may_be_arguments(key, field))
+    ]
+    if not said and other:
         detail = f"{name!r}: has no arguments, and {other[0]!r}, which may be some"
         raise RowError("unparsable_call", detail)
     text = [*said, *texts, "{}"][0]
-    return ToolCall(name, text, identity_of(fields, "call_id", "id"))
+    return ToolCall(name, text, identity_of({**value, **function}, "call_id", "id"))
+
+
+def _may_be_arguments(key: str, value: Any) -> bool:
+    """Whether what stands beside empty arguments is an object, or the text of one, that may
+    be the arguments themselves.
+    """
+    if isinstance(value, str) and value.lstrip().startswith("{"):
+        try:
+            value = literal(value)
+        except RowError:
+            return False
+    return isinstance(value, dict) and bool(value) and not _NO_ARGUMENTS.fullmatch(key)
 
 
 def identity_of(value: dict[str, Any], *keys: str) -> str | None:

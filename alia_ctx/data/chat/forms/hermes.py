@@ -57,15 +57,16 @@ def read_tags(
     if not messages or messages[0].role != "system":
         return [*messages], tools
     prompt = messages[0].content or ""
-    listed = _TOOLS.search(prompt)
-    if listed is None:
+    lists = [_listed(text) for text in _TOOLS.findall(prompt)]
+    if not lists:
         return [*messages], tools
-    own = _listed(listed[1])
+    own = lists[0]
+    if any(not is_same_list(other, own) for other in lists[1:]):
+        raise RowError("unparsable_tools", "the system prompt has two lists of tools")
     if tools is not None and not is_same_list(tools, own):
         detail = "the tools of the system prompt are others than those of the record"
         raise RowError("unparsable_tools", detail)
-    rest = prompt[: listed.start()] + "\n" + prompt[listed.end() :]
-    rest = _INSTRUCTIONS.sub("", rest)
+    rest = _INSTRUCTIONS.sub("", _TOOLS.sub("\n", prompt))
     head = [Message("system", rest.strip())] if rest.strip() else []
     turns = [turn for message in messages[1:] for turn in _turns(message)]
     return [*head, *turns], own if tools is None else tools
@@ -99,7 +100,7 @@ def _turns(message: Message) -> list[Message]:
     if message.role == "assistant":
         return [with_tagged_calls(message, "tool_call")]
     results = _RESPONSE.findall(words)
-    if message.role not in ("tool", "user") or not results:
+    if message.role not in ("tool", "user") or message.calls or not results:
         return [message]
     if _RESPONSE.sub("", words).strip():
         if message.role == "user":

@@ -1,4 +1,8 @@
-"""Forms that are lists of messages: OpenAI's, ShareGPT, Toucan, When2Call, Dolci."""
+"""Forms that are lists of messages: OpenAI's, ShareGPT, Toucan, When2Call, Dolci.
+
+They differ in the names of their columns and in how their turns call. What stands in the
+words of any of them is read alike (`_conversation`): Hermes' tags, and Kimi's declaration.
+"""
 
 from __future__ import annotations
 
@@ -10,42 +14,40 @@ from alia_ctx.data.chat.conversation import Conversation, Message, RowError, too
 from alia_ctx.data.chat.forms.beside import is_same_list, offered_tools, with_prompt
 from alia_ctx.data.chat.forms.calls import calls_from_json, pythonic_calls
 from alia_ctx.data.chat.forms.hermes import read_tags, with_tagged_calls
-from alia_ctx.data.chat.forms.messages import messages_from
+from alia_ctx.data.chat.forms.messages import messages_from, turns_of
 from alia_ctx.data.chat.json_text import parse
 
 
 def read_openai(record: dict[str, Any]) -> Conversation:
-    """`messages`, and `tools` (or `functions`) as a list, or as its JSON text; or all in
-    Hermes' tags.
-    """
-    messages = with_prompt(record, messages_from(record["messages"]))
-    return _conversation(*read_tags(messages, offered_tools(record)))
+    """`messages`, and `tools` (or `functions`) as a list, or as its JSON text."""
+    return _conversation(record, messages_from(record["messages"]))
 
 
-def _conversation(messages: list[Message], tools: str | None) -> Conversation:
+def _conversation(
+    record: dict[str, Any], messages: list[Message], tools: str | None = None
+) -> Conversation:
+    """`tools`: what the turns offer; None is what the record has beside them."""
+    tools = tools or offered_tools(record)
+    declared = _DECLARED.match(messages[0].content or "") if messages else None
+    if declared is not None and messages[0].role == "system":
+        tools = _with_declared(declared[1], tools)
+        rest = (messages[0].content or "")[declared.end() :].strip()
+        messages = [*([Message("system", rest)] if rest else []), *messages[1:]]
+    messages, tools = read_tags(with_prompt(record, messages), tools)
     return Conversation(tuple(messages), tools)
 
 
 def read_sharegpt(record: dict[str, Any]) -> Conversation:
-    """`conversations` of `from` and `value`; `system` and `tools` may stand beside, or be
-    in Hermes' tags.
-    """
+    """`conversations` of `from` and `value`; `system` and `tools` may stand beside."""
     messages = messages_from(record["conversations"], "from", "value")
-    messages = with_prompt(record, messages)
-    return _conversation(*read_tags(messages, offered_tools(record)))
+    return _conversation(record, messages)
 
 
 def read_toucan(record: dict[str, Any]) -> Conversation:
     """Agent-Ark/Toucan-1.5M: columns are JSON text; turns are OpenAI's, or `tool_call` and
     `tool_response` with Python's or JSON text.
     """
-    messages, tools = messages_from(record["messages"]), offered_tools(record)
-    declared = _DECLARED.match(messages[0].content or "") if messages else None
-    if declared is not None:
-        tools = _with_declared(declared[1], tools)
-        rest = (messages.pop(0).content or "")[declared.end() :].strip()
-        messages = [Message("system", rest), *messages] if rest else messages
-    return _conversation(with_prompt(record, messages), tools)
+    return _conversation(record, messages_from(record["messages"]))
 
 
 # Kimi's own declaration of the tools, which stands as a system prompt.
@@ -88,21 +90,15 @@ def read_when2call(record: dict[str, Any]) -> Conversation:
             raise RowError("content_not_text", "chosen_response is no text")
         messages += messages_from([{"role": "assistant", **chosen}])
     messages = [with_tagged_calls(message, "TOOLCALL") for message in messages]
-    return _conversation(with_prompt(record, messages), offered_tools(record))
+    return _conversation(record, messages)
 
 
 def read_dolci(record: dict[str, Any]) -> Conversation:
     """allenai/Dolci-Instruct-SFT-Tool-Use: messages with `functions` (JSON text) and
     `function_calls` (`f(a="x")` a line, or JSON); results are of the role `environment`.
     """
-    turns = record["messages"]
-    if isinstance(turns, str):
-        try:
-            turns = parse(turns)
-        except ValueError as error:
-            raise RowError("unparsable_messages", f"messages: {error}") from error
     tools, messages = offered_tools(record), []
-    for number, turn in enumerate(turns if isinstance(turns, list) else [turns]):
+    for number, turn in enumerate(turns_of(record["messages"])):
         [message] = messages_from([turn], offers=True)
         offered = offered_tools(turn)
         if None not in (tools, offered) and not is_same_list(offered, tools):
@@ -111,7 +107,7 @@ def read_dolci(record: dict[str, Any]) -> Conversation:
             raise RowError("unparsable_tools", detail)
         tools = offered or tools
         messages.append(_with_function_calls(message, turn.get("function_calls")))
-    return _conversation(with_prompt(record, messages), tools)
+    return _conversation(record, messages, tools)
 
 
 def _with_function_calls(message: Message, calls: Any) -> Message:

@@ -50,19 +50,11 @@ def messages_from(
 
     An assistant's turns that only call become one with its turn before them: some sets
     (Toucan, ShareGPT) have a turn for each call. `offers`: whoever calls reads the tools
-    that turns may offer; RowError where nobody does.
+    that turns may offer, and their `function_calls`; RowError where nobody does.
     """
-    if isinstance(turns, str):
-        try:
-            turns = parse(turns)
-        except ValueError as error:
-            raise RowError("unparsable_messages", f"messages: {error}") from error
-    if not isinstance(turns, list):
-        detail = f"the turns are {type(turns).__name__}, no list"
-        raise RowError("unparsable_messages", detail)
     messages: list[Message] = []
     asked: set[str | None] = set()
-    for number, turn in enumerate(turns):
+    for number, turn in enumerate(turns_of(turns)):
         if not isinstance(turn, dict):
             detail = f"turn {number} is {type(turn).__name__}, no object"
             raise RowError("unparsable_messages", detail)
@@ -71,6 +63,11 @@ def messages_from(
                 f"turn {number} offers tools, which only the form dolci reads there"
             )
             raise RowError("unparsable_tools", detail)
+        if not offers and turn.get("function_calls"):
+            detail = (
+                f"turn {number} has function_calls, which only the form dolci reads"
+            )
+            raise RowError("unparsable_call", detail)
         message = _message(number, turn, role, content)
         asked.update(call.id for call in message.calls)
         if message.role == "tool" and message.call_id is None:
@@ -78,16 +75,24 @@ def messages_from(
             own = identity_of(turn, "id")
             message = replace(message, call_id=own if own in asked else None)
         only_calls = message.calls and not message.content and not message.reasoning
-        if messages and only_calls and messages[-1].role == message.role:
+        if messages and only_calls and messages[-1].role == "assistant":
             words = messages.pop()
-            message = Message(
-                "assistant",
-                words.content,
-                (*words.calls, *message.calls),
-                reasoning=words.reasoning,
-            )
+            message = replace(words, calls=(*words.calls, *message.calls))
         messages.append(message)
     return messages
+
+
+def turns_of(value: Any) -> list[Any]:
+    """The turns of a list, or of its JSON text; RowError where it is none."""
+    if isinstance(value, str):
+        try:
+            value = parse(value)
+        except ValueError as error:
+            raise RowError("unparsable_messages", f"messages: {error}") from error
+    if not isinstance(value, list):
+        detail = f"the turns are {type(value).__name__}, no list"
+        raise RowError("unparsable_messages", detail)
+    return value
 
 
 def _message(number: int, turn: dict[str, Any], role: str, content: str) -> Message:
@@ -105,6 +110,8 @@ def _message(number: int, turn: dict[str, Any], role: str, content: str) -> Mess
     if not isinstance(who, str) or who not in _ROLES:
         raise RowError("unknown_role", f"turn {number} is of {who!r}")
     calls = _calls(number, turn)
+    if calls and _ROLES[who] != "assistant":
+        raise RowError("wrong_role_order", f"turn {number}: {who} calls tools")
     if _ROLES[who] != "tool":
         return Message(
             _ROLES[who],
@@ -115,7 +122,6 @@ def _message(number: int, turn: dict[str, Any], role: str, content: str) -> Mess
     return Message(
         "tool",
         words if words is not None else "",
-        calls,
         name=_text(turn.get("name")),
         call_id=identity_of(turn, "tool_call_id", "call_id"),
     )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import replace
 from typing import Any
 
@@ -10,6 +11,7 @@ from alia_ctx.data.chat.checks import require_sound, results_in_order
 from alia_ctx.data.chat.conversation import Conversation, RowError
 from alia_ctx.data.chat.forms import glaive, hermes, lists, toolace, xlam
 from alia_ctx.data.chat.forms.beside import TOOLS_COLUMNS, require_all_read
+from alia_ctx.data.chat.forms.messages import turns_of
 from alia_ctx.data.chat.forms.unread import require_nothing_unread
 
 Reader = Callable[[dict[str, Any]], Conversation]
@@ -49,10 +51,9 @@ def form_of(record: Mapping[str, Any]) -> str:
     if "messages" not in columns:
         names = ", ".join(map(repr, list(columns)[:8])) or "no columns"
         raise RowError("unknown_form", f"has {names}; name the form with `format`")
-    if isinstance(messages, str):
-        return "toucan"
-    present = messages if isinstance(messages, list) else []
-    turns = [turn for turn in present if isinstance(turn, dict)]
+    turns: list[dict[str, Any]] = []
+    with suppress(RowError):  # a text or a list; what is neither is told by its reader
+        turns = [turn for turn in turns_of(messages) if isinstance(turn, dict)]
     if any(
         "function_calls" in turn
         or "functions" in turn
@@ -65,6 +66,8 @@ def form_of(record: Mapping[str, Any]) -> str:
     tools = record.get("tools")
     texts = isinstance(tools, list) and bool(tools) and isinstance(tools[0], str)
     tagged = any("<TOOLCALL>" in str(turn.get("content")) for turn in turns)
+    if isinstance(messages, str) and not tagged:
+        return "toucan"
     return "when2call" if texts or tagged or "chosen_response" in columns else "openai"
 
 

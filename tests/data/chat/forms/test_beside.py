@@ -118,11 +118,48 @@ def test_arguments_that_may_be_lost_are_refused() -> None:
     for call in (
         {"name": "f", "arguments": {"a": 1}, "parameters": {"a": 2}},
         {"name": "f", "params": {"a": 1}},
+        *(
+            call
+            for empty in ({}, "{}", "", " ")
+            for lost in ({"a": 1}, '{"a": 1}', "{'a': 1}")
+            for call in (
+                {"name": "f", "arguments": empty, "params": lost},
+                {"name": "f", "parameters": empty, "function_args": lost},
+                {"function": {"name": "f", "arguments": empty, "inputs": lost}},
+                {"function": {"name": "f", "arguments": empty}, "tool_input": lost},
+            )
+        ),
+        {"function": {"name": "f", "arguments": {"a": 1}}, "arguments": {"a": 2}},
     ):
         turn = {"role": "assistant", "tool_calls": [call]}
         record = {"messages": [USER, turn], "tools": TOOLS}
         assert reason(record) == "unparsable_call"
     assert arguments({"name": "f", "id": "1", "type": "function", "index": 0}) == "{}"
+
+
+def test_arguments_beside_an_empty_nested_object_are_read() -> None:
+    nested = {"function": {"name": "f", "arguments": {}}, "arguments": {"a": 1}}
+    assert arguments(nested) == '{"a": 1}'
+
+
+@pytest.mark.parametrize(
+    "beside",
+    [
+        {"result": {"told": 1}},
+        {"tool_response": '{"told": 1}'},
+        {"provider_specific_fields": {"thought": "x"}},
+        {"extra_content": {"google": {"thought_signature": "x"}}},
+        {"cache_control": {"type": "ephemeral"}},
+        {"status": "done", "params": {}, "options": None, "note": "{see a}"},
+    ],
+)
+def test_what_stands_beside_a_call_without_arguments_is_none(
+    beside: dict[str, Any],
+) -> None:
+    assert arguments({"name": "f", "arguments": {}, **beside}) == "{}"
+    assert arguments({"function": {"name": "f", "arguments": "{}"}, **beside}) == "{}"
+    # Beside arguments that are there anything is something else.
+    assert arguments({"name": "f", "arguments": {"a": 1}, "params": {"b": 2}})
 
 
 def answered(
