@@ -19,12 +19,23 @@ from alia_ctx.data.chat.conversation import (
     tools_text,
 )
 from alia_ctx.data.chat.forms.calls import arguments_text, call_from
+from alia_ctx.data.chat.forms.definitions import (
+    PARAMETER_KEYS,
+    is_definition,
+    name_of,
+)
 from alia_ctx.data.chat.json_text import parse, parse_at, write
 
 _SPEAKER = re.compile(r"^[ \t]*(USER|ASSISTANT|FUNCTION RESPONSE):", re.MULTILINE)
 _BLANK_LINE = re.compile(r"\n[ \t\r]*\n[ \t\r\n]*\Z")
 _END = "<|endoftext|>"
 _TAG = "<functioncall>"
+_CALLED = re.compile(rf'{_TAG}\s*\{{\s*"name"\s*:\s*("(?:[^"\\]|\\.)*")')
+# What is meant as a definition of a function, where it is no JSON.
+_BROKEN = re.compile(
+    rf'\{{\s*"(?:name|description|type|function)"\s*:.*"(?:{"|".join(PARAMETER_KEYS)})"',
+    re.DOTALL,
+)
 _QUOTED_ARGUMENTS = re.compile(
     r"""\{\s*"name"\s*:\s*("(?:[^"\\]|\\.)*")\s*,\s*"arguments"\s*:\s*'(.*)'\s*\}""",
     re.DOTALL,
@@ -43,33 +54,52 @@ def read(record: dict[str, Any]) -> Conversation:
         if value is not None and not isinstance(value, str):
             detail = f"{name} is {type(value).__name__}, no text"
             raise RowError("content_not_text", detail)
-    prompt, tools = _system(system or "")
+    prompt, tools = _system(system or "", chat or "")
     turns = _turns(chat or "")
     head = (Message("system", prompt),) if prompt else ()
     return Conversation((*head, *turns), tools)
 
 
-def _system(text: str) -> tuple[str, str | None]:
-    """The prompt without the list of functions, and that list as text."""
+def _system(text: str, chat: str) -> tuple[str, str | None]:
+    """The prompt without the list of functions, and that list as text.
+
+    Functions are what the set's own words introduce, what has a schema, and what the
+    assistant calls: other objects of a prompt are its words.
+    """
     text = text.strip().removeprefix("SYSTEM:").strip()
-    start = text.find("{")
-    if start < 0:
-        return text, None
-    tools, position = [], start
-    while position < len(text):
-        if text[position] != "{":
-            break
+    introduction = _INTRODUCTION.search(text)
+    begin = introduction.end() if introduction else 0
+    called = {*_CALLED.findall(chat)}
+    for match in re.finditer(r"\{", text[begin:]):
+        start = begin + match.start()
+        tools, stop = _functions_at(text, start, introduction is not None, called)
+        if tools:
+            prompt = _INTRODUCTION.sub("", text[:start]) + text[stop:]
+            return prompt.strip(), tools_text(tools)
+    return text, None
+
+
+def _functions_at(
+    text: str, start: int, introduced: bool, called: set[str]
+) -> tuple[list[str], int]:
+    """The functions that stand one after another from `start` on, and where they end."""
+    tools: list[str] = []
+    position = start
+    while text[position : position + 1] == "{":
         try:
             value, end = parse_at(text, position)
         except ValueError as error:
-            detail = f"system: {error} in {text[position : position + 80]!r}"
-            raise RowError("unparsable_tools", detail) from error
-        if not isinstance(value, dict):
-            raise RowError("unparsable_tools", "system: a function is no object")
+            if introduced or _BROKEN.match(text, position):
+                detail = f"system: {error} in {text[position : position + 80]!r}"
+                raise RowError("unparsable_tools", detail) from error
+            break
+        name = name_of(value)
+        meant = introduced or is_definition(value)
+        if not meant and (name is None or write(name) not in called):
+            break
         tools.append(text[position:end])
         position = end + len(text[end:]) - len(text[end:].lstrip(" \t\r\n,"))
-    prompt = _INTRODUCTION.sub("", text[:start]) + text[position:]
-    return prompt.strip(), tools_text(tools)
+    return tools, position
 
 
 def _turns(chat: str) -> list[Message]:

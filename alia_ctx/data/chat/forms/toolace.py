@@ -5,6 +5,8 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
+from contextlib import suppress
 from typing import Any
 
 from alia_ctx.data.chat.conversation import (
@@ -20,8 +22,14 @@ from alia_ctx.data.chat.forms.calls import (
     looks_pythonic,
     pythonic_calls,
 )
+from alia_ctx.data.chat.forms.definitions import (
+    introduces_functions,
+    is_definition,
+    name_of,
+)
 from alia_ctx.data.chat.forms.messages import messages_from
 from alia_ctx.data.chat.json_text import parse, parse_at
+from alia_ctx.data.chat.written_calls import written_call
 
 # The set's own instructions ask for its own form of calls, which the template replaces.
 # Sentence by sentence: whatever else stands between these is the user's own.
@@ -41,7 +49,7 @@ _INSTRUCTIONS = sentences(
 
 
 def read(record: dict[str, Any]) -> Conversation:
-    prompt, tools = split_system(record["system"])
+    prompt, tools = _split_system(record)
     messages = messages_from(record["conversations"], "from", "value")
     head = [Message("system", prompt)] if prompt else []
     names = [function_of(tool)["name"] for tool in parse(tools or "[]")]
@@ -78,17 +86,19 @@ def _with_calls(message: Message, begun: re.Pattern[str]) -> Message:
     return message
 
 
-def has_tools(system: Any) -> bool:
-    """Whether a system prompt lists functions as ToolACE does."""
-    return isinstance(system, str) and _list_of_functions(system) is not None
+def has_tools(record: Mapping[str, Any]) -> bool:
+    """Whether a record's system prompt lists functions as ToolACE does."""
+    system = record.get("system")
+    return isinstance(system, str) and _list_of_functions(system, record) is not None
 
 
-def split_system(system: Any) -> tuple[str, str | None]:
+def _split_system(record: Mapping[str, Any]) -> tuple[str, str | None]:
     """What is left of the prompt without the list and the instructions, and the list."""
+    system = record["system"]
     if not isinstance(system, str):
         detail = f"system is {type(system).__name__}, no text"
         raise RowError("content_not_text", detail)
-    place = _list_of_functions(system)
+    place = _list_of_functions(system, record)
     if place is None:
         if "functions in JSON format" in system:
             raise RowError(
@@ -101,19 +111,47 @@ def split_system(system: Any) -> tuple[str, str | None]:
     return rest.strip(), tools_text(system[start:stop])
 
 
-def _list_of_functions(system: str) -> tuple[int, int] | None:
-    """Where the first JSON list of functions is."""
+def _list_of_functions(
+    system: str, record: Mapping[str, Any]
+) -> tuple[int, int] | None:
+    """Where the first JSON list of functions is: one of them is defined with a schema, the
+    set's own words stand before the list, or the assistant calls what is in it.
+    """
     for match in re.finditer(r"\[", system):
         try:
             value, stop = parse_at(system, match.start())
         except ValueError:
             continue
         # An empty list is no list of functions: prompts speak of `[]`.
-        if isinstance(value, list) and value and all(map(_is_function, value)):
+        if not isinstance(value, list) or not value:
+            continue
+        names = [name for item in value if (name := name_of(item)) is not None]
+        if len(names) == len(value) and (
+            any(map(is_definition, value))
+            or introduces_functions(system[: match.start()])
+            or any(_calls_one(answer, names) for answer in _answers(record))
+        ):
             return match.start(), stop
     return None
 
 
-def _is_function(item: Any) -> bool:
-    """Flat, or nested as OpenAI has it."""
-    return isinstance(item, dict) and ("name" in item or "function" in item)
+def _calls_one(answer: str, names: list[str]) -> bool:
+    """Whether an answer calls something; JSON with parameters alone may be a copy of it."""
+    is_json = answer.lstrip().startswith(("{", "[{"))
+    copied = is_json and not re.search(r"""['"]arguments['"]\s*:""", answer)
+    return not copied and written_call(answer, names) is not None
+
+
+def _answers(record: Mapping[str, Any]) -> list[str]:
+    """What the assistant says, as far as the turns can be read."""
+    turns = record.get("conversations")
+    if isinstance(turns, str):
+        with suppress(ValueError):
+            turns = parse(turns)
+    turns = turns if isinstance(turns, list) else []
+    said = [
+        turn.get("value")
+        for turn in turns
+        if isinstance(turn, dict) and turn.get("from") in ("assistant", "gpt")
+    ]
+    return [words for words in said if isinstance(words, str)]
