@@ -18,8 +18,8 @@ from alia_ctx.data.chat.conversation import (
 )
 from alia_ctx.data.chat.forms.beside import sentences
 from alia_ctx.data.chat.forms.calls import (
+    ARGUMENT_KEYS,
     calls_from_json,
-    looks_pythonic,
     pythonic_calls,
 )
 from alia_ctx.data.chat.forms.definitions import (
@@ -53,35 +53,60 @@ def read(record: dict[str, Any]) -> Conversation:
     messages = messages_from(record["conversations"], "from", "value")
     head = [Message("system", prompt)] if prompt else []
     names = [function_of(tool)["name"] for tool in parse(tools or "[]")]
-    begun = _begun_calls(names)
+    begun = _Begun(names)
     return Conversation((*head, *(_with_calls(m, begun) for m in messages)), tools)
 
 
-# `[Func(a=`, `[Func()`, of a function whether offered or not; `{"name":` of JSON.
+# `[Func(a=`, `[Func()`, of a function whether offered or not.
 _BRACKET = re.compile(r"\s*\[\s*[^\s\[\](){}=,][^\[\](){}=,]*\(\s*(\)|[\w.-]+\s*=)")
+# `[func(...)]` without words behind a closing bracket.
+_ONLY_BRACKETS = re.compile(
+    r"\s*\[\s*[^\[\](){}=,]*[^\s\[\](){}=,]\((?!.*\]\s*[^\s\[\](){},;'\"]).*\]\s*\Z",
+    re.DOTALL,
+)
 _JSON = re.compile(r"""\s*\[?\s*\{\s*['"](name|function)['"]\s*:""")
+_ARGUMENTS = re.compile(rf"""['"]({"|".join(ARGUMENT_KEYS)})['"]\s*:""")
 
 
-def _begun_calls(names: list[str]) -> re.Pattern[str]:
-    """Matches what can only be meant as a call of an offered function, whole or broken:
-    its name behind the opening bracket or the list's closing one before it, or its
-    name and an argument.
-    """
-    offered = "|".join(map(re.escape, sorted(names, key=len, reverse=True))) or "(?!)"
-    return re.compile(
-        rf"\s*\[\s*({offered})(?![\w\]])|(?<!\w)({offered})\s*\(\s*[\w.-]+\s*="
-        rf"|\s*({offered})\s*[\[({{].*[\])}}]\s*\Z",
-        re.DOTALL,
-    )
+class _Begun:
+    """What can only be meant as a call of an offered function, whole or broken."""
+
+    def __init__(self, names: list[str]) -> None:
+        longest_first = sorted(names, key=len, reverse=True)
+        name = rf"(?:{'|'.join(map(re.escape, longest_first)) or '(?!)'})(?!\w)"
+        argument = r"[\w.-]+\s*=(?!=)"
+        group = r"[\[({](?:[^\[\](){}]|[\[({][^\[\](){}]*[\])}])*[\])}]"
+        either = (
+            # The answer's first bracket, the name, and what only a call has next.
+            rf"\A\s*\[\s*{name}(?:[({{]|\s*\{{|,?\s*{argument}|\s*\Z)",
+            rf"\A\s*\[\s*{name}\s*\(\s*(?:[)\"'\d\[{{]|\Z)",
+            # The name and an argument, wherever they stand.
+            rf"(?<!\w){name}\({argument}",
+            rf"\[\s*{name}\s*\(\s*{argument}",
+            rf"\A\s*{name}\s*\(\s*{argument}",
+            # Nothing but the name and brackets.
+            rf"\A\s*{name}\s*{group}[\s\])}},;]*\Z",
+        )
+        self._pythonic = re.compile("|".join(either))
+        self._json = re.compile(rf"""['"](name|function)['"]\s*:\s*['"]{name}['"]""")
+
+    def pythonic(self, words: str) -> bool:
+        return self._pythonic.search(words) is not None
+
+    def json(self, words: str) -> bool:
+        """Or of another function, which has arguments; other data has names, too."""
+        meant = self._json.search(words) or _ARGUMENTS.search(words)
+        return _JSON.match(words) is not None and meant is not None
 
 
-def _with_calls(message: Message, begun: re.Pattern[str]) -> Message:
+def _with_calls(message: Message, begun: _Begun) -> Message:
     words = message.content or ""
     if message.role != "assistant":
         return message
-    if _JSON.match(words):
+    if begun.json(words):
         return Message("assistant", None, calls_from_json(words))
-    if looks_pythonic(words) or _BRACKET.match(words) or begun.search(words):
+    broken = _BRACKET.match(words) or _ONLY_BRACKETS.match(words)
+    if broken or begun.pythonic(words):
         return Message("assistant", None, pythonic_calls(words))
     return message
 

@@ -76,7 +76,9 @@ def test_functions_are_found_behind_named_things(things: list[Any]) -> None:
             read = read_record(talk(f"{first}\n{words}{json.dumps(tools)}"))
             assert offered(read) == [tool["name"] for tool in tools]
             assert (prompt_of(read) or "").startswith(first)
-    read = read_record(chat(f"{first} {ACCESS}{json.dumps(BARE)}\n{json.dumps(DEFINED)}"))
+    read = read_record(
+        chat(f"{first} {ACCESS}{json.dumps(BARE)}\n{json.dumps(DEFINED)}")
+    )
     assert offered(read) == ["now", "f"] and prompt_of(read) == first
     read = read_record(chat(f"{first}\n{json.dumps(DEFINED)}"))
     assert offered(read) == ["f"] and prompt_of(read) == first
