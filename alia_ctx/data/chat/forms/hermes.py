@@ -14,6 +14,7 @@ from dataclasses import replace
 from alia_ctx.data.chat.conversation import Message, RowError, tools_text
 from alia_ctx.data.chat.forms.beside import is_same_list, sentences
 from alia_ctx.data.chat.forms.calls import calls_from_json, literal
+from alia_ctx.data.chat.forms.definitions import is_definition
 from alia_ctx.data.chat.json_text import parse, parse_at, write
 
 _TOOLS = re.compile(r"<tools>\s*(?=[\[{])(.*?)\s*</tools>", re.DOTALL)
@@ -50,7 +51,7 @@ def read_tags(
     messages: Sequence[Message], tools: str | None
 ) -> tuple[list[Message], str | None]:
     """The messages with calls and results in the place of their tags, and the tools; as
-    they are where no system prompt lists tools. `tools`: what the record has beside.
+    they are where no system prompt lists functions. `tools`: what the record has beside.
 
     RowError where the prompt lists other tools than the record, or tags hold no calls.
     """
@@ -61,6 +62,8 @@ def read_tags(
     if listed is None:
         return [*messages], tools
     own = _listed(listed[1])
+    if not _are_functions(own, prompt, messages):
+        return [*messages], tools
     if tools is not None and not is_same_list(tools, own):
         detail = "the tools of the system prompt are others than those of the record"
         raise RowError("unparsable_tools", detail)
@@ -69,6 +72,20 @@ def read_tags(
     head = [Message("system", rest.strip())] if rest.strip() else []
     turns = [turn for message in messages[1:] for turn in _turns(message)]
     return [*head, *turns], own if tools is None else tools
+
+
+def _are_functions(
+    listed: str | None, prompt: str, messages: Sequence[Message]
+) -> bool:
+    """Whether what stands within `<tools>` are functions: prompts write other things in
+    tags of this name. One is defined with a schema, or the tags are explained, or used.
+    """
+    said = [m.content or "" for m in messages if m.role == "assistant"]
+    return (
+        any(map(is_definition, parse(listed or "[]")))
+        or _INSTRUCTIONS.search(prompt) is not None
+        or any("<tool_call>" in words for words in said)
+    )
 
 
 def _listed(text: str) -> str | None:

@@ -107,3 +107,18 @@ def test_braces_in_a_glaive_prompt_are_words_and_broken_functions_are_none() -> 
     for broken in (ACCESS + '{"name": "f"', json.dumps(DEFINED)[:-1]):
         with pytest.raises(RowError, match="unparsable_tools"):
             read_record(chat(f"{prompt} {broken}"))
+
+
+@pytest.mark.parametrize("things", OTHERS[:3])
+def test_tags_called_tools_hold_functions_or_words(things: list[Any]) -> None:
+    prompt = f"You sell. <tools>{json.dumps(things)}</tools>"
+    read = read_record(talk(prompt))
+    assert prompt_of(read) == prompt and read.tools is None
+    explained = f"You are a function calling AI model. {prompt}"
+    call = '<tool_call>{"name": "now", "arguments": {}}</tool_call>'
+    for record in (
+        talk(explained.replace(json.dumps(things), json.dumps([BARE]))),
+        talk(prompt.replace(json.dumps(things), json.dumps([BARE])), call),
+        talk(prompt.replace(json.dumps(things), json.dumps([BARE, DEFINED]))),
+    ):
+        assert offered(read_record(record))[0] == "now"
