@@ -44,7 +44,7 @@ _BROKEN = re.compile(
 )
 # Arguments in single quotes, from the quote on; what stands behind the closing one.
 _QUOTED = re.compile(rf"\"(?:{'|'.join(ARGUMENT_KEYS)})\"\s*:\s*(?=')")
-_CLOSING = re.compile(r"'(?=\s*(?:\}|,\s*\"))")
+_CLOSING = re.compile(r"'(?=\s*[,}])")
 # What introduces the list; the chat template introduces tools in its own words.
 _INTRODUCTION = re.compile(
     r"You are a helpful assistant with access to the following functions\.?"

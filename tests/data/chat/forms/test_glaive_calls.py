@@ -53,6 +53,7 @@ FORMS = [
     '{"name": "f", "parameters": \'\nARGUMENTS\n\'}',
     '{"id": "1", "name": "f", "arguments" : \'ARGUMENTS\' }',
     '[{"name": "f", "arguments": \'ARGUMENTS\'}]',
+    '{"name": "f", "arguments": \'ARGUMENTS\',}',
     '{"name": "f", "arguments": ARGUMENTS}',
 ]
 
