@@ -46,7 +46,7 @@ class ChatConversion:
 
     def conversations(self) -> Iterator[tuple[Row, Conversation, EncodedChat | None]]:
         """Those that can be used, in order, each with its row; DataError at the first
-        that cannot where `strict` is set.
+        that cannot where `strict` is set. Turns that were cut off are not among theirs.
         """
         most = 2 * SourceSpec().max_document_bytes
         for file in self.inputs.files:
@@ -64,6 +64,8 @@ class ChatConversion:
                     self.counts.count(encoded.trained, encoded.cut_turns)
                     self.counts.spelled.update(encoded.spelled)
                     self.counts.unshown_reasoning += encoded.unshown_reasoning
+                    kept = len(conversation.messages) - encoded.cut_turns
+                    conversation = conversation.until(kept)
                 yield row, conversation, encoded
 
     def _leave_out(self, row: LeftOutRow) -> None:

@@ -27,8 +27,8 @@ class LeftOutRow:
 class ChatCounts:
     """Sums over rows. `cut` conversations lost `cut_turns` turns because they were too
     long; `spelled` says how often contents spell each special token; `trained_tokens`
-    are targets of weight 1; `unshown_reasoning` turns reasoned before they spoke, which
-    the template does not show.
+    are targets of weight 1; `unshown_reasoning` turns reasoned before they spoke, and
+    the template does not show what.
     """
 
     conversations: int = 0
@@ -83,7 +83,8 @@ class ChatCounts:
         if self.unshown_reasoning:
             lines.append(
                 f"{self.unshown_reasoning:,} turns reasoned before they spoke "
-                "(reasoning_content); the template does not show it, and it is not trained"
+                "(reasoning_content, or <think> among their words); the template does not "
+                "show it, and it is not trained"
             )
         if self.spelled:
             most = ", ".join(f"{t!r} {n:,}" for t, n in self.spelled.most_common(10))

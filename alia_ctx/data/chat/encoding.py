@@ -14,6 +14,7 @@ from alia_ctx.data.chat.conversation import Conversation, RowError
 from alia_ctx.data.chat.probing import probe
 from alia_ctx.data.chat.reading_back import require_read_back
 from alia_ctx.data.chat.rendered_tokens import RenderedTokens
+from alia_ctx.data.chat.showing import unshown_reasoning
 from alia_ctx.data.chat.template import ChatTemplate
 from alia_ctx.data.chat.turns import render_turns, special_pattern
 from alia_ctx.data.documents.chat_spec import ChatSpec
@@ -156,9 +157,6 @@ class ChatEncoder:
         for begin, end in rendered.said:
             first, last = np.searchsorted(starts, (begin, end)).tolist()
             said[first:last] = True
-        reasoned = sum(
-            message.reasoning is not None for message in conversation.messages
-        )
         return EncodedChat(
             ids,
             trained,
@@ -167,7 +165,7 @@ class ChatEncoder:
             rendered.text,
             0,
             dict(spelled),
-            0 if self.shown.reasoning else reasoned,
+            unshown_reasoning(conversation, self.template, rendered.text),
         )
 
     def _require_edges(

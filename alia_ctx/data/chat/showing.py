@@ -17,6 +17,7 @@ from typing import Any
 
 from alia_ctx.data.chat.conversation import Conversation, Message, RowError, ToolCall
 from alia_ctx.data.chat.json_text import leaves, parse, plain, write
+from alia_ctx.data.chat.reasoning import split_reasoning
 from alia_ctx.data.chat.template import ChatTemplate
 
 
@@ -47,6 +48,30 @@ def require_shown(
         if sum(squeezed.count(form) for form in dict.fromkeys(forms)) < times:
             said, number = first[forms]
             raise _lost(said, f"turn {number}")
+
+
+def unshown_reasoning(
+    conversation: Conversation, template: ChatTemplate, text: str
+) -> int:
+    """Of how many turns `text`, the rendering of the conversation, leaves out what the
+    assistant reasoned: of some kinds of turns, or of earlier ones, templates do. Reasoning
+    stands beside a turn's words, or in tags among them.
+    """
+    marks, messages = Marks(text), []
+    for number, message in enumerate(conversation.messages):
+        if message.role == "assistant":
+            message = marks.reasoned(message, f"turn {number}")
+        messages.append(message)
+    if not marks.told:
+        return 0
+    try:
+        rendered = template.render(replace(conversation, messages=tuple(messages)))
+    except RowError:  # a template that wants certain words: the texts decide
+        lost = {where for told, where in marks.told if told.strip() not in text}
+    else:
+        told = enumerate(marks.told)
+        lost = {where for n, (_, where) in told if marks.of(n) not in rendered}
+    return len(lost)
 
 
 def require_said(message: Message, shown: str, number: int) -> None:
@@ -152,6 +177,16 @@ class Marks:
             )
             messages.append(replace(message, content=content, calls=calls))
         return Conversation(tuple(messages), tools)
+
+    def reasoned(self, message: Message, where: str) -> Message:
+        """A turn with a mark in the place of what was reasoned."""
+        reasoning, content = message.reasoning, message.content
+        if reasoning is not None and reasoning.strip():
+            reasoning = self._mark(reasoning, where)
+        thoughts, _ = split_reasoning(content or "")
+        if content is not None and thoughts and thoughts in content:
+            content = content.replace(thoughts, self._mark(thoughts, where), 1)
+        return replace(message, reasoning=reasoning, content=content)
 
     def _mark(self, told: str, where: str) -> str:
         self.told.append((told, where))

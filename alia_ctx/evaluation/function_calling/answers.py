@@ -19,10 +19,11 @@ from alia_ctx.data.chat import RowError, ToolCall
 from alia_ctx.data.chat.forms.calls import (
     arguments_text,
     call_from,
-    literal,
     looks_pythonic,
     pythonic_calls,
 )
+from alia_ctx.data.chat.forms.glaive import tagged_calls
+from alia_ctx.data.chat.forms.values import values_of
 from alia_ctx.data.chat.reading_back import OPEN, hermes_calls
 from alia_ctx.data.chat.reasoning import split_reasoning
 from alia_ctx.errors import DataError
@@ -32,7 +33,7 @@ from alia_ctx.files import parse_json
 # chat templates of these models and their parsers in vLLM; a new call may follow each tag.
 _OTHER_TAGS = re.compile(
     r"<TOOLCALL>(?P<nvidia>.*?)(?:</TOOLCALL>|$)"
-    r"|<functioncall>(?P<glaive>.*?)(?:</functioncall>|$)"
+    r"|<functioncall>(?P<glaive>.*?)(?:</functioncall>|(?=<functioncall>)|$)"
     r"|<function=(?P<name>[^<>\s]+)>(?P<arguments>.*?)(?:</function>|(?=<function=)|$)"
     r"|<\|python_tag\|>(?P<llama>.*?)(?=<\|python_tag\|>|<\|eo[tm]_id\|>|$)"
     r"|\[TOOL_CALLS\](?P<mistral>.*?)(?=\[TOOL_CALLS\]|$)",
@@ -43,7 +44,6 @@ _OF_MISTRAL = re.compile(
     r"(?P<arguments>\{.*)",
     re.DOTALL,
 )
-_BETWEEN = re.compile(r"[\s;,]*")
 
 
 @dataclass(frozen=True)
@@ -163,33 +163,9 @@ def _tagged(match: re.Match[str]) -> Sequence[ToolCall]:
         return [ToolCall(match["name"], arguments)]
     if named := _OF_MISTRAL.fullmatch(match["mistral"] or ""):
         return [ToolCall(named["name"], arguments_text(named["arguments"], ""))]
-    return [call_from(value) for value in _values(match[match.lastgroup or 0])]
-
-
-def _values(text: str) -> list[Any]:
-    """A JSON value or a literal of Python, of an array its values; or several objects, as
-    Llama 3 writes calls, with `;` or blanks between. RowError for what is neither.
-    """
-    try:
-        value = literal(text)
-        return value if isinstance(value, list) else [value]
-    except RowError:
-        values, place = [], _end_of_blank(text, 0)
-        try:
-            while place < len(text):
-                _, end = json.JSONDecoder().raw_decode(text, place)
-                values.append(parse_json(text[place:end]))
-                place = _end_of_blank(text, end)
-        except (ValueError, RecursionError):
-            values = []
-        if len(values) < 2:
-            raise
-        return values
-
-
-def _end_of_blank(text: str, start: int) -> int:
-    match = _BETWEEN.match(text, start)
-    return match.end() if match else start
+    if match["glaive"] is not None:
+        return tagged_calls(match["glaive"])
+    return [call_from(value) for value in values_of(match[match.lastgroup or 0])]
 
 
 def _json_calls(text: str) -> tuple[ToolCall, ...]:
@@ -197,7 +173,7 @@ def _json_calls(text: str) -> tuple[ToolCall, ...]:
     names too. RowError or ValueError where it breaks off as calls do, or mixes both.
     """
     try:
-        values = _values(text)
+        values = values_of(text)
     except RowError:
         if '"name"' in text and re.search(r'"(arguments|parameters)"\s*:', text):
             raise

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import random
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,7 @@ import pytest
 
 from alia_ctx.data.chat import ChatEncoder, RowError, read_record
 from alia_ctx.data.documents.chat_spec import ChatSpec
+from tests.cli.test_chat_commands import alia
 from tests.tokenizers import byte_level, save
 
 TOOL = {"name": "f", "description": "d", "parameters": {}}
@@ -75,3 +77,22 @@ def test_the_most_turns_that_fit_and_are_answered(
             for name in ("ids", "trained", "said", "called"):
                 assert (getattr(encoded, name) == getattr(expected, name)).all()
     assert kept > 5 and left_out
+
+
+def test_converted_conversations_end_where_they_were_cut(tmp_path: Path) -> None:
+    directory = save(byte_level(), tmp_path / "tokenizer")
+    words = ("one", "first", "two", "second " * 40)
+    roles = ("user", "assistant") * 2
+    turns = [
+        {"role": role, "content": said.strip()}
+        for role, said in zip(roles, words, strict=True)
+    ]
+    rows, output = tmp_path / "rows.jsonl", tmp_path / "out.jsonl"
+    rows.write_text("".join(json.dumps({"messages": turns[:n]}) + "\n" for n in (4, 2)))
+    told = alia(
+        *("convert-chat", rows, "--tokenizer", directory, "--max-tokens", 80, "-n", 2),
+        *("--max-length", "split", "--output", output),
+    )
+    assert "lost 2 turns" in told and "second" not in told
+    written = [json.loads(line) for line in output.read_text().splitlines()]
+    assert [record["messages"] for record in written] == [turns[:2]] * 2

@@ -69,6 +69,44 @@ def test_reasoning_that_is_not_shown_is_counted(directory: Path) -> None:
     assert encoded.unshown_reasoning == 1 and "so" not in encoded.text
 
 
+SHOWS = (
+    "{{ '<think>' + m.reasoning_content + '</think>' if m.reasoning_content else '' }}"
+)
+BODY = "{{ m.content or m.tool_calls[0].function | tojson }}"
+# As Qwen 3: of the last turn, and what stands in tags among the words of others goes.
+STRIPPED = (
+    "{{ m.content if loop.last or not m.content else m.content.split('</think>')[-1] }}"
+    "{{ m.tool_calls[0].function | tojson if m.tool_calls else '' }}"
+)
+
+
+@pytest.mark.parametrize(
+    ("body", "train_on", "lost"),
+    [
+        (BODY, "assistant", 2),
+        (SHOWS + BODY, "assistant", 0),
+        ("{% if not m.tool_calls %}" + SHOWS + "{% endif %}" + BODY, "assistant", 1),
+        ("{% if m.tool_calls %}" + SHOWS + "{% endif %}" + BODY, "assistant", 1),
+        ("{% if loop.last %}" + SHOWS + "{% endif %}" + BODY, "last_turn", 1),
+        (SHOWS + STRIPPED, "last_turn", 1),
+        ("{% if loop.last %}" + SHOWS + "{% endif %}" + STRIPPED, "last_turn", 2),
+    ],
+)
+def test_lost_reasoning_is_counted_turn_by_turn(
+    body: str, train_on: str, lost: int, directory: Path, tmp_path: Path
+) -> None:
+    """Of the same words, too, as a template may leave out one of them."""
+    made = encoder(
+        directory, tmp_path, TOOLS + TURNS.replace(BODY, body), train_on=train_on
+    )
+    call = Message("assistant", None, (ToolCall("f", "{}"),), reasoning="so")
+    turns = (USER, call, CALLED[1], Message("assistant", "b", reasoning="so"))
+    if body.endswith(STRIPPED):
+        turns = (USER, Message("assistant", "<think>so</think>a"), *turns)
+    assert made.encode(Conversation(turns, OFFERED)).unshown_reasoning == lost
+    assert made.encode(Conversation((USER, SAID))).unshown_reasoning == 0
+
+
 @pytest.mark.parametrize("added", ["\n", "\nGoodbye.", " "])
 @pytest.mark.parametrize("turns", [2, 4])
 def test_only_what_was_said_is_trained(

@@ -8,6 +8,7 @@ for the single quotes around the arguments, which hold JSON themselves.
 from __future__ import annotations
 
 import re
+from contextlib import suppress
 from itertools import pairwise
 from typing import Any
 
@@ -18,17 +19,32 @@ from alia_ctx.data.chat.conversation import (
     ToolCall,
     tools_text,
 )
-from alia_ctx.data.chat.forms.calls import arguments_text, call_from
+from alia_ctx.data.chat.forms.calls import (
+    ARGUMENT_KEYS,
+    arguments_text,
+    call_from,
+)
+from alia_ctx.data.chat.forms.definitions import (
+    PARAMETER_KEYS,
+    is_definition,
+    name_of,
+)
+from alia_ctx.data.chat.forms.values import values_of
 from alia_ctx.data.chat.json_text import parse, parse_at, write
 
 _SPEAKER = re.compile(r"^[ \t]*(USER|ASSISTANT|FUNCTION RESPONSE):", re.MULTILINE)
 _BLANK_LINE = re.compile(r"\n[ \t\r]*\n[ \t\r\n]*\Z")
 _END = "<|endoftext|>"
 _TAG = "<functioncall>"
-_QUOTED_ARGUMENTS = re.compile(
-    r"""\{\s*"name"\s*:\s*("(?:[^"\\]|\\.)*")\s*,\s*"arguments"\s*:\s*'(.*)'\s*\}""",
+_CALLED = re.compile(rf'{_TAG}\s*\{{\s*"name"\s*:\s*("(?:[^"\\]|\\.)*")')
+# What is meant as a definition of a function, where it is no JSON.
+_BROKEN = re.compile(
+    rf'\{{\s*"(?:name|description|type|function)"\s*:.*"(?:{"|".join(PARAMETER_KEYS)})"',
     re.DOTALL,
 )
+# Arguments in single quotes, from the quote on; what stands behind the closing one.
+_QUOTED = re.compile(rf"\"(?:{'|'.join(ARGUMENT_KEYS)})\"\s*:\s*(?=')")
+_CLOSING = re.compile(r"'(?=\s*[,}])")
 # What introduces the list; the chat template introduces tools in its own words.
 _INTRODUCTION = re.compile(
     r"You are a helpful assistant with access to the following functions\.?"
@@ -43,33 +59,52 @@ def read(record: dict[str, Any]) -> Conversation:
         if value is not None and not isinstance(value, str):
             detail = f"{name} is {type(value).__name__}, no text"
             raise RowError("content_not_text", detail)
-    prompt, tools = _system(system or "")
+    prompt, tools = _system(system or "", chat or "")
     turns = _turns(chat or "")
     head = (Message("system", prompt),) if prompt else ()
     return Conversation((*head, *turns), tools)
 
 
-def _system(text: str) -> tuple[str, str | None]:
-    """The prompt without the list of functions, and that list as text."""
+def _system(text: str, chat: str) -> tuple[str, str | None]:
+    """The prompt without the list of functions, and that list as text.
+
+    Functions are what the set's own words introduce, what has a schema, and what the
+    assistant calls: other objects of a prompt are its words.
+    """
     text = text.strip().removeprefix("SYSTEM:").strip()
-    start = text.find("{")
-    if start < 0:
-        return text, None
-    tools, position = [], start
-    while position < len(text):
-        if text[position] != "{":
-            break
+    introduction = _INTRODUCTION.search(text)
+    begin = introduction.end() if introduction else 0
+    called = {*_CALLED.findall(chat)}
+    for match in re.finditer(r"\{", text[begin:]):
+        start = begin + match.start()
+        tools, stop = _functions_at(text, start, introduction is not None, called)
+        if tools:
+            prompt = _INTRODUCTION.sub("", text[:start]) + text[stop:]
+            return prompt.strip(), tools_text(tools)
+    return text, None
+
+
+def _functions_at(
+    text: str, start: int, introduced: bool, called: set[str]
+) -> tuple[list[str], int]:
+    """The functions that stand one after another from `start` on, and where they end."""
+    tools: list[str] = []
+    position = start
+    while text[position : position + 1] == "{":
         try:
             value, end = parse_at(text, position)
         except ValueError as error:
-            detail = f"system: {error} in {text[position : position + 80]!r}"
-            raise RowError("unparsable_tools", detail) from error
-        if not isinstance(value, dict):
-            raise RowError("unparsable_tools", "system: a function is no object")
+            if introduced or _BROKEN.match(text, position):
+                detail = f"system: {error} in {text[position : position + 80]!r}"
+                raise RowError("unparsable_tools", detail) from error
+            break
+        name = name_of(value)
+        meant = introduced or is_definition(value)
+        if not meant and (name is None or write(name) not in called):
+            break
         tools.append(text[position:end])
         position = end + len(text[end:]) - len(text[end:].lstrip(" \t\r\n,"))
-    prompt = _INTRODUCTION.sub("", text[:start]) + text[position:]
-    return prompt.strip(), tools_text(tools)
+    return tools, position
 
 
 def _turns(chat: str) -> list[Message]:
@@ -126,28 +161,60 @@ def _require_clear(chat: str, marks: list[re.Match[str]]) -> None:
 
 def _assistant(words: str) -> Message:
     """Words, and the calls after them."""
-    said, *calls = words.split(_TAG)
-    found = tuple(_call(call.strip().removesuffix(_END).strip()) for call in calls)
+    said, *tagged = words.split(_TAG)
+    found: list[ToolCall] = []
+    for text in tagged:
+        calls = tagged_calls(text)
+        if not calls:
+            raise RowError("unparsable_call", f"{_TAG} holds no call: {text[:80]!r}")
+        found += calls
     said = said.strip().removesuffix(_END).strip() if found else said
     if _END in said:  # two answers in one turn, or somebody's words
         detail = f"{_END} stands in the middle of an answer: {said[:60]!r}"
         raise RowError("ambiguous_turn", detail)
-    return Message("assistant", said or None if found else said, found)
+    return Message("assistant", said or None if found else said, tuple(found))
 
 
-def _call(text: str) -> ToolCall:
-    match = _QUOTED_ARGUMENTS.fullmatch(text)
-    if match is None:
-        try:
-            return call_from(parse(text))
-        except ValueError as error:
-            raise RowError("unparsable_call", f"{error} in {text[:80]!r}") from error
-    name, inside = parse(match[1]), match[2]
-    for candidate in (inside, inside.replace("\\'", "'")):
-        try:
-            value = parse(candidate)
-        except ValueError:
+def tagged_calls(text: str) -> tuple[ToolCall, ...]:
+    """The calls of what stands between `<functioncall>` and the next one, or the end, of
+    an answer: of training data and of a model that was trained on it.
+
+    RowError where it is none.
+    """
+    text = text.strip().removesuffix(_END).strip()
+    text = text.removesuffix("</functioncall>").strip()
+    return tuple(map(call_from, values_of(_with_json_arguments(text))))
+
+
+def _with_json_arguments(text: str) -> str:
+    """The text with arguments in single quotes as JSON writes texts. Within these quotes
+    stands JSON as it is, but for quotes with a backslash: to Python, which takes all
+    backslashes off once, it would be other values.
+    """
+    with suppress(ValueError):
+        parse(text)
+        return text
+    pieces, place = [], 0
+    for match in _QUOTED.finditer(text):
+        begin = match.end() + 1
+        if begin < place:
             continue
-        # Line breaks between the fields go; the order and the numbers stay.
-        return ToolCall(name, write(value) if "\n" in candidate else candidate)
-    return ToolCall(name, arguments_text(inside, name))
+        for closing in _CLOSING.finditer(text, begin):
+            arguments = _arguments(text[begin : closing.start()])
+            if arguments is not None:
+                pieces += [text[place : match.end()], write(arguments)]
+                place = closing.end()
+                break
+    return "".join([*pieces, text[place:]])
+
+
+def _arguments(inside: str) -> str | None:
+    """The text of an object; None where it is none, as one that ends elsewhere."""
+    for candidate in (inside, inside.replace("\\'", "'")):
+        with suppress(ValueError):
+            if isinstance(value := parse(candidate), dict):
+                # Line breaks between the fields go; the order and the numbers stay.
+                return write(value) if "\n" in candidate else candidate.strip()
+    with suppress(RowError):  # a dict of Python, or nothing
+        return arguments_text(inside, "")
+    return None

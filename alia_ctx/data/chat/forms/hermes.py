@@ -14,6 +14,7 @@ from dataclasses import replace
 from alia_ctx.data.chat.conversation import Message, RowError, tools_text
 from alia_ctx.data.chat.forms.beside import is_same_list, sentences
 from alia_ctx.data.chat.forms.calls import calls_from_json, literal
+from alia_ctx.data.chat.forms.definitions import is_definition
 from alia_ctx.data.chat.json_text import parse, parse_at, write
 
 _TOOLS = re.compile(r"<tools>\s*(?=[\[{])(.*?)\s*</tools>", re.DOTALL)
@@ -50,7 +51,7 @@ def read_tags(
     messages: Sequence[Message], tools: str | None
 ) -> tuple[list[Message], str | None]:
     """The messages with calls and results in the place of their tags, and the tools; as
-    they are where no system prompt lists tools. `tools`: what the record has beside.
+    they are where no system prompt lists functions. `tools`: what the record has beside.
 
     RowError where the prompt lists other tools than the record, or tags hold no calls.
     """
@@ -59,6 +60,8 @@ def read_tags(
     prompt = messages[0].content or ""
     lists = [_listed(text) for text in _TOOLS.findall(prompt)]
     if not lists:
+        return [*messages], tools
+    if not any(_are_functions(each, prompt, messages) for each in lists):
         return [*messages], tools
     own = lists[0]
     if any(not is_same_list(other, own) for other in lists[1:]):
@@ -70,6 +73,20 @@ def read_tags(
     head = [Message("system", rest.strip())] if rest.strip() else []
     turns = [turn for message in messages[1:] for turn in _turns(message)]
     return [*head, *turns], own if tools is None else tools
+
+
+def _are_functions(
+    listed: str | None, prompt: str, messages: Sequence[Message]
+) -> bool:
+    """Whether what stands within `<tools>` are functions: prompts write other things in
+    tags of this name. One is defined with a schema, or the tags are explained, or used.
+    """
+    said = [m.content or "" for m in messages if m.role == "assistant"]
+    return (
+        any(map(is_definition, parse(listed or "[]")))
+        or _INSTRUCTIONS.search(prompt) is not None
+        or any("<tool_call>" in words for words in said)
+    )
 
 
 def _listed(text: str) -> str | None:

@@ -45,7 +45,7 @@ def form_of(record: Mapping[str, Any]) -> str:
         return "glaive"
     if "conversations" in columns:
         system = record.get("system")
-        listed = toolace.has_tools(system) and not hermes.has_tools(system)
+        listed = toolace.has_tools(record) and not hermes.has_tools(system)
         return "toolace" if listed and not record.get("tools") else "sharegpt"
     messages = record.get("messages")
     if "messages" not in columns:

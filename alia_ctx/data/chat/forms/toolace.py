@@ -5,6 +5,8 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
+from contextlib import suppress
 from typing import Any
 
 from alia_ctx.data.chat.conversation import (
@@ -16,12 +18,18 @@ from alia_ctx.data.chat.conversation import (
 )
 from alia_ctx.data.chat.forms.beside import sentences
 from alia_ctx.data.chat.forms.calls import (
+    ARGUMENT_KEYS,
     calls_from_json,
-    looks_pythonic,
     pythonic_calls,
+)
+from alia_ctx.data.chat.forms.definitions import (
+    introduces_functions,
+    is_definition,
+    name_of,
 )
 from alia_ctx.data.chat.forms.messages import messages_from
 from alia_ctx.data.chat.json_text import parse, parse_at
+from alia_ctx.data.chat.written_calls import written_call
 
 # The set's own instructions ask for its own form of calls, which the template replaces.
 # Sentence by sentence: whatever else stands between these is the user's own.
@@ -41,54 +49,81 @@ _INSTRUCTIONS = sentences(
 
 
 def read(record: dict[str, Any]) -> Conversation:
-    prompt, tools = split_system(record["system"])
+    prompt, tools = _split_system(record)
     messages = messages_from(record["conversations"], "from", "value")
     head = [Message("system", prompt)] if prompt else []
     names = [function_of(tool)["name"] for tool in parse(tools or "[]")]
-    begun = _begun_calls(names)
+    begun = _Begun(names)
     return Conversation((*head, *(_with_calls(m, begun) for m in messages)), tools)
 
 
-# `[Func(a=`, `[Func()`, of a function whether offered or not; `{"name":` of JSON.
+# `[Func(a=`, `[Func()`, of a function whether offered or not.
 _BRACKET = re.compile(r"\s*\[\s*[^\s\[\](){}=,][^\[\](){}=,]*\(\s*(\)|[\w.-]+\s*=)")
+# `[func(...)]` without words behind a closing bracket.
+_ONLY_BRACKETS = re.compile(
+    r"\s*\[\s*[^\[\](){}=,]*[^\s\[\](){}=,]\((?!.*\]\s*[^\s\[\](){},;'\"]).*\]\s*\Z",
+    re.DOTALL,
+)
 _JSON = re.compile(r"""\s*\[?\s*\{\s*['"](name|function)['"]\s*:""")
+_ARGUMENTS = re.compile(rf"""['"]({"|".join(ARGUMENT_KEYS)})['"]\s*:""")
 
 
-def _begun_calls(names: list[str]) -> re.Pattern[str]:
-    """Matches what can only be meant as a call of an offered function, whole or broken:
-    its name behind the opening bracket or the list's closing one before it, or its
-    name and an argument.
-    """
-    offered = "|".join(map(re.escape, sorted(names, key=len, reverse=True))) or "(?!)"
-    return re.compile(
-        rf"\s*\[\s*({offered})(?![\w\]])|(?<!\w)({offered})\s*\(\s*[\w.-]+\s*="
-        rf"|\s*({offered})\s*[\[({{].*[\])}}]\s*\Z",
-        re.DOTALL,
-    )
+class _Begun:
+    """What can only be meant as a call of an offered function, whole or broken."""
+
+    def __init__(self, names: list[str]) -> None:
+        longest_first = sorted(names, key=len, reverse=True)
+        name = rf"(?:{'|'.join(map(re.escape, longest_first)) or '(?!)'})(?!\w)"
+        argument = r"[\w.-]+\s*=(?!=)"
+        group = r"[\[({](?:[^\[\](){}]|[\[({][^\[\](){}]*[\])}])*[\])}]"
+        either = (
+            # The answer's first bracket, the name, and what only a call has next.
+            rf"\A\s*\[\s*{name}(?:[({{]|\s*\{{|,?\s*{argument}|\s*\Z)",
+            rf"\A\s*\[\s*{name}\s*\(\s*(?:[)\"'\d\[{{]|\Z)",
+            # The name and an argument, wherever they stand.
+            rf"(?<!\w){name}\({argument}",
+            rf"\[\s*{name}\s*\(\s*{argument}",
+            rf"\A\s*{name}\s*\(\s*{argument}",
+            # Nothing but the name and brackets.
+            rf"\A\s*{name}\s*{group}[\s\])}},;]*\Z",
+        )
+        self._pythonic = re.compile("|".join(either))
+        self._json = re.compile(rf"""['"](name|function)['"]\s*:\s*['"]{name}['"]""")
+
+    def pythonic(self, words: str) -> bool:
+        return self._pythonic.search(words) is not None
+
+    def json(self, words: str) -> bool:
+        """Or of another function, which has arguments; other data has names, too."""
+        meant = self._json.search(words) or _ARGUMENTS.search(words)
+        return _JSON.match(words) is not None and meant is not None
 
 
-def _with_calls(message: Message, begun: re.Pattern[str]) -> Message:
+def _with_calls(message: Message, begun: _Begun) -> Message:
     words = message.content or ""
     if message.role != "assistant":
         return message
-    if _JSON.match(words):
+    if begun.json(words):
         return Message("assistant", None, calls_from_json(words))
-    if looks_pythonic(words) or _BRACKET.match(words) or begun.search(words):
+    broken = _BRACKET.match(words) or _ONLY_BRACKETS.match(words)
+    if broken or begun.pythonic(words):
         return Message("assistant", None, pythonic_calls(words))
     return message
 
 
-def has_tools(system: Any) -> bool:
-    """Whether a system prompt lists functions as ToolACE does."""
-    return isinstance(system, str) and _list_of_functions(system) is not None
+def has_tools(record: Mapping[str, Any]) -> bool:
+    """Whether a record's system prompt lists functions as ToolACE does."""
+    system = record.get("system")
+    return isinstance(system, str) and _list_of_functions(system, record) is not None
 
 
-def split_system(system: Any) -> tuple[str, str | None]:
+def _split_system(record: Mapping[str, Any]) -> tuple[str, str | None]:
     """What is left of the prompt without the list and the instructions, and the list."""
+    system = record["system"]
     if not isinstance(system, str):
         detail = f"system is {type(system).__name__}, no text"
         raise RowError("content_not_text", detail)
-    place = _list_of_functions(system)
+    place = _list_of_functions(system, record)
     if place is None:
         if "functions in JSON format" in system:
             raise RowError(
@@ -101,19 +136,47 @@ def split_system(system: Any) -> tuple[str, str | None]:
     return rest.strip(), tools_text(system[start:stop])
 
 
-def _list_of_functions(system: str) -> tuple[int, int] | None:
-    """Where the first JSON list of functions is."""
+def _list_of_functions(
+    system: str, record: Mapping[str, Any]
+) -> tuple[int, int] | None:
+    """Where the first JSON list of functions is: one of them is defined with a schema, the
+    set's own words stand before the list, or the assistant calls what is in it.
+    """
     for match in re.finditer(r"\[", system):
         try:
             value, stop = parse_at(system, match.start())
         except ValueError:
             continue
         # An empty list is no list of functions: prompts speak of `[]`.
-        if isinstance(value, list) and value and all(map(_is_function, value)):
+        if not isinstance(value, list) or not value:
+            continue
+        names = [name for item in value if (name := name_of(item)) is not None]
+        if len(names) == len(value) and (
+            any(map(is_definition, value))
+            or introduces_functions(system[: match.start()])
+            or any(_calls_one(answer, names) for answer in _answers(record))
+        ):
             return match.start(), stop
     return None
 
 
-def _is_function(item: Any) -> bool:
-    """Flat, or nested as OpenAI has it."""
-    return isinstance(item, dict) and ("name" in item or "function" in item)
+def _calls_one(answer: str, names: list[str]) -> bool:
+    """Whether an answer calls something; JSON with parameters alone may be a copy of it."""
+    is_json = answer.lstrip().startswith(("{", "[{"))
+    copied = is_json and not re.search(r"""['"]arguments['"]\s*:""", answer)
+    return not copied and written_call(answer, names) is not None
+
+
+def _answers(record: Mapping[str, Any]) -> list[str]:
+    """What the assistant says, as far as the turns can be read."""
+    turns = record.get("conversations")
+    if isinstance(turns, str):
+        with suppress(ValueError):
+            turns = parse(turns)
+    turns = turns if isinstance(turns, list) else []
+    said = [
+        turn.get("value")
+        for turn in turns
+        if isinstance(turn, dict) and turn.get("from") in ("assistant", "gpt")
+    ]
+    return [words for words in said if isinstance(words, str)]

@@ -14,6 +14,7 @@ from typing import Any
 from alia_ctx.data.chat.conversation import Conversation, RowError, tools_text
 from alia_ctx.data.chat.forms.beside import SYSTEM_COLUMNS, TOOLS_COLUMNS, is_same_list
 from alia_ctx.data.chat.forms.calls import literal
+from alia_ctx.data.chat.forms.definitions import PARAMETER_KEYS, parameters_of
 from alia_ctx.data.chat.json_text import parse
 
 # What readers take of a record, and what they take of a turn.
@@ -39,7 +40,6 @@ _TOOLS = re.compile(
     re.IGNORECASE,
 )
 _PICTURES = re.compile(r"(image|picture|video|audio)s?", re.IGNORECASE)
-_PARAMETERS = ("parameters", "input_schema", "inputSchema")
 
 
 def require_nothing_unread(
@@ -154,7 +154,7 @@ def _definition(value: Any) -> str | None:
     schema of parameters. A call has a name and parameters too, and no schema.
     """
     if isinstance(value, str) and value.lstrip().startswith(("[", "{")):
-        if not any(name in value for name in _PARAMETERS):
+        if not any(name in value for name in PARAMETER_KEYS):
             return None
         try:
             return _definition(literal(value))
@@ -166,18 +166,12 @@ def _definition(value: Any) -> str | None:
         return None
     nested = value.get("function")
     function = nested if isinstance(nested, dict) else value
-    if isinstance(function.get("name"), str) and any(
-        _is_schema(function[key], function) for key in _PARAMETERS if key in function
-    ):
-        return ""
+    described = isinstance(function.get("description"), str)
+    for parameters in parameters_of(value):
+        is_object = parameters.get("type") == "object"
+        if described or is_object or "properties" in parameters:
+            return ""
     for key, item in value.items():
         if (inner := _definition(item)) is not None:
             return f".{key}{inner}"
     return None
-
-
-def _is_schema(parameters: Any, function: dict[str, Any]) -> bool:
-    if not isinstance(parameters, dict):
-        return False
-    described = isinstance(function.get("description"), str)
-    return described or "properties" in parameters or parameters.get("type") == "object"

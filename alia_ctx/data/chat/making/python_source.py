@@ -24,20 +24,42 @@ def functions_of_source(text: str) -> Iterator[Signature]:
     """(name, description, JSON schema of the parameters) of the public functions at the
     top of a module; the reason in place of the schema where one has no docstring, where a
     parameter that is needed has no type of JSON's, in its annotation or, without one, in
-    the docstring, and where arguments cannot be given by name. SyntaxError where it is no
-    Python.
+    the docstring, where arguments cannot be given by name, and where the module gives the
+    name to something else later. SyntaxError where it is no Python.
     """
     tree = tree_of(text)
     annotations = Annotations(tree)
+    last = {name: node for node in tree.body for name in _names_given(node)}
     for node in tree.body:
         if not isinstance(node, _Function) or node.name.startswith("_"):
             continue
         docstring = ast.get_docstring(node)
-        if not docstring:
+        if last[node.name] is not node:
+            yield node.name, "", Reason("its module has its name again further down")
+        elif not docstring:
             yield node.name, "", Reason("it has no docstring")
         else:
             parameters = _parameters(node, docstring, annotations)
             yield node.name, _summary(docstring), parameters
+
+
+def _names_given(node: ast.stmt) -> Iterator[str]:
+    """The names that stand for something else behind a statement, whatever happens: what
+    is made of the old value (`f = cache(f)`) is called as it was.
+    """
+    match node:
+        case ast.FunctionDef(name=name) | ast.AsyncFunctionDef(name=name):
+            yield name
+        case ast.ClassDef(name=name):
+            yield name
+        case ast.Import(names=names) | ast.ImportFrom(names=names):
+            for alias in names:
+                yield alias.asname or alias.name.partition(".")[0]
+        case ast.Assign() | ast.AnnAssign(value=ast.expr()) | ast.Delete():
+            parts = [part for part in ast.walk(node) if isinstance(part, ast.Name)]
+            read = {part.id for part in parts if isinstance(part.ctx, ast.Load)}
+            given = (part.id for part in parts if not isinstance(part.ctx, ast.Load))
+            yield from (name for name in given if name not in read)
 
 
 def _parameters(

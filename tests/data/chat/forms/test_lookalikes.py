@@ -119,6 +119,58 @@ def test_words_about_functions_are_words(words: str) -> None:
 
 
 @pytest.mark.parametrize(
+    ("name", "words"),
+    [
+        ("get", "I checked the target (Paris) and found two hotels (both near it)"),
+        ("list", "Here is your checklist (in order): passport, tickets (printed)"),
+        ("list", "[list (in order)] passport, tickets (printed)"),
+        ("search", "Here are the [search results] that you wanted."),
+        ("search", "[search results] Two hotels [1]"),
+        ("search", "The search (in Paris) found nothing (yet)"),
+        ("search", "search (in Paris) found nothing (yet)"),
+        ("Get Weather", "Get Weather (by city) needs a city (for example Rome)"),
+        ("get_weather", "get_weather(city) needs a city. Say one (for example Rome)"),
+        ("get_weather", "It is get_weather(city) that lacks it {city} [a city]"),
+        ("get", "[Note (see below)] the function needs [a city]"),
+        ("get", '{"name": "Rome", "population": 3}'),
+        ("get", '[{"name": "Rome"}, {"name": "Oslo"}]'),
+        ("get", '{"function": "linear", "slope": 2}'),
+    ],
+)
+def test_a_name_of_a_function_is_a_word_too(name: str, words: str) -> None:
+    listed = json.dumps([{"name": name, "parameters": {}}])
+    turns = [TALK[0], {"from": "gpt", "value": words}]
+    read = read_record({"system": listed, "conversations": turns})
+    assert read.messages[-1].content == words and not read.messages[-1].calls
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        "[Get It(1)]",
+        "[Get It (a=1)]",
+        "[Get It('x')",
+        "Get It(1)]",
+        "Get It {'a': 1}",
+        "Here: [Get It (a=1)]",
+        "[g(1), h(2)]",
+        "[g h(1)]",
+        '{"name": "g", "arguments": {"a": 1}}',
+        '{"name": "Get It", "a": 1}',
+    ],
+)
+def test_a_call_of_any_function_is_no_answer_in_words(words: str) -> None:
+    listed = json.dumps([{"name": "Get It", "parameters": {}}])
+    turns = [TALK[0], {"from": "gpt", "value": words}]
+    try:
+        read = read_record({"system": listed, "conversations": turns})
+    except RowError as error:
+        assert error.reason in ("unparsable_call", "unknown_function")
+    else:
+        assert read.messages[-1].calls
+
+
+@pytest.mark.parametrize(
     ("words", "fits"),
     [
         ('Wait. <TOOLCALL>[{"name": "f", "arguments": {}}]</TOOLCALL>', True),

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import inspect
+from pathlib import Path
 from typing import Any
 
 import pytest
 from jsonschema import Draft202012Validator
 
+from alia_ctx.data.chat.making import find_functions
 from tests.data.chat.making.test_annotations import HEAD, module_of, schema_of
 
 
@@ -143,3 +145,40 @@ def test_types_in_words_mean_all_that_they_say(
     validator = Draft202012Validator(schema)
     assert [value for value in valid if not validator.is_valid(value)] == []
     assert [value for value in invalid if validator.is_valid(value)] == []
+
+
+@pytest.mark.parametrize(
+    ("below", "kind"),
+    [
+        ("", "integer"),
+        ('def f(x: str):\n    """F."""', "string"),
+        ('def f(x: str):\n    """F."""\ndef f(x: bool):\n    """F."""', "boolean"),
+        ('async def f(x: str):\n    """F."""', "string"),
+        ("f = functools.cache(f)", "integer"),
+        ("g, h = f, f", "integer"),
+        ("f: Callable", "integer"),
+        ("try:\n    from _fast import f\nexcept ImportError:\n    pass", "integer"),
+        ("def f(x):\n    pass", None),
+        ("f = None", None),
+        ("f: int = 3", None),
+        ("g, (f, h) = 1, (2, 3)", None),
+        ("class f: pass", None),
+        ("from other import g as f", None),
+        ("import f.g", None),
+        ("del f", None),
+    ],
+)
+def test_the_last_definition_of_a_name_is_the_function(
+    below: str, kind: str | None, tmp_path: Path
+) -> None:
+    source = tmp_path / "own.py"
+    source.write_text(
+        f'def f(x: int):\n    """F."""\n{below}\ndef other():\n    """O."""\n'
+    )
+    found = find_functions([str(source)])
+    assert [*found.functions] == (["other"] if kind is None else ["f", "other"])
+    if kind is not None:
+        assert found.functions["f"].properties == {"x": {"type": kind}}
+    told = [str(why) for why in found.left_out.values()]
+    assert (told == []) == (kind == "integer")
+    assert kind == "integer" or "its module has its name again further down" in told
