@@ -92,7 +92,7 @@ def _numbers(stage: StageFacts) -> list[str]:
     last = losses[-max(1, len(losses) // 10) :]
     return [
         f"{stage.context:,}",
-        f"{stage.done:,} of {stage.updates:,}",
+        f"{stage.saved:,} of {stage.updates:,}{stage.ahead}",
         html.number(median(last)) if last else "-",
         *(_by_layout(stage, *of) for of in (("tokens_per_second", 0), ("mfu", None))),
         str(sum(not line.get("applied", True) for line in stage.lines)),

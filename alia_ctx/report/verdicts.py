@@ -39,7 +39,8 @@ def summary(facts: RunFacts) -> str:
 def _trained(facts: RunFacts) -> Iterator[Verdict]:
     for stage in facts.stages:
         skipped = int(stage.ledger["skipped_updates"]) if stage.ledger else 0
-        detail = f"{stage.done:,} of {stage.updates:,} updates, {skipped} skipped"
+        done = f"{stage.saved:,} of {stage.updates:,} updates{stage.ahead}"
+        detail = f"{done}, {skipped} skipped"
         holds = True if stage.finished else None
         claim = f"{stage.name} is trained to its end"
         yield Verdict(claim, holds, detail, stage.name)
