@@ -178,9 +178,9 @@ def speed(facts: RunFacts) -> str:
         rows,
         caption="Medians over updates that ran alike: a line for each layout, kernel "
         "and kind of layers that a stage ran on. Memory is the peak of a rank. "
-        "MFU is useful FLOPs over the peak that the configuration names; imbalance is "
-        "the work of the fullest data-parallel rank over the mean. In all: saves and "
-        "evaluations too."
+        "MFU is useful FLOPs, without fill, over the peak that the configuration names; "
+        "imbalance is the work of the fullest data-parallel rank over the mean. In all: "
+        "saves and evaluations too."
         + "".join(
             f" {why}"
             for stage in logged
