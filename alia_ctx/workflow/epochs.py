@@ -94,7 +94,7 @@ def _counted(run: RunConfig, name: str) -> dict[str, _Read]:
         return {}
     stores = {source: open_store(run, source) for source in sources if source in needed}
     text = TextByLength.of(stores, specs)
-    times = sum(_times_read(run, each, text, stores) for each in chain)
+    times = np.sum([_times_read(run, each, text, stores) for each in chain], axis=0)
     usable = text.usable(*specs[-1])
     reads = {}
     for number, source in enumerate(text.names):

@@ -7,7 +7,7 @@ from __future__ import annotations
 import shlex
 import time
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field, replace
 from datetime import UTC, datetime
@@ -205,7 +205,7 @@ def _stage(
     gone: Departed | None,
 ) -> StageStatus:
     places, problems = RunDirectory(root), list[str]()
-    lines: list[dict[str, Any]] = []
+    lines: Sequence[Mapping[str, Any]] = []
     try:
         lines = read_lines(places.metrics(name))
     except AliaError as error:
@@ -218,7 +218,7 @@ def _stage(
         problems.append(str(error))
     asked, planned = _planned(run, root, name)
     so_far = progress(places, name, lines, asked, is_queued=job is not None)
-    lines, updates = list(so_far.lines), so_far.updates
+    lines, updates = so_far.lines, so_far.updates
     if planned is not None and updates != asked:  # updates of tokens are all as long
         planned = None if not updates or not asked else planned // asked * updates
     last = lines[-1] if lines else {}
@@ -273,12 +273,12 @@ def _state(status: StageStatus, gone: Departed | None, *, finished: bool) -> str
     return f"{state}, job {gone.number} is gone" if gone is not None else state
 
 
-def _speed(line: dict[str, Any]) -> bool:
+def _speed(line: Mapping[str, Any]) -> bool:
     value = line.get("tokens_per_second")
     return isinstance(value, (int, float)) and value > 0
 
 
-def _age(path: Path, last: dict[str, Any]) -> float | None:
+def _age(path: Path, last: Mapping[str, Any]) -> float | None:
     """Seconds since the last line, as that says itself: a copy is as old as the copy."""
     with suppress(KeyError, ValueError, TypeError):
         written = datetime.fromisoformat(last["time"])
@@ -305,7 +305,7 @@ def _planned(run: RunConfig, root: Path, name: str) -> tuple[int | None, int | N
 
 
 def _faults(
-    places: RunDirectory, name: str, lines: Sequence[dict[str, Any]]
+    places: RunDirectory, name: str, lines: Sequence[Mapping[str, Any]]
 ) -> tuple[dict[str, int], list[str]]:
     folder, log = places.stage(name), places.metrics(name)
     named = read_faults(folder)

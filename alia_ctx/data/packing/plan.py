@@ -271,7 +271,8 @@ class PackPlan:
     def document_lengths(self) -> np.ndarray:
         """Tokens of the whole document that each piece is of, integers [pieces]."""
         lengths = np.concatenate([store.lengths for store in self._stores])
-        return lengths[self.packed.piece_documents]
+        of_pieces: np.ndarray = lengths[self.packed.piece_documents]
+        return of_pieces
 
     def planned_rows(self) -> PlannedRows:
         """What a later stage that continues the data must know of this plan."""

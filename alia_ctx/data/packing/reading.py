@@ -61,7 +61,8 @@ class TextByLength:
         drawn = [self.names.index(name) for name in spec.drawn_from(self.names)]
         buckets = buckets_of(self.lows, spec.length_buckets)
         whole = np.zeros((len(drawn), len(spec.length_buckets) + 1))
-        np.add.at(whole, (slice(None), buckets), usable[drawn])
+        for part, bucket in enumerate(buckets.tolist()):
+            whole[:, bucket] += usable[drawn, part]
         times = np.zeros(usable.shape)
         if not whole.sum():
             return times
