@@ -21,6 +21,7 @@ from alia_ctx.errors import AliaError
 from alia_ctx.files import checksum
 
 _ABSENT = object()
+_LIMIT = 200  # characters that are shown of a value
 
 
 class IdentityError(AliaError):
@@ -66,15 +67,23 @@ def differences(then: Any, now: Any, prefix: str = "") -> list[str]:
     A name that one side lacks is "nothing" there. Numbers are compared as numbers: 8 is
     8.0.
     """
-    return _differences(statement(then), statement(now), prefix)
+    return [
+        f"{name}: {was} there, {found} now"
+        for name, was, found in changed(then, now, prefix)
+    ]
 
 
-def _differences(then: Any, now: Any, prefix: str) -> list[str]:
+def changed(then: Any, now: Any, prefix: str = "") -> list[tuple[str, str, str]]:
+    """`differences` as (name, THEN, NOW)."""
+    return _changed(statement(then), statement(now), prefix)
+
+
+def _changed(then: Any, now: Any, prefix: str) -> list[tuple[str, str, str]]:
     if isinstance(then, dict) and isinstance(now, dict):
         return [
             line
             for name in dict.fromkeys([*then, *now])
-            for line in _differences(
+            for line in _changed(
                 then.get(name, _ABSENT),
                 now.get(name, _ABSENT),
                 f"{prefix}.{name}" if prefix else name,
@@ -82,14 +91,28 @@ def _differences(then: Any, now: Any, prefix: str) -> list[str]:
         ]
     if then == now and isinstance(then, bool) == isinstance(now, bool):
         return []
-    return [f"{prefix or 'it'}: {_short(then)} there, {_short(now)} now"]
+    was, found = _text(then), _text(now)
+    pairs = enumerate(zip(was, found, strict=False))
+    alike = next((i for i, (a, b) in pairs if a != b), min(len(was), len(found)))
+    return [(prefix or "it", _short(was, alike), _short(found, alike))]
 
 
-def _short(value: Any, limit: int = 200) -> str:
+def _text(value: Any) -> str:
     if value is _ABSENT:
         return "nothing"
-    text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
-    return text if len(text) <= limit else f"{text[: limit - 1]}…"
+    return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
+
+
+def _short(text: str, alike: int) -> str:
+    """At most `_LIMIT` characters, those around the first that differs among them: the
+    first `alike` are those of what it is compared with.
+    """
+    if len(text) <= _LIMIT:
+        return text
+    start = 0 if alike < _LIMIT // 2 else alike - _LIMIT // 4
+    part = text[start : start + _LIMIT - 2]
+    more = "…" if start + len(part) < len(text) else ""
+    return f"{'…' if start else ''}{part}{more}"
 
 
 def sealed(made_from: Any, content: Any) -> dict[str, Any]:

@@ -18,7 +18,6 @@ if TYPE_CHECKING:
     from alia_ctx.workflow.watching import Watched
 
 _FIRST_LINES = 10  # of what is in the log already, in a pipe
-_SILENCE = 600.0  # seconds after which a pipe is not kept waiting, at least
 
 
 def register(app: typer.Typer) -> None:
@@ -99,12 +98,14 @@ def _follow(watched: Watched, every: float, *, once: bool) -> None:
         silent = now.age(datetime.now(UTC))
         if silent is None:  # no line, or none that says when
             silent = time.monotonic() - since
-        patience = max(_SILENCE, 20 * (now.update_seconds or 0.0))
         if now.finished:
             typer.echo(f"{now.name}: all {now.updates:,} updates are done")
-        elif silent > patience:
-            typer.echo(f"{now.name}: no line for {silent / 60:.0f} minutes")
+        elif silent > now.patience:
+            again = f"; {now.unsaved}: training does them again" if now.unsaved else ""
+            typer.echo(f"{now.name}: no line for {silent / 60:.0f} minutes{again}")
         elif not once:
             time.sleep(every)
             continue
+        elif now.unsaved:
+            typer.echo(f"{now.name}: {now.unsaved}")
         return

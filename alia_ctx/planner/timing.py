@@ -104,14 +104,26 @@ class Timing:
 
 
 def flops_per_token(work: Workload) -> tuple[float, float]:
-    """(matrix products with weights, attention) FLOPs per token, forward and backward.
+    """(matrix products with weights, attention) FLOPs per token of a row as it is computed,
+    forward and backward.
 
-    Attention is that of the plan's documents where there is a plan, and of one document
-    a row where there is none.
+    Attention is that of the plan's documents, and fill as one, where there is a plan, and
+    of one document a row where there is none.
     """
     return work.model.linear_flops_per_token(), _attention_flops(
         work, work.pairs_per_row
     ) / work.context
+
+
+def useful_flops(work: Workload) -> float:
+    """FLOPs that the documents of an update need; fill, which is computed, needs none."""
+    linear, attention = flops_per_token(work)
+    packed = work.packed
+    if packed is None:
+        return work.tokens_per_update * (linear + attention)
+    if packed.useful_pairs is not None:
+        attention = _attention_flops(work, packed.useful_pairs) / work.context
+    return work.tokens_per_update * (linear * packed.fill + attention)
 
 
 def _attention_flops(work: Workload, pairs: float) -> float:
@@ -120,11 +132,8 @@ def _attention_flops(work: Workload, pairs: float) -> float:
 
 def seconds_at_mfu(work: Workload, cluster: ClusterSpec, mfu: float) -> float:
     """Seconds of an update if useful FLOPs run at `mfu` of all GPUs' peak in its precision."""
-    return (
-        sum(flops_per_token(work))
-        * work.tokens_per_update
-        / (work.world_size * cluster.peak_flops(work.precision) * mfu)
-    )
+    peak = work.world_size * cluster.peak_flops(work.precision)
+    return useful_flops(work) / (peak * mfu)
 
 
 def update_time(

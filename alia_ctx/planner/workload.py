@@ -31,11 +31,15 @@ class RowSizes:
         tokens: of the mean row.
         longest: tokens of the longest row.
         pairs: visible query-key pairs of the mean row.
+        fill: share of the tokens that are of documents.
+        useful_pairs: pairs of the documents alone (default: all).
     """
 
     tokens: int
     longest: int
     pairs: float
+    fill: float = 1.0
+    useful_pairs: float | None = None
 
 
 @dataclass(frozen=True)
@@ -169,7 +173,7 @@ class Workload:
             context=tokens,
             tokens=self.updates * self.rows_per_update * tokens,
             update_tokens=self.rows_per_update * tokens,
-            packed=RowSizes(tokens, tokens, self.packed.pairs),
+            packed=replace(self.packed, tokens=tokens, longest=tokens),
         )
 
     @property

@@ -10,7 +10,7 @@ from typing import Any
 from alia_ctx.evaluation.positions import paired_difference
 from alia_ctx.evaluation.standard_errors import with_error
 from alia_ctx.evaluation.verdicts import own_bands
-from alia_ctx.identity import differences
+from alia_ctx.identity import changed, differences
 from alia_ctx.report import html
 from alia_ctx.report.facts import COMMANDS, RunFacts, StageFacts, layout_words
 from alia_ctx.report.figures import Line, curves
@@ -50,8 +50,7 @@ def _verdicts(facts: RunFacts, name: str) -> str:
 
 
 def _settings(a: RunFacts, b: RunFacts, first: str, second: str) -> str:
-    lines = differences(a.config, b.config)
-    rows = [_split(line) for line in lines]
+    rows = [list(leaf) for leaf in changed(a.config, b.config)]
     table = (
         html.table(
             ["setting", first, second],
@@ -63,12 +62,6 @@ def _settings(a: RunFacts, b: RunFacts, first: str, second: str) -> str:
         else html.paragraph("Both have the same settings, or none that are known.")
     )
     return html.section("settings", "Settings", table)
-
-
-def _split(line: str) -> list[str]:
-    name, _, rest = line.partition(": ")
-    then, _, now = rest.rpartition(" there, ")
-    return [name, then, now.removesuffix(" now")]
 
 
 def _stages(a: RunFacts, b: RunFacts, first: str, second: str) -> str:
@@ -92,7 +85,7 @@ def _numbers(stage: StageFacts) -> list[str]:
     last = losses[-max(1, len(losses) // 10) :]
     return [
         f"{stage.context:,}",
-        f"{stage.done:,} of {stage.updates:,}",
+        f"{stage.saved:,} of {stage.updates:,}{stage.ahead}",
         html.number(median(last)) if last else "-",
         *(_by_layout(stage, *of) for of in (("tokens_per_second", 0), ("mfu", None))),
         str(sum(not line.get("applied", True) for line in stage.lines)),

@@ -152,19 +152,32 @@ class StageFacts:
     problems: Sequence[str] = ()
 
     @property
-    def done(self) -> int:
-        """Updates in the log or the ledger, whichever knows of more."""
-        logged = max((int(line["update"]) for line in self.lines), default=0)
-        counted = int(self.ledger["updates"]) if self.ledger else 0
-        return max(logged, counted)
+    def logged(self) -> int:
+        """The last update of the log; 0 for none."""
+        return max((int(line["update"]) for line in self.lines), default=0)
+
+    @property
+    def saved(self) -> int:
+        """Updates that the newest checkpoint has; 0 without one."""
+        return int(self.ledger["updates"]) if self.ledger else 0
+
+    @property
+    def begun(self) -> bool:
+        return bool(self.saved or self.logged)
 
     @property
     def finished(self) -> bool:
         """Whether a checkpoint of the last update is there, and the log does not go on
         beyond it, as where `tokens` were raised.
         """
-        saved = int(self.ledger["updates"]) if self.ledger else 0
-        return self.ledger is not None and saved >= max(self.updates, self.done)
+        return self.ledger is not None and self.saved >= max(self.updates, self.logged)
+
+    @property
+    def ahead(self) -> str:
+        """` (5 in the log)`, where that is further than the newest checkpoint: what no
+        checkpoint has is done again, unless the stage is at work. Nothing else.
+        """
+        return f" ({self.logged:,} in the log)" if self.logged > self.saved else ""
 
     @property
     def slower_kernels(self) -> list[str]:

@@ -9,6 +9,7 @@ from alia_ctx.report import html
 from alia_ctx.report.facts import RunFacts, StageFacts, layout_words, values
 from alia_ctx.report.figures import time_line
 from alia_ctx.report.training import duration
+from alia_ctx.report.wall_time import wall_seconds
 
 _SPANS = 400  # of a time line; a lane of more is a grey bar
 
@@ -63,8 +64,10 @@ def reality(facts: RunFacts) -> str:
         "CPU the peak is all that the process holds, libraries included.",
         how=how,
     )
-    total = sum(sum(stage.values("seconds")) for stage in facts.stages)
-    spent = html.paragraph(f"Training took {duration(total)} in all.")
+    total = sum(wall_seconds(stage.lines) for stage in facts.stages)
+    spent = html.paragraph(
+        f"Training took {duration(total)} in all, saves and evaluations included."
+    )
     parts = (table, *left_out, spent, simulated)
     return html.section("reality", "Plan against reality", *parts)
 

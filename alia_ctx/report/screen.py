@@ -2,24 +2,25 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
+from alia_ctx.report.wall_time import (
+    is_number,
+    seconds_for,
+    shares_of_time,
+    update_seconds,
+)
+
 if TYPE_CHECKING:
     from rich.console import RenderableType
     from rich.table import Table
 
 _BARS = "▁▂▃▄▅▆▇█"
-_TIMES = ("compute", "communication", "step", "data", "save", "evaluate")
-_BESIDE = (
-    "seconds",
-    "save_seconds",
-    "evaluate_seconds",
-)  # an update, and what follows it
+_SILENCE = 600.0  # seconds without a line after which nothing is expected, at least
 _RECENT = 64  # updates that averages are taken over
 _SHOWN = 6  # messages, checkpoints, evaluations
 
@@ -32,6 +33,8 @@ class WatchedStage:
         run, name: as they are called; the run's name may be its folder's.
         lines: of the log, in order.
         updates: of the whole stage; None where only a log is at hand.
+        saved: updates that the newest checkpoint has; None where no folder of
+            checkpoints is at hand, so that the log alone says how far the stage is.
         checkpoints: name -> seconds since the epoch at which it was made.
         unfinished, damaged: names of checkpoints that are being written, or were set
             aside.
@@ -43,6 +46,7 @@ class WatchedStage:
     name: str
     lines: Sequence[Mapping[str, Any]]
     updates: int | None = None
+    saved: int | None = None
     checkpoints: Mapping[str, float] = field(default_factory=dict)
     unfinished: Sequence[str] = ()
     damaged: Sequence[str] = ()
@@ -59,13 +63,31 @@ class WatchedStage:
 
     @property
     def finished(self) -> bool:
-        return self.updates is not None and self.done >= self.updates
+        """Whether all updates are done, and saved where that can be told."""
+        done = self.done if self.saved is None else self.saved
+        return self.updates is not None and done >= self.updates
 
     @property
-    def update_seconds(self) -> float | None:
-        """The median of the last updates; None before there is one."""
-        times = sorted(self.numbers("seconds")[-_RECENT:])
-        return times[len(times) // 2] if times else None
+    def unsaved(self) -> str:
+        """`updates 4 to 5 are not saved` of a log that is at its end; nothing else."""
+        if self.updates is None or self.finished or self.done < self.updates:
+            return ""
+        first = (self.saved or 0) + 1
+        if first == self.done:
+            return f"update {first:,} is not saved"
+        return f"updates {first:,} to {self.done:,} are not saved"
+
+    def is_silent(self, now: datetime) -> bool:
+        """Whether a stage at work would have written another line since its last; a line
+        without a time is of long ago.
+        """
+        age = self.age(now)
+        return age is None or age > self.patience
+
+    @property
+    def patience(self) -> float:
+        """Seconds without a line after which none is expected."""
+        return max(_SILENCE, 20 * (update_seconds(self.lines) or 0.0))
 
     def age(self, now: datetime) -> float | None:
         """Seconds since the last line; None where it has no time."""
@@ -78,14 +100,14 @@ class WatchedStage:
 
     def numbers(self, name: str) -> list[float]:
         """What the lines have of a key, finite numbers alone."""
-        lines = (line for line in self.lines if _is_number(line.get(name)))
+        lines = (line for line in self.lines if is_number(line.get(name)))
         return [float(line[name]) for line in lines]
 
     def seconds_left(self) -> float | None:
-        per_update = self.update_seconds
-        if self.updates is None or per_update is None:
+        """With saves and evaluations; None where it is not known."""
+        if self.updates is None:
             return None
-        return (self.updates - self.done) * per_update
+        return seconds_for(self.updates - self.done, self.lines)
 
 
 def watch_screen(stage: WatchedStage, now: datetime | None = None) -> RenderableType:
@@ -114,6 +136,8 @@ def _heading(stage: WatchedStage, now: datetime) -> str:
     words = [f"{stage.run}, stage {stage.name}: update {stage.done:,}{of}"]
     if stage.finished:
         words.append("finished")
+    elif stage.unsaved:
+        words.append(stage.unsaved)
     elif (left := stage.seconds_left()) is not None:
         words.append(f"{_span(left)} left")
     if (age := stage.age(now)) is not None:
@@ -152,7 +176,7 @@ def _figures(stage: WatchedStage) -> Table:
 def _ranks(stage: WatchedStage) -> int | None:
     whole = stage.last.get("tokens_per_second")
     each = stage.last.get("tokens_per_second_per_rank")
-    if not (_is_number(whole) and _is_number(each)) or not each:
+    if not (is_number(whole) and is_number(each)) or not each:
         return None
     return round(float(whole) / float(each))  # type: ignore[arg-type]
 
@@ -163,16 +187,7 @@ def _times(stage: WatchedStage) -> Table:
     """
     from rich.table import Table
 
-    lines = stage.lines[-_RECENT:]
-    parts = {
-        name: sum(_number(line, f"{name}_seconds") for line in lines) for name in _TIMES
-    }
-    # Parts are timed one by one, and may come to a little more than the whole.
-    whole = sum(_number(line, name) for line in lines for name in _BESIDE)
-    total = max(whole, sum(parts.values()))
-    shares = {name: part / total for name, part in parts.items() if total}
-    if shares:
-        shares["other"] = max(0.0, 1 - sum(shares.values()))
+    shares = shares_of_time(stage.lines[-_RECENT:])
     table = Table(title="share of the wall time", expand=True)
     for name in shares:
         table.add_column(name, justify="right")
@@ -211,7 +226,7 @@ def messages(stage: WatchedStage) -> list[str]:
             lines.append(f"update {line['update']:,}: skipped, loss {line.get('loss')}")
         if line.get("spike"):
             loss = line.get("loss")
-            shown = f"{loss:.4f}" if _is_number(loss) else loss
+            shown = f"{loss:.4f}" if is_number(loss) else loss
             lines.append(f"update {line['update']:,}: loss {shown} is a spike")
     return lines
 
@@ -229,7 +244,7 @@ def update_line(stage: WatchedStage, line: Mapping[str, Any]) -> str:
         ("mfu", "mfu", "{:.3f}"),
         ("GiB", "memory_gib", "{:.2f}"),
     ):
-        if _is_number(line.get(key)):
+        if is_number(line.get(key)):
             words.append(f"{title} {form.format(line[key])}")
     for name, value in (line.get("metrics") or {}).items():
         words.append(f"{name} {_short(value)}")
@@ -248,16 +263,6 @@ def spark(values: Sequence[float], width: int = 48) -> str:
     low, high = min(means), max(means)
     scale = (len(_BARS) - 1) / (high - low) if high > low else 0.0
     return "".join(_BARS[round((mean - low) * scale)] for mean in means)
-
-
-def _number(line: Mapping[str, Any], name: str) -> float:
-    value = line.get(name)
-    return float(value) if _is_number(value) else 0.0  # type: ignore[arg-type]
-
-
-def _is_number(value: object) -> bool:
-    is_number = isinstance(value, (int, float)) and not isinstance(value, bool)
-    return is_number and math.isfinite(value)  # type: ignore[arg-type]
 
 
 def _short(value: object) -> str:

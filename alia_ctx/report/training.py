@@ -6,15 +6,16 @@ import math
 from collections.abc import Sequence
 from dataclasses import replace
 from statistics import median
+from typing import Literal
 
 import numpy as np
 
 from alia_ctx.report import html
 from alia_ctx.report.facts import RunFacts, StageFacts, layout_words
 from alia_ctx.report.figures import Line, curves, stacked
+from alia_ctx.report.wall_time import PARTS, shares_of_time, wall_seconds
 
 _POINTS = 400  # of a curve; more cannot be told apart
-_TIMES = ("compute", "communication", "step", "data", "save")
 
 
 def ledger(facts: RunFacts) -> str:
@@ -26,7 +27,7 @@ def ledger(facts: RunFacts) -> str:
             f"{stage.context:,}",
             rope_words(stage),
             f"{stage.learning_rate:g}",
-            f"{stage.done:,} of {stage.updates:,}",
+            f"{stage.saved:,} of {stage.updates:,}{stage.ahead}",
             *(_counted(stage, name) for name in ("rows", "tokens", "predicted_tokens")),
             _state(stage),
         ]
@@ -62,7 +63,7 @@ def _counted(stage: StageFacts, name: str) -> str:
 def _state(stage: StageFacts) -> str:
     if stage.finished:
         return "finished"
-    return "under way" if stage.done else "not begun"
+    return "under way" if stage.begun else "not begun"
 
 
 def loss(facts: RunFacts) -> str:
@@ -113,11 +114,15 @@ def _with_sources(stage: StageFacts, names: Sequence[str]) -> list[Line]:
 
 
 def smoothed(
-    stage: StageFacts, *key: str, name: str = "all", faint: bool = True
+    stage: StageFacts,
+    *key: str,
+    name: str = "all",
+    faint: bool = True,
+    over: Literal["tokens", "update"] = "tokens",
 ) -> Line:
-    """Values over tokens, thinned, with their running median."""
+    """Values over tokens or updates, thinned, with their running median."""
     pairs = [
-        (line.get("tokens", 0), value)
+        (line.get(over, 0), value)
         for line in stage.lines
         if (value := _finite(line, *key)) is not None
     ]
@@ -127,7 +132,7 @@ def smoothed(
     smooth = [median(values[max(0, i - window) : i + 1]) for i in range(len(values))]
     return Line(
         name,
-        [tokens for tokens, _ in pairs][::every],
+        [place for place, _ in pairs][::every],
         smooth[::every],
         faint=values[::every] if faint else None,
     )
@@ -160,7 +165,7 @@ def speed(facts: RunFacts) -> str:
             f"{median(part.values('mfu_6n')):.1%}",
             f"{median(part.values('imbalance')):.3f}",
             f"{max(part.values('memory_gib')):.2f}",
-            duration(sum(part.values("seconds"))),
+            duration(wall_seconds(part.lines)),
         ]
         for stage in logged
         for part in stage.parts
@@ -173,8 +178,9 @@ def speed(facts: RunFacts) -> str:
         rows,
         caption="Medians over updates that ran alike: a line for each layout, kernel "
         "and kind of layers that a stage ran on. Memory is the peak of a rank. "
-        "MFU is useful FLOPs over the peak that the configuration names; imbalance is "
-        "the work of the fullest data-parallel rank over the mean."
+        "MFU is useful FLOPs, without fill, over the peak that the configuration names; "
+        "imbalance is the work of the fullest data-parallel rank over the mean. In all: "
+        "saves and evaluations too."
         + "".join(
             f" {why}"
             for stage in logged
@@ -183,18 +189,14 @@ def speed(facts: RunFacts) -> str:
         how=how,
     )
     names = [stage.name for stage in logged]
-    totals = {t: [sum(s.values(f"{t}_seconds")) for s in logged] for t in _TIMES}
-    whole = [sum(stage.values("seconds")) for stage in logged]
-    spent = [sum(parts) for parts in zip(*totals.values(), strict=True)]
-    other = [max(0.0, a - b) for a, b in zip(whole, spent, strict=True)]
+    spent = [shares_of_time(stage.lines) for stage in logged]
     shares = {
-        part: [100 * t / max(w, s) for t, w, s in zip(times, whole, spent, strict=True)]
-        for part, times in {**totals, "other": other}.items()
+        part: [100 * of.get(part, 0.0) for of in spent] for part in (*PARTS, "other")
     }
     split = html.figure(
         stacked("time split", names, shares, x="share of the time (%)"),
-        "Where the time of the first rank went. Communication is what no computation "
-        "hid; saving is what training waited for.",
+        "Where the time of the first rank went, from one update to the next. "
+        "Communication is what no computation hid; saving is what training waited for.",
         how,
     )
     over_time = [
@@ -226,9 +228,7 @@ def speed(facts: RunFacts) -> str:
 
 
 def _by_update(stage: StageFacts, key: str) -> Line:
-    line = smoothed(stage, key, name=stage.name, faint=False)
-    every = max(1, math.ceil(len(stage.values(key)) / _POINTS))
-    return Line(stage.name, list(range(1, 1 + every * len(line.x), every)), line.y)
+    return smoothed(stage, key, name=stage.name, faint=False, over="update")
 
 
 def duration(seconds: float) -> str:

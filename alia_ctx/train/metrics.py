@@ -41,12 +41,21 @@ class StageMetrics:
         self, attention_pairs: np.ndarray, places: np.ndarray | None = None
     ) -> list[float]:
         """FLOPs of rows with so many visible query-key pairs each, and so many places for
-        tokens (default: the context): what balancing makes even over the data-parallel
-        ranks.
+        tokens (default: the context), fill included: what balancing makes even over the
+        data-parallel ranks.
         """
         tokens = self.context if places is None else places
         linear = self.model.linear_flops_per_token() * tokens
         return list(linear + self.model.attention_flops([1]) * attention_pairs)
+
+    def useful_flops(self, rows: Sequence[PackedRow]) -> float:
+        """FLOPs that the tokens of rows need. Fill, which is computed with them, needs none."""
+        tokens = sum(row.real_tokens for row in rows)
+        attention = sum(
+            self.model.attention_flops(np.diff(row.doc_offsets).tolist())
+            for row in rows
+        )
+        return self.model.linear_flops_per_token() * tokens + attention
 
     def remember(self, losses: Iterable[float]) -> None:
         """Take these losses for those of the updates before, as after a resume."""
@@ -82,7 +91,7 @@ class StageMetrics:
         self, seconds: float, tokens: int, flops: float, ranks: int
     ) -> dict[str, float]:
         """Tokens a second, and the share of the peak that went into the model's FLOPs:
-        `mfu` by those of the rows, `mfu_6n` by 6 x parameters x tokens.
+        `mfu` by `useful_flops`, `mfu_6n` by 6 x parameters x tokens.
         """
         peak = self.peak_flops * ranks
         return {

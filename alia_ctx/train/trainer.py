@@ -183,6 +183,7 @@ class StageTrainer:
         # Its line in the log: what it did, how fast, and where the time went.
         results = self.metrics.results(self.engine, result)
         tokens = sum(row.real_tokens for row in rows)
+        useful = self.metrics.useful_flops(rows)
         seconds = time.perf_counter() - started
         self._pace.updated(seconds)
         line = {
@@ -195,7 +196,7 @@ class StageTrainer:
             "update_tokens": tokens,
             "documents": sum(row.doc_ids.size for row in rows),
             "imbalance": imbalance(flops, shares),
-            **self.metrics.speed(seconds, tokens, sum(flops), self.engine.world_size),
+            **self.metrics.speed(seconds, tokens, useful, self.engine.world_size),
             "data_seconds": data_seconds,
             "compute_seconds": result.compute_seconds,
             "communication_seconds": result.communication_seconds,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from typing import Any
 
 import numpy as np
@@ -91,7 +92,7 @@ def sizes_of(run: RunConfig, name: str) -> tuple[int, int, str]:
     text = (
         f"an update has {an_update:,} tokens on average, before what `pack` leaves out"
     )
-    in_rows = max(1, an_update // stage.context) * stage.context
+    in_rows = math.ceil(an_update / stage.context) * stage.context
     return updates * in_rows, in_rows, text
 
 

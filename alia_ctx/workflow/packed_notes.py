@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from alia_ctx.data.packing import PackPlan, missed_shares
+from alia_ctx.data.packing import PackPlan, missed_buckets, missed_shares
 
 
 def packed_notes(name: str, plan: PackPlan) -> list[str]:
@@ -11,23 +11,30 @@ def packed_notes(name: str, plan: PackPlan) -> list[str]:
 
 
 def shares_notes(name: str, plan: PackPlan) -> list[str]:
-    """That sources of a stage have other shares of its plan than its weights ask for."""
-    missed = missed_shares(plan)
-    if not missed:
-        return []
-    found = ", ".join(
-        f"{source} {got:.1%} (asked for: {asked:.1%})"
-        for source, (asked, got) in missed.items()
-    )
+    """That sources, or documents of a length, have other shares of the plan of a stage than
+    its weights and length buckets ask for.
+    """
     tokens, pack = plan.stats["tokens"], f"stages.{name}.pack"
-    longest, nearer = plan.longest_document(), f"more `stages.{name}.tokens`"
+    longest = int(plan.document_lengths().max())
+    nearer = f"more `stages.{name}.tokens`"
     if longest > plan.row_length:
         nearer += f", or `{pack}.long_docs: drop` (of documents longer than a row),"
-    return [
-        f"stage {name}: {pack}.weights are not met in shares of the plan's tokens: {found}. "
-        f"Documents are drawn whole, and the longest has {longest:,} tokens where the plan "
-        f"has {tokens:,}: {nearer} may come nearer"
-    ]
+    notes = []
+    for setting, missed in (
+        ("weights", missed_shares(plan)),
+        ("length_buckets", missed_buckets(plan)),
+    ):
+        found = ", ".join(
+            f"{part} {got:.1%} (asked for: {asked:.1%})"
+            for part, (asked, got) in missed.items()
+        )
+        if found:
+            notes.append(
+                f"stage {name}: {pack}.{setting} are not met in shares of the plan's "
+                f"tokens: {found}. Documents are drawn whole, and the longest has "
+                f"{longest:,} tokens where the plan has {tokens:,}: {nearer} may come nearer"
+            )
+    return notes
 
 
 def repeats_notes(name: str, plan: PackPlan) -> list[str]:

@@ -25,21 +25,27 @@ from alia_ctx.workflow.mixture import sizes_of
 @dataclass(frozen=True)
 class PackedStage:
     """The rows of a stage's pack plan: int64 [rows] query-key pairs and tokens of each, as
-    they are computed, int64 [updates + 1] the first row of each update, and the epochs
-    that they are (1 where updates are of tokens).
+    they are computed, int64 [updates + 1] the first row of each update, the epochs that
+    they are (1 where updates are of tokens), and int64 [rows] tokens of documents in each
+    (default: all).
     """
 
     pairs: np.ndarray
     lengths: np.ndarray
     update_offsets: np.ndarray
     epochs: int = 1
+    real_tokens: np.ndarray | None = None
 
     @property
     def row_sizes(self) -> RowSizes:
+        real = self.lengths if self.real_tokens is None else self.real_tokens
+        fill = self.lengths - real  # a document of its own to the kernel
         return RowSizes(
             round(float(self.lengths.mean())),
             int(self.lengths.max()),
             float(self.pairs.mean()),
+            float(real.sum() / self.lengths.sum()),
+            float((self.pairs - fill * (fill + 1) // 2).mean()),
         )
 
     @property
@@ -70,11 +76,12 @@ def packed_stage(run: RunConfig, name: str) -> PackedStage | None:
         if not len(pairs):
             return None
         lengths = np.full(len(pairs), stage.context)
+        pieces, firsts = arrays["piece_lengths"], arrays["row_offsets"][:-1]
+        tokens = np.add.reduceat(pieces, firsts, dtype=np.int64)
         if stage.update_instances is not None:
-            pieces, firsts = arrays["piece_lengths"], arrays["row_offsets"][:-1]
-            tokens = np.add.reduceat(pieces, firsts, dtype=np.int64)
             lengths = row_lengths(tokens, offsets, stage.context)
-        return PackedStage(pairs, lengths, offsets, identity.get("epochs") or 1)
+        epochs = identity.get("epochs") or 1
+        return PackedStage(pairs, lengths, offsets, epochs, tokens)
     return None
 
 

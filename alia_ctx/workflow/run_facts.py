@@ -24,9 +24,11 @@ from alia_ctx.train.stage_identity import (
     checkpoint_statement,
 )
 from alia_ctx.workflow.beside import read_beside
+from alia_ctx.workflow.chain import planned_updates
 from alia_ctx.workflow.mixture import mixture_of, sizes_of
 from alia_ctx.workflow.planned import planned_stage
 from alia_ctx.workflow.reading import read_json
+from alia_ctx.workflow.stage_progress import progress
 
 BASE = "base"  # the results of what the first stage started from, where no stage has it
 _REMEDY = "run `alia-ctx evaluate CONFIG`, which makes it anew"
@@ -154,20 +156,22 @@ def _stage(run: RunConfig, places: RunDirectory, name: str) -> StageFacts:
         problems.append(f"{log}: not whole, and not shown: line {lines}")
     extra = manifest.extra if manifest else {}
     root = places.checkpoints(name)
-    of_conversations = stage.update_instances is not None
-    updates = mixture_of(run, name).updates if of_conversations else stage.updates
+    asked = stage.updates if stage.update_instances is None else None
+    asked = asked or planned_updates(run, name) or mixture_of(run, name).updates
+    own = [line for line in kept if not manifest or line.get("stage") == name]
+    so_far = progress(places, name, own, asked)
     return StageFacts(
         name=name,
         context=stage.context,
         rope=dataclasses.asdict(stage.rope),
         learning_rate=stage.learning_rate,
-        updates=updates,
+        updates=so_far.updates or asked,
         tokens=sizes_of(run, name)[0],
         init_from=stage.init_from,
         origin=_origin(manifest),
         ledger=dataclasses.asdict(manifest.ledger[-1]) if manifest else None,
         checkpoint=checkpoint_statement(manifest) if manifest else None,
-        lines=[line for line in kept if not manifest or line.get("stage") == name],
+        lines=so_far.lines,
         again=len(_lines_aside(log, "superseded", problems)),
         broken=len(broken) + len(_lines_aside(log, "broken", problems)),
         damaged=[path.name for path in sorted(root.glob("*.damaged*"))],

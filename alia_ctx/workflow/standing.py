@@ -4,9 +4,10 @@ the queue can be asked, what it says of the run's jobs.
 
 from __future__ import annotations
 
+import shlex
 import time
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field, replace
 from datetime import UTC, datetime
@@ -19,9 +20,12 @@ from alia_ctx.config.load import load_plan
 from alia_ctx.config.run import RunConfig
 from alia_ctx.config.texts import written
 from alia_ctx.errors import AliaError, ConfigError, DataError, Problem
+from alia_ctx.report.screen import WatchedStage
+from alia_ctx.report.wall_time import seconds_for
 from alia_ctx.train.faults import read_faults
 from alia_ctx.train.metrics_log import read_lines
 from alia_ctx.train.run_directory import RunDirectory
+from alia_ctx.workflow.chain import planned_updates
 from alia_ctx.workflow.departed import (
     Departed,
     departed_jobs,
@@ -37,6 +41,7 @@ from alia_ctx.workflow.queued import (
     submitted_jobs,
 )
 from alia_ctx.workflow.run_facts import config_of
+from alia_ctx.workflow.stage_progress import progress
 
 _RECENT = 20  # updates whose median speed is told
 _FAULTS_SHOWN = 5
@@ -200,7 +205,7 @@ def _stage(
     gone: Departed | None,
 ) -> StageStatus:
     places, problems = RunDirectory(root), list[str]()
-    lines: list[dict[str, Any]] = []
+    lines: Sequence[Mapping[str, Any]] = []
     try:
         lines = read_lines(places.metrics(name))
     except AliaError as error:
@@ -211,21 +216,30 @@ def _stage(
             ledger = checkpoint.read_manifest(newest).ledger[-1]
     except AliaError as error:
         problems.append(str(error))
+    asked, planned = _planned(run, root, name)
+    so_far = progress(places, name, lines, asked, is_queued=job is not None)
+    lines, updates = so_far.lines, so_far.updates
+    if planned is not None and updates != asked:  # updates of tokens are all as long
+        planned = None if not updates or not asked else planned // asked * updates
     last = lines[-1] if lines else {}
-    update = max(last.get("update", 0), ledger.updates if ledger else 0)
-    updates, planned = _planned(run, root, name)
-    if updates is not None and update > updates:  # `tokens` were raised, by an override
-        updates, planned = _recorded(root, name)
-        if updates is not None and update > updates:
-            updates = planned = None
+    saved = ledger.updates if ledger else 0
+    update = max(so_far.logged, saved)
     speeds = [float(n["tokens_per_second"]) for n in lines[-_RECENT:] if _speed(n)]
-    seconds = [float(n["seconds"]) for n in lines[-_RECENT:] if n.get("seconds")]
+    # A copy may be without checkpoints.
+    known = saved if places.checkpoints(name).is_dir() else None
+    watched = WatchedStage("", name, lines, updates, known)
     left = None
-    if updates is not None and seconds:
-        left = max(0, updates - update) * sorted(seconds)[len(seconds) // 2]
+    if updates is not None:
+        begins = saved if watched.unsaved else update
+        left = seconds_for(updates - begins, lines)
     finished = updates is not None and ledger is not None and ledger.updates >= updates
     if gone is not None and not finished:
         problems.append(f"{gone} and stage {name} is not finished: {gone.see}")
+    if lines and watched.unsaved:
+        problems.append(
+            f"{places.metrics(name)}: {watched.unsaved}; unless that is being done, "
+            f"`alia-ctx train CONFIG --stage {shlex.quote(name)}` does them again"
+        )
     faults, words = _faults(places, name, lines)
     status = StageStatus(
         stage=name,
@@ -259,12 +273,12 @@ def _state(status: StageStatus, gone: Departed | None, *, finished: bool) -> str
     return f"{state}, job {gone.number} is gone" if gone is not None else state
 
 
-def _speed(line: dict[str, Any]) -> bool:
+def _speed(line: Mapping[str, Any]) -> bool:
     value = line.get("tokens_per_second")
     return isinstance(value, (int, float)) and value > 0
 
 
-def _age(path: Path, last: dict[str, Any]) -> float | None:
+def _age(path: Path, last: Mapping[str, Any]) -> float | None:
     """Seconds since the last line, as that says itself: a copy is as old as the copy."""
     with suppress(KeyError, ValueError, TypeError):
         written = datetime.fromisoformat(last["time"])
@@ -283,22 +297,15 @@ def _planned(run: RunConfig, root: Path, name: str) -> tuple[int | None, int | N
         return stage.updates, stage.rows * stage.context
     moved = replace(run, output=str(root))
     with suppress(AliaError):
-        mixture = mixture_of(moved, name)
+        packed, mixture = planned_updates(moved, name), mixture_of(moved, name)
         if not mixture.is_known:
-            return None, None
-        return mixture.updates or None, sizes_of(moved, name)[0]
-    return None, None
-
-
-def _recorded(root: Path, name: str) -> tuple[int | None, int | None]:
-    """`_planned` by the configuration of the last checkpoint."""
-    with suppress(AliaError):
-        return _planned(config_of(root), root, name)
+            return packed, None
+        return packed or mixture.updates or None, sizes_of(moved, name)[0]
     return None, None
 
 
 def _faults(
-    places: RunDirectory, name: str, lines: Sequence[dict[str, Any]]
+    places: RunDirectory, name: str, lines: Sequence[Mapping[str, Any]]
 ) -> tuple[dict[str, int], list[str]]:
     folder, log = places.stage(name), places.metrics(name)
     named = read_faults(folder)

@@ -123,14 +123,14 @@ def _end(run: RunConfig, name: str, left: int, now: datetime, host: bool) -> str
     planner; not where it is asked of a GPU, as without `cluster`, and a host computes.
     """
     from alia_ctx.planner import duration
+    from alia_ctx.report.wall_time import seconds_for
     from alia_ctx.train.metrics_log import read_lines
 
     if not left:
         return "all updates are done"
     lines = read_lines(run_directory(run).metrics(name))
-    times = sorted(float(line["seconds"]) for line in lines[-64:] if "seconds" in line)
-    if times:
-        seconds, by = times[len(times) // 2], "by the updates so far"
+    if (measured := seconds_for(left, lines)) is not None:
+        seconds, by = measured, "by the updates so far"
     elif host and run.cluster.is_of_gpus:
         return "no estimate yet: cluster describes a GPU, and a host computes"
     else:
@@ -140,8 +140,8 @@ def _end(run: RunConfig, name: str, left: int, now: datetime, host: bool) -> str
             return "no estimate yet"
         if plan.untimed and not host:
             return f"no estimate yet: {plan.untimed}"
-        seconds, by = plan.timing.total, "by the planner, not measured"
-    whole = max(1.0, seconds * left)
+        seconds, by = left * plan.timing.total, "by the planner, not measured"
+    whole = max(1.0, seconds)
     if whole > timedelta(days=3650).total_seconds():
         return f"in more than ten years {by}"
     then = (now + timedelta(seconds=whole)).strftime("%Y-%m-%d %H:%M UTC")

@@ -18,6 +18,7 @@ from alia_ctx.report.screen import WatchedStage
 from alia_ctx.train.metrics_log import read_lines
 from alia_ctx.train.run_directory import RunDirectory, metrics_file
 from alia_ctx.workflow.run_facts import config_of
+from alia_ctx.workflow.stage_progress import progress
 
 _LOG = "metrics.jsonl"
 
@@ -31,8 +32,7 @@ class Watched:
         run, name: what it is called, the name None where its lines say it.
         places: the run's directory; None where only the log is at hand.
         updates: of the whole stage, where that is known.
-        asked: the same by now, of a stage that has done so many, which are more than
-            `updates`, as where `tokens` were raised.
+        asked: the same by now, of a stage that has done more.
     """
 
     log: Path
@@ -40,14 +40,14 @@ class Watched:
     name: str | None
     places: RunDirectory | None = None
     updates: int | None = None
-    asked: Callable[[int], int | None] = lambda done: None
+    asked: Callable[[], int | None] = lambda: None
 
     def now(self) -> WatchedStage:
         """What its files say now. LogError where the log cannot be read."""
         lines = read_lines(self.log)
         updates, done = self.updates, int(lines[-1]["update"]) if lines else 0
         if updates is not None and done > updates:
-            updates = self.asked(done)
+            updates = self.asked() or updates
         name = self.name or str(lines[-1].get("stage", "?") if lines else "?")
         waiting = [] if lines else [f"{self.log}: has no line yet; waiting for one"]
         aside = waiting + [
@@ -58,14 +58,16 @@ class Watched:
         ]
         if self.places is None:
             return WatchedStage(self.run, name, lines, updates, messages=aside)
+        so_far = progress(self.places, name, lines, updates)
         root = self.places.checkpoints(name)
         found = sorted(root.glob("update-*")) if root.is_dir() else []
         whole = [p for p in found if p.name.removeprefix("update-").isdigit()]
         return WatchedStage(
             run=self.run,
             name=name,
-            lines=lines,
-            updates=updates,
+            lines=so_far.lines,
+            updates=so_far.updates,
+            saved=so_far.saved or 0 if root.is_dir() else None,
             checkpoints={path.name: path.stat().st_mtime for path in whole},
             unfinished=[p.name for p in found if p.name.endswith(".incomplete")],
             damaged=[p.name for p in found if ".damaged" in p.name],
@@ -162,11 +164,9 @@ def _of_run(
         _updates(run, chosen),
     )
 
-    def asked(done: int) -> int | None:
-        for source in (configured, lambda: _recorded(places.root)):
-            with suppress(AliaError):  # a file that is just being edited
-                if (updates := _updates(source(), chosen)) and updates >= done:
-                    return updates
+    def asked() -> int | None:
+        with suppress(AliaError):  # a file that is just being edited
+            return _updates(configured(), chosen)
         return None
 
     return replace(watched, asked=asked)

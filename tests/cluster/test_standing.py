@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 from pathlib import Path
 
@@ -15,8 +16,11 @@ from alia_ctx import workflow
 from alia_ctx.cli.run_commands import app
 from alia_ctx.config.load import load_run
 from alia_ctx.errors import ConfigError
+from alia_ctx.report.training import ledger
+from alia_ctx.report.verdicts import verdicts
 from alia_ctx.train.faults import RankName, fault, read_faults, record_fault
 from alia_ctx.workflow.queued import own_user
+from alia_ctx.workflow.run_facts import run_facts
 from alia_ctx.workflow.standing import run_status
 from alia_ctx.workflow.watching import find_watched
 from tests.cluster.launched import SLURM, cluster, commands
@@ -168,3 +172,108 @@ def test_a_stage_beyond_what_the_configuration_asks_is_not_finished(
     [short, _] = run_status(path, fewer).stages
     assert (short.state, short.update, short.updates) == ("finished", 12, 12)
     assert find_watched(path, fewer).now().updates == 12
+
+
+def saved_last(folder: Path, update: int) -> None:
+    """Have `update` be the newest checkpoint of `short`."""
+    for path in (folder / "out/stages/short/checkpoints").glob("update-*"):
+        if int(path.name.rpartition("-")[2]) > update:
+            shutil.rmtree(path)
+
+
+def facts_of(target: Path) -> tuple[str, str, bool]:
+    """The ledger's words and the verdict on `short`, and whether it is finished."""
+    facts = run_facts(load_run(target), Path(load_run(target).output), "CONFIG")
+    short = facts.stages[0]
+    [trained] = [v for v in verdicts(facts) if v.claim.startswith("short is trained")]
+    return short_row(ledger(facts)), trained.detail, short.finished
+
+
+def short_row(page: str) -> str:
+    cells = re.findall(r"<td[^>]*>(?:<[^>]+>)*([^<]*)", page)
+    return next(cell for cell in cells if " of " in cell)
+
+
+def test_updates_of_the_log_are_not_taken_for_saved_ones(tmp_path: Path) -> None:
+    """Killed in its last save: the log is at the end, the newest checkpoint is not."""
+    path = write_run(tmp_path)
+    assert start(path) == ""
+    saved_last(tmp_path, 9)
+    [short, _] = run_status(path).stages
+    assert (short.state, short.update, short.saved) == ("begun", 12, 9)
+    each = find_watched(path).now().seconds_left()
+    assert each == 0 and short.seconds_left and short.seconds_left > 0
+    assert any("updates 10 to 12 are not saved" in text for text in short.problems)
+    watched = find_watched(path).now()
+    assert not watched.finished and watched.unsaved == "updates 10 to 12 are not saved"
+    shown = CliRunner().invoke(app, ["watch", str(path), "--stage", "short", "--once"])
+    assert "are done" not in shown.output and "10 to 12 are not saved" in shown.output
+    row, said, finished = facts_of(path)
+    assert row == "9 of 12 (12 in the log)"
+    assert said == "9 of 12 updates (12 in the log), 0 skipped" and not finished
+    assert start(path) == ""
+    assert run_status(path).stages[0].state == "finished"
+    assert facts_of(path) == ("12 of 12", "12 of 12 updates, 0 skipped", True)
+    assert find_watched(path).now().finished
+
+
+@pytest.mark.parametrize("tokens", [3072, 512 * 9])
+def test_a_stage_that_is_asked_for_fewer_updates_is_at_its_end(
+    tmp_path: Path, tokens: int
+) -> None:
+    """The lines beyond are of updates that no checkpoint has, and none will."""
+    path = write_run(tmp_path)
+    assert start(path) == ""
+    end = 9
+    saved_last(tmp_path, end)
+    path.write_text(path.read_text().replace("tokens: 6144", f"tokens: {tokens}"))
+    [short, _] = run_status(path).stages
+    assert (short.state, short.update, short.updates) == ("finished", end, end)
+    assert (short.tokens, short.tokens_planned) == (512 * end, 512 * end)
+    assert short.seconds_left == 0
+    assert facts_of(path) == (
+        f"{end} of {end}",
+        f"{end} of {end} updates, 0 skipped",
+        True,
+    )
+    watched = find_watched(path).now()
+    assert (watched.updates, watched.done, watched.finished) == (end, end, True)
+
+
+def test_fewer_updates_that_are_still_to_be_done(tmp_path: Path) -> None:
+    path = write_run(tmp_path)
+    assert start(path) == ""
+    saved_last(tmp_path, 9)
+    path.write_text(path.read_text().replace("tokens: 6144", "tokens: 5120"))
+    [short, _] = run_status(path).stages
+    assert (short.state, short.update, short.updates) == ("begun", 10, 10)
+    assert facts_of(path)[0] == "9 of 10 (10 in the log)"
+
+
+def test_tokens_that_an_override_raised_count_while_it_is_at_work(
+    tmp_path: Path,
+) -> None:
+    path = write_run(tmp_path)
+    assert start(path) == ""
+    saved_last(tmp_path, 9)
+    path.write_text(path.read_text().replace("tokens: 6144", "tokens: 3072"))
+    lock = tmp_path / "out/stages/.short.lock"
+    lock.touch()
+    [short, _] = run_status(path).stages
+    assert (short.state, short.update, short.updates) == ("begun", 12, 12)
+    log = tmp_path / "out/stages/short/metrics.jsonl"
+    log.write_text(re.sub(r'"time": "\d+', '"time": "2020', log.read_text()))
+    assert run_status(path).stages[0].state == "finished", "it is there no more"
+    lock.unlink()
+
+
+def test_the_time_left_has_saves_and_evaluations(tmp_path: Path) -> None:
+    path, folder = write_run(tmp_path), tmp_path / "out/stages/short"
+    folder.mkdir(parents=True)
+    beside = {"save_seconds": 10.0, "evaluate_seconds": 20.0}
+    lines = [{"update": n, "seconds": 10.0, **beside} for n in range(1, 11)]
+    text = "".join(json.dumps({"stage": "short", **line}) + "\n" for line in lines)
+    (folder / "metrics.jsonl").write_text(text)
+    [short, _] = run_status(path).stages
+    assert short.seconds_left == 2 * (10 + 10 + 20)
+    assert find_watched(path).now().seconds_left() == 2 * (10 + 10 + 20)

@@ -51,6 +51,18 @@ def test_the_work_of_a_row_is_linear_and_attention_flops() -> None:
     ]
 
 
+def test_fill_is_work_and_of_no_use() -> None:
+    metrics = StageMetrics(MODEL, 64, (0, 64), ["text"], 1e12)
+    documents = [np.arange(20), np.arange(13)]
+    row = PackedRow.from_documents(documents, length=64)
+    assert metrics.useful_flops([row, row]) == pytest.approx(
+        2 * (33 * MODEL.linear_flops_per_token() + MODEL.attention_flops([20, 13]))
+    )
+    full = PackedRow.from_documents([np.arange(64)], length=64)
+    pairs = np.array([64 * 65 // 2])
+    assert metrics.useful_flops([full]) == pytest.approx(sum(metrics.flops(pairs)))
+
+
 def test_speed_is_per_second_and_per_rank() -> None:
     speed = StageMetrics(MODEL, 64, (0, 64), ["text"], 1e12).speed(2.0, 100, 8e12, 4)
     assert speed["tokens_per_second"] == 50

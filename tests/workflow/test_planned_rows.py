@@ -16,6 +16,7 @@ from alia_ctx.config.load import load_plan, load_run
 from alia_ctx.config.run import RunConfig
 from alia_ctx.planner import StagePlan, plan_stage, plan_table
 from alia_ctx.workflow.chain import run_directory
+from alia_ctx.workflow.mixture import sizes_of
 from alia_ctx.workflow.planned import (
     PackedStage,
     packed_stage,
@@ -210,3 +211,38 @@ def test_what_the_shipped_configuration_says_of_memory_is_what_the_planner_finds
             told += 1
         stage = name or stage
     assert told == 2
+
+
+def test_fill_is_planned_and_of_no_use(path: Path) -> None:
+    """The time is that of all that is computed, MFU that of the documents, as logged."""
+    run = load_run(path)
+    workflow.pack(run, "short")
+    planned, plan = planned_stage(run, "short"), workflow.open_plan(run, "short")
+    rows = [plan.row(index) for index in range(len(plan))]
+    real = sum(row.real_tokens for row in rows)
+    assert real < sum(row.length for row in rows)
+    model = run.model
+    useful = model.linear_flops_per_token() * real + sum(
+        model.attention_flops(np.diff(row.doc_offsets).tolist()) for row in rows
+    )
+    work = planned.work.in_mean_rows
+    an_update = useful / len(rows) * work.rows_per_update
+    peak = work.world_size * planned.cluster.peak_flops(work.precision)
+    # A mean row is of whole tokens.
+    assert planned.timing.mfu == pytest.approx(
+        an_update / planned.timing.total / peak, rel=1e-2
+    )
+    assert planned.seconds_at_mfu(0.5) == pytest.approx(
+        an_update / peak / 0.5, rel=1e-2
+    )
+
+
+def test_an_update_that_is_not_packed_has_room_for_its_tokens(tmp_path: Path) -> None:
+    """Planned in whole rows that hold its mean, not in fewer."""
+    path = write_talk(tmp_path, context=256, epochs=1, update_instances=64, pack=PACK)
+    run = load_run(path)
+    workflow.tokenize(run)
+    tokens, in_update, text = sizes_of(run, "short")
+    mean = int(re.findall(r"an update has ([\d,]+) tokens", text)[0].replace(",", ""))
+    assert mean % 256 and mean <= in_update < mean + 256
+    assert in_update % 256 == 0 and tokens % in_update == 0

@@ -25,9 +25,10 @@ from alia_ctx.data.packing.left_out import held_out_statement, kept_out_statemen
 from alia_ctx.data.packing.place import is_extended
 from alia_ctx.data.packing.plan import PackPlan
 from alia_ctx.data.packing.plan_files import Statement, read_statement
+from alia_ctx.data.packing.reading import TextByLength
 from alia_ctx.data.packing.repeats import SourceRepeats, find_repeats
 from alia_ctx.data.packing.row import IGNORE, PackedRow, weigh_by_piece
-from alia_ctx.data.packing.shares import missed_shares
+from alia_ctx.data.packing.shares import missed_buckets, missed_shares
 from alia_ctx.data.packing.spec import LengthBucket, PackSpec
 from alia_ctx.data.packing.summary import (
     contamination_table,
@@ -46,6 +47,7 @@ __all__ = [
     "PackedRow",
     "SourceRepeats",
     "Statement",
+    "TextByLength",
     "build_instance_plan",
     "build_plan",
     "contamination_table",
@@ -62,6 +64,7 @@ __all__ = [
     "instance_plan_identity",
     "is_extended",
     "kept_out_statement",
+    "missed_buckets",
     "missed_shares",
     "plan_identity",
     "plan_table",

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -10,10 +10,11 @@ import numpy as np
 import xxhash
 
 from alia_ctx.data.packing.history import History, Spans, unseen_spans
-from alia_ctx.data.packing.spec import PackSpec
+from alia_ctx.data.packing.spec import LengthBucket, PackSpec
 from alia_ctx.data.tokens import TokenStore
 from alia_ctx.errors import DataError
 
+LEAST_TOKENS = 2  # of a document; fewer predict nothing
 _GOLDEN = np.uint64(0x9E3779B97F4A7C15)
 _FIT_ROUNDS = 1000
 
@@ -79,7 +80,7 @@ def gather_corpus(
     dropped = {}
     for name, first in zip(names, base[:-1].tolist(), strict=True):
         own = stores[name].lengths
-        tiny = own < 2
+        tiny = own < LEAST_TOKENS
         held_out = np.zeros_like(tiny)
         if contaminated is not None:
             held_out[contaminated[name]] = True
@@ -146,19 +147,14 @@ def stratify(
         else np.zeros(corpus.usable.size, np.int32)
     )
     names = corpus.names if by_source else ("",)
-    bounds = [bucket.min_tokens for bucket in spec.length_buckets]
     lengths = corpus.lengths[corpus.usable]
-    buckets = (
-        np.searchsorted(bounds, lengths, "right")
-        if bounds
-        else np.zeros(corpus.usable.size, np.int64)
-    )
-    labels = ["" if not bounds else f"{low}+ tokens" for low in [0, *bounds]]
-    cell = sources * (len(bounds) + 1) + buckets
+    buckets = buckets_of(lengths, spec.length_buckets)
+    labels = _labels(spec)
+    cell = sources * len(labels) + buckets
     tokens = np.bincount(
         cell, weights=lengths, minlength=len(names) * len(labels)
     ).reshape(len(names), len(labels))
-    shares = _fit_shares(tokens, names, labels, spec)
+    shares = fit_shares(tokens, names, spec)
     strata = []
     for row, column in zip(*np.nonzero(shares), strict=True):
         documents = corpus.usable[cell == row * len(labels) + column]
@@ -182,14 +178,39 @@ def stratify(
     return strata
 
 
-def _fit_shares(
-    tokens: np.ndarray, names: tuple[str, ...], labels: list[str], spec: PackSpec
+def buckets_of(lengths: np.ndarray, buckets: Sequence[LengthBucket]) -> np.ndarray:
+    """Number of the length bucket of documents of these lengths; int64, as many. 0 is
+    below the first, and of all where there are none.
+    """
+    bounds = [bucket.min_tokens for bucket in buckets]
+    if not bounds:
+        return np.zeros(lengths.size, np.int64)
+    return np.searchsorted(bounds, lengths, "right")
+
+
+def bucket_shares(buckets: Sequence[LengthBucket]) -> list[float]:
+    """The share of the tokens that each length bucket is to give, that below the first
+    bucket first; empty where none are set.
+    """
+    shares = [bucket.share for bucket in buckets]
+    return [max(0.0, 1 - sum(shares)), *shares] if shares else []
+
+
+def _labels(spec: PackSpec) -> list[str]:
+    bounds = [bucket.min_tokens for bucket in spec.length_buckets]
+    return [f"{low}+ tokens" for low in [0, *bounds]] if bounds else [""]
+
+
+def fit_shares(
+    tokens: np.ndarray, names: tuple[str, ...], spec: PackSpec
 ) -> np.ndarray:
+    """The share of the plan's tokens that each source and length bucket gets, of usable
+    `tokens`: float64 [sources, buckets] both. DataError where no shares meet the spec.
+    """
+    labels = _labels(spec)
     rows = np.array([spec.weights[name] for name in names]) if spec.weights else None
-    columns = None
-    if spec.length_buckets:
-        shares = [bucket.share for bucket in spec.length_buckets]
-        columns = np.array([max(0.0, 1 - sum(shares)), *shares])
+    shares = bucket_shares(spec.length_buckets)
+    columns = np.array(shares) if shares else None
     fitted = tokens / tokens.sum()
     for _ in range(_FIT_ROUNDS if rows is not None and columns is not None else 1):
         if rows is not None:

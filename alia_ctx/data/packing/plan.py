@@ -268,12 +268,11 @@ class PackPlan:
             for called in product(*(store.fingerprints for store in self._stores))
         )
 
-    def longest_document(self) -> int:
-        """Tokens of the longest document that the plan has any of, those of it that the
-        plan has not among them.
-        """
+    def document_lengths(self) -> np.ndarray:
+        """Tokens of the whole document that each piece is of, integers [pieces]."""
         lengths = np.concatenate([store.lengths for store in self._stores])
-        return int(lengths[self.packed.piece_documents].max())
+        of_pieces: np.ndarray = lengths[self.packed.piece_documents]
+        return of_pieces
 
     def planned_rows(self) -> PlannedRows:
         """What a later stage that continues the data must know of this plan."""

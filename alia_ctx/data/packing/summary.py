@@ -199,11 +199,12 @@ def _context_table(plan: PackPlan) -> Table:
 
 
 def _share_beyond(plan: PackPlan, n: int) -> float:
-    """Interpolated between the points of the stored curve."""
+    """Counted: between the points of the stored curve documents of one length have an edge."""
     import numpy as np
 
-    curve = np.array(plan.stats["context"])
-    return float(np.interp(n, curve[:, 0], curve[:, 1]))
+    lengths = plan.packed.piece_lengths
+    beyond = np.maximum(lengths - 1 - n, 0).sum(dtype=np.int64)
+    return float(beyond / lengths.sum(dtype=np.int64))
 
 
 def draw_plan(plan: PackPlan, path: str | Path) -> None:

@@ -4,7 +4,9 @@ that know their data.
 
 from __future__ import annotations
 
+import io
 import json
+import re
 import tempfile
 from collections import Counter
 from itertools import pairwise
@@ -14,6 +16,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from rich.console import Console
 
 from alia_ctx.data.packing import (
     IGNORE,
@@ -22,9 +25,11 @@ from alia_ctx.data.packing import (
     PackPlan,
     PackSpec,
     build_plan,
+    plan_table,
 )
 from alia_ctx.data.packing.policies import POLICIES
 from alia_ctx.data.tokens import TokenStore
+from alia_ctx.data.tokens.store import write_store
 from alia_ctx.errors import ConfigError, DataError
 from tests.data.packing.plans import LENGTHS, SPEC, make_store, tokens_in, tokens_of
 
@@ -273,3 +278,18 @@ def test_stats_are_plain_json(tmp_path: Path) -> None:
         {"a": make_store(tmp_path / "a", LENGTHS)}, SPEC, 32, 60, tmp_path / "p"
     )
     assert json.loads(json.dumps(plan.stats)) == plan.stats
+
+
+@pytest.mark.parametrize("length", [100, 128, 129, 150])
+def test_context_in_use_has_the_edge_of_documents_of_one_length(
+    tmp_path: Path, length: int
+) -> None:
+    store = write_store(tmp_path / "text", [np.arange(4, 4 + length)] * 50, 200)
+    spec = PackSpec(policy="best_fit", long_docs="split")
+    plan = build_plan({"text": store}, spec, 256, None, tmp_path / "plan")
+    console = Console(file=io.StringIO(), width=120)
+    console.print(plan_table(plan)[-1])
+    shown = console.file.getvalue()  # type: ignore[attr-defined]
+    [share] = re.findall(r"more than 127 .*?([\d.]+)%", shown)
+    beyond = max(0, length - 128) / length
+    assert float(share) == pytest.approx(100 * beyond, abs=0.006)
