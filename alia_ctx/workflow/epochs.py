@@ -18,7 +18,7 @@ from alia_ctx.data.documents import (
 from alia_ctx.data.documents.slices import Slice
 from alia_ctx.data.tokens.tokenizer import HubTokenizer
 from alia_ctx.errors import AliaError
-from alia_ctx.workflow.plans import earlier_stages
+from alia_ctx.workflow.continued import earlier_stages
 from alia_ctx.workflow.stores import has_store, open_store
 
 # Muennighoff et al. 2023, arXiv 2305.16264: up to here repeated text is worth nearly as
