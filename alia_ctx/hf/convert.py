@@ -8,7 +8,7 @@ one buffer of weights at a time, and leave either a whole directory or nothing b
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager, nullcontext
 from pathlib import Path
@@ -39,7 +39,12 @@ from alia_ctx.hf.ranks import Ranks
 from alia_ctx.hf.resizing import mean_rows, resize
 from alia_ctx.hf.rules import EMBEDDING, HEAD, WeightMap
 from alia_ctx.hf.source_weights import SOURCE_WEIGHTS, weights_statement
-from alia_ctx.hf.stated_training import stated_training, statement_of_training
+from alia_ctx.hf.stated_training import (
+    StatedTraining,
+    changed_weights,
+    stated_training,
+    statement_of_training,
+)
 from alia_ctx.hf.streams import Progress
 from alia_ctx.hf.trained_length import trained_length
 from alia_ctx.hf.weight_files import locate_weights
@@ -99,7 +104,7 @@ def import_hf(
             "to": model.vocab_size,
             "initialisation": "mean",
         }
-    known = stated_training(hf_dir)
+    known = _known_training(hf_dir, {place.file for place in places.values()}, ranks)
     manifest = Manifest(
         stage=IMPORT,
         update=0,
@@ -250,6 +255,27 @@ def _trained_context(hf_dir: Path, rope: RopeSpec, published: int, ranks: Ranks)
             f"{trained.other:,} tokens with its RoPE; {trained.tokens:,} is taken"
         )
     return trained.tokens
+
+
+def _known_training(
+    hf_dir: Path, files: Collection[Path], ranks: Ranks
+) -> StatedTraining | None:
+    """The training that an export states, of the weights that are in it. Collective."""
+    known = stated_training(hf_dir)
+    if known is None or not known.ledger:
+        return known
+    changed = changed_weights(hf_dir, files, ranks)
+    if not changed:
+        return known
+    if ranks.rank == 0:
+        stages = ", ".join(entry.stage for entry in known.ledger)
+        say(
+            f"{hf_dir}: {', '.join(changed[:3])}{', ...' if len(changed) > 3 else ''} not "
+            f"as the export wrote it: what {targets.STATEMENT} says of its training ({stages}) "
+            "is not taken over, as these weights have had another; import the export "
+            "as it was written to go on with its ledger"
+        )
+    return None
 
 
 def _made_from(ckpt_dir: Path, manifest: Manifest) -> dict[str, Any]:

@@ -5,9 +5,10 @@ context, ledger, and what each stage was trained on.
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from alia_ctx.checkpoint.manifest import Manifest, StageLedger
 from alia_ctx.checkpoint.trained_sources import (
@@ -19,6 +20,10 @@ from alia_ctx.checkpoint.trained_sources import (
 from alia_ctx.errors import CheckpointError
 from alia_ctx.files import file_checksum
 from alia_ctx.hf.targets import STATEMENT, read_statement
+
+# `check` looks at what is stated, and needs no torch for it.
+if TYPE_CHECKING:
+    from alia_ctx.hf.ranks import Ranks
 
 _CONFIG = "config.json"
 _CONTEXT, _LEDGER = "context", "ledger"
@@ -47,6 +52,31 @@ def statement_of_training(manifest: Manifest) -> dict[str, Any]:
         _LEDGER: [dataclasses.asdict(entry) for entry in manifest.ledger],
         SOURCES: recorded_sources(trained_sources(manifest)),
     }
+
+
+def changed_weights(
+    directory: Path, files: Collection[Path], ranks: Ranks
+) -> list[str]:
+    """Names of those of the `files` of weights in an export that are not as it wrote them:
+    what it states of its training is then not all that they had. The ranks share the
+    reading. Collective. CheckpointError where there is no statement.
+    """
+    written, ordered = read_statement(directory)["files"], sorted(files)
+
+    def share() -> list[str]:
+        return [
+            file.name
+            for file in ordered[ranks.rank :: ranks.size]
+            if not _is_written(file, written.get(file.name))
+        ]
+
+    return sorted(name for part in ranks.all(share) for name in part)
+
+
+def _is_written(file: Path, entry: Mapping[str, Any] | None) -> bool:
+    if entry is None or file.stat().st_size != entry["bytes"]:
+        return False
+    return bool(file_checksum(file) == entry["xxh3_128"])
 
 
 def stated_training(directory: Path) -> StatedTraining | None:

@@ -242,7 +242,7 @@ def _other_origin(task: StageTask, manifest: Manifest) -> list[str]:
     cannot be read any more, the configuration still has to name the same.
 
     Of a stage that has gone on since, the checkpoint that was started from is compared,
-    or where that is not kept what going on leaves as it is.
+    or where that is not kept what going on leaves as it is, the rows of its plan among it.
     """
     key = f"stages.{task.name}.init_from"
     try:
@@ -262,8 +262,9 @@ def _compared_origins(task: StageTask, manifest: Manifest, key: str) -> list[str
         if there.is_dir():
             return _other_than(recorded, checkpoint.read_manifest(there), key)
         if newest is not None and newest.name > there.name:
-            now = checkpoint_statement(checkpoint.read_manifest(newest))
-            return differences(_lasting(recorded), _lasting(now), key)
+            manifest_now = checkpoint.read_manifest(newest)
+            now, plans = checkpoint_statement(manifest_now), _plans_of(manifest_now)
+            return differences(_lasting(recorded, plans), _lasting(now, plans), key)
     origin = task.origin()
     if origin is None or manifest.parent is None:
         before, here = manifest.parent or "random", str(origin or "random")
@@ -343,12 +344,29 @@ def _places(path: Path, config: Mapping[str, Any]) -> set[tuple[str, str]]:
 _LASTING = ("stage", "context", "rope", "learning_rate")
 
 
-def _lasting(stated: Mapping[str, Any]) -> dict[str, Any]:
-    """What stays of a `checkpoint_statement` when its stage goes on."""
+def _plans_of(manifest: Manifest) -> list[str]:
+    """Fingerprints of the plan that a stage was trained on and of those that it began as;
+    none where a release before did not state them.
+    """
+    plan = manifest.extra.get(PLAN) or {}
+    if not manifest.ledger or plan.get("fingerprint") != manifest.ledger[-1].plan:
+        return []
+    return [plan["fingerprint"], *(p["fingerprint"] for p in plan["shorter"])]
+
+
+def _lasting(stated: Mapping[str, Any], plans: Sequence[str]) -> dict[str, Any]:
+    """What stays of a `checkpoint_statement` when its stage goes on; any of `plans`, to
+    which rows were added and none taken away, stands for the first.
+    """
+
+    def of_stage(entry: Mapping[str, Any]) -> dict[str, Any]:
+        kept = {key: entry[key] for key in _LASTING}
+        if plans:
+            kept["plan"] = plans[0] if entry["plan"] in plans else entry["plan"]
+        return kept
+
     ledger = {
-        name: {key: entry[key] for key in _LASTING}
-        if entry["stage"] == stated["stage"]
-        else entry
+        name: of_stage(entry) if entry["stage"] == stated["stage"] else entry
         for name, entry in stated["ledger"].items()
     }
     kept = {name: stated[name] for name in ("stage", "model", "rope", "context")}

@@ -10,7 +10,7 @@ from typing import Any
 from alia_ctx import checkpoint
 from alia_ctx.checkpoint.manifest import DamagedError
 from alia_ctx.config.run import RANDOM, RunConfig, position_edges
-from alia_ctx.data.packing import PackPlan, read_statement
+from alia_ctx.data.packing import PackPlan, read_statement, updates_of_epochs
 from alia_ctx.data.tokens import tokenizer_statement
 from alia_ctx.errors import CheckpointError, ConfigError, DataError, Problems
 from alia_ctx.train.best import BEST
@@ -93,11 +93,14 @@ def planned_updates(run: RunConfig, name: str) -> int | None:
     stage = run.stage(name)
     if stage.update_instances is None:
         return None
+    newest = checkpoint.latest(run_directory(run).checkpoints(name))
     with suppress(DataError):
         statement = read_statement(run_directory(run).plan(name))
-        if statement.identity.get("epochs") == stage.epochs:
+        if (epochs := statement.identity.get("epochs")) == stage.epochs:
             return statement.sizes["update_offsets"] - 1
-    newest = checkpoint.latest(run_directory(run).checkpoints(name))
+        # One that was made shorter ends within the plan that it was begun on.
+        if newest is not None and stage.epochs and (epochs or 0) > stage.epochs:
+            return updates_of_epochs(statement, stage.epochs)
     planned = _planned_by_checkpoint(newest)
     same = bool(planned) and planned["epochs"] == stage.epochs
     return int(planned["updates"]) if same else None

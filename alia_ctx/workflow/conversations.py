@@ -40,6 +40,7 @@ def pack_conversations(
     stores: Mapping[str, TokenStore],
     directory: Path,
     *,
+    epochs: int | None,
     held_out: TokenStore | None,
     overwrite: bool,
     trained: Mapping[str, Any] | None,
@@ -47,11 +48,12 @@ def pack_conversations(
 ) -> PackPlan:
     """Plan the updates of a stage of conversations, and write those that it holds out.
 
+    epochs: of the plan, which may have more than the stage.
     held_out: other evaluation text of the run.
     trained: the plan that the stage has trained on already, if any.
     """
     stage = run.stage(name)
-    if stage.update_instances is None or stage.epochs is None:
+    if stage.update_instances is None or epochs is None:
         raise DataError(f"stage {name} has no updates of conversations")
     require_kept_out(run, name)
     prefix = run_directory(run).conversations(name)
@@ -61,7 +63,7 @@ def pack_conversations(
             stage.pack,
             stage.context,
             stage.update_instances,
-            stage.epochs,
+            epochs,
             directory,
             seed=run.seed,
             conversations=kept,
@@ -109,6 +111,7 @@ def open_conversation_plan(
     stores: Mapping[str, TokenStore],
     directory: Path,
     *,
+    epochs: int | None,
     held_out: TokenStore | None,
 ) -> PackPlan:
     """The plan of a stage of conversations, compared with what it was made from."""
@@ -122,7 +125,7 @@ def open_conversation_plan(
         row_length=stage.context,
         seed=run.seed,
         update_instances=stage.update_instances,
-        epochs=stage.epochs,
+        epochs=epochs,
         seen=[],
         held_out=held_out_statement(
             kept,

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from alia_ctx import checkpoint
 from alia_ctx.config.run import RunConfig
-from alia_ctx.files import checksum, file_fingerprint, write_json
+from alia_ctx.errors import CheckpointError, DataError
+from alia_ctx.files import checksum, file_checksum, file_fingerprint, write_json
 from alia_ctx.hf.targets import foreign_in_export
 from alia_ctx.identity import IdentityError, differences, sealed, statement, unsealed
 from alia_ctx.progress import say
-from alia_ctx.train.run_directory import mended_by_training
+from alia_ctx.train.run_directory import RunDirectory, mended_by_training
 from alia_ctx.train.stage_identity import checkpoint_statement
 from alia_ctx.workflow.chain import (
     finished_checkpoint,
@@ -63,6 +66,79 @@ def needs_export(run: RunConfig, name: str, measured: str | None = None) -> bool
     return not _is_there(directory) or bool(
         _what_differs(directory, run_directory(run).hf_note(name), made_from)
     )
+
+
+@dataclass(frozen=True)
+class Exports:
+    """Directories below OUTPUT/hf: `files`, the config.json of each that is of a checkpoint
+    which is there; of the others a sentence each. `stale` are those of stages, `unknown`
+    those that somebody put there.
+    """
+
+    files: list[str]
+    stale: list[str]
+    unknown: list[str]
+
+
+def exports_there(root: Path, statements: Mapping[str, Any]) -> Exports:
+    """What lies below `root`/hf, compared with `statements`, the `checkpoint_statement` of
+    what each stage has now, in the order of the stages. Weights are compared by size.
+    """
+    places, found = RunDirectory(root), Exports([], [], [])
+    for file in sorted((root / "hf").glob("*/config.json")):
+        directory = file.parent
+        note = places.hf_note(directory.name)
+        if note.is_file():
+            reasons = _of_another(directory, note, statements.get(directory.name))
+            how = "move it away, or export it anew: `alia-ctx export-hf`, with --overwrite"
+            if directory.name in list(statements)[-1:]:
+                how = "`alia-ctx run CONFIG` makes it anew"
+            others = found.stale
+        else:
+            reasons, how = _of_another_by_itself(directory, places), "move it away"
+            others = found.unknown
+        if not reasons:
+            found.files.append(str(file))
+            continue
+        others.append(
+            f"the export {directory} is not shown, it is not of the model that is there "
+            f"now: {'; '.join(reasons[:3])}. To have it right, {how}."
+        )
+    return found
+
+
+def _of_another(directory: Path, note: Path, now: Any) -> list[str]:
+    """How the checkpoint that the note of an export names differs from the one that is there
+    `now`, and the export from what was written.
+    """
+    artefact = f"the export {directory}"
+    try:
+        before, content = unsealed(read_json(note, artefact, ""), artefact, "")
+        then = before["checkpoint"]
+    except IdentityError as error:
+        return list(error.differences)
+    except (DataError, KeyError, TypeError) as error:
+        return [f"{note} says not what it was made from ({error})"]
+    if now is None:
+        return [f"there is no checkpoint of {directory.name} here"]
+    return differences(then, now) + differences(content, _content(directory))
+
+
+def _of_another_by_itself(directory: Path, places: RunDirectory) -> list[str]:
+    """As `_of_another`, of an export that was put there: by its own statement."""
+    from alia_ctx.hf.targets import read_statement
+
+    try:
+        stated = read_statement(directory)["made_from"]
+        path = places.checkpoints(stated["stage"]) / stated["checkpoint"]
+        manifest = path / checkpoint.MANIFEST
+        if not manifest.is_file():
+            return [f"it was made from {path}, which is not there"]
+        if file_checksum(manifest) != stated["manifest"]:
+            return [f"it was made from another {path} than is there"]
+    except (CheckpointError, KeyError, TypeError) as error:
+        return [f"it says not what it was made from ({error})"]
+    return []
 
 
 def _is_there(directory: Path) -> bool:

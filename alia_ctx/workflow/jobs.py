@@ -14,10 +14,10 @@ from alia_ctx.config.run import HELD_OUT, RunConfig
 from alia_ctx.errors import AliaError, DataError
 from alia_ctx.train.stopping import LEAVING_SECONDS
 from alia_ctx.workflow.chain import run_directory, stage_task
+from alia_ctx.workflow.continued import earlier_stages
 from alia_ctx.workflow.evaluation_tasks import what_is_missing
 from alia_ctx.workflow.plan_work import plan_work
 from alia_ctx.workflow.planned import planned_stage
-from alia_ctx.workflow.plans import earlier_stages
 from alia_ctx.workflow.queued import Queued, Record
 from alia_ctx.workflow.stores import not_tokenised, text_sources
 

@@ -18,7 +18,6 @@ from alia_ctx.data.packing import (
     instance_plan_identity,
     is_extended,
     plan_identity,
-    read_statement,
 )
 from alia_ctx.data.tokens import TokenStore
 from alia_ctx.errors import AliaError, DataError
@@ -27,14 +26,13 @@ from alia_ctx.workflow.chain import (
     require_free_to_go_on,
     run_directory,
 )
-from alia_ctx.workflow.conversations import kept_out_of, require_kept_out
-from alia_ctx.workflow.plans import (
-    begun_before,
-    earlier_stages,
-    open_plan,
+from alia_ctx.workflow.continued import (
+    epochs_to_plan,
     own_plan,
     plans_before,
+    rows_to_plan,
 )
+from alia_ctx.workflow.conversations import kept_out_of, require_kept_out
 from alia_ctx.workflow.stores import has_store, open_store
 
 # Stands for the name of a plan that more rows are about to give another one.
@@ -57,14 +55,6 @@ def plan_work(run: RunConfig, name: str) -> Work:
         source: open_store(run, source) for source in drawn if has_store(run, source)
     }
     is_whole = len(stores) == len(drawn)
-    there = {
-        earlier: read_statement(run_directory(run).plan(earlier))
-        for earlier in earlier_stages(run, name)
-        if run_directory(run).plan(earlier).is_dir()
-    }
-    if is_whole and begun_before(run, name, there):
-        open_plan(run, name)
-        return "nothing"
     identity = _identity(run, name, stores)
     if not is_whole:  # neither they nor what they decide is known
         del identity["stores"]
@@ -72,7 +62,7 @@ def plan_work(run: RunConfig, name: str) -> Work:
         if is_extended(directory, stores, identity, own_plan(run, name)):
             return "rows"
     except DataError as error:
-        grown = [stage for stage, plan in identity["seen"] if plan == _EXTENDED]
+        grown = [stage for stage, plan, *_ in identity["seen"] if plan == _EXTENDED]
         if not grown:
             raise
         commands = (f"`alia-ctx pack CONFIG --stage {shlex.quote(n)}`" for n in grown)
@@ -88,15 +78,16 @@ def _identity(
 ) -> dict[str, Any]:
     """What the plan of a stage has to state, as far as it is known."""
     stage = run.stage(name)
-    if stage.update_instances is not None and stage.epochs is not None:
+    epochs = epochs_to_plan(run, name)
+    if stage.update_instances is not None and epochs is not None:
         require_kept_out(run, name)
         identity = instance_plan_identity(
             *(stores, stage.pack, stage.context),
-            *(stage.update_instances, stage.epochs, run.seed),
+            *(stage.update_instances, epochs, run.seed),
         )
     else:
         identity = plan_identity(
-            *(stores, stage.pack, stage.context, stage.rows),
+            *(stores, stage.pack, stage.context, rows_to_plan(run, name)),
             rows_per_update=stage.rows_per_update,
             seed=run.seed,
             seen=_seen(run, name),
@@ -120,15 +111,15 @@ def _left_out(run: RunConfig, name: str, stores: dict[str, TokenStore]) -> str |
     return held_out_statement(kept, text, kept_out=kept_out)
 
 
-def _seen(run: RunConfig, name: str) -> list[list[str]]:
-    """(stage, fingerprint) of the plans that a plan would continue: see `plans_before`."""
+def _seen(run: RunConfig, name: str) -> list[list[Any]]:
+    """What a plan would continue: see `plans_before`."""
     directory = run_directory(run).plan(name)
     pairs = plans_before(run, name, directory)
     if checkpoint.latest(run_directory(run).checkpoints(name)) is not None:
         return pairs
     return [
-        [earlier, _EXTENDED if _grows(run, earlier) else fingerprint]
-        for earlier, fingerprint in pairs
+        [earlier, *([_EXTENDED] if _grows(run, earlier) else rows)]
+        for earlier, *rows in pairs
     ]
 
 

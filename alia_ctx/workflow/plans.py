@@ -7,18 +7,15 @@ import shutil
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
 
 from rich.markup import escape
 
 from alia_ctx import checkpoint
-from alia_ctx.checkpoint.manifest import DamagedError
 from alia_ctx.config.run import HELD_OUT, RANDOM, RunConfig
 from alia_ctx.data.packing import (
     Contamination,
     PackPlan,
     SourceRepeats,
-    Statement,
     build_plan,
     copy_places,
     find_contamination,
@@ -31,8 +28,16 @@ from alia_ctx.data.tokens import TokenStore, document_places
 from alia_ctx.errors import CheckpointError, DataError
 from alia_ctx.files import exclusive
 from alia_ctx.progress import meter, say
-from alia_ctx.train.stage_identity import PLAN
 from alia_ctx.workflow.chain import require_free_to_go_on, run_directory
+from alia_ctx.workflow.continued import (
+    earlier_stages,
+    epochs_to_plan,
+    own_plan,
+    plans_before,
+    require_trained,
+    rows_before,
+    rows_to_plan,
+)
 from alia_ctx.workflow.conversations import (
     kept_out_of,
     open_conversation_plan,
@@ -50,27 +55,13 @@ from alia_ctx.workflow.stores import (
 )
 
 
-def earlier_stages(run: RunConfig, name: str) -> list[str]:
-    """The stages whose data stage `name` continues, oldest first: those before it in the
-    chain, back to one that begins anew. An epoch of conversations is each of them once,
-    whatever came before.
-    """
-    stages: list[str] = []
-    stage = run.stage(name)
-    if stage.update_instances is not None:
-        return stages
-    while stage.pack.data == "continue" and stage.init_from in run.stages:
-        stages.insert(0, stage.init_from)
-        stage = run.stages[stage.init_from]
-    return stages
-
-
 def pack(run: RunConfig, name: str, *, overwrite: bool = False) -> PackPlan:
     """Plan the rows of a stage into OUTPUT/plans/STAGE; a finished identical plan is left
-    as it is, one with fewer rows is extended.
+    as it is, one with fewer rows is extended. One with more, on which the stage has
+    trained, stays.
 
-    The data continues where the plans of the stages before end; one that is not there
-    yet is made first.
+    The data continues where the stages before end, or are to end, in their plans; a plan
+    that is not there yet is made first.
     """
     require_free_to_go_on(run, name)
     say("comparing the text with what it was tokenised from")
@@ -88,7 +79,7 @@ def pack(run: RunConfig, name: str, *, overwrite: bool = False) -> PackPlan:
 def _plan(run: RunConfig, name: str, *, overwrite: bool) -> PackPlan:
     """`pack` of text that was compared already; makes plans of earlier stages likewise."""
     stage, stores = run.stage(name), open_stores(run, name)
-    seen: dict[str, PackPlan] = {}
+    seen, seen_rows = dict[str, PackPlan](), dict[str, int]()
     for earlier in earlier_stages(run, name):
         directory = run_directory(run).plan(earlier)
         gone = not directory.is_dir()
@@ -106,14 +97,14 @@ def _plan(run: RunConfig, name: str, *, overwrite: bool) -> PackPlan:
             rows_per_update=_rows_per_update(run, earlier),
         )
         try:
-            _require_trained(run, name, earlier, seen[earlier].statement)
+            require_trained(run, name, earlier, seen[earlier].statement)
         except DataError:
             if gone:  # made a moment ago, and not the one that was gone
                 shutil.rmtree(directory, ignore_errors=True)
             raise
+        plans = seen[earlier].statement.plans
+        seen_rows[earlier] = rows_before(run, name, earlier, plans)
     directory = run_directory(run).plan(name)
-    if begun_before(run, name, {e: plan.statement for e, plan in seen.items()}):
-        return open_plan(run, name)
     if directory.is_symlink():  # the plan is made anew where the link leads
         directory = directory.resolve()
     trained = own_plan(run, name)
@@ -127,6 +118,7 @@ def _plan(run: RunConfig, name: str, *, overwrite: bool) -> PackPlan:
                 name,
                 stores,
                 directory,
+                epochs=epochs_to_plan(run, name),
                 held_out=held_out_store(run),
                 overwrite=overwrite,
                 trained=trained,
@@ -136,11 +128,12 @@ def _plan(run: RunConfig, name: str, *, overwrite: bool) -> PackPlan:
             stores,
             stage.pack,
             stage.context,
-            stage.rows,
+            rows_to_plan(run, name),
             directory,
             rows_per_update=stage.rows_per_update,
             seed=run.seed,
             seen=seen,
+            seen_rows=seen_rows,
             unused=[source for source in run.data.sources if source not in stores],
             held_out=held_out_store(run),
             kept_out=kept_out_of(run, name),
@@ -148,26 +141,6 @@ def _plan(run: RunConfig, name: str, *, overwrite: bool) -> PackPlan:
             trained=trained,
             progress=lambda what, done: bar.update(done, what),
         )
-
-
-def own_plan(run: RunConfig, name: str) -> dict[str, Any] | None:
-    """What a plan must begin with that a begun stage goes on from: the one that its
-    newest checkpoint was trained on, as that states it, or as the plan that is there does.
-    """
-    directory = run_directory(run)
-    for path in reversed(checkpoint.list_checkpoints(directory.checkpoints(name))):
-        try:
-            manifest = checkpoint.read_manifest(path)
-        except DamagedError:
-            continue
-        fingerprint = manifest.ledger[-1].plan if manifest.ledger else None
-        stated = manifest.extra.get(PLAN, {})
-        if fingerprint == stated.get("fingerprint"):
-            return dict(stated) or None
-        with suppress(DataError):  # of a release whose checkpoints do not state it
-            return read_statement(directory.plan(name)).as_trained(fingerprint)
-        return None
-    return None
 
 
 def _rows_per_update(run: RunConfig, name: str) -> int | None:
@@ -254,91 +227,20 @@ def open_plan(run: RunConfig, name: str) -> PackPlan:
     held_out = held_out_store(run) if stage.pack.drop_contaminated else None
     stores = open_stores(run, name)
     if stage.update_instances is not None:
-        return open_conversation_plan(run, name, stores, directory, held_out=held_out)
+        epochs = epochs_to_plan(run, name)
+        return open_conversation_plan(
+            run, name, stores, directory, epochs=epochs, held_out=held_out
+        )
     return PackPlan.open(
         directory,
         stores,
         spec=stage.pack,
         row_length=stage.context,
         seed=run.seed,
-        rows=stage.rows,
+        rows=rows_to_plan(run, name),
         rows_per_update=stage.rows_per_update,
         seen=plans_before(run, name, directory),
         held_out=held_out_statement(held_out, kept_out=kept_out_of(run, name)),
-    )
-
-
-def plans_before(run: RunConfig, name: str, directory: Path) -> list[list[str]]:
-    """(stage, fingerprint) of the plans that this plan should continue: those that the
-    stages before were trained on, or are to be.
-
-    A plan that was removed after use is taken to be the one that this plan names, if the
-    ledger says so too. One to which rows were added since a begun stage has continued it
-    is to that stage what it was.
-    """
-    named = dict(read_statement(directory).identity["seen"])
-    begun = checkpoint.latest(run_directory(run).checkpoints(name)) is not None
-    pairs = []
-    for earlier in earlier_stages(run, name):
-        fingerprint = named.get(earlier, "none")
-        if run_directory(run).plan(earlier).is_dir():
-            there = read_statement(run_directory(run).plan(earlier))
-            _require_trained(run, name, earlier, there)
-            if not (begun and fingerprint in _shorter(there)):
-                fingerprint = there.fingerprint
-        else:
-            trained = _trained_on(run, name, earlier)
-            fingerprint = trained or fingerprint
-        pairs.append([earlier, fingerprint])
-    return pairs
-
-
-def begun_before(run: RunConfig, name: str, seen: Mapping[str, Statement]) -> bool:
-    """Whether a stage was begun on a plan that continues plans in `seen` as they were
-    before rows were added to them.
-    """
-    directory = run_directory(run).plan(name)
-    if checkpoint.latest(run_directory(run).checkpoints(name)) is None:
-        return False
-    if not directory.is_dir():
-        return False
-    named = dict(read_statement(directory).identity["seen"])
-    return any(named.get(stage) in _shorter(plan) for stage, plan in seen.items())
-
-
-def _shorter(plan: Statement) -> set[str]:
-    return {shorter["fingerprint"] for shorter in plan.shorter}
-
-
-def _trained_on(run: RunConfig, name: str, earlier: str) -> str | None:
-    """The fingerprint of the plan that stage `earlier` was trained on, by the ledger of
-    the stage `name` that continues it, or else by its own; None where there is none.
-    """
-    for stage in (name, earlier):
-        for path in reversed(
-            checkpoint.list_checkpoints(run_directory(run).checkpoints(stage))
-        ):
-            with suppress(CheckpointError):
-                for entry in reversed(checkpoint.read_manifest(path).ledger):
-                    if entry.stage == earlier:
-                        return entry.plan
-    return None
-
-
-def _require_trained(run: RunConfig, name: str, earlier: str, plan: Statement) -> None:
-    """DataError unless `plan`, of stage `earlier`, is the one that it was trained on, or
-    that one with rows added: a plan that grew in steps is made anew in one as another.
-    """
-    trained = _trained_on(run, name, earlier)
-    if trained is None or trained in {plan.fingerprint, *_shorter(plan)}:
-        return
-    raise DataError(
-        f"{plan.directory}: is not the plan that stage {earlier} was trained on (plan "
-        f"{trained} there, {plan.fingerprint} now), so that {name} would train again on "
-        f"what {earlier} has trained on. Restore that plan; where it is lost and rows "
-        "were added to it, move this one away and pack it in the same steps, with "
-        f"stages.{earlier}.tokens as they were in turn; or set "
-        f"stages.{name}.pack.data=restart"
     )
 
 
@@ -373,5 +275,5 @@ def _fingerprints(run: RunConfig, name: str) -> set[str]:
     """Of the plan of a stage that is there, and of those that it began as."""
     with suppress(DataError):
         plan = read_statement(run_directory(run).plan(name))
-        return {plan.fingerprint, *_shorter(plan)}
+        return {there["fingerprint"] for there in plan.plans}
     return set()

@@ -28,8 +28,10 @@ from alia_ctx.train.run_directory import RunDirectory
 from alia_ctx.workflow.chain import finished_checkpoint, run_directory
 from alia_ctx.workflow.evaluation_results import Evaluated, Role
 from alia_ctx.workflow.evaluation_tasks import standard_task
+from alia_ctx.workflow.exporting import exports_there
 from alia_ctx.workflow.importing import import_command
-from alia_ctx.workflow.run_facts import config_of, run_facts
+from alia_ctx.workflow.recorded_config import config_of
+from alia_ctx.workflow.run_facts import run_facts
 
 
 def report(run: RunConfig) -> Report:
@@ -203,8 +205,15 @@ def page_verdicts(target: Path, overrides: Sequence[str] = ()) -> list[Verdict]:
 
 
 def stale_results(targets: Sequence[Path], overrides: Sequence[str] = ()) -> list[str]:
-    """Results of these runs that their page names and does not show, as sentences."""
-    return [line for target in targets for line in stale_of(_facts(target, overrides))]
+    """Results and exports of these runs that their page names and does not show, as
+    sentences.
+    """
+    lines: list[str] = []
+    for target in targets:
+        facts = _facts(target, overrides)
+        there = {stage.name: stage.checkpoint for stage in facts.stages}
+        lines += [*stale_of(facts), *exports_there(Path(facts.output), there).stale]
+    return lines
 
 
 def keep_page(

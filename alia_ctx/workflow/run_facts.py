@@ -10,9 +10,8 @@ from typing import Any
 from alia_ctx import checkpoint
 from alia_ctx.checkpoint.manifest import Manifest
 from alia_ctx.config.run import RANDOM, RunConfig
-from alia_ctx.config.schema import build_parts
 from alia_ctx.data.packing import read_statement
-from alia_ctx.errors import AliaError, ConfigError, DataError, Problem, Problems
+from alia_ctx.errors import AliaError, DataError
 from alia_ctx.identity import IdentityError, differences, statement, unsealed
 from alia_ctx.report import Result, RunFacts, StageFacts
 from alia_ctx.report.facts import COMMANDS, Planned, Span
@@ -25,6 +24,7 @@ from alia_ctx.train.stage_identity import (
 )
 from alia_ctx.workflow.beside import read_beside
 from alia_ctx.workflow.chain import planned_updates
+from alia_ctx.workflow.exporting import exports_there
 from alia_ctx.workflow.mixture import mixture_of, sizes_of
 from alia_ctx.workflow.planned import planned_stage
 from alia_ctx.workflow.reading import read_json
@@ -62,6 +62,8 @@ def run_facts(
 
         results = with_outdated(run, native, results, statements, problems)
     results = _alike(results)
+    exports = exports_there(root, {s.name: s.checkpoint for s in stages})
+    problems += exports.unknown + exports.stale
     return RunFacts(
         run.name,
         str(root),
@@ -70,7 +72,7 @@ def run_facts(
         stages,
         results,
         statement(run.to_dict()),
-        [str(path) for path in sorted((root / "hf").glob("*/config.json"))],
+        exports.files,
         list(run.notes),
         problems,
         target or command,
@@ -115,31 +117,6 @@ def _base_name(run: RunConfig) -> str:
     if first.init_from == RANDOM:
         return name
     return BASE if BASE not in run.stages else "the first stage's origin"
-
-
-def config_of(root: Path) -> RunConfig:
-    """The configuration that the newest checkpoint below `root` was trained with.
-
-    ConfigError where there is none, or where it is of a release that this one cannot
-    read.
-    """
-    manifests = [
-        manifest
-        for stage in sorted((root / "stages").glob("*"))
-        # beside the stages lie their locks and marks
-        if stage.is_dir()
-        and (manifest := _newest(RunDirectory(root), stage.name, [])) is not None
-    ]
-    if not manifests:
-        rule = "holds no checkpoint that says how the run was configured"
-        remedy = "give the run's configuration, or the directory called `output` in it"
-        raise ConfigError("", [Problem("RUN", root, rule, remedy)])
-    newest = max(manifests, key=lambda manifest: len(manifest.ledger))
-    problems = Problems()
-    parts = build_parts(RunConfig, {**newest.config, "output": str(root)}, problems)
-    if problems:
-        raise ConfigError(f"the configuration in {root} has problems", problems)
-    return RunConfig(**parts)
 
 
 def _stage(run: RunConfig, places: RunDirectory, name: str) -> StageFacts:

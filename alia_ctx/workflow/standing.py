@@ -40,7 +40,7 @@ from alia_ctx.workflow.queued import (
     submitted_config,
     submitted_jobs,
 )
-from alia_ctx.workflow.run_facts import config_of
+from alia_ctx.workflow.recorded_config import config_of
 from alia_ctx.workflow.stage_progress import progress
 
 _RECENT = 20  # updates whose median speed is told

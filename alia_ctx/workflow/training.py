@@ -27,6 +27,7 @@ from alia_ctx.train.faults import RankName
 from alia_ctx.train.rendezvous import starting_ranks
 from alia_ctx.train.roll_call import RollCall
 from alia_ctx.train.stopping import StopRequests, Watchdog
+from alia_ctx.train.task import StageTask
 from alia_ctx.train.trainer import StageTrainer
 from alia_ctx.workflow.chain import (
     check_trained,
@@ -137,7 +138,7 @@ def train(run: RunConfig, name: str, *, exit_before: float | None = None) -> Pat
         watchdog = entered.enter_context(
             Watchdog(run.engine.hang_minutes * 60, task.directory, engine.rank, update)
         )
-        tokens = _bar_tokens(stage, plan, plan.updates)
+        tokens = _bar_tokens(stage, plan, task.updates)
         bar = entered.enter_context(meter(f"train {name}", tokens, "token", shown=main))
         layout = {"dp": engine.data_parallel_size, **dataclasses.asdict(engine.layout)}
         about: dict[str, Any] = {
@@ -162,7 +163,7 @@ def train(run: RunConfig, name: str, *, exit_before: float | None = None) -> Pat
             plan,
             stop=stop,
             watchdog=watchdog,
-            report=lambda line: _show_update(bar, stage, plan, line),
+            report=lambda line: _show_update(bar, task, plan, line),
             notice=_warn if main else _be_silent,
             evaluate=_evaluation(run, name, engine, watchdog.beat)
             if run.evaluation.every_updates
@@ -287,13 +288,13 @@ def _evaluation(
 
 
 def _show_update(
-    bar: Meter, stage: StageConfig, plan: PackPlan, line: dict[str, Any]
+    bar: Meter, task: StageTask, plan: PackPlan, line: dict[str, Any]
 ) -> None:
     note = (
-        f"update {line['update']}/{plan.updates} loss {line['loss']:.4f} grad "
+        f"update {line['update']}/{task.updates} loss {line['loss']:.4f} grad "
         f"norm {line['gradient_norm']:.2f}"
     )
-    bar.update(_bar_tokens(stage, plan, line["update"]), note)
+    bar.update(_bar_tokens(task.stage, plan, line["update"]), note)
 
 
 def _bar_tokens(stage: StageConfig, plan: PackPlan, updates: int) -> float:

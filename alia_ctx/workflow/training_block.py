@@ -37,11 +37,12 @@ def training_block(
     factor = f" x{rope.factor:g}" if rope.factor else ""
     dp = engine.data_parallel_size
     layout = engine.layout
-    saving, left = run.checkpoint, plan.updates - trainer.update
+    updates = trainer.task.updates
+    saving, left = run.checkpoint, updates - trainer.update
     tokens = int(plan.stats["tokens"])
     start = trainer.state.parent or "random weights"
     if trainer.update:
-        start = f"goes on after update {trainer.update:,} of {plan.updates:,}"
+        start = f"goes on after update {trainer.update:,} of {updates:,}"
     kept = f"the last {saving.keep_last} kept"
     if saving.keep_every:
         kept += f", each {saving.kept_for_good:,}th for good"
@@ -68,6 +69,11 @@ def training_block(
         *_memory(run, name, engine),
         f"  plan    {plan.updates:,} updates of {_rows_an_update(plan)}; in all "
         f"{len(plan):,} rows, {tokens:,} tokens: {plan.directory}",
+        *(
+            [f"          the stage ends after update {updates:,} of it"]
+            if updates < plan.updates
+            else []
+        ),
         f"  start   {start}",
         f"  saves   every {saving.every_updates:,} updates and at the end, {kept}: "
         f"{places.checkpoints(name)}",

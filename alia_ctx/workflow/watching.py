@@ -17,7 +17,7 @@ from alia_ctx.errors import AliaError, ConfigError, Problem
 from alia_ctx.report.screen import WatchedStage
 from alia_ctx.train.metrics_log import read_lines
 from alia_ctx.train.run_directory import RunDirectory, metrics_file
-from alia_ctx.workflow.run_facts import config_of
+from alia_ctx.workflow.recorded_config import config_of
 from alia_ctx.workflow.stage_progress import progress
 
 _LOG = "metrics.jsonl"

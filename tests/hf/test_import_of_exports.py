@@ -11,6 +11,8 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+import torch
+from safetensors.torch import load_file, save_file
 
 from alia_ctx import checkpoint
 from alia_ctx.config.base import _import_problems
@@ -129,6 +131,40 @@ def test_a_statement_is_believed_of_the_model_that_it_is_of(tmp_path: Path) -> N
     edited = import_hf(out, tmp_path / "edited")
     assert (edited.context, edited.ledger) == (40 * CONTEXT, ())
     assert "sources" not in edited.extra
+
+
+@pytest.mark.parametrize("how", ["values", "shards", "added"])
+def test_a_ledger_is_that_of_the_weights_that_were_exported(
+    how: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = exported(tmp_path, ROPES["yarn"])
+    file = out / "model.safetensors"
+    tensors = load_file(file)
+    if how == "values":
+        name = min(tensors)
+        tensors[name] = tensors[name] + 1
+        save_file(tensors, file, metadata={"format": "pt"})
+    elif how == "shards":  # as another program saves the same
+        file.unlink()
+        names, files = sorted(tensors), ("a.safetensors", "b.safetensors")
+        places = {name: files[number % 2] for number, name in enumerate(names)}
+        for shard in files:
+            part = {n: tensors[n] for n in names if places[n] == shard}
+            save_file(part, out / shard, metadata={"format": "pt"})
+        index = {"metadata": {}, "weight_map": places}
+        (out / "model.safetensors.index.json").write_text(json.dumps(index))
+    else:  # what is beside the weights is not of them
+        save_file({"lora": torch.zeros(2)}, out / "adapter_model.safetensors")
+    capsys.readouterr()
+    imported = import_hf(out, tmp_path / "again")
+    said = " ".join(capsys.readouterr().err.split())
+    before = checkpoint.read_manifest(tmp_path / "ck").ledger
+    taken = how == "added"
+    assert imported.ledger == (before if taken else ())
+    assert ("sources" in imported.extra) == taken
+    assert imported.context == TRAINED
+    assert ("not as the export wrote it" in said) != taken
+    assert told_of_base(out, tmp_path / "again") == []
 
 
 def reseal(out: Path, **made_from: Any) -> None:

@@ -15,7 +15,8 @@ from alia_ctx.data.tokens.store import write_store
 from alia_ctx.errors import ConfigError, DataError
 from alia_ctx.evaluation.positions import PositionBands
 from alia_ctx.identity import IdentityError, unsealed
-from alia_ctx.workflow.run_facts import config_of, run_facts
+from alia_ctx.workflow.recorded_config import config_of
+from alia_ctx.workflow.run_facts import run_facts
 from alia_ctx.workflow.trained_choices import choices_to_train
 from tests.small_run import VOCABULARY, write_run
 

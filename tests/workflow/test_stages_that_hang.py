@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from alia_ctx import checkpoint, workflow
-from alia_ctx.workflow import plans
+from alia_ctx.workflow import continued, plans
 from alia_ctx.workflow.evaluated_models import model_of
 from tests.workflow.scenarios import Run, message
 
@@ -61,6 +61,18 @@ def scenarios(rank: int, folder: str) -> dict[str, Any]:
     seen["read"] = [*read(on), *read(on, LONGER)]
     seen["run"] = on.run(LONGER), list(on.started)
 
+    # A longer stage of the same name on other rows is none that went on.
+    rows = Run(path, Path(folder, "rows"), like=on)
+    for place in ("stages", "plans"):
+        shutil.rmtree(rows.output / place / "short")
+        (rows.output / place / "long").rename(rows.folder / place)
+    on_others = (LONGER, "stages.short.pack.policy=best_fit")
+    workflow.pack(rows.config(*on_others), "short")
+    trained = rows.train("short", *on_others)
+    for place in ("stages", "plans"):
+        (rows.folder / place).rename(rows.output / place / "long")
+    seen["on other rows"] = trained, read(rows, *on_others)
+
     # The plan of the longer stage, which grew in two steps, is lost: its checkpoints
     # state the steps. Those of a release before did not.
     lost = Run(path, Path(folder, "lost"), like=on)
@@ -74,7 +86,8 @@ def scenarios(rank: int, folder: str) -> dict[str, Any]:
     )
     shutil.rmtree(lost.output / "plans/long")
     shutil.rmtree(lost.output / "plans/short")
-    stated, plans.own_plan = plans.own_plan, lambda run, name: None
+    stated = plans.own_plan
+    plans.own_plan = continued.own_plan = lambda run, name: None
     try:
         seen["lost"] = message(lambda: workflow.pack(longer, "long"))
         seen["left"] = (lost.output / "plans/short").exists()
@@ -84,7 +97,7 @@ def scenarios(rank: int, folder: str) -> dict[str, Any]:
         workflow.pack(lost.config(), "short")
         workflow.pack(longer, "short")
     finally:
-        plans.own_plan = stated
+        plans.own_plan = continued.own_plan = stated
     seen["in steps"] = message(lambda: workflow.pack(longer, "long"))
 
     # Another origin of as many updates, or of fewer, is another.
@@ -139,6 +152,14 @@ def test_the_later_stage_can_be_read_whatever_became_of_its_origin(
 def test_an_origin_of_other_content_is_another(seen: dict[str, Any]) -> None:
     trained, said = seen["other"]
     assert trained == "" and "stages.long.init_from.weights: " in said
+
+
+def test_a_longer_stage_on_other_rows_is_another(seen: dict[str, Any]) -> None:
+    trained, said = seen["on other rows"]
+    assert trained == ""
+    for text in said:
+        assert text.startswith("IdentityError: stage long was finished"), text
+        assert "stages.long.init_from.ledger.short.plan: " in text
 
 
 def test_a_plan_made_anew_is_that_of_the_ledger_or_refused(

@@ -9,6 +9,7 @@ from alia_ctx.data.packing.build_instances import (
     instance_plan_identity,
 )
 from alia_ctx.data.packing.contamination import Contamination, find_contamination
+from alia_ctx.data.packing.continued import named_rows, rows_as_named
 from alia_ctx.data.packing.copies import find_copies
 from alia_ctx.data.packing.duplicates import (
     duplicates_of,
@@ -17,9 +18,11 @@ from alia_ctx.data.packing.duplicates import (
 )
 from alia_ctx.data.packing.instances import (
     draw_held_out,
+    first_row_of_update,
     held_out_shares,
     row_lengths,
     shortest_row,
+    updates_of_epochs,
 )
 from alia_ctx.data.packing.left_out import held_out_statement, kept_out_statement
 from alia_ctx.data.packing.place import is_extended
@@ -58,6 +61,7 @@ __all__ = [
     "find_contamination",
     "find_copies",
     "find_repeats",
+    "first_row_of_update",
     "held_out_shares",
     "held_out_statement",
     "held_out_there",
@@ -66,12 +70,15 @@ __all__ = [
     "kept_out_statement",
     "missed_buckets",
     "missed_shares",
+    "named_rows",
     "plan_identity",
     "plan_table",
     "read_statement",
     "repeats_table",
     "row_lengths",
+    "rows_as_named",
     "shortest_row",
+    "updates_of_epochs",
     "weigh_by_piece",
     "write_held_out",
 ]

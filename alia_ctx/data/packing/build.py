@@ -20,6 +20,7 @@ from alia_ctx.data.packing.contamination import (
     find_contamination,
     refuse_same_store,
 )
+from alia_ctx.data.packing.continued import named_rows
 from alia_ctx.data.packing.history import (
     History,
     Spans,
@@ -52,6 +53,7 @@ def build_plan(
     seed: int = 0,
     padding_id: int = 0,
     seen: Mapping[str, PackPlan] | None = None,
+    seen_rows: Mapping[str, int] | None = None,
     unused: Collection[str] = (),
     held_out: TokenStore | None = None,
     kept_out: Mapping[str, np.ndarray] | None = None,
@@ -68,6 +70,8 @@ def build_plan(
 
     seen: plans of the stages before, by stage. The plan begins with what they left of
         the epoch under way, documents that they trained on in part included.
+    seen_rows: how many of its first rows a stage in `seen` trains on; all, where it is
+        not among them.
     unused: sources that plans in `seen` drew from and this one does not.
     held_out: the evaluation text. A source that is the same is refused, and what of the
         sources is in it is left out where the spec says `drop_contaminated`.
@@ -88,6 +92,7 @@ def build_plan(
     """
     report = progress or (lambda _what, _fraction: None)
     seen = seen or {}
+    ends = {stage: len(plan) for stage, plan in seen.items()} | dict(seen_rows or {})
     _check(stores, spec, row_length, n_rows, rows_per_update, bool(seen))
     directory = Path(out_dir)
     report("fingerprints", 0.0)
@@ -99,7 +104,10 @@ def build_plan(
         rows_per_update=rows_per_update,
         seed=seed,
         padding_id=padding_id,
-        seen=[[stage, plan.fingerprint] for stage, plan in seen.items()],
+        seen=[
+            [stage, *named_rows(plan.statement.plans, ends[stage])]
+            for stage, plan in seen.items()
+        ],
     )
     if held_out is not None:
         refuse_same_store(stores, held_out)
@@ -120,7 +128,7 @@ def build_plan(
     contaminated = all_left_out(stores, contaminated, kept_out)
     report("documents", 0.02)
     corpus = gather_corpus(stores, spec, row_length, contaminated)
-    planned = {stage: plan.planned_rows() for stage, plan in seen.items()}
+    planned = {stage: plan.planned_rows(ends[stage]) for stage, plan in seen.items()}
     earlier = combined_pieces(stores, corpus.base, planned, unused)
     packed, count = None, 0
     if place.plan is not None:
@@ -175,10 +183,10 @@ def plan_identity(
     rows_per_update: int,
     seed: int,
     padding_id: int = 0,
-    seen: Sequence[Sequence[str]] = (),
+    seen: Sequence[Sequence[Any]] = (),
 ) -> dict[str, Any]:
     """What a plan of `build_plan` states that it was made from, but for the text that it
-    was cleared of. `seen`: (stage, fingerprint) of the plans that it continues.
+    was cleared of. `seen`: (stage, *`named_rows`) of the plans that it continues.
     """
     return {
         "stores": [[name, store.fingerprint] for name, store in stores.items()],

@@ -14,7 +14,7 @@ from typing import NamedTuple
 import numpy as np
 
 from alia_ctx.data.packing.blend import Corpus, gather_corpus, shuffled
-from alia_ctx.data.packing.plan_files import PackedRows
+from alia_ctx.data.packing.plan_files import PackedRows, Statement, load_arrays
 from alia_ctx.data.packing.policies import best_fit, cut_long
 from alia_ctx.data.packing.spec import PackSpec
 from alia_ctx.data.tokens import TokenStore
@@ -143,7 +143,7 @@ def epoch_order(corpus: Corpus, spec: PackSpec, epoch: int, seed: int) -> np.nda
     for number, name in enumerate(corpus.names):
         documents = corpus.usable[owner == number]
         size, often = documents.size, spec.sampling.get(name, 1.0)
-        begin, end = round(epoch * often * size), round((epoch + 1) * often * size)
+        begin, end = _part(epoch, often, size)
         for done in range(begin // max(size, 1), -(-end // max(size, 1))):
             order = shuffled(size, f"instances/{seed}/{name}/{done}")
             low, high = max(begin - done * size, 0), min(end - done * size, size)
@@ -151,6 +151,31 @@ def epoch_order(corpus: Corpus, spec: PackSpec, epoch: int, seed: int) -> np.nda
     drawn = np.concatenate(parts)
     order = shuffled(drawn.size, f"instances/{seed}/epoch/{epoch}")
     return np.take(drawn, order)
+
+
+def updates_of_epochs(statement: Statement, epochs: int) -> int:
+    """Updates that the first `epochs` epochs of a plan of conversations have."""
+    sampling = statement.identity["spec"].get("sampling", {})
+    used = {
+        name: counts["used"]
+        for name, counts in statement.stats["conversations"]["sources"].items()
+    }
+    updates = 0
+    for epoch in range(epochs):
+        parts = (_part(epoch, sampling.get(n, 1.0), size) for n, size in used.items())
+        drawn = sum(end - begin for begin, end in parts)
+        updates += -(-drawn // statement.identity["update_instances"])
+    return updates
+
+
+def first_row_of_update(statement: Statement, update: int) -> int:
+    """The first row of an update of a plan, or its rows behind the last one."""
+    return int(load_arrays(statement, verify=False)["update_offsets"][update])
+
+
+def _part(epoch: int, often: float, size: int) -> tuple[int, int]:
+    """Begin and end of an epoch in the stream of passes through a source."""
+    return round(epoch * often * size), round((epoch + 1) * often * size)
 
 
 class PackedUpdates(NamedTuple):

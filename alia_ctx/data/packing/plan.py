@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import fields
 from itertools import product
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -88,7 +89,7 @@ class PackPlan:
         update_instances: int | None = None,
         epochs: int | None = None,
         padding_id: int | None = None,
-        seen: Sequence[Sequence[str]] | None = None,
+        seen: Sequence[Sequence[Any]] | None = None,
         held_out: str | None = None,
         verify: bool = True,
     ) -> PackPlan:
@@ -97,7 +98,7 @@ class PackPlan:
         Raises DataError saying exactly what differs if the stores' content, or any of
         the other arguments that is given, is not what the plan was built from; and if
         any bit of the plan's files is not what was written. `seen` is (stage,
-        fingerprint) of the plans whose data this one continues, `held_out` the
+        *`named_rows`) of the plans whose data this one continues, `held_out` the
         fingerprint of the text that it was cleared of. Without `verify` the
         bits of the arrays are believed: for tools that look at a plan and train nothing.
 
@@ -274,14 +275,14 @@ class PackPlan:
         of_pieces: np.ndarray = lengths[self.packed.piece_documents]
         return of_pieces
 
-    def planned_rows(self) -> PlannedRows:
-        """What a later stage that continues the data must know of this plan."""
+    def planned_rows(self, rows: int | None = None) -> PlannedRows:
+        """What a later stage must know that continues the first `rows` rows, or all."""
         packed = self.packed
-        return PlannedRows(
-            self.identity["stores"],
-            [store.n_documents for store in self._stores],
-            Spans(packed.piece_documents, packed.piece_starts, packed.piece_lengths),
-        )
+        end = packed.row_offsets[len(self) if rows is None else rows]
+        pieces = packed.piece_documents, packed.piece_starts, packed.piece_lengths
+        spans = Spans(*(column[:end] for column in pieces))
+        documents = [store.n_documents for store in self._stores]
+        return PlannedRows(self.identity["stores"], documents, spans)
 
 
 def _add_what_format_1_lacks(

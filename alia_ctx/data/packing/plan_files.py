@@ -15,6 +15,7 @@ from typing import Any, Literal
 import numpy as np
 import xxhash
 
+from alia_ctx.data.packing.continued import seen_in_words
 from alia_ctx.data.packing.remedy import command_for
 from alia_ctx.data.tokens import TokenStore
 from alia_ctx.errors import DataError
@@ -76,11 +77,16 @@ class Statement:
         `shorter`. The same of the plan `fingerprint` that it began as; None where it did
         not.
         """
-        plans = [self.as_shorter(), *self.shorter]
+        plans = self.plans
         for number, plan in enumerate(plans):
             if fingerprint in (None, plan["fingerprint"]):
                 return {**plan, "shorter": plans[number + 1 :]}
         return None
+
+    @property
+    def plans(self) -> list[dict[str, Any]]:
+        """`as_shorter`, and `shorter`."""
+        return [self.as_shorter(), *self.shorter]
 
     def as_shorter(self) -> dict[str, Any]:
         """What a plan that begins with this one's rows keeps of it."""
@@ -351,8 +357,8 @@ def differences(
             lines += _store_differences(before or [], value)
         elif key == "seen" and before != value:
             lines.append(
-                f"continues the data of {_stages(before)} in the plan, of "
-                f"{_stages(value)} now"
+                f"continues the data of {seen_in_words(before)} in the plan, of "
+                f"{seen_in_words(value)} now"
                 + (" (pack.data: restart keeps such a plan)" if not before else "")
             )
         elif isinstance(value, dict) and isinstance(before, dict):
@@ -389,8 +395,3 @@ def _store_differences(old: list[list[str]], new: list[list[str]]) -> list[str]:
         for (name, before), (_, after) in zip(old, new, strict=True)
         if before != after
     ]
-
-
-def _stages(seen: list[list[str]] | None) -> str:
-    stages = [f"{stage} (plan {fingerprint[:8]})" for stage, fingerprint in seen or []]
-    return ", ".join(stages) or "no stage"

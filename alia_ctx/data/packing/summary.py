@@ -108,7 +108,7 @@ def _source_table(plan: PackPlan) -> Table:
 def _seen_table(plan: PackPlan) -> Table:
     from rich.table import Table
 
-    stages = ", ".join(stage for stage, _ in plan.identity["seen"])
+    stages = ", ".join(stage for stage, *_ in plan.identity["seen"])
     table = Table(title=f"seen before, in {stages}")
     table.add_column("source")
     for name in ("documents", "tokens", "epochs", "documents of this plan among them"):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -19,7 +20,9 @@ from alia_ctx.data.packing import (
     build_plan,
     draw_held_out,
     duplicates_of,
+    first_row_of_update,
     shortest_row,
+    updates_of_epochs,
     weigh_by_piece,
     write_held_out,
 )
@@ -302,3 +305,20 @@ def test_weights_by_piece_make_the_mean_of_means(tmp_path: Path) -> None:
     predicted = sum(row.predicted for row in rows)
     # fp32 weights: 24 bits each
     assert weighted / predicted == pytest.approx(np.mean(means), rel=1e-6)
+
+
+@pytest.mark.parametrize("sampling", [{}, {"a": 0.3}, {"a": 2.5, "b": 0.7}])
+def test_updates_of_fewer_epochs_are_known(
+    tmp_path: Path, sampling: dict[str, float]
+) -> None:
+    stores = {
+        name: conversations(tmp_path / name, some_lengths(count))
+        for name, count in (("a", 40), ("b", 11))
+    }
+    spec = replace(SPEC, sampling=sampling)
+    counts = (1, 2, 3, 5)
+    plans = [build(tmp_path / f"plan-{n}", stores, n, spec=spec) for n in counts]
+    for plan, epochs in zip(plans, counts, strict=True):
+        updates = updates_of_epochs(plans[-1].statement, epochs)
+        assert updates == plan.updates
+        assert first_row_of_update(plans[-1].statement, updates) == len(plan)

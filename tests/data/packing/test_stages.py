@@ -15,7 +15,7 @@ from alia_ctx.config.load import load_run
 from alia_ctx.config.run import RunConfig
 from alia_ctx.data.tokens import write_store
 from alia_ctx.errors import DataError
-from alia_ctx.workflow.plans import earlier_stages
+from alia_ctx.workflow.continued import earlier_stages
 from alia_ctx.workflow.stores import open_stores
 from tests.data.packing.plans import order_problems, trained
 from tests.small_run import VOCABULARY, alia, write_run
