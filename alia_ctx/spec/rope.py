@@ -120,11 +120,8 @@ class RopeSpec:
         return _frequency_problems(self, key, head_dim, context)
 
     def idle_fields(self) -> list[tuple[str, str, str]]:
-        """(field, why, remedy) of those that are set and do nothing beside the others, as
-        in transformers' `_compute_yarn_parameters`.
-        """
+        """(field, why, remedy) of those that are set and do nothing beside the others."""
         pair = ("mscale", "mscale_all_dim")
-        given = [name for name in pair if getattr(self, name) is not None]
         if self.attention_factor is not None:
             why, remedy = "beside attention_factor", "leave one of them out"
         elif not (self.mscale and self.mscale_all_dim):
@@ -132,7 +129,7 @@ class RopeSpec:
             remedy = "set both, or leave it out"
         else:
             return []
-        return [(name, why, remedy) for name in given]
+        return [(n, why, remedy) for n in pair if getattr(self, n) is not None]
 
     @property
     def reach(self) -> int | None:

@@ -142,18 +142,20 @@ def test_ranks_that_do_not_come_are_named_in_time(
 
 
 def test_where_nobody_listens_that_is_said_in_time(tmp_path: Path) -> None:
-    with socket.create_server(("127.0.0.1", 0)) as other:
-        port = other.getsockname()[1]
     start = {"RANK": "1", "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1"}
-    done = subprocess.run(
-        command("doctor", "--wait", "1"),
-        env={**environment(), **start, "MASTER_PORT": str(port)},
-        capture_output=True,
-        text=True,
-        timeout=200,
-    )
+    with socket.socket() as silent:
+        silent.bind(("127.0.0.1", 0))  # and never listens: nobody else can meanwhile
+        port = str(silent.getsockname()[1])
+        done = subprocess.run(
+            command("doctor", "--wait", "1"),
+            env={**environment(), **start, "MASTER_PORT": port},
+            capture_output=True,
+            text=True,
+            timeout=200,
+        )
     assert done.returncode == 2
-    [line] = done.stderr.splitlines()
+    assert len(done.stderr.splitlines()) == 1, done.stderr
+    line = done.stderr
     assert "broken ranks: do not meet" in line and "within 1 s" in line
 
 
