@@ -59,9 +59,9 @@ def read(record: dict[str, Any]) -> Conversation:
 
 # `[Func(a=`, `[Func()`, of a function whether offered or not.
 _BRACKET = re.compile(r"\s*\[\s*[^\s\[\](){}=,][^\[\](){}=,]*\(\s*(\)|[\w.-]+\s*=)")
-# `[func(...)]` without words behind a closing bracket.
+# `[func(...)]` without words behind a closing bracket; possessive, for answers of many blanks.
 _ONLY_BRACKETS = re.compile(
-    r"\s*\[\s*[^\[\](){}=,]*[^\s\[\](){}=,]\((?!.*\]\s*[^\s\[\](){},;'\"]).*\]\s*\Z",
+    r"\s*\[\s*+[^\[\](){}=,]*[^\s\[\](){}=,]\((?!.*\]\s*[^\s\[\](){},;'\"]).*\]\s*\Z",
     re.DOTALL,
 )
 _JSON = re.compile(r"""\s*\[?\s*\{\s*['"](name|function)['"]\s*:""")
