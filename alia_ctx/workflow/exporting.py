@@ -88,7 +88,8 @@ def exports_there(root: Path, statements: Mapping[str, Any]) -> Exports:
     for file in sorted((root / "hf").glob("*/config.json")):
         directory = file.parent
         note = places.hf_note(directory.name)
-        if note.is_file():
+        if note.is_file() and _of_another_by_itself(directory, places):
+            # An export that was made anew by hand is right, whatever the note says.
             reasons = _of_another(directory, note, statements.get(directory.name))
             how = "move it away, or export it anew: `alia-ctx export-hf`, with --overwrite"
             if directory.name in list(statements)[-1:]:
@@ -129,7 +130,10 @@ def _of_another_by_itself(directory: Path, places: RunDirectory) -> list[str]:
     from alia_ctx.hf.targets import read_statement
 
     try:
-        stated = read_statement(directory)["made_from"]
+        statement = read_statement(directory)
+        if foreign := foreign_in_export(directory, largest=0):
+            return [foreign]
+        stated = statement["made_from"]
         path = places.checkpoints(stated["stage"]) / stated["checkpoint"]
         manifest = path / checkpoint.MANIFEST
         if not manifest.is_file():

@@ -53,10 +53,10 @@ def progress(
     """Where stage `name` stands by all `lines` of its log, asked for so many updates.
 
     A log that goes on beyond the end that is asked for is of a stage whose `tokens` were
-    raised elsewhere, as by an override, where it is at work or `is_queued`. Else it was
-    asked for fewer since: it is at its end where a checkpoint has as many, and training
-    writes the lines beyond anew. Where not even its checkpoint was to come that far, it
-    is not known what it was asked for.
+    raised elsewhere, as by an override, where it is at work or `is_queued`, or a checkpoint
+    is beyond that end too. Else it was asked for fewer since: it is at its end where a
+    checkpoint has as many, and training writes the lines beyond anew. Where not even its
+    checkpoint was to come that far, it is not known what it was asked for.
     """
     manifest = _newest(places, name)
     saved = manifest.update if manifest is not None else None
@@ -66,11 +66,10 @@ def progress(
     then = _updates_of(manifest)
     if then is None or last > then:
         return Progress(lines, None, saved)
-    if is_queued or _is_at_work(places, name, lines):
+    if is_queued or (saved or 0) > asked or _is_at_work(places, name, lines):
         return Progress(lines, then, saved)
-    end = max(asked, saved or 0)
-    kept = [line for line in lines if line["update"] <= end]
-    return Progress(kept, end, saved)
+    kept = [line for line in lines if line["update"] <= asked]
+    return Progress(kept, asked, saved)
 
 
 def _newest(places: RunDirectory, name: str) -> Manifest | None:

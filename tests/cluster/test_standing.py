@@ -217,16 +217,25 @@ def test_updates_of_the_log_are_not_taken_for_saved_ones(tmp_path: Path) -> None
     assert find_watched(path).now().finished
 
 
-@pytest.mark.parametrize("tokens", [3072, 512 * 9])
-def test_a_stage_that_is_asked_for_fewer_updates_is_at_its_end(
-    tmp_path: Path, tokens: int
+def test_a_stage_that_is_saved_beyond_what_is_asked_for_is_under_way(
+    tmp_path: Path,
 ) -> None:
+    """`train` refuses to end it there: an override has raised its tokens."""
+    path = write_run(tmp_path)
+    assert start(path) == ""
+    saved_last(tmp_path, 9)
+    path.write_text(path.read_text().replace("tokens: 6144", "tokens: 3072"))
+    [short, _] = run_status(path).stages
+    assert (short.state, short.update, short.updates) == ("begun", 12, 12)
+
+
+def test_a_stage_that_is_asked_for_fewer_updates_is_at_its_end(tmp_path: Path) -> None:
     """The lines beyond are of updates that no checkpoint has, and none will."""
     path = write_run(tmp_path)
     assert start(path) == ""
     end = 9
     saved_last(tmp_path, end)
-    path.write_text(path.read_text().replace("tokens: 6144", f"tokens: {tokens}"))
+    path.write_text(path.read_text().replace("tokens: 6144", f"tokens: {512 * end}"))
     [short, _] = run_status(path).stages
     assert (short.state, short.update, short.updates) == ("finished", end, end)
     assert (short.tokens, short.tokens_planned) == (512 * end, 512 * end)
@@ -256,7 +265,7 @@ def test_tokens_that_an_override_raised_count_while_it_is_at_work(
     path = write_run(tmp_path)
     assert start(path) == ""
     saved_last(tmp_path, 9)
-    path.write_text(path.read_text().replace("tokens: 6144", "tokens: 3072"))
+    path.write_text(path.read_text().replace("tokens: 6144", "tokens: 4608"))
     lock = tmp_path / "out/stages/.short.lock"
     lock.touch()
     [short, _] = run_status(path).stages

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import multiprocessing
 import os
 import signal
 import socket
@@ -187,8 +186,7 @@ def end_of(folder: Path, sabotage: Any) -> tuple[list[str], list[int | None]]:
     workflow.pack(load_run(path, ["cluster.ranks_per_node=3"]), "short")
     with socket.create_server(("127.0.0.1", 0)) as probe:
         port = probe.getsockname()[1]
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(distributed._PRELOADED)
+    context = distributed.forkserver()
     queue, words = context.SimpleQueue(), folder / "said"
     arguments = (str(path), sabotage, str(words), str(port))
     shared = (3, str(folder), 150, arguments, queue)
@@ -203,7 +201,7 @@ def end_of(folder: Path, sabotage: Any) -> tuple[list[str], list[int | None]]:
             rank.join(150)
     finally:
         for rank in ranks:
-            distributed._kill(rank)
+            distributed.kill(rank)
     said = [Path(f"{words}-{rank}.err").read_text() for rank in range(3)]
     return said, [rank.exitcode for rank in ranks]
 

@@ -37,6 +37,15 @@ def scenarios(rank: int, folder: str) -> dict[str, Any]:
     seen["gone"] = listed(anew, RATE)
     seen["trained"] = anew.train("long", RATE)
     seen["anew"] = listed(anew, RATE)
+    by_hand = Run(path, Path(folder, "anew by hand"), like=anew)
+    newest = sorted((by_hand.output / "stages/long/checkpoints").glob("update-*"))[-1]
+    export_hf(
+        newest,
+        by_hand.output / "hf/long",
+        overwrite=True,
+        tokenizer_dir=Path(folder, "tokenizer"),
+    )
+    seen["anew by hand"] = listed(by_hand, RATE)
     seen["run again"] = anew.run(RATE)
     seen["right again"] = listed(anew, RATE)
 
@@ -82,7 +91,8 @@ def test_the_export_of_another_checkpoint_is_not(
 
 def test_it_is_listed_again_when_it_was_made_anew(seen: dict[str, Any]) -> None:
     assert seen["trained"] == seen["run again"] == ""
-    assert seen["right again"] == (["hf/long/config.json"], [], [])
+    for state in ("right again", "anew by hand"):
+        assert seen[state] == (["hf/long/config.json"], [], [])
 
 
 def test_one_that_was_put_there_is_known_by_its_own_statement(

@@ -44,7 +44,9 @@ _BROKEN = re.compile(
 )
 # Arguments in single quotes, from the quote on; what stands behind the closing one.
 _QUOTED = re.compile(rf"\"(?:{'|'.join(ARGUMENT_KEYS)})\"\s*:\s*(?=')")
-_CLOSING = re.compile(r"'(?=\s*[,}])")
+# Arguments are an object: only behind its end can they be closed. A text of many quotes, as
+# models write that go in circles, is so not parsed at each of them.
+_CLOSING = re.compile(r"(?<=\})(?:\s|\\n)*+'(?=\s*[,}])")
 # What introduces the list; the chat template introduces tools in its own words.
 _INTRODUCTION = re.compile(
     r"You are a helpful assistant with access to the following functions\.?"
@@ -75,12 +77,18 @@ def _system(text: str, chat: str) -> tuple[str, str | None]:
     introduction = _INTRODUCTION.search(text)
     begin = introduction.end() if introduction else 0
     called = {*_CALLED.findall(chat)}
-    for match in re.finditer(r"\{", text[begin:]):
-        start = begin + match.start()
+    start = text.find("{", begin)
+    while start >= 0:
         tools, stop = _functions_at(text, start, introduction is not None, called)
         if tools:
-            prompt = _INTRODUCTION.sub("", text[:start]) + text[stop:]
+            before, after = text[:start].rstrip(), text[stop:].lstrip()
+            if before.endswith("[") and after.startswith("]"):  # of an array
+                before, after = before[:-1], after[1:]
+            prompt = f"{_INTRODUCTION.sub('', before)}\n{after}"
             return prompt.strip(), tools_text(tools)
+        with suppress(ValueError):  # what stands inside another object is a part of it
+            stop = parse_at(text, start)[1]
+        start = text.find("{", max(stop, start + 1))
     return text, None
 
 
@@ -89,7 +97,7 @@ def _functions_at(
 ) -> tuple[list[str], int]:
     """The functions that stand one after another from `start` on, and where they end."""
     tools: list[str] = []
-    position = start
+    position, meant = start, introduced
     while text[position : position + 1] == "{":
         try:
             value, end = parse_at(text, position)
@@ -99,12 +107,13 @@ def _functions_at(
                 raise RowError("unparsable_tools", detail) from error
             break
         name = name_of(value)
-        meant = introduced or is_definition(value)
-        if not meant and (name is None or write(name) not in called):
+        if name is None and not introduced:
             break
+        # One of them tells what its neighbours are, which may have no parameters.
+        meant = meant or is_definition(value) or write(name) in called
         tools.append(text[position:end])
         position = end + len(text[end:]) - len(text[end:].lstrip(" \t\r\n,"))
-    return tools, position
+    return (tools, position) if meant else ([], start)
 
 
 def _turns(chat: str) -> list[Message]:

@@ -9,11 +9,12 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import replace
 
 from alia_ctx.data.chat.conversation import Message, RowError, tools_text
 from alia_ctx.data.chat.forms.beside import is_same_list, sentences
-from alia_ctx.data.chat.forms.calls import calls_from_json, literal
+from alia_ctx.data.chat.forms.calls import calls_from_json, is_same_call, literal
 from alia_ctx.data.chat.forms.definitions import is_definition
 from alia_ctx.data.chat.json_text import parse, parse_at, write
 
@@ -58,11 +59,17 @@ def read_tags(
     if not messages or messages[0].role != "system":
         return [*messages], tools
     prompt = messages[0].content or ""
-    lists = [_listed(text) for text in _TOOLS.findall(prompt)]
+    texts = _TOOLS.findall(prompt)
+    if not texts or not _are_meant(texts, prompt, messages):
+        return [*messages], tools
+    lists, errors = list[str | None](), list[RowError]()
+    for text in texts:
+        try:
+            lists.append(_listed(text))
+        except RowError as error:  # of an example, where another is the list
+            errors.append(error)
     if not lists:
-        return [*messages], tools
-    if not any(_are_functions(each, prompt, messages) for each in lists):
-        return [*messages], tools
+        raise errors[0]
     own = lists[0]
     if any(not is_same_list(other, own) for other in lists[1:]):
         raise RowError("unparsable_tools", "the system prompt has two lists of tools")
@@ -75,18 +82,18 @@ def read_tags(
     return [*head, *turns], own if tools is None else tools
 
 
-def _are_functions(
-    listed: str | None, prompt: str, messages: Sequence[Message]
-) -> bool:
+def _are_meant(texts: list[str], prompt: str, messages: Sequence[Message]) -> bool:
     """Whether what stands within `<tools>` are functions: prompts write other things in
     tags of this name. One is defined with a schema, or the tags are explained, or used.
     """
     said = [m.content or "" for m in messages if m.role == "assistant"]
-    return (
-        any(map(is_definition, parse(listed or "[]")))
-        or _INSTRUCTIONS.search(prompt) is not None
-        or any("<tool_call>" in words for words in said)
-    )
+    if _INSTRUCTIONS.search(prompt) or any("<tool_call>" in words for words in said):
+        return True
+    for text in texts:
+        with suppress(RowError):
+            if any(map(is_definition, parse(_listed(text) or "[]"))):
+                return True
+    return False
 
 
 def _listed(text: str) -> str | None:
@@ -148,4 +155,10 @@ def with_tagged_calls(message: Message, tag: str) -> Message:
     calls = tuple(call for text in blocks for call in calls_from_json(text))
     if not calls:
         raise RowError("unparsable_call", f"{opening} holds no call: {words[:80]!r}")
-    return replace(message, content=rest or None, calls=(*message.calls, *calls))
+    if message.calls:  # the same, as some sets write them for two kinds of readers
+        pairs = zip(message.calls, calls, strict=False)
+        same = len(calls) == len(message.calls)
+        if not same or not all(is_same_call(*pair) for pair in pairs):
+            detail = f"the calls within {opening} are others than its tool_calls"
+            raise RowError("unparsable_call", detail)
+    return replace(message, content=rest or None, calls=message.calls or calls)

@@ -48,6 +48,9 @@ _INSTRUCTIONS = sentences(
 )
 
 
+_INTRODUCED = "functions in JSON format"
+
+
 def read(record: dict[str, Any]) -> Conversation:
     prompt, tools = _split_system(record)
     messages = messages_from(record["conversations"], "from", "value")
@@ -78,14 +81,14 @@ class _Begun:
         group = r"[\[({](?:[^\[\](){}]|[\[({][^\[\](){}]*[\])}])*[\])}]"
         either = (
             # The answer's first bracket, the name, and what only a call has next.
-            rf"\A\s*\[\s*{name}(?:[({{]|\s*\{{|,?\s*{argument}|\s*\Z)",
+            rf"\A\s*\[\s*{name}(?:[({{]|\s*[{{:,-]|,?\s*{argument}|\s*\Z)",
             rf"\A\s*\[\s*{name}\s*\(\s*(?:[)\"'\d\[{{]|\Z)",
+            rf"\A\s*\[\s*{name}\s+[\w.-]+\s*:\s*[\"'\d\[{{]",
             # The name and an argument, wherever they stand.
-            rf"(?<!\w){name}\({argument}",
-            rf"\[\s*{name}\s*\(\s*{argument}",
-            rf"\A\s*{name}\s*\(\s*{argument}",
+            rf"(?<!\w){name}\s*\(\s*{argument}",
+            rf"(?<!\w){name}[\"']?\s*[:,]?\s*\{{\s*[\"']",
             # Nothing but the name and brackets.
-            rf"\A\s*{name}\s*{group}[\s\])}},;]*\Z",
+            rf"\A[\s(]*{name}\s*{group}[\s\])}},;]*\Z",
         )
         self._pythonic = re.compile("|".join(either))
         self._json = re.compile(rf"""['"](name|function)['"]\s*:\s*['"]{name}['"]""")
@@ -112,9 +115,13 @@ def _with_calls(message: Message, begun: _Begun) -> Message:
 
 
 def has_tools(record: Mapping[str, Any]) -> bool:
-    """Whether a record's system prompt lists functions as ToolACE does."""
+    """Whether a record's system prompt lists functions as ToolACE does, or says so with
+    its words: a list that cannot be read makes no other form of it.
+    """
     system = record.get("system")
-    return isinstance(system, str) and _list_of_functions(system, record) is not None
+    return isinstance(system, str) and (
+        _INTRODUCED in system or _list_of_functions(system, record) is not None
+    )
 
 
 def _split_system(record: Mapping[str, Any]) -> tuple[str, str | None]:
@@ -125,9 +132,10 @@ def _split_system(record: Mapping[str, Any]) -> tuple[str, str | None]:
         raise RowError("content_not_text", detail)
     place = _list_of_functions(system, record)
     if place is None:
-        if "functions in JSON format" in system:
+        if _INTRODUCED in system:
             raise RowError(
-                "unparsable_tools", "system: its list of functions is no JSON"
+                "unparsable_tools",
+                "system: its list of functions is no JSON of named ones",
             )
         return system.strip(), None
     start, stop = place

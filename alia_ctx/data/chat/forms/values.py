@@ -18,7 +18,8 @@ def values_of(text: str) -> list[Any]:
     """
     try:
         value = literal(text)
-        return value if isinstance(value, list) else [value]
+        # Objects with commas between are a tuple to Python.
+        return [*value] if isinstance(value, (list, tuple)) else [value]
     except RowError:
         values, place = [], _end_of_blank(text, 0)
         try:

@@ -96,3 +96,19 @@ def test_other_spellings_are_read_alike(call: str, arguments: Any) -> None:
     text = f"<functioncall> {call}"
     calls = None if arguments is None else [("f", arguments)]
     assert trained(text) == answered(text) == calls
+
+
+def test_an_answer_of_many_quotes_is_read_once() -> None:
+    """As a model that goes in circles writes; parsed at each quote it would take minutes."""
+    assert (
+        answered('<functioncall> {"name": "f", "arguments": \'' + "x', '" * 40_000)
+        is None
+    )
+
+
+@pytest.mark.parametrize("between", [", ", "; ", "\n", " ,\n"])
+@pytest.mark.parametrize("value", ["1", "true"])
+def test_objects_one_after_another_are_as_many_calls(between: str, value: str) -> None:
+    one = f'{{"name": "f", "parameters": {{"a": {value}}}}}'
+    found = calls_of(Answer(between.join([one, one])))
+    assert not found.broken and len(found.calls) == 2

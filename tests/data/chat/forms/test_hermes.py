@@ -183,3 +183,48 @@ def test_turns_that_say_what_is_done_anyway() -> None:
         {"from": "gpt", "value": "a", "train": True, "loss": 1, "weight": 1},
     ]
     assert len(read_record({"conversations": turns}).messages) == 2
+
+
+@pytest.mark.parametrize(
+    "example", ["{tools}", "[hammer, saw]", '[{"sku": 3}]', '{"name": "x"}']
+)
+def test_what_stands_in_tags_beside_the_tools_of_a_column_is_words(
+    example: str,
+) -> None:
+    system = f"Inventory: <tools>{example}</tools>."
+    row = record(system, "q", "a", tools=json.dumps([TOOL]))
+    conversation = read_record(row)
+    assert conversation.messages[0].content == system
+    assert json.loads(conversation.tools or "[]")
+
+
+def test_an_example_beside_the_list_does_not_take_it_away() -> None:
+    system = HERMES.format(json.dumps([NESTED])) + " As <tools>{names}</tools>."
+    conversation = read_record(record(system, "q", CALLS, RESULTS, "3"))
+    assert [call.name for m in conversation.messages for call in m.calls] == ["f", "f"]
+    with pytest.raises(RowError, match="holds none"):
+        read_record(record(HERMES.format("[{broken"), "q", "a"))
+
+
+@pytest.mark.parametrize("arguments, same", [({"a": 1}, True), ({"a": 2}, False)])
+def test_a_call_that_is_given_twice_is_one(
+    arguments: dict[str, Any], same: bool
+) -> None:
+    call = {"name": "f", "arguments": json.dumps(arguments)}
+    tagged = '<tool_call>\n{"name": "f", "arguments": {"a": 1}}\n</tool_call>'
+    row = {
+        "messages": [
+            {"role": "system", "content": HERMES.format(json.dumps([NESTED]))},
+            {"role": "user", "content": "q"},
+            {
+                "role": "assistant",
+                "content": tagged,
+                "tool_calls": [{"type": "function", "function": call}],
+            },
+        ]
+    }
+    if same:
+        assert [c.name for c in read_record(row).messages[-1].calls] == ["f"]
+    else:
+        with pytest.raises(RowError, match="others than its tool_calls"):
+            read_record(row)

@@ -95,6 +95,16 @@ def test_a_parameter_called_properties_is_a_parameter() -> None:
         "[f(",
         "[g h(a=1",
         '[{"name": "f", "arguments": {"a": 1}',
+        '[f: {"a": 1}]',
+        "[f - a=1]",
+        "[f, g]",
+        '[f a: "1"]',
+        "(f())",
+        "Sure.\nf (a=1)",
+        'Sure: f {"a": 1}',
+        '{"f": {"a": 1}}',
+        '["f", {"a": 1}]',
+        'f: {"a": 1}',
     ],
 )
 def test_a_broken_call_is_no_answer_in_words(words: str) -> None:

@@ -96,8 +96,19 @@ def test_functions_without_parameters_are_some_where_a_set_or_a_call_says_so() -
     ):
         assert offered(read_record(record)) == ["now"]
     called = f'<functioncall> {{"name": "f", "arguments": \'{json.dumps(BARE)}\'}}'
-    read = read_record(chat(f"{json.dumps(BARE)} {json.dumps(DEFINED)}", called))
-    assert offered(read) == ["f"] and prompt_of(read) == json.dumps(BARE)
+    apart = f"{json.dumps(BARE)} is it."
+    read = read_record(chat(f"{apart} {json.dumps(DEFINED)}", called))
+    assert offered(read) == ["f"] and prompt_of(read) == apart
+    for both in (
+        (BARE, DEFINED),
+        (DEFINED, BARE),
+    ):  # one after another they are one list
+        for text in (" ".join(map(json.dumps, both)), json.dumps(both)):
+            read = read_record(chat(f"You have: {text}"))
+            assert offered(read) == [tool["name"] for tool in both]
+            assert prompt_of(read) == "You have:"
+    around = "You have: " + json.dumps({"functions": [DEFINED]})
+    assert prompt_of(read_record(chat(around))) == around
 
 
 def test_braces_in_a_glaive_prompt_are_words_and_broken_functions_are_none() -> None:
