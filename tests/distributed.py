@@ -36,7 +36,7 @@ _PRELOADED = [
     "alia_ctx.workflow.training",
     "tests.distributed",
 ]
-PR_SET_PDEATHSIG = 1  # linux/prctl.h
+_PR_SET_PDEATHSIG = 1  # linux/prctl.h
 _ATTEMPTS = 3
 _FORMING = "while forming"  # stands for the result of a rank that has not called `fn`
 
@@ -125,6 +125,13 @@ def _collect(children: list[Any], queue: Any, timeout: float) -> list[Any]:
     return [results[rank] for rank in sorted(results)]
 
 
+def begin_child() -> None:
+    """First in a process of the server: a group of its own, gone with the server, one core."""
+    os.setpgrp()
+    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+    torch.set_num_threads(1)
+
+
 def kill(child: Any) -> None:
     """End a process and its group, if there is one yet."""
     if child.pid is None:
@@ -146,9 +153,7 @@ def _child(
     args: Any,
     queue: Any,
 ) -> None:
-    os.setpgrp()
-    ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
-    torch.set_num_threads(1)
+    begin_child()
     warnings.simplefilter("ignore")
     os.environ.update(RANK=str(rank), WORLD_SIZE=str(world_size), LOCAL_RANK=str(rank))
     failed_while: str | None = _FORMING

@@ -9,17 +9,13 @@ from __future__ import annotations
 
 import atexit
 import contextlib
-import ctypes
 import os
-import signal
 import subprocess
 import sys
 import tempfile
 from pathlib import Path
 
-import torch
-
-from tests.distributed import PR_SET_PDEATHSIG, forkserver, kill
+from tests.distributed import begin_child, forkserver, kill
 from tests.paths import ROOT
 
 _MODULE = ROOT / "alia_ctx" / "cli" / "__main__.py"
@@ -57,12 +53,10 @@ def _command(
     directory: str,
     where: tuple[str, str],
 ) -> None:
-    os.setpgrp()
-    ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+    begin_child()
     os.environ.clear()
     os.environ.update(environment)
     os.chdir(directory)
-    torch.set_num_threads(1)
     _redirect(0, os.open(os.devnull, os.O_RDONLY))
     for number, path in enumerate(where, start=1):
         _redirect(number, os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND))

@@ -5,7 +5,7 @@ context, ledger, and what each stage was trained on.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Collection, Mapping
+from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -19,7 +19,7 @@ from alia_ctx.checkpoint.trained_sources import (
 )
 from alia_ctx.errors import CheckpointError
 from alia_ctx.files import file_checksum
-from alia_ctx.hf.targets import STATEMENT, read_statement
+from alia_ctx.hf.targets import STATEMENT, is_as_written, read_statement
 
 # `check` looks at what is stated, and needs no torch for it.
 if TYPE_CHECKING:
@@ -67,16 +67,10 @@ def changed_weights(
         return [
             file.name
             for file in ordered[ranks.rank :: ranks.size]
-            if not _is_written(file, written.get(file.name))
+            if file.name not in written or not is_as_written(file, written[file.name])
         ]
 
     return sorted(name for part in ranks.all(share) for name in part)
-
-
-def _is_written(file: Path, entry: Mapping[str, Any] | None) -> bool:
-    if entry is None or file.stat().st_size != entry["bytes"]:
-        return False
-    return bool(file_checksum(file) == entry["xxh3_128"])
 
 
 def stated_training(directory: Path) -> StatedTraining | None:

@@ -179,13 +179,22 @@ def _first_foreign(
         file, entry = directory / name, files[name]
         if file.is_symlink():
             return f"{name} was replaced by a link"
-        size = file.stat().st_size
-        read = largest is None or size <= largest
-        if size != entry["bytes"] or (
-            read and file_checksum(file) != entry["xxh3_128"]
-        ):
+        if not is_as_written(file, entry, largest):
             return f"{name} was changed since"
     return None
+
+
+def is_as_written(
+    file: Path, entry: Mapping[str, Any], largest: int | None = None
+) -> bool:
+    """Whether a file is as its `entry` in a statement says; of one of more than `largest`
+    bytes only the size is compared.
+    """
+    size = file.stat().st_size
+    if size != entry["bytes"]:
+        return False
+    is_large = largest is not None and size > largest
+    return is_large or bool(file_checksum(file) == entry["xxh3_128"])
 
 
 def _names(directory: Path) -> set[str]:

@@ -88,16 +88,15 @@ def exports_there(root: Path, statements: Mapping[str, Any]) -> Exports:
     for file in sorted((root / "hf").glob("*/config.json")):
         directory = file.parent
         note = places.hf_note(directory.name)
-        if note.is_file() and _of_another_by_itself(directory, places):
-            # An export that was made anew by hand is right, whatever the note says.
+        reasons, how = _of_another_by_itself(directory, places), "move it away"
+        others = found.unknown
+        # An export that was made anew by hand is right, whatever the note says.
+        if reasons and note.is_file():
             reasons = _of_another(directory, note, statements.get(directory.name))
             how = "move it away, or export it anew: `alia-ctx export-hf`, with --overwrite"
             if directory.name in list(statements)[-1:]:
                 how = "`alia-ctx run CONFIG` makes it anew"
             others = found.stale
-        else:
-            reasons, how = _of_another_by_itself(directory, places), "move it away"
-            others = found.unknown
         if not reasons:
             found.files.append(str(file))
             continue

@@ -217,25 +217,30 @@ def test_updates_of_the_log_are_not_taken_for_saved_ones(tmp_path: Path) -> None
     assert find_watched(path).now().finished
 
 
+def saved_and_asked(folder: Path, saved: int, asked: int) -> Path:
+    """A run whose `short` has done 12 updates, the first `saved` in its newest checkpoint,
+    and is asked for `asked`.
+    """
+    path = write_run(folder)
+    assert start(path) == ""
+    saved_last(folder, saved)
+    path.write_text(path.read_text().replace("tokens: 6144", f"tokens: {512 * asked}"))
+    return path
+
+
 def test_a_stage_that_is_saved_beyond_what_is_asked_for_is_under_way(
     tmp_path: Path,
 ) -> None:
     """`train` refuses to end it there: an override has raised its tokens."""
-    path = write_run(tmp_path)
-    assert start(path) == ""
-    saved_last(tmp_path, 9)
-    path.write_text(path.read_text().replace("tokens: 6144", "tokens: 3072"))
+    path = saved_and_asked(tmp_path, 9, 6)
     [short, _] = run_status(path).stages
     assert (short.state, short.update, short.updates) == ("begun", 12, 12)
 
 
 def test_a_stage_that_is_asked_for_fewer_updates_is_at_its_end(tmp_path: Path) -> None:
     """The lines beyond are of updates that no checkpoint has, and none will."""
-    path = write_run(tmp_path)
-    assert start(path) == ""
     end = 9
-    saved_last(tmp_path, end)
-    path.write_text(path.read_text().replace("tokens: 6144", f"tokens: {512 * end}"))
+    path = saved_and_asked(tmp_path, end, end)
     [short, _] = run_status(path).stages
     assert (short.state, short.update, short.updates) == ("finished", end, end)
     assert (short.tokens, short.tokens_planned) == (512 * end, 512 * end)
@@ -250,10 +255,7 @@ def test_a_stage_that_is_asked_for_fewer_updates_is_at_its_end(tmp_path: Path) -
 
 
 def test_fewer_updates_that_are_still_to_be_done(tmp_path: Path) -> None:
-    path = write_run(tmp_path)
-    assert start(path) == ""
-    saved_last(tmp_path, 9)
-    path.write_text(path.read_text().replace("tokens: 6144", "tokens: 5120"))
+    path = saved_and_asked(tmp_path, 9, 10)
     [short, _] = run_status(path).stages
     assert (short.state, short.update, short.updates) == ("begun", 10, 10)
     assert facts_of(path)[0] == "9 of 10 (10 in the log)"
@@ -262,10 +264,7 @@ def test_fewer_updates_that_are_still_to_be_done(tmp_path: Path) -> None:
 def test_tokens_that_an_override_raised_count_while_it_is_at_work(
     tmp_path: Path,
 ) -> None:
-    path = write_run(tmp_path)
-    assert start(path) == ""
-    saved_last(tmp_path, 9)
-    path.write_text(path.read_text().replace("tokens: 6144", "tokens: 4608"))
+    path = saved_and_asked(tmp_path, 9, 9)
     lock = tmp_path / "out/stages/.short.lock"
     lock.touch()
     [short, _] = run_status(path).stages

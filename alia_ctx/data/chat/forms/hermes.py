@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from contextlib import suppress
 from dataclasses import replace
 
 from alia_ctx.data.chat.conversation import Message, RowError, tools_text
@@ -59,15 +58,14 @@ def read_tags(
     if not messages or messages[0].role != "system":
         return [*messages], tools
     prompt = messages[0].content or ""
-    texts = _TOOLS.findall(prompt)
-    if not texts or not _are_meant(texts, prompt, messages):
-        return [*messages], tools
     lists, errors = list[str | None](), list[RowError]()
-    for text in texts:
+    for text in _TOOLS.findall(prompt):
         try:
             lists.append(_listed(text))
         except RowError as error:  # of an example, where another is the list
             errors.append(error)
+    if not (lists or errors) or not _are_meant(lists, prompt, messages):
+        return [*messages], tools
     if not lists:
         raise errors[0]
     own = lists[0]
@@ -82,18 +80,18 @@ def read_tags(
     return [*head, *turns], own if tools is None else tools
 
 
-def _are_meant(texts: list[str], prompt: str, messages: Sequence[Message]) -> bool:
+def _are_meant(
+    lists: Sequence[str | None], prompt: str, messages: Sequence[Message]
+) -> bool:
     """Whether what stands within `<tools>` are functions: prompts write other things in
     tags of this name. One is defined with a schema, or the tags are explained, or used.
     """
     said = [m.content or "" for m in messages if m.role == "assistant"]
-    if _INSTRUCTIONS.search(prompt) or any("<tool_call>" in words for words in said):
-        return True
-    for text in texts:
-        with suppress(RowError):
-            if any(map(is_definition, parse(_listed(text) or "[]"))):
-                return True
-    return False
+    return (
+        any(is_definition(tool) for each in lists for tool in parse(each or "[]"))
+        or _INSTRUCTIONS.search(prompt) is not None
+        or any("<tool_call>" in words for words in said)
+    )
 
 
 def _listed(text: str) -> str | None:
